@@ -1,0 +1,237 @@
+"""What a job is: the spec that is written once, the rows that are read back, and the states between.
+
+A job's life:
+
+1. ``enqueue`` writes its spec and puts it into *waiting*, or into *delayed* until its time.
+2. ``promote`` moves what is due from *delayed* to *waiting*.
+3. ``claim`` moves it to *active*, under a lease and with a fence.
+4. the worker settles: *completed*; or *delayed* again with a backoff; or *failed* when its attempts
+   are used up, its error is final, or it was killed.
+5. a lease that runs out is reaped: the sweeper claims the job itself and settles it as a failed attempt.
+6. retention removes the finished ones; ``remove`` removes any that is not active.
+
+The state of a job **is** the sorted set it stands in; no field says it a second time.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+PRIORITY_MIN = -1024
+PRIORITY_MAX = 1023
+DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
+"""Ten years: a longer delay is a mistake in units."""
+ATTEMPTS_MAX = 1000
+NAME_MAX = 128
+
+Seconds = float | timedelta
+
+
+class State(StrEnum):
+    """The sorted sets. A job stands in exactly one."""
+
+    WAITING = "waiting"
+    DELAYED = "delayed"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+
+
+class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How long a failed attempt waits for the next one. Times in ms.
+
+    ``fixed``: always ``delay``. ``exponential``: ``delay * 2**(attempt - 1)``, at most ``max``.
+    ``jitter`` 0..1 is the share of the time that is drawn at random (1: "full jitter").
+    """
+
+    type: Literal["fixed", "exponential"] = "exponential"
+    delay: int = 1000
+    max: int = 3_600_000
+    jitter: float = 0.25
+
+
+class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The immutable row in the ``jobs`` column. ``type`` stays first: pages filter on the encoded prefix.
+
+    ``at`` is unix ms by the server's clock; ``delay``, ``timeout`` and ``retention`` are ms.
+    """
+
+    type: str
+    at: int
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+    priority: int = 0
+    delay: int = 0
+    attempts: int = 3
+    backoff: Backoff | None = None
+    timeout: int | None = None
+    lifo: bool = False
+    key: str | None = None
+    retention: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
+
+    ``attempts``: total number of runs. ``key``: while a job with this key is unfinished (or for ``key_ttl`` ms
+    from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job;
+    None: the queue's count and age.
+    """
+
+    priority: int = 0
+    delay: int = 0
+    attempts: int = 3
+    backoff: Backoff | None = None
+    timeout: int | None = None
+    lifo: bool = False
+    key: str | None = None
+    key_ttl: int | None = None
+    retention: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why one attempt failed. ``at`` unix ms; ``traceback`` is bounded and may be cut in its middle."""
+
+    attempt: int
+    at: int
+    type: str
+    message: str
+    traceback: str | None = None
+    worker: str | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """A line that a handler wrote with ``context.log``. ``at`` unix ms."""
+
+    at: int
+    message: str
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The row in the ``results`` column. ``started`` unix ms, ``ran`` ms."""
+
+    started: int
+    ran: int
+    worker: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """All there is to know of one job. Times unix ms; durations ms.
+
+    ``attempts_made`` counts the runs that were charged, the running one included.
+    ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
+    """
+
+    id: str
+    queue: str
+    type: str
+    state: State
+    payload: msgspec.Raw
+    priority: int
+    attempts: int
+    attempts_made: int
+    enqueued_at: int
+    delay: int = 0
+    backoff: Backoff | None = None
+    timeout: int | None = None
+    lifo: bool = False
+    key: str | None = None
+    retention: int | None = None
+    metadata: dict[str, Any] | None = None
+    run_at: int | None = None
+    lease_until: int | None = None
+    worker: str | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    duration: int | None = None
+    progress: msgspec.Raw | None = None
+    result: msgspec.Raw | None = None
+    errors: list[AttemptError] = []
+    unserved: int = 0
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of jobs; ``cursor`` leads to the next one, None at the end."""
+
+    jobs: list[JobRow]
+    cursor: str | None = None
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms."""
+
+    id: str
+    host: str
+    pid: int
+    queues: list[str]
+    types: list[str]
+    concurrency: int
+    running: int
+    started: int
+    seen: int
+    version: str = ""
+
+
+class Minute(msgspec.Struct, frozen=True):
+    """What one minute saw. ``at``: its start, unix ms."""
+
+    at: int
+    completed: int = 0
+    failed: int = 0
+    retried: int = 0
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Quantiles in ms out of the histogram (bucket edges are powers of two), since the queue began."""
+
+    p50: float
+    p90: float
+    p99: float
+    count: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began."""
+
+    queue: str
+    waiting: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+    blocked: int
+    paused: bool
+    workers: int
+    completed_total: int
+    failed_total: int
+    retried_total: int
+    unserved_total: int
+    oldest_waiting_ms: int | None = None
+    next_due_ms: int | None = None
+    wait: Latency | None = None
+    run: Latency | None = None
+    minutes: list[Minute] = []
+
+
+class NewJob(msgspec.Struct, frozen=True):
+    """A job about to be enqueued. ``payload`` is encoded JSON and is stored byte for byte."""
+
+    type: str
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    options: Options = Options()
+    idempotency_key: str | None = None
+    id: str | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The answer to an enqueue. ``duplicate``: ``id`` is the earlier job with the same key."""
+
+    id: str
+    duplicate: bool = False

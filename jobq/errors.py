@@ -1,0 +1,147 @@
+"""Everything jobq raises.
+
+JobqError
+  x InvalidJob              the enqueue's arguments do not fit; nothing was written
+    + UnknownType           the queue knows its types and this is none of them
+    + PayloadTooLarge
+  x InvalidQuery            a cursor, state or limit that cannot be used
+  x JobNotFound
+  x WrongState              the job stands in a state that the verb does not move
+  x JobFailed               raised by ``job.result()``: the job ended in failed
+    + JobKilled
+  x ResultTimeout           the job had no result within the time given
+  x StoreError
+    + StoreUnavailable      no answer from Redis; nothing is known to be lost
+    + StoreFull             Redis is at maxmemory; only enqueue is refused
+    + StoreRefused          the server is unfit: version, layout, rights, persistence
+    + DurabilityUnavailable the write stands, the asked-for copies or fsync do not
+  x NoServer                no Redis URL and no server binary to start
+  x TargetError             "module:name" on the command line does not lead to a queue
+  x SettingsError           an environment variable or flag that cannot be used
+
+Raised by handlers, to steer their own job:
+
+  x Discard                 fail now, whatever attempts are left
+  x Retry                   run again after a delay of the handler's choosing
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+
+class JobqError(Exception):
+    """Base of every error that jobq raises on purpose."""
+
+
+class InvalidJob(JobqError, ValueError):
+    """The job cannot be enqueued as given; nothing was written."""
+
+
+class UnknownType(InvalidJob):
+    """The queue knows its task types and the given one is none of them."""
+
+    def __init__(self, type_: str, known: Sequence[str]) -> None:
+        self.type = type_
+        self.known = sorted(known)
+        super().__init__(f"unknown job type {type_[:80]!r}; this queue serves: {', '.join(self.known)}")
+
+
+class PayloadTooLarge(InvalidJob):
+    """The encoded payload is over the queue's limit."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(f"the payload has {size} bytes, the limit is {limit}; store it elsewhere and enqueue a reference")
+
+
+class InvalidQuery(JobqError, ValueError):
+    """A cursor, state, age or limit that cannot be used."""
+
+
+class JobNotFound(JobqError, LookupError):
+    """No such job: it never was, was removed, or its retention ran out."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job {job_id!r}: never enqueued, removed, or past its retention")
+
+
+class WrongState(JobqError):
+    """The job stands in a state that the verb does not move."""
+
+    def __init__(self, job_id: str, verb: str, state: str, allowed: Sequence[str], hint: str = "") -> None:
+        self.job_id = job_id
+        self.verb = verb
+        self.state = state
+        self.allowed = tuple(allowed)
+        hint = f"; {hint}" if hint else ""
+        super().__init__(f"cannot {verb} job {job_id}: it is {state}, and {verb} takes {' or '.join(allowed)}{hint}")
+
+
+class JobFailed(JobqError):
+    """The awaited job ended in failed."""
+
+    def __init__(self, job_id: str, type_: str, message: str, traceback: str | None = None) -> None:
+        self.job_id = job_id
+        self.type = type_
+        self.message = message
+        self.traceback = traceback
+        super().__init__(f"job {job_id} failed: {type_}: {message}")
+
+
+class JobKilled(JobFailed):
+    """The awaited job was killed."""
+
+
+class ResultTimeout(JobqError, TimeoutError):
+    """The job had no result within the time given; it goes on."""
+
+
+class StoreError(JobqError):
+    """Base of what goes wrong between jobq and Redis."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """No answer from Redis. The call may be repeated: ids and fences make repeats harmless."""
+
+
+class StoreFull(StoreError):
+    """Redis is at maxmemory and refuses new jobs. Running, settling and removing go on."""
+
+
+class StoreRefused(StoreError):
+    """The server cannot be used as it is: version, layout, rights or configuration."""
+
+
+class DurabilityUnavailable(StoreError):
+    """The jobs are enqueued, but the copies or the fsync asked for were not confirmed in time."""
+
+
+class NoServer(JobqError):
+    """There is neither a Redis URL nor a server binary to start one with."""
+
+
+class TargetError(JobqError):
+    """``module:name`` or ``path/file.py:name`` does not lead to a queue."""
+
+
+class SettingsError(JobqError, ValueError):
+    """An environment variable or flag that cannot be used."""
+
+
+class Discard(Exception):  # noqa: N818 - raised as a verdict, not as an error of jobq
+    """Raised by a handler: this job fails now, whatever attempts are left."""
+
+
+class Retry(Exception):  # noqa: N818 - raised as a verdict, not as an error of jobq
+    """Raised by a handler: run again, after ``delay`` (seconds) instead of the backoff. Charged as an attempt."""
+
+    def __init__(self, message: str = "retry requested", *, delay: float | timedelta | None = None) -> None:
+        self.delay = delay
+        super().__init__(message)

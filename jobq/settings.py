@@ -1,0 +1,68 @@
+"""Settings from the environment, each with a flag on the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from jobq.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def default_data_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the embedded server keeps its data: the user's own data directory."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "jobq"
+    return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every field is read from ``JOBQ_<FIELD>``. Times in seconds, sizes in bytes."""
+
+    redis_url: str | None = None
+    """redis://, rediss://, unix://, valkey://; None: an embedded server."""
+    data_dir: str | None = None
+    """Of the embedded server; None: the user's data directory."""
+    prefix: str = "jobq"
+    http_host: str = "127.0.0.1"
+    http_port: int = 7800
+    api_keys: str | None = None
+    """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
+    lease: float = 30.0
+    grace: float = 25.0
+    concurrency: int = 100
+    max_payload: int = 1 << 20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+        """Read ``JOBQ_*``; an override that is not None wins.
+
+        :raises SettingsError: naming the variable and what it takes.
+        """
+        found: dict[str, Any] = {
+            field: value for field in cls.__struct_fields__ if (value := env.get(f"JOBQ_{field.upper()}"))
+        }
+        for field, value in found.items():
+            # one at a time, so that the error names the variable
+            try:
+                msgspec.convert({field: value}, cls, strict=False)
+            except msgspec.ValidationError as error:
+                raise SettingsError(f"JOBQ_{field.upper()}={value!r}: {error}") from None
+        found |= {field: value for field, value in overrides.items() if value is not None}
+        try:
+            return msgspec.convert(found, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(str(error)) from None
+
+    @property
+    def data_path(self) -> Path:
+        """The embedded server's data directory."""
+        return Path(self.data_dir) if self.data_dir else default_data_dir()
