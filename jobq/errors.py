@@ -4,6 +4,7 @@ JobqError
   x InvalidJob              the enqueue's arguments do not fit; nothing was written
     + UnknownType           the queue knows its types and this is none of them
     + PayloadTooLarge
+    + IdempotencyConflict   the key was used for another request
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
   x WrongState              the job stands in a state that the verb does not move
@@ -57,7 +58,19 @@ class PayloadTooLarge(InvalidJob):
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(f"the payload has {size} bytes, the limit is {limit}; store it elsewhere and enqueue a reference")
+        super().__init__(
+            f"the payload has {size} bytes, the limit is {limit}; store it elsewhere and enqueue a reference"
+        )
+
+
+class IdempotencyConflict(InvalidJob):
+    """The idempotency key was used before, for a request with another body."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(
+            f"this idempotency key belongs to job {job_id}, enqueued with another body; use a new key for a new job"
+        )
 
 
 class InvalidQuery(JobqError, ValueError):

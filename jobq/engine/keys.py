@@ -1,0 +1,65 @@
+"""Every key of a queue is born here. All share the hash tag ``{NAME}``, so a queue lives in one cluster slot."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from jobq.errors import InvalidJob
+
+LAYOUT: Final = 1
+"""Version of the data model below, kept in ``meta``; a program that meets a newer one refuses."""
+
+COLUMNS: Final[dict[str, str]] = {
+    "waiting": "zset: id -> priority * 2^42 + 2^41 + sequence",
+    "delayed": "zset: id -> due, unix ms",
+    "active": "zset: id -> lease expiry, unix ms",
+    "completed": "zset: id -> finished, unix ms",
+    "failed": "zset: id -> finished, unix ms",
+    "blocked": "zset: id waiting for other jobs (flows, to come)",
+    "jobs": "hash: id -> spec, JSON, never changed",
+    "leases": "hash: id -> 'fence worker', exactly while active",
+    "priorities": "hash: id -> priority, with an L behind it for LIFO; only when it is not 0 and FIFO",
+    "attempts": "hash: id -> runs charged, only when there are any",
+    "errors": "hash: id -> error records, JSON, one a line, bounded",
+    "results": "hash: id -> result record, JSON",
+    "progress": "hash: id -> last progress, JSON",
+    "logs": "hash: id -> lines, JSON, one a line, bounded",
+    "unserved": "hash: id -> how often a worker did not know its type",
+    "keys": "hash: id -> its deduplication keys, one a line",
+    "unique": "hash: deduplication key -> 'id fingerprint'",
+    "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
+    "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
+    "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from",
+    "wake": "zset: at most one token: there is work. Idle workers block on it",
+    "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
+    "events": "stream, capped: completed | failed | removed -> ids",
+    "workers": "zset: worker -> last heartbeat, unix ms",
+    "workers_info": "hash: worker -> what it is, JSON",
+    "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
+    "control": "channel: 'kill <id> <token>' for the workers",
+}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_queue_name(name: str) -> str:
+    """Return the name.
+
+    :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidJob(
+            f"queue name {name[:80]!r}: 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    return name
+
+
+def queue_keys(prefix: str, name: str) -> dict[str, bytes]:
+    """Column name -> full key."""
+    return {column: f"{prefix}:{{{name}}}:{column}".encode() for column in COLUMNS}
+
+
+def registry_key(prefix: str) -> bytes:
+    """Set of all queue names under the prefix. One key for all queues: no script touches it."""
+    return f"{prefix}:queues".encode()

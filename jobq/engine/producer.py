@@ -1,0 +1,159 @@
+"""Group commit: concurrent enqueues of one process share trips.
+
+While a trip is in flight the next batch gathers; no timer adds latency. A lone ``enqueue`` sends its own trip without
+a task in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.job import Accepted
+from jobq.errors import IdempotencyConflict
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
+
+BATCH: Final = 250
+"""Jobs per script call: enough to spread the trip's cost, far below Lua's unpack limit and 10 ms."""
+BATCH_BYTES: Final = 1 << 20
+"""Bytes per script call, so that large payloads do not hold up everybody else's trip."""
+
+Row = tuple[str, bytes, str | bytes, str]
+"""id, spec, options as enqueue.lua reads them, fingerprint ('-': none)."""
+
+
+class Producer:
+    """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns."""
+
+    def __init__(self, store: Store, durability: str, durability_timeout_ms: int) -> None:
+        self._store = store
+        self._durability = durability
+        self._timeout_ms = durability_timeout_ms
+        self._pending: list[tuple[Row, asyncio.Future[Accepted]]] = []
+        self._flights = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def send(self, row: Row) -> Accepted:
+        """Enqueue one row, together with whatever is enqueued meanwhile.
+
+        :raises StoreError: nothing is known to be written; repeating it is harmless.
+        :raises IdempotencyConflict: the key was used for another request.
+        """
+        if not self._flights:
+            self._flights += 1
+            try:
+                answer = (await self._trip([row]))[0]
+            finally:
+                self._flights -= 1
+                if self._pending:
+                    self._start_flight()
+        else:
+            future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+            self._pending.append((row, future))
+            if len(self._pending) > BATCH and self._flights < 2:
+                self._start_flight()
+            answer = await future
+        if isinstance(answer, IdempotencyConflict):
+            raise answer
+        return answer
+
+    async def send_many(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
+        """Enqueue many rows, ``BATCH`` a trip, two trips at a time.
+
+        :raises StoreError: some may be written; repeating the same rows is harmless.
+        """
+        batches = list(_batches(rows))
+        if len(batches) == 1:
+            return await self._trip(batches[0])
+        answers: list[list[Accepted | IdempotencyConflict]] = [[] for _ in batches]
+        turns = iter(range(len(batches)))
+
+        async def lane() -> None:
+            for turn in turns:
+                answers[turn] = await self._trip(batches[turn])
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(lane())
+        return [answer for batch in answers for answer in batch]
+
+    def _start_flight(self) -> None:
+        self._flights += 1
+        task = asyncio.get_running_loop().create_task(self._fly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self) -> None:
+        try:
+            while self._pending:
+                batch = self._take()
+                try:
+                    answers = await self._trip([row for row, _ in batch])
+                except BaseException as error:
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(
+                                error if isinstance(error, Exception) else asyncio.CancelledError()
+                            )
+                    if not isinstance(error, Exception):
+                        raise
+                    continue
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(answer, Accepted):
+                        future.set_result(answer)
+                    else:
+                        future.set_exception(answer)
+        finally:
+            self._flights -= 1
+
+    def _take(self) -> list[tuple[Row, asyncio.Future[Accepted]]]:
+        size = 0
+        for count, (row, _) in enumerate(self._pending):
+            size += len(row[1])
+            if count == BATCH or (size > BATCH_BYTES and count):
+                break
+        else:
+            count = len(self._pending)
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        return batch
+
+    async def _trip(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
+        flat: list[Any] = []
+        for row in rows:
+            flat += row[:3]
+        if self._durability == "none":
+            refused = await self._store.do(self._store.enqueue(flat))
+        else:
+            refused = await self._store.enqueue_durably(flat, self._durability, self._timeout_ms)
+        answers: list[Accepted | IdempotencyConflict] = [Accepted(row[0]) for row in rows]
+        for at in range(0, len(refused), 3):
+            row = rows[refused[at] - 1]
+            earlier = refused[at + 1].decode()
+            if earlier == row[0]:
+                continue  # its own id: an earlier sending of this very call was executed
+            if row[3] != "-" and refused[at + 2].decode() not in ("-", row[3]):
+                answers[refused[at] - 1] = IdempotencyConflict(earlier)
+            else:
+                answers[refused[at] - 1] = Accepted(earlier, duplicate=True)
+        return answers
+
+    async def drain(self) -> None:
+        """Wait for what is under way; failures belong to the callers of ``send``."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _batches(rows: list[Row]) -> list[list[Row]]:
+    batches: list[list[Row]] = []
+    size = BATCH_BYTES + 1
+    for row in rows:
+        if size > BATCH_BYTES or len(batches[-1]) == BATCH:
+            batches.append([])
+            size = 0
+        batches[-1].append(row)
+        size += len(row[1])
+    return batches

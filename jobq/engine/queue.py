@@ -1,0 +1,539 @@
+"""A queue: the verbs, for producers and operators. Workers run it (worker.py), HTTP and the command line sit on it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+
+import msgspec
+
+from jobq.engine.handle import Job
+from jobq.engine.ids import is_id, new_id
+from jobq.engine.job import (
+    Accepted,
+    AttemptError,
+    JobRow,
+    LogLine,
+    NewJob,
+    Options,
+    Page,
+    Seconds,
+    Spec,
+    State,
+    Stats,
+    WorkerRow,
+)
+from jobq.engine.keys import check_queue_name
+from jobq.engine.options import Given, check, check_key, check_type, merge, to_ms
+from jobq.engine.pages import Pager
+from jobq.engine.producer import Producer, Row
+from jobq.engine.results import KILLED, Waiters
+from jobq.engine.rows import job_row, read_logs, read_stats, worker_row
+from jobq.engine.server import acquire
+from jobq.engine.store import Connection, Store
+from jobq.engine.task import Task
+from jobq.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    JobNotFound,
+    PayloadTooLarge,
+    StoreError,
+    UnknownType,
+    WrongState,
+)
+from jobq.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from jobq.engine.context import Context
+    from jobq.engine.store import Call
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Durability = Literal["none", "fsynced", "replicated"]
+Middleware = "Callable[[Context, Callable[[], Awaitable[Any]]], Awaitable[Any]]"
+IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
+_encode = msgspec.json.Encoder().encode
+
+
+class Queue:
+    """One queue, for producing, operating and (with tasks) running.
+
+    ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
+    ``keep_completed``, ``keep_failed``, ``keep_for``: how many finished jobs stay, and how long.
+    ``durability``: what must be confirmed before an enqueue returns: nothing beyond Redis's answer, an fsync
+    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds.
+    ``clock``: gives unix ms in place of the server's time; for tests.
+
+    :raises InvalidJob: the name has characters other than letters, digits and ``._-``.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        redis: str | Connection | None = None,
+        *,
+        prefix: str | None = None,
+        settings: Settings | None = None,
+        max_payload: int | None = None,
+        keep_completed: int = 10_000,
+        keep_failed: int = 10_000,
+        keep_for: Seconds = timedelta(days=7),
+        durability: Durability = "none",
+        durability_timeout: Seconds = 2.0,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self.name = check_queue_name(name)
+        self.settings = settings or Settings.from_env()
+        self.prefix = prefix or self.settings.prefix
+        self.max_payload = max_payload or self.settings.max_payload
+        self.keep_completed = keep_completed
+        self.keep_failed = keep_failed
+        self.keep_for_ms = to_ms(keep_for)
+        self.durability: Durability = durability
+        self.clock = clock
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self.middlewares: list[Any] = []
+        self.startup_hooks: list[Callable[[], Any]] = []
+        self.shutdown_hooks: list[Callable[[], Any]] = []
+        self._redis = redis
+        self._durability_timeout_ms = to_ms(durability_timeout)
+        self._depth = 0
+        self._store: Store | None = None
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name}>"
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Connect and check the server. Opening twice is fine: the last ``aclose`` closes.
+
+        :raises StoreUnavailable: no answer from Redis.
+        :raises StoreRefused: the server or its data do not fit this jobq.
+        :raises NoServer: no URL, and no server binary to start.
+        """
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        try:
+            self._lease = await acquire(self._redis, self.settings)
+            store = self.new_store(self._lease.connection)
+            await store.open()
+        except BaseException:
+            self._depth -= 1
+            if "_lease" in self.__dict__:
+                await self._lease.release()
+            raise
+        self._store = store
+        self._producer = Producer(store, self.durability, self._durability_timeout_ms)
+        self._waiters = Waiters(store)
+        self._pager = Pager(store)
+        return self
+
+    async def aclose(self) -> None:
+        """Finish what is being sent, and let the connection go."""
+        self._depth -= 1
+        if self._depth or self._store is None:
+            return
+        await self._waiters.aclose()
+        await self._producer.drain()
+        self._store = None
+        await self._lease.release()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the verbs can be used."""
+        return self._store is not None
+
+    @property
+    def store(self) -> Store:
+        """The verbs underneath.
+
+        :raises StoreError: the queue is not open.
+        """
+        if self._store is None:
+            raise StoreError(
+                f"queue {self.name!r} is not open: use 'async with queue:' or 'await queue.open()'"
+            )
+        return self._store
+
+    def new_store(self, connection: Connection) -> Store:
+        """The same verbs on another connection; a worker's heartbeat thread has its own."""
+        clock = self.clock
+        return Store(
+            connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None
+        )
+
+    # -- tasks -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[Given]
+    ) -> _Decorator: ...
+    def task(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        isolate: Literal["process"] | None = None,
+        **given: Unpack[Given],
+    ) -> Any:
+        """Make a function this queue's handler of a type, by default of the function's name.
+
+        :raises InvalidJob: an option is out of its range, or the type has a handler already.
+        :raises TypeError: the signature cannot be a payload's.
+        """
+
+        def register(fn: Callable[..., Any]) -> Task[..., Any]:
+            task = Task(self, fn, name or fn.__name__, merge(Options(), given), isolate)
+            if task.name in self.tasks:
+                raise InvalidJob(
+                    f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
+                )
+            self.tasks[task.name] = task
+            return task
+
+        return register if fn is None else register(fn)
+
+    def middleware(self, fn: Any) -> Any:
+        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost."""
+        self.middlewares.append(fn)
+        return fn
+
+    def on_startup(self, fn: Callable[[], Any]) -> Callable[[], Any]:
+        """Call ``fn`` (plain or async) when a worker starts, before its first claim."""
+        self.startup_hooks.append(fn)
+        return fn
+
+    def on_shutdown(self, fn: Callable[[], Any]) -> Callable[[], Any]:
+        """Call ``fn`` (plain or async) when a worker has stopped, after its last run."""
+        self.shutdown_hooks.append(fn)
+        return fn
+
+    # -- producers -------------------------------------------------------------------------------------------------
+
+    def check(self, new: NewJob) -> None:
+        """Check a job before it is enqueued.
+
+        :raises InvalidJob: an option or the payload does not fit (``UnknownType``, ``PayloadTooLarge``).
+        """
+        size = len(bytes(new.payload))
+        if size > self.max_payload:
+            raise PayloadTooLarge(size, self.max_payload)
+        if self.tasks:
+            task = self.tasks.get(new.type)
+            if task is None:
+                raise UnknownType(new.type, list(self.tasks))
+            task.check(new.payload)
+        else:
+            check_type(new.type)
+        if new.options is not _PLAIN:
+            check(new.options)
+        if new.idempotency_key is not None:
+            check_key("idempotency key", new.idempotency_key)
+        if new.id is not None and not is_id(new.id):
+            raise InvalidJob(f"id {new.id[:80]!r} is not of the form of jobq.new_id()")
+
+    def _row(self, new: NewJob) -> Row:
+        now = self.store.now_ms()
+        options = new.options
+        spec = Spec(
+            new.type,
+            now,
+            new.payload,
+            options.priority,
+            options.delay,
+            options.attempts,
+            options.backoff,
+            options.timeout,
+            options.lifo,
+            options.key,
+            options.retention,
+            options.metadata,
+        )
+        try:
+            encoded = _encode(spec)
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidJob(f"the job has no JSON form: {error}") from None
+        job_id = new.id or new_id(now)
+        words, fingerprint = "", "-"
+        if options.priority or options.lifo or options.delay or options.key or new.idempotency_key:
+            words = f"{options.priority} {int(options.lifo)} {options.delay}"
+            if options.key:
+                words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - {options.key}"
+            if new.idempotency_key:
+                # what makes two requests the same: everything but the time
+                fingerprint = hashlib.blake2b(
+                    _encode(msgspec.structs.replace(spec, at=0)), digest_size=9
+                ).hexdigest()
+                words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
+        return job_id, encoded, words, fingerprint
+
+    async def submit(self, new: NewJob) -> Accepted:
+        """Check and enqueue one job, in one trip with whatever else is being enqueued.
+
+        :raises InvalidJob: nothing was written.
+        :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
+        :raises StoreFull: Redis is at maxmemory; nothing was written.
+        """
+        self.check(new)
+        return await self._producer.send(self._row(new))
+
+    async def submit_many(self, news: Sequence[NewJob]) -> list[Accepted]:
+        """Check all, then enqueue all, hundreds a trip.
+
+        :raises InvalidJob: one does not fit; none was written (``IdempotencyConflict``: the others are).
+        :raises StoreError: some may be written.
+        """
+        for new in news:
+            self.check(new)
+        accepted: list[Accepted] = []
+        for answer in await self._producer.send_many([self._row(new) for new in news]):
+            if isinstance(answer, IdempotencyConflict):
+                raise answer
+            accepted.append(answer)
+        return accepted
+
+    async def send(self, new: NewJob, returns: Any = Any) -> Job[Any]:
+        """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
+        accepted = await self.submit(new)
+        return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
+
+    async def send_many(self, news: Sequence[NewJob], returns: Any = Any) -> list[Job[Any]]:
+        """As ``submit_many``, answering with handles."""
+        accepted = await self.submit_many(news)
+        return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
+
+    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:  # noqa: A002
+        """A job of a type whose handler's code need not be here.
+
+        :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
+        """
+        task = self.tasks.get(type)
+        options = merge(task.defaults if task else _PLAIN, given)
+        if isinstance(payload, msgspec.Raw):
+            return NewJob(type, payload, options)
+        try:
+            return NewJob(type, msgspec.Raw(_encode({} if payload is None else payload)), options)
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
+
+    async def enqueue(self, type: str, payload: Any = None, **given: Unpack[Given]) -> Job[Any]:  # noqa: A002
+        """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
+
+        :raises InvalidJob: nothing was written.
+        :raises StoreError: Redis is away or full.
+        """
+        return await self.send(self.new(type, payload, **given))
+
+    async def enqueue_many(self, jobs: Sequence[NewJob]) -> list[Job[Any]]:
+        """Enqueue many jobs made by ``queue.new``.
+
+        :raises InvalidJob: one does not fit; none was written.
+        """
+        return await self.send_many(jobs)
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> JobRow:
+        """All there is to know of a job.
+
+        :raises JobNotFound: never enqueued, removed, or past its retention.
+        """
+        row = (await self.store.do(self.store.rows([job_id])))[0]
+        if not row or row[3] is None:
+            raise JobNotFound(job_id)
+        return job_row(self.name, job_id, row)
+
+    async def page(
+        self,
+        state: State | None = None,
+        *,
+        type: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,  # noqa: A002
+    ) -> Page:
+        """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
+
+        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
+        """
+        _ = self.store
+        return await self._pager.page(state, type, limit, cursor)
+
+    async def logs(self, job_id: str) -> list[LogLine]:
+        """What the job's handler logged.
+
+        :raises JobNotFound: there is no such job.
+        """
+        lines = read_logs(await self.store.logs(job_id))
+        if not lines:
+            await self.get(job_id)
+        return lines
+
+    async def stats(self) -> Stats:
+        """Counts, totals, latencies and the last hour's minutes."""
+        return read_stats(self.name, await self.store.do(self.store.stats()))
+
+    async def workers(self) -> list[WorkerRow]:
+        """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
+        rows = [worker_row(info, seen) for info, seen in await self.store.workers()]
+        return sorted(rows, key=lambda row: -row.seen)
+
+    async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
+        """Wait for the job's end; its result as encoded JSON.
+
+        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
+        :raises JobNotFound: never enqueued, removed, or past its retention.
+        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        """
+        _ = self.store
+        return await self._waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
+
+    async def ready(self) -> None:
+        """Run a script on Redis.
+
+        :raises StoreError: it did not run.
+        """
+        await self.store.do(self.store.stats())
+
+    async def queues(self) -> list[str]:
+        """Names of all queues under the prefix."""
+        return await self.store.queues()
+
+    # -- operators -------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """No worker claims from now on. Running jobs go on; no job moves."""
+        await self.store.do(self.store.pause())
+
+    async def resume(self) -> None:
+        """Claims go on."""
+        await self.store.do(self.store.resume())
+
+    async def kill(self, job_id: str) -> None:
+        """An unfinished job goes to failed as killed; a running handler is stopped.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is finished.
+        """
+        record = AttemptError(attempt=0, at=self.store.now_ms(), type=KILLED, message="killed by an operator")
+        await self._move(
+            self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active")
+        )
+
+    async def remove(self, job_id: str) -> None:
+        """A job that is not running goes, with everything that is known of it.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is active: kill it first.
+        """
+        await self._move(
+            self.store.remove([job_id]),
+            job_id,
+            "remove",
+            ("waiting", "delayed", "completed", "failed"),
+            "kill it first",
+        )
+
+    async def retry(self, job_id: str) -> None:
+        """A finished job goes back to waiting, with fresh attempts.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is not finished, or another job holds its key now.
+        """
+        await self._move(self.store.rerun([job_id]), job_id, "retry", ("failed", "completed"))
+
+    async def promote(self, job_id: str) -> None:
+        """A delayed job runs now.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is not delayed.
+        """
+        await self._move(self.store.hasten([job_id]), job_id, "promote", ("delayed",))
+
+    async def reprioritise(self, job_id: str, priority: int) -> None:
+        """Another priority for a job that has not started; it keeps its place in time.
+
+        :raises InvalidJob: the priority is out of range.
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is running or finished.
+        """
+        check(Options(priority=priority))
+        call = self.store.reprioritise([job_id], priority)
+        await self._move(call, job_id, "reprioritise", ("waiting", "delayed"))
+
+    async def _move(
+        self, call: Call[list[str]], job_id: str, verb: str, allowed: tuple[str, ...], hint: str = ""
+    ) -> None:
+        state = (await self.store.do(call))[0]
+        if state.startswith("key "):
+            raise WrongState(
+                job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key"
+            )
+        if not state:
+            row = await self.get(job_id)
+            raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
+
+    async def retry_all(
+        self,
+        state: State = State.FAILED,
+        *,
+        older_than: Seconds | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Retry the finished jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+
+        Jobs that finish while it runs are left alone. Returns how many went back to waiting.
+
+        :raises InvalidQuery: the state is not failed or completed.
+        """
+        _ = self.store
+        return await self._pager.sweep(state, "retry", self.store.rerun, older_than, limit, progress)
+
+    async def remove_all(
+        self,
+        state: State,
+        *,
+        older_than: Seconds | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Remove the jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+
+        ``older_than`` (seconds): finished, or due, at least that long ago. Returns how many went.
+
+        :raises InvalidQuery: the state is active, or an age is given for waiting.
+        """
+        _ = self.store
+        return await self._pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)
+
+
+_PLAIN = Options()
+
+
+class _Decorator:
+    """Types of ``@queue.task(...)``."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        raise NotImplementedError

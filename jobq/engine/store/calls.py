@@ -1,0 +1,75 @@
+"""A call of a script, ready to be packed: the arguments of one verb and how its reply reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.store.link import Argument
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """One script with its arguments. ``read`` turns the reply into the verb's answer."""
+
+    __slots__ = ("args", "keys", "read", "script")
+
+    def __init__(
+        self,
+        script: str,
+        args: list[Argument],
+        read: Callable[[Any], T],
+        keys: tuple[bytes, ...] | None = None,
+    ) -> None:
+        self.script = script
+        self.args = args
+        self.read = read
+        self.keys = keys
+
+
+class Claimed(msgspec.Struct, frozen=True, gc=False):
+    """What a claim or a reap took. ``token`` ("fence worker") is the proof of the lease; ``now`` is the server's, ms.
+
+    ``charged`` counts the attempts charged before this run; ``holders`` (reap only) are the tokens that ran out.
+    """
+
+    token: bytes
+    now: int
+    ids: list[bytes]
+    specs: list[bytes | None]
+    charged: list[bytes | None]
+    holders: list[bytes | None]
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """How many stand in the finished set now, and whose lease was not held any more."""
+
+    standing: int
+    lost: list[bytes]
+
+
+def read_claimed(reply: list[Any]) -> Claimed | None:
+    """None: nothing to do, or paused."""
+    if not reply:
+        return None
+    return Claimed(reply[0], reply[1], reply[2], reply[3], reply[4], reply[5] if len(reply) > 5 else [])
+
+
+def read_settled(reply: list[Any]) -> Settled:
+    """The first element is a count, the rest are ids."""
+    return Settled(reply[0], reply[1:])
+
+
+def read_as_is(reply: Any) -> Any:
+    """The reply is the answer."""
+    return reply
+
+
+def read_states(reply: list[bytes]) -> list[str]:
+    """One word per id."""
+    return [word.decode() for word in reply]

@@ -1,0 +1,389 @@
+"""One method per script. A method makes a ``Call``; ``do`` sends one, ``trip`` several in one write.
+
+Every verb may be repeated: ids come from the client, settles are fenced, claims carry a request number. So a call whose
+reply was lost is sent again, a few times and with growing pauses, before ``StoreUnavailable`` is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from jobq.engine import lua
+from jobq.engine.keys import LAYOUT, queue_keys, registry_key
+from jobq.engine.store.calls import (
+    Call,
+    Claimed,
+    Settled,
+    read_as_is,
+    read_claimed,
+    read_settled,
+    read_states,
+)
+from jobq.engine.store.link import Connection, pack, translate
+from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from jobq.engine.store.link import Argument
+
+T = TypeVar("T")
+
+PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
+"""Seconds between the sendings of one call."""
+ALIVE_MS: Final = 30_000
+"""A worker not heard of for longer is not counted."""
+FORGET_MS: Final = 24 * 3600 * 1000
+"""A worker not heard of for longer loses its row."""
+MINUTES_KEPT: Final = 24 * 60
+
+
+class Store:
+    """The verbs of one queue. ``clock`` gives ``now`` in unix ms as text; '' means the server's own time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        prefix: str = "jobq",
+        clock: Callable[[], str] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.name = name
+        self.prefix = prefix
+        self.keys = queue_keys(prefix, name)
+        self._clock = clock
+        self._scripts = lua.scripts()
+        self._heads = {script.name: self._head(script) for script in self._scripts.values()}
+        self._offset_ms: float | None = None
+
+    def _head(self, script: lua.Script) -> tuple[int, bytes]:
+        """The packed words in front of the arguments, and how many they are: packed once instead of on every call."""
+        keys = [self.keys[column] for column in script.keys if column in self.keys]
+        words = pack((b"EVALSHA", script.sha, len(keys), *keys))
+        return 3 + len(keys), words[words.index(b"\n") + 1 :]
+
+    def _pack(self, call: Call[Any]) -> bytes:
+        if call.keys is not None:
+            script = self._scripts[call.script]
+            return pack((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+        count, head = self._heads[call.script]
+        if not call.args:
+            return b"*%d\r\n%b" % (count, head)
+        tail = pack(tuple(call.args))
+        return b"*%d\r\n%b%b" % (count + len(call.args), head, tail[tail.index(b"\n") + 1 :])
+
+    def _pack_source(self, call: Call[Any]) -> bytes:
+        script = self._scripts[call.script]
+        keys = call.keys if call.keys is not None else tuple(self.keys[column] for column in script.keys)
+        return pack((b"EVAL", script.source, len(keys), *keys, *call.args))
+
+    @property
+    def now(self) -> Argument:
+        """The ``now`` argument of a script."""
+        return self._clock() if self._clock else b""
+
+    def now_ms(self) -> int:
+        """The server's time as known here, unix ms: its clock at the last look, carried on by the monotonic one."""
+        if self._clock:
+            return int(self._clock())
+        if self._offset_ms is None:
+            return time.time_ns() // 1_000_000
+        return int(time.monotonic() * 1000 + self._offset_ms)
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    async def trip(self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None) -> list[Any]:
+        """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
+
+        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes); its
+        reply comes last.
+
+        :raises StoreUnavailable: no answer, however often it was tried.
+        """
+        payload = b"".join([self._pack(call) for call in calls])
+        count = len(calls)
+        if extra:
+            payload += pack(extra)
+            count += 1
+        answers = await self._persist(payload, count)
+        for i, call in enumerate(calls):
+            answer = answers[i]
+            if isinstance(answer, Exception):
+                # the server does not know the script (restart, failover, flush): it did not run, so send it whole
+                if str(answer).startswith(("NOSCRIPT", "No matching script")):
+                    answer = (await self._persist(self._pack_source(call), 1))[0]
+                if isinstance(answer, Exception):
+                    answers[i] = translate(answer)
+                    continue
+            answers[i] = call.read(answer)
+        return answers
+
+    async def _persist(self, payload: bytes, replies: int) -> list[Any]:
+        for pause in PAUSES:
+            try:
+                return await self.connection.trip(payload, replies)
+            except StoreUnavailable:
+                await asyncio.sleep(pause)
+        return await self.connection.trip(payload, replies)
+
+    async def do(self, call: Call[T]) -> T:
+        """Send one call.
+
+        :raises StoreError: what the server said.
+        """
+        answer = (await self.trip(call))[0]
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
+        """A plain command, sent once.
+
+        :raises StoreError: what the server said.
+        """
+        answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
+        if isinstance(answer, Exception):
+            raise translate(answer)
+        return answer
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Check the layout, look at the server's clock, enter the queue into the registry.
+
+        :raises StoreRefused: the layout is newer than this program's, or the server is too old.
+        """
+        layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
+        if layout > LAYOUT:
+            raise StoreRefused(
+                f"queue {self.name!r} has layout {layout}, this jobq knows {LAYOUT}: update jobq, or use another prefix"
+            )
+        await self.command(b"SADD", registry_key(self.prefix), self.name)
+        await self.look_at_clock()
+
+    async def look_at_clock(self) -> None:
+        """Learn the server's clock; half the round trip is the error."""
+        before = time.monotonic()
+        seconds, micros = await self.command(b"TIME")
+        middle = (before + time.monotonic()) / 2
+        self._offset_ms = int(seconds) * 1000 + int(micros) / 1000 - middle * 1000
+
+    async def queues(self) -> list[str]:
+        """All queues under the prefix, sorted."""
+        return sorted(name.decode() for name in await self.command(b"SMEMBERS", registry_key(self.prefix)))
+
+    # -- producers -------------------------------------------------------------------------------------------------
+
+    def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
+        """New jobs: flat triples id, spec, options as enqueue.lua reads them. Answers triples of what was refused."""
+        return Call("enqueue", [self.now, *jobs], read_as_is)
+
+    async def enqueue_durably(self, jobs: list[Argument], durability: str, timeout_ms: int) -> list[Any]:
+        """Enqueue, and return only when the write is fsynced here or stands on a replica.
+
+        :raises DurabilityUnavailable: it was not confirmed in time, or the server cannot; the jobs stand all the same.
+        """
+        wait: tuple[Argument, ...] = (
+            (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
+        )
+        refused, confirmed = await self.trip(self.enqueue(jobs), extra=wait)
+        if isinstance(refused, StoreError):
+            raise refused
+        if isinstance(confirmed, Exception):
+            raise DurabilityUnavailable(
+                f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued"
+            )
+        copies = confirmed[0] if isinstance(confirmed, list) else confirmed
+        if not copies:
+            raise DurabilityUnavailable(
+                f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
+            )
+        return refused
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    def promote(self, limit: int) -> Call[list[int]]:
+        """Due jobs to waiting. Answers how many, and ms until the next one is due (-1: none)."""
+        return Call("promote", [self.now, limit], read_as_is)
+
+    def claim(
+        self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool
+    ) -> Call[Claimed | None]:
+        """Up to ``want`` jobs, first by priority, under a lease."""
+        return Call("claim", [self.now, want, lease_ms, worker, lane, request, int(repeated)], read_claimed)
+
+    def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
+        """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""
+        return Call("complete", [self.now, len(counts) // 2, *counts, *jobs], read_settled)
+
+    def retry(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Held jobs to delayed, charged: flat quintuples id, token, attempt, delay ms, error record. Answers the lost."""
+        return Call("retry", [self.now, *jobs], read_as_is)
+
+    def fail(self, jobs: list[Argument]) -> Call[Settled]:
+        """Held jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
+        return Call("fail", [self.now, *jobs], read_settled)
+
+    def release(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Held jobs back to the front of waiting, uncharged: flat pairs id, token. Answers the lost."""
+        return Call("release", [self.now, *jobs], read_as_is)
+
+    def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int) -> Call[list[bytes]]:
+        """Held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Answers the lost."""
+        return Call("defer", [self.now, first_ms, longest_ms, *jobs], read_as_is)
+
+    def renew(self, jobs: list[Argument], lease_ms: int) -> Call[list[bytes]]:
+        """Leases run on from now: flat pairs id, token. Answers the lost."""
+        return Call("renew", [self.now, lease_ms, *jobs], read_as_is)
+
+    def progress(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Flat triples id, token, JSON value. Answers the lost."""
+        return Call("progress", jobs, read_as_is)
+
+    def log(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Flat triples id, token, JSON lines. Answers the lost."""
+        return Call("log", jobs, read_as_is)
+
+    def reap(
+        self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int
+    ) -> Call[Claimed | None]:
+        """Jobs whose lease ran out, claimed by the sweeper."""
+        return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms], read_claimed)
+
+    def trim(self, keep_completed: int, keep_failed: int, keep_for_ms: int, page: int) -> Call[int]:
+        """A page of what is beyond the retention goes. Answers how many went."""
+        return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page], int)
+
+    def expire(self, page: int) -> Call[int]:
+        """A page of outlived deduplication keys goes, and old minutes of metrics. Answers how many keys went."""
+        return Call("expire", [self.now, page, MINUTES_KEPT], int)
+
+    def heartbeat(self, worker: str, info: bytes) -> Call[int]:
+        """The worker lives; empty info: it leaves. Answers how many workers there are."""
+        return Call("heartbeat", [self.now, worker, info, FORGET_MS], int)
+
+    # -- operators -------------------------------------------------------------------------------------------------
+
+    def pause(self) -> Call[int]:
+        """No claims from now on. Answers 1 when the queue was running."""
+        return Call("pause", [self.now], int)
+
+    def resume(self) -> Call[int]:
+        """Claims go on. Answers 1 when the queue was paused."""
+        return Call("resume", [self.now], int)
+
+    def kill(self, ids: Sequence[str], record: bytes) -> Call[list[str]]:
+        """Unfinished jobs to failed. Answers per id the state it stood in, or ''."""
+        return Call("kill", [self.now, record, *ids], read_states)
+
+    def rerun(self, ids: Sequence[str]) -> Call[list[str]]:
+        """Finished jobs to waiting. Answers per id the state it stood in, '' or 'key <holder>'."""
+        return Call("rerun", [self.now, *ids], read_states)
+
+    def hasten(self, ids: Sequence[str]) -> Call[list[str]]:
+        """Delayed jobs to waiting now. Answers per id 'delayed' or ''."""
+        return Call("hasten", [self.now, *ids], read_states)
+
+    def reprioritise(self, ids: Sequence[str], priority: int) -> Call[list[str]]:
+        """Another priority for unstarted jobs. Answers per id its state, or ''."""
+        return Call("reprioritise", [self.now, priority, *ids], read_states)
+
+    def remove(self, ids: Sequence[str]) -> Call[list[str]]:
+        """Jobs that are not active go altogether. Answers per id the state it stood in, or ''."""
+        return Call("remove", [self.now, *ids], read_states)
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Call[list[Any]]:
+        """As stats.lua returns it."""
+        return Call("stats", [self.now, ALIVE_MS], read_as_is)
+
+    def page(
+        self,
+        state: str,
+        *,
+        reverse: bool,
+        limit: int,
+        scan: int,
+        prefix: bytes,
+        highest: str,
+        cursor: tuple[str, str],
+    ) -> Call[list[Any]]:
+        """Ids of one state: ids, then score and id to go on from ('' at the end)."""
+        args: list[Argument] = [int(reverse), limit, scan, prefix, highest, *cursor]
+        return Call("page", args, read_as_is, keys=(self.keys[state], self.keys["jobs"]))
+
+    def rows(self, ids: Sequence[str | bytes]) -> Call[list[Any]]:
+        """As rows.lua returns it."""
+        return Call("rows", list(ids), read_as_is)
+
+    def results(self, ids: Sequence[str | bytes]) -> Call[list[bytes]]:
+        """Flat pairs state, row."""
+        return Call("results", list(ids), read_as_is)
+
+    async def logs(self, job_id: str) -> bytes:
+        """The lines of one job, JSON, one a line."""
+        return await self.command(b"HGET", self.keys["logs"], job_id) or b""
+
+    async def workers(self) -> list[tuple[bytes, int]]:
+        """Rows of the registry: info and last heartbeat, unix ms."""
+        seen = await self.command(b"ZRANGE", self.keys["workers"], 0, -1, b"WITHSCORES")
+        if not seen:
+            return []
+        info = await self.command(b"HMGET", self.keys["workers_info"], *seen[::2])
+        return [(row, int(float(at))) for row, at in zip(info, seen[1::2], strict=True) if row]
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    async def last_event(self) -> bytes:
+        """Id of the newest entry in the events stream."""
+        newest = await self.command(b"XREVRANGE", self.keys["events"], b"+", b"-", b"COUNT", 1)
+        return newest[0][0] if newest else b"0-0"
+
+    async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
+        """Entries behind ``after``, waiting up to ``block`` seconds for the first.
+
+        Returns the id to go on from, the flat fields of the entries, and whether entries may have been trimmed between.
+        """
+        count = 256
+        reply = await self.command(
+            b"XREAD",
+            b"COUNT",
+            count,
+            b"BLOCK",
+            max(1, int(block * 1000)),
+            b"STREAMS",
+            self.keys["events"],
+            after,
+            patience=block,
+        )
+        if not reply:
+            return after, [], False
+        entries = reply[0][1]
+        return entries[-1][0], [fields for _, fields in entries], len(entries) == count
+
+    async def listen(self, heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]) -> None:
+        """Hear the control channel until cancelled.
+
+        :raises StoreUnavailable: the connection broke.
+        """
+        await self.connection.listen([self.keys["control"]], heard, joined)
+
+
+async def wait_for_wake(stores: Sequence[Store], block: float) -> Store | None:
+    """Block on the wake tokens of queues on one connection for up to ``block`` seconds; whose token it was, or None."""
+    reply = await stores[0].command(
+        b"BZPOPMIN", *(store.keys["wake"] for store in stores), block, patience=block
+    )
+    if not reply:
+        return None
+    return next(store for store in stores if store.keys["wake"] == reply[0])
+
+
+async def give_wake_back(store: Store) -> None:
+    """Put the token back: it was taken by a worker that cannot use it."""
+    await store.command(b"ZADD", store.keys["wake"], 0, b"t")

@@ -1,0 +1,54 @@
+#!lua flags=allow-oom
+-- claim: the first jobs of waiting go to active, under a lease and with a new fence.
+-- KEYS waiting active jobs leases attempts delayed meta wake claims
+-- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost)
+-- RETURNS {} when there is nothing or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
+--   token: "fence worker"; whoever shows it holds the lease. A repeated request gets the recorded answer.
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
+
+local function rows(token, ids)
+    local charged = redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
+    return { token, now, ids, redis.call('HMGET', jobs, unpack(ids)), charged }
+end
+
+if ARGV[7] == '1' then
+    local record = redis.call('HGET', claims, lane)
+    local recorded, token, list = string.match(record or '', '^(%S+) (%S+ %S+) (.*)$')
+    if recorded == request then
+        local ids, held = {}, {}
+        for id in string.gmatch(list, '%S+') do ids[#ids + 1] = id end
+        for i, lease_token in ipairs(redis.call('HMGET', leases, unpack(ids))) do
+            if lease_token == token then held[#held + 1] = ids[i] end
+        end
+        if #held == 0 then return {} end
+        return rows(token, held)
+    end
+end
+
+local facts = redis.call('HMGET', meta, 'paused', 'fence')
+if facts[1] then return {} end
+local popped = redis.call('ZPOPMIN', waiting, want)
+local count = #popped / 2
+if count == 0 then return {} end
+local fence = math.max((tonumber(facts[2]) or 0) + 1, now * 1000)
+local text = string.format('%.0f', fence)
+local token = text .. ' ' .. worker
+local ids, expiries, tokens = {}, {}, {}
+for i = 1, count do
+    local id = popped[2 * i - 1]
+    ids[i] = id
+    expiries[2 * i - 1], expiries[2 * i] = now + lease, id
+    tokens[2 * i - 1], tokens[2 * i] = id, token
+end
+redis.call('HSET', meta, 'fence', text)
+redis.call('ZADD', active, unpack(expiries))
+redis.call('HSET', leases, unpack(tokens))
+redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
+-- A worker that is full stops listening. It passes the baton on: to somebody who takes the rest,
+-- or who watches the clock for what is delayed.
+if count == want and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+    redis.call('ZADD', wake, 0, 't')
+end
+return rows(token, ids)

@@ -1,0 +1,96 @@
+#!lua
+-- enqueue: new jobs go to waiting, or to delayed until their time.
+-- KEYS waiting delayed active blocked jobs priorities keys unique unique_until meta wake
+-- ARGV now; then per job: id, spec, options
+--   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1, delay ms), followed by a line
+--   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished; fingerprint '-': none)
+-- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
+--   An id that is already known is answered by itself: repeating a call whose reply was lost writes nothing twice.
+-- No allow-oom: at maxmemory the server refuses the whole call before its first write.
+local waiting, delayed, active, blocked, jobs, priorities, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local count = (#ARGV - 1) / 3
+local ids, seen = {}, {}
+for i = 1, count do ids[i] = ARGV[3 * i - 1] end
+local known = redis.call('HMGET', jobs, unpack(ids))
+
+local function holder(key)
+    local value = redis.call('HGET', unique, key)
+    if not value then return nil end
+    local id, fingerprint = string.match(value, '^(%S+) (%S+)$')
+    local till = redis.call('ZSCORE', unique_until, key)
+    if till then
+        if tonumber(till) > now then return id, fingerprint end
+    elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
+        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) then
+        return id, fingerprint
+    end
+    return nil
+end
+
+local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
+local specs, ready, later, soonest, refused = {}, {}, {}, nil, {}
+for i = 1, count do
+    local id, options = ids[i], ARGV[3 * i + 1]
+    local earlier, fingerprint
+    if known[i] or seen[id] then earlier, fingerprint = id, '-' end
+    local priority, lifo, delay = 0, false, 0
+    if options ~= '' and not earlier then
+        local head, lines = string.match(options, '^([^\n]*)\n?(.*)$')
+        local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
+        priority, lifo, delay = tonumber(p), l == '1', tonumber(d)
+        local names = {}
+        for ttl, print, key in string.gmatch(lines, '(%S+) (%S+) ([^\n]+)') do
+            names[#names + 1] = { key, tonumber(ttl), print }
+            if not earlier then earlier, fingerprint = holder(key) end
+        end
+        if not earlier and #names > 0 then
+            local column = {}
+            for j, name in ipairs(names) do
+                column[j] = name[1]
+                redis.call('HSET', unique, name[1], id .. ' ' .. name[3])
+                if name[2] >= 0 then
+                    redis.call('ZADD', unique_until, now + name[2], name[1])
+                else
+                    redis.call('ZREM', unique_until, name[1])
+                end
+            end
+            redis.call('HSET', keys, id, table.concat(column, '\n'))
+            -- at once, so that a second job with the same key in this very batch finds its holder
+            if delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
+        end
+        if not earlier and (priority ~= 0 or lifo) then
+            redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
+        end
+    end
+    if earlier then
+        local n = #refused
+        refused[n + 1], refused[n + 2], refused[n + 3] = i, earlier, fingerprint
+    else
+        seen[id] = true
+        local n = #specs
+        specs[n + 1], specs[n + 2] = id, ARGV[3 * i]
+        if delay > 0 then
+            n = #later
+            later[n + 1], later[n + 2] = now + delay, id
+            if not soonest or now + delay < soonest then soonest = now + delay end
+        else
+            n = #ready
+            -- 2^42 per priority, the sequence around 2^41: exact in a double
+            local place = lifo and -redis.call('HINCRBY', meta, 'lifo', 1) or fifo + i
+            ready[n + 1], ready[n + 2] = priority * 4398046511104 + 2199023255552 + place, id
+        end
+    end
+end
+if #specs > 0 then redis.call('HSET', jobs, unpack(specs)) end
+if #later > 0 then
+    local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', delayed, unpack(later))
+    -- an idle worker sleeps until the earliest due time it knows of: tell one that there is an earlier one
+    if not head[2] or soonest <= tonumber(head[2]) then redis.call('ZADD', wake, 0, 't') end
+end
+if #ready > 0 then
+    redis.call('ZADD', waiting, unpack(ready))
+    redis.call('ZADD', wake, 0, 't')
+end
+return refused

@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- reap: the sweeper claims jobs whose lease ran out: new fence, new lease, in one move, so nobody else holds them.
+-- KEYS active leases jobs attempts meta
+-- ARGV now, limit, lease ms, sweeper, gap ms, grace ms
+--   Somebody sweeps every few seconds. Where nobody did for longer than `gap`, the server itself was away (paused, blocked,
+--   restarted): leases ran out that nobody could renew. Their holders get `grace` ms to renew before anything is reaped.
+-- RETURNS {} or token, now, ids, specs, charged attempts ({} when all are 0), the tokens they were held with
+local active, leases, jobs, attempts, meta = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local limit, lease, sweeper = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local facts = redis.call('HMGET', meta, 'fence', 'swept', 'reap_from')
+redis.call('HSET', meta, 'swept', string.format('%.0f', now))
+local from = tonumber(facts[3]) or 0
+if facts[2] and now - tonumber(facts[2]) > tonumber(ARGV[5]) then
+    from = now + tonumber(ARGV[6])
+    redis.call('HSET', meta, 'reap_from', string.format('%.0f', from))
+end
+if now < from then return {} end
+local ids = redis.call('ZRANGE', active, '-inf', '(' .. string.format('%.0f', now), 'BYSCORE', 'LIMIT', 0, limit)
+if #ids == 0 then return {} end
+local fence = string.format('%.0f', math.max((tonumber(facts[1]) or 0) + 1, now * 1000))
+local token = fence .. ' ' .. sweeper
+local before = redis.call('HMGET', leases, unpack(ids))
+local expiries, tokens = {}, {}
+for i, id in ipairs(ids) do
+    expiries[2 * i - 1], expiries[2 * i] = now + lease, id
+    tokens[2 * i - 1], tokens[2 * i] = id, token
+end
+redis.call('HSET', meta, 'fence', fence)
+redis.call('ZADD', active, unpack(expiries))
+redis.call('HSET', leases, unpack(tokens))
+local charged = redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
+return { token, now, ids, redis.call('HMGET', jobs, unpack(ids)), charged, before }

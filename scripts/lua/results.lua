@@ -1,0 +1,19 @@
+#!lua flags=no-writes
+-- results: how some jobs ended, as their waiters ask.
+-- KEYS completed failed jobs results errors
+-- ARGV ids
+-- RETURNS flat pairs per id: state, row. "completed" and the result; "failed" and the error records; "pending" or "gone" and ''
+local completed, failed, jobs, results, errors = unpack(KEYS)
+local rows = {}
+for i, id in ipairs(ARGV) do
+    local state, row = 'gone', ''
+    if redis.call('ZSCORE', completed, id) then
+        state, row = 'completed', redis.call('HGET', results, id) or ''
+    elseif redis.call('ZSCORE', failed, id) then
+        state, row = 'failed', redis.call('HGET', errors, id) or ''
+    elseif redis.call('HEXISTS', jobs, id) == 1 then
+        state = 'pending'
+    end
+    rows[2 * i - 1], rows[2 * i] = state, row
+end
+return rows

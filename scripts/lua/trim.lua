@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- trim: finished jobs beyond the queue's retention go, oldest first, a page a call.
+-- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved
+-- ARGV now, completed to keep, failed to keep, age to keep ms, page
+-- RETURNS how many were removed; fewer than page: done
+local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local page = tonumber(ARGV[5])
+local ids = redis.call('ZRANGE', expires, '-inf', now, 'BYSCORE', 'LIMIT', 0, page)
+for i, set in ipairs({ completed, failed }) do
+    local over = math.min(page - #ids, redis.call('ZCARD', set) - tonumber(ARGV[1 + i]))
+    if over > 0 then
+        for _, id in ipairs(redis.call('ZRANGE', set, 0, over - 1)) do ids[#ids + 1] = id end
+    elseif #ids < page then
+        local old = redis.call('ZRANGE', set, '-inf', now - tonumber(ARGV[4]), 'BYSCORE', 'LIMIT', 0, page - #ids)
+        for _, id in ipairs(old) do ids[#ids + 1] = id end
+    end
+end
+if #ids == 0 then return 0 end
+redis.call('ZREM', completed, unpack(ids))
+redis.call('ZREM', failed, unpack(ids))
+redis.call('ZREM', expires, unpack(ids))
+if redis.call('EXISTS', keys) == 1 then
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            -- a key with a time of its own outlives the job: it says "not again before"
+            if not redis.call('ZSCORE', unique_until, key)
+                and string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then
+                redis.call('HDEL', unique, key)
+            end
+        end
+    end
+end
+-- from `keys` on, KEYS are the columns; most do not exist, and asking costs less than an HDEL of a page
+for i = 6, #KEYS do
+    if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HDEL', KEYS[i], unpack(ids)) end
+end
+return #ids
