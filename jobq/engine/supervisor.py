@@ -1,0 +1,180 @@
+"""Runs N processes of one command: restarts those that die, stops them all, leaves none behind.
+
+- A process that ends unasked is started again, after a delay that doubles up to 30 s while it keeps dying.
+- Exit code 2 means "cannot run like this" (usage, target, settings): starting it again would not help, so
+  the supervisor stops the others and ends with that code.
+- ``stop()`` sends SIGTERM: graceful. A second ``stop()`` sends it again, which the command line's processes
+  take as "at once". Who has not ended in time gets SIGKILL, and with it the processes that it started.
+- A supervisor that is killed takes its processes along: each holds the read end of a pipe (``LIFELINE``, the
+  number of the descriptor) that nobody writes to; its end of file means that the supervisor is gone.
+- The processes stand in sessions of their own: the terminal's Ctrl-C reaches them once, through us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from jobq.engine.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LIFELINE = "JOBQ_LIFELINE"
+CANNOT_RUN = 2
+DELAY_MIN = 0.1
+DELAY_MAX = 30.0
+"""Seconds before a process that died is started again."""
+STEADY_AFTER = 10.0
+"""Seconds that a process must have run to be restarted without a grown delay."""
+AT_ONCE_WITHIN = 5.0
+"""Seconds that a process gets after the second stop, before SIGKILL."""
+
+log = get_logger(__name__)
+
+
+class Supervisor:
+    """``processes`` copies of ``command``. ``grace``: seconds from ``stop()`` to SIGKILL.
+
+    ``name`` is for the log. The environment is ours, with ``env`` laid over it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        *,
+        name: str = "process",
+        env: Mapping[str, str] | None = None,
+        grace: float = 30.0,
+    ) -> None:
+        self._command = list(command)
+        self._processes = processes
+        self._name = name
+        self._env = {**os.environ, **(env or {})}
+        self._grace = grace
+        self._stops = 0
+        self._stopping = asyncio.Event()
+        self._running: set[asyncio.subprocess.Process] = set()
+        self._deadlines: list[asyncio.TimerHandle] = []
+        self._code = 0
+
+    async def run(self) -> int:
+        """Keep the processes running until ``stop()``.
+
+        Returns 0 after a stop, or the exit code of a process that cannot run. Cancellation kills them.
+        """
+        lifeline, ours = os.pipe()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(1, self._processes + 1):
+                    group.create_task(self._keep(number, lifeline))
+        finally:
+            os.close(lifeline)
+            os.close(ours)
+            for deadline in self._deadlines:
+                deadline.cancel()
+        return self._code
+
+    def stop(self) -> None:
+        """End the processes gracefully; the second call: at once. Needs the running loop; never blocks."""
+        self._stops += 1
+        self._stopping.set()
+        if self._stops <= 2:
+            self._signal(signal.SIGTERM)
+            within = self._grace if self._stops == 1 else AT_ONCE_WITHIN
+            self._deadlines.append(asyncio.get_running_loop().call_later(within, self._kill))
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of those that run now."""
+        return sorted(process.pid for process in self._running)
+
+    async def _keep(self, number: int, lifeline: int) -> None:
+        """One place among the N: start, wait for the end, start again."""
+        delay = DELAY_MIN
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            code = await self._run_once(lifeline)
+            if self._stopping.is_set():
+                return
+            if code == CANNOT_RUN:
+                self._code = code
+                self.stop()
+                return
+            if time.monotonic() - began > STEADY_AFTER:
+                delay = DELAY_MIN
+            log.warning(f"{self._name} died", number=number, reason=describe(code), restart_in_s=delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+            delay = min(delay * 2, DELAY_MAX)
+
+    async def _run_once(self, lifeline: int) -> int:
+        """Start a process and wait for its end. Returns its exit code, negative for a signal."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={**self._env, LIFELINE: str(lifeline)},
+            pass_fds=[lifeline],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._running.add(process)
+        try:
+            if self._stopping.is_set():  # stop() came while it was being started
+                process.terminate()
+            return await process.wait()
+        finally:
+            kill_session(process.pid)  # and what it started, were it dead itself
+            await process.wait()
+            self._running.discard(process)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    def _kill(self) -> None:
+        for process in self._running:
+            log.warning(f"{self._name} did not end in time, killing it", pid=process.pid)
+            kill_session(process.pid)
+
+
+def kill_session(pid: int) -> None:
+    """SIGKILL to a process that leads a session, and to all that it started there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def describe(code: int) -> str:
+    """What an exit code means: "exit code 1", "signal SIGKILL"."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def follow_supervisor(*, grace: float) -> bool:
+    """In a supervised process: end when the supervisor is gone. False: there is no supervisor.
+
+    Its end is a SIGTERM to ourselves, and SIGKILL to our whole session ``grace`` seconds later.
+    """
+    lifeline = os.environ.pop(LIFELINE, None)  # it is ours, not our children's
+    if lifeline is None:
+        return False
+    threading.Thread(target=_follow, args=(int(lifeline), grace), name="jobq-lifeline", daemon=True).start()
+    return True
+
+
+def _follow(lifeline: int, grace: float) -> None:
+    os.read(lifeline, 1)  # nobody writes: it returns at the end of file
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    kill_session(os.getpid())

@@ -1,0 +1,163 @@
+"""The supervisor with real processes and real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from jobq.engine import supervisor as module
+from jobq.engine.supervisor import CANNOT_RUN, Supervisor, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+POLITE = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
+signal.pause()
+signal.pause()
+"""
+STUBBORN = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n{child.pid}\\n")
+signal.pause()
+"""
+SUPERVISE = """
+import asyncio, sys
+from jobq.engine.supervisor import Supervisor
+asyncio.run(Supervisor([sys.executable, "-c", sys.argv[2], sys.argv[1]], 2).run())
+"""
+FOLLOWER = """
+import os, signal, sys
+from jobq.engine.supervisor import follow_supervisor
+assert follow_supervisor(grace=0.2)
+assert not follow_supervisor(grace=0.2), "the descriptor is taken out of the environment"
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
+while True:
+    signal.pause()
+"""
+
+
+async def until(condition: Callable[[], bool], what: str, within: float = 15.0) -> None:
+    """Look again and again for what other processes do; no event of ours tells us."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pids(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def command(code: str, file: Path) -> list[str]:
+    return [sys.executable, "-c", code, str(file)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "pids"
+
+
+async def test_it_runs_as_many_as_asked_and_stops_them(file: Path):
+    supervisor = Supervisor(command(POLITE, file), 3)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 3, "all run")
+    assert sorted(pids(file)) == supervisor.pids
+    supervisor.stop()
+    assert await running == 0
+    assert not any(map(alive, pids(file)))
+
+
+async def test_a_killed_process_is_replaced(file: Path):
+    supervisor = Supervisor(command(POLITE, file), 2)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 2, "both run")
+    victim = pids(file)[0]
+    os.kill(victim, signal.SIGKILL)
+    await until(lambda: len(pids(file)) == 3, "the replacement runs")
+    assert victim not in supervisor.pids
+    assert len(supervisor.pids) == 2
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_the_delay_grows_while_it_keeps_dying(file: Path, monkeypatch):
+    delays: list[float] = []
+    monkeypatch.setattr(module.log, "warning", lambda *_, restart_in_s, **__: delays.append(restart_in_s))
+    monkeypatch.setattr(module, "DELAY_MIN", 0.01)
+    monkeypatch.setattr(module, "DELAY_MAX", 0.05)
+    supervisor = Supervisor([sys.executable, "-I", "-S", "-c", "raise SystemExit(1)"], 1)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(delays) >= 5, "it died five times")
+    supervisor.stop()
+    assert await running == 0
+    assert delays[:5] == [0.01, 0.02, 0.04, 0.05, 0.05]
+
+
+async def test_one_that_cannot_run_is_not_repeated(file: Path):
+    code = f"raise SystemExit({CANNOT_RUN})"
+    assert await asyncio.wait_for(Supervisor(command(code, file), 2).run(), 15) == CANNOT_RUN
+
+
+async def test_the_stubborn_are_killed_with_their_children(file: Path):
+    supervisor = Supervisor(command(STUBBORN, file), 1, grace=0.1)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 2, "process and child run")
+    supervisor.stop()
+    assert await running == 0
+    await until(lambda: not any(map(alive, pids(file))), "none is left")
+
+
+async def test_a_second_stop_shortens_the_wait(file: Path, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE_WITHIN", 0.1)
+    supervisor = Supervisor(command(STUBBORN, file), 1, grace=3600)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 2, "process and child run")
+    supervisor.stop()
+    supervisor.stop()
+    assert await asyncio.wait_for(running, 15) == 0
+
+
+async def test_cancelling_leaves_nothing(file: Path):
+    running = asyncio.create_task(Supervisor(command(STUBBORN, file), 1).run())
+    await until(lambda: len(pids(file)) == 2, "process and child run")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: not any(map(alive, pids(file))), "none is left")
+
+
+async def test_a_killed_supervisor_takes_its_processes_along(file: Path):
+    supervising = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(file), FOLLOWER])  # noqa: ASYNC220
+    await until(lambda: len(pids(file)) == 2, "both run")
+    supervising.kill()
+    supervising.wait()
+    await until(lambda: not any(map(alive, pids(file))), "they follow, even those that ignore SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(1, "exit code 1"), (-9, "signal SIGKILL"), (-200, "signal 200")]
+)
+def test_exit_codes_in_words(code: int, words: str):
+    assert describe(code) == words

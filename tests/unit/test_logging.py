@@ -1,0 +1,72 @@
+"""The log of jobq's own processes: one stream, no passwords, no local variables."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+
+from jobq.engine.log import get_logger
+from jobq.logging import configure, redact
+from jobq.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_the_engine_structlog_and_logging_write_the_same_json(capsys):
+    configure(Settings(log_format="json"))
+    get_logger("jobq.engine.x").warning("one", n=1)
+    structlog.get_logger().warning("one", n=1)
+    logging.getLogger("someone.else").warning("one", extra={"n": 1})
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert (line["event"], line["n"], line["level"]) == ("one", 1, "warning")
+        assert line["timestamp"].endswith("Z")
+
+
+def test_context_of_the_handler_is_in_each_line(capsys):
+    configure(Settings(log_format="json"))
+    with structlog.contextvars.bound_contextvars(job="j1"):
+        logging.getLogger("handler").info("plain")
+        structlog.get_logger().info("bound")
+    assert [json.loads(line)["job"] for line in capsys.readouterr().err.splitlines()] == ["j1", "j1"]
+
+
+def test_the_level_holds_for_all(capsys):
+    configure(Settings(log_format="json", log_level="error"))
+    get_logger("jobq.engine.x").warning("no")
+    structlog.get_logger().warning("no")
+    logging.getLogger("x").warning("no")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_passwords_and_locals_stay_out(capsys, log_format):
+    configure(Settings(log_format=log_format))
+    payload = "local-secret"
+    try:
+        raise ValueError(f"no route to redis://user:hunter2@host ({len(payload)})")
+    except ValueError:
+        logging.getLogger("x").exception("failed at %s", "redis://:hunter2@host")
+        structlog.get_logger().exception("failed", url="valkey://user:hunter2@host")
+    written = capsys.readouterr().err
+    assert "ValueError" in written
+    assert "user:***@host" in written
+    assert "hunter2" not in written
+    assert "local-secret" not in written
+
+
+def test_redact_leaves_other_values_alone():
+    assert redact("redis://host:6379/0") == "redis://host:6379/0"
+    assert redact(3) == 3
