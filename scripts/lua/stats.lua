@@ -14,7 +14,8 @@ return {
     redis.call('ZCARD', completed), redis.call('ZCARD', failed), redis.call('ZCARD', blocked),
     redis.call('HGET', meta, 'paused'),
     redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf'),
-    first[1] and redis.call('HGET', jobs, first[1]),
+    -- false: a nil would end the reply here
+    first[1] and redis.call('HGET', jobs, first[1]) or false,
     due[2] or false,
     redis.call('HGETALL', metrics),
 }

@@ -1,0 +1,139 @@
+"""The child process's side of children.py: ``python -m jobq.engine.child FD``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import os
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import msgspec
+
+from jobq.engine.children import Order, Word, frame
+from jobq.engine.context import Context, current
+from jobq.engine.inject import Resources, provide
+from jobq.engine.outcome import InvalidPayload, format_traceback, type_name
+from jobq.engine.rows import read_spec
+from jobq.engine.task import Task
+from jobq.errors import Discard, Retry
+
+_order = msgspec.msgpack.Decoder(Order).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def load(module: str, file: str | None) -> ModuleType:
+    """The module of a handler: by its name where that leads to the same file, else from the file itself."""
+    if module in sys.modules and module != "__main__":
+        return sys.modules[module]
+    if file is not None:
+        name = "__jobq_main__" if module == "__main__" else module
+        if name in sys.modules:
+            return sys.modules[name]
+        try:
+            found = importlib.util.find_spec(module) if module != "__main__" else None
+        except (ImportError, ValueError):
+            found = None
+        if found is None or not found.origin or Path(found.origin).resolve() != Path(file):
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules[name] = loaded
+            spec.loader.exec_module(loaded)
+            return loaded
+    return importlib.import_module(module)
+
+
+class Mouth:
+    """Says words to the parent, from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+
+    def say(self, word: Word) -> None:
+        with self._lock:
+            self._sock.sendall(frame(word))
+
+    def relay(self, _: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
+        self.say(Word(what, value if isinstance(value, bytes) else value.encode(errors="replace")))
+
+
+def listen(sock: socket.socket, orders: queue.SimpleQueue[Order]) -> None:
+    """Read orders. The parent's end closes when it dies: then so does this process, whatever it is doing."""
+    stream = sock.makefile("rb")
+    while True:
+        head = stream.read(4)
+        if len(head) < 4:
+            os._exit(0)
+        orders.put(_order(stream.read(struct.unpack("!I", head)[0])))
+
+
+async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:
+    """Run one order's handler."""
+    found: Any = load(order.module, order.file)
+    for name in order.qualname.split("."):
+        found = getattr(found, name)
+    task: Task[Any, Any] = found
+    spec = read_spec(order.spec)
+    try:
+        args = task.signature.decode(spec.payload)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise InvalidPayload(f"the payload does not fit {task.name}'s signature: {error}") from None
+    context = Context(order.id, order.queue, spec, order.attempt, order.worker, mouth.relay)
+    current.set(context)
+    async with AsyncExitStack() as stack:
+        kwargs = {name: getattr(args, name) for name in task.signature.names}
+        if task.signature.open:
+            kwargs |= task.signature.extras(spec.payload)
+        for name, marker in task.signature.injected.items():
+            kwargs[name] = await provide(marker, context, resources, stack)
+        value = task.fn(**kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+
+def answer(order: Order, mouth: Mouth, runner: asyncio.Runner, resources: Resources) -> Word:
+    """The last word on an order."""
+    try:
+        return Word("done", _encode(runner.run(run(order, mouth, resources))))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+        delay = None
+        if isinstance(error, Retry) and error.delay is not None:
+            delay = error.delay if isinstance(error.delay, int | float) else error.delay.total_seconds()
+        return Word(
+            "error",
+            type=type_name(error),
+            message=str(error).encode(errors="backslashreplace").decode(),
+            trace=format_traceback(error),
+            final=isinstance(error, Discard | InvalidPayload),
+            delay=delay,
+        )
+
+
+def main() -> None:
+    """Serve orders until the parent goes."""
+    # Ctrl-C reaches the whole group; the worker decides what becomes of its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(sock, orders), daemon=True).start()
+    mouth = Mouth(sock)
+    with asyncio.Runner() as runner:
+        resources = Resources()
+        while True:
+            mouth.say(answer(orders.get(), mouth, runner, resources))
+
+
+if __name__ == "__main__":
+    main()

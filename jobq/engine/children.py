@@ -1,0 +1,164 @@
+"""Child processes for ``isolate="process"``: what a kill or a timeout can really end.
+
+A child runs one job at a time and is kept for the next. Parent and child talk in length-prefixed msgpack frames over a
+socket pair; the child loads the handler's module by name or file, as ``multiprocessing``'s spawn does, never from a payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from jobq.engine.outcome import ProcessCrashed, Reported
+
+if TYPE_CHECKING:
+    from jobq.engine.context import Context
+    from jobq.engine.task import Task
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Parent to child: run this job. ``spec`` is the encoded row."""
+
+    module: str
+    file: str | None
+    qualname: str
+    queue: str
+    id: str
+    attempt: int
+    worker: str
+    spec: bytes
+
+
+class Word(msgspec.Struct, frozen=True):
+    """Child to parent. ``kind``: progress, log, done or error; ``data``: JSON, or the text."""
+
+    kind: str
+    data: bytes = b""
+    type: str = ""
+    message: str = ""
+    trace: str | None = None
+    final: bool = False
+    delay: float | None = None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_word = msgspec.msgpack.Decoder(Word).decode
+_json = msgspec.json.Encoder().encode
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """A message with its length in front."""
+    body = _encode(message)
+    return struct.pack("!I", len(body)) + body
+
+
+class Child:
+    """One child process and its socket."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls) -> Child:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "jobq.engine.child", str(theirs.fileno()),
+                pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    async def run(self, order: Order, context: Context) -> msgspec.Raw:
+        """Send an order and hear its words until the last.
+
+        :raises Reported: the handler failed.
+        :raises ProcessCrashed: the child died.
+        """
+        try:
+            self._writer.write(frame(order))
+            await self._writer.drain()
+            while True:
+                (size,) = struct.unpack("!I", await self._reader.readexactly(4))
+                word = _word(await self._reader.readexactly(size))
+                if word.kind == "done":
+                    return msgspec.Raw(word.data)
+                if word.kind == "error":
+                    raise Reported(word.type, word.message, word.trace, final=word.final, delay=word.delay)
+                if word.kind == "progress":
+                    context.progress(msgspec.Raw(word.data))
+                else:
+                    context.log(word.data.decode())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await self.process.wait()
+            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
+
+    async def kill(self) -> None:
+        """End it now."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self._writer.close()
+        await self.process.wait()
+
+
+class Children:
+    """The child processes of one worker."""
+
+    def __init__(self) -> None:
+        self._idle: list[Child] = []
+        self._busy: set[Child] = set()
+
+    async def run(self, task: Task[Any, Any], context: Context) -> msgspec.Raw:
+        """Run a task's handler in a child. Cancelled: the child is killed.
+
+        :raises Reported: the handler failed.
+        :raises ProcessCrashed: the child died.
+        """
+        module = sys.modules[task.fn.__module__]
+        file = getattr(module, "__file__", None)
+        order = Order(
+            module=task.fn.__module__,
+            file=str(Path(file).resolve()) if file else None,
+            qualname=task.fn.__qualname__,
+            queue=context.queue,
+            id=context.id,
+            attempt=context.attempt,
+            worker=context.worker,
+            spec=_json(context.spec),
+        )
+        child = self._idle.pop() if self._idle else await Child.start()
+        self._busy.add(child)
+        try:
+            result = await child.run(order, context)
+        except Reported:
+            self._idle.append(child)
+            raise
+        except BaseException:
+            await asyncio.shield(child.kill())
+            raise
+        else:
+            self._idle.append(child)
+            return result
+        finally:
+            self._busy.discard(child)
+
+    async def aclose(self) -> None:
+        """End all of them."""
+        children = [*self._idle, *self._busy]
+        self._idle.clear()
+        await asyncio.gather(*(child.kill() for child in children))

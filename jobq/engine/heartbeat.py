@@ -1,0 +1,154 @@
+"""The heartbeat: a thread with its own event loop and connection renews the leases of a worker.
+
+So a handler that blocks the worker's event loop keeps its leases instead of being run a second time elsewhere. The thread
+also watches that loop: it says where it hangs, and gives it up after ``stuck_after``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from jobq.engine.job import WorkerRow
+from jobq.engine.log import get_logger
+from jobq.engine.store import Connection, Store
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.pool import Pool
+    from jobq.engine.source import Source
+
+log = get_logger("jobq.heartbeat")
+
+RENEW_PAGE: Final = 500
+STALL_SECONDS: Final = 1.0
+"""A loop that does not answer for longer is reported."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Heartbeat(threading.Thread):
+    """Renews until ``stop``; ``stuck_after`` seconds bound a blocked loop, then ``given_up`` is called, in this thread."""
+
+    def __init__(
+        self, pool: Pool, describe: Callable[[], WorkerRow], stuck_after: float, given_up: Callable[[], None] | None
+    ) -> None:
+        super().__init__(name="jobq-heartbeat", daemon=True)
+        self._pool = pool
+        self._describe = describe
+        self._stuck_after = stuck_after
+        self._given_up = given_up
+        self._interval = min(pool.lease_ms / 3000, 5.0)
+        self._watched = threading.get_ident()
+        self._answered = time.monotonic()
+        self._reported = False
+        self._dead = False
+        self._begun = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._halt: asyncio.Event | None = None
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; waits up to ``timeout`` seconds."""
+        self._begun.wait(timeout)
+        if self._loop is not None and self._halt is not None and self.is_alive():
+            self._loop.call_soon_threadsafe(self._halt.set)
+            self.join(timeout)
+
+    def run(self) -> None:
+        """The thread."""
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._halt = asyncio.Event()
+        self._begun.set()
+        connections: dict[int, Connection] = {}
+        stores: list[tuple[Source, Store]] = []
+        for source in self._pool.sources:
+            shared = source.store.connection
+            own = connections.setdefault(id(shared), Connection(shared.url, timeout=shared.timeout))
+            stores.append((source, source.queue.new_store(own)))
+        try:
+            watch = asyncio.create_task(self._watch())
+            last = 0.0
+            while not self._halt.is_set():
+                if not self._dead:
+                    await self._beat(stores, registry=time.monotonic() - last >= min(5.0, self._interval * 3))
+                    last = time.monotonic()
+                try:
+                    await asyncio.wait_for(self._halt.wait(), self._interval)
+                except TimeoutError:
+                    continue
+            watch.cancel()
+            await self._leave(stores)
+        finally:
+            for connection in connections.values():
+                await connection.aclose()
+
+    async def _beat(self, stores: list[tuple[Source, Store]], *, registry: bool) -> None:
+        info = _encode(self._describe())
+        for source, store in stores:
+            held = source.held()
+            pages = [held[at : at + RENEW_PAGE] for at in range(0, len(held), RENEW_PAGE)]
+            calls: list[Any] = [
+                store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
+            ]
+            calls.append(store.heartbeat(self._pool.worker, info))
+            try:
+                answers = await store.trip(*calls)
+            except StoreError as error:
+                log.warning("leases not renewed; tried again at the next beat", queue=source.name, error=str(error))
+                continue
+            tokens = dict(held)
+            lost = [
+                (job_id, tokens[job_id])
+                for answer in answers[:-1]
+                if not isinstance(answer, StoreError)
+                for job_id in answer
+            ]
+            if lost:
+                self._pool.loop.call_soon_threadsafe(source.lost, lost)
+
+    async def _leave(self, stores: list[tuple[Source, Store]]) -> None:
+        for _, store in stores:
+            try:
+                async with asyncio.timeout(1.0):
+                    await store.do(store.heartbeat(self._pool.worker, b""))
+            except (StoreError, TimeoutError):
+                return  # its row goes with time
+
+    async def _watch(self) -> None:
+        """Ask the worker's loop to answer, again and again."""
+        pause = min(STALL_SECONDS / 2, self._interval)
+        while True:
+            self._pool.loop.call_soon_threadsafe(self._answer)
+            await asyncio.sleep(pause)
+            silent = time.monotonic() - self._answered
+            if silent < STALL_SECONDS:
+                self._reported = False
+                continue
+            if not self._reported:
+                self._reported = True
+                log.warning("a handler blocks the event loop", silent_s=round(silent, 1), stack=self._stack())
+                # what waits behind it should not wait for it
+                self._pool.give_back_buffer()
+            if silent >= self._stuck_after and not self._dead:
+                self._dead = True
+                log.error("the event loop is stuck: its leases are not renewed any more", silent_s=round(silent), stack=self._stack())
+                if self._given_up is not None:
+                    self._given_up()
+
+    def _answer(self) -> None:
+        self._answered = time.monotonic()
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._watched)  # noqa: SLF001 - the documented way to another thread's stack
+        return "".join(traceback.format_stack(frame)[-12:]) if frame else ""

@@ -1,0 +1,43 @@
+"""Loggers of the engine: structlog on top of the standard library's, so that a service's own logging setup decides.
+
+One event per transition at debug, one per failure at warning. Fields travel as ``extra``, which structlog's
+``ProcessorFormatter`` with ``ExtraAdder`` (jobq.logging) and every JSON formatter pick up.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import structlog
+
+
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def _to_extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Fields as ``extra``. A name that a LogRecord has itself would raise in the middle of a run: it gets a '_'."""
+    message = event.pop("event")
+    out: dict[str, Any] = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
+    return out | {
+        "msg": message,
+        "extra": {f"{name}_" if name in _RESERVED else name: value for name, value in event.items()},
+    }
+
+
+def get_logger(name: str) -> Any:
+    """A structlog logger that ends in ``logging.getLogger(name)``."""
+    return structlog.wrap_logger(
+        logging.getLogger(name),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            _to_extra,
+        ],
+    )
+
+
+def debugging(name: str) -> bool:
+    """Whether debug events would be seen: asked once per batch, not once per job."""
+    return logging.getLogger(name).isEnabledFor(logging.DEBUG)

@@ -1,0 +1,371 @@
+"""Slots, lanes and the waker: what keeps a worker's slots full.
+
+Two lanes go to Redis and back, so that one trip is under way while handlers run on what the other brought. A trip is one
+write of whole scripts: settle what is done, trim, promote what is due, claim for the free slots. A worker with free slots
+and nothing to claim blocks on the wake token and sets a timer for the next due job; nobody polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections import deque
+from concurrent.futures import Executor, ThreadPoolExecutor
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.run import execute
+from jobq.engine.store import give_wake_back, wait_for_wake
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from jobq.engine.run import Run
+    from jobq.engine.source import Outbox, Source
+
+log = get_logger("jobq.worker")
+
+LANES: Final = 2
+CLAIM_MAX: Final = 250
+"""Jobs per claim."""
+CLAIM_BYTES: Final = 4 << 20
+"""Bytes of specs that a claim should bring, by the average seen so far."""
+PROMOTE_MAX: Final = 250
+BLOCK: Final = 5.0
+"""Seconds to block on the wake token; then one look whether a token was lost with a connection."""
+PREFETCH_SECONDS: Final = 0.002
+"""How much work may be claimed ahead of a free slot."""
+HOLD_SECONDS: Final = 0.01
+"""A job claimed ahead that has not started by then goes back, for a worker that is idle."""
+EAGER: Final = sys.version_info >= (3, 12)
+
+
+class Pool:
+    """The slots of one worker, shared by its sources."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int, lease_ms: int, worker: str) -> None:
+        self.loop = loop
+        self.concurrency = concurrency
+        self.lease_ms = lease_ms
+        self.worker = worker
+        self.sources: list[Source] = []
+        self.running = 0
+        self.stopping = False
+        self.closed = False
+        self._buffer: deque[Run] = deque()
+        self._reserved = 0
+        self._filling = False
+        self._full = False
+        self._typical = 1.0
+        """Seconds that a run takes, as a moving average; starts high: nothing is prefetched on trust."""
+        self._sleepers: deque[asyncio.Future[None]] = deque()
+        self._hungry: list[asyncio.Event] = []
+        self._hold: asyncio.TimerHandle | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._clock_ms = 0.0
+        self._flying = 0
+        self._empty = asyncio.Event()
+
+    # -- slots -----------------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more jobs may be claimed now."""
+        ahead = 0 if self.stopping else min(500, int(self.concurrency * PREFETCH_SECONDS / self._typical))
+        return self.concurrency + ahead - self.running - len(self._buffer) - self._reserved
+
+    def server_ms(self, moment: float) -> int:
+        """A ``perf_counter`` moment on the server's clock, unix ms."""
+        return int(self._clock_ms + moment * 1000)
+
+    def _fill(self) -> None:
+        """Start buffered jobs while slots are free. Not recursive: an eager run may end before it returns."""
+        if self._filling:
+            return
+        self._filling = True
+        buffer, loop = self._buffer, self.loop
+        while buffer and self.running < self.concurrency:
+            run = buffer.popleft()
+            self.running += 1
+            if EAGER:
+                run.task = asyncio.Task(execute(run), loop=loop, eager_start=True)  # pyright: ignore
+            else:
+                run.task = loop.create_task(execute(run))
+        self._filling = False
+
+    def freed(self, run: Run) -> None:
+        """A run has ended: its slot is free."""
+        self.running -= 1
+        self._typical += 0.1 * (perf_counter() - run.started - self._typical)
+        if self._buffer:
+            self._fill()
+        if self._full:
+            # nobody listened while there was no room: look again
+            self._full = False
+            for source in self.sources:
+                source.ready = True
+            self.notify()
+        if self.stopping and not self.running:
+            self.notify()
+
+    def unbuffer(self, run: Run) -> bool:
+        """Take a run out of the buffer; False: it is not there."""
+        try:
+            self._buffer.remove(run)
+        except ValueError:
+            return False
+        return True
+
+    def give_back_buffer(self) -> None:
+        """Hand back what has not started. Also called by the heartbeat's thread when the loop hangs."""
+        while True:
+            try:
+                run = self._buffer.pop()
+            except IndexError:
+                return
+            run.reason = "shutdown"
+            run.source.released(run)
+
+    def _unhold(self) -> None:
+        """Give back what waits too long for a slot: another worker may be idle."""
+        self._hold = None
+        if not self._buffer:
+            return
+        waited = perf_counter() - self._buffer[0].claimed
+        if waited < HOLD_SECONDS:
+            self._hold = self.loop.call_later(HOLD_SECONDS - waited, self._unhold)
+            return
+        # jobs are not as short as they were
+        self._typical = max(self._typical, 1.0)
+        self.give_back_buffer()
+
+    @property
+    def threads(self) -> Executor:
+        """Where sync handlers run: a thread per slot."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="jobq")
+        return self._threads
+
+    def abandon_thread(self) -> None:
+        """A thread is stuck in a run that was given up: later runs get new threads, so it blocks nobody."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
+
+    # -- lanes -----------------------------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """There may be something for a lane to do."""
+        sleepers = self._sleepers
+        while sleepers:
+            future = sleepers.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    def _pick(self) -> Source | None:
+        """The source of the next trip: by weight among those that can be claimed from or have outcomes."""
+        room = 0 if self.stopping else self.room()
+        candidates = [
+            source
+            for source in self.sources
+            if (room > 0 and source.ready and (source.deep or not source.claiming)) or source.outbox
+        ]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        return random.choices(candidates, [source.weight for source in candidates])[0]
+
+    async def lane(self, index: int) -> None:
+        """Make trips until the pool is closed."""
+        failures = 0
+        while True:
+            source = self._pick()
+            if source is None:
+                if self.stopping and not self.running and not self._flying and not self._buffer:
+                    self._empty.set()
+                if self.closed:
+                    return
+                future: asyncio.Future[None] = self.loop.create_future()
+                self._sleepers.append(future)
+                await future
+                continue
+            self._flying += 1
+            try:
+                ok = await self._trip(source, index)
+            finally:
+                self._flying -= 1
+            if ok:
+                failures = 0
+            else:
+                failures += 1
+                if self.closed:
+                    return
+                await asyncio.sleep(min(2.0, 0.05 * 2**failures))
+
+    async def _trip(self, source: Source, lane: int) -> bool:
+        want = 0
+        repeated = source.unanswered[lane] > 0
+        if repeated:
+            # a claim whose reply was lost: the same request again, so that what it took is not left behind
+            want = source.unanswered[lane]
+        elif source.ready and not self.stopping and (source.deep or not source.claiming):
+            most = CLAIM_MAX if source.spec_bytes < 1 else max(1, min(CLAIM_MAX, int(CLAIM_BYTES / source.spec_bytes)))
+            want = max(0, min(self.room(), most))
+        outbox = source.take()
+        steps = source.calls(outbox)
+        calls: list[Any] = [call for _, call in steps]
+        if want:
+            if not repeated:
+                source.requests[lane] += 1
+            calls.append(source.store.promote(PROMOTE_MAX))
+            calls.append(
+                source.store.claim(
+                    want, self.lease_ms, self.worker, f"{self.worker}:{lane}", source.requests[lane], repeated=repeated
+                )
+            )
+            source.claiming += 1
+            self._reserved += want
+            source.ready = source.deep
+        elif not calls:
+            return True
+        try:
+            answers = await source.store.trip(*calls)
+        except StoreError as error:
+            source.put_back(outbox)
+            source.unanswered[lane] = want
+            source.ready = True
+            source.report(error)
+            return False
+        finally:
+            if want:
+                source.claiming -= 1
+                self._reserved -= want
+        ok = self._settled(source, outbox, steps, answers)
+        if want:
+            ok &= self._claimed(source, lane, want, answers[-2], answers[-1])
+        return ok
+
+    def _settled(self, source: Source, outbox: Outbox, steps: list[tuple[str, Any]], answers: list[Any]) -> bool:
+        ok = True
+        for (kind, _), answer in zip(steps, answers, strict=False):
+            if isinstance(answer, StoreError):
+                ok = False
+                source.report(answer)
+                if kind not in ("trim", "progress", "logs"):
+                    flat = getattr(source.outbox, kind)
+                    setattr(source.outbox, kind, getattr(outbox, kind) + flat)
+            else:
+                source.settled(kind, outbox, answer, repeated=outbox.repeated)
+        return ok
+
+    def _claimed(self, source: Source, lane: int, want: int, promoted: Any, claimed: Any) -> bool:
+        if isinstance(claimed, StoreError):
+            source.unanswered[lane] = want
+            source.ready = True
+            source.report(claimed)
+            return False
+        source.unanswered[lane] = 0
+        got = 0
+        if claimed is not None:
+            now = perf_counter()
+            got = len(claimed.ids)
+            self._clock_ms = claimed.now - now * 1000
+            size = sum(len(spec or b"") for spec in claimed.specs) / got
+            source.spec_bytes += 0.3 * (size - source.spec_bytes)
+            self._buffer.extend(source.took(claimed, now))
+            if self.stopping:
+                self.give_back_buffer()
+            else:
+                self._fill()
+                if self._buffer and self._hold is None:
+                    self._hold = self.loop.call_later(HOLD_SECONDS, self._unhold)
+        source.deep = got == want
+        if source.deep:
+            source.ready = True
+        if isinstance(promoted, list):
+            self._watch(source, promoted[1])
+        if self.room() <= 0:
+            self._full = True
+        elif not source.ready:
+            for hungry in self._hungry:
+                hungry.set()
+        if source.ready:
+            self.notify()
+        return True
+
+    def _watch(self, source: Source, due_ms: int) -> None:
+        """Look again when the next delayed job is due."""
+        if source.timer is not None:
+            source.timer.cancel()
+            source.timer = None
+        if due_ms == 0:
+            source.ready = True
+        elif due_ms > 0:
+            source.timer = self.loop.call_later(min(due_ms, 60_000) / 1000, self.look, source)
+
+    def look(self, source: Source) -> None:
+        """There may be something to claim."""
+        source.ready = True
+        self.notify()
+
+    async def waker(self, sources: list[Source]) -> None:
+        """Block on the wake tokens of sources that share a connection, while slots are free and nothing can be claimed.
+
+        Runs until cancelled.
+        """
+        failures = 0
+        hungry = asyncio.Event()
+        self._hungry.append(hungry)
+        while True:
+            sleepy = [source for source in sources if not source.ready]
+            if self.stopping or not sleepy or self.room() <= 0:
+                hungry.clear()
+                await hungry.wait()
+                continue
+            try:
+                woken = await wait_for_wake([source.store for source in sleepy], BLOCK)
+                if woken is not None and (self.stopping or self.room() <= 0):
+                    await give_wake_back(woken)
+            except StoreError:
+                failures += 1
+                await asyncio.sleep(min(2.0, 0.05 * 2**failures))
+                woken = None
+            else:
+                failures = 0
+            for source in sleepy:
+                # None: nothing in BLOCK seconds, or no connection. A token may have been lost with one: look once
+                if woken is None or source.store is woken:
+                    source.ready = True
+            self.notify()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def stop_claiming(self) -> None:
+        """No more claims; what has not started goes back."""
+        self.stopping = True
+        self.give_back_buffer()
+        self.notify()
+
+    async def drained(self, timeout: float | None) -> bool:
+        """Wait until nothing runs and everything is settled; False: not within ``timeout`` seconds."""
+        self._empty.clear()
+        self.notify()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """The lanes end."""
+        self.closed = True
+        for _ in range(LANES):
+            self.notify()
+        for source in self.sources:
+            if source.timer is not None:
+                source.timer.cancel()
+        if self._hold is not None:
+            self._hold.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,307 @@
+"""What a worker has of one queue: the jobs it holds, and the outcomes that wait for the next trip."""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from jobq.engine.job import LogLine, Spec
+from jobq.engine.log import debugging, get_logger
+from jobq.engine.outcome import judge
+from jobq.engine.run import Run
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Executor
+
+    from jobq.engine.children import Children
+    from jobq.engine.context import Context
+    from jobq.engine.inject import Resources
+    from jobq.engine.pool import Pool
+    from jobq.engine.queue import Queue
+    from jobq.engine.store import Call, Claimed, Settled
+
+log = get_logger("jobq.worker")
+
+DEFER_FIRST_MS: Final = 1_000
+DEFER_LONGEST_MS: Final = 60_000
+TRIM_PAGE: Final = 500
+SETTLE_MAX: Final = 500
+"""Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Outbox:
+    """Outcomes on their way, as the flat arguments of the settling scripts."""
+
+    __slots__ = (
+        "completed", "counts", "deferred", "failed", "logs", "progress", "released", "repeated", "retried",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.completed: list[Any] = []
+        self.retried: list[Any] = []
+        self.failed: list[Any] = []
+        self.released: list[Any] = []
+        self.deferred: list[Any] = []
+        self.progress: list[Any] = []
+        self.logs: list[Any] = []
+        self.counts: dict[bytes, int] = {}
+        self.repeated = False
+        """Some of it was sent before, with unknown fate."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.completed or self.retried or self.failed or self.released or self.deferred or self.progress or self.logs
+        )
+
+
+class Source:
+    """One queue of one worker.
+
+    ``runs`` holds every job from its claim until its settle is confirmed: what is in it is renewed.
+    """
+
+    def __init__(self, queue: Queue, weight: int, pool: Pool, worker: str, resources: Resources, children: Children) -> None:
+        self.queue = queue
+        self.name = queue.name
+        self.store = queue.store
+        self.tasks = queue.tasks
+        self.middlewares = queue.middlewares
+        self.weight = weight
+        self.worker = worker
+        self.resources = resources
+        self.children = children
+        self.loop: asyncio.AbstractEventLoop = pool.loop
+        self.runs: dict[bytes, Run] = {}
+        self.outbox = Outbox()
+        self.ready = True
+        """There may be something to claim."""
+        self.standing = 0
+        """Finished jobs over the retention's count, as the last settle reported."""
+        self.requests = [0, 0]
+        self.unanswered = [0, 0]
+        """Per lane: how many jobs a claim asked for whose reply was lost; 0: none."""
+        self.claiming = 0
+        """Lanes that are claiming from it now."""
+        self.deep = False
+        """The last claim got all it wanted: there is work for both lanes."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.spec_bytes = 0.0
+        self._pool = pool
+        self._worker_json = _encode(worker)
+        self._buckets: dict[int, tuple[bytes, bytes]] = {}
+
+    @property
+    def threads(self) -> Executor:
+        """Where sync handlers run."""
+        return self._pool.threads
+
+    def abandon_thread(self) -> None:
+        """A thread is busy with a run that was given up."""
+        self._pool.abandon_thread()
+
+    # -- outcomes, called by runs ----------------------------------------------------------------------------------
+
+    def freed(self, run: Run) -> None:
+        """The run's slot is free."""
+        self._pool.freed(run)
+
+    def completed(self, run: Run, result: bytes | msgspec.Raw, seconds: float) -> None:
+        """The run returned."""
+        spec = run.spec
+        assert spec is not None
+        outbox = self.outbox
+        micros = int(seconds * 1e6)
+        started = self._pool.server_ms(run.started)
+        outbox.completed += (
+            run.id,
+            run.token,
+            b'{"started":%d,"ran":%d,"worker":%b,"result":%b}' % (started, micros // 1000, self._worker_json, bytes(result)),
+            "" if spec.retention is None else spec.retention,
+        )
+        counts = outbox.counts
+        bucket = b"run:%d" % micros.bit_length()
+        counts[bucket] = counts.get(bucket, 0) + 1
+        if run.attempt == 1:
+            bucket = b"wait:%d" % (max(0, started - spec.at - spec.delay) * 1000).bit_length()
+            counts[bucket] = counts.get(bucket, 0) + 1
+        self._pool.notify()
+
+    def failed(self, run: Run, error: BaseException) -> None:
+        """The run failed: another attempt, or the end."""
+        spec = run.spec
+        if spec is None:
+            # the row cannot be read: not ours, or damaged. It must end somewhere an operator looks
+            spec = Spec(type="?", at=0, attempts=1)
+        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms())
+        if failure.delay is None:
+            retention = "" if spec.retention is None else spec.retention
+            self.outbox.failed += (run.id, run.token, run.attempt, failure.record, retention)
+        else:
+            self.outbox.retried += (run.id, run.token, run.attempt, failure.delay, failure.record)
+        self._pool.notify()
+        log.warning(
+            "job failed",
+            queue=self.name, job_id=run.id.decode(), type=spec.type, attempt=run.attempt, attempts=spec.attempts,
+            error=failure.type, why=failure.message, retry_in_ms=failure.delay,
+        )  # fmt: skip
+
+    def deferred(self, run: Run) -> None:
+        """No handler here knows the job's type."""
+        spec = run.spec
+        log.warning("unknown job type; handed back", queue=self.name, job_id=run.id.decode(), type=spec and spec.type)
+        self.outbox.deferred += (run.id, run.token)
+        self._pool.notify()
+
+    def released(self, run: Run) -> None:
+        """Handed back, uncharged."""
+        self.outbox.released += (run.id, run.token)
+        self._pool.notify()
+
+    def forget(self, run: Run) -> None:
+        """The job is somebody else's now, or over."""
+        self.runs.pop(run.id, None)
+        log.warning("run stopped", queue=self.name, job_id=run.id.decode(), reason=run.reason)
+        self._pool.notify()
+
+    def say(self, context: Context, what: str, value: bytes | str) -> None:
+        """Progress or a log line, from any thread."""
+        run = self.runs.get(context.id.encode())
+        if run is None or run.context is not context:
+            return
+        if what == "progress":
+            self.outbox.progress += (run.id, run.token, value)
+        else:
+            line = _encode(LogLine(at=time_ns() // 1_000_000, message=str(value)[:8192].encode(errors="replace").decode()))
+            self.outbox.logs += (run.id, run.token, line)
+        self.loop.call_soon_threadsafe(self._pool.notify)
+
+    # -- trips, called by lanes ------------------------------------------------------------------------------------
+
+    def take(self) -> Outbox:
+        """What the next trip carries."""
+        outbox, self.outbox = self.outbox, Outbox()
+        # the excess stays: each list holds whole groups of its script's arguments
+        for name, size in (("completed", 4), ("retried", 5), ("failed", 5), ("released", 2), ("deferred", 2)):
+            flat: list[Any] = getattr(outbox, name)
+            most = SETTLE_MAX * size
+            if len(flat) > most:
+                setattr(self.outbox, name, flat[most:])
+                setattr(outbox, name, flat[:most])
+        return outbox
+
+    def put_back(self, outbox: Outbox) -> None:
+        """The trip's fate is unknown: all of it goes again, in front. What was executed is refused by its fence."""
+        newer = self.outbox
+        newer.repeated = True
+        for name in ("completed", "retried", "failed", "released", "deferred", "progress", "logs"):
+            setattr(newer, name, getattr(outbox, name) + getattr(newer, name))
+        for bucket, count in outbox.counts.items():
+            newer.counts[bucket] = newer.counts.get(bucket, 0) + count
+
+    def calls(self, outbox: Outbox) -> list[tuple[str, Call[Any]]]:
+        """The scripts for an outbox; what was said goes before the settle that ends its lease."""
+        store = self.store
+        calls: list[tuple[str, Call[Any]]] = []
+        if outbox.progress:
+            calls.append(("progress", store.progress(outbox.progress)))
+        if outbox.logs:
+            calls.append(("logs", store.log(outbox.logs)))
+        if outbox.completed:
+            flat: list[Any] = []
+            for pair in outbox.counts.items():
+                flat += pair
+            calls.append(("completed", store.complete(outbox.completed, flat)))
+        if outbox.retried:
+            calls.append(("retried", store.retry(outbox.retried)))
+        if outbox.failed:
+            calls.append(("failed", store.fail(outbox.failed)))
+        if outbox.released:
+            calls.append(("released", store.release(outbox.released)))
+        if outbox.deferred:
+            calls.append(("deferred", store.defer(outbox.deferred, DEFER_FIRST_MS, DEFER_LONGEST_MS)))
+        if self.standing > 0:
+            queue = self.queue
+            calls.append(("trim", store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE)))
+        return calls
+
+    def settled(self, kind: str, outbox: Outbox, answer: Any, *, repeated: bool) -> None:
+        """The reply to one settling script: the jobs in it are held no more."""
+        if kind in ("progress", "logs"):
+            return
+        if kind == "trim":
+            self.standing = self.standing - answer if answer else 0
+            return
+        flat: list[Any] = getattr(outbox, kind)
+        step = {"completed": 4, "retried": 5, "failed": 5, "released": 2, "deferred": 2}[kind]
+        pop = self.runs.pop
+        for job_id in flat[::step]:
+            pop(job_id, None)
+        lost: list[bytes]
+        if kind in ("completed", "failed"):
+            settled: Settled = answer
+            lost = settled.lost
+            keep = self.queue.keep_completed if kind == "completed" else self.queue.keep_failed
+            self.standing = max(self.standing, settled.standing - keep)
+        else:
+            lost = answer
+        if debugging("jobq.worker"):
+            for job_id in flat[::step]:
+                if job_id not in lost:
+                    log.debug(kind, queue=self.name, job_id=job_id.decode())
+        if lost and not repeated:
+            for job_id in lost:
+                log.warning("settled too late: the lease was lost", queue=self.name, job_id=job_id.decode(), outcome=kind)
+
+    def took(self, claimed: Claimed, now: float) -> list[Run]:
+        """The claimed jobs, held from here on."""
+        runs: list[Run] = []
+        token, charged = claimed.token, claimed.charged
+        for i, job_id in enumerate(claimed.ids):
+            raw = claimed.specs[i]
+            attempt = int(charged[i] or 0) + 1 if charged else 1
+            # a row that is gone cannot run; b"" fails to decode and ends in failed
+            run = Run(self, job_id, token, raw or b"", attempt, now)
+            self.runs[job_id] = run
+            runs.append(run)
+        return runs
+
+    def lost(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        """Leases that a renewal found gone."""
+        for job_id, token in pairs:
+            run = self.runs.get(job_id)
+            if run is not None and run.token == token and not run.ended:
+                self.drop(run, "lost")
+
+    def drop(self, run: Run, reason: Any) -> None:
+        """Stop a run, or take it out of the buffer."""
+        if run.task is None:
+            if not self._pool.unbuffer(run):
+                return
+            run.reason = reason
+            self.forget(run)
+        else:
+            run.stop(reason)
+
+    def heard(self, message: bytes) -> None:
+        """A word on the control channel."""
+        verb, _, rest = message.partition(b" ")
+        if verb == b"kill":
+            job_id, _, token = rest.partition(b" ")
+            run = self.runs.get(job_id)
+            if run is not None and run.token == token and not run.ended:
+                self.drop(run, "killed")
+
+    def held(self) -> list[tuple[bytes, bytes]]:
+        """Ids and tokens of what is held, for the heartbeat thread."""
+        return [(job_id, run.token) for job_id, run in list(self.runs.items())]
+
+    def report(self, error: StoreError) -> None:
+        """A trip failed; the outcomes are kept."""
+        log.warning("no trip to Redis; outcomes are kept and sent again", queue=self.name, error=str(error), held=len(self.runs))
+
