@@ -26,7 +26,9 @@ def server_binary(kind: str) -> str:
         return str(get_binary_path())
     found = shutil.which("redis-server")
     if found is None:
-        raise RuntimeError("JOBQ_TEST_SERVER=redis, but there is no redis-server in PATH (apt-get install redis-server)")
+        raise RuntimeError(
+            "JOBQ_TEST_SERVER=redis, but there is no redis-server in PATH (apt-get install redis-server)"
+        )
     return found
 
 

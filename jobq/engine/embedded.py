@@ -116,9 +116,7 @@ def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise NoServer(
-            f"no directory for the server's sockets: {error}; XDG_RUNTIME_DIR chooses another"
-        ) from None
+        raise NoServer(f"no directory for the server's sockets: {error}; XDG_RUNTIME_DIR chooses another") from None
     # /tmp is everybody's: someone else may have made the directory before us
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise NoServer(
@@ -246,9 +244,7 @@ def _command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
     return [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def _await_ready(
-    data_dir: Path, sockets: str, hold: socket.socket, patience: _Patience
-) -> tuple[str, socket.socket]:
+def _await_ready(data_dir: Path, sockets: str, hold: socket.socket, patience: _Patience) -> tuple[str, socket.socket]:
     """Wait for the keeper's word. Raises OSError if it went away without one."""
     while not select.select([hold], [], [], 0.1)[0]:
         if not patience.lasts():

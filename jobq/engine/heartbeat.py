@@ -142,7 +142,11 @@ class Heartbeat(threading.Thread):
                 self._pool.give_back_buffer()
             if silent >= self._stuck_after and not self._dead:
                 self._dead = True
-                log.error("the event loop is stuck: its leases are not renewed any more", silent_s=round(silent), stack=self._stack())
+                log.error(
+                    "the event loop is stuck: its leases are not renewed any more",
+                    silent_s=round(silent),
+                    stack=self._stack(),
+                )
                 if self._given_up is not None:
                     self._given_up()
 

@@ -90,9 +90,7 @@ def check(options: Options) -> None:
         _whole("retention", options.retention, 0, DELAY_MAX_MS, " ms")
     if options.backoff is not None:
         if options.backoff.type not in ("fixed", "exponential"):
-            raise InvalidJob(
-                f"backoff.type is {options.backoff.type!r:.80}: it takes 'fixed' or 'exponential'"
-            )
+            raise InvalidJob(f"backoff.type is {options.backoff.type!r:.80}: it takes 'fixed' or 'exponential'")
         _whole("backoff.delay", options.backoff.delay, 0, DELAY_MAX_MS, " ms")
         _whole("backoff.max", options.backoff.max, 0, DELAY_MAX_MS, " ms")
         if not 0 <= options.backoff.jitter <= 1:

@@ -46,9 +46,7 @@ def read_cursor(text: str) -> Cursor:
         if cursor.score:
             float(cursor.score)
     except (msgspec.MsgspecError, binascii.Error, ValueError):
-        raise InvalidQuery(
-            f"cursor {text[:80]!r} is none of ours: pass the one that the last page gave"
-        ) from None
+        raise InvalidQuery(f"cursor {text[:80]!r} is none of ours: pass the one that the last page gave") from None
     return cursor
 
 
@@ -68,9 +66,7 @@ class Pager:
         states = [state] if state else list(State)
         at = read_cursor(cursor) if cursor else Cursor(states[0])
         if at.state not in states:
-            raise InvalidQuery(
-                f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them"
-            )
+            raise InvalidQuery(f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them")
         # the spec starts with its type, so an encoded prefix finds it without decoding
         prefix = b'{"type":%b,' % msgspec.json.encode(type_) if type_ else b""
         rows: list[JobRow] = []
@@ -117,9 +113,7 @@ class Pager:
         :raises InvalidQuery: the verb does not take that state, or the state knows no age.
         """
         allowed = (
-            (State.FAILED, State.COMPLETED)
-            if verb == "retry"
-            else tuple(s for s in State if s is not State.ACTIVE)
+            (State.FAILED, State.COMPLETED) if verb == "retry" else tuple(s for s in State if s is not State.ACTIVE)
         )
         if state not in allowed:
             raise InvalidQuery(f"cannot {verb} all {state} jobs: it takes {', '.join(allowed)}")

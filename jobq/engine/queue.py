@@ -163,17 +163,13 @@ class Queue:
         :raises StoreError: the queue is not open.
         """
         if self._store is None:
-            raise StoreError(
-                f"queue {self.name!r} is not open: use 'async with queue:' or 'await queue.open()'"
-            )
+            raise StoreError(f"queue {self.name!r} is not open: use 'async with queue:' or 'await queue.open()'")
         return self._store
 
     def new_store(self, connection: Connection) -> Store:
         """The same verbs on another connection; a worker's heartbeat thread has its own."""
         clock = self.clock
-        return Store(
-            connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None
-        )
+        return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 
@@ -279,9 +275,7 @@ class Queue:
                 words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - {options.key}"
             if new.idempotency_key:
                 # what makes two requests the same: everything but the time
-                fingerprint = hashlib.blake2b(
-                    _encode(msgspec.structs.replace(spec, at=0)), digest_size=9
-                ).hexdigest()
+                fingerprint = hashlib.blake2b(_encode(msgspec.structs.replace(spec, at=0)), digest_size=9).hexdigest()
                 words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
         return job_id, encoded, words, fingerprint
 
@@ -433,9 +427,7 @@ class Queue:
         :raises WrongState: it is finished.
         """
         record = AttemptError(attempt=0, at=self.store.now_ms(), type=KILLED, message="killed by an operator")
-        await self._move(
-            self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active")
-        )
+        await self._move(self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active"))
 
     async def remove(self, job_id: str) -> None:
         """A job that is not running goes, with everything that is known of it.
@@ -483,9 +475,7 @@ class Queue:
     ) -> None:
         state = (await self.store.do(call))[0]
         if state.startswith("key "):
-            raise WrongState(
-                job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key"
-            )
+            raise WrongState(job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key")
         if not state:
             row = await self.get(job_id)
             raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")

@@ -188,7 +188,12 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
             try:
                 return await source.loop.run_in_executor(source.threads, lambda: here.run(task.fn, **kwargs))
             except asyncio.CancelledError:
-                log.warning("a thread cannot be stopped; it is fenced off", queue=source.name, job_id=context.id, reason=run.reason)
+                log.warning(
+                    "a thread cannot be stopped; it is fenced off",
+                    queue=source.name,
+                    job_id=context.id,
+                    reason=run.reason,
+                )
                 source.abandon_thread()
                 raise
             except StopIteration as error:

@@ -29,9 +29,7 @@ class Signature:
             raise TypeError(
                 f"{fn.__qualname__}: {error}; types of a handler's parameters must be importable at run time"
             ) from None
-        self.returns: Any = (
-            Any if signature.return_annotation is signature.empty else signature.return_annotation
-        )
+        self.returns: Any = Any if signature.return_annotation is signature.empty else signature.return_annotation
         self.injected: dict[str, type[Context] | Depends[Any]] = {}
         self.open = False
         """True with ``**kwargs``: unknown fields are passed on instead of refused."""
@@ -55,9 +53,7 @@ class Signature:
                 fields.append((parameter.name, kind))
             elif isinstance(parameter.default, list | dict | set | bytearray):
                 default: Any = parameter.default
-                fields.append(
-                    (parameter.name, kind, msgspec.field(default_factory=lambda d=default: copy.copy(d)))
-                )
+                fields.append((parameter.name, kind, msgspec.field(default_factory=lambda d=default: copy.copy(d))))
             else:
                 fields.append((parameter.name, kind, parameter.default))
         self.names = tuple(field[0] for field in fields)

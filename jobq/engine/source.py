@@ -56,7 +56,13 @@ class Outbox:
 
     def __bool__(self) -> bool:
         return bool(
-            self.completed or self.retried or self.failed or self.released or self.deferred or self.progress or self.logs
+            self.completed
+            or self.retried
+            or self.failed
+            or self.released
+            or self.deferred
+            or self.progress
+            or self.logs
         )
 
 
@@ -66,7 +72,9 @@ class Source:
     ``runs`` holds every job from its claim until its settle is confirmed: what is in it is renewed.
     """
 
-    def __init__(self, queue: Queue, weight: int, pool: Pool, worker: str, resources: Resources, children: Children) -> None:
+    def __init__(
+        self, queue: Queue, weight: int, pool: Pool, worker: str, resources: Resources, children: Children
+    ) -> None:
         self.queue = queue
         self.name = queue.name
         self.store = queue.store
@@ -121,7 +129,8 @@ class Source:
         outbox.completed += (
             run.id,
             run.token,
-            b'{"started":%d,"ran":%d,"worker":%b,"result":%b}' % (started, micros // 1000, self._worker_json, bytes(result)),
+            b'{"started":%d,"ran":%d,"worker":%b,"result":%b}'
+            % (started, micros // 1000, self._worker_json, bytes(result)),
             "" if spec.retention is None else spec.retention,
         )
         counts = outbox.counts
@@ -177,7 +186,9 @@ class Source:
         if what == "progress":
             self.outbox.progress += (run.id, run.token, value)
         else:
-            line = _encode(LogLine(at=time_ns() // 1_000_000, message=str(value)[:8192].encode(errors="replace").decode()))
+            line = _encode(
+                LogLine(at=time_ns() // 1_000_000, message=str(value)[:8192].encode(errors="replace").decode())
+            )
             self.outbox.logs += (run.id, run.token, line)
         self.loop.call_soon_threadsafe(self._pool.notify)
 
@@ -256,7 +267,9 @@ class Source:
                     log.debug(kind, queue=self.name, job_id=job_id.decode())
         if lost and not repeated:
             for job_id in lost:
-                log.warning("settled too late: the lease was lost", queue=self.name, job_id=job_id.decode(), outcome=kind)
+                log.warning(
+                    "settled too late: the lease was lost", queue=self.name, job_id=job_id.decode(), outcome=kind
+                )
 
     def took(self, claimed: Claimed, now: float) -> list[Run]:
         """The claimed jobs, held from here on."""
@@ -303,5 +316,6 @@ class Source:
 
     def report(self, error: StoreError) -> None:
         """A trip failed; the outcomes are kept."""
-        log.warning("no trip to Redis; outcomes are kept and sent again", queue=self.name, error=str(error), held=len(self.runs))
-
+        log.warning(
+            "no trip to Redis; outcomes are kept and sent again", queue=self.name, error=str(error), held=len(self.runs)
+        )

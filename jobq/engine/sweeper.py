@@ -77,13 +77,18 @@ class Sweeper:
                 run.spec = read_spec(run.raw)
             except Exception:  # noqa: BLE001 - an unreadable row still has to end somewhere
                 log.warning("unreadable job", queue=source.name, job_id=run.id.decode())
-            source.failed(run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network"))
+            source.failed(
+                run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network")
+            )
         return len(claimed.ids)
 
     async def tidy(self, source: Source) -> None:
         """Remove what is past its retention, in pages."""
         store, queue = source.store, source.queue
-        while await store.do(store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE)) == TRIM_PAGE:
+        while (
+            await store.do(store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))
+            == TRIM_PAGE
+        ):
             pass
         while await store.do(store.expire(TRIM_PAGE)) == TRIM_PAGE:
             pass

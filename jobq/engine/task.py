@@ -47,9 +47,7 @@ class Task(Generic[P, R]):
         self.signature = Signature(fn)
         self.kind: Kind = "process" if isolate else "async" if inspect.iscoroutinefunction(fn) else "thread"
         if isolate and "<locals>" in fn.__qualname__:
-            raise TypeError(
-                f"{fn.__qualname__}: a child process can only find handlers at the top level of a module"
-            )
+            raise TypeError(f"{fn.__qualname__}: a child process can only find handlers at the top level of a module")
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
 

@@ -164,7 +164,12 @@ class Worker:
             asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
             *(asyncio.create_task(self._listen(source), name="jobq-control") for source in pool.sources),
         ]
-        log.info("worker started", worker=self.name, queues=[queue.name for queue, _ in self._queues], concurrency=self.concurrency)
+        log.info(
+            "worker started",
+            worker=self.name,
+            queues=[queue.name for queue, _ in self._queues],
+            concurrency=self.concurrency,
+        )
         try:
             stopped = asyncio.create_task(self._stopped.wait())
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +177,11 @@ class Worker:
                 stopped.cancel()
                 for task in tasks:
                     if task.done() and not task.cancelled() and task.exception():
-                        log.error("the worker's own task failed; the worker stops", task=task.get_name(), exc_info=task.exception())
+                        log.error(
+                            "the worker's own task failed; the worker stops",
+                            task=task.get_name(),
+                            exc_info=task.exception(),
+                        )
         finally:
             await self._wind_down(pool, tasks)
             await asyncio.to_thread(heartbeat.stop, 3.0)
@@ -195,7 +204,9 @@ class Worker:
         await asyncio.wait([hurry, waiting], return_when=asyncio.FIRST_COMPLETED)
         if not (waiting.done() and waiting.result()):
             waiting.cancel()
-            running = [run for source in pool.sources for run in source.runs.values() if run.task is not None and not run.ended]
+            running = [
+                run for source in pool.sources for run in source.runs.values() if run.task is not None and not run.ended
+            ]
             if running:
                 log.warning("stopping: handing back running jobs", running=len(running))
             for run in running:

@@ -54,9 +54,7 @@ def translate(error: Exception) -> StoreError:
         return StoreRefused(f"Redis refuses this user: {text}")
     if isinstance(error, exceptions.ReadOnlyError) or text.startswith(_TRANSIENT):
         return StoreUnavailable(f"Redis cannot write now: {text}")
-    if isinstance(
-        error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError
-    ):
+    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError):
         return StoreUnavailable(f"no answer from Redis: {text}")
     return StoreError(f"Redis: {text}")
 

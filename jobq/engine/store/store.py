@@ -194,9 +194,7 @@ class Store:
         if isinstance(refused, StoreError):
             raise refused
         if isinstance(confirmed, Exception):
-            raise DurabilityUnavailable(
-                f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued"
-            )
+            raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
         copies = confirmed[0] if isinstance(confirmed, list) else confirmed
         if not copies:
             raise DurabilityUnavailable(
@@ -248,9 +246,7 @@ class Store:
         """Flat triples id, token, JSON lines. Answers the lost."""
         return Call("log", jobs, read_as_is)
 
-    def reap(
-        self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int
-    ) -> Call[Claimed | None]:
+    def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
         """Jobs whose lease ran out, claimed by the sweeper."""
         return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms], read_claimed)
 
@@ -376,9 +372,7 @@ class Store:
 
 async def wait_for_wake(stores: Sequence[Store], block: float) -> Store | None:
     """Block on the wake tokens of queues on one connection for up to ``block`` seconds; whose token it was, or None."""
-    reply = await stores[0].command(
-        b"BZPOPMIN", *(store.keys["wake"] for store in stores), block, patience=block
-    )
+    reply = await stores[0].command(b"BZPOPMIN", *(store.keys["wake"] for store in stores), block, patience=block)
     if not reply:
         return None
     return next(store for store in stores if store.keys["wake"] == reply[0])
