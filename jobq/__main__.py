@@ -1,0 +1,10 @@
+"""The door of the command line: ``jobq`` and ``python -m jobq``."""
+
+from __future__ import annotations
+
+import sys
+
+from jobq.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

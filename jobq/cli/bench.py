@@ -1,0 +1,25 @@
+"""``jobq bench``: the door to the benchmark harness, which is not loaded by anything else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from jobq.errors import JobqError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jobq.settings import Settings
+
+
+def bench(args: argparse.Namespace, settings: Settings) -> int:
+    """Hand the remaining arguments to ``jobq.bench.main``.
+
+    :raises JobqError: this installation has no benchmarks.
+    """
+    try:
+        harness = importlib.import_module("jobq.bench")
+    except ModuleNotFoundError as error:
+        raise JobqError(f"the benchmarks cannot be loaded: {error}") from None
+    return harness.main([word for word in args.arguments if word != "--"], settings)

@@ -1,0 +1,131 @@
+"""``jobq dev``: server, REST and workers with one command, and a screen that says what runs where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from jobq.cli.serve import check_bind, listen, url
+from jobq.cli.session import on_stop_signals, run
+from jobq.cli.work import SETTLING, command
+from jobq.engine.supervisor import Supervisor
+from jobq.engine.target import load_target
+from jobq.logging import configure, redact
+from jobq.settings import Settings
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jobq.engine.queue import Queue
+
+GRACE = 3.0
+"""Seconds for running jobs after Ctrl-C, unless set otherwise: whoever develops does not wait 25."""
+
+
+def dev(args: argparse.Namespace, settings: Settings) -> int:
+    """Run everything until Ctrl-C."""
+    if "JOBQ_GRACE" not in os.environ:
+        os.environ["JOBQ_GRACE"] = str(GRACE)
+        settings = Settings.from_env()
+    configure(settings)
+    check_bind(settings)
+    return run(_dev(args.target, load_target(args.target), args.processes, settings))
+
+
+async def _dev(target: str, queues: list[Queue], processes: int, settings: Settings) -> int:
+    stop = asyncio.Event()
+    supervisor = Supervisor(command(target), processes, name="worker", grace=settings.grace + SETTLING)
+
+    def on_signal() -> None:
+        if not stop.is_set():
+            print("\nstopping; once more to stop at once", file=sys.stderr)
+        stop.set()
+        supervisor.stop()
+
+    on_stop_signals(on_signal)
+    bound: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(listen(queues, settings, stop, lambda host, port: bound.set_result((host, port))))
+    await asyncio.wait([serving, bound], return_when=asyncio.FIRST_COMPLETED)
+    if bound.done():
+        print(screen(queues, settings, url(*bound.result()), processes), flush=True)
+        serving.add_done_callback(lambda _: stop.is_set() or supervisor.stop())
+        code = await supervisor.run()
+        stop.set()
+        await serving
+        return code
+    bound.cancel()
+    await serving
+    return 0
+
+
+def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -> str:
+    """What runs where, and three lines to try."""
+    first = queues[0]
+    jobs = f"{settings.concurrency} jobs at a time each"
+    servers = dict.fromkeys(_server(queue) for queue in queues)
+    rows = [
+        *(("queue", f"{queue.name}: {', '.join(sorted(queue.tasks)) or 'no types'}") for queue in queues),
+        *(("redis", words) for words in servers),
+        ("rest", f"{rest}  (documentation: {rest}/docs)"),
+        ("workers", f"{processes} {'process' if processes == 1 else 'processes'}, {jobs}"),
+    ]
+    key = '-H "Authorization: Bearer $KEY" ' if settings.api_keys else ""
+    example = msgspec.json.encode(_example(first)).decode()
+    curls = [
+        f"curl {key}{rest}/jobs/enqueue -H 'Content-Type: application/json' -d {shlex.quote(example)}",
+        f"curl {key}{rest}/jobs/stats",
+        f"curl {key}'{rest}/jobs?state=completed&limit=3'",
+    ]
+    return "\n".join(
+        [
+            "",
+            *(f"  {name:<9}{words}" for name, words in rows),
+            "",
+            "  Try, in another terminal:",
+            "",
+            *(f"  {line}" for line in curls),
+            "",
+            "  Ctrl-C stops all of it and keeps the data.",
+            "",
+        ]
+    )
+
+
+def _server(queue: Queue) -> str:
+    address = queue.store.connection.url
+    embedded = queue.settings.redis_url is None and address.endswith(".server")
+    return f"embedded, its data in {queue.settings.data_path}" if embedded else str(redact(address))
+
+
+def _example(queue: Queue) -> dict[str, Any]:
+    """A job that the queue's first type takes."""
+    for task in queue.tasks.values():
+        return {"type": task.name, "payload": _sample(task.schema(), task.schema())}
+    return {"type": "anything", "payload": {}}
+
+
+_BY_TYPE: dict[str, Any] = {"string": "text", "integer": 1, "number": 1.5, "boolean": True, "array": [], "null": None}
+
+
+def _sample(schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """A value that a JSON schema made by msgspec takes; only what is required."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return _sample(root.get("$defs", {}).get(name, {}), root)
+    if "examples" in schema:
+        return schema["examples"][0]
+    for one_of in ("enum", "anyOf", "oneOf"):
+        if one_of in schema:
+            first = schema[one_of][0]
+            return first if one_of == "enum" else _sample(first, root)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("type") == "object" or "properties" in schema:
+        required = schema.get("required", [])
+        return {name: _sample(schema["properties"][name], root) for name in required}
+    return schema.get("minimum", _BY_TYPE.get(str(schema.get("type"))))

@@ -1,0 +1,117 @@
+"""Commands that move jobs: retry, kill, promote, rm, pause, resume."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from jobq.cli import render
+from jobq.cli.session import one_queue, run, split_id
+from jobq.engine.job import State
+from jobq.errors import JobqError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Awaitable, Callable
+
+    from jobq.settings import Settings
+
+
+def retry(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq retry``."""
+    if args.all:
+        return _all(args, settings, "retried", "retry_all")
+    return _each(args, settings, "retried", "retry")
+
+
+def rm(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq rm``."""
+    if args.all:
+        if not args.state:
+            return _refuse("say of which state: --state failed --all")
+        return _all(args, settings, "removed", "remove_all")
+    return _each(args, settings, "removed", "remove")
+
+
+def kill(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq kill``."""
+    return _each(args, settings, "killed", "kill")
+
+
+def promote(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq promote``."""
+    return _each(args, settings, "promoted", "promote")
+
+
+def pause(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq pause``."""
+    _switch(args, settings, "pause", paused=True)
+
+
+def resume(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq resume``."""
+    _switch(args, settings, "resume", paused=False)
+
+
+def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: bool) -> None:
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await getattr(queue, verb)()
+            if args.json:
+                render.print_json({"queue": queue.name, "paused": paused})
+            else:
+                print(f"{verb}d {queue.name}")
+
+    run(main())
+
+
+def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> int:
+    """Move the jobs that are named. One that cannot be moved is reported and does not keep the others."""
+    if not args.ids:
+        return _refuse("say which job: ID" + (", or --all" if "all" in args else ""))
+
+    async def main() -> int:
+        code = 0
+        for word in args.ids:
+            name, job_id = split_id(word, args.queue)
+            async with one_queue(name, settings) as queue:
+                try:
+                    await getattr(queue, verb)(job_id)
+                except JobqError as error:
+                    print(f"jobq: {error}", file=sys.stderr)
+                    code = 1
+                    continue
+                if args.json:
+                    render.print_json({"id": f"{queue.name}:{job_id}", done: True})
+                else:
+                    print(f"{done} {queue.name}:{job_id}")
+        return code
+
+    return run(main())
+
+
+def _all(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> int:
+    """Move all jobs of a state, in pages, with a bar."""
+    if args.ids:
+        return _refuse("either IDs or --all, not both")
+
+    async def main() -> int:
+        state = State(args.state)
+        async with one_queue(args.queue, settings) as queue:
+            total = getattr(await queue.stats(), state)
+            total = min(total, args.limit or total)
+            move: Callable[..., Awaitable[int]] = getattr(queue, verb)
+            with render.progress(f"{done} of {queue.name}", total, quiet=args.json) as heard:
+                count = await move(state, older_than=args.older_than, limit=args.limit, progress=heard)
+            if args.json:
+                render.print_json({"queue": queue.name, "state": state, done: count})
+            else:
+                print(f"{done} {count} {state} {'job' if count == 1 else 'jobs'} of {queue.name}")
+        return 0
+
+    return run(main())
+
+
+def _refuse(words: str) -> int:
+    print(f"jobq: {words}", file=sys.stderr)
+    return 2

@@ -1,0 +1,77 @@
+"""Types of the command line's arguments: each turns a word into a value or says what it takes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jobq.engine.job import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(word: str) -> float:
+    """ "5", "1.5s", "10m", "2h", "7d", "250ms" in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", word)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{word!r} is no time: 5 (seconds), 250ms, 10m, 2h or 7d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number, not below ``least``."""
+
+    def number(word: str) -> int:
+        try:
+            value = int(word)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{word!r}: it takes a whole number from {least} up")
+        return value
+
+    return number
+
+
+def weight(word: str) -> tuple[str, int]:
+    """ "email=3": the queue's name and its weight."""
+    name, equals, number = word.partition("=")
+    if not name or not equals or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes QUEUE=N, N from 1 up")
+    return name, int(number)
+
+
+def backoff(word: str) -> Backoff:
+    """ "fixed:5s" or "exponential:1s:1h" (first delay, longest delay)."""
+    kind, *times = word.split(":")
+    if kind not in ("fixed", "exponential") or not 1 <= len(times) <= (1 if kind == "fixed" else 2):
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes fixed:DELAY or exponential:DELAY[:LONGEST]")
+    delay, *longest = [round(seconds(time) * 1000) for time in times]
+    if kind == "fixed":
+        return Backoff(type="fixed", delay=delay)
+    return Backoff(delay=delay, max=longest[0]) if longest else Backoff(delay=delay)
+
+
+def json(word: str) -> msgspec.Raw:
+    """A JSON document, kept byte for byte; "-" reads it from stdin."""
+    text = sys.stdin.read().strip() if word == "-" else word
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"this is no JSON: {error}") from None
+    return msgspec.Raw(text.encode())
+
+
+def json_object(word: str) -> dict[str, object]:
+    """A JSON object."""
+    try:
+        return msgspec.json.decode(word, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"this is no JSON object: {error}") from None
