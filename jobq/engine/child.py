@@ -15,8 +15,7 @@ import sys
 import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -25,8 +24,12 @@ from jobq.engine.context import Context, current
 from jobq.engine.inject import Resources, provide
 from jobq.engine.outcome import InvalidPayload, format_traceback, type_name
 from jobq.engine.rows import read_spec
-from jobq.engine.task import Task
 from jobq.errors import Discard, Retry
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from jobq.engine.task import Task
 
 _order = msgspec.msgpack.Decoder(Order).decode
 _encode = msgspec.json.Encoder().encode

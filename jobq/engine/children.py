@@ -1,7 +1,8 @@
 """Child processes for ``isolate="process"``: what a kill or a timeout can really end.
 
 A child runs one job at a time and is kept for the next. Parent and child talk in length-prefixed msgpack frames over a
-socket pair; the child loads the handler's module by name or file, as ``multiprocessing``'s spawn does, never from a payload.
+socket pair. The child loads the handler's module by name or file, as ``multiprocessing``'s spawn does; the parent's
+registry says which, never a payload.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import signal
 import socket
 import struct
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -133,7 +133,7 @@ class Children:
         file = getattr(module, "__file__", None)
         order = Order(
             module=task.fn.__module__,
-            file=str(Path(file).resolve()) if file else None,
+            file=os.path.realpath(file) if file else None,
             qualname=task.fn.__qualname__,
             queue=context.queue,
             id=context.id,

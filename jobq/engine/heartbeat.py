@@ -1,7 +1,7 @@
 """The heartbeat: a thread with its own event loop and connection renews the leases of a worker.
 
-So a handler that blocks the worker's event loop keeps its leases instead of being run a second time elsewhere. The thread
-also watches that loop: it says where it hangs, and gives it up after ``stuck_after``.
+So a handler that blocks the worker's event loop keeps its leases instead of being run a second time elsewhere. The
+thread also watches that loop: it says where it hangs, and gives it up after ``stuck_after``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.job import WorkerRow
 from jobq.engine.log import get_logger
 from jobq.engine.store import Connection, Store
 from jobq.errors import StoreError
@@ -23,6 +22,7 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobq.engine.job import WorkerRow
     from jobq.engine.pool import Pool
     from jobq.engine.source import Source
 
@@ -36,7 +36,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Heartbeat(threading.Thread):
-    """Renews until ``stop``; ``stuck_after`` seconds bound a blocked loop, then ``given_up`` is called, in this thread."""
+    """Renews until ``stop``. A loop blocked for ``stuck_after`` seconds is given up: ``given_up``, in this thread."""
 
     def __init__(
         self, pool: Pool, describe: Callable[[], WorkerRow], stuck_after: float, given_up: Callable[[], None] | None
@@ -154,5 +154,5 @@ class Heartbeat(threading.Thread):
         self._answered = time.monotonic()
 
     def _stack(self) -> str:
-        frame = sys._current_frames().get(self._watched)  # noqa: SLF001 - the documented way to another thread's stack
+        frame = sys._current_frames().get(self._watched)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented; there is no other way
         return "".join(traceback.format_stack(frame)[-12:]) if frame else ""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jobq.engine.context import Context, Depends
 from jobq.engine.signature import injection
@@ -66,7 +66,7 @@ async def resolve(
     if inspect.isawaitable(value):
         return await value
     if isinstance(value, contextlib.AbstractAsyncContextManager):
-        return await stack.enter_async_context(value)
+        return await stack.enter_async_context(cast("contextlib.AbstractAsyncContextManager[Any]", value))
     return value
 
 

@@ -82,7 +82,7 @@ class Keeper:
 
     def _server_stands(self) -> bool:
         """Greet the users of a server that became ready; start the server again if it died."""
-        assert self.server  # noqa: S101 - _start() ran
+        assert self.server
         if self.server.poll() is not None:
             if not self.was_ready:
                 self._tell_all(f"failed: exit code {self.server.returncode}: {self._last_words()}")

@@ -7,15 +7,18 @@ One event per transition at debug, one per failure at warning. Fields travel as 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-def _to_extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _to_extra(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Fields as ``extra``. A name that a LogRecord has itself would raise in the middle of a run: it gets a '_'."""
     message = event.pop("event")
     out: dict[str, Any] = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}

@@ -24,23 +24,23 @@ TRACEBACK_MAX: Final = 8_000
 _encode = msgspec.json.Encoder().encode
 
 
-class InvalidPayload(Exception):  # noqa: N818 - its name is what operators read in the job's errors
+class InvalidPayload(Exception):
     """The payload does not fit the handler's signature (any more); running it again cannot help."""
 
 
-class Timeout(Exception):  # noqa: N818 - its name is what operators read in the job's errors
+class Timeout(Exception):
     """The run took longer than the job's timeout."""
 
 
-class LeaseExpired(Exception):  # noqa: N818 - its name is what operators read in the job's errors
+class LeaseExpired(Exception):
     """The worker stopped renewing: it was killed, lost its network, or hung."""
 
 
-class ProcessCrashed(Exception):  # noqa: N818 - its name is what operators read in the job's errors
+class ProcessCrashed(Exception):
     """The child process that ran the handler died."""
 
 
-class Reported(Exception):  # noqa: N818 - the error stands for one in another process
+class Reported(Exception):
     """An error that a child process reported: its own type, message and traceback."""
 
     def __init__(self, type_: str, message: str, trace: str | None, *, final: bool, delay: float | None) -> None:

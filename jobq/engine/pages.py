@@ -124,7 +124,8 @@ class Pager:
         highest = "" if state in (State.WAITING, State.BLOCKED) else str(now - to_ms(older_than or 0))
         if state is State.DELAYED and older_than is None:
             highest = ""
-        moved, cursor = 0, ("", "")
+        moved = 0
+        cursor: tuple[str, str] = ("", "")
         while limit is None or moved < limit:
             size = CHUNK if limit is None else min(CHUNK, limit - moved)
             reply: list[Any] = await self._store.do(

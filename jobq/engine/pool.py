@@ -1,8 +1,8 @@
 """Slots, lanes and the waker: what keeps a worker's slots full.
 
-Two lanes go to Redis and back, so that one trip is under way while handlers run on what the other brought. A trip is one
-write of whole scripts: settle what is done, trim, promote what is due, claim for the free slots. A worker with free slots
-and nothing to claim blocks on the wake token and sets a timer for the next due job; nobody polls.
+Two lanes go to Redis and back, so that one trip is under way while handlers run on what the other brought. A trip is
+one write of whole scripts: settle what is done, trim, promote what is due, claim for the free slots. A worker with free
+slots and nothing to claim blocks on the wake token and sets a timer for the next due job; nobody polls.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class Pool:
         source.deep = got == want
         if source.deep:
             source.ready = True
-        if isinstance(promoted, list):
+        if not isinstance(promoted, StoreError):
             self._watch(source, promoted[1])
         if self.room() <= 0:
             self._full = True

@@ -121,8 +121,8 @@ class Producer:
 
     async def _trip(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
         flat: list[Any] = []
-        for row in rows:
-            flat += row[:3]
+        for job_id, spec, options, _ in rows:
+            flat += (job_id, spec, options)
         if self._durability == "none":
             refused = await self._store.do(self._store.enqueue(flat))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
@@ -46,16 +45,14 @@ from jobq.errors import (
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from jobq.engine.context import Context
     from jobq.engine.store import Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Durability = Literal["none", "fsynced", "replicated"]
-Middleware = "Callable[[Context, Callable[[], Awaitable[Any]]], Awaitable[Any]]"
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _encode = msgspec.json.Encoder().encode
 
@@ -179,7 +176,7 @@ class Queue:
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[Given]
+        self, /, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[Given]
     ) -> _Decorator: ...
     def task(
         self,
@@ -197,7 +194,7 @@ class Queue:
         """
 
         def register(fn: Callable[..., Any]) -> Task[..., Any]:
-            task = Task(self, fn, name or fn.__name__, merge(Options(), given), isolate)
+            task: Task[..., Any] = Task(self, fn, name or fn.__name__, merge(Options(), given), isolate)
             if task.name in self.tasks:
                 raise InvalidJob(
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
@@ -361,7 +358,7 @@ class Queue:
         *,
         type: str | None = None,
         limit: int = 50,
-        cursor: str | None = None,  # noqa: A002
+        cursor: str | None = None,
     ) -> Page:
         """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
 

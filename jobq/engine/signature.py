@@ -1,10 +1,10 @@
-"""A handler's signature: which parameters are payload, which are injected, and the struct that validates the payload."""
+"""A handler's signature: what is payload, what is injected, and the struct that validates the payload."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
 import msgspec
 
@@ -41,7 +41,7 @@ class Signature:
                 continue
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
                 raise TypeError(
-                    f"{fn.__qualname__}({parameter}): a payload has names, so handlers take no *args and no positional-only"
+                    f"{fn.__qualname__}({parameter}): a payload has names, so no *args and no positional-only"
                 )
             marker = injection(parameter.annotation)
             if marker is not None:
@@ -52,8 +52,7 @@ class Signature:
             if parameter.default is parameter.empty:
                 fields.append((parameter.name, kind))
             elif isinstance(parameter.default, list | dict | set | bytearray):
-                default: Any = parameter.default
-                fields.append((parameter.name, kind, msgspec.field(default_factory=lambda d=default: copy.copy(d))))
+                fields.append((parameter.name, kind, msgspec.field(default_factory=_copier(parameter.default))))
             else:
                 fields.append((parameter.name, kind, parameter.default))
         self.names = tuple(field[0] for field in fields)
@@ -99,10 +98,17 @@ class Signature:
         return _encode(kwargs)
 
 
+def _copier(default: Any) -> Callable[[], Any]:
+    """A mutable default is copied for each run, so that one run cannot change the next one's."""
+    return lambda: copy.copy(default)
+
+
 def injection(annotation: Any) -> type[Context] | Depends[Any] | None:
     """What is to be injected for a parameter with this annotation, if anything."""
     if annotation is Context:
         return Context
     if get_origin(annotation) is Annotated:
-        return next((extra for extra in get_args(annotation)[1:] if isinstance(extra, Depends)), None)
+        for extra in get_args(annotation)[1:]:
+            if isinstance(extra, Depends):
+                return cast("Depends[Any]", extra)
     return None

@@ -11,7 +11,6 @@ from jobq.engine.job import LogLine, Spec
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.outcome import judge
 from jobq.engine.run import Run
-from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from jobq.engine.pool import Pool
     from jobq.engine.queue import Queue
     from jobq.engine.store import Call, Claimed, Settled
+    from jobq.errors import StoreError
 
 log = get_logger("jobq.worker")
 

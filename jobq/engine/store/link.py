@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import hiredis
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 Argument = bytes | str | int | float
-pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command
+pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
 
 _PASSWORD = re.compile(r"(//[^/@\s]*?:)[^/@\s]+@")
 _TRANSIENT = (
@@ -150,7 +150,7 @@ class Connection:
     @staticmethod
     async def _read(connection: AbstractConnection) -> Any:
         try:
-            return await connection.read_response(disconnect_on_error=False)
+            return cast("Any", await connection.read_response(disconnect_on_error=False))
         except exceptions.ReadOnlyError:
             # a failover made this node a replica: look for the new master on a new connection
             raise
@@ -175,12 +175,12 @@ class Connection:
             while True:
                 try:
                     async with asyncio.timeout(self.timeout):
-                        message = await connection.read_response()
+                        message = cast("Any", await connection.read_response())
                 except TimeoutError:
                     # a half-open socket is silent too: make the server say something
                     async with asyncio.timeout(self.timeout):
                         await connection.send_packed_command(pack((b"PING",)), check_health=False)
-                        message = await connection.read_response()
+                        message = cast("Any", await connection.read_response())
                 if message[0] == b"message":
                     heard(message[2])
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:

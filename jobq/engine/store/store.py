@@ -195,7 +195,8 @@ class Store:
             raise refused
         if isinstance(confirmed, Exception):
             raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
-        copies = confirmed[0] if isinstance(confirmed, list) else confirmed
+        # WAITAOF answers (local, replicas), WAIT a number
+        copies: int = confirmed[0] if durability == "fsynced" else confirmed
         if not copies:
             raise DurabilityUnavailable(
                 f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
@@ -219,7 +220,7 @@ class Store:
         return Call("complete", [self.now, len(counts) // 2, *counts, *jobs], read_settled)
 
     def retry(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Held jobs to delayed, charged: flat quintuples id, token, attempt, delay ms, error record. Answers the lost."""
+        """Held jobs to delayed, charged: flat groups id, token, attempt, delay ms, error record. Answers lost ids."""
         return Call("retry", [self.now, *jobs], read_as_is)
 
     def fail(self, jobs: list[Argument]) -> Call[Settled]:
