@@ -1,0 +1,178 @@
+"""``create_app``: the REST interface as an aiohttp application, alone or inside another one."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from jobq.engine.queue import Queue
+from jobq.http import docs, openapi, problems
+from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
+from jobq.http.call import Call, Hub, Limits
+from jobq.http.guard import LOCAL_NAMES, Guard, Rate
+from jobq.http.routes import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+    from jobq.settings import Settings
+
+Handler = "Callable[[web.Request], Awaitable[web.StreamResponse]]"
+SCOPE = "jobq_scope"
+"""The attribute of every handler that says which scope its route needs; a test walks the router."""
+
+
+def create_app(
+    *queues: Queue | Sequence[Queue],
+    settings: Settings | None = None,
+    api_keys: Sequence[ApiKey] | str | None = None,
+    allowed_hosts: Iterable[str] | None = None,
+    rate: float | None = None,
+    max_body: int | None = None,
+    max_bulk: int = 1000,
+    body_seconds: float = 30.0,
+) -> web.Application:
+    """The application for these queues; the plain routes serve the first. It opens and closes them.
+
+    ``api_keys``: what ``JOBQ_API_KEYS`` holds, or keys; none: everybody may do everything. ``allowed_hosts``:
+    names that the Host header may say. By default those of this machine, and the address that ``settings``
+    bind to; any where that is a public one, since there keys are needed, which no foreign page has. ``rate``:
+    calls a second for each key, or for each address where there are no keys; None: no limit. ``max_body``:
+    bytes of one request, by default four times the largest payload. ``max_bulk``: jobs in one request.
+    ``body_seconds``: time for a body to arrive.
+
+    :raises ValueError: no queue, or two of one name.
+    :raises SettingsError: an API key that cannot be read.
+    """
+    flat = [one for given in queues for one in ([given] if isinstance(given, Queue) else given)]
+    if not flat or len({queue.name for queue in flat}) < len(flat):
+        raise ValueError("create_app takes at least one queue, each with a name of its own")
+    settings = settings or flat[0].settings
+    given_keys = settings.api_keys if api_keys is None else api_keys
+    keys = Keyring(parse_keys(given_keys) if isinstance(given_keys, str) else given_keys or ())
+    guard = Guard(keys, _hosts(settings, allowed_hosts), Rate(rate) if rate else None)
+    body = max_body or 4 * max(queue.max_payload for queue in flat)
+    hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds))
+
+    app = web.Application(client_max_size=body)
+    _add_routes(app, hub)
+    _add_documents(app, hub, keys=bool(keys))
+    app.cleanup_ctx.append(_queues_of(hub))
+    app.on_shutdown.append(_end_polls(hub))
+    return app
+
+
+def _hosts(settings: Settings, given: Iterable[str] | None) -> Iterable[str] | None:
+    if given is not None:
+        return given
+    return (*LOCAL_NAMES, settings.http_host) if is_loopback(settings.http_host) else None
+
+
+def _add_routes(app: web.Application, hub: Hub) -> None:
+    for route in ROUTES:
+        door = _door(hub, route.scope, route.handler)
+        for path in route.paths():
+            _add(app, route.method, path, door)
+
+
+def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
+    described = openapi.document(keys=keys)
+    json = msgspec.json.encode(described)
+    page, policy = docs.page(described)
+    html_headers = problems.COMMON_HEADERS | {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": policy,
+    }
+    json_headers = problems.COMMON_HEADERS | {"Content-Type": "application/json"}
+
+    async def show_openapi(_: Call) -> web.Response:
+        return web.Response(body=json, headers=json_headers)
+
+    async def show_docs(_: Call) -> web.Response:
+        return web.Response(body=page, headers=html_headers)
+
+    _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi))
+    _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
+    # What no route takes comes here: 404, or 405 with the methods that the path does take.
+    app.router.add_route("*", "/{path:.*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
+
+
+def _add(app: web.Application, method: str, path: str, door: Any) -> None:
+    if method == "GET":
+        app.router.add_get(path, door, expect_handler=_expect)
+    else:
+        app.router.add_route(method, path, door, expect_handler=_expect)
+
+
+def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Response]]) -> Any:
+    """What aiohttp calls for a route: the guard, the handler, and every exception as a problem.
+
+    One coroutine instead of a stack of middlewares: enqueue is the hot path.
+    """
+    admit = hub.guard.admit
+
+    async def door(request: web.Request) -> web.Response:
+        try:
+            key = admit(request, scope) if scope else ANYONE
+            return await handler(Call(hub, request, key))
+        except Exception as error:
+            return problems.response(error)
+
+    setattr(door, SCOPE, scope)
+    return door
+
+
+def _patterns() -> list[tuple[re.Pattern[str], set[str]]]:
+    methods: dict[str, set[str]] = {"/docs": {"GET"}, "/openapi.json": {"GET"}}
+    for route in ROUTES:
+        for path in route.paths():
+            methods.setdefault(path, set()).add(route.method)
+    fixed_first = sorted(methods, key=lambda path: path.count("{"))
+    return [(re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))), methods[path]) for path in fixed_first]
+
+
+_PATTERNS = _patterns()
+
+
+async def _no_route(call: Call) -> web.Response:
+    path = "/" + call.request.match_info["path"]
+    methods = next((methods for pattern, methods in _PATTERNS if pattern.fullmatch(path)), None)
+    if methods:
+        allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+        raise problems.HttpProblem(
+            problems.METHOD_NOT_ALLOWED,
+            f"{path[:200]} takes {allowed}",
+            headers={"Allow": allowed},
+            allowed=sorted(methods),
+        )
+    raise problems.HttpProblem(problems.NOT_FOUND, f"no route {path[:200]!r}; /docs lists them all")
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """Expect: 100-continue, and no other expectation."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # what is sent ahead is no part of the response
+        return None
+    return problems.response(problems.HttpProblem(problems.EXPECTATION_FAILED, "send the request without Expect"))
+
+
+def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def opened(_: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for queue in hub.queues.values():
+                await stack.enter_async_context(queue)
+            yield
+
+    return opened
+
+
+def _end_polls(hub: Hub) -> Callable[[web.Application], Awaitable[None]]:
+    async def end(_: web.Application) -> None:
+        hub.end_polls()
+
+    return end

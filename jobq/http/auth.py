@@ -1,0 +1,159 @@
+"""API keys: hashed at rest, compared in constant time, with a scope, queues and an end.
+
+One key in the settings is ``name:sha256-of-the-key:scope[:queues[:expires]]``; several stand side by side,
+separated by commas, so a new one can be added before the old one goes. ``queues``: patterns as in a shell,
+separated by ``|``. ``expires``: a date or time as ISO 8601 writes it (UTC unless it says otherwise).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+from jobq.errors import SettingsError
+from jobq.http.problems import FORBIDDEN, UNAUTHENTICATED, HttpProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Scope(IntEnum):
+    """What a route asks for and a key grants; each holds those before it. ``PUBLIC`` asks for nothing."""
+
+    PUBLIC = 0
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+class ApiKey(NamedTuple):
+    """What is known of a key: never the key itself. ``expires``: unix seconds."""
+
+    name: str
+    sha256: str
+    scope: Scope
+    queues: tuple[str, ...] = ("*",)
+    expires: float | None = None
+
+    def may_reach(self, queue: str) -> bool:
+        """Whether the key is for this queue."""
+        return self.queues == ("*",) or any(fnmatchcase(queue, pattern) for pattern in self.queues)
+
+    def entry(self) -> str:
+        """The line for the settings."""
+        expires = [] if self.expires is None else [datetime.fromtimestamp(self.expires, UTC).isoformat()]
+        return ":".join([self.name, self.sha256, self.scope.name.lower(), "|".join(self.queues), *expires])
+
+
+ANYONE = ApiKey("anyone", "", Scope.ADMIN)
+"""Who asks where no keys are configured, which only a loopback address allows."""
+
+
+def hash_key(secret: str) -> str:
+    """A key's hash. Keys are random and long, so one round is enough."""
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+
+
+def new_key(
+    name: str, scope: Scope = Scope.WRITE, queues: Sequence[str] = ("*",), expires: float | None = None
+) -> tuple[str, ApiKey]:
+    """Make a key: the secret for its owner, and what the server may know of it."""
+    secret = f"jobq_{secrets.token_urlsafe(32)}"
+    return secret, ApiKey(name, hash_key(secret), scope, tuple(queues), expires)
+
+
+def parse_keys(text: str) -> list[ApiKey]:
+    """Read the keys out of the settings.
+
+    :raises SettingsError: naming the entry by its position, since it may hold what is secret.
+    """
+    return [_parse(position, entry.strip()) for position, entry in enumerate(text.split(","), 1) if entry.strip()]
+
+
+def _parse(position: int, entry: str) -> ApiKey:
+    where = f"API key {position}"
+    parts = entry.split(":", 4)
+    if len(parts) < 3:
+        raise SettingsError(f"{where}: it takes name:sha256-of-the-key:scope[:queues[:expires]]")
+    name, digest, scope, queues, expires = (*parts, "", "")[:5]
+    if not re.fullmatch(r"[\w.-]{1,64}", name):
+        raise SettingsError(f"{where}: the name takes 1 to 64 letters, digits, '_', '.', '-'")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()):
+        raise SettingsError(f"{where} ({name}): the second field is the key's sha256 in hex, never the key itself")
+    if scope not in ("read", "write", "admin"):
+        raise SettingsError(f"{where} ({name}): the scope is read, write or admin")
+    try:
+        until = _timestamp(expires) if expires else None
+    except ValueError:
+        raise SettingsError(f"{where} ({name}): expires takes a date or time like 2030-12-31") from None
+    return ApiKey(name, digest.lower(), Scope[scope.upper()], tuple(queues.split("|")) if queues else ("*",), until)
+
+
+def _timestamp(text: str) -> float:
+    when = datetime.fromisoformat(text)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+class Keyring:
+    """The keys that open this server. ``now``: unix seconds."""
+
+    def __init__(self, keys: Sequence[ApiKey], now: Callable[[], float] = time.time) -> None:
+        self._keys = tuple(keys)
+        self._now = now
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def find(self, authorization: str | None) -> ApiKey:
+        """Whose key the Authorization header holds.
+
+        :raises HttpProblem: none, or none that is valid.
+        """
+        kind, _, secret = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or not secret:
+            raise HttpProblem(UNAUTHENTICATED, "send the header 'Authorization: Bearer <API key>'")
+        digest = hash_key(secret.strip())
+        found = None
+        for key in self._keys:  # all of them, so that the time taken tells nothing
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        if found is None:
+            raise HttpProblem(UNAUTHENTICATED, "this API key is not known here")
+        if found.expires is not None and found.expires <= self._now():
+            raise HttpProblem(UNAUTHENTICATED, f"the API key {found.name!r} has expired; ask for a new one")
+        return found
+
+
+def require(key: ApiKey, scope: Scope) -> None:
+    """:raises HttpProblem: the key's scope does not hold the route's."""
+    if key.scope < scope:
+        need, have = scope.name.lower(), key.scope.name.lower()
+        raise HttpProblem(FORBIDDEN, f"this needs the scope {need!r}, the key {key.name!r} has {have!r}", scope=need)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_bind(host: str, keys: Sequence[ApiKey] | str | None) -> None:
+    """Refuse to serve the world without keys.
+
+    :raises SettingsError: the address can be reached from elsewhere and there is no API key.
+    """
+    if not keys and not is_loopback(host):
+        raise SettingsError(
+            f"{host or 'every address'} can be reached from other machines, and no API key is set: anybody"
+            " could run and delete jobs. Set JOBQ_API_KEYS, or bind to 127.0.0.1"
+        )

@@ -1,0 +1,234 @@
+"""One request on its way: what a handler gets, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from jobq.engine.ids import is_id
+from jobq.errors import JobNotFound
+from jobq.http.auth import ApiKey, Scope
+from jobq.http.problems import (
+    COMMON_HEADERS,
+    FORBIDDEN,
+    INVALID_QUERY,
+    TIMEOUT,
+    TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    HttpProblem,
+    not_found,
+    validation_problem,
+)
+from jobq.http.strict import check_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from jobq.engine.queue import Queue
+    from jobq.http.guard import Guard
+
+_audit = structlog.get_logger("jobq.audit")
+_encode = msgspec.json.Encoder().encode
+_HEADERS: Final = COMMON_HEADERS | {"Content-Type": "application/json"}
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one request may ask for. ``body``: bytes; ``body_seconds``: for the whole body to arrive."""
+
+    body: int
+    bulk: int = 1000
+    body_seconds: float = 30.0
+
+
+class Hub:
+    """What the routes of one application share."""
+
+    def __init__(self, queues: list[Queue], guard: Guard, limits: Limits) -> None:
+        self.queues = {queue.name: queue for queue in queues}
+        self.default = queues[0]
+        self.guard = guard
+        self.limits = limits
+        self._polls: set[asyncio.Timeout] = set()
+        self._closing = False
+
+    @asynccontextmanager
+    async def polling(self, seconds: float) -> AsyncGenerator[None]:
+        """A long poll: ends with ``TimeoutError`` after its time, or as soon as the server closes."""
+        async with asyncio.timeout(0 if self._closing else seconds) as poll:
+            self._polls.add(poll)
+            try:
+                yield
+            finally:
+                self._polls.discard(poll)
+
+    def end_polls(self) -> None:
+        """Let every long poll answer now, so that they do not hold up the server's end."""
+        self._closing = True
+        now = asyncio.get_running_loop().time()
+        for poll in self._polls:
+            poll.reschedule(now)
+
+
+class Call:
+    """A request that was let in, and whose it is."""
+
+    __slots__ = ("hub", "key", "request")
+
+    def __init__(self, hub: Hub, request: web.Request, key: ApiKey) -> None:
+        self.hub = hub
+        self.request = request
+        self.key = key
+
+    @property
+    def tracebacks(self) -> bool:
+        """Whether this caller may see tracebacks: they tell of the inside of the workers."""
+        return self.key.scope >= Scope.WRITE
+
+    @property
+    def queue(self) -> Queue:
+        """The queue named in the path, or the default.
+
+        :raises HttpProblem: it is not served here, or not for this key.
+        """
+        name = self.request.match_info.get("queue")
+        return self._reach(self.hub.default if name is None else self._serve(name))
+
+    def job(self) -> tuple[Queue, str]:
+        """The queue and the id of the job in the path; an id without its queue means the path's, or the
+        default.
+
+        :raises HttpProblem: the queue is not for this key.
+        :raises JobNotFound: no such job can be here.
+        """
+        given = self.request.match_info["id"]
+        prefix, _, job_id = given.rpartition(":")
+        named = self.request.match_info.get("queue") or prefix
+        queue = (
+            self._serve(named)
+            if self.request.match_info.get("queue")
+            else self.hub.queues.get(named or self.hub.default.name)
+        )
+        if queue is None or not is_id(job_id) or prefix not in ("", queue.name):
+            raise JobNotFound(given[:200])
+        return self._reach(queue), job_id
+
+    def _serve(self, name: str) -> Queue:
+        queue = self.hub.queues.get(name)
+        if queue is None:
+            not_found(name, [known for known in self.hub.queues if self.key.may_reach(known)])
+        return queue
+
+    def _reach(self, queue: Queue) -> Queue:
+        if not self.key.may_reach(queue.name):
+            raise HttpProblem(
+                FORBIDDEN, f"the key {self.key.name!r} is not for the queue {queue.name!r}", queue=queue.name
+            )
+        return queue
+
+    def query(self, kind: type[Struct]) -> Struct:
+        """The query string as a struct.
+
+        :raises HttpProblem: an unknown parameter, one given twice, or one out of its range.
+        """
+        given = self.request.query
+        if not given:
+            return convert_query({}, kind)
+        if len(set(given)) != len(given):
+            raise HttpProblem(INVALID_QUERY, "a query parameter is given twice; give each once")
+        return convert_query(dict(given), kind)
+
+    async def body(self) -> bytes:
+        """The body, as sound JSON.
+
+        :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
+        :raises BadJSON: it is no JSON.
+        """
+        kind = self.request.headers.get("Content-Type")
+        if kind != "application/json":
+            _check_content_type(kind)
+        body = await self._read()
+        check_json(body)
+        return body
+
+    async def _read(self) -> bytes:
+        content = self.request.content
+        limit = self.hub.limits.body
+        if content.is_eof():  # it came with its head: nothing to wait for
+            body = content.read_nowait()
+            if len(body) > limit:
+                _too_large(len(body), limit)
+            return body
+        if (self.request.content_length or 0) > limit:
+            _too_large(self.request.content_length or 0, limit)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.hub.limits.body_seconds):
+                while chunk := await content.readany():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > limit:
+                        _too_large(size, limit)
+        except TimeoutError:
+            seconds = self.hub.limits.body_seconds
+            raise HttpProblem(
+                TIMEOUT, f"the body did not arrive within {seconds:g} s; send it faster or in parts"
+            ) from None
+        return b"".join(chunks)
+
+    def audit(self, action: str, queue: Queue, **facts: Any) -> None:
+        """Write down who changed what."""
+        _audit.info(action, queue=queue.name, key=self.key.name, remote=self.request.remote, **facts)
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A struct as JSON."""
+    return web.Response(body=_encode(value), status=status, headers=_HEADERS)
+
+
+def no_content() -> web.Response:
+    """Done, and nothing to say."""
+    return web.Response(status=204, headers=COMMON_HEADERS)
+
+
+def decode(decoder: msgspec.json.Decoder[Struct], body: bytes | msgspec.Raw) -> Struct:
+    """The body as a struct.
+
+    :raises HttpProblem: naming the field that does not fit.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise validation_problem(error, decoder.type) from None
+
+
+def convert_query(given: dict[str, str], kind: type[Struct]) -> Struct:
+    """Query parameters as a struct.
+
+    :raises HttpProblem: naming the parameter that does not fit.
+    """
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise validation_problem(error, kind) from None
+
+
+def _check_content_type(kind: str | None) -> None:
+    name, _, parameters = (kind or "").partition(";")
+    charset = parameters.strip().lower().replace(" ", "").replace('"', "")
+    if name.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+        given = f"it is {kind[:80]!r}" if kind else "there is none"
+        raise HttpProblem(UNSUPPORTED_MEDIA_TYPE, f"the header Content-Type must say application/json (UTF-8); {given}")
+
+
+def _too_large(size: int, limit: int) -> None:
+    raise HttpProblem(
+        TOO_LARGE, f"the body has {size} bytes or more, the limit is {limit}; send less at once", limit=limit
+    )

@@ -1,0 +1,123 @@
+"""Who may in: Host, origin, key and rate, before a handler sees the request."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, require
+from jobq.http.problems import CROSS_ORIGIN, MISDIRECTED, RATE_LIMITED, HttpProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from aiohttp import web
+
+LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Rate:
+    """A token bucket for each caller. ``per_second``: calls; a second's worth may come at once."""
+
+    _MOST = 10_000  # callers remembered; those whose bucket is full again are forgotten first
+
+    def __init__(self, per_second: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate = per_second
+        self._burst = max(per_second, 1.0)
+        self._now = now
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def wait(self, caller: str) -> float:
+        """Take a token: 0.0, or the seconds until there is one."""
+        now = self._now()
+        tokens, at = self._buckets.get(caller, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - at) * self._rate)
+        if tokens < 1:
+            return (1 - tokens) / self._rate
+        if len(self._buckets) >= self._MOST and caller not in self._buckets:
+            self._forget(now)
+        self._buckets[caller] = (tokens - 1, now)
+        return 0.0
+
+    def _forget(self, now: float) -> None:
+        full = self._burst / self._rate
+        self._buckets = {caller: bucket for caller, bucket in self._buckets.items() if now - bucket[1] < full}
+        if len(self._buckets) >= self._MOST:
+            self._buckets.clear()
+
+
+class Guard:
+    """The checks that every route but the public ones goes through.
+
+    ``hosts``: the names this server answers to; None: any, which is safe with keys only (a page that rebinds
+    its name to this address has no key to send).
+    """
+
+    def __init__(self, keys: Keyring, hosts: Iterable[str] | None, rate: Rate | None = None) -> None:
+        self._keys = keys
+        self._hosts = None if hosts is None else frozenset(name.lower().strip("[]") for name in hosts)
+        self._seen: set[str] = set()
+        self._rate = rate
+
+    def admit(self, request: web.BaseRequest, scope: Scope) -> ApiKey:
+        """Whose request it is.
+
+        :raises HttpProblem: it may not in.
+        """
+        headers = request.headers
+        host = headers.get("Host", "")
+        if self._hosts is not None and host not in self._seen:
+            self._check_host(host, self._hosts)
+        if request.method not in _SAFE:
+            site = headers.get("Sec-Fetch-Site")
+            origin = headers.get("Origin")
+            if site is not None or origin is not None:
+                _check_origin(site, origin, host)
+        key = ANYONE
+        if self._keys:
+            key = self._keys.find(headers.get("Authorization"))
+            require(key, scope)
+        if self._rate is not None:
+            _check_rate(self._rate, key.name if self._keys else str(request.remote))
+        return key
+
+    def _check_host(self, host: str, allowed: frozenset[str]) -> None:
+        if host_name(host) not in allowed:
+            raise HttpProblem(
+                MISDIRECTED,
+                f"the Host header says {host[:80]!r}; allowed are: {', '.join(sorted(allowed))}."
+                " Add yours with allowed_hosts",
+            )
+        if len(self._seen) < 64:  # as they were written, with ports; a handful in practice
+            self._seen.add(host)
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets, in lower case."""
+    name = host.rsplit(":", 1)[0] if ":" in host and not host.endswith("]") else host
+    return name.strip("[]").rstrip(".").lower()
+
+
+def _check_origin(site: str | None, origin: str | None, host: str) -> None:
+    if site not in (None, "same-origin", "none"):
+        raise HttpProblem(
+            CROSS_ORIGIN,
+            f"Sec-Fetch-Site is {site[:40]!r}; call from the server's own pages, or outside a browser",
+        )
+    try:
+        same = origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        same = False
+    if not same:
+        raise HttpProblem(
+            CROSS_ORIGIN,
+            "the Origin header is not this server's; call from its own pages, or outside a browser",
+        )
+
+
+def _check_rate(rate: Rate, caller: str) -> None:
+    if seconds := rate.wait(caller):
+        after = str(max(1, round(seconds + 0.5)))
+        raise HttpProblem(RATE_LIMITED, f"repeat after {after} s", headers={"Retry-After": after})

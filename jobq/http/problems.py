@@ -1,0 +1,212 @@
+"""Every error is a problem (RFC 9457): which exception becomes which, in one table."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from jobq import errors
+from jobq.http.strict import BadJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_log = structlog.get_logger("jobq.http")
+_encode = msgspec.json.Encoder().encode
+
+COMMON_HEADERS = {
+    "Server": "jobq",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_HEADERS = COMMON_HEADERS | {"Content-Type": "application/problem+json"}
+
+
+class Kind(NamedTuple):
+    """A kind of problem; ``slug`` ends its ``type``, which never changes."""
+
+    slug: str
+    status: int
+    title: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def type(self) -> str:
+        return f"urn:jobq:problem:{self.slug}"
+
+
+_SOON = (("Retry-After", "1"),)
+
+MALFORMED_REQUEST = Kind("malformed-request", 400, "The request is not sound HTTP")
+INVALID_JSON = Kind("invalid-json", 400, "The body is not sound JSON")
+UNAUTHENTICATED = Kind("unauthenticated", 401, "An API key is needed", (("WWW-Authenticate", 'Bearer realm="jobq"'),))
+FORBIDDEN = Kind("forbidden", 403, "The API key does not reach that far")
+CROSS_ORIGIN = Kind("cross-origin", 403, "A page of another origin must not change anything")
+NOT_FOUND = Kind("not-found", 404, "There is no such route")
+UNKNOWN_QUEUE = Kind("unknown-queue", 404, "This server does not serve that queue")
+JOB_NOT_FOUND = Kind("job-not-found", 404, "There is no such job")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The route does not take this method")
+TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
+WRONG_STATE = Kind("wrong-state", 409, "The job's state does not allow this")
+JOB_FAILED = Kind("job-failed", 409, "The job has failed, there is no result")
+JOB_KILLED = Kind("job-killed", 409, "The job was killed, there is no result")
+TOO_LARGE = Kind("too-large", 413, "The request is over a limit")
+UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
+EXPECTATION_FAILED = Kind("expectation-failed", 417, "Only Expect: 100-continue is known")
+MISDIRECTED = Kind("host-not-allowed", 421, "This server does not answer to that Host")
+UNKNOWN_FIELD = Kind("unknown-field", 422, "There is no such field")
+MISSING_FIELD = Kind("missing-field", 422, "A field is missing")
+INVALID_FIELD = Kind("invalid-field", 422, "A field has a value it cannot have")
+INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
+UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
+IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
+INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
+RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
+HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
+INTERNAL = Kind("internal", 500, "Something broke that should not have")
+UNAVAILABLE = Kind("redis-unavailable", 503, "Redis does not answer", _SOON)
+FULL = Kind("redis-full", 503, "Redis is full and takes no new jobs", (("Retry-After", "10"),))
+REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")
+BUSY = Kind("busy", 503, "Too many connections", _SOON)
+UNCONFIRMED = Kind("unconfirmed", 504, "The jobs are enqueued, but the copies asked for are not confirmed")
+
+KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isinstance(kind, Kind))
+
+
+class HttpProblem(Exception):  # noqa: N818 - RFC 9457's word
+    """Raised where the HTTP room itself finds the problem."""
+
+    def __init__(self, kind: Kind, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.headers = headers or {}
+        self.fields = fields
+        super().__init__(detail)
+
+
+class _Row(NamedTuple):
+    kind: Kind
+    fields: tuple[str, ...] = ()
+    """Attributes of the exception that become members of the problem; ``name=attribute`` where the names
+    differ."""
+    detail: str = ""
+    """Instead of the exception's own words, where those may tell of the inside (addresses, say)."""
+
+
+_FAILURE = ("error_type=type", "error_message=message", "traceback")
+
+TABLE: dict[type[BaseException], _Row] = {
+    BadJSON: _Row(INVALID_JSON),
+    errors.InvalidJob: _Row(INVALID_JOB),
+    errors.UnknownType: _Row(UNKNOWN_TYPE, ("known",)),
+    errors.PayloadTooLarge: _Row(TOO_LARGE, ("size", "limit")),
+    errors.IdempotencyConflict: _Row(IDEMPOTENCY_CONFLICT, ("job_id",)),
+    errors.InvalidQuery: _Row(INVALID_QUERY),
+    errors.JobNotFound: _Row(JOB_NOT_FOUND),
+    errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),
+    errors.JobFailed: _Row(JOB_FAILED, _FAILURE),
+    errors.JobKilled: _Row(JOB_KILLED, _FAILURE),
+    errors.StoreUnavailable: _Row(
+        UNAVAILABLE,
+        detail="Redis does not answer; repeat the request (with an Idempotency-Key, it enqueues once)",
+    ),
+    errors.StoreFull: _Row(
+        FULL,
+        detail="Redis is at maxmemory and takes no new jobs; workers go on. Repeat later, remove jobs, or add memory",
+    ),
+    errors.StoreRefused: _Row(REFUSED, detail="the server's log says what is wrong with Redis; it needs an operator"),
+    errors.DurabilityUnavailable: _Row(
+        UNCONFIRMED,
+        detail="the jobs are enqueued, but the copies or the fsync asked for were not confirmed in time;"
+        " repeating with the same Idempotency-Key is harmless",
+    ),
+    HttpProcessingError: _Row(MALFORMED_REQUEST),
+    web.RequestPayloadError: _Row(MALFORMED_REQUEST, detail="the body breaks off or is not encoded as its headers say"),
+}
+
+
+def response(error: Exception) -> web.Response:
+    """The answer to an exception: the table's problem, or 500 with a line in the log.
+
+    :raises ConnectionError: the client itself is gone.
+    """
+    kind, body, headers = describe(error)
+    return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
+
+
+def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]:
+    """The problem's kind, its body and the headers that go with it."""
+    if isinstance(error, HttpProblem):
+        return error.kind, _body(error.kind, error.detail, error.fields), error.headers
+    if isinstance(error, msgspec.ValidationError):
+        return describe(validation_problem(error))
+    if isinstance(error, web.HTTPException):
+        return HTTP_ERROR, _body(HTTP_ERROR, error.reason, {}) | {"status": error.status}, {}
+    for base in type(error).__mro__:
+        if row := TABLE.get(base):
+            fields = {
+                name: getattr(error, attribute or name) for name, _, attribute in (f.partition("=") for f in row.fields)
+            }
+            return row.kind, _body(row.kind, row.detail or str(error), fields), {}
+    if isinstance(error, ConnectionError):
+        raise error
+    _log.error("request failed", exc_info=error)
+    return INTERNAL, _body(INTERNAL, "the server's log has the traceback; please report it", {}), {}
+
+
+def encode(body: Any) -> bytes:
+    """JSON, with what is no text (lone surrogates out of a broken header, say) made visible."""
+    try:
+        return _encode(body)
+    except UnicodeEncodeError:
+        return _encode({name: _visible(value) for name, value in body.items()})
+
+
+def _visible(value: Any) -> Any:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _body(kind: Kind, detail: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **fields}
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `(.*)`)?", re.DOTALL)
+_INVALID = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
+
+
+def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Struct] | None = None) -> HttpProblem:
+    """What msgspec refused, by the name of the field. ``struct``: what was expected at the top."""
+    text = str(error)
+    for pattern, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):
+        if match := pattern.fullmatch(text):
+            name, path = match[1], match[2]
+            known = list(struct.__struct_fields__) if struct and not path else []
+            field = f"{path.removeprefix('$').removeprefix('.')}.{name}" if path else name
+            does = "there is no field" if kind is UNKNOWN_FIELD else "missing:"
+            allowed = f"; the fields are: {', '.join(known)}" if known else ""
+            return HttpProblem(kind, f"{does} {field[:200]!r}{allowed}", field=field[:200], **_known(known))
+    match = _INVALID.fullmatch(text)
+    message, path = (match[1], match[2]) if match else (text, None)
+    if not path:
+        return HttpProblem(INVALID_FIELD, message)
+    field = path.removeprefix("$").removeprefix(".")
+    return HttpProblem(INVALID_FIELD, f"{field}: {message}", field=field)
+
+
+def _known(known: list[str]) -> dict[str, Any]:
+    return {"allowed": known} if known else {}
+
+
+def not_found(queue: str, known: list[str]) -> NoReturn:
+    """Refuse a queue that is not served here."""
+    raise HttpProblem(
+        UNKNOWN_QUEUE, f"no queue {queue[:80]!r} here; this server serves: {', '.join(known)}", known=known
+    )

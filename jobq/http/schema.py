@@ -1,0 +1,300 @@
+"""What goes over the wire. Times unix ms, durations ms. The OpenAPI document is made of these structs.
+
+Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the task's own default counts, from
+``null``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from jobq.engine.job import (
+    ATTEMPTS_MAX,
+    DELAY_MAX_MS,
+    NAME_MAX,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    AttemptError,
+    JobRow,
+    LogLine,
+    State,
+    WorkerRow,
+)
+
+MAX_PAGE = 500
+MAX_MANY = 10_000
+MAX_WAIT = 60_000
+
+_Payload = Annotated[msgspec.Raw, Meta(description="Any JSON; kept byte for byte.", extra_json_schema={"default": {}})]
+_Ms = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS)]
+_Delay = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms from now until it may run.")]
+_Timeout = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that one run may take.")]
+_Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms to keep the finished job.")]
+_Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs.")]
+_Lifo = Annotated[bool, Meta(description="Before the others of its priority instead of behind them.")]
+_Key = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        description="While a job with this key is unfinished, or for key_ttl ms, that job is the answer.",
+        extra_json_schema={"pattern": "^[^\\x00-\\x1f\\x7f]*$"},
+    ),
+]
+_KeyTtl = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that the key holds.")]
+_Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only those older than this, ms.")]
+_Cursor = Annotated[str, Meta(max_length=1000, description="From the page before.")]
+_PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
+_Many = Annotated[int, Meta(ge=1, le=MAX_MANY)]
+Priority = Annotated[
+    int, Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX, description="A lower number runs first; 0 is the default.")
+]
+
+
+class In(msgspec.Struct, forbid_unknown_fields=True):
+    """Base of what clients send."""
+
+
+class Backoff(In):
+    """How long a failed attempt waits for the next one, in ms: ``delay``, or ``delay * 2**(attempt - 1)`` up
+    to ``max``."""
+
+    type: Literal["fixed", "exponential"] = "exponential"
+    delay: _Ms = 1000
+    max: _Ms = 3_600_000
+    jitter: Annotated[float, Meta(ge=0, le=1, description="The share of the time that is drawn at random.")] = 0.25
+
+
+class Enqueue(In):
+    """A job to enqueue. What is not given is the task's default where the server knows the task."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=NAME_MAX, description="The task's name.")]
+    payload: _Payload | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    delay: _Delay | UnsetType = UNSET
+    attempts: _Attempts | UnsetType = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+    timeout: _Timeout | UnsetType | None = UNSET
+    lifo: _Lifo | UnsetType = UNSET
+    key: _Key | UnsetType | None = UNSET
+    key_ttl: _KeyTtl | UnsetType | None = UNSET
+    retention: _Retention | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
+
+
+class SetPriority(In):
+    """The new priority of a job that has not started."""
+
+    priority: Priority
+
+
+class ListQuery(In):
+    """Which jobs to list; newest first within a state."""
+
+    state: State | None = None
+    type: Annotated[str, Meta(max_length=NAME_MAX)] | None = None
+    limit: _PageSize = 50
+    cursor: _Cursor | None = None
+
+
+class FailedQuery(In):
+    """Which page of the failed jobs."""
+
+    limit: _PageSize = 50
+    cursor: _Cursor | None = None
+
+
+class WaitQuery(In):
+    """How long to wait for the result."""
+
+    wait: Annotated[int, Meta(ge=0, le=MAX_WAIT, description="ms")] = 0
+
+
+class RetryMany(In):
+    """Which finished jobs to run again; call again while ``count`` equals ``limit``."""
+
+    state: Literal["failed", "completed"] = "failed"
+    older_than: _Age | None = None
+    limit: _Many = 1000
+
+
+class RemoveMany(In):
+    """Which jobs to remove; call again while ``count`` equals ``limit``."""
+
+    state: Literal["waiting", "delayed", "completed", "failed"]
+    older_than: _Age | None = None
+    limit: _Many = 1000
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """``duplicate``: the id is that of an earlier job with the same key."""
+
+    id: str
+    duplicate: bool
+
+
+class BulkAnswer(msgspec.Struct, frozen=True):
+    """For one job of an array: ``id`` and ``duplicate`` when it was taken, else the members of a problem."""
+
+    id: str | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    title: str | UnsetType = UNSET
+    status: int | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """Where the job stands now."""
+
+    id: str
+    state: State
+
+
+class Prioritised(msgspec.Struct, frozen=True):
+    """The job's new priority."""
+
+    id: str
+    priority: int
+
+
+class Count(msgspec.Struct, frozen=True):
+    """How many jobs the call moved."""
+
+    count: int
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """Whether the queue hands out jobs."""
+
+    queue: str
+    paused: bool
+
+
+class JobBrief(msgspec.Struct, frozen=True):
+    """A line of the list; the job itself has more."""
+
+    id: str
+    type: str
+    state: State
+    priority: int
+    attempts: int
+    attempts_made: int
+    enqueued_at: int
+    run_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    duration: int | None
+    worker: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, row: JobRow) -> JobBrief:
+        return cls(
+            f"{row.queue}:{row.id}", row.type, row.state, row.priority, row.attempts, row.attempts_made,
+            row.enqueued_at, row.run_at, row.started_at, row.finished_at, row.duration, row.worker,
+            last_error(row),
+        )  # fmt: skip
+
+
+class Jobs(msgspec.Struct, frozen=True):
+    """A page; ``cursor`` leads to the next one, null at the end."""
+
+    jobs: list[JobBrief]
+    cursor: str | None
+
+
+class FailedJob(msgspec.Struct, frozen=True):
+    """A failed job and why. Tracebacks need the scope "write"."""
+
+    id: str
+    type: str
+    error: str | None
+    attempts: int
+    attempts_made: int
+    traceback: str | None
+    failed_at: int | None
+    errors: list[AttemptError]
+    payload: msgspec.Raw
+
+    @classmethod
+    def of(cls, row: JobRow, *, tracebacks: bool) -> FailedJob:
+        errors = row.errors if tracebacks else without_tracebacks(row.errors)
+        traceback = errors[-1].traceback if errors else None
+        return cls(
+            f"{row.queue}:{row.id}", row.type, last_error(row), row.attempts, row.attempts_made, traceback,
+            row.finished_at, errors, row.payload,
+        )  # fmt: skip
+
+
+class FailedJobs(msgspec.Struct, frozen=True):
+    """A page; ``cursor`` leads to the next one, null at the end."""
+
+    jobs: list[FailedJob]
+    cursor: str | None
+
+
+class Logs(msgspec.Struct, frozen=True):
+    """What the job's handler logged, oldest first."""
+
+    logs: list[LogLine]
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """The live workers of the queue."""
+
+    workers: list[WorkerRow]
+
+
+class QueueBrief(msgspec.Struct, frozen=True):
+    """A queue that this server serves. ``types``: the tasks it knows; empty: it takes any type."""
+
+    name: str
+    default: bool
+    paused: bool
+    types: list[str]
+    waiting: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+
+
+class Queues(msgspec.Struct, frozen=True):
+    """The queues that this server serves and the key may read."""
+
+    queues: list[QueueBrief]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """``ok`` is true; whatever is wrong is a problem."""
+
+    ok: bool = True
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457. ``type`` is stable; some types carry more fields."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def last_error(row: JobRow) -> str | None:
+    """The last attempt's error as one line."""
+    return f"{row.errors[-1].type}: {row.errors[-1].message}" if row.errors else None
+
+
+def without_tracebacks(errors: list[AttemptError]) -> list[AttemptError]:
+    """The same, for who may not see the inside of the workers."""
+    return [msgspec.structs.replace(error, traceback=None) for error in errors]
+
+
+def public(row: JobRow, *, tracebacks: bool) -> JobRow:
+    """The row with its id as REST knows it, and without tracebacks where they are not to be seen."""
+    errors = row.errors if tracebacks else without_tracebacks(row.errors)
+    return msgspec.structs.replace(row, id=f"{row.queue}:{row.id}", errors=errors)

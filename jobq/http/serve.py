@@ -1,0 +1,188 @@
+"""Serving an application until told to stop, with deadlines that aiohttp's own runner lacks.
+
+A connection that starts a request and does not finish its head, or that does not read its answer, is closed
+after a while; so are connections over the limit. (A body has its own deadline, in ``call.py``.) What is no
+HTTP at all gets a problem as any other error does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from jobq.http import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Deadlines(msgspec.Struct, frozen=True):
+    """Seconds. ``head``: from a request's first byte to the end of its head. ``write``: that a client may
+    leave an answer unread. ``idle``: between requests. ``close``: for running requests when the server
+    stops."""
+
+    head: float = 10.0
+    write: float = 30.0
+    idle: float = 75.0
+    close: float = 10.0
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, that knows since when it is kept waiting."""
+
+    def __init__(self, connections: _Connections, **options: Any) -> None:
+        super().__init__(connections.server, loop=connections.loop, **options)
+        self._connections = connections
+        self.head_since: float | None = None
+        self.unread_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.opened(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.alive.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages or self._current_request is not None:
+            self.head_since = None
+        elif self.head_since is None:
+            self.head_since = self._loop.time()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unread_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.unread_since = None
+
+    def refuse(self, problem: problems.HttpProblem) -> None:
+        """Answer before there is a request, and close."""
+        if self.transport is not None:
+            self.transport.write(_raw(problem))
+            self.transport.close()
+
+    def drop(self) -> None:
+        """Close without waiting for what is unread."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no sound request, as a problem."""
+        if status >= 500 or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        said = (message or "").partition("\n")[0].rstrip(": ")[:200]
+        detail = f"{said or 'not HTTP'}; send HTTP/1.1 as RFC 9112 has it"
+        response = problems.response(problems.HttpProblem(problems.MALFORMED_REQUEST, detail))
+        response.force_close()
+        return response
+
+
+class _Connections:
+    """All connections of a server, and the one timer that watches them."""
+
+    def __init__(self, server: web.Server, most: int, deadlines: Deadlines) -> None:
+        self.server = server
+        self.loop = asyncio.get_running_loop()
+        self.alive: set[_Connection] = set()
+        self._most = most
+        self._deadlines = deadlines
+
+    def __call__(self) -> _Connection:
+        return _Connection(
+            self,
+            access_log=None,
+            keepalive_timeout=self._deadlines.idle,
+            lingering_time=min(5.0, self._deadlines.head),
+        )
+
+    def opened(self, connection: _Connection) -> None:
+        self.alive.add(connection)
+        if len(self.alive) > self._most:
+            detail = f"this process serves {self._most} connections at once; repeat later"
+            connection.refuse(problems.HttpProblem(problems.BUSY, detail))
+
+    async def watch(self) -> None:
+        """Close what keeps us waiting too long."""
+        head, write = self._deadlines.head, self._deadlines.write
+        while True:
+            await asyncio.sleep(min(head, write, 4.0) / 4)
+            now = self.loop.time()
+            for connection in list(self.alive):
+                if connection.head_since is not None and now - connection.head_since > head:
+                    detail = f"the head of the request did not arrive within {head:g} s"
+                    connection.refuse(problems.HttpProblem(problems.TIMEOUT, detail))
+                elif connection.unread_since is not None and now - connection.unread_since > write:
+                    connection.drop()
+
+
+def _raw(problem: problems.HttpProblem) -> bytes:
+    answer = problems.response(problem)
+    body = problems.encode(problems.describe(problem)[1])
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}"]
+    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def serve(
+    app: web.Application,
+    host: str = "127.0.0.1",
+    port: int = 7800,
+    *,
+    stop: asyncio.Event | None = None,
+    started: Callable[[str, int], None] | None = None,
+    reuse_port: bool = False,
+    backlog: int = 1024,
+    max_connections: int = 10_000,
+    deadlines: Deadlines | None = None,
+) -> None:
+    """Serve until ``stop`` is set, or the task is cancelled; then let running requests end and close the
+    queues.
+
+    ``started`` hears the address and the port (0 asks for a free one) once connections are accepted.
+    ``reuse_port``: several processes on one port, the kernel spreads connections over them (SO_REUSEPORT).
+
+    :raises OSError: the address cannot be bound.
+    :raises StoreError: a queue cannot be opened.
+    """
+    deadlines = deadlines or Deadlines()
+    stop = stop or asyncio.Event()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=deadlines.close)
+    await runner.setup()
+    try:
+        assert runner.server is not None  # noqa: S101 - setup() made it
+        connections = _Connections(runner.server, max_connections, deadlines)
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(connections, host, port, backlog=backlog, reuse_port=reuse_port or None)
+        watch = loop.create_task(connections.watch(), name="jobq-http-watch")
+        try:
+            if started:
+                name: tuple[str, int] = listener.sockets[0].getsockname()[:2]
+                started(*name)
+            await stop.wait()
+        finally:
+            listener.close()
+            watch.cancel()
+            await asyncio.wait([watch])
+    finally:
+        await runner.cleanup()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago; for several processes on one port, which cannot each ask for 0."""
+    with socket.create_server((host, 0)) as probe:
+        return probe.getsockname()[1]
