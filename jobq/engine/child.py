@@ -47,7 +47,7 @@ def load(module: str, file: str | None) -> ModuleType:
             found = importlib.util.find_spec(module) if module != "__main__" else None
         except (ImportError, ValueError):
             found = None
-        if found is None or not found.origin or Path(found.origin).resolve() != Path(file):
+        if found is None or not found.origin or Path(found.origin).resolve() != Path(file).resolve():
             spec = importlib.util.spec_from_file_location(name, file)
             assert spec is not None
             assert spec.loader is not None

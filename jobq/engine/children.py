@@ -133,7 +133,7 @@ class Children:
         file = getattr(module, "__file__", None)
         order = Order(
             module=task.fn.__module__,
-            file=os.path.realpath(file) if file else None,
+            file=file,
             qualname=task.fn.__qualname__,
             queue=context.queue,
             id=context.id,

@@ -31,7 +31,7 @@ class Context:
 
     def __init__(
         self,
-        id: str,  # noqa: A002 - the word users look for
+        id: str,
         queue: str,
         spec: Spec,
         attempt: int,

@@ -18,7 +18,7 @@ class Job(Generic[R]):
 
     __slots__ = ("_returns", "duplicate", "id", "queue")
 
-    def __init__(self, queue: Queue, id: str, returns: Any = Any, *, duplicate: bool = False) -> None:  # noqa: A002
+    def __init__(self, queue: Queue, id: str, returns: Any = Any, *, duplicate: bool = False) -> None:
         self.queue = queue
         self.id = id
         self.duplicate = duplicate

@@ -124,12 +124,12 @@ class Producer:
         for job_id, spec, options, _ in rows:
             flat += (job_id, spec, options)
         if self._durability == "none":
-            refused = await self._store.do(self._store.enqueue(flat))
+            refused: list[Any] = await self._store.do(self._store.enqueue(flat))
         else:
             refused = await self._store.enqueue_durably(flat, self._durability, self._timeout_ms)
-        answers: list[Accepted | IdempotencyConflict] = [Accepted(row[0]) for row in rows]
+        answers: list[Accepted | IdempotencyConflict] = [Accepted(job_id) for job_id, *_ in rows]
         for at in range(0, len(refused), 3):
-            row = rows[refused[at] - 1]
+            row = rows[int(refused[at]) - 1]
             earlier = refused[at + 1].decode()
             if earlier == row[0]:
                 continue  # its own id: an earlier sending of this very call was executed

@@ -1,10 +1,10 @@
-"""A queue: the verbs, for producers and operators. Workers run it (worker.py), HTTP and the command line sit on it."""
+"""A queue: its life, and what producers do. Operators' verbs are in verbs.py, tasks in registry.py."""
 
 from __future__ import annotations
 
 import hashlib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import msgspec
 
@@ -12,52 +12,39 @@ from jobq.engine.handle import Job
 from jobq.engine.ids import is_id, new_id
 from jobq.engine.job import (
     Accepted,
-    AttemptError,
-    JobRow,
-    LogLine,
     NewJob,
     Options,
-    Page,
     Seconds,
     Spec,
-    State,
-    Stats,
-    WorkerRow,
 )
 from jobq.engine.keys import check_queue_name
 from jobq.engine.options import Given, check, check_key, check_type, merge, to_ms
 from jobq.engine.pages import Pager
 from jobq.engine.producer import Producer, Row
-from jobq.engine.results import KILLED, Waiters
-from jobq.engine.rows import job_row, read_logs, read_stats, worker_row
+from jobq.engine.registry import Registry
+from jobq.engine.results import Waiters
 from jobq.engine.server import acquire
 from jobq.engine.store import Connection, Store
-from jobq.engine.task import Task
+from jobq.engine.verbs import Verbs
 from jobq.errors import (
     IdempotencyConflict,
     InvalidJob,
-    JobNotFound,
     PayloadTooLarge,
     StoreError,
     UnknownType,
-    WrongState,
 )
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
-    from jobq.engine.store import Call
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Durability = Literal["none", "fsynced", "replicated"]
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _encode = msgspec.json.Encoder().encode
 
 
-class Queue:
+class Queue(Registry, Verbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
@@ -84,6 +71,7 @@ class Queue:
         durability_timeout: Seconds = 2.0,
         clock: Callable[[], int] | None = None,
     ) -> None:
+        super().__init__()
         self.name = check_queue_name(name)
         self.settings = settings or Settings.from_env()
         self.prefix = prefix or self.settings.prefix
@@ -93,10 +81,6 @@ class Queue:
         self.keep_for_ms = to_ms(keep_for)
         self.durability: Durability = durability
         self.clock = clock
-        self.tasks: dict[str, Task[Any, Any]] = {}
-        self.middlewares: list[Any] = []
-        self.startup_hooks: list[Callable[[], Any]] = []
-        self.shutdown_hooks: list[Callable[[], Any]] = []
         self._redis = redis
         self._durability_timeout_ms = to_ms(durability_timeout)
         self._depth = 0
@@ -167,57 +151,6 @@ class Queue:
         """The same verbs on another connection; a worker's heartbeat thread has its own."""
         clock = self.clock
         return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
-
-    # -- tasks -----------------------------------------------------------------------------------------------------
-
-    @overload
-    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-    @overload
-    def task(
-        self, /, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[Given]
-    ) -> _Decorator: ...
-    def task(
-        self,
-        fn: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        isolate: Literal["process"] | None = None,
-        **given: Unpack[Given],
-    ) -> Any:
-        """Make a function this queue's handler of a type, by default of the function's name.
-
-        :raises InvalidJob: an option is out of its range, or the type has a handler already.
-        :raises TypeError: the signature cannot be a payload's.
-        """
-
-        def register(fn: Callable[..., Any]) -> Task[..., Any]:
-            task: Task[..., Any] = Task(self, fn, name or fn.__name__, merge(Options(), given), isolate)
-            if task.name in self.tasks:
-                raise InvalidJob(
-                    f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
-                )
-            self.tasks[task.name] = task
-            return task
-
-        return register if fn is None else register(fn)
-
-    def middleware(self, fn: Any) -> Any:
-        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost."""
-        self.middlewares.append(fn)
-        return fn
-
-    def on_startup(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Call ``fn`` (plain or async) when a worker starts, before its first claim."""
-        self.startup_hooks.append(fn)
-        return fn
-
-    def on_shutdown(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Call ``fn`` (plain or async) when a worker has stopped, after its last run."""
-        self.shutdown_hooks.append(fn)
-        return fn
 
     # -- producers -------------------------------------------------------------------------------------------------
 
@@ -311,7 +244,7 @@ class Queue:
         accepted = await self.submit_many(news)
         return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
 
-    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:  # noqa: A002
+    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
         """A job of a type whose handler's code need not be here.
 
         :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
@@ -325,7 +258,7 @@ class Queue:
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 
-    async def enqueue(self, type: str, payload: Any = None, **given: Unpack[Given]) -> Job[Any]:  # noqa: A002
+    async def enqueue(self, type: str, payload: Any = None, **given: Unpack[Given]) -> Job[Any]:
         """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
 
         :raises InvalidJob: nothing was written.
@@ -340,187 +273,5 @@ class Queue:
         """
         return await self.send_many(jobs)
 
-    # -- readers ---------------------------------------------------------------------------------------------------
-
-    async def get(self, job_id: str) -> JobRow:
-        """All there is to know of a job.
-
-        :raises JobNotFound: never enqueued, removed, or past its retention.
-        """
-        row = (await self.store.do(self.store.rows([job_id])))[0]
-        if not row or row[3] is None:
-            raise JobNotFound(job_id)
-        return job_row(self.name, job_id, row)
-
-    async def page(
-        self,
-        state: State | None = None,
-        *,
-        type: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
-
-        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
-        """
-        _ = self.store
-        return await self._pager.page(state, type, limit, cursor)
-
-    async def logs(self, job_id: str) -> list[LogLine]:
-        """What the job's handler logged.
-
-        :raises JobNotFound: there is no such job.
-        """
-        lines = read_logs(await self.store.logs(job_id))
-        if not lines:
-            await self.get(job_id)
-        return lines
-
-    async def stats(self) -> Stats:
-        """Counts, totals, latencies and the last hour's minutes."""
-        return read_stats(self.name, await self.store.do(self.store.stats()))
-
-    async def workers(self) -> list[WorkerRow]:
-        """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
-        rows = [worker_row(info, seen) for info, seen in await self.store.workers()]
-        return sorted(rows, key=lambda row: -row.seen)
-
-    async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
-        """Wait for the job's end; its result as encoded JSON.
-
-        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
-        :raises JobNotFound: never enqueued, removed, or past its retention.
-        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
-        """
-        _ = self.store
-        return await self._waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
-
-    async def ready(self) -> None:
-        """Run a script on Redis.
-
-        :raises StoreError: it did not run.
-        """
-        await self.store.do(self.store.stats())
-
-    async def queues(self) -> list[str]:
-        """Names of all queues under the prefix."""
-        return await self.store.queues()
-
-    # -- operators -------------------------------------------------------------------------------------------------
-
-    async def pause(self) -> None:
-        """No worker claims from now on. Running jobs go on; no job moves."""
-        await self.store.do(self.store.pause())
-
-    async def resume(self) -> None:
-        """Claims go on."""
-        await self.store.do(self.store.resume())
-
-    async def kill(self, job_id: str) -> None:
-        """An unfinished job goes to failed as killed; a running handler is stopped.
-
-        :raises JobNotFound: there is no such job.
-        :raises WrongState: it is finished.
-        """
-        record = AttemptError(attempt=0, at=self.store.now_ms(), type=KILLED, message="killed by an operator")
-        await self._move(self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active"))
-
-    async def remove(self, job_id: str) -> None:
-        """A job that is not running goes, with everything that is known of it.
-
-        :raises JobNotFound: there is no such job.
-        :raises WrongState: it is active: kill it first.
-        """
-        await self._move(
-            self.store.remove([job_id]),
-            job_id,
-            "remove",
-            ("waiting", "delayed", "completed", "failed"),
-            "kill it first",
-        )
-
-    async def retry(self, job_id: str) -> None:
-        """A finished job goes back to waiting, with fresh attempts.
-
-        :raises JobNotFound: there is no such job.
-        :raises WrongState: it is not finished, or another job holds its key now.
-        """
-        await self._move(self.store.rerun([job_id]), job_id, "retry", ("failed", "completed"))
-
-    async def promote(self, job_id: str) -> None:
-        """A delayed job runs now.
-
-        :raises JobNotFound: there is no such job.
-        :raises WrongState: it is not delayed.
-        """
-        await self._move(self.store.hasten([job_id]), job_id, "promote", ("delayed",))
-
-    async def reprioritise(self, job_id: str, priority: int) -> None:
-        """Another priority for a job that has not started; it keeps its place in time.
-
-        :raises InvalidJob: the priority is out of range.
-        :raises JobNotFound: there is no such job.
-        :raises WrongState: it is running or finished.
-        """
-        check(Options(priority=priority))
-        call = self.store.reprioritise([job_id], priority)
-        await self._move(call, job_id, "reprioritise", ("waiting", "delayed"))
-
-    async def _move(
-        self, call: Call[list[str]], job_id: str, verb: str, allowed: tuple[str, ...], hint: str = ""
-    ) -> None:
-        state = (await self.store.do(call))[0]
-        if state.startswith("key "):
-            raise WrongState(job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key")
-        if not state:
-            row = await self.get(job_id)
-            raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
-
-    async def retry_all(
-        self,
-        state: State = State.FAILED,
-        *,
-        older_than: Seconds | None = None,
-        limit: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Retry the finished jobs of a state, oldest first, in pages. ``progress`` hears the running total.
-
-        Jobs that finish while it runs are left alone. Returns how many went back to waiting.
-
-        :raises InvalidQuery: the state is not failed or completed.
-        """
-        _ = self.store
-        return await self._pager.sweep(state, "retry", self.store.rerun, older_than, limit, progress)
-
-    async def remove_all(
-        self,
-        state: State,
-        *,
-        older_than: Seconds | None = None,
-        limit: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> int:
-        """Remove the jobs of a state, oldest first, in pages. ``progress`` hears the running total.
-
-        ``older_than`` (seconds): finished, or due, at least that long ago. Returns how many went.
-
-        :raises InvalidQuery: the state is active, or an age is given for waiting.
-        """
-        _ = self.store
-        return await self._pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)
-
 
 _PLAIN = Options()
-
-
-class _Decorator:
-    """Types of ``@queue.task(...)``."""
-
-    @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-    def __call__(self, fn: Any, /) -> Any:
-        raise NotImplementedError

@@ -46,7 +46,7 @@ class Run:
         "started", "task", "token", "watch",
     )  # fmt: skip
 
-    def __init__(self, source: Source, id: bytes, token: bytes, raw: bytes, attempt: int, claimed: float) -> None:  # noqa: A002
+    def __init__(self, source: Source, id: bytes, token: bytes, raw: bytes, attempt: int, claimed: float) -> None:
         self.source = source
         self.id = id
         self.token = token
