@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.job import WorkerRow
     from jobq.engine.pool import Pool
+    from jobq.engine.run import Run
     from jobq.engine.source import Source
 
 log = get_logger("jobq.heartbeat")
@@ -77,7 +78,7 @@ class Heartbeat(threading.Thread):
             own = connections.setdefault(id(shared), Connection(shared.url, timeout=shared.timeout))
             stores.append((source, source.queue.new_store(own)))
         try:
-            watch = asyncio.create_task(self._watch())
+            watch = asyncio.create_task(self._watch(stores))
             last = 0.0
             while not self._halt.is_set():
                 if not self._dead:
@@ -125,7 +126,7 @@ class Heartbeat(threading.Thread):
             except (StoreError, TimeoutError):
                 return  # its row goes with time
 
-    async def _watch(self) -> None:
+    async def _watch(self, stores: list[tuple[Source, Store]]) -> None:
         """Ask the worker's loop to answer, again and again."""
         pause = min(STALL_SECONDS / 2, self._interval)
         while True:
@@ -138,8 +139,7 @@ class Heartbeat(threading.Thread):
             if not self._reported:
                 self._reported = True
                 log.warning("a handler blocks the event loop", silent_s=round(silent, 1), stack=self._stack())
-                # what waits behind it should not wait for it
-                self._pool.give_back_buffer()
+                await self._give_back(stores)
             if silent >= self._stuck_after and not self._dead:
                 self._dead = True
                 log.error(
@@ -149,6 +149,29 @@ class Heartbeat(threading.Thread):
                 )
                 if self._given_up is not None:
                     self._given_up()
+
+    async def _give_back(self, stores: list[tuple[Source, Store]]) -> None:
+        """What was claimed ahead of a free slot should not wait behind the handler that blocks."""
+        unstarted = self._pool.unstarted()
+        for source, store in stores:
+            runs = [run for run in unstarted if run.source is source]
+            if not runs:
+                continue
+            try:
+                await store.do(store.release([word for run in runs for word in (run.id, run.token)]))
+            except StoreError as error:
+                # still in `runs`, so still renewed: the loop hands them back once it answers
+                log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
+                self._pool.loop.call_soon_threadsafe(self._release_later, source, runs)
+                continue
+            for run in runs:
+                if source.runs.get(run.id) is run:
+                    del source.runs[run.id]
+
+    @staticmethod
+    def _release_later(source: Source, runs: list[Run]) -> None:
+        for run in runs:
+            source.released(run)
 
     def _answer(self) -> None:
         self._answered = time.monotonic()

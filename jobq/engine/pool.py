@@ -8,10 +8,12 @@ slots and nothing to claim blocks on the wake token and sets a timer for the nex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,10 +64,12 @@ class Pool:
         self._sleepers: deque[asyncio.Future[None]] = deque()
         self._hungry: list[asyncio.Event] = []
         self._hold: asyncio.TimerHandle | None = None
+        self._passing: set[asyncio.Task[None]] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._clock_ms = 0.0
         self._flying = 0
         self._empty = asyncio.Event()
+        self.thread = get_ident()
 
     # -- slots -----------------------------------------------------------------------------------------------------
 
@@ -116,14 +120,21 @@ class Pool:
             return False
         return True
 
-    def give_back_buffer(self) -> None:
-        """Hand back what has not started. Also called by the heartbeat's thread when the loop hangs."""
+    def unstarted(self) -> list[Run]:
+        """Take everything out of the buffer, to hand it back. Safe from any thread."""
+        runs: list[Run] = []
         while True:
             try:
-                run = self._buffer.pop()
+                run = self._buffer.popleft()
             except IndexError:
-                return
+                return runs
+            run.ended = True
             run.reason = "shutdown"
+            runs.append(run)
+
+    def give_back_buffer(self) -> None:
+        """Hand back what has not started."""
+        for run in self.unstarted():
             run.source.released(run)
 
     def _unhold(self) -> None:
@@ -304,9 +315,18 @@ class Pool:
             source.timer = self.loop.call_later(min(due_ms, 60_000) / 1000, self.look, source)
 
     def look(self, source: Source) -> None:
-        """There may be something to claim."""
+        """Something is due. A worker without room passes the word on, to one that may be idle."""
         source.ready = True
-        self.notify()
+        if self.room() > 0 or self.stopping:
+            self.notify()
+        else:
+            task = self.loop.create_task(self._pass_on(source))
+            self._passing.add(task)
+            task.add_done_callback(self._passing.discard)
+
+    async def _pass_on(self, source: Source) -> None:
+        with contextlib.suppress(StoreError):
+            await give_wake_back(source.store)
 
     async def waker(self, sources: list[Source]) -> None:
         """Block on the wake tokens of sources that share a connection, while slots are free and nothing can be claimed.
@@ -319,8 +339,11 @@ class Pool:
         while True:
             sleepy = [source for source in sources if not source.ready]
             if self.stopping or not sleepy or self.room() <= 0:
+                # whoever frees a slot has to look for work, now that nobody listens
+                self._full = True
                 hungry.clear()
-                await hungry.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hungry.wait(), BLOCK)
                 continue
             try:
                 woken = await wait_for_wake([source.store for source in sleepy], BLOCK)

@@ -72,6 +72,12 @@ class Run:
             self.context.lost = True
         if self.task is not None:
             self.task.cancel()
+            if not self.started:
+                # cancelled before its first step, a coroutine does not run at all: nobody else would end this run
+                self.abandoned = True
+                self.finish()
+                self.settle_stopped()
+                return
             self.watch = self.source.loop.call_later(CANCEL_GRACE, self._abandon)
 
     def _abandon(self) -> None:

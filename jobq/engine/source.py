@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ log = get_logger("jobq.worker")
 DEFER_FIRST_MS: Final = 1_000
 DEFER_LONGEST_MS: Final = 60_000
 TRIM_PAGE: Final = 500
+LOG_LINE_MAX: Final = 8192
 SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
 
@@ -174,7 +176,8 @@ class Source:
 
     def forget(self, run: Run) -> None:
         """The job is somebody else's now, or over."""
-        self.runs.pop(run.id, None)
+        if self.runs.get(run.id) is run:
+            del self.runs[run.id]
         log.warning("run stopped", queue=self.name, job_id=run.id.decode(), reason=run.reason)
         self._pool.notify()
 
@@ -250,9 +253,12 @@ class Source:
             return
         flat: list[Any] = getattr(outbox, kind)
         step = {"completed": 4, "retried": 5, "failed": 5, "released": 2, "deferred": 2}[kind]
-        pop = self.runs.pop
-        for job_id in flat[::step]:
-            pop(job_id, None)
+        runs = self.runs
+        for job_id, token in zip(flat[::step], flat[1::step], strict=True):
+            # not by the id alone: the other lane may hold the same job again already
+            run = runs.get(job_id)
+            if run is not None and run.token == token:
+                del runs[job_id]
         lost: list[bytes]
         if kind in ("completed", "failed"):
             settled: Settled = answer
@@ -280,6 +286,10 @@ class Source:
             attempt = int(charged[i] or 0) + 1 if charged else 1
             # a row that is gone cannot run; b"" fails to decode and ends in failed
             run = Run(self, job_id, token, raw or b"", attempt, now)
+            before = self.runs.get(job_id)
+            if before is not None and not before.ended:
+                # our own lease had run out (this machine slept, say): the old run counts for nothing any more
+                self.drop(before, "lost")
             self.runs[job_id] = run
             runs.append(run)
         return runs

@@ -85,7 +85,7 @@ class Connection:
     ``timeout`` (seconds) bounds every trip, connecting included: no wait is for ever.
     """
 
-    def __init__(self, url: str, *, timeout: float = 10.0, max_connections: int = 16) -> None:
+    def __init__(self, url: str, *, timeout: float = 5.0, max_connections: int = 16) -> None:
         self.url = url
         self.timeout = timeout
         options: dict[str, Any] = {

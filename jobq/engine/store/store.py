@@ -123,10 +123,14 @@ class Store:
         return answers
 
     async def _persist(self, payload: bytes, replies: int) -> list[Any]:
+        # refused connections are tried often; after one that was silent for its whole timeout, callers have waited enough
+        deadline = time.monotonic() + self.connection.timeout
         for pause in PAUSES:
             try:
                 return await self.connection.trip(payload, replies)
             except StoreUnavailable:
+                if time.monotonic() + pause > deadline:
+                    raise
                 await asyncio.sleep(pause)
         return await self.connection.trip(payload, replies)
 
