@@ -69,7 +69,7 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
     jobs = f"{settings.concurrency} jobs at a time each"
     servers = dict.fromkeys(_server(queue) for queue in queues)
     rows = [
-        *(("queue", f"{queue.name}: {', '.join(sorted(queue.tasks)) or 'no types'}") for queue in queues),
+        *(("queue", f"{queue.name}: {', '.join(queue.tasks) or 'no types'}") for queue in queues),
         *(("redis", words) for words in servers),
         ("rest", f"{rest}  (documentation: {rest}/docs)"),
         ("workers", f"{processes} {'process' if processes == 1 else 'processes'}, {jobs}"),

@@ -27,8 +27,10 @@ def stats(args: argparse.Namespace, settings: Settings) -> None:
         if args.json:
             for one in found:
                 render.print_json(one)
-        else:
+        elif found:
             print(render.table(render.STATS_HEAD, [render.stats_row(one) for one in found]))
+        else:
+            print("no queues yet: enqueue a job, or start a worker")
 
     run(main())
 

@@ -55,7 +55,7 @@ def resume(args: argparse.Namespace, settings: Settings) -> None:
 
 def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: bool) -> None:
     async def main() -> None:
-        async with one_queue(args.queue, settings) as queue:
+        async with one_queue(args.queue, settings, new=True) as queue:
             await getattr(queue, verb)()
             if args.json:
                 render.print_json({"queue": queue.name, "paused": paused})

@@ -12,7 +12,7 @@ from jobq.engine.job import State
 if TYPE_CHECKING:
     from typing import Any
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # pyright: ignore[reportPrivateUsage]
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 STATES = [str(state) for state in State]
 

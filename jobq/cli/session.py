@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobq.engine.queue import Queue
+from jobq.engine.server import acquire
+from jobq.engine.store import Store
 from jobq.engine.target import load_target
 from jobq.errors import TargetError
 
@@ -40,31 +42,61 @@ def on_stop_signals(stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def named(word: str, settings: Settings) -> list[Queue]:
-    """Queues by a name or a TARGET: a name has neither ":" nor "/" and does not end in ".py".
-
-    :raises TargetError: the target leads nowhere.
-    """
-    if ":" in word or "/" in word or word.endswith(".py"):
-        return load_target(word)
-    return [Queue(word, settings=settings)]
+def is_target(word: str) -> bool:
+    """Whether it leads to code, and is no queue's name: a name has neither ":" nor "/", and does not end in ".py"."""
+    return ":" in word or "/" in word or word.endswith(".py")
 
 
 @asynccontextmanager
-async def one_queue(word: str | None, settings: Settings) -> AsyncGenerator[Queue, None]:
+async def one_queue(word: str | None, settings: Settings, *, new: bool = False) -> AsyncGenerator[Queue, None]:
     """The queue that is meant, open. Not said which: the only one there is, else "default".
 
-    :raises TargetError: it is not clear which one is meant.
+    ``new``: it need not be known in Redis yet. Others must, lest a mistyped name makes a queue.
+
+    :raises TargetError: it is not clear which one is meant, or there is none of that name.
     """
     async with AsyncExitStack() as stack:
-        if word is None:
-            default = await stack.enter_async_context(Queue(settings=settings))
-            word = _choose(await default.queues())
-        queues = named(word, settings)
+        if word is not None and is_target(word):
+            queues = load_target(word)
+        else:
+            names = await stack.enter_async_context(_known(settings))
+            name = word or _choose(names)
+            if not new:
+                _must_be_known(name, names)
+            queues = [Queue(name, settings=settings)]
         if len(queues) > 1:
-            names = ", ".join(queue.name for queue in queues)
-            raise TargetError(f"{word} has several queues ({names}); say which one by its name")
+            listed = ", ".join(queue.name for queue in queues)
+            raise TargetError(f"{word} has several queues ({listed}); say which one by its name")
         yield await stack.enter_async_context(queues[0])
+
+
+@asynccontextmanager
+async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[list[Queue], None]:
+    """The queues of a name or target, open; not said which: all that are known in Redis.
+
+    :raises TargetError: there is no queue of that name.
+    """
+    async with AsyncExitStack() as stack:
+        if word is not None and is_target(word):
+            queues = load_target(word)
+        else:
+            names = await stack.enter_async_context(_known(settings))
+            if word is not None:
+                _must_be_known(word, names)
+            queues = [Queue(name, settings=settings) for name in ([word] if word else names)]
+        for queue in queues:
+            await stack.enter_async_context(queue)
+        yield queues
+
+
+@asynccontextmanager
+async def _known(settings: Settings) -> AsyncGenerator[list[str], None]:
+    """The names of all queues in Redis. No queue is opened for it: that alone would enter its name."""
+    lease = await acquire(None, settings)
+    try:
+        yield await Store(lease.connection, "default", prefix=settings.prefix).queues()
+    finally:
+        await lease.release()
 
 
 def _choose(names: list[str]) -> str:
@@ -72,22 +104,14 @@ def _choose(names: list[str]) -> str:
         return names[0]
     if not names or "default" in names:
         return "default"
-    raise TargetError(f"there are several queues ({', '.join(sorted(names))}); say which one: --queue NAME")
+    raise TargetError(f"there are several queues ({', '.join(names)}); say which one: --queue NAME")
 
 
-@asynccontextmanager
-async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[list[Queue], None]:
-    """The queues of a name or target, open; not said which: all that are known in Redis, or "default"."""
-    async with AsyncExitStack() as stack:
-        if word is not None:
-            queues = named(word, settings)
-        else:
-            default = await stack.enter_async_context(Queue(settings=settings))
-            names = sorted(await default.queues()) or ["default"]
-            queues = [Queue(name, settings=settings) for name in names]
-        for queue in queues:
-            await stack.enter_async_context(queue)
-        yield queues
+def _must_be_known(name: str, names: list[str]) -> None:
+    if not names:
+        raise TargetError("there are no queues yet: enqueue a job, or start a worker")
+    if name not in names:
+        raise TargetError(f"there is no queue {name!r}; there are: {', '.join(names)}")
 
 
 def split_id(word: str, queue: str | None) -> tuple[str | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from jobq.cli.session import on_stop_signals, run
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SETTLING = 10.0
 """Seconds that a worker may need after its grace: last settles, its children, its connections."""
+LEAVING = 1.0
+"""Seconds for the interpreter to end by itself; it waits for threads, which nothing can stop."""
 STUCK = 70
 """Exit code of a worker whose event loop is given up."""
 
@@ -57,6 +60,10 @@ async def _work(queues: list[tuple[Queue, int]]) -> int:
     on_stop_signals(worker.stop)
     async with worker:
         await worker.run()
+    # what now hangs is a handler's thread: fenced off, and nobody's to wait for
+    leave = threading.Timer(LEAVING, os._exit, [0])
+    leave.daemon = True
+    leave.start()
     return 0
 
 

@@ -1,0 +1,142 @@
+"""``jobq top``: the queues and workers, live. With rich in place of the last screen, without it below."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jobq.cli import render
+from jobq.cli.look import known_workers
+from jobq.cli.session import all_queues, on_stop_signals, run
+from jobq.engine.job import State, Stats
+from jobq.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Generator
+
+    from jobq.engine.queue import Queue
+    from jobq.settings import Settings
+
+HEAD = (*render.STATS_HEAD[:-1], "DONE/S", "FAILED/S", "")
+FAILURES = 5
+"""How many of the latest failures are shown."""
+
+
+class Rates:
+    """Finished jobs per second since the last look."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, int, int]] = {}
+
+    def of(self, stats: Stats, now: float) -> tuple[str, str]:
+        """Completed and failed per second; "-" at the first look. ``now``: seconds of any steady clock."""
+        before = self._last.get(stats.queue)
+        self._last[stats.queue] = (now, stats.completed_total, stats.failed_total)
+        if before is None or now <= before[0]:
+            return ("-", "-")
+        passed = now - before[0]
+        done, failed = stats.completed_total - before[1], stats.failed_total - before[2]
+        return (f"{done / passed:.1f}", f"{failed / passed:.1f}")
+
+
+def top(args: argparse.Namespace, settings: Settings) -> None:
+    """Look every ``--interval`` seconds until q, Ctrl-C or the end of the terminal."""
+
+    async def main() -> None:
+        quit_ = asyncio.Event()
+        on_stop_signals(quit_.set)
+        rates = Rates()
+        async with all_queues(args.queue, settings) as queues:
+            with _keys(quit_), _display() as draw:
+                while not quit_.is_set():
+                    draw(await _look(queues, rates))
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(quit_.wait(), args.interval)
+
+    run(main())
+
+
+async def _look(queues: list[Queue], rates: Rates) -> str:
+    """All that is shown, as text."""
+    head = f"jobq top  {time.strftime('%H:%M:%S')}  q quits"
+    try:
+        found = [await queue.stats() for queue in queues]
+        workers = await known_workers(queues)
+        failures = [row for queue in queues for row in (await queue.page(State.FAILED, limit=FAILURES)).jobs]
+    except StoreUnavailable as error:
+        return f"{head}\n\n{error}; trying again"
+    now = time.monotonic()
+    rows = [(*(row := render.stats_row(one))[:-1], *rates.of(one, now), row[-1]) for one in found]
+    parts = [head, render.table(HEAD, rows)]
+    if workers:
+        parts.append(render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in workers]))
+    if failures:
+        latest = sorted(failures, key=lambda row: -(row.finished_at or 0))[:FAILURES]
+        lines = [
+            (render.ago(row.finished_at), f"{row.queue}:{row.id}", row.type, _reason(row.errors)) for row in latest
+        ]
+        parts.append(render.table(("FAILED", "ID", "TYPE", "WHY"), lines))
+    return "\n\n".join(parts)
+
+
+def _reason(errors: list[render.AttemptError]) -> str:
+    if not errors:
+        return ""
+    return f"{errors[-1].type}: {' '.join(errors[-1].message.split())}"
+
+
+@contextmanager
+def _display() -> Generator[Callable[[str], None], None, None]:
+    """Where to draw: the terminal's other screen with rich, plain lines without or into a file."""
+    try:
+        from rich.live import Live
+        from rich.text import Text
+    except ImportError:
+        yield lambda text: print(f"{text}\n", flush=True)
+        return
+    if not sys.stdout.isatty():
+        yield lambda text: print(f"{text}\n", flush=True)
+        return
+
+    def fitted(text: str) -> Text:
+        size = shutil.get_terminal_size()
+        lines = text.splitlines()[: size.lines - 1]
+        return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+
+    with Live(screen=True, auto_refresh=False) as live:
+        yield lambda text: live.update(fitted(text), refresh=True)
+
+
+@contextmanager
+def _keys(quit_: asyncio.Event) -> Generator[None, None, None]:
+    """Hear q without Enter, where stdin is a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+
+    stdin = sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+    loop = asyncio.get_running_loop()
+
+    def pressed() -> None:
+        # an empty read: the terminal is gone
+        if (key := sys.stdin.read(1)) in ("q", "Q", ""):
+            quit_.set()
+        if not key:
+            loop.remove_reader(stdin)
+
+    tty.setcbreak(stdin)
+    loop.add_reader(stdin, pressed)
+    try:
+        yield
+    finally:
+        loop.remove_reader(stdin)
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
