@@ -186,14 +186,19 @@ class Source:
         run = self.runs.get(context.id.encode())
         if run is None or run.context is not context:
             return
-        if what == "progress":
-            self.outbox.progress += (run.id, run.token, value)
+        if what != "progress":
+            text = str(value)[:LOG_LINE_MAX].encode(errors="replace").decode()
+            value = _encode(LogLine(at=time_ns() // 1_000_000, message=text))
+        if get_ident() == self._pool.thread:
+            self._said(what, run, value)
         else:
-            line = _encode(
-                LogLine(at=time_ns() // 1_000_000, message=str(value)[:8192].encode(errors="replace").decode())
-            )
-            self.outbox.logs += (run.id, run.token, line)
-        self.loop.call_soon_threadsafe(self._pool.notify)
+            # the outbox belongs to the loop's thread: a word put in while it is swapped would be lost
+            self.loop.call_soon_threadsafe(self._said, what, run, value)
+
+    def _said(self, what: str, run: Run, value: bytes | str) -> None:
+        words = self.outbox.progress if what == "progress" else self.outbox.logs
+        words += (run.id, run.token, value)
+        self._pool.notify()
 
     # -- trips, called by lanes ------------------------------------------------------------------------------------
 

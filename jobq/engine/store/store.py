@@ -123,7 +123,7 @@ class Store:
         return answers
 
     async def _persist(self, payload: bytes, replies: int) -> list[Any]:
-        # refused connections are tried often; after one that was silent for its whole timeout, callers have waited enough
+        # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
         deadline = time.monotonic() + self.connection.timeout
         for pause in PAUSES:
             try:
