@@ -106,10 +106,8 @@ def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
     :raises NoServer: it is not ours alone.
     """
     base = env.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir():
-        path = Path(base) / "jobq"
-    else:
-        path = Path(tempfile.gettempdir()) / f"jobq-{os.geteuid()}"
+    own = Path(tempfile.gettempdir()) / f"jobq-{os.geteuid()}"
+    path = Path(base) / "jobq" if base and Path(base).is_dir() else own
     if len(os.fsencode(path)) > PATH_MAX - len("/0123456789ab.server"):
         path = Path(f"/tmp/jobq-{os.geteuid()}")  # noqa: S108 - checked below
     try:
@@ -210,7 +208,7 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
             keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
             descriptors = [lock.fileno(), theirs.fileno()]
             subprocess.run(  # noqa: S603 - every word is ours
-                [*keeper, *map(str, descriptors), sockets, str(log), *_command(binary, data_dir, sockets)],
+                [*keeper, *map(str, descriptors), sockets, str(log), *server_command(binary, data_dir, sockets)],
                 pass_fds=descriptors,
                 start_new_session=True,  # the terminal's Ctrl-C is for us, not for the server
                 stdin=subprocess.DEVNULL,
@@ -227,7 +225,8 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
         raise
 
 
-def _command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
+def server_command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
+    """How the server is started: ``sockets`` is the path of its socket without the ending."""
     options = {
         "port": "0",
         "unixsocket": f"{sockets}.server",

@@ -156,8 +156,6 @@ async def test_a_killed_supervisor_takes_its_processes_along(file: Path):
     await until(lambda: not any(map(alive, pids(file))), "they follow, even those that ignore SIGTERM")
 
 
-@pytest.mark.parametrize(
-    ("code", "words"), [(1, "exit code 1"), (-9, "signal SIGKILL"), (-200, "signal 200")]
-)
+@pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "signal SIGKILL"), (-200, "signal 200")])
 def test_exit_codes_in_words(code: int, words: str):
     assert describe(code) == words

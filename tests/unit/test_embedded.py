@@ -134,18 +134,18 @@ async def test_another_process_joins_and_may_stay_longer(tmp_path: Path):
     assert not listening(server.url)
 
 
-async def test_a_killed_user_leaves_no_server_behind(tmp_path: Path):
-    with user(tmp_path) as other:
-        assert other.stdout
-        assert other.stdout.readline() == "True\n"
+async def test_killed_users_leave_no_server_behind(tmp_path: Path):
+    with user(tmp_path) as starter, user(tmp_path) as joiner:
+        owned = [process.stdout.readline() for process in (starter, joiner) if process.stdout]
+        assert sorted(owned) == ["False\n", "True\n"]
         server = await EmbeddedServer.join_or_start(tmp_path)
-        ask(server.url, "SET", "kept", "yes")
-        other.kill()
-        other.wait(20)
-    assert listening(server.url), "the starter died, we still use it"
-    pid = pid_of(server.url)
-    server._hold.close()  # what the kernel does for a killed process
-    until(lambda: not alive(pid), "the server ends after its last user")
+        pid = pid_of(server.url)
+        starter.kill()
+        starter.wait(20)
+        await server.stop()
+        assert listening(server.url), "the starter died, the joiner uses it"
+        joiner.kill()
+        until(lambda: not alive(pid), "the server ends after its last user")
 
 
 async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path):
@@ -179,7 +179,7 @@ async def test_an_orphan_that_locks_the_data_is_stopped_by_the_next_starter(tmp_
     (tmp_path / "server.socket").write_text(sockets)
     with (tmp_path / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = embedded._command(find_binary(), tmp_path, sockets)
+        command = embedded.server_command(find_binary(), tmp_path, sockets)
         orphan = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs on this loop
             command, pass_fds=[lock.fileno()], stdout=subprocess.DEVNULL
         )

