@@ -114,12 +114,13 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Respon
     One coroutine instead of a stack of middlewares: enqueue is the hot path.
     """
     admit = hub.guard.admit
+    public = scope is Scope.PUBLIC
 
     async def door(request: web.Request) -> web.Response:
         try:
-            key = admit(request, scope) if scope else ANYONE
+            key = ANYONE if public else admit(request, scope)
             return await handler(Call(hub, request, key))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - each becomes a problem, the unknown ones with a log line
             return problems.response(error)
 
     setattr(door, SCOPE, scope)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 import structlog
 from aiohttp import web
+from multidict import CIMultiDict
 
 from jobq.engine.ids import is_id
 from jobq.errors import JobNotFound
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _audit = structlog.get_logger("jobq.audit")
 _encode = msgspec.json.Encoder().encode
-_HEADERS: Final = COMMON_HEADERS | {"Content-Type": "application/json"}
+_HEADERS: Final = CIMultiDict(COMMON_HEADERS | {"Content-Type": "application/json"})
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -153,18 +154,17 @@ class Call:
         kind = self.request.headers.get("Content-Type")
         if kind != "application/json":
             _check_content_type(kind)
-        body = await self._read()
+        content = self.request.content
+        limit = self.hub.limits.body
+        # what came with its head needs no waiting
+        body = content.read_nowait() if content.is_eof() else await self._read(limit)
+        if len(body) > limit:
+            _too_large(len(body), limit)
         check_json(body)
         return body
 
-    async def _read(self) -> bytes:
+    async def _read(self, limit: int) -> bytes:
         content = self.request.content
-        limit = self.hub.limits.body
-        if content.is_eof():  # it came with its head: nothing to wait for
-            body = content.read_nowait()
-            if len(body) > limit:
-                _too_large(len(body), limit)
-            return body
         if (self.request.content_length or 0) > limit:
             _too_large(self.request.content_length or 0, limit)
         chunks: list[bytes] = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import asdict, astuple, replace
 
 from jobq.engine import job
 from jobq.engine.job import Accepted, AttemptError, JobRow, NewJob, Options, State, Stats
@@ -24,18 +25,9 @@ if TYPE_CHECKING:
 _enqueue = msgspec.json.Decoder(schema.Enqueue)
 _priority = msgspec.json.Decoder(schema.SetPriority)
 _items = msgspec.json.Decoder(list[msgspec.Raw])
-_OPTIONS = (
-    "priority",
-    "delay",
-    "attempts",
-    "backoff",
-    "timeout",
-    "lifo",
-    "key",
-    "key_ttl",
-    "retention",
-    "metadata",
-)
+_OPTIONS = schema.Enqueue.__struct_fields__[2:]
+"""All but the type and the payload."""
+_NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 _PLAIN = Options()
 
 
@@ -89,11 +81,12 @@ async def _submit_many(queue: Queue, news: list[NewJob], *, each: bool) -> list[
 def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None) -> NewJob:
     task = queue.tasks.get(body.type)
     options = task.defaults if task else _PLAIN
-    given = {name: value for name in _OPTIONS if (value := getattr(body, name)) is not UNSET}
-    if given:
+    values = astuple(body)[2:]
+    if values != _NOTHING_GIVEN:
+        given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
         if isinstance(body.backoff, schema.Backoff):
-            given["backoff"] = job.Backoff(**msgspec.structs.asdict(body.backoff))
-        options = msgspec.structs.replace(options, **given)
+            given["backoff"] = job.Backoff(**asdict(body.backoff))
+        options = replace(options, **given)
     if isinstance(body.payload, msgspec.Raw):
         return NewJob(body.type, body.payload, options, idempotency_key)
     return NewJob(body.type, options=options, idempotency_key=idempotency_key)

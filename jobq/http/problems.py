@@ -80,7 +80,7 @@ UNCONFIRMED = Kind("unconfirmed", 504, "The jobs are enqueued, but the copies as
 KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isinstance(kind, Kind))
 
 
-class HttpProblem(Exception):  # noqa: N818 - RFC 9457's word
+class HttpProblem(Exception):
     """Raised where the HTTP room itself finds the problem."""
 
     def __init__(self, kind: Kind, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:

@@ -50,6 +50,8 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if not data:  # aiohttp's own call after a pause
+            return
         if self._messages or self._current_request is not None:
             self.head_since = None
         elif self.head_since is None:
@@ -164,7 +166,7 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=deadlines.close)
     await runner.setup()
     try:
-        assert runner.server is not None  # noqa: S101 - setup() made it
+        assert runner.server is not None
         connections = _Connections(runner.server, max_connections, deadlines)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(connections, host, port, backlog=backlog, reuse_port=reuse_port or None)

@@ -21,7 +21,7 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
-class BadJSON(ValueError):  # noqa: N818 - reads as what it says
+class BadJSON(ValueError):
     """The text is not JSON, or it is JSON that parsers read differently."""
 
 
