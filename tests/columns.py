@@ -1,0 +1,91 @@
+"""A queue's whole state, read and written directly: what the tests of the scripts compare.
+
+A state maps columns to contents: sorted sets as {member: score}, hashes as {field: value}, the events as a list of
+(what, ids). A column without contents does not exist.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobq.engine.keys import COLUMNS
+from jobq.engine.store.link import pack
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
+
+State = dict[str, Any]
+
+KINDS = {column: text.split(":")[0].split(",")[0] for column, text in COLUMNS.items()}
+"""Column -> zset, hash, stream or channel, as keys.py says."""
+_STORED = [column for column, kind in KINDS.items() if kind != "channel"]
+_READ = {
+    "zset": lambda key: (b"ZRANGE", key, 0, -1, b"WITHSCORES"),
+    "hash": lambda key: (b"HGETALL", key),
+    "stream": lambda key: (b"XRANGE", key, b"-", b"+"),
+}
+
+
+def text(value: bytes) -> str:
+    """Any bytes as text, and none lost."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def raw(value: Any) -> bytes:
+    """What ``text`` made, as bytes again; numbers as Redis writes them."""
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
+def _number(score: bytes) -> int | float:
+    value = float(score)
+    return int(value) if value.is_integer() else value
+
+
+def _content(kind: str, reply: list[Any]) -> Any:
+    if kind == "zset":
+        return {text(member): _number(score) for member, score in zip(reply[::2], reply[1::2], strict=True)}
+    if kind == "hash":
+        return {text(field): text(value) for field, value in zip(reply[::2], reply[1::2], strict=True)}
+    return [(text(fields[0]), text(fields[1])) for _, fields in reply]
+
+
+async def dump(store: Store, *, foreign: bool = True) -> State:
+    """Everything that stands in Redis. ``foreign``: keys that are none of the queue's columns are listed too."""
+    commands = [_READ[KINDS[column]](store.keys[column]) for column in _STORED]
+    if foreign:
+        commands.append((b"KEYS", b"*"))
+    replies = await store.connection.trip(b"".join(pack(command) for command in commands), len(commands))
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    state = {column: _content(KINDS[column], reply) for column, reply in zip(_STORED, replies, strict=False) if reply}
+    if foreign:
+        strangers = sorted(text(key) for key in set(replies[-1]) - set(store.keys.values()))
+        if strangers:
+            state["not a column"] = strangers
+    return state
+
+
+async def seed(store: Store, state: State) -> None:
+    """Write a state into an empty queue."""
+    commands: list[Any] = []
+    for column, content in state.items():
+        key = store.keys[column]
+        if KINDS[column] == "zset":
+            commands += [(b"ZADD", key, score, raw(member)) for member, score in content.items()]
+        elif KINDS[column] == "hash":
+            commands += [(b"HSET", key, raw(field), raw(value)) for field, value in content.items()]
+        else:
+            commands += [(b"XADD", key, b"*", what, ids) for what, ids in content]
+    if commands:
+        replies = await store.connection.trip(b"".join(pack(command) for command in commands), len(commands))
+        assert not [reply for reply in replies if isinstance(reply, Exception)], replies
+
+
+def also(*states: State) -> State:
+    """States laid over each other, column by column."""
+    out: State = {}
+    for state in states:
+        for column, content in state.items():
+            out[column] = content if isinstance(content, list) else out.get(column, {}) | content
+    return out

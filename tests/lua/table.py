@@ -1,0 +1,116 @@
+"""The form of the script tests: before, call, after, reply. Time stands still at ``NOW`` unless a case says otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import pytest
+from columns import State, dump, seed, text
+
+from jobq.engine.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.store import Call, Connection
+
+NOW = 1000
+TOKEN = "5 w"
+"""A lease's fence and worker, of the seeded active jobs."""
+STALE = ["4 w", "5 v", "5 w ", "5", "", "nil"]
+"""Tokens that do not hold the lease of TOKEN."""
+
+
+class Case(NamedTuple):
+    """One row. ``changes``: the columns that differ afterwards, each with its whole content ({}: gone).
+
+    What is not in ``changes`` must stand as it stood ``before``.
+    """
+
+    name: str
+    before: State
+    call: Callable[[Store], Call[Any]]
+    changes: State
+    reply: Any
+    now: int = NOW
+
+
+def table(cases: list[Case]) -> pytest.MarkDecorator:
+    """Run a test once per case, named after it."""
+    assert len({case.name for case in cases}) == len(cases)
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+class Bench:
+    """A store over an empty queue, with a clock that stands where the test puts it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.now = NOW
+        self.store = Store(connection, "test", clock=lambda: str(self.now))
+
+    async def seed(self, state: State) -> None:
+        await seed(self.store, state)
+
+    async def dump(self) -> State:
+        return await dump(self.store)
+
+    async def do(self, call: Call[Any]) -> Any:
+        return plain(await self.store.do(call))
+
+    async def check(self, case: Case) -> None:
+        await self.seed(case.before)
+        self.now = case.now
+        assert await self.do(case.call(self.store)) == case.reply
+        expected = {column: content for column, content in (case.before | case.changes).items() if content}
+        assert await self.dump() == expected
+
+
+def plain(reply: Any) -> Any:
+    """A reply in text, lists and numbers."""
+    if isinstance(reply, bytes):
+        return text(reply)
+    if isinstance(reply, list):
+        return [plain(one) for one in reply]
+    if isinstance(reply, msgspec.Struct):
+        return [plain(one) for one in msgspec.structs.astuple(reply)]
+    return reply
+
+
+# -- what states are made of -------------------------------------------------------------------------------------------
+
+WAKE: State = {"wake": {"t": 0}}
+
+
+def place(sequence: int, priority: int = 0) -> int:
+    """Score in waiting."""
+    return priority * 2**42 + 2**41 + sequence
+
+
+def jobs(*ids: str) -> State:
+    """Specs: the id in upper case, which no script may look into."""
+    return {"jobs": {job_id: job_id.upper() for job_id in ids}}
+
+
+def waiting(*ids: str) -> State:
+    """Jobs in waiting, one behind the other."""
+    return jobs(*ids) | {"waiting": {job_id: place(i) for i, job_id in enumerate(ids, 1)}}
+
+
+def standing(state: str, *ids: str, score: int = 900) -> State:
+    """Jobs in another set."""
+    return jobs(*ids) | {state: dict.fromkeys(ids, score)}
+
+
+def held(*ids: str, till: int = 31_000, token: str = TOKEN) -> State:
+    """Active jobs under a lease."""
+    return standing("active", *ids, score=till) | {"leases": dict.fromkeys(ids, token)}
+
+
+def counted(what: str, *ids: str, minute: int = 0, **others: int) -> State:
+    """The event and the metrics of finished jobs."""
+    return {
+        "events": [(what, " ".join(ids))],
+        "metrics": {what: str(len(ids)), f"m:{minute}:{what}": str(len(ids))}
+        | {name: str(count) for name, count in others.items()},
+    }

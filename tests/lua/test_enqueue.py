@@ -1,0 +1,285 @@
+"""enqueue.lua: new jobs to waiting or delayed, once, unless a key is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from columns import State, also
+from table import NOW, WAKE, Bench, Case, jobs, place, standing, table, waiting
+
+
+def enqueue(*rows: Any):
+    return lambda store: store.enqueue(list(rows))
+
+
+def meta(fifo: int, lifo: int | None = None) -> State:
+    return {"meta": {"fifo": str(fifo)} | ({"lifo": str(lifo)} if lifo else {})}
+
+
+def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = None) -> State:
+    """The columns of a job's deduplication keys."""
+    state: State = {
+        "keys": {owner: "\n".join(names)},
+        "unique": {name: f"{owner} {fingerprint}" for name in names},
+    }
+    return state if until is None else state | {"unique_until": dict.fromkeys(names, until)}
+
+
+@table(
+    [
+        Case(
+            "first come, first in line",
+            {},
+            enqueue("a", "A", "", "b", "B", ""),
+            waiting("a", "b") | meta(2) | WAKE,
+            [],
+        ),
+        Case(
+            "behind what waits",
+            waiting("a", "b") | meta(2),
+            enqueue("c", "C", ""),
+            waiting("a", "b", "c") | meta(3) | WAKE,
+            [],
+        ),
+        Case(
+            "priorities to both ends of the range",
+            {},
+            enqueue("a", "A", "1023 0 0", "b", "B", "-1024 0 0", "c", "C", "5 0 0"),
+            jobs("a", "b", "c")
+            | {"waiting": {"b": place(2, -1024), "c": place(3, 5), "a": place(1, 1023)}}
+            | {"priorities": {"a": "1023", "b": "-1024", "c": "5"}}
+            | meta(3)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "LIFO goes in front, the last one foremost",
+            {},
+            enqueue("a", "A", "", "b", "B", "0 1 0", "c", "C", "3 1 0", "d", "D", "0 1 0"),
+            jobs("a", "b", "c", "d")
+            | {"waiting": {"d": place(-3), "b": place(-1), "a": place(1), "c": place(-2, 3)}}
+            | {"priorities": {"b": "0L", "c": "3L", "d": "0L"}}
+            | meta(4, 3)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "sequences stay exact at the edge of a double",
+            {"meta": {"fifo": str(2**41 - 3), "lifo": str(2**41 - 1)}},
+            enqueue("a", "A", "1023 0 0", "b", "B", "1023 0 0", "c", "C", "-1024 1 0"),
+            jobs("a", "b", "c")
+            | {"waiting": {"a": 2**52 - 2, "b": 2**52 - 1, "c": -(2**52)}}
+            | {"priorities": {"a": "1023", "b": "1023", "c": "-1024L"}}
+            | meta(2**41, 2**41)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "a delay goes to delayed, and a worker learns the due time",
+            {},
+            enqueue("a", "A", "0 0 500"),
+            jobs("a") | {"delayed": {"a": NOW + 500}} | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "a delay keeps what the job needs when it is due",
+            {},
+            enqueue("a", "A", "-7 1 500"),
+            jobs("a") | {"delayed": {"a": NOW + 500}, "priorities": {"a": "-7L"}} | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "a later delay wakes nobody: a worker watches the clock already",
+            standing("delayed", "z", score=1499),
+            enqueue("a", "A", "0 0 500"),
+            also(standing("delayed", "z", score=1499), jobs("a"), {"delayed": {"a": 1500}}) | meta(1),
+            [],
+        ),
+        Case(
+            "an earlier delay wakes, also among others in its batch",
+            standing("delayed", "z", score=1300),
+            enqueue("a", "A", "0 0 500", "b", "B", "0 0 200", "c", "C", "0 0 700"),
+            also(
+                standing("delayed", "z", score=1300),
+                jobs("a", "b", "c"),
+                {"delayed": {"a": 1500, "b": 1200, "c": 1700}},
+            )
+            | meta(3)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "an earlier delay with a key wakes too",
+            standing("delayed", "z", score=1300),
+            enqueue("a", "A", "0 0 200\n-1 - k"),
+            also(standing("delayed", "z", score=1300), jobs("a"), {"delayed": {"a": 1200}})
+            | key("a", "k")
+            | meta(1)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "an id twice in one batch: the first one counts",
+            {},
+            enqueue("a", "A", "", "a", "other", "5 0 0", "b", "B", ""),
+            jobs("a", "b") | {"waiting": {"a": place(1), "b": place(3)}} | meta(3) | WAKE,
+            [2, "a", "-"],
+        ),
+        Case(
+            "a known id is answered by itself, whatever is asked",
+            standing("completed", "a"),
+            enqueue("a", "other", "5 1 500\n-1 - k\n1000 f idempotency:x"),
+            meta(1),
+            [1, "a", "-"],
+        ),
+        Case(
+            "known and new ids in one batch",
+            waiting("a") | meta(1),
+            enqueue("a", "A", "", "b", "B", ""),
+            jobs("a", "b") | {"waiting": {"a": place(1), "b": place(3)}} | meta(3) | WAKE,
+            [1, "a", "-"],
+        ),
+    ]
+)
+async def test_enqueue(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case(
+            "a free key",
+            {},
+            enqueue("a", "A", "0 0 0\n-1 - k"),
+            waiting("a") | key("a", "k") | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "keys hold any text in one line",
+            {},
+            enqueue("a", "A", "0 0 0\n-1 - one two  three \u00e9 "),
+            waiting("a") | key("a", "one two  three \u00e9 ") | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "with a time of its own",
+            {},
+            enqueue("a", "A", "0 0 0\n1500 - k"),
+            waiting("a") | key("a", "k", until=NOW + 1500) | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "two keys of one job",
+            {},
+            enqueue("a", "A", "0 0 0\n-1 - k\n86400000 f00 idempotency:x"),
+            waiting("a")
+            | {
+                "keys": {"a": "k\nidempotency:x"},
+                "unique": {"k": "a -", "idempotency:x": "a f00"},
+                "unique_until": {"idempotency:x": 86_401_000},
+            }
+            | meta(1)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "the second key is held: the first one is not taken",
+            standing("active", "z") | key("z", "k2", fingerprint="f00"),
+            enqueue("a", "A", "5 0 0\n-1 - k1\n-1 f11 k2"),
+            meta(1),
+            [1, "z", "f00"],
+        ),
+        Case(
+            "one batch, one key: the first job has it",
+            {},
+            enqueue("a", "A", "0 0 0\n-1 - k", "b", "B", "0 0 0\n-1 - k", "c", "C", "0 0 700\n-1 - k"),
+            waiting("a") | key("a", "k") | meta(3) | WAKE,
+            [2, "a", "-", 3, "a", "-"],
+        ),
+        Case(
+            "one batch, one key, the first job delayed",
+            {},
+            enqueue("a", "A", "0 0 700\n-1 - k", "b", "B", "0 0 0\n-1 - k"),
+            jobs("a") | {"delayed": {"a": 1700}} | key("a", "k") | meta(2) | WAKE,
+            [2, "a", "-"],
+        ),
+        Case(
+            "a key with time holds although its job is finished",
+            standing("completed", "z") | key("z", "k", fingerprint="f00", until=NOW + 1),
+            enqueue("a", "A", "0 0 0\n5000 f00 k"),
+            meta(1),
+            [1, "z", "f00"],
+        ),
+        Case(
+            "a key with time holds although its job was removed",
+            key("z", "k", until=NOW + 1),
+            enqueue("a", "A", "0 0 0\n-1 - k"),
+            meta(1),
+            [1, "z", "-"],
+        ),
+        Case(
+            "a key whose time is over is free, although its job is not finished",
+            standing("active", "z") | key("z", "k", until=NOW),
+            enqueue("a", "A", "0 0 0\n5000 - k"),
+            also(standing("active", "z"), waiting("a"), key("z", "k"), key("a", "k", until=NOW + 5000))
+            | meta(1)
+            | WAKE,
+            [],
+        ),
+        Case(
+            "a key without time drops the time of the one before it",
+            key("z", "k", until=NOW),
+            enqueue("a", "A", "0 0 0\n-1 - k"),
+            also(waiting("a"), key("z", "k"), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
+            [],
+        ),
+    ]
+)
+async def test_keys(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@pytest.mark.parametrize("state", ["waiting", "delayed", "active", "blocked"])
+async def test_a_key_is_held_by_an_unfinished_job(state: str, bench: Bench):
+    before = standing(state, "z") | key("z", "k")
+    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), meta(1), [1, "z", "-"]))
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+async def test_a_key_is_let_go_by_a_finished_job(state: str, bench: Bench):
+    before = standing(state, "z") | key("z", "k")
+    changes = also(before, waiting("a"), key("a", "k")) | meta(1) | WAKE
+    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
+
+
+async def test_the_key_of_a_removed_job_is_free(bench: Bench):
+    before = key("z", "k")
+    changes = also(before, waiting("a"), key("a", "k")) | meta(1) | WAKE
+    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
+
+
+async def test_repeated_it_writes_nothing_twice(bench: Bench):
+    """The reply was lost: the same call again, between whose sendings the world went on."""
+    rows = [
+        "a", "A", "", "b", "B", "5 1 0", "c", "C", "0 0 700", "d", "D", "0 0 0\n-1 - k", "e", "E", "0 0 0\n-1 - k",
+    ]  # fmt: skip
+    assert await bench.do(bench.store.enqueue(list(rows))) == [5, "d", "-"]
+    await bench.do(bench.store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
+    before = await bench.dump()
+    assert await bench.do(bench.store.enqueue(list(rows))) == [
+        1, "a", "-", 2, "b", "-", 3, "c", "-", 4, "d", "-", 5, "d", "-",
+    ]  # fmt: skip
+    assert await bench.dump() == before | {"meta": before["meta"] | {"fifo": "10"}}
+
+
+async def test_a_full_batch_fits_lua(bench: Bench):
+    """250 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
+    rows = [
+        word
+        for i in range(2000)
+        for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f idempotency:{i}")
+    ]
+    assert await bench.do(bench.store.enqueue(rows)) == []
+    state = await bench.dump()
+    assert len(state["waiting"]) + len(state["delayed"]) == len(state["jobs"]) == 2000
