@@ -113,8 +113,11 @@ class LogLine(msgspec.Struct, frozen=True):
     message: str
 
 
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The row in the ``results`` column. ``started`` unix ms, ``ran`` ms."""
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    """The row in the ``results`` column: an array, since its names would weigh more than its values.
+
+    ``started`` unix ms, ``ran`` ms.
+    """
 
     started: int
     ran: int

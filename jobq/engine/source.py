@@ -131,8 +131,7 @@ class Source:
         outbox.completed += (
             run.id,
             run.token,
-            b'{"started":%d,"ran":%d,"worker":%b,"result":%b}'
-            % (started, micros // 1000, self._worker_json, bytes(result)),
+            b"[%d,%d,%b,%b]" % (started, micros // 1000, self._worker_json, bytes(result)),
             "" if spec.retention is None else spec.retention,
         )
         counts = outbox.counts
