@@ -131,7 +131,10 @@ class Source:
         outbox.completed += (
             run.id,
             run.token,
-            b"[%d,%d,%b,%b]" % (started, micros // 1000, self._worker_json, bytes(result)),
+            # as a Result encodes; null is its default and need not be kept
+            b"[%d,%d,%b]" % (started, micros // 1000, self._worker_json)
+            if result == b"null"
+            else b"[%d,%d,%b,%b]" % (started, micros // 1000, self._worker_json, bytes(result)),
             "" if spec.retention is None else spec.retention,
         )
         counts = outbox.counts
