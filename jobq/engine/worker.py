@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import itertools
 import os
 import socket
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = get_logger("jobq.worker")
 
+_numbers = itertools.count()
 SETTLE_SECONDS = 5.0
 """How long a stopping worker tries to settle its last outcomes; then the leases take over."""
 
@@ -72,8 +74,11 @@ class Worker:
         if self.lease_ms < 100:
             raise ValueError(f"lease is {self.lease_ms} ms: it takes at least 0.1 s")
         self.grace = to_ms(grace if grace is not None else settings.grace) / 1000
-        # no two workers share a name, or one would hold the other's leases
-        self.name = f"{name or f'{socket.gethostname()[:40]}-{os.getpid()}'}-{new_id()[9:]}".replace(" ", "_")
+        # No two workers may share a name, or one would hold the other's leases. Short: each finished job keeps it.
+        number = next(_numbers)
+        self.name = f"{name or f'{socket.gethostname()[:40]}-{os.getpid()}'}-{new_id()[12:]}{f'.{number}' if number else ''}".replace(
+            " ", "_"
+        )
         self._stuck_after = to_ms(stuck_after) / 1000
         self._given_up = given_up
         self._stack: AsyncExitStack | None = None
