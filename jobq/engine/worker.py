@@ -76,9 +76,9 @@ class Worker:
         self.grace = to_ms(grace if grace is not None else settings.grace) / 1000
         # No two workers may share a name, or one would hold the other's leases. Short: each finished job keeps it.
         number = next(_numbers)
-        self.name = f"{name or f'{socket.gethostname()[:40]}-{os.getpid()}'}-{new_id()[12:]}{f'.{number}' if number else ''}".replace(
-            " ", "_"
-        )
+        node = new_id()[12:] + (f".{number}" if number else "")
+        base = name or f"{socket.gethostname()[:40]}-{os.getpid()}"
+        self.name = f"{base}-{node}".replace(" ", "_")
         self._stuck_after = to_ms(stuck_after) / 1000
         self._given_up = given_up
         self._stack: AsyncExitStack | None = None
