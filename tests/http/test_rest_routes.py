@@ -1,0 +1,303 @@
+"""Each route does what the table says: over a real socket, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from rest import Client, NewClient, Until, enqueue, problem, working
+
+from jobq import Connection, Context, Queue, inject
+from jobq.http.routes import ROUTES
+
+
+async def get(client: Client, path: str, status: int = 200) -> Any:
+    response = await client.get(path)
+    assert response.status == status, await response.text()
+    return await response.json()
+
+
+async def post(client: Client, path: str, body: Any = None, status: int = 200) -> Any:
+    response = await client.post(path, json=body) if body is not None else await client.post(path)
+    assert response.status == status, await response.text()
+    return await response.json()
+
+
+async def test_enqueue_answers_with_an_id_that_carries_its_queue(client: Client):
+    answer = await post(client, "/jobs/enqueue", {"type": "send", "payload": {"to": "x"}}, 201)
+    assert answer["id"].startswith("main:")
+    assert answer["duplicate"] is False
+
+
+async def test_every_option_comes_back(client: Client):
+    options: dict[str, Any] = {
+        "priority": -7, "delay": 60_000, "attempts": 5, "timeout": 1500, "lifo": True, "key": "k", "retention": 9000,
+        "backoff": {"type": "fixed", "delay": 10, "max": 20, "jitter": 0.5}, "metadata": {"trace": "abc"},
+    }  # fmt: skip
+    job = await get(client, f"/jobs/{await enqueue(client, key_ttl=5000, **options)}")
+    assert {name: job[name] for name in options} == options
+    assert job["state"] == "delayed"
+    assert job["run_at"] == job["enqueued_at"] + 60_000
+
+
+PAYLOADS = [
+    b'{"b": 1,  "a":[1.0, 1e2, 12345678901234567890, -0]}', b"null", b"[]", b'"\\u00e9 \xc3\xa9 \\u0000"', b" 7 ", b"{ }",
+    b'{"nested": {"a": [[[]]], "colon": "a:b", "escaped\\u003a": 1}}', b"1.0", b'"' + b"x" * 100_000 + b'"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+async def test_payload_is_kept_byte_for_byte(client: Client, payload: bytes):
+    response = await client.post(
+        "/jobs/enqueue", data=b'{"type":"t","payload":%b}' % payload, headers={"Content-Type": "application/json"}
+    )
+    assert response.status == 201, await response.text()
+    job = await client.get(f"/jobs/{(await response.json())['id']}")
+    assert b'"payload":%b,"priority"' % payload.strip() in await job.read()
+
+
+async def test_same_key_answers_with_the_job_that_is_there(client: Client):
+    first = await enqueue(client, key="one")
+    again = await post(client, "/jobs/enqueue", {"type": "any", "key": "one"}, 200)
+    assert again == {"id": first, "duplicate": True}
+
+
+async def test_bulk_answers_each_job_in_its_place(client: Client):
+    answers = await post(
+        client, "/jobs/enqueue", [{"type": "a"}, {"type": "b", "priority": 5000}, {"typ": "c"}, {"type": "d"}], 207
+    )
+    assert [sorted(one)[0] for one in answers] == ["duplicate", "detail", "allowed", "duplicate"]
+    assert [one.get("status") for one in answers] == [None, 422, 422, None]
+    assert (await get(client, "/jobs/stats"))["waiting"] == 2
+
+
+async def test_bulk_of_good_jobs_is_created(client: Client):
+    answers = await post(client, "/jobs/enqueue", [{"type": "a", "payload": n} for n in range(1000)], 201)
+    assert len({one["id"] for one in answers}) == 1000
+    assert (await get(client, "/jobs/stats"))["waiting"] == 1000
+
+
+async def test_bulk_has_a_limit(client: Client):
+    for count in (0, 1001):
+        response = await client.post("/jobs/enqueue", json=[{"type": "a"}] * count)
+        assert (await problem(response, 413, "too-large"))["limit"] == 1000
+    assert (await get(client, "/jobs/stats"))["waiting"] == 0
+
+
+async def test_idempotency_key_enqueues_once(client: Client):
+    headers = {"Idempotency-Key": "order-7"}
+    body = {"type": "pay", "payload": {"amount": 3}}
+    first = await client.post("/jobs/enqueue", json=body, headers=headers)
+    again = await client.post("/jobs/enqueue", json=body, headers=headers)
+    assert (first.status, again.status) == (201, 200)
+    assert (await first.json())["id"] == (await again.json())["id"]
+    other = await client.post("/jobs/enqueue", json=body | {"priority": 1}, headers=headers)
+    assert (await problem(other, 422, "idempotency-conflict"))["job_id"] in (await first.json())["id"]
+    assert (await get(client, "/jobs/stats"))["waiting"] == 1
+
+
+async def test_idempotency_key_of_an_array_counts_for_each_place(client: Client):
+    headers = {"Idempotency-Key": "import-1"}
+    rows = [{"type": "row", "payload": n} for n in range(3)]
+    first = await client.post("/jobs/enqueue", json=rows, headers=headers)
+    rows[1]["payload"] = "other"
+    again = await client.post("/jobs/enqueue", json=rows, headers=headers)
+    assert (first.status, again.status) == (201, 207)
+    a, b = await first.json(), await again.json()
+    assert [a[0]["id"], a[2]["id"]] == [b[0]["id"], b[2]["id"]]
+    assert b[1]["type"] == "urn:jobq:problem:idempotency-conflict"
+
+
+async def test_list_filters_and_pages(client: Client):
+    for n in range(5):
+        await enqueue(client, type=f"t{n % 2}", priority=n)
+    await enqueue(client, type="t0", delay=60_000)
+    listed = await get(client, "/jobs?state=waiting&limit=3")
+    rest = await get(client, f"/jobs?state=waiting&limit=3&cursor={listed['cursor']}")
+    assert [job["priority"] for job in listed["jobs"] + rest["jobs"]] == [0, 1, 2, 3, 4]
+    assert rest["cursor"] is None
+    assert "payload" not in listed["jobs"][0]
+    assert [job["type"] for job in (await get(client, "/jobs?type=t1"))["jobs"]] == ["t1", "t1"]
+    assert len((await get(client, "/jobs"))["jobs"]) == 6
+    assert [job["state"] for job in (await get(client, "/jobs?state=delayed"))["jobs"]] == ["delayed"]
+
+
+async def test_stats_count_every_state(client: Client):
+    await enqueue(client)
+    await enqueue(client, delay=60_000)
+    stats = await get(client, "/jobs/stats")
+    names = ("waiting", "delayed", "active", "completed", "failed", "blocked", "paused")
+    assert [stats[name] for name in names] == [1, 1, 0, 0, 0, 0, False]
+
+
+async def test_pause_and_resume(client: Client):
+    assert await post(client, "/jobs/pause") == {"queue": "main", "paused": True}
+    assert (await get(client, "/jobs/stats"))["paused"] is True
+    assert await post(client, "/jobs/resume") == {"queue": "main", "paused": False}
+    assert (await get(client, "/jobs/stats"))["paused"] is False
+
+
+async def test_kill_then_retry_then_delete(client: Client):
+    job = await enqueue(client)
+    assert await post(client, f"/jobs/{job}/kill") == {"id": job, "state": "failed"}
+    [failed] = (await get(client, "/jobs/failed/jobs"))["jobs"]
+    assert (failed["id"], failed["error"]) == (job, "Killed: killed by an operator")
+    assert await post(client, f"/jobs/{job}/retry") == {"id": job, "state": "waiting"}
+    assert (await client.delete(f"/jobs/{job}")).status == 204
+    await problem(await client.get(f"/jobs/{job}"), 404, "job-not-found")
+
+
+async def test_promote_and_priority(client: Client):
+    job = await enqueue(client, delay=60_000)
+    assert await post(client, f"/jobs/{job}/priority", {"priority": -3}) == {"id": job, "priority": -3}
+    assert await post(client, f"/jobs/{job}/promote") == {"id": job, "state": "waiting"}
+    shown = await get(client, f"/jobs/{job}")
+    assert (shown["state"], shown["priority"]) == ("waiting", -3)
+
+
+async def test_many_are_retried_and_removed_in_pages(client: Client):
+    for job in [await enqueue(client) for _ in range(5)]:
+        await post(client, f"/jobs/{job}/kill")
+    assert await post(client, "/jobs/retry?state=failed&limit=2") == {"count": 2}
+    assert await post(client, "/jobs/retry?older_than=3600000") == {"count": 0}
+    assert await post(client, "/jobs/retry") == {"count": 3}
+    response = await client.delete("/jobs?state=waiting&limit=4")
+    assert await response.json() == {"count": 4}
+    assert (await get(client, "/jobs/stats"))["waiting"] == 1
+
+
+async def test_failed_jobs_show_error_attempts_and_traceback(
+    new_client: NewClient, connection: Connection, until: Until
+):
+    queue = Queue("main", connection)
+
+    @queue.task(attempts=1)
+    async def broken() -> None:
+        raise ValueError("out of paper")
+
+    client = await new_client(queue)
+    job = await enqueue(client, type="broken")
+    async with working(queue):
+        await until(lambda: stats_reach(client, failed=1), "the job to fail")
+    [failed] = (await get(client, "/jobs/failed/jobs"))["jobs"]
+    assert (failed["id"], failed["error"], failed["attempts_made"]) == (job, "ValueError: out of paper", 1)
+    assert 'raise ValueError("out of paper")' in failed["traceback"]
+    result = await problem(await client.get(f"/jobs/{job}/result"), 409, "job-failed")
+    assert (result["error_type"], result["error_message"]) == ("ValueError", "out of paper")
+
+
+async def stats_reach(client: Client, **counts: int) -> bool:
+    stats = await get(client, "/jobs/stats")
+    return all(stats[state] == count for state, count in counts.items())
+
+
+async def test_a_running_job_is_killed_and_only_then_deleted(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    @queue.task
+    async def endless(ctx: Context = inject) -> None:
+        ctx.log("here I am")
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    client = await new_client(queue)
+    job = await enqueue(client, type="endless")
+    async with working(queue) as worker:
+        await asyncio.wait_for(started.wait(), 5)
+        body = await problem(await client.delete(f"/jobs/{job}"), 409, "wrong-state")
+        assert body["state"] == "active"
+        assert "active" not in body["allowed"]
+        assert "kill it first" in body["detail"]
+        [row] = (await get(client, "/workers"))["workers"]
+        assert row["id"] == worker.name
+        await post(client, f"/jobs/{job}/kill")
+        await asyncio.wait_for(cancelled.wait(), 5)
+        await problem(await client.get(f"/jobs/{job}/result"), 409, "job-killed")
+        assert (await client.delete(f"/jobs/{job}")).status == 204
+
+
+async def test_logs_are_read_back(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task
+    async def talk(ctx: Context = inject) -> None:
+        ctx.log("one")
+        ctx.log("two")
+
+    client = await new_client(queue)
+    job = await enqueue(client, type="talk")
+    assert await get(client, f"/jobs/{job}/logs") == {"logs": []}
+    async with working(queue):
+        await get(client, f"/jobs/{job}/result?wait=5000")
+    assert [line["message"] for line in (await get(client, f"/jobs/{job}/logs"))["logs"]] == ["one", "two"]
+
+
+async def test_result_is_waited_for(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task
+    async def add(a: int, b: int) -> dict[str, int]:
+        return {"sum": a + b}
+
+    client = await new_client(queue)
+    job = await enqueue(client, {"type": "add", "payload": {"a": 1, "b": 2}})
+    assert await get(client, f"/jobs/{job}/result", 202) == {"id": job, "state": "waiting"}
+    assert await get(client, f"/jobs/{job}/result?wait=1", 202) == {"id": job, "state": "waiting"}
+    waiting = asyncio.create_task(client.get(f"/jobs/{job}/result?wait=20000"))
+    async with working(queue):
+        response = await asyncio.wait_for(waiting, 10)
+    assert (response.status, await response.read()) == (200, b'{"sum":3}')
+    assert await get(client, f"/jobs/{job}/result") == {"sum": 3}
+
+
+async def test_task_defaults_count_where_nothing_is_given(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(attempts=7, timeout=3)
+    async def typed(a: int = 0) -> None: ...
+
+    client = await new_client(queue)
+    job = await get(client, f"/jobs/{await enqueue(client, type='typed')}")
+    assert (job["attempts"], job["timeout"]) == (7, 3000)
+    job = await get(client, f"/jobs/{await enqueue(client, type='typed', timeout=None, attempts=1)}")
+    assert (job["attempts"], job["timeout"]) == (1, None)
+
+
+async def test_the_same_routes_stand_under_each_queue(new_client: NewClient, connection: Connection):
+    client = await new_client(Queue("main", connection), Queue("other", connection))
+    answer = await post(client, "/queues/other/jobs/enqueue", {"type": "x"}, 201)
+    job = answer["id"]
+    bare = job.removeprefix("other:")
+    assert job == f"other:{bare}"
+    for path in (f"/jobs/{job}", f"/queues/other/jobs/{bare}", f"/queues/other/jobs/{job}"):
+        assert (await get(client, path))["id"] == job
+    for path in (f"/jobs/{bare}", f"/queues/main/jobs/{job}", f"/jobs/nowhere:{bare}", f"/jobs/:{bare}x", "/jobs/x"):
+        await problem(await client.get(path), 404, "job-not-found")
+    queues = (await get(client, "/queues"))["queues"]
+    assert [(one["name"], one["default"], one["waiting"]) for one in queues] == [("main", True, 0), ("other", False, 1)]
+    body = await problem(await client.get("/queues/nowhere/jobs"), 404, "unknown-queue")
+    assert body["known"] == ["main", "other"]
+
+
+async def test_health(client: Client):
+    assert await get(client, "/healthz") == {"ok": True}
+    assert await get(client, "/readyz") == {"ok": True}
+
+
+async def test_head_is_get_without_a_body(client: Client):
+    response = await client.head("/jobs")
+    assert (response.status, await response.read()) == (200, b"")
+
+
+def test_every_route_of_the_issue_is_in_the_table():
+    wanted = """POST /jobs/enqueue, GET /jobs/{id}, GET /jobs, GET /jobs/stats, GET /jobs/failed/jobs, POST /jobs/pause,
+        POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
+        GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
+        GET /queues, GET /workers, GET /healthz, GET /readyz"""
+    table = {f"{route.method} {route.path}" for route in ROUTES}
+    assert table == {" ".join(line.split()) for line in wanted.split(",")}
