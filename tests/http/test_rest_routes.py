@@ -42,7 +42,8 @@ async def test_every_option_comes_back(client: Client):
 
 
 PAYLOADS = [
-    b'{"b": 1,  "a":[1.0, 1e2, 12345678901234567890, -0]}', b"null", b"[]", b'"\\u00e9 \xc3\xa9 \\u0000"', b" 7 ", b"{ }",
+    b'{"b": 1,  "a":[1.0, 1e2, 12345678901234567890, -0]}', b"null", b"[]",
+    b'"\\u00e9 \xc3\xa9 \\u0000"', b" 7 ", b"{ }",
     b'{"nested": {"a": [[[]]], "colon": "a:b", "escaped\\u003a": 1}}', b"1.0", b'"' + b"x" * 100_000 + b'"',
 ]  # fmt: skip
 

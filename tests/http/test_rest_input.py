@@ -1,0 +1,251 @@
+"""What is not sound is refused by name, and never a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rest import problem
+
+from jobq import Connection, Queue
+from jobq.http.strict import MAX_DEPTH, BadJSON, check_json
+
+if TYPE_CHECKING:
+    from rest import Client, NewClient
+
+JSON = {"Content-Type": "application/json"}
+DEEP = MAX_DEPTH - 1  # the envelope is a level too
+
+BAD_JSON = {
+    "empty": b"",
+    "blank": b" \n ",
+    "not JSON": b"hello",
+    "cut": b'{"type": "a"',
+    "trailing": b'{"type": "a"} x',
+    "comma": b'{"type": "a",}',
+    "single quotes": b"{'type': 'a'}",
+    "comment": b'{"type": "a" /* */}',
+    "BOM": b'\xef\xbb\xbf{"type": "a"}',
+    "utf-16": '{"type": "a"}'.encode("utf-16"),
+    "no UTF-8": b'{"type": "\xff"}',
+    "overlong": b'{"type": "a", "payload": "\xc0\x80"}',
+    "surrogate": b'{"type": "a", "payload": "\\ud800"}',
+    "surrogate in UTF-8": b'{"type": "a", "payload": "\xed\xa0\x80"}',
+    "surrogate key": b'{"type": "a", "payload": {"\\udc00": 1}}',
+    "surrogate type": b'{"type": "\\ud800"}',
+    "NaN": b'{"type": "a", "payload": NaN}',
+    "Infinity": b'{"type": "a", "payload": [-Infinity]}',
+    "beyond a double": b'{"type": "a", "payload": 1e999}',
+    "5000 digits": b'{"type": "a", "payload": %b}' % (b"9" * 5000),
+    "leading zero": b'{"type": "a", "payload": 01}',
+    "control character": b'{"type": "a", "payload": "\x01"}',
+    "bad escape": b'{"type": "a", "payload": "\\x"}',
+    "key twice": b'{"type": "a", "type": "b"}',
+    "key twice, escaped": b'{"type": "a", "payload": {"a": 1, "\\u0061": 2}}',
+    "key twice, deep": b'{"type": "a", "payload": [{"a": {"b": 1, "b": 2}}]}',
+    "key twice, colon escaped": b'{"type": "a", "payload": {"a": 1, "a": 2, "b": "\\u003a"}}',
+    "too deep": b'{"type": "a", "payload": %b%b}' % (b"[" * (DEEP + 1), b"]" * (DEEP + 1)),
+    "2000 levels": b'{"type": "a", "payload": %b%b}' % (b"[" * 2000, b"]" * 2000),
+    "100000 levels": b'{"a":' * 100_000,
+    "NUL": b"\x00",
+    "bulk cut": b'[{"type": "a"}',
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON.keys())
+async def test_bad_json_is_400(client: Client, text: bytes):
+    await problem(await client.post("/jobs/enqueue", data=text, headers=JSON), 400, "invalid-json")
+    assert (await (await client.get("/jobs/stats")).json())["waiting"] == 0
+
+
+@pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON.keys())
+async def test_bad_json_is_400_wherever_a_body_is_read(client: Client, text: bytes):
+    job = "main:00000000000000000"
+    await problem(await client.post(f"/jobs/{job}/priority", data=text, headers=JSON), 400, "invalid-json")
+
+
+GOOD_JSON = [
+    b"1e308", b"-0.0", b"12345678901234567890123", b'"\\ud83d\\ude00"', b'{"a":{"a":{"a":":"}}}',
+    b'["{:}", "\\u003a", {"\\\\u003a":1}]',
+    b'{"a":1,"A":2,"":3}', b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, b'{"a":"\\":\\":"}', b"{}",
+    b'[1, [2, {"x": [3]}], {"x": null}]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", GOOD_JSON)
+def test_sound_json_passes(text: bytes):
+    check_json(text)
+
+
+def test_depth_is_counted_exactly():
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        inner = b"1"
+        check_json(opening * MAX_DEPTH + inner + closing * MAX_DEPTH)
+        with pytest.raises(BadJSON, match=f"deeper than {MAX_DEPTH}"):
+            check_json(opening * (MAX_DEPTH + 1) + inner + closing * (MAX_DEPTH + 1))
+    check_json(json.dumps([[] for _ in range(5000)]).encode())
+
+
+FIELDS: list[tuple[Any, str, str]] = [
+    ({}, "missing-field", "type"),
+    ({"type": "a", "prio": 1}, "unknown-field", "prio"),
+    ({"type": "a", "backoff": {"dealy": 1}}, "unknown-field", "backoff.dealy"),
+    ({"type": "a", "we`ird": 1}, "unknown-field", "we`ird"),
+    ({"type": 1}, "invalid-field", "type"),
+    ({"type": None}, "invalid-field", "type"),
+    ({"type": ""}, "invalid-field", "type"),
+    ({"type": "x" * 129}, "invalid-field", "type"),
+    ({"type": "a", "priority": 1024}, "invalid-field", "priority"),
+    ({"type": "a", "priority": -1025}, "invalid-field", "priority"),
+    ({"type": "a", "priority": 1.5}, "invalid-field", "priority"),
+    ({"type": "a", "priority": "1"}, "invalid-field", "priority"),
+    ({"type": "a", "priority": True}, "invalid-field", "priority"),
+    ({"type": "a", "priority": None}, "invalid-field", "priority"),
+    ({"type": "a", "priority": 10**30}, "invalid-field", "priority"),
+    ({"type": "a", "delay": -1}, "invalid-field", "delay"),
+    ({"type": "a", "delay": 10**12}, "invalid-field", "delay"),
+    ({"type": "a", "attempts": 0}, "invalid-field", "attempts"),
+    ({"type": "a", "attempts": 1001}, "invalid-field", "attempts"),
+    ({"type": "a", "timeout": 0}, "invalid-field", "timeout"),
+    ({"type": "a", "retention": -1}, "invalid-field", "retention"),
+    ({"type": "a", "lifo": 1}, "invalid-field", "lifo"),
+    ({"type": "a", "key": ""}, "invalid-field", "key"),
+    ({"type": "a", "key": "k" * 513}, "invalid-field", "key"),
+    ({"type": "a", "key_ttl": 0, "key": "k"}, "invalid-field", "key_ttl"),
+    ({"type": "a", "metadata": []}, "invalid-field", "metadata"),
+    ({"type": "a", "backoff": "fixed"}, "invalid-field", "backoff"),
+    ({"type": "a", "backoff": {"type": "linear"}}, "invalid-field", "backoff.type"),
+    ({"type": "a", "backoff": {"jitter": 2}}, "invalid-field", "backoff.jitter"),
+    ({"type": "a", "backoff": {"delay": -1}}, "invalid-field", "backoff.delay"),
+    ({"type": "a\n"}, "invalid-job", ""),
+    ({"type": "a", "key": "a\x00b"}, "invalid-job", ""),
+    ({"type": "a", "key": "\u00e9" * 300}, "invalid-job", ""),
+    ({"type": "a", "key_ttl": 5}, "invalid-job", ""),
+    ("text", "invalid-field", ""),
+    (7, "invalid-field", ""),
+    (None, "invalid-field", ""),
+]
+
+
+@pytest.mark.parametrize(("body", "slug", "field"), FIELDS, ids=[json.dumps(body)[:60] for body, _, _ in FIELDS])
+async def test_fields_are_refused_by_name(client: Client, body: Any, slug: str, field: str):
+    answer = await problem(await client.post("/jobs/enqueue", data=json.dumps(body), headers=JSON), 422, slug)
+    assert answer.get("field", "") == field
+    assert field in answer["detail"]
+    assert (await (await client.get("/jobs/stats")).json())["waiting"] == 0
+    bulk = await client.post("/jobs/enqueue", json=[body])
+    assert bulk.status == 207
+    assert (await bulk.json()) == [answer]
+
+
+QUERIES = [
+    ("/jobs?state=nowhere", "invalid-field"), ("/jobs?limit=0", "invalid-field"), ("/jobs?limit=501", "invalid-field"),
+    ("/jobs?limit=x", "invalid-field"), ("/jobs?limit=", "invalid-field"), ("/jobs?limit=1_0", "invalid-field"),
+    ("/jobs?limit=99999999999999999999999", "invalid-field"), ("/jobs?colour=red", "unknown-field"),
+    ("/jobs?limit=1&limit=2", "invalid-query"), ("/jobs?cursor=nonsense", "invalid-query"),
+    ("/jobs?cursor=%00", "invalid-query"),
+    ("/jobs?cursor=%FF", "invalid-query"), ("/jobs?cursor=e30", "invalid-query"),
+    ("/jobs/failed/jobs?limit=-1", "invalid-field"),
+    ("/jobs/failed/jobs?state=failed", "unknown-field"), ("/jobs?type=" + "x" * 200, "invalid-field"),
+    ("/jobs/main:00000000000000000/result?wait=60001", "invalid-field"),
+    ("/jobs/main:00000000000000000/result?wait=-1", "invalid-field"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "slug"), QUERIES)
+async def test_queries_are_refused(client: Client, path: str, slug: str):
+    await problem(await client.get(path), 422, slug)
+
+
+MANY = [
+    ("DELETE", "/jobs", "missing-field"), ("DELETE", "/jobs?state=active", "invalid-field"),
+    ("DELETE", "/jobs?state=failed&older_than=-1", "invalid-field"),
+    ("DELETE", "/jobs?state=failed&limit=10001", "invalid-field"),
+    ("POST", "/jobs/retry?state=waiting", "invalid-field"), ("POST", "/jobs/retry?states=failed", "unknown-field"),
+    ("DELETE", "/jobs?state=waiting&older_than=5", "invalid-query"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "slug"), MANY)
+async def test_verbs_for_many_are_refused(client: Client, method: str, path: str, slug: str):
+    await problem(await client.request(method, path), 422, slug)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "application/jsonx", ""],
+)
+async def test_other_content_types_are_415(client: Client, kind: str):
+    response = await client.post("/jobs/enqueue", data=b'{"type":"a"}', headers={"Content-Type": kind})
+    await problem(response, 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"', "application/json ;"]
+)
+async def test_content_types_that_say_json(client: Client, kind: str):
+    response = await client.post("/jobs/enqueue", data=b'{"type":"a"}', headers={"Content-Type": kind})
+    assert response.status == 201
+
+
+@pytest.mark.parametrize("key", ["", "x" * 600, "a\tb"])
+async def test_idempotency_keys_are_bounded(client: Client, key: str):
+    response = await client.post("/jobs/enqueue", json={"type": "a"}, headers={"Idempotency-Key": key})
+    await problem(response, 422, "invalid-job")
+
+
+async def test_the_largest_payload_passes_and_one_byte_more_does_not(new_client: NewClient, connection: Connection):
+    client = await new_client(Queue("main", connection, max_payload=1000))
+    fits = json.dumps("x" * 998)
+    response = await client.post("/jobs/enqueue", data=f'{{"type":"a","payload":{fits}}}', headers=JSON)
+    assert response.status == 201
+    over = json.dumps("x" * 999)
+    response = await client.post("/jobs/enqueue", data=f'{{"type":"a","payload":{over}}}', headers=JSON)
+    body = await problem(response, 413, "too-large")
+    assert (body["size"], body["limit"]) == (1001, 1000)
+
+
+async def test_a_body_over_the_limit_is_413(new_client: NewClient, connection: Connection):
+    client = await new_client(Queue("main", connection), max_body=100_000)
+    exact = b'{"type":"a","payload":"' + b"x" * (100_000 - 25) + b'"}'
+    assert (await client.post("/jobs/enqueue", data=exact, headers=JSON)).status == 201
+    assert (await problem(await client.post("/jobs/enqueue", data=exact + b" ", headers=JSON), 413, "too-large"))[
+        "limit"
+    ]
+
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 10_000
+
+    response = await client.post("/jobs/enqueue", data=chunks(), headers=JSON)  # its length is not announced
+    await problem(response, 413, "too-large")
+
+
+async def test_small_when_packed_is_still_too_large(new_client: NewClient, connection: Connection):
+    client = await new_client(Queue("main", connection), max_body=100_000)
+    bomb = gzip.compress(b" " * 50_000_000)
+    response = await client.post("/jobs/enqueue", data=bomb, headers=JSON | {"Content-Encoding": "gzip"})
+    await problem(response, 413, "too-large")
+
+
+async def test_packed_bodies_are_unpacked_and_broken_ones_refused(client: Client):
+    packed = gzip.compress(b'{"type":"a"}')
+    headers = JSON | {"Content-Encoding": "gzip"}
+    assert (await client.post("/jobs/enqueue", data=packed, headers=headers)).status == 201
+    response = await client.post("/jobs/enqueue", data=b"no gzip at all", headers=headers)
+    await problem(response, 400, "malformed-request")
+
+
+async def test_megabytes_come_back_whole_while_others_are_served(new_client: NewClient, connection: Connection):
+    client = await new_client(Queue("main", connection, max_payload=10_000_000))
+    payload = json.dumps({"blob": "x" * 9_000_000}).encode()
+    body = io.BytesIO(b'{"type":"a","payload":%b}' % payload)
+    large = asyncio.create_task(client.post("/jobs/enqueue", data=body, headers=JSON))
+    for _ in range(20):
+        assert (await client.get("/healthz")).status == 200
+    job = (await (await large).json())["id"]
+    assert payload in await (await client.get(f"/jobs/{job}")).read()

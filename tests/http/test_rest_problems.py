@@ -1,0 +1,187 @@
+"""Every error is a problem: one case for each row of the table, and for each kind the HTTP room raises itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from aiohttp.http_exceptions import BadStatusLine
+from aiohttp.test_utils import TestClient, TestServer
+from rest import problem
+
+from jobq import Connection, Queue, errors
+from jobq.http import problems
+from jobq.http.problems import KINDS, TABLE, HttpProblem
+from jobq.http.strict import BadJSON
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rest import Client, NewClient
+
+ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
+    BadJSON: (BadJSON("no"), 400, "invalid-json"),
+    errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
+    errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
+    errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),
+    errors.IdempotencyConflict: (errors.IdempotencyConflict("j"), 422, "idempotency-conflict"),
+    errors.InvalidQuery: (errors.InvalidQuery("no"), 422, "invalid-query"),
+    errors.JobNotFound: (errors.JobNotFound("j"), 404, "job-not-found"),
+    errors.WrongState: (errors.WrongState("j", "kill", "failed", ["waiting"]), 409, "wrong-state"),
+    errors.JobFailed: (errors.JobFailed("j", "E", "m", "t"), 409, "job-failed"),
+    errors.JobKilled: (errors.JobKilled("j", "E", "m"), 409, "job-killed"),
+    errors.StoreUnavailable: (errors.StoreUnavailable("redis://:secret@host"), 503, "redis-unavailable"),
+    errors.StoreFull: (errors.StoreFull("secret"), 503, "redis-full"),
+    errors.StoreRefused: (errors.StoreRefused("secret"), 503, "redis-unfit"),
+    errors.DurabilityUnavailable: (errors.DurabilityUnavailable("secret"), 504, "unconfirmed"),
+    BadStatusLine: (BadStatusLine("x"), 400, "malformed-request"),
+    web.RequestPayloadError: (web.RequestPayloadError("secret"), 400, "malformed-request"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_row(row: type[BaseException]):
+    error, status, slug = ROWS[row]
+    response = problems.response(error)
+    body = json.loads(response.body)  # pyright: ignore
+    assert (response.status, body["status"], body["type"]) == (status, status, f"urn:jobq:problem:{slug}")
+    assert response.content_type == "application/problem+json"
+    assert "secret" not in body["detail"]
+    assert ("Retry-After" in response.headers) == (slug in ("redis-unavailable", "redis-full"))
+
+
+def test_every_row_has_its_case():
+    assert {next(row for row in one.__mro__ if row in TABLE) for one in ROWS} == set(TABLE)
+
+
+def test_fields_of_their_own():
+    assert problems.describe(ROWS[errors.UnknownType][0])[1]["known"] == ["b"]
+    assert problems.describe(ROWS[errors.WrongState][0])[1]["allowed"] == ("waiting",)
+    failed = problems.describe(ROWS[errors.JobFailed][0])[1]
+    assert (failed["error_type"], failed["error_message"], failed["traceback"]) == ("E", "m", "t")
+
+
+def test_types_are_distinct_and_whole():
+    assert len({kind.type for kind in KINDS}) == len(KINDS)
+    assert all(400 <= kind.status <= 599 and kind.title for kind in KINDS)
+
+
+def test_unknown_exceptions_are_500_and_say_nothing_of_the_inside(capsys: pytest.CaptureFixture[str]):
+    response = problems.response(RuntimeError("secret"))
+    assert response.status == 500
+    assert b"secret" not in response.body  # pyright: ignore
+    assert "secret" in "".join(capsys.readouterr())  # the log has it
+
+
+def test_a_client_that_left_is_no_problem():
+    with pytest.raises(ConnectionResetError):
+        problems.response(ConnectionResetError())
+
+
+def test_text_that_is_no_text_is_made_visible():
+    response = problems.response(HttpProblem(problems.NOT_FOUND, "a\udc80b"))
+    assert json.loads(response.body)["detail"] == "a\\udc80b"  # pyright: ignore
+
+
+async def test_aiohttps_own_errors_are_problems_too(client: Client):
+    await problem(await client.get("/nowhere"), 404, "not-found")
+    response = await client.put("/jobs")
+    body = await problem(response, 405, "method-not-allowed")
+    assert (response.headers["Allow"], body["allowed"]) == ("DELETE, GET, HEAD", ["DELETE", "GET"])
+    assert (await client.post("/jobs/stats")).headers["Allow"] == "GET, HEAD"
+    assert (await client.post("/queues/main/jobs/stats")).headers["Allow"] == "GET, HEAD"
+    await problem(await client.get("/jobs", headers={"Expect": "tea"}), 417, "expectation-failed")
+
+
+async def test_expect_continue(client: Client):
+    response = await client.post("/jobs/enqueue", json={"type": "a"}, expect100=True)
+    assert response.status == 201
+
+
+async def test_headers_of_every_answer(client: Client):
+    for path in ("/jobs", "/nowhere", "/healthz", "/docs", "/openapi.json"):
+        headers = (await client.get(path)).headers
+        assert headers["Server"] == "jobq"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert not any(name.lower().startswith("access-control") for name in headers)
+
+
+async def test_unknown_type_names_those_that_are_known(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task
+    async def send(to: str) -> None: ...
+
+    client = await new_client(queue)
+    response = await client.post("/jobs/enqueue", json={"type": "sned", "payload": {"to": "x"}})
+    assert (await problem(response, 422, "unknown-type"))["known"] == ["send"]
+    response = await client.post("/jobs/enqueue", json={"type": "send", "payload": {"too": "x"}})
+    assert "too" in (await problem(response, 422, "invalid-job"))["detail"]
+
+
+async def test_a_wrong_state_says_which_and_what_is_allowed(client: Client):
+    answer = await client.post("/jobs/enqueue", json={"type": "a"})
+    job = (await answer.json())["id"]
+    for verb, allowed in (("promote", ["delayed"]), ("retry", ["failed", "completed"])):
+        body = await problem(await client.post(f"/jobs/{job}/{verb}"), 409, "wrong-state")
+        assert (body["state"], body["allowed"]) == ("waiting", allowed)
+    await client.post(f"/jobs/{job}/kill")
+    body = await problem(await client.post(f"/jobs/{job}/kill"), 409, "wrong-state")
+    assert (body["state"], body["allowed"]) == ("failed", ["waiting", "delayed", "active"])
+
+
+# -- Redis away, Redis full -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def own(server: Any) -> AsyncIterator[tuple[Any, Client]]:
+    """A server of the test's own, and a client of an application on it."""
+    mine = type(server)("--maxmemory", "6mb", "--maxmemory-policy", "noeviction").start()
+    try:
+        from jobq.http.app import create_app
+
+        async with TestClient(TestServer(create_app(Queue("main", mine.url)))) as client:
+            yield mine, client
+    finally:
+        mine.stop()
+
+
+async def test_redis_away_is_503_and_back_is_201(own: tuple[Any, Client]):
+    server, client = own
+    job = (await (await client.post("/jobs/enqueue", json={"type": "a"})).json())["id"]
+    server.kill()
+    calls = [
+        client.post("/jobs/enqueue", json={"type": "a"}), client.get("/jobs"), client.get(f"/jobs/{job}"),
+        client.get("/readyz"),
+        client.get("/jobs/stats"), client.post("/jobs/pause"), client.delete(f"/jobs/{job}"), client.get("/queues"),
+        client.post("/jobs/enqueue", json=[{"type": "a"}]), client.get(f"/jobs/{job}/logs"),
+    ]  # fmt: skip
+    for response in await asyncio.wait_for(asyncio.gather(*calls), 30):
+        await problem(response, 503, "redis-unavailable")
+        assert response.headers["Retry-After"] == "1"
+    assert (await client.get("/healthz")).status == 200
+    server.start()
+    assert (await client.post("/jobs/enqueue", json={"type": "a"})).status == 201
+
+
+async def test_redis_full_refuses_new_jobs_only(own: tuple[Any, Client]):
+    _, client = own
+    job = (await (await client.post("/jobs/enqueue", json={"type": "a"})).json())["id"]
+    body = {"type": "fill", "payload": "x" * 200_000}
+    for _ in range(60):
+        response = await client.post("/jobs/enqueue", json=body)
+        if response.status != 201:
+            break
+    await problem(response, 503, "redis-full")
+    assert response.headers["Retry-After"]
+    assert (await client.post("/jobs/enqueue", json=[body])).status == 503
+    assert (await client.get("/jobs/stats")).status == 200
+    assert (await client.post(f"/jobs/{job}/kill")).status == 200
+    assert (await client.delete(f"/jobs/{job}")).status == 204
+    assert (await client.delete("/jobs?state=waiting")).status == 200
+    assert (await client.post("/jobs/enqueue", json=body)).status == 201
