@@ -26,7 +26,7 @@ COLUMNS: Final[dict[str, str]] = {
     "progress": "hash: id -> last progress, JSON",
     "logs": "hash: id -> lines, JSON, one a line, bounded",
     "unserved": "hash: id -> how often a worker did not know its type",
-    "keys": "hash: id -> its deduplication keys, one a line",
+    "keys": "hash: id -> its deduplication keys, one a line; behind a tab those with a time of their own",
     "unique": "hash: deduplication key -> 'id fingerprint'",
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",

@@ -47,7 +47,8 @@ for i = 1, count do
         if not earlier and #names > 0 then
             local column = {}
             for j, name in ipairs(names) do
-                column[j] = name[1]
+                -- the tab marks a key whose time runs from now on, whatever becomes of its job
+                column[j] = name[2] >= 0 and '\t' .. name[1] or name[1]
                 redis.call('HSET', unique, name[1], id .. ' ' .. name[3])
                 if name[2] >= 0 then
                     redis.call('ZADD', unique_until, now + name[2], name[1])

@@ -21,7 +21,10 @@ for i = 3, #ARGV do
     end
     if state ~= '' then
         local text = redis.call('HGET', errors, id)
-        redis.call('HSET', errors, id, text and text .. '\n' .. ARGV[2] or ARGV[2])
+        text = text and text .. '\n' .. ARGV[2] or ARGV[2]
+        -- the column is bounded: the oldest attempts go first
+        while #text > 65536 and string.find(text, '\n', 1, true) do text = string.sub(text, string.find(text, '\n', 1, true) + 1) end
+        redis.call('HSET', errors, id, text)
         redis.call('ZADD', failed, now, id)
         killed[#killed + 1] = id
     end

@@ -17,7 +17,7 @@ for i = 2, #ARGV do
 end
 if #removed > 0 then
     for _, names in ipairs(redis.call('HMGET', keys, unpack(removed))) do
-        for key in string.gmatch(names or '', '[^\n]+') do
+        for key in string.gmatch(names or '', '\t?([^\n]+)') do
             local value = redis.call('HGET', unique, key)
             local holder = string.match(value or '', '^%S+')
             for _, id in ipairs(removed) do

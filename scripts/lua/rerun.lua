@@ -7,8 +7,13 @@ local failed, completed, waiting, delayed, active, blocked, priorities, attempts
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local states, moved = {}, 0
 
+-- the keys that a job holds while it is unfinished; those with a time of their own (behind a tab) had their time
+local function own_keys(id)
+    return string.gmatch('\n' .. (redis.call('HGET', keys, id) or ''), '\n([^\t\n][^\n]*)')
+end
+
 local function rival(id)
-    for key in string.gmatch(redis.call('HGET', keys, id) or '', '[^\n]+') do
+    for key in own_keys(id) do
         local other = string.match(redis.call('HGET', unique, key) or '', '^%S+')
         if other and other ~= id and not redis.call('ZSCORE', unique_until, key) and (
             redis.call('ZSCORE', waiting, other) or redis.call('ZSCORE', delayed, other)
@@ -31,7 +36,7 @@ for i = 2, #ARGV do
             redis.call('ZREM', set, id)
             redis.call('ZREM', expires, id)
             for _, column in ipairs({ attempts, results, progress, unserved }) do redis.call('HDEL', column, id) end
-            for key in string.gmatch(redis.call('HGET', keys, id) or '', '[^\n]+') do
+            for key in own_keys(id) do
                 if not redis.call('ZSCORE', unique_until, key) then redis.call('HSET', unique, key, id .. ' -') end
             end
             local priority, lifo = string.match(redis.call('HGET', priorities, id) or '0', '^(%-?%d+)(L?)$')

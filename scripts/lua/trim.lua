@@ -7,22 +7,27 @@ local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page = tonumber(ARGV[5])
 local ids = redis.call('ZRANGE', expires, '-inf', now, 'BYSCORE', 'LIMIT', 0, page)
+if #ids > 0 then
+    -- first, so that what has expired leaves its room to the others
+    redis.call('ZREM', completed, unpack(ids))
+    redis.call('ZREM', failed, unpack(ids))
+    redis.call('ZREM', expires, unpack(ids))
+end
 for i, set in ipairs({ completed, failed }) do
-    local over = math.min(page - #ids, redis.call('ZCARD', set) - tonumber(ARGV[1 + i]))
+    local beyond = redis.call('ZCARD', set) - tonumber(ARGV[1 + i])
+    local old = redis.call('ZCOUNT', set, '-inf', now - tonumber(ARGV[4]))
+    local over = math.min(page - #ids, math.max(beyond, old))
     if over > 0 then
-        for _, id in ipairs(redis.call('ZRANGE', set, 0, over - 1)) do ids[#ids + 1] = id end
-    elseif #ids < page then
-        local old = redis.call('ZRANGE', set, '-inf', now - tonumber(ARGV[4]), 'BYSCORE', 'LIMIT', 0, page - #ids)
-        for _, id in ipairs(old) do ids[#ids + 1] = id end
+        local oldest = redis.call('ZRANGE', set, 0, over - 1)
+        redis.call('ZREM', set, unpack(oldest))
+        redis.call('ZREM', expires, unpack(oldest))
+        for _, id in ipairs(oldest) do ids[#ids + 1] = id end
     end
 end
 if #ids == 0 then return 0 end
-redis.call('ZREM', completed, unpack(ids))
-redis.call('ZREM', failed, unpack(ids))
-redis.call('ZREM', expires, unpack(ids))
 if redis.call('EXISTS', keys) == 1 then
     for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
-        for key in string.gmatch(names or '', '[^\n]+') do
+        for key in string.gmatch(names or '', '\t?([^\n]+)') do
             -- a key with a time of its own outlives the job: it says "not again before"
             if not redis.call('ZSCORE', unique_until, key)
                 and string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from table import Bench
+
+pytest.register_assert_rewrite("table")
+
+from table import Bench  # noqa: E402 - rewritten first, so that a failed row shows what differs
 
 if TYPE_CHECKING:
     from jobq import Connection

@@ -20,7 +20,7 @@ def meta(fifo: int, lifo: int | None = None) -> State:
 def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = None) -> State:
     """The columns of a job's deduplication keys."""
     state: State = {
-        "keys": {owner: "\n".join(names)},
+        "keys": {owner: "\n".join(names if until is None else [f"\t{name}" for name in names])},
         "unique": {name: f"{owner} {fingerprint}" for name in names},
     }
     return state if until is None else state | {"unique_until": dict.fromkeys(names, until)}
@@ -175,7 +175,7 @@ async def test_enqueue(case: Case, bench: Bench):
             enqueue("a", "A", "0 0 0\n-1 - k\n86400000 f00 idempotency:x"),
             waiting("a")
             | {
-                "keys": {"a": "k\nidempotency:x"},
+                "keys": {"a": "k\n\tidempotency:x"},
                 "unique": {"k": "a -", "idempotency:x": "a f00"},
                 "unique_until": {"idempotency:x": 86_401_000},
             }
@@ -222,7 +222,7 @@ async def test_enqueue(case: Case, bench: Bench):
             "a key whose time is over is free, although its job is not finished",
             standing("active", "z") | key("z", "k", until=NOW),
             enqueue("a", "A", "0 0 0\n5000 - k"),
-            also(standing("active", "z"), waiting("a"), key("z", "k"), key("a", "k", until=NOW + 5000))
+            also(standing("active", "z"), waiting("a"), key("z", "k", until=NOW), key("a", "k", until=NOW + 5000))
             | meta(1)
             | WAKE,
             [],
@@ -231,7 +231,7 @@ async def test_enqueue(case: Case, bench: Bench):
             "a key without time drops the time of the one before it",
             key("z", "k", until=NOW),
             enqueue("a", "A", "0 0 0\n-1 - k"),
-            also(waiting("a"), key("z", "k"), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
+            also(waiting("a"), key("z", "k", until=NOW), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
             [],
         ),
     ]

@@ -1,0 +1,298 @@
+"""kill, rerun, remove: what operators do to a job, in whatever state it is."""
+
+from __future__ import annotations
+
+import pytest
+from columns import State, also
+from table import NOW, TOKEN, WAKE, Bench, Case, counted, held, jobs, place, standing, table, waiting
+
+from jobq.engine.store.link import pack
+
+RECORD = b'{"attempt":0}'
+
+
+def kill(*ids: str):
+    return lambda store: store.kill(list(ids), RECORD)
+
+
+KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
+
+
+@table(
+    [
+        Case("waiting", waiting("a"), kill("a"), {"waiting": {}} | KILLED | counted("failed", "a"), ["waiting"]),
+        Case(
+            "delayed",
+            standing("delayed", "a"),
+            kill("a"),
+            {"delayed": {}} | KILLED | counted("failed", "a"),
+            ["delayed"],
+        ),
+        Case(
+            "blocked",
+            standing("blocked", "a"),
+            kill("a"),
+            {"blocked": {}} | KILLED | counted("failed", "a"),
+            ["blocked"],
+        ),
+        Case(
+            "active: the lease is gone, and its run is charged",
+            held("a", "b") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
+            kill("a"),
+            {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "failed": {"a": NOW}, "attempts": {"a": "2"}}
+            | {"errors": {"a": 'e1\n{"attempt":0}'}}
+            | counted("failed", "a"),
+            ["active"],
+        ),
+        Case("completed", standing("completed", "a"), kill("a"), {}, [""]),
+        Case("failed", standing("failed", "a"), kill("a"), {}, [""]),
+        Case("unknown", standing("failed", "z"), kill("a"), {}, [""]),
+        Case(
+            "many at once, one of them twice",
+            also(waiting("a"), standing("delayed", "b"), standing("completed", "c")),
+            kill("b", "a", "c", "a"),
+            {"waiting": {}, "delayed": {}, "failed": {"a": NOW, "b": NOW}}
+            | {"errors": {"a": RECORD.decode(), "b": RECORD.decode()}}
+            | counted("failed", "b", "a"),
+            ["delayed", "waiting", "", ""],
+        ),
+    ]
+)
+async def test_kill(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+async def test_the_worker_is_told(bench: Bench, until):
+    import asyncio
+
+    heard: list[bytes] = []
+    joined = asyncio.Event()
+
+    async def on_joined() -> None:
+        joined.set()
+
+    listener = asyncio.create_task(bench.store.listen(heard.append, on_joined))
+    await joined.wait()
+    await bench.seed(also(held("a", "b"), waiting("c")))
+    await bench.do(bench.store.kill(["a", "c", "b"], RECORD))
+    await until(lambda: len(heard) == 2, "both kills heard")
+    listener.cancel()
+    assert heard == [b"kill a 5 w", b"kill b 5 w"]
+
+
+async def test_killed_and_rerun_over_and_over_the_reasons_stay_bounded(bench: Bench):
+    await bench.seed(waiting("a"))
+    record = b"x" * 8000
+    for _ in range(20):
+        assert await bench.do(bench.store.kill(["a"], record)) == ["waiting"]
+        assert await bench.do(bench.store.rerun(["a"])) == ["failed"]
+    assert len((await bench.dump())["errors"]["a"]) <= 65536
+
+
+def rerun(*ids: str):
+    return lambda store: store.rerun(list(ids))
+
+
+@table(
+    [
+        Case(
+            "from failed, behind what waits, as if it had never run; the reasons stay",
+            also(
+                standing("failed", "a", "b"),
+                waiting("w"),
+                {"attempts": {"a": "3"}, "errors": {"a": "e1"}, "progress": {"a": "9"}, "unserved": {"a": "2"}},
+                {"expires": {"a": 9000, "b": 9000}, "meta": {"fifo": "1"}},
+            ),
+            rerun("a"),
+            {"failed": {"b": 900}, "waiting": {"w": place(1), "a": place(2)}, "meta": {"fifo": "2"}}
+            | {"attempts": {}, "progress": {}, "unserved": {}, "expires": {"b": 9000}}
+            | WAKE,
+            ["failed"],
+        ),
+        Case(
+            "from completed, without the old result",
+            standing("completed", "a") | {"results": {"a": "r"}, "priorities": {"a": "-5"}},
+            rerun("a"),
+            {"completed": {}, "results": {}, "waiting": {"a": place(1, -5)}, "meta": {"fifo": "1"}} | WAKE,
+            ["completed"],
+        ),
+        Case(
+            "LIFO to the front again",
+            standing("completed", "a") | {"priorities": {"a": "2L"}},
+            rerun("a"),
+            {"completed": {}, "waiting": {"a": place(-1, 2)}, "meta": {"lifo": "1"}} | WAKE,
+            ["completed"],
+        ),
+        Case(
+            "what is unfinished or unknown is left alone",
+            also(waiting("a"), standing("delayed", "b"), held("c"), standing("blocked", "d")),
+            rerun("a", "b", "c", "d", "nobody"),
+            {},
+            ["", "", "", "", ""],
+        ),
+        Case(
+            "its key is its own again",
+            also(standing("failed", "a"), standing("completed", "b"))
+            | {"keys": {"a": "k\nl", "b": "k"}, "unique": {"k": "b f00", "l": "a -"}},
+            rerun("a"),
+            {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "a -", "l": "a -"}}
+            | WAKE,
+            ["failed"],
+        ),
+        Case(
+            "a key that another unfinished job holds is in the way",
+            also(standing("failed", "a"), held("b")) | {"keys": {"a": "l\nk", "b": "k"}, "unique": {"k": "b -"}},
+            rerun("a"),
+            {},
+            ["key b"],
+        ),
+        Case(
+            "two with one key: the first",
+            standing("failed", "a", "b") | {"keys": {"a": "k", "b": "k"}, "unique": {"k": "b -"}},
+            rerun("a", "b"),
+            {"failed": {"b": 900}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "a -"}} | WAKE,
+            ["failed", "key a"],
+        ),
+        Case(
+            "a key with a time of its own is not in the way, and stays whose it is",
+            also(standing("failed", "a"), held("b"))
+            | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b f00"}, "unique_until": {"k": 9000}},
+            rerun("a"),
+            {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}} | WAKE,
+            ["failed"],
+        ),
+    ]
+)
+async def test_rerun(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+async def test_a_key_with_a_time_is_nobodys_rival(bench: Bench):
+    """The job's own key had its time; that another job took it without one is no reason to wait."""
+    before = also(standing("failed", "a"), held("b"), {"keys": {"a": "\tk\nl", "b": "k"}, "unique": {"k": "b -"}})
+    changes = {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "b -", "l": "a -"}}
+    await bench.check(Case("", before, rerun("a"), changes | WAKE, ["failed"]))
+
+
+@pytest.mark.parametrize("rival", ["waiting", "delayed", "active", "blocked"])
+async def test_any_unfinished_rival_is_in_the_way(rival: str, bench: Bench):
+    before = also(standing("failed", "a"), standing(rival, "b"), {"keys": {"a": "k"}, "unique": {"k": "b -"}})
+    await bench.check(Case("", before, rerun("a"), {}, ["key b"]))
+
+
+async def test_a_key_whose_time_is_over_does_not_come_back_with_its_job(bench: Bench):
+    """``key_ttl`` runs from the enqueue; a rerun a day later must not hold the key while it is unfinished."""
+    do, store = bench.do, bench.store
+    await do(store.enqueue(["a", "A", "0 0 0\n500 f00 k"]))
+    token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
+    await do(store.fail(["a", token, 1, "e", ""]))
+    bench.now = 9000
+    assert await do(store.expire(100)) == 1
+    assert await do(store.rerun(["a"])) == ["failed"]
+    assert await do(store.enqueue(["b", "B", "0 0 0\n500 f11 k"])) == []
+
+
+def remove(*ids: str):
+    return lambda store: store.remove(list(ids))
+
+
+ALL_COLUMNS: State = {
+    "jobs": {"a": "A", "z": "Z"},
+    "priorities": {"a": "5L", "z": "1"},
+    "attempts": {"a": "1", "z": "1"},
+    "errors": {"a": "e", "z": "e"},
+    "results": {"a": "r", "z": "r"},
+    "progress": {"a": "1", "z": "1"},
+    "logs": {"a": "l", "z": "l"},
+    "unserved": {"a": "1", "z": "1"},
+    "keys": {"a": "k\n\tl\nm", "z": "\tn"},
+    "unique": {"k": "a -", "l": "a f00", "m": "z -", "n": "z -"},
+    "unique_until": {"l": 9000, "n": 9000},
+    "expires": {"a": 9000, "z": 9000},
+}
+"""Everything that can be said of job a, beside a job z that stays."""
+WITHOUT_A: State = {
+    column: {name: value for name, value in content.items() if name != "a"} for column, content in ALL_COLUMNS.items()
+} | {"unique": {"m": "z -", "n": "z -"}, "unique_until": {"n": 9000}}
+
+
+@pytest.mark.parametrize("state", ["waiting", "delayed", "completed", "failed", "blocked"])
+async def test_remove_leaves_nothing(state: str, bench: Bench):
+    before = ALL_COLUMNS | {state: {"a": 900, "z": 901}}
+    changes = WITHOUT_A | {state: {"z": 901}, "events": [("removed", "a")]}
+    await bench.check(Case("", before, remove("a"), changes, [state]))
+
+
+async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
+    do, store = bench.do, bench.store
+    rows = ["a", "A", "5 1 0\n-1 - k\n1000 f00 idempotency:x", "b", "B", "0 0 700\n-1 - l"]
+    await do(store.enqueue(rows))
+    token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
+    await do(store.progress(["a", token, "1"]))
+    await do(store.log(["a", token, "line"]))
+    await do(store.retry(["a", token, 1, 0, "e1"]))
+    await do(store.promote(5))
+    token = (await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[0]
+    await do(store.defer(["a", token], 1, 1))
+    bench.now += 1
+    await do(store.promote(5))
+    token = (await do(store.claim(1, 30_000, "w", "w:0", 3, repeated=False)))[0]
+    await do(store.complete(["a", token, "r", 500], []))
+    assert await do(store.remove(["a", "b"])) == ["completed", "delayed"]
+    assert set(await bench.dump()) == {"meta", "metrics", "events", "wake", "claims"}
+
+
+@table(
+    [
+        Case("active: kill it first", held("a"), remove("a"), {}, [""]),
+        Case("unknown", waiting("z"), remove("a"), {}, [""]),
+        Case(
+            "many at once, one of them twice",
+            also(waiting("a"), held("b"), standing("failed", "c")),
+            remove("c", "b", "a", "a"),
+            also(held("b")) | {"waiting": {}, "failed": {}, "events": [("removed", "c a")]},
+            ["failed", "", "waiting", ""],
+        ),
+        Case(
+            "a key that went over to another job stays with it",
+            also(standing("failed", "a"), waiting("b"), {"keys": {"a": "k", "b": "k"}, "unique": {"k": "b -"}}),
+            remove("a"),
+            jobs("b") | {"failed": {}, "keys": {"b": "k"}, "events": [("removed", "a")]},
+            ["failed"],
+        ),
+    ]
+)
+async def test_remove(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@pytest.mark.parametrize("verb", ["kill", "remove", "rerun", "hasten"])
+async def test_repeated_it_changes_nothing(verb: str, bench: Bench):
+    """The reply was lost: sent again, it finds its own work done."""
+    before = {"kill": waiting("a"), "remove": waiting("a"), "rerun": standing("failed", "a")}
+    await bench.seed(before.get(verb, standing("delayed", "a")))
+
+    def call():
+        return bench.store.kill(["a"], RECORD) if verb == "kill" else getattr(bench.store, verb)(["a"])
+
+    assert await bench.do(call()) != [""]
+    after = await bench.dump()
+    assert await bench.do(call()) == [""]
+    assert await bench.dump() == after
+
+
+@pytest.mark.parametrize("verb", ["kill", "remove"])
+async def test_a_killed_or_removed_job_does_not_come_back_by_a_late_settle(verb: str, bench: Bench):
+    do, store = bench.do, bench.store
+    await bench.seed(held("a"))
+    await do(store.kill(["a"], RECORD))
+    if verb == "remove":
+        await do(store.remove(["a"]))
+    after = await bench.dump()
+    assert await do(store.complete(["a", TOKEN, "r", ""], [])) == [0, ["a"]]
+    assert await do(store.retry(["a", TOKEN, 1, 0, "e"])) == ["a"]
+    assert await do(store.release(["a", TOKEN])) == ["a"]
+    assert await bench.dump() == after
+    if verb == "remove":
+        keys = await store.connection.trip(pack((b"KEYS", b"*")), 1)
+        assert {key.rpartition(b":")[2] for key in keys[0]} == {b"events", b"metrics"}

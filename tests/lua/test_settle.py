@@ -1,0 +1,375 @@
+"""complete, retry, fail, release, defer: how a lease ends. And the fence in front of each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from columns import State, also
+from table import NOW, STALE, TOKEN, WAKE, Bench, Case, counted, held, jobs, place, standing, table, waiting
+
+BOUND = 65536
+"""Bytes of the errors column per job."""
+
+
+def complete(*rows: Any, counts: tuple[Any, ...] = ()):
+    return lambda store: store.complete(list(rows), list(counts))
+
+
+@table(
+    [
+        Case(
+            "to completed, with the results",
+            held("a", "b", "c"),
+            complete("a", TOKEN, "ra", "", "b", TOKEN, "rb", ""),
+            {"active": {"c": 31_000}, "leases": {"c": TOKEN}, "completed": {"a": NOW, "b": NOW}}
+            | {"results": {"a": "ra", "b": "rb"}}
+            | counted("completed", "a", "b"),
+            [2, []],
+        ),
+        Case(
+            "the answer counts all that stand there",
+            also(held("a"), standing("completed", "x", "y")),
+            complete("a", TOKEN, "ra", ""),
+            {"active": {}, "leases": {}, "completed": {"x": 900, "y": 900, "a": NOW}, "results": {"a": "ra"}}
+            | counted("completed", "a"),
+            [3, []],
+        ),
+        Case(
+            "a retention of its own",
+            held("a", "b"),
+            complete("a", TOKEN, "ra", 500, "b", TOKEN, "rb", 0),
+            {"active": {}, "leases": {}, "completed": {"a": NOW, "b": NOW}, "expires": {"a": NOW + 500, "b": NOW}}
+            | {"results": {"a": "ra", "b": "rb"}}
+            | counted("completed", "a", "b"),
+            [2, []],
+        ),
+        Case(
+            "latencies are counted in the same call",
+            held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "wait:3": "2"}},
+            complete("a", TOKEN, "ra", "", counts=("run:7", 1, "wait:3", 5)),
+            {"active": {}, "leases": {}, "completed": {"a": NOW}, "results": {"a": "ra"}}
+            | counted("completed", "a")
+            | {"metrics": {"completed": "5", "m:0:completed": "2", "wait:3": "7", "run:7": "1"}},
+            [1, []],
+        ),
+        Case(
+            "some held, some lost",
+            also(held("a", "c"), held("b", token="6 x")),
+            complete("a", TOKEN, "ra", 500, "b", TOKEN, "rb", 500, "c", TOKEN, "rc", "", "d", TOKEN, "rd", 500),
+            also(held("b", token="6 x"), jobs("a", "c"))
+            | {"completed": {"a": NOW, "c": NOW}, "results": {"a": "ra", "c": "rc"}, "expires": {"a": NOW + 500}}
+            | counted("completed", "a", "c"),
+            [2, ["b", "d"]],
+        ),
+        Case(
+            "minutes of today's clock",
+            held("a"),
+            complete("a", TOKEN, "ra", ""),
+            {"active": {}, "leases": {}, "completed": {"a": 1722470400123}, "results": {"a": "ra"}}
+            | counted("completed", "a", minute=28707840),
+            [1, []],
+            now=1722470400123,
+        ),
+    ]
+)
+async def test_complete(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def retry(*rows: Any):
+    return lambda store: store.retry(list(rows))
+
+
+@table(
+    [
+        Case(
+            "to delayed, charged, with the reason",
+            held("a", "b"),
+            retry("a", TOKEN, 1, 2500, "e1"),
+            {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "delayed": {"a": NOW + 2500}}
+            | {"attempts": {"a": "1"}, "errors": {"a": "e1"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "reasons gather, one a line",
+            held("a") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
+            retry("a", TOKEN, 2, 0, "e2"),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2"}, "errors": {"a": "e1\ne2"}}
+            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "the oldest reasons go first when the column is full",
+            held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 2)}},
+            retry("a", TOKEN, 3, 0, "e3"),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}, "errors": {"a": "e3"}}
+            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "exactly full is not too full",
+            held("a") | {"errors": {"a": "x" * (BOUND - 3)}},
+            retry("a", TOKEN, 3, 0, "e3"),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
+            | {"errors": {"a": "x" * (BOUND - 3) + "\ne3"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "the last reason stays, however long",
+            held("a") | {"errors": {"a": "e1\ne2"}},
+            retry("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
+            | {"errors": {"a": "x" * (BOUND + 1)}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+    ]
+)
+async def test_retry(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def fail(*rows: Any):
+    return lambda store: store.fail(list(rows))
+
+
+@table(
+    [
+        Case(
+            "to failed for good",
+            also(held("a", "b"), standing("failed", "x")),
+            fail("a", TOKEN, 3, "e3", ""),
+            {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "failed": {"x": 900, "a": NOW}}
+            | {"attempts": {"a": "3"}, "errors": {"a": "e3"}}
+            | counted("failed", "a"),
+            [2, []],
+        ),
+        Case(
+            "with a retention of its own, beside one that is lost",
+            also(held("a"), held("b", token="6 x"), {"errors": {"a": "e1"}}),
+            fail("a", TOKEN, 2, "e2", 500, "b", TOKEN, 1, "e", 500),
+            held("b", token="6 x")
+            | {"jobs": {"a": "A", "b": "B"}, "failed": {"a": NOW}, "expires": {"a": NOW + 500}}
+            | {"attempts": {"a": "2"}, "errors": {"a": "e1\ne2"}}
+            | counted("failed", "a"),
+            [1, ["b"]],
+        ),
+        Case(
+            "the oldest reasons go first when the column is full",
+            held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 100) + "\nnew"}},
+            fail("a", TOKEN, 3, "y" * 100, ""),
+            {"active": {}, "leases": {}, "failed": {"a": NOW}, "attempts": {"a": "3"}}
+            | {"errors": {"a": "new\n" + "y" * 100}}
+            | counted("failed", "a"),
+            [1, []],
+        ),
+    ]
+)
+async def test_fail(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def release(*rows: Any):
+    return lambda store: store.release(list(rows))
+
+
+@table(
+    [
+        Case(
+            "to the front, the first one foremost, uncharged",
+            also(waiting("z"), held("a", "b"), {"meta": {"fifo": "1", "lifo": "4"}}),
+            release("a", TOKEN, "b", TOKEN),
+            {"active": {}, "leases": {}, "waiting": {"a": place(-6), "b": place(-5), "z": place(1)}}
+            | {"meta": {"fifo": "1", "lifo": "6"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "each to its own priority",
+            held("a", "b") | {"priorities": {"a": "-1024", "b": "1023L"}},
+            release("a", TOKEN, "b", TOKEN),
+            {"active": {}, "leases": {}, "waiting": {"a": place(-2, -1024), "b": place(-1, 1023)}}
+            | {"meta": {"lifo": "2"}}
+            | WAKE,
+            [],
+        ),
+    ]
+)
+async def test_release(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def defer(*rows: Any, longest: int = 60_000):
+    return lambda store: store.defer(list(rows), 1000, longest)
+
+
+def deferred(job_id: str, times: int, delay: int) -> State:
+    return (
+        {"active": {}, "leases": {}, "delayed": {job_id: NOW + delay}, "unserved": {job_id: str(times)}}
+        | {"metrics": {"unserved": "1"}}
+        | WAKE
+    )
+
+
+@table(
+    [
+        Case("first for a second", held("a"), defer("a", TOKEN), deferred("a", 1, 1000), []),
+        Case(
+            "then twice as long",
+            held("a") | {"unserved": {"a": "3"}},
+            defer("a", TOKEN),
+            deferred("a", 4, 8000),
+            [],
+        ),
+        Case(
+            "up to the longest",
+            held("a") | {"unserved": {"a": "6"}},
+            defer("a", TOKEN),
+            deferred("a", 7, 60_000),
+            [],
+        ),
+        Case(
+            "also after very many",
+            held("a") | {"unserved": {"a": "99999"}},
+            defer("a", TOKEN),
+            deferred("a", 100_000, 60_000),
+            [],
+        ),
+        Case(
+            "attempts stay as they were",
+            held("a") | {"attempts": {"a": "2"}},
+            defer("a", TOKEN),
+            deferred("a", 1, 1000),
+            [],
+        ),
+    ]
+)
+async def test_defer(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case(
+            "the lease runs on from now",
+            also(held("a", "c"), held("b", token="6 x")),
+            lambda store: store.renew(["a", TOKEN, "b", TOKEN, "c", TOKEN], 40_000),
+            {"active": {"a": 41_000, "b": 31_000, "c": 41_000}},
+            ["b"],
+        ),
+        Case(
+            "a lease without its job in active puts nothing there",
+            {"leases": {"a": TOKEN}},
+            lambda store: store.renew(["a", TOKEN], 40_000),
+            {},
+            [],
+        ),
+        Case("nothing held", held("a"), lambda store: store.renew([], 40_000), {}, []),
+    ]
+)
+async def test_renew(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case(
+            "the last word counts",
+            held("a", "b") | {"progress": {"a": "1"}},
+            lambda store: store.progress(["a", TOKEN, "2", "b", TOKEN, '{"of": []}', "z", TOKEN, "3"]),
+            {"progress": {"a": "2", "b": '{"of": []}'}},
+            ["z"],
+        ),
+    ]
+)
+async def test_progress(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case(
+            "lines gather",
+            held("a", "b") | {"logs": {"a": "l1"}},
+            lambda store: store.log(["a", TOKEN, "l2", "b", TOKEN, "l1", "a", TOKEN, "l3", "z", TOKEN, "l"]),
+            {"logs": {"a": "l1\nl2\nl3", "b": "l1"}},
+            ["z"],
+        ),
+        Case(
+            "exactly full is not too full",
+            held("a") | {"logs": {"a": "x" * (BOUND - 3)}},
+            lambda store: store.log(["a", TOKEN, "l2"]),
+            {"logs": {"a": "x" * (BOUND - 3) + "\nl2"}},
+            [],
+        ),
+        Case(
+            "whole lines go from the front when the column is full",
+            held("a") | {"logs": {"a": "first\n" + "x" * 100 + "\n" + "y" * (BOUND - 50)}},
+            lambda store: store.log(["a", TOKEN, "last"]),
+            {"logs": {"a": "y" * (BOUND - 50) + "\nlast"}},
+            [],
+        ),
+        Case(
+            "a line that fills the column alone stays",
+            held("a") | {"logs": {"a": "first"}},
+            lambda store: store.log(["a", TOKEN, "z" * BOUND]),
+            {"logs": {"a": "z" * BOUND}},
+            [],
+        ),
+    ]
+)
+async def test_log(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+FENCED = {
+    "complete": lambda store, job_id, token: store.complete([job_id, token, "r", 500], ["run:7", 1]),
+    "retry": lambda store, job_id, token: store.retry([job_id, token, 1, 500, "e"]),
+    "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
+    "release": lambda store, job_id, token: store.release([job_id, token]),
+    "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000),
+    "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
+    "progress": lambda store, job_id, token: store.progress([job_id, token, "1"]),
+    "log": lambda store, job_id, token: store.log([job_id, token, "l"]),
+}
+"""Every verb that shows a token."""
+COUNTING = ("complete", "fail")
+SETTLES = ("complete", "retry", "fail", "release", "defer")
+
+
+def lost(verb: str, *ids: str, standing: int = 0) -> list[Any]:
+    """The reply of a verb that changed nothing."""
+    return [standing, list(ids)] if verb in COUNTING else list(ids)
+
+
+@pytest.mark.parametrize("token", STALE)
+@pytest.mark.parametrize("verb", FENCED)
+async def test_who_does_not_hold_the_lease_changes_not_one_byte(verb: str, token: str, bench: Bench):
+    await bench.check(Case("", held("a"), lambda store: FENCED[verb](store, "a", token), {}, lost(verb, "a")))
+
+
+@pytest.mark.parametrize("state", ["waiting", "delayed", "completed", "failed", "blocked", None])
+@pytest.mark.parametrize("verb", FENCED)
+async def test_nobody_holds_a_job_that_is_not_active(verb: str, state: str | None, bench: Bench):
+    before = standing(state, "a") if state else {}
+    reply = lost(verb, "a", standing=int((verb, state) in {("complete", "completed"), ("fail", "failed")}))
+    for token in (TOKEN, ""):
+        await bench.check(Case("", before, lambda store, t=token: FENCED[verb](store, "a", t), {}, reply))
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+async def test_a_settle_whose_reply_was_lost_is_sent_again(verb: str, bench: Bench):
+    await bench.seed(held("a"))
+    await bench.do(FENCED[verb](bench.store, "a", TOKEN))
+    settled = await bench.dump()
+    assert settled != held("a")
+    for other in FENCED:
+        bench.now += 1
+        reply = await bench.do(FENCED[other](bench.store, "a", TOKEN))
+        assert reply == lost(other, "a", standing=int(other == verb and verb in COUNTING)), other
+        assert await bench.dump() == settled, other
