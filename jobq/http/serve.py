@@ -52,7 +52,7 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
         if not data:  # aiohttp's own call after a pause
             return
-        if self._messages or self._current_request is not None:
+        if self._messages or self._request_in_progress:
             self.head_since = None
         elif self.head_since is None:
             self.head_since = self._loop.time()
@@ -124,11 +124,12 @@ class _Connections:
             await asyncio.sleep(min(head, write, 4.0) / 4)
             now = self.loop.time()
             for connection in list(self.alive):
-                if connection.head_since is not None and now - connection.head_since > head:
+                if connection.unread_since is not None:
+                    if now - connection.unread_since > write:
+                        connection.drop()
+                elif connection.head_since is not None and now - connection.head_since > head:
                     detail = f"the head of the request did not arrive within {head:g} s"
                     connection.refuse(problems.HttpProblem(problems.TIMEOUT, detail))
-                elif connection.unread_since is not None and now - connection.unread_since > write:
-                    connection.drop()
 
 
 def _raw(problem: problems.HttpProblem) -> bytes:
