@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- open: the queue's layout, before anything else touches it.
 -- KEYS meta
 -- ARGV the caller's layout version

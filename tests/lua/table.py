@@ -1,4 +1,4 @@
-"""The form of the script tests: before, call, after, reply. Time stands still at ``NOW`` unless a case says otherwise."""
+"""The form of the script tests: before, call, after, reply. Time stands at ``NOW`` unless a case says otherwise."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
     """The columns of a job's deduplication keys."""
     state: State = {
         "keys": {owner: "\n".join(names if until is None else [f"\t{name}" for name in names])},
-        "unique": {name: f"{owner} {fingerprint}" for name in names},
+        "unique": dict.fromkeys(names, f"{owner} {fingerprint}"),
     }
     return state if until is None else state | {"unique_until": dict.fromkeys(names, until)}
 

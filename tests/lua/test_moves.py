@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from columns import also
-from table import NOW, WAKE, Bench, Case, held, jobs, place, standing, table, waiting
+from table import WAKE, Bench, Case, held, jobs, place, standing, table, waiting
 
 
 def promote(limit: int):
@@ -199,4 +199,3 @@ async def test_promoting_again_moves_nothing_twice(bench: Bench):
     after = await bench.dump()
     assert await bench.do(bench.store.promote(10)) == [0, -1]
     assert await bench.dump() == after
-    assert NOW == bench.now

@@ -90,7 +90,13 @@ EVEN = b'{"type":"even",'
         ),
         Case("of one type", TYPED, page("failed", scan=100, prefix=EVEN), {}, [["j0", "j2", "j4"], "", ""]),
         Case("a page of one type", TYPED, page("failed", 2, scan=100, prefix=EVEN), {}, [["j0", "j2"], "2", "j2"]),
-        Case("not more is looked at than allowed", TYPED, page("failed", scan=3, prefix=EVEN), {}, [["j0", "j2"], "2", "j2"]),
+        Case(
+            "not more is looked at than allowed",
+            TYPED,
+            page("failed", scan=3, prefix=EVEN),
+            {},
+            [["j0", "j2"], "2", "j2"],
+        ),
         Case(
             "on from where the look ended, also when it found nothing",
             TYPED,
@@ -196,8 +202,22 @@ async def test_rows(case: Case, bench: Bench):
             ),
             lambda store: store.results(["a", "b", "c", "d", "e", "f", "g"]),
             {},
-            ["completed", "r", "completed", "", "failed", "e1\ne2", "failed", "", "pending", "", "pending", "", "gone"]
-            + [""],
+            [
+                "completed",
+                "r",
+                "completed",
+                "",
+                "failed",
+                "e1\ne2",
+                "failed",
+                "",
+                "pending",
+                "",
+                "pending",
+                "",
+                "gone",
+                "",
+            ],
         ),
     ]
 )

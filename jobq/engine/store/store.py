@@ -160,13 +160,17 @@ class Store:
         """Check the layout, look at the server's clock, enter the queue into the registry.
 
         :raises StoreRefused: the layout is newer than this program's, or the server is too old.
+        :raises StoreFull: the queue is new, and Redis is at maxmemory.
         """
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:
             raise StoreRefused(
                 f"queue {self.name!r} has layout {layout}, this jobq knows {LAYOUT}: update jobq, or use another prefix"
             )
-        await self.command(b"SADD", registry_key(self.prefix), self.name)
+        # asked first: a worker that is to drain a full server has to get in, and SADD is refused there
+        registry = registry_key(self.prefix)
+        if not await self.command(b"SISMEMBER", registry, self.name):
+            await self.command(b"SADD", registry, self.name)
         await self.look_at_clock()
 
     async def look_at_clock(self) -> None:

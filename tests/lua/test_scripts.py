@@ -1,0 +1,219 @@
+"""What holds for every script: header and body agree, flags, EVAL verbatim, one method, a row in the README."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from columns import also
+from table import TOKEN, Bench, held, standing, waiting
+
+from jobq.engine import lua
+from jobq.engine.keys import COLUMNS
+from jobq.engine.store import Call, Store
+from jobq.engine.store import store as store_module
+from jobq.errors import StoreFull
+
+SCRIPTS = lua.scripts()
+NOW_LINE = (
+    "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
+    "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
+)
+READERS = ("page", "results", "rows", "stats")
+REFUSED_WHEN_FULL = ("enqueue", "rerun")
+
+CALLS: dict[str, Any] = {
+    "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
+    "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
+    "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000),
+    "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
+    "expire": lambda s: s.expire(10),
+    "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
+    "hasten": lambda s: s.hasten(["d"]),
+    "heartbeat": lambda s: s.heartbeat("w", b"{}"),
+    "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
+    "log": lambda s: s.log(["a", TOKEN, "l"]),
+    "open": lambda s: Call("open", [1], int),
+    "page": lambda s: s.page(
+        "waiting", reverse=False, limit=1, scan=1, prefix=b"", highest="", cursor=("", "")
+    ),
+    "pause": lambda s: s.pause(),
+    "progress": lambda s: s.progress(["a", TOKEN, "1"]),
+    "promote": lambda s: s.promote(10),
+    "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
+    "release": lambda s: s.release(["a", TOKEN]),
+    "remove": lambda s: s.remove(["b", "c"]),
+    "renew": lambda s: s.renew(["a", TOKEN], 30_000),
+    "reprioritise": lambda s: s.reprioritise(["b"], 5),
+    "rerun": lambda s: s.rerun(["c"]),
+    "results": lambda s: s.results(["a"]),
+    "resume": lambda s: s.resume(),
+    "retry": lambda s: s.retry(["a", TOKEN, 1, 500, "e"]),
+    "rows": lambda s: s.rows(["a"]),
+    "stats": lambda s: s.stats(),
+    "trim": lambda s: s.trim(0, 0, 0, 10),
+}  # fmt: skip
+"""One call of each, which finds something to do in BEFORE."""
+BEFORE = also(held("a", till=1), waiting("b"), standing("completed", "c"), standing("delayed", "d"))
+
+every_script = pytest.mark.parametrize("name", sorted(SCRIPTS))
+
+
+def body(name: str) -> str:
+    return SCRIPTS[name].source.decode()
+
+
+def test_each_has_a_call_here():
+    assert sorted(CALLS) == sorted(SCRIPTS)
+
+
+@every_script
+def test_header(name: str):
+    lines = body(name).splitlines()
+    assert lines[1].startswith(f"-- {name}: ")
+    header = lines[1 : next(i for i, line in enumerate(lines) if i and not line.startswith("--"))]
+    words = [line.split()[1] for line in header if re.match(r"-- [A-Z]+ ", line)]
+    assert words == ["KEYS", "ARGV", "RETURNS"], "what it takes and what it returns, in this order"
+    assert body(name).isascii()
+
+
+@every_script
+def test_the_keys_of_the_header_are_those_of_the_body(name: str):
+    keys = SCRIPTS[name].keys
+    assert len(set(keys)) == len(keys)
+    assert [key for key in keys if key not in COLUMNS] == (["set"] if name == "page" else [])
+    unpacked = re.findall(r"^local (.+) = unpack\(KEYS\)$", body(name), re.MULTILINE)
+    assert len(unpacked) == (name != "rows")
+    for line in unpacked:
+        names = tuple(line.split(", "))
+        # where the rest is walked through by number, the names are the first ones
+        assert names == (keys[: len(names)] if "#KEYS" in body(name) else keys)
+    first = re.search(r"for i = (\d+), #KEYS", body(name))
+    if first:
+        assert keys[int(first[1]) - 1] == "keys", "from `keys` on: the columns of a removed job"
+
+
+@every_script
+def test_every_key_is_used(name: str):
+    if "#KEYS" in body(name):
+        return
+    code = "\n".join(line for line in body(name).splitlines() if not line.startswith("--"))
+    for key in SCRIPTS[name].keys:
+        assert len(re.findall(rf"\b{key}\b", code)) >= 2, f"{key} is declared and not used"
+
+
+def test_what_a_removed_job_leaves_is_known_to_both_who_remove():
+    def columns(name: str) -> set[str]:
+        keys = SCRIPTS[name].keys
+        return set(keys[keys.index("keys") :])
+
+    assert columns("remove") == columns("trim")
+    per_job = {column for column, text in COLUMNS.items() if text.startswith("hash: id ->")}
+    assert columns("remove") == per_job - {"leases"}, "a new column of jobs must be removed with them"
+
+
+@every_script
+def test_now_is_taken_in_one_way(name: str):
+    lines = [line for line in body(name).splitlines() if "'TIME'" in line]
+    takes_now = re.search(r"^-- ARGV now", body(name), re.MULTILINE) is not None
+    uses_now = len(re.findall(r"\bnow\b", "".join(line for line in body(name).splitlines() if line[:2] != "--"))) > 0
+    assert lines == ([NOW_LINE] if uses_now else [])
+    assert takes_now or not uses_now
+
+
+@every_script
+def test_flags(name: str):
+    flags = "" if name in REFUSED_WHEN_FULL else " flags=no-writes" if name in READERS else " flags=allow-oom"
+    assert body(name).splitlines()[0] == f"#!lua{flags}"
+
+
+def _methods() -> dict[str, list[str]]:
+    """Name of each method of the store -> the scripts it calls."""
+    tree = ast.parse(inspect.getsource(store_module))
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = [
+                call.args[0].value
+                for call in ast.walk(node)
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == "Call"
+                and isinstance(call.args[0], ast.Constant)
+            ]
+    return found
+
+
+@every_script
+def test_each_has_one_method_of_its_name(name: str):
+    methods = _methods()
+    assert Counter(script for scripts in methods.values() for script in scripts)[name] == 1
+    assert methods[name] == [name]
+
+
+def test_the_readme_has_a_row_for_each():
+    readme = (Path(__file__).parents[2] / "scripts" / "lua" / "README.md").read_text()
+    rows = re.findall(r"^\| \[`(\w+)`\]\((\w+)\.lua\) \|", readme, re.MULTILINE)
+    assert [name for name, _ in rows] == [file for _, file in rows]
+    assert sorted(name for name, _ in rows) == sorted(SCRIPTS)
+
+
+@every_script
+async def test_runs_verbatim(name: str, bench: Bench):
+    """As ``redis-cli --eval`` sends it: the file as it stands, without the loader."""
+    await bench.seed(BEFORE)
+    call = CALLS[name](bench.store)
+    keys = call.keys or tuple(bench.store.keys[column] for column in SCRIPTS[name].keys)
+    source = (lua.folder() / f"{name}.lua").read_bytes()
+    verb = b"EVAL_RO" if name in READERS else b"EVAL"
+    by_eval = await bench.store.command(verb, source, len(keys), *keys, *call.args)
+    after = await bench.dump()
+    await bench.store.command(b"FLUSHALL")
+    await bench.seed(BEFORE)
+    assert await bench.store.do(CALLS[name](bench.store)) == call.read(by_eval)
+    assert await bench.dump() == after
+
+
+@every_script
+async def test_takes_the_servers_time(name: str, bench: Bench):
+    """With '' for now, as in production."""
+    await bench.seed(BEFORE)
+    await bench.do(CALLS[name](Store(bench.store.connection, "test")))
+
+
+@every_script
+async def test_reloads_itself(name: str, bench: Bench):
+    """After SCRIPT FLUSH, a restart or a failover the server knows no scripts."""
+    await bench.seed(BEFORE)
+    await bench.store.command(b"SCRIPT", b"FLUSH")
+    await bench.do(CALLS[name](bench.store))
+
+
+@pytest.fixture
+async def full(bench: Bench):
+    """A queue whose server is at maxmemory."""
+    await bench.seed(BEFORE)
+    await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    yield bench
+    await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+
+
+@every_script
+async def test_at_maxmemory(name: str, full: Bench):
+    before = await full.dump()
+    if name in REFUSED_WHEN_FULL:
+        with pytest.raises(StoreFull, match="Redis is at maxmemory and takes no new jobs; free memory or raise"):
+            await full.do(CALLS[name](full.store))
+        assert await full.dump() == before
+    else:
+        await full.do(CALLS[name](full.store))
+
+
+def test_a_script_without_its_keys_is_no_script():
+    with pytest.raises(ValueError, match=r"x\.lua has no '-- KEYS' line"):
+        lua.parse("x", b"#!lua\nreturn 1\n")
