@@ -261,7 +261,8 @@ def _let_go(hold: socket.socket) -> None:
     with hold, contextlib.suppress(OSError):
         hold.settimeout(STOP_WITHIN)
         hold.shutdown(socket.SHUT_WR)
-        _read_line(hold)  # "stays" or "stopped"
+        while hold.recv(64):  # "stays" or "stopped" and the end; before it perhaps a "ready" of a server that died
+            pass
 
 
 def _read_line(hold: socket.socket) -> str:

@@ -8,11 +8,12 @@ Each user holds one connection to the door, the unix socket SOCKETS.keeper, for 
 server, which listens on SOCKETS.server. The starter's own connection arrives as FIRST_FD, so that there is
 no moment without a user. On a connection is said:
 
-    keeper -> user    ready              the server answers PING
+    keeper -> user    ready              the server answers PING (said again if it died and is back)
                       failed: <why>      it does not start; the keeper ends
     user -> keeper    (end of file)      done; the kernel says it for a user that was killed
     keeper -> user    stays              other users are left
                       stopped            that was the last one: the server has written its data and is gone
+    keeper -> user    (end of file)
 
 So no signal and no crash of a user leaves a server behind, and no user takes it away from another.
 A server that dies is started again. LOCK_FD is an flock on the data directory, inherited by the server too:

@@ -1,0 +1,260 @@
+"""Every command that looks at jobs or moves them: its words, its JSON, its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq import JobFailed, Queue, Worker
+from jobq.engine.target import load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conftest import Said
+
+ID = re.compile(r"tasks:[0-9a-z]{17}")
+
+
+def run_all(queue: Queue, ids: list[str]) -> None:
+    """A worker until these jobs are finished."""
+
+    async def main() -> None:
+        async with queue, Worker(queue) as worker:
+            worker.start()
+            for word in ids:
+                with contextlib.suppress(JobFailed):
+                    await queue.result(word.rpartition(":")[2], timeout=20)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def finished(jobq: Callable[..., Said], tasks: str) -> dict[str, str]:
+    """A completed and a failed job, by their type."""
+    ids = {name: jobq("enqueue", name, "--queue", tasks).out.strip() for name in ("echo", "broken")}
+    (queue,) = load_target(tasks)
+    run_all(queue, list(ids.values()))
+    return ids
+
+
+def test_enqueue_prints_the_id(jobq, tasks):
+    said = jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks)
+    assert said.code == 0
+    assert ID.fullmatch(said.out.strip())
+    (row,) = jobq("show", said.out.strip(), "--json").json
+    assert (row["id"], row["type"], row["payload"], row["state"]) == (
+        said.out.strip(),
+        "echo",
+        {"word": "hi"},
+        "waiting",
+    )
+
+
+def test_enqueue_takes_every_option(jobq):
+    words = ["--priority", "-5", "--delay", "1h", "--attempts", "7", "--backoff", "exponential:2s:1m"]
+    words += ["--timeout", "90", "--lifo"]
+    words += ["--retention", "1d", "--metadata", '{"by": "me"}', "--key", "k1", "--json"]
+    (answer,) = jobq("enqueue", "anything", "--queue", "tasks", *words).json
+    assert answer["duplicate"] is False
+    (row,) = jobq("show", answer["id"], "--json").json
+    assert row["state"] == "delayed"
+    assert (row["priority"], row["attempts"], row["timeout"], row["lifo"]) == (-5, 7, 90_000, True)
+    assert row["delay"] == 3_600_000
+    assert (row["backoff"]["delay"], row["backoff"]["max"]) == (2000, 60_000)
+    assert (row["retention"], row["metadata"], row["key"]) == (86_400_000, {"by": "me"}, "k1")
+    again = jobq("enqueue", "anything", "--queue", "tasks", "--key", "k1")
+    assert again.out.strip() == f"{answer['id']} (enqueued before, with the same key)"
+
+
+def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
+    start("work", tasks, JOBQ_REDIS_URL=redis_url).wait_line("worker started")
+    said = jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks, "--wait", "20")
+    assert (said.code, said.out) == (0, '"hi"\n')
+    said = jobq("enqueue", "broken", "--queue", tasks, "--wait", "20")
+    assert said.code == 1
+    assert re.fullmatch(r"jobq: job \w+ failed: ValueError: no luck today\n", said.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, pid, sleepy"),
+        (["enqueue", "echo", '{"words": 1}'], 1, "unknown field `words`"),
+        (["enqueue", "echo", "{"], 2, "this is no JSON"),
+        (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: 5 (seconds), 250ms, 10m, 2h or 7d"),
+        (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY or exponential:DELAY[:LONGEST]"),
+        (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
+        (["enqueue", "echo", "--metadata", "[]"], 2, "this is no JSON object"),
+        (["show", "00000000000000000"], 1, "no job '00000000000000000'"),
+        (["kill", "tasks:00000000000000000"], 1, "no job"),
+        (["kill"], 2, "say which job: ID"),
+        (["retry"], 2, "say which job: ID, or --all"),
+        (["retry", "x", "--all"], 2, "either IDs or --all, not both"),
+        (["rm", "--all"], 2, "say of which state: --state failed --all"),
+        (["show", "other:00000000000000000", "--queue", "tasks"], 2, "is not in queue tasks"),
+    ],
+)
+def test_one_clear_line_says_what_is_wrong(jobq, tasks, words, code, error):
+    jobq("enqueue", "echo", "--queue", tasks)
+    takes_queue = "tasks:" not in " ".join(words) and "--queue" not in words
+    said = jobq(*words, *(["--queue", tasks] if takes_queue else []))
+    assert said.code == code
+    assert error in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_a_mistyped_queue_is_named_and_not_made(jobq):
+    assert "there are no queues yet" in jobq("ls").err
+    jobq("enqueue", "x", "--queue", "real")
+    for command in ("ls", "stats", "workers"):
+        said = jobq(command, *(["--queue", "reel"] if command == "ls" else ["reel"]))
+        assert said.code == 2
+        assert "there is no queue 'reel'; there are: real" in said.err
+    assert [row["queue"] for row in jobq("stats", "--json").json] == ["real"]
+
+
+def test_the_only_queue_needs_no_name_several_do(jobq):
+    jobq("enqueue", "x", "--queue", "one")
+    assert len(jobq("ls", "--json").json) == 1
+    jobq("enqueue", "x", "--queue", "two")
+    said = jobq("ls")
+    assert said.code == 2
+    assert "there are several queues (one, two); say which one: --queue NAME" in said.err
+    jobq("enqueue", "x", "--queue", "default")
+    assert [row["queue"] for row in jobq("ls", "--json").json] == ["default"]
+
+
+def test_stats(jobq, finished):
+    (stats,) = jobq("stats", "--json").json
+    assert (stats["queue"], stats["completed"], stats["failed"], stats["paused"]) == ("tasks", 1, 1, False)
+    head, line = jobq("stats").out.splitlines()
+    assert head.split()[:3] == ["QUEUE", "WAITING", "DELAYED"]
+    assert line.split()[:7] == ["tasks", "0", "0", "0", "1", "1", "0"]
+
+
+def test_stats_before_there_is_anything(jobq):
+    assert jobq("stats").out == "no queues yet: enqueue a job, or start a worker\n"
+    assert jobq("stats", "--json").out == ""
+
+
+def test_ls_filters_and_limits(jobq, finished):
+    assert {row["id"] for row in jobq("ls", "--json").json} == set(finished.values())
+    assert [row["id"] for row in jobq("ls", "--state", "failed", "--json").json] == [finished["broken"]]
+    assert [row["id"] for row in jobq("ls", "--type", "echo", "--json").json] == [finished["echo"]]
+    said = jobq("ls", "--limit", "1")
+    assert len(said.out.splitlines()) == 3
+    assert said.out.endswith("... there are more: --limit N or --all\n")
+
+
+def test_ls_follows_all_pages(jobq):
+    async def fill() -> None:
+        async with Queue("tasks") as queue:
+            await queue.enqueue_many([queue.new("x") for _ in range(450)])
+
+    asyncio.run(fill())
+    assert len({row["id"] for row in jobq("ls", "--all", "--json").json}) == 450
+    lines = jobq("ls", "--all").out.splitlines()
+    assert len(lines) == 451
+    assert sum(line.startswith("ID") for line in lines) == 1
+
+
+def test_show_tells_why_a_job_failed(jobq, finished):
+    text = jobq("show", finished["broken"]).out
+    assert "state      failed" in text
+    assert "attempts   1 of 1" in text
+    assert "attempt 1 failed at" in text
+    assert "ValueError: no luck today" in text
+    assert "Traceback (most recent call last)" in text
+    text = jobq("show", finished["echo"]).out
+    assert 'result     "hello"' in text
+
+
+def test_logs(jobq, finished):
+    assert jobq("logs", finished["echo"]).out.endswith("  got hello\n")
+    (line,) = jobq("logs", finished["echo"], "--json").json
+    assert line["message"] == "got hello"
+
+
+def test_retry_kill_promote_rm(jobq, finished):
+    job = finished["broken"]
+    assert jobq("retry", job).out == f"retried {job}\n"
+    assert jobq("kill", job, "--json").json == [{"id": job, "killed": True}]
+    assert jobq("rm", job).out == f"removed {job}\n"
+    assert jobq("show", job).code == 1
+    delayed = jobq("enqueue", "x", "--queue", "tasks", "--delay", "1h").out.strip()
+    assert jobq("promote", delayed).out == f"promoted {delayed}\n"
+    said = jobq("promote", delayed)
+    assert said.code == 1
+    assert "it is waiting, and promote takes delayed" in said.err
+
+
+def test_one_that_cannot_be_moved_does_not_keep_the_others(jobq, finished):
+    said = jobq("rm", "tasks:00000000000000000", finished["echo"])
+    assert said.code == 1
+    assert said.out == f"removed {finished['echo']}\n"
+    assert "no job" in said.err
+
+
+def test_the_whole_state_at_once(jobq, finished):
+    assert jobq("retry", "--all").out == "retried 1 failed job of tasks\n"
+    assert jobq("retry", "--all", "--state", "completed", "--json").json == [
+        {"queue": "tasks", "state": "completed", "retried": 1}
+    ]
+    assert jobq("rm", "--all", "--state", "waiting", "--limit", "1").out == "removed 1 waiting job of tasks\n"
+    assert jobq("rm", "--all", "--state", "failed", "--older-than", "1h").out == "removed 0 failed jobs of tasks\n"
+
+
+def test_pause_and_resume(jobq, finished):
+    assert jobq("pause").out == "paused tasks\n"
+    assert jobq("stats", "--json").json[0]["paused"] is True
+    assert jobq("stats").out.splitlines()[1].endswith("paused")
+    assert jobq("resume", "tasks", "--json").json == [{"queue": "tasks", "paused": False}]
+
+
+def test_workers(jobq, tasks, start, redis_url):
+    jobq("enqueue", "echo", "--queue", tasks)
+    assert jobq("workers").out == "no workers; start some: jobq work TARGET\n"
+    process = start("work", tasks, "--concurrency", "7", JOBQ_REDIS_URL=redis_url)
+    process.wait_line("worker started")
+    jobq("enqueue", "echo", "--queue", tasks, "--wait", "20")
+    (row,) = jobq("workers", "--json").json
+    assert (row["queues"], row["concurrency"]) == (["tasks"], 7)
+    assert row["pid"] in [child.pid for child in process.children()]
+    assert str(row["pid"]) in jobq("workers").out
+
+
+def test_help_and_usage(jobq):
+    said = jobq("--help")
+    assert said.code == 0
+    for command in ("dev", "serve", "work", "enqueue", "stats", "top"):
+        assert f"    {command} " in said.out
+    assert jobq("frobnicate").code == 2
+    assert jobq().code == 2
+    assert jobq("--version").out.startswith("jobq ")
+
+
+def test_redis_away_is_one_line(jobq):
+    said = jobq("stats", "--redis", "redis://:hunter2@127.0.0.1:1/0")
+    assert said.code == 1
+    assert said.err.startswith("jobq: no answer from Redis")
+    assert said.err.count("\n") == 1
+    assert "hunter2" not in said.err
+
+
+def test_settings_that_cannot_be_used(jobq, monkeypatch):
+    monkeypatch.setenv("JOBQ_HTTP_PORT", "many")
+    said = jobq("stats")
+    assert said.code == 2
+    assert "JOBQ_HTTP_PORT='many'" in said.err
+
+
+def test_a_key_is_made(jobq):
+    said = jobq("key", "ci", "--scope", "read", "--queue", "mail*")
+    assert re.search(r"^  jobq_\S{20,}$", said.out, re.MULTILINE)
+    assert re.search(r"^  ci:[0-9a-f]{64}:read:mail\*$", said.out, re.MULTILINE)

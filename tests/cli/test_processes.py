@@ -1,0 +1,283 @@
+"""dev, serve, work and top as processes: what runs, what Ctrl-C and worse leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from jobq.http.serve import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .conftest import Process
+
+EXAMPLE = "examples/email.py:queue"
+
+
+def get(url: str, payload: Any = None) -> Any:
+    """A request with the standard library's client; JSON both ways."""
+    body = None if payload is None else json.dumps(payload).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def holds(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
+    """Look again and again until it does; other processes tell us nothing by themselves."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def of_directory(folder: Path) -> list[psutil.Process]:
+    """Every process that works in this directory, or has it on its command line or in its environment."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            about = [process.cwd(), *process.cmdline(), *process.environ().values()]
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found += [process] if any(str(folder) in word for word in about) else []
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def begin_dev(start: Callable[..., Process], *words: str, **env: str) -> tuple[Process, str]:
+    """``jobq dev`` once its screen stands and both workers run; its address."""
+    port = free_port()
+    dev = start("dev", EXAMPLE, "--port", str(port), *words, **env)
+    dev.wait_line("Ctrl-C stops")
+    dev.wait_line("worker started")
+    dev.wait_line("worker started")
+    return dev, f"http://127.0.0.1:{port}"
+
+
+def test_dev_shows_what_runs_and_its_lines_work(start, tmp_path):
+    dev, rest = begin_dev(start)
+    screen = "\n".join(dev.lines)
+    assert "queue    email: email, report, flaky, crunch" in screen
+    assert f"redis    embedded, its data in {tmp_path / 'data'}" in screen
+    assert f"rest     {rest}" in screen
+    assert "workers  2 processes, 100 jobs at a time each" in screen
+    curls = [line.strip() for line in dev.lines if line.strip().startswith("curl ")]
+    assert len(curls) == 3
+    if not shutil.which("curl"):
+        pytest.skip("there is no curl")
+    enqueue, stats, jobs = ([*shlex.split(line), "--silent", "--fail"] for line in curls)
+    job = json.loads(subprocess.check_output(enqueue))["id"]
+    assert "waiting" in json.loads(subprocess.check_output(stats))
+    holds(
+        lambda: job in [row["id"] for row in json.loads(subprocess.check_output(jobs))["jobs"]],
+        "the job is among the completed ones",
+    )
+
+
+def test_ctrl_c_leaves_no_process_and_keeps_the_data(start, tmp_path):
+    dev, rest = begin_dev(start)
+    job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}, "delay": 3_600_000})["id"]
+    get(f"{rest}/jobs/enqueue", {"type": "crunch", "payload": {"limit": 10}})
+    assert len(of_directory(tmp_path)) >= 5, "dev, two workers, keeper, server"
+    began = time.monotonic()
+    dev.signal(signal.SIGINT)
+    assert dev.end() == 0
+    assert time.monotonic() - began < 10
+    assert of_directory(tmp_path) == []
+    with pytest.raises(OSError, match="refused"):
+        get(f"{rest}/healthz")
+    dev, rest = begin_dev(start)
+    assert get(f"{rest}/jobs/{job}")["state"] == "delayed"
+
+
+def test_ctrl_c_twice_does_not_wait_for_jobs(start, tmp_path):
+    dev, rest = begin_dev(start, "--grace", "1h")
+    get(f"{rest}/jobs/enqueue", {"type": "report", "payload": {"rows": 100_000}})
+    holds(lambda: get(f"{rest}/jobs/stats")["active"] == 1, "the job runs")
+    dev.signal(signal.SIGINT)
+    dev.wait_line("once more to stop at once")
+    dev.signal(signal.SIGINT)
+    assert dev.end() == 0
+    assert of_directory(tmp_path) == []
+
+
+def test_a_killed_dev_leaves_nothing_behind_either(start, tmp_path):
+    dev, rest = begin_dev(start)
+    get(f"{rest}/jobs/enqueue", {"type": "report", "payload": {"rows": 100_000}})
+    holds(lambda: get(f"{rest}/jobs/stats")["active"] == 1, "the job runs")
+    dev.signal(signal.SIGKILL)
+    dev.end()
+    holds(lambda: not of_directory(tmp_path), "workers, keeper and server follow", 30)
+
+
+def test_a_killed_worker_is_replaced(start):
+    dev, rest = begin_dev(start)
+    workers = [child for child in dev.children() if "work" in child.cmdline()]
+    assert len(workers) == 2
+    workers[0].kill()
+    dev.wait_line("worker died")
+    dev.wait_line("worker started")
+    job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}})["id"]
+    assert "sent" in get(f"{rest}/jobs/{job}/result?wait=10000")
+
+
+def test_a_second_process_joins_the_embedded_server(start, tmp_path):
+    dev, rest = begin_dev(start)
+    job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}})["id"]
+    show = start("show", job, "--json")
+    assert job in show.wait_line("email")
+    assert show.end() == 0
+    work = start("work", EXAMPLE)
+    work.wait_line("worker started")
+    dev.signal(signal.SIGINT)
+    assert dev.end() == 0
+    # the one that joined keeps the server, and takes it along
+    stats = start("stats", "--json")
+    assert '"workers":1' in stats.wait_line("email")
+    stats.end()
+    work.signal(signal.SIGTERM)
+    assert work.end() == 0
+    holds(lambda: not of_directory(tmp_path), "the last one out stopped the server")
+
+
+def test_dev_on_a_server_of_the_users(start, tmp_path, redis_url):
+    dev, rest = begin_dev(start, JOBQ_REDIS_URL=redis_url)
+    assert f"redis    {redis_url}" in "\n".join(dev.lines)
+    job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}})["id"]
+    assert "sent" in get(f"{rest}/jobs/{job}/result?wait=10000")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["dev", "examples/email.py:nope"], "has no 'nope'; its queues are: queue"),
+        (["work", "no_such_module:queue"], "there is no module 'no_such_module'"),
+        (["work", EXAMPLE, "--weight", "mail=2"], "--weight: no queue mail; there are email"),
+        (["serve", "--host", "0.0.0.0"], "no API key is set"),
+        (["serve", "--api-keys", "nonsense"], "it takes name:sha256-of-the-key:scope"),
+        (["serve", "--host", "192.0.2.1", "--api-keys", f"a:{'0' * 64}:read"], "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(start, words, error):
+    process = start(*words)
+    assert error in process.wait_line("jobq: ")
+    assert process.end() == 2
+
+
+def test_a_taken_port(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for command in (["dev", EXAMPLE], ["serve", "--queue", "q"]):
+            process = start(*command, "--port", str(port))
+            assert f"port {port} of 127.0.0.1 is taken: choose another with --port" in process.wait_line("jobq: ")
+            assert process.end() == 2
+
+
+def test_serve_on_one_port_with_several_processes(start, tmp_path):
+    port = free_port()
+    serve = start("serve", "--queue", "mail", "--queue", "other", "--processes", "2", "--port", str(port))
+    serve.wait_line("serving")
+    serve.wait_line("serving")
+    rest = f"http://127.0.0.1:{port}"
+    assert get(f"{rest}/jobs/enqueue", {"type": "x", "payload": {}})["id"].startswith("mail:")
+    assert get(f"{rest}/queues/other/jobs/enqueue", {"type": "x", "payload": {}})["id"].startswith("other:")
+    servers = [child for child in serve.children() if "serve" in child.cmdline()]
+    assert len(servers) == 2
+    servers[0].kill()
+    serve.wait_line("server died")
+    serve.wait_line("serving")
+    serve.signal(signal.SIGTERM)
+    assert serve.end() == 0
+    assert of_directory(tmp_path) == []
+
+
+def test_work_gives_running_jobs_their_grace(start, tasks):
+    work = start("work", tasks, "--processes", "1")
+    work.wait_line("worker started")
+    job = start("enqueue", "sleepy", '{"seconds": 1}', "--queue", "tasks").wait_line("tasks:")
+    holds(lambda: '"state":"active"' in start("show", job, "--json").wait_line("tasks:"), "the job runs")
+    keep = start("work", tasks, "--processes", "0")  # keeps the server for the last look
+    keep.wait_line("worker started")
+    work.signal(signal.SIGTERM)
+    assert work.end() == 0
+    assert '"state":"completed"' in start("show", job, "--json").wait_line("tasks:")
+
+
+def test_a_stuck_thread_does_not_keep_a_worker(start, tasks):
+    work = start("work", tasks, "--grace", "0.1")
+    work.wait_line("worker started")
+    start("enqueue", "sleepy", '{"seconds": 3600}', "--queue", "tasks").wait_line("tasks:")
+    holds(
+        lambda: '"active":1' in start("stats", "--json").wait_line("tasks"),
+        "the job runs",
+    )
+    work.signal(signal.SIGTERM)
+    assert work.end(15) == 0
+
+
+def test_weights_reach_the_workers(start, tmp_path):
+    file = tmp_path / "two.py"
+    file.write_text("from jobq import Queue\na, b = Queue('a'), Queue('b')\nboth = [a, b]\n")
+    work = start("work", f"{file}:both", "--weight", "a=3")
+    work.wait_line("worker started")
+    (worker,) = [child for child in work.children() if "work" in child.cmdline()]
+    assert "--weight=a=3" in worker.cmdline()
+
+
+def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq):
+    jobq("enqueue", "x", "--queue", "shown")
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "JOBQ_REDIS_URL": redis_url, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
+    top = subprocess.Popen(
+        [sys.executable, "-m", "jobq", "top", "--interval", "50ms"], stdin=theirs, stdout=theirs, stderr=theirs, env=env
+    )
+    os.close(theirs)
+    seen = b""
+    while b"shown" not in seen:
+        seen += os.read(ours, 65536)
+    os.write(ours, b"q")
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:  # Linux's way to say that the other side is closed
+        pass
+    assert top.wait(10) == 0
+    os.close(ours)
+    assert b"Traceback" not in seen
+    assert b"\x1b[?1049l" in seen, "the terminal's own screen is back"
+
+
+def test_top_into_a_pipe_is_plain_text(start, redis_url, jobq):
+    jobq("enqueue", "x", "--queue", "shown")
+    top = start("top", "--interval", "50ms", JOBQ_REDIS_URL=redis_url)
+    top.wait_line("QUEUE")
+    assert re.match(r"shown +1 +0", top.wait_line("shown"))
+    top.wait_line("QUEUE")
+    top.signal(signal.SIGINT)
+    assert top.end() == 0
+
+
+def test_output_into_a_closed_pipe_is_no_error(redis_url, jobq):
+    for _ in range(3):
+        jobq("enqueue", "x", "--queue", "shown")
+    command = f"{shlex.quote(sys.executable)} -m jobq ls --json | true; exit ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "JOBQ_REDIS_URL": redis_url}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, check=True)
+    assert done.stderr == b""
