@@ -75,9 +75,9 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
         ("workers", f"{processes} {'process' if processes == 1 else 'processes'}, {jobs}"),
     ]
     key = '-H "Authorization: Bearer $KEY" ' if settings.api_keys else ""
-    example = msgspec.json.encode(_example(first)).decode()
+    job = msgspec.json.encode(example(first)).decode()
     curls = [
-        f"curl {key}{rest}/jobs/enqueue -H 'Content-Type: application/json' -d {shlex.quote(example)}",
+        f"curl {key}{rest}/jobs/enqueue -H 'Content-Type: application/json' -d {shlex.quote(job)}",
         f"curl {key}{rest}/jobs/stats",
         f"curl {key}'{rest}/jobs?state=completed&limit=3'",
     ]
@@ -102,7 +102,7 @@ def _server(queue: Queue) -> str:
     return f"embedded, its data in {queue.settings.data_path}" if embedded else str(redact(address))
 
 
-def _example(queue: Queue) -> dict[str, Any]:
+def example(queue: Queue) -> dict[str, Any]:
     """A job that the queue's first type takes."""
     for task in queue.tasks.values():
         return {"type": task.name, "payload": _sample(task.schema(), task.schema())}

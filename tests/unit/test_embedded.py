@@ -152,8 +152,9 @@ async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path)
     server = await EmbeddedServer.join_or_start(tmp_path)
     try:
         ask(server.url, "SET", "kept", "yes")
-        os.kill(pid_of(server.url), signal.SIGKILL)
-        until(lambda: listening(server.url), "the keeper starts it again")
+        first = pid_of(server.url)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: listening(server.url) and pid_of(server.url) != first, "the keeper starts it again")
         assert "yes" in ask(server.url, "GET", "kept")
     finally:
         await server.stop()

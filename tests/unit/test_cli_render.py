@@ -1,0 +1,101 @@
+"""What the command line prints of times, tables and example jobs, and how it reads times."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Annotated, Literal
+
+import msgspec
+import pytest
+
+from jobq import Backoff, Queue
+from jobq.cli import dev, render, values
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0ms"),
+        (0.0004, "0ms"),
+        (0.25, "250ms"),
+        (1, "1s"),
+        (59.94, "59.9s"),
+        (90, "1.5m"),
+        (7200, "2h"),
+        (864000, "10d"),
+    ],
+)
+def test_span(seconds: float, text: str):
+    assert render.span(seconds) == text
+
+
+def test_ago():
+    assert render.ago(None) == "-"
+    assert render.ago(1000, now_ms=4000) == "3s ago"
+    assert render.ago(301_000, now_ms=1000) == "in 5m"
+
+
+def test_table_puts_numbers_to_the_right_and_words_to_the_left():
+    text = render.table(("NAME", "N"), [("a", 1), ("long name", 200)])
+    assert text == "NAME         N\na            1\nlong name  200"
+
+
+def test_table_of_nothing_is_its_head():
+    assert render.table(("NAME", "N"), []) == "NAME  N"
+
+
+@pytest.mark.parametrize(
+    ("word", "seconds"), [("5", 5), ("1.5s", 1.5), ("250ms", 0.25), ("10m", 600), ("2h", 7200), ("7d", 604800)]
+)
+def test_times_are_read(word: str, seconds: float):
+    assert values.seconds(word) == seconds
+
+
+@pytest.mark.parametrize("word", ["", "-5", "5 s", "1w", "inf", "nan", "1e3"])
+def test_what_is_no_time_is_refused(word: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+        values.seconds(word)
+
+
+def test_backoffs_are_read():
+    assert values.backoff("fixed:5s") == Backoff(type="fixed", delay=5000)
+    assert values.backoff("exponential:1s") == Backoff(delay=1000)
+    assert values.backoff("exponential:1s:1h") == Backoff(delay=1000, max=3_600_000)
+
+
+@pytest.mark.parametrize("word", ["fixed", "fixed:1s:2s", "exponential", "exponential:1s:2s:3s", "other:1s"])
+def test_what_is_no_backoff_is_refused(word: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="it takes fixed:DELAY"):
+        values.backoff(word)
+
+
+class Part(msgspec.Struct):
+    """A payload's part."""
+
+    name: str
+    size: int = 3
+
+
+async def test_the_example_on_the_screen_is_a_job_that_the_queue_takes(queue: Queue):
+    @queue.task
+    async def everything(
+        text: str,
+        number: Annotated[int, msgspec.Meta(ge=7)],
+        ratio: float,
+        flag: bool,
+        parts: list[Part],
+        part: Part,
+        choice: Literal["red", "green"],
+        address: Annotated[str, msgspec.Meta(pattern="@", examples=["a@example.com"])],
+        either: int | None,
+        optional: str = "",
+    ) -> None: ...
+
+    job = dev.example(queue)
+    assert "optional" not in job["payload"]
+    new = queue.new(job["type"], job["payload"])
+    queue.check(new)
+
+
+def test_the_example_of_a_queue_without_tasks():
+    assert dev.example(Queue("empty")) == {"type": "anything", "payload": {}}
