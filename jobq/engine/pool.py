@@ -17,7 +17,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import debugging, get_logger
 from jobq.engine.run import execute
 from jobq.engine.store import give_wake_back, wait_for_wake
 from jobq.errors import StoreError
@@ -283,7 +283,11 @@ class Pool:
             self._clock_ms = claimed.now - now * 1000
             size = sum(len(spec or b"") for spec in claimed.specs) / got
             source.spec_bytes += 0.3 * (size - source.spec_bytes)
-            self._buffer.extend(source.took(claimed, now))
+            runs = source.took(claimed, now)
+            self._buffer.extend(runs)
+            if debugging("jobq.worker"):
+                for run in runs:
+                    log.debug("claimed", queue=source.name, job_id=run.id.decode(), attempt=run.attempt)
             if self.stopping:
                 self.give_back_buffer()
             else:
@@ -294,6 +298,8 @@ class Pool:
         if source.deep:
             source.ready = True
         if not isinstance(promoted, StoreError):
+            if promoted[0]:
+                log.debug("promoted", queue=source.name, count=promoted[0])
             self._watch(source, promoted[1])
         if self.room() <= 0:
             self._full = True

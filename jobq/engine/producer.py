@@ -10,10 +10,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.job import Accepted
+from jobq.engine.log import debugging, get_logger
 from jobq.errors import IdempotencyConflict
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
 
 BATCH: Final = 250
 """Jobs per script call: enough to spread the trip's cost, far below Lua's unpack limit and 10 ms."""
@@ -137,6 +140,11 @@ class Producer:
                 answers[refused[at] - 1] = IdempotencyConflict(earlier)
             else:
                 answers[refused[at] - 1] = Accepted(earlier, duplicate=True)
+        if debugging("jobq.queue"):
+            for answer in answers:
+                if isinstance(answer, Accepted):
+                    event = "found by its key" if answer.duplicate else "enqueued"
+                    log.debug(event, queue=self._store.name, job_id=answer.id)
         return answers
 
     async def drain(self) -> None:

@@ -133,7 +133,7 @@ async def execute(run: Run) -> None:
         job_id = run.id.decode()
         context = run.context = Context(job_id, source.name, spec, run.attempt, source.worker, source.say)
         current.set(context)
-        bind_contextvars(job_id=job_id, attempt=run.attempt)
+        bind_contextvars(queue=source.name, job_id=job_id, attempt=run.attempt)
         if spec.timeout is not None:
             run.deadline = source.loop.call_later(spec.timeout / 1000, run.stop, "timeout")
         if task.kind == "async" and task.signature.plain and not source.middlewares:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jobq.engine.job import AttemptError, JobRow, LogLine, Options, Page, Seconds, State, Stats, WorkerRow
+from jobq.engine.log import get_logger
 from jobq.engine.options import check, to_ms
 from jobq.engine.results import KILLED
 from jobq.engine.rows import job_row, read_logs, read_stats, worker_row
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from jobq.engine.pages import Pager
     from jobq.engine.results import Waiters
     from jobq.engine.store import Call, Store
+
+log = get_logger("jobq.queue")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -173,6 +176,7 @@ class Verbs:
         if not state:
             row = await self.get(job_id)
             raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
+        log.debug(verb, queue=self.name, job_id=job_id, was=state)
 
     async def retry_all(
         self,

@@ -13,8 +13,6 @@ from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
-from structlog.contextvars import bind_contextvars
-
 from jobq.engine.children import Children
 from jobq.engine.heartbeat import Heartbeat
 from jobq.engine.ids import new_id
@@ -157,8 +155,6 @@ class Worker:
         resources, children = Resources(), Children()
         pool = self._pool = Pool(loop, self.concurrency, self.lease_ms, self.name)
         pool.sources = [Source(queue, weight, pool, self.name, resources, children) for queue, weight in self._queues]
-        if len(self._queues) == 1:
-            bind_contextvars(queue=self._queues[0][0].name)
         for queue, _ in self._queues:
             await _call_hooks(queue.startup_hooks)
         heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)

@@ -173,20 +173,23 @@ class Connection:
                     await connection.read_response()
             await joined()
             while True:
-                try:
-                    async with asyncio.timeout(self.timeout):
-                        message = cast("Any", await connection.read_response())
-                except TimeoutError:
+                message = await self._hear(connection)
+                if message is None:
                     # a half-open socket is silent too: make the server say something
-                    async with asyncio.timeout(self.timeout):
-                        await connection.send_packed_command(pack((b"PING",)), check_health=False)
-                        message = cast("Any", await connection.read_response())
+                    await connection.send_packed_command(pack((b"PING",)), check_health=False)
+                    message = await self._hear(connection)
+                if message is None:
+                    raise TimeoutError("the server did not answer a PING")
                 if message[0] == b"message":
                     heard(message[2])
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
             raise translate(error) from error
         finally:
             await connection.disconnect(nowait=True)
+
+    async def _hear(self, connection: AbstractConnection) -> Any:
+        """The next message; None: a whole timeout of silence. Not by cancellation: that would end the subscription."""
+        return cast("Any", await connection.read_response(timeout=self.timeout, disconnect_on_error=False))
 
     async def aclose(self) -> None:
         """Close what is idle; trips under way close their own."""
