@@ -111,11 +111,13 @@ class Verbs:
 
     async def pause(self) -> None:
         """No worker claims from now on. Running jobs go on; no job moves."""
-        await self.store.do(self.store.pause())
+        if await self.store.do(self.store.pause()):
+            log.info("paused", queue=self.name)
 
     async def resume(self) -> None:
         """Claims go on."""
-        await self.store.do(self.store.resume())
+        if await self.store.do(self.store.resume()):
+            log.info("resumed", queue=self.name)
 
     async def kill(self, job_id: str) -> None:
         """An unfinished job goes to failed as killed; a running handler is stopped.
