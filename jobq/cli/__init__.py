@@ -22,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 used wrongly."""
     args = build_parser().parse_args(argv)
     try:
-        settings = settings_from(args)
-        module, _, function = args.run.partition(":")
-        return getattr(importlib.import_module(f"jobq.cli.{module}"), function)(args, settings) or OK
+        return _run(args)
     except (TargetError, SettingsError) as error:
         return _complain(error, USAGE)
     except JobqError as error:
@@ -35,6 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output left, as `| head` does; Python would complain once more while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = settings_from(args)
+    module, _, function = args.run.partition(":")
+    code = getattr(importlib.import_module(f"jobq.cli.{module}"), function)(args, settings) or OK
+    sys.stdout.flush()  # a reader that left is noticed here, not while Python exits
+    return code
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
