@@ -98,7 +98,7 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi))
     _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
     # What no route takes comes here: 404, or 405 with the methods that the path does take.
-    app.router.add_route("*", "/{path:.*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
+    app.router.add_route("*", r"/{path:[\s\S]*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
 
 
 def _add(app: web.Application, method: str, path: str, door: Any) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, astuple, replace
 
 from jobq.engine import job
@@ -29,6 +29,8 @@ _OPTIONS = schema.Enqueue.__struct_fields__[2:]
 """All but the type and the payload."""
 _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 _PLAIN = Options()
+
+T = TypeVar("T")
 
 
 async def enqueue(call: Call) -> web.Response:
@@ -101,15 +103,22 @@ async def show(call: Call) -> web.Response:
     return reply(schema.public(await queue.get(job_id), tracebacks=call.tracebacks))
 
 
+def given(value: T | UnsetType) -> T | None:
+    """None where a query says nothing."""
+    return None if value is UNSET else value
+
+
 async def page(call: Call) -> web.Response:
     query = call.query(schema.ListQuery)
-    found = await call.queue.page(query.state, type=query.type, limit=query.limit, cursor=query.cursor)
+    found = await call.queue.page(
+        given(query.state), type=given(query.type), limit=query.limit, cursor=given(query.cursor)
+    )
     return reply(schema.Jobs([schema.JobBrief.of(row) for row in found.jobs], found.cursor))
 
 
 async def failed(call: Call) -> web.Response:
     query = call.query(schema.FailedQuery)
-    found = await call.queue.page(State.FAILED, limit=query.limit, cursor=query.cursor)
+    found = await call.queue.page(State.FAILED, limit=query.limit, cursor=given(query.cursor))
     rows = [schema.FailedJob.of(row, tracebacks=call.tracebacks) for row in found.jobs]
     return reply(schema.FailedJobs(rows, found.cursor))
 
@@ -217,8 +226,8 @@ async def remove_many(call: Call) -> web.Response:
     return reply(schema.Count(count))
 
 
-def _seconds(ms: int | None) -> float | None:
-    return None if ms is None else ms / 1000
+def _seconds(ms: int | UnsetType) -> float | None:
+    return None if ms is UNSET else ms / 1000
 
 
 async def queues(call: Call) -> web.Response:

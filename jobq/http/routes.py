@@ -162,12 +162,12 @@ ROUTES: tuple[Route, ...] = (
 
 def problems_of(route: Route, path: str) -> list[p.Kind]:
     """Every problem that the route can answer with, at that path."""
-    kinds = list(route.errors)
+    kinds = [*route.errors, p.MALFORMED_REQUEST]
     if "{queue}" in path:
         kinds.append(p.UNKNOWN_QUEUE)
     if route.request is not None:
         kinds += [
-            p.INVALID_JSON, p.MALFORMED_REQUEST, p.TIMEOUT, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE,
+            p.INVALID_JSON, p.TIMEOUT, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE,
             p.UNKNOWN_FIELD, p.MISSING_FIELD, p.INVALID_FIELD,
         ]  # fmt: skip
     if route.query is not None:

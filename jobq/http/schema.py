@@ -94,17 +94,17 @@ class SetPriority(In):
 class ListQuery(In):
     """Which jobs to list; newest first within a state."""
 
-    state: State | None = None
-    type: Annotated[str, Meta(max_length=NAME_MAX)] | None = None
+    state: State | UnsetType = UNSET
+    type: Annotated[str, Meta(max_length=NAME_MAX)] | UnsetType = UNSET
     limit: _PageSize = 50
-    cursor: _Cursor | None = None
+    cursor: _Cursor | UnsetType = UNSET
 
 
 class FailedQuery(In):
     """Which page of the failed jobs."""
 
     limit: _PageSize = 50
-    cursor: _Cursor | None = None
+    cursor: _Cursor | UnsetType = UNSET
 
 
 class WaitQuery(In):
@@ -117,7 +117,7 @@ class RetryMany(In):
     """Which finished jobs to run again; call again while ``count`` equals ``limit``."""
 
     state: Literal["failed", "completed"] = "failed"
-    older_than: _Age | None = None
+    older_than: _Age | UnsetType = UNSET
     limit: _Many = 1000
 
 
@@ -125,7 +125,7 @@ class RemoveMany(In):
     """Which jobs to remove; call again while ``count`` equals ``limit``."""
 
     state: Literal["waiting", "delayed", "completed", "failed"]
-    older_than: _Age | None = None
+    older_than: _Age | UnsetType = UNSET
     limit: _Many = 1000
 
 
