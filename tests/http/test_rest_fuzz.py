@@ -32,27 +32,10 @@ LIMITS = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-NASTY = [
-    *("", "\x00", "\n", "\r\nX: 1", ":", "::", "{}", "{queue}", "..", "../..", "%2e", "a:b:c", "\u202e", "#?&;"),
-    "x" * 10_000,
-]
-    "",
-    "\x00",
-    "\n",
-    "\r\nX: 1",
-    ":",
-    "::",
-    "{}",
-    "{queue}",
-    "..",
-    "../..",
-    "%2e",
-    "a:b:c",
-    "\u202e",
-    "x" * 10_000,
-    "#?&;",
-]
-text = st.one_of(st.sampled_from(NASTY), st.text(max_size=40), st.text(alphabet=":{}%/.\x00\r\n ", max_size=10))
+NASTY = ["", "\x00", "\n", "\r\nX: 1", ":", "::", "{}", "{queue}", "..", "../..", "%2e", "a:b:c", "\u202e", "#?&;"]
+text = st.one_of(
+    st.sampled_from([*NASTY, "x" * 10_000]), st.text(max_size=40), st.text(alphabet=":{}%/.\x00\r\n ", max_size=10)
+)
 numbers = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, text),
@@ -152,15 +135,6 @@ async def test_what_is_accepted_comes_back_as_it_was(client: ClientSession, payl
 
 NAMES = "Idempotency-Key Authorization Content-Type Host Origin Sec-Fetch-Site Accept Expect Content-Length"
 HEADERS = NAMES.encode().split()
-    b"Idempotency-Key",
-    b"Authorization",
-    b"Content-Type",
-    b"Host",
-    b"Origin",
-    b"Sec-Fetch-Site",
-    b"Accept",
-    b"Expect",
-]
 
 
 @LIMITS
