@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def retry(args: argparse.Namespace, settings: Settings) -> int:
     """``jobq retry``."""
     if args.all:
-        return _all(args, settings, "retried", "retry_all")
+        return _all(args, settings, "retrying", "retried", "retry_all")
     return _each(args, settings, "retried", "retry")
 
 
@@ -29,7 +29,7 @@ def rm(args: argparse.Namespace, settings: Settings) -> int:
     if args.all:
         if not args.state:
             return _refuse("say of which state: --state failed --all")
-        return _all(args, settings, "removed", "remove_all")
+        return _all(args, settings, "removing", "removed", "remove_all")
     return _each(args, settings, "removed", "remove")
 
 
@@ -90,7 +90,7 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
     return run(main())
 
 
-def _all(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> int:
+def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, verb: str) -> int:
     """Move all jobs of a state, in pages, with a bar."""
     if args.ids:
         return _refuse("either IDs or --all, not both")
@@ -101,7 +101,7 @@ def _all(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> 
             total = getattr(await queue.stats(), state)
             total = min(total, args.limit or total)
             move: Callable[..., Awaitable[int]] = getattr(queue, verb)
-            with render.progress(f"{done} of {queue.name}", total, quiet=args.json) as heard:
+            with render.progress(f"{doing} jobs of {queue.name}", total, quiet=args.json) as heard:
                 count = await move(state, older_than=args.older_than, limit=args.limit, progress=heard)
             if args.json:
                 render.print_json({"queue": queue.name, "state": state, done: count})

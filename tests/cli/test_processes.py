@@ -241,10 +241,14 @@ def test_weights_reach_the_workers(start, tmp_path):
     assert "--weight=a=3" in worker.cmdline()
 
 
-def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq):
+@pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
+def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq, rich):
     jobq("enqueue", "x", "--queue", "shown")
+    if not rich:  # a module of its name that cannot be imported comes first
+        (tmp_path / "rich.py").write_text("raise ImportError\n")
     ours, theirs = pty.openpty()
     env = {**os.environ, "JOBQ_REDIS_URL": redis_url, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
+    env["PYTHONPATH"] = str(tmp_path)
     top = subprocess.Popen(
         [sys.executable, "-m", "jobq", "top", "--interval", "50ms"], stdin=theirs, stdout=theirs, stderr=theirs, env=env
     )
@@ -261,7 +265,7 @@ def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq):
     assert top.wait(10) == 0
     os.close(ours)
     assert b"Traceback" not in seen
-    assert b"\x1b[?1049l" in seen, "the terminal's own screen is back"
+    assert (b"\x1b[?1049l" in seen) == rich, "the terminal's own screen is back"
 
 
 def test_top_into_a_pipe_is_plain_text(start, redis_url, jobq):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Annotated, Literal
 
 import msgspec
@@ -38,6 +39,25 @@ def test_ago():
 def test_table_puts_numbers_to_the_right_and_words_to_the_left():
     text = render.table(("NAME", "N"), [("a", 1), ("long name", 200)])
     assert text == "NAME         N\na            1\nlong name  200"
+
+
+def test_progress_with_and_without_rich(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with render.progress("removing", 20, quiet=False) as heard:
+        heard(20)
+    assert "20/20" in capsys.readouterr().err
+    for module in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with render.progress("removing", 20, quiet=False) as heard:
+        heard(10)
+        heard(20)
+    assert capsys.readouterr().err == "\rremoving: 10 of 20\rremoving: 20 of 20\n"
+
+
+def test_no_progress_for_programs(capsys):
+    with render.progress("removing", 20, quiet=True) as heard:
+        heard(10)
+    assert capsys.readouterr().err == ""
 
 
 def test_table_of_nothing_is_its_head():
