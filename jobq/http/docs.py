@@ -8,13 +8,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-_INTRO = """<h1>jobq</h1> <p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> says the
-same to machines.</p> <p>JSON in, JSON out. Moments are unix ms, durations ms. Every error is a problem (RFC
-9457): branch on its <code>type</code>, show its <code>detail</code>. A job's id is <code>queue:id</code>. The
-routes below serve the default queue; all but those of the server also stand under
-<code>/queues/{queue}</code>.</p> <pre>curl --json '{"type": "send", "payload": {"to": "user@example.com"}}'
-localhost:7800/jobs/enqueue curl 'localhost:7800/jobs/{id}/result?wait=5000' curl
-localhost:7800/jobs/stats</pre>
+_INTRO = """<h1>jobq</h1>
+<p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> says the same to machines.</p>
+<p>JSON in, JSON out. Moments are unix ms, durations ms. Every error is a problem (RFC 9457): branch on its
+<code>type</code>, show its <code>detail</code>. A job's id is <code>queue:id</code>. The routes below serve the
+default queue; all but those of the server also stand under <code>/queues/{queue}</code>.</p>
+<pre>curl --json '{"type": "send", "payload": {"to": "user@example.com"}}' localhost:7800/jobs/enqueue
+curl 'localhost:7800/jobs/{id}/result?wait=5000'
+curl localhost:7800/jobs/stats</pre>
 """
 
 
@@ -88,10 +89,7 @@ def _structs(schemas: dict[str, Any]) -> str:
                 for field, one in shape["properties"].items()
             ]
             inner = f"{_prose(shape.get('description', ''))}{_table(rows)}"
-            parts.append(
-                f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>'
-                f'<div class="body">{inner}</div></details>'
-            )
+            parts.append(f'<section id="{escape(name)}"><h4><code>{escape(name)}</code></h4>{inner}</section>')
     return "".join(parts)
 
 

@@ -70,7 +70,7 @@ def _operation(
         "operationId": route.handler.__name__ + ("_in_queue" if "{queue}" in path else ""),
         "summary": route.summary,
         "description": " ".join(filter(None, (route.description, f"Scope: {route.scope.name.lower()}."))),
-        "tags": [_tag(path)],
+        "tags": [_tag(route, path)],
         "parameters": [_path_parameter(name) for name in re.findall(r"{(\w+)}", path)],
         "responses": {str(status): _response(status, kind, shown) for status, kind in route.responses.items()},
     }
@@ -100,10 +100,10 @@ def _operation(
     return operation
 
 
-def _tag(path: str) -> str:
-    if "{queue}" in path:
-        return "one queue"
-    return "jobs" if path.startswith("/jobs") else "server"
+def _tag(route: Route, path: str) -> str:
+    if not route.per_queue:
+        return "server"
+    return "one queue" if "{queue}" in path else "jobs"
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
