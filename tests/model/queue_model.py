@@ -1,0 +1,387 @@
+"""What a queue should be, in plain Python: the oracle of the state machine.
+
+Each method has the name and arguments of the store's verb, does to the model what the script does to Redis, and returns
+the reply to expect. Nothing is copied from the scripts: order is a pair (priority, turn), not a packed number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNFINISHED = ("waiting", "delayed", "active")
+FINISHED = ("completed", "failed")
+
+
+@dataclass
+class Job:
+    """A job. ``at``: due, end of the lease, or finished, by its state. ``turn``: place among its priority."""
+
+    id: str
+    spec: str
+    state: str
+    at: int = 0
+    turn: int = 0
+    priority: int = 0
+    lifo: bool = False
+    shown: bool = False
+    """It has a row in the priorities column."""
+    token: str | None = None
+    attempts: int = 0
+    errors: list[str] = field(default_factory=list)
+    result: str | None = None
+    progress: str | None = None
+    logs: list[str] = field(default_factory=list)
+    unserved: int = 0
+    keys: list[tuple[str, bool]] = field(default_factory=list)
+    """Name, and whether it has a time of its own."""
+    expires: int | None = None
+
+
+@dataclass
+class Row:
+    """A job to enqueue. ``keys``: name and ttl (ms; None: while unfinished). The fingerprint is the name's length."""
+
+    id: str
+    priority: int = 0
+    lifo: bool = False
+    delay: int = 0
+    keys: list[tuple[str, int | None]] = field(default_factory=list)
+
+    @property
+    def spec(self) -> str:
+        return f"spec of {self.id}"
+
+    @property
+    def options(self) -> str:
+        if not (self.priority or self.lifo or self.delay or self.keys):
+            return ""
+        lines = [f"{-1 if ttl is None else ttl} {len(name)} {name}" for name, ttl in self.keys]
+        return "\n".join([f"{self.priority} {int(self.lifo)} {self.delay}", *lines])
+
+
+class Model:
+    """One queue. ``now`` is unix ms."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self.jobs: dict[str, Job] = {}
+        self.unique: dict[str, tuple[str, str]] = {}
+        self.until: dict[str, int] = {}
+        self.claims: dict[str, tuple[int, str, list[str]]] = {}
+        self.totals: dict[str, int] = {}
+        self.paused = False
+        self.fence = 0
+        self.swept: int | None = None
+        self.reap_from = 0
+        self.front = 0
+        self.back = 0
+
+    # -- questions -------------------------------------------------------------------------------------------------
+
+    def of(self, state: str) -> list[Job]:
+        """The jobs of a state in the order of their set."""
+        found = [job for job in self.jobs.values() if job.state == state]
+        if state == "waiting":
+            return sorted(found, key=lambda job: (job.priority, job.turn))
+        return sorted(found, key=lambda job: (job.at, job.id))
+
+    def unfinished(self, job_id: str) -> bool:
+        return job_id in self.jobs and self.jobs[job_id].state in UNFINISHED
+
+    def holder(self, key: str) -> tuple[str, str] | None:
+        """Who holds a deduplication key."""
+        if key not in self.unique:
+            return None
+        owner, fingerprint = self.unique[key]
+        held = self.until[key] > self.now if key in self.until else self.unfinished(owner)
+        return (owner, fingerprint) if held else None
+
+    def columns(self) -> dict[str, Any]:
+        """As Redis should have it."""
+        jobs = list(self.jobs.values())
+        return {
+            "waiting": [(job.id, job.priority) for job in self.of("waiting")],
+            **{
+                state: {job.id: job.at for job in self.of(state)}
+                for state in ("delayed", "active", "completed", "failed")
+            },
+            "jobs": {job.id: job.spec for job in jobs},
+            "leases": {job.id: job.token for job in jobs if job.token},
+            "priorities": {job.id: f"{job.priority}{'L' * job.lifo}" for job in jobs if job.shown},
+            "attempts": {job.id: str(job.attempts) for job in jobs if job.attempts},
+            "errors": {job.id: "\n".join(job.errors) for job in jobs if job.errors},
+            "results": {job.id: job.result for job in jobs if job.result is not None},
+            "progress": {job.id: job.progress for job in jobs if job.progress is not None},
+            "logs": {job.id: "\n".join(job.logs) for job in jobs if job.logs},
+            "unserved": {job.id: str(job.unserved) for job in jobs if job.unserved},
+            "keys": {job.id: "\n".join("\t" * timed + name for name, timed in job.keys) for job in jobs if job.keys},
+            "unique": {name: " ".join(value) for name, value in self.unique.items()},
+            "unique_until": dict(self.until),
+            "expires": {job.id: job.expires for job in jobs if job.expires is not None},
+            "claims": {lane: f"{number} {token} {' '.join(ids)}" for lane, (number, token, ids) in self.claims.items()},
+            "totals": dict(self.totals),
+            "paused": self.paused,
+            "fence": self.fence,
+        }
+
+    # -- small moves -----------------------------------------------------------------------------------------------
+
+    def _count(self, what: str, n: int) -> None:
+        if n:
+            self.totals[what] = self.totals.get(what, 0) + n
+
+    def _to_waiting(self, job: Job, *, front: bool = False) -> None:
+        job.state, job.at = "waiting", 0
+        if front or job.lifo:
+            self.front -= 1
+            job.turn = self.front
+        else:
+            self.back += 1
+            job.turn = self.back
+
+    def _held(self, flat: list[Any], size: int, lost: list[str]) -> Iterator[tuple[Job, list[Any]]]:
+        """Of groups id, token, rest: those whose token is the lease's. The other ids are added to ``lost``."""
+        for i in range(0, len(flat), size):
+            job_id, token, *rest = flat[i : i + size]
+            job = self.jobs.get(job_id)
+            if job and job.token == token:
+                yield job, rest
+            else:
+                lost.append(job_id)
+
+    def _finish(self, job: Job, state: str, retention: Any = "") -> None:
+        job.state, job.at, job.token = state, self.now, None
+        if retention != "":
+            job.expires = self.now + retention
+        self._count(state, 1)
+
+    def _take(self, jobs: list[Job], lease: int, who: str) -> list[Any]:
+        """Lease jobs. Returns the reply of claim and reap, without the holders."""
+        self.fence = max(self.fence + 1, self.now * 1000)
+        token = f"{self.fence} {who}"
+        for job in jobs:
+            job.state, job.at, job.token = "active", self.now + lease, token
+        return self._taken(token, jobs)
+
+    def _taken(self, token: str, jobs: list[Job]) -> list[Any]:
+        any_charged = any(job.attempts for job in self.jobs.values())
+        charged = [str(job.attempts) if job.attempts else None for job in jobs] if any_charged else []
+        return [token, self.now, [job.id for job in jobs], [job.spec for job in jobs], charged, []]
+
+    def _forget(self, job: Job, *, timed_keys_too: bool) -> None:
+        del self.jobs[job.id]
+        for name, _ in job.keys:
+            if self.unique.get(name, ("",))[0] == job.id and (timed_keys_too or name not in self.until):
+                del self.unique[name]
+                self.until.pop(name, None)
+
+    # -- verbs -----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, rows: list[Row]) -> list[Any]:
+        refused: list[Any] = []
+        for number, row in enumerate(rows, 1):
+            earlier = (row.id, "-") if row.id in self.jobs else None
+            for name, _ in row.keys:
+                earlier = earlier or self.holder(name)
+            if earlier:
+                refused += [number, *earlier]
+                continue
+            job = Job(row.id, row.spec, "delayed", self.now + row.delay, priority=row.priority, lifo=row.lifo)
+            job.shown = bool(row.priority or row.lifo)
+            self.jobs[row.id] = job
+            if not row.delay:
+                self._to_waiting(job)
+            for name, ttl in row.keys:
+                job.keys.append((name, ttl is not None))
+                self.unique[name] = (row.id, str(len(name)))
+                self.until.pop(name, None)
+                if ttl is not None:
+                    self.until[name] = self.now + ttl
+        return refused
+
+    def claim(self, want: int, lease: int, worker: str, lane: str, request: int, *, repeated: bool) -> Any:
+        if repeated and lane in self.claims and self.claims[lane][0] == request:
+            _, token, ids = self.claims[lane]
+            held = [job for job, _ in self._held([word for job_id in ids for word in (job_id, token)], 2, [])]
+            return self._taken(token, held) if held else None
+        first = self.of("waiting")[:want]
+        if self.paused or not first:
+            return None
+        reply = self._take(first, lease, worker)
+        self.claims[lane] = (request, reply[0], reply[2])
+        return reply
+
+    def complete(self, jobs: list[Any], counts: list[Any]) -> list[Any]:
+        lost: list[str] = []
+        for job, (result, retention) in self._held(jobs, 4, lost):
+            self._finish(job, "completed", retention)
+            job.result = result
+        if len(lost) < len(jobs) / 4:
+            for name, count in zip(counts[::2], counts[1::2], strict=True):
+                self._count(name, count)
+        return [len(self.of("completed")), lost]
+
+    def retry(self, jobs: list[Any]) -> list[str]:
+        lost: list[str] = []
+        for job, (attempt, delay, record) in self._held(jobs, 5, lost):
+            job.attempts = attempt
+            job.errors.append(record)
+            job.state, job.at, job.token = "delayed", self.now + delay, None
+            self._count("retried", 1)
+        return lost
+
+    def fail(self, jobs: list[Any]) -> list[Any]:
+        lost: list[str] = []
+        for job, (attempt, record, retention) in self._held(jobs, 5, lost):
+            job.attempts = attempt
+            job.errors.append(record)
+            self._finish(job, "failed", retention)
+        return [len(self.of("failed")), lost]
+
+    def release(self, jobs: list[str]) -> list[str]:
+        lost: list[str] = []
+        last_first = [word for i in reversed(range(0, len(jobs), 2)) for word in jobs[i : i + 2]]
+        for job, _ in self._held(last_first, 2, lost):
+            job.token = None
+            self._to_waiting(job, front=True)
+        return lost
+
+    def defer(self, jobs: list[str], first: int, longest: int) -> list[str]:
+        lost: list[str] = []
+        for job, _ in self._held(jobs, 2, lost):
+            job.unserved += 1
+            job.state, job.token = "delayed", None
+            job.at = self.now + min(longest, first * 2 ** (job.unserved - 1))
+            self._count("unserved", 1)
+        return lost
+
+    def renew(self, jobs: list[str], lease: int) -> list[str]:
+        lost: list[str] = []
+        for job, _ in self._held(jobs, 2, lost):
+            job.at = self.now + lease
+        return lost
+
+    def progress(self, jobs: list[str]) -> list[str]:
+        lost: list[str] = []
+        for job, (value,) in self._held(jobs, 3, lost):
+            job.progress = value
+        return lost
+
+    def log(self, jobs: list[str]) -> list[str]:
+        lost: list[str] = []
+        for job, (line,) in self._held(jobs, 3, lost):
+            job.logs.append(line)
+        return lost
+
+    def promote(self, limit: int) -> list[int]:
+        due = [job for job in self.of("delayed") if job.at <= self.now][:limit]
+        for job in due:
+            self._to_waiting(job)
+        later = self.of("delayed")
+        return [len(due), max(0, later[0].at - self.now) if later else -1]
+
+    def reap(self, limit: int, lease: int, sweeper: str, gap: int, grace: int) -> Any:
+        if self.swept is not None and self.now - self.swept > gap:
+            self.reap_from = self.now + grace
+        self.swept = self.now
+        over = [job for job in self.of("active") if job.at < self.now][:limit]
+        if self.now < self.reap_from or not over:
+            return None
+        holders = [job.token for job in over]
+        reply = self._take(over, lease, sweeper)
+        reply[5] = holders
+        return reply
+
+    def kill(self, ids: list[str], record: bytes) -> list[str]:
+        return [self._kill(self.jobs.get(job_id), record.decode()) for job_id in ids]
+
+    def _kill(self, job: Job | None, record: str) -> str:
+        if job is None or job.state in FINISHED:
+            return ""
+        state = job.state
+        job.attempts += state == "active"
+        job.errors.append(record)
+        self._finish(job, "failed")
+        return state
+
+    def rerun(self, ids: list[str]) -> list[str]:
+        return [self._rerun(self.jobs.get(job_id)) for job_id in ids]
+
+    def _rerun(self, job: Job | None) -> str:
+        if job is None or job.state not in FINISHED:
+            return ""
+        own = [name for name, timed in job.keys if not timed and name not in self.until]
+        for name in own:
+            other = self.unique.get(name, (job.id, ""))[0]
+            if other != job.id and self.unfinished(other):
+                return f"key {other}"
+        for name in own:
+            self.unique[name] = (job.id, "-")
+        state = job.state
+        job.attempts, job.unserved, job.result, job.progress, job.expires = 0, 0, None, None, None
+        self._to_waiting(job)
+        return state
+
+    def hasten(self, ids: list[str]) -> list[str]:
+        states: list[str] = []
+        for job_id in ids:
+            job = self.jobs.get(job_id)
+            moved = job is not None and job.state == "delayed"
+            if job and moved:
+                self._to_waiting(job)
+            states.append("delayed" if moved else "")
+        return states
+
+    def reprioritise(self, ids: list[str], priority: int) -> list[str]:
+        states: list[str] = []
+        for job_id in ids:
+            job = self.jobs.get(job_id)
+            if job is None or job.state not in ("waiting", "delayed"):
+                states.append("")
+                continue
+            job.priority, job.shown = priority, True
+            states.append(job.state)
+        return states
+
+    def remove(self, ids: list[str]) -> list[str]:
+        states: list[str] = []
+        for job_id in ids:
+            job = self.jobs.get(job_id)
+            if job is None or job.state == "active":
+                states.append("")
+                continue
+            states.append(job.state)
+            self._forget(job, timed_keys_too=True)
+        return states
+
+    def trim(self, keep_completed: int, keep_failed: int, age: int, page: int) -> int:
+        ended = [job for job in self.jobs.values() if job.expires is not None and job.expires <= self.now]
+        gone = sorted(ended, key=lambda job: (job.expires, job.id))[:page]
+        for job in gone:
+            self._forget(job, timed_keys_too=False)
+        for state, keep in (("completed", keep_completed), ("failed", keep_failed)):
+            oldest = self.of(state)
+            over = max(len(oldest) - keep, sum(job.at <= self.now - age for job in oldest), 0)
+            for job in oldest[: min(over, page - len(gone))]:
+                self._forget(job, timed_keys_too=False)
+                gone.append(job)
+        return len(gone)
+
+    def expire(self, page: int) -> int:
+        over = sorted((at, name) for name, at in self.until.items() if at <= self.now)[:page]
+        for _, name in over:
+            del self.until[name]
+            del self.unique[name]
+        return len(over)
+
+    def pause(self) -> int:
+        was, self.paused = self.paused, True
+        return int(not was)
+
+    def resume(self) -> int:
+        was, self.paused = self.paused, False
+        return int(was)

@@ -1,0 +1,321 @@
+"""A state machine over the real server: every verb, in any order, with any token ever given, repeated, as time passes.
+
+Redis runs scripts one at a time, so every race between workers is an ordering of script calls, and orderings are what
+the machine explores. A plain Python model predicts each reply and the whole state behind it.
+
+Profiles by HYPOTHESIS_PROFILE (dev, ci, nightly); a run is repeated with JOBQ_TEST_SEED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+from columns import dump, text
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from queue_model import FINISHED, Model, Row
+
+from jobq import Connection
+from jobq.engine.store import Store
+from jobq.engine.store.link import pack
+
+if TYPE_CHECKING:
+    from conftest import Server
+
+COMMON: Any = {
+    "deadline": None,
+    "stateful_step_count": 50,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": True,
+    "report_multiple_bugs": False,
+    "phases": (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+}
+PROFILES = {
+    "dev": settings(max_examples=25, **COMMON),
+    "ci": settings(max_examples=150, **COMMON),
+    "nightly": settings(max_examples=2000, **COMMON),
+    # a broken script need not be understood, only found: see tests/mutations.py
+    "mutations": settings(max_examples=200, database=None, **COMMON | {"phases": (Phase.generate,)}),
+}
+
+LEASE = 1000
+WORKERS = st.sampled_from(["ann", "bob"])
+TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
+PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
+SETTLES = st.sampled_from(["complete", "retry", "fail", "release", "defer", "retry", "complete"])
+RETENTIONS = st.sampled_from(["", "", 0, 500])
+MOVES_ON = ("reap", "trim", "expire", "promote", "log")
+"""Sent again these take the next page, or say the same once more."""
+KEYS = st.sampled_from(
+    [[]] * 10 + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
+)
+JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS)
+Lease = tuple[str, str, int]
+"""Id, token, and the number of the run."""
+
+
+class Machine(RuleBasedStateMachine):
+    """One queue and its model."""
+
+    ids: Bundle[str] = Bundle("ids")
+    leases: Bundle[Lease] = Bundle("leases")
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.model = Model(1_700_000_000_000)
+        self.runner = asyncio.Runner()
+        self.connection = Connection(url)
+        self.store = Store(self.connection, "model", clock=lambda: str(self.model.now))
+        self.run(self.connection.trip(pack((b"FLUSHALL",)), 1))
+        self.count = 0
+        self.requests = {"ann:0": 0, "bob:0": 0}
+        self.again: Any = None
+        self.watch: int | None = None
+        """Until when an idle worker sleeps that knows the first due time."""
+        self.seen_fence = 0
+        self.seen_attempts: dict[str, int] = {}
+
+    def run(self, coro: Any) -> Any:
+        return self.runner.run(coro)
+
+    def teardown(self) -> None:
+        self.run(self.connection.aclose())
+        self.runner.close()
+
+    def do(self, verb: str, *args: Any, **named: Any) -> Any:
+        """One verb on both; the replies must agree."""
+        self.again = (verb, args, named)
+        expected = getattr(self.model, verb)(*args, **named)
+        if verb == "enqueue":
+            args = ([word for row in args[0] for word in (row.id, row.spec, row.options)],)
+        actual = plain(self.run(self.store.do(getattr(self.store, verb)(*args, **named))))
+        assert actual == expected, f"{verb}{args}"
+        return actual
+
+    # -- producers and operators -----------------------------------------------------------------------------------
+
+    def rows(self, jobs: list[tuple[int, bool, int, list[Any]]]) -> Any:
+        rows = [Row(f"j{self.count + i}", *job) for i, job in enumerate(jobs)]
+        self.count += len(rows)
+        self.do("enqueue", rows)
+        return multiple(*[row.id for row in rows if row.id in self.model.jobs])
+
+    @initialize(target=ids, jobs=st.lists(JOBS, min_size=4, max_size=8))
+    def begin(self, jobs: list[Any]) -> Any:
+        return self.rows(jobs)
+
+    @rule(target=ids, jobs=st.lists(JOBS, min_size=1, max_size=3))
+    def enqueue(self, jobs: list[Any]) -> Any:
+        return self.rows(jobs)
+
+    @rule(
+        ids=st.lists(ids, min_size=1, max_size=3),
+        verb=st.sampled_from(["kill", "rerun", "rerun", "hasten", "remove", "reprioritise"]),
+        priority=PRIORITIES,
+    )
+    def operate(self, ids: list[str], verb: str, priority: int) -> None:
+        words = {"kill": [b"killed"], "reprioritise": [priority]}.get(verb, [])
+        states = self.do(verb, ids, *words)
+        if verb == "rerun":
+            self.seen_attempts |= {job_id: 0 for job_id, state in zip(ids, states, strict=True) if state in FINISHED}
+
+    @rule(verb=st.sampled_from(["resume", "resume", "pause"]))
+    def pause(self, verb: str) -> None:
+        self.do(verb)
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    def took(self, reply: Any) -> Any:
+        if reply is None:
+            return multiple()
+        token, _, ids, _, charged, _ = reply
+        return multiple(*[(job_id, token, int((charged and charged[i]) or 0) + 1) for i, job_id in enumerate(ids)])
+
+    def take(self, worker: str, want: int, *, repeated: bool = False) -> Any:
+        lane = f"{worker}:0"
+        self.requests[lane] += not repeated
+        recorded = repeated and self.model.claims.get(lane, (0,))[0] == self.requests[lane]
+        reply = self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=repeated)
+        if reply and len(reply[2]) == want and not recorded:
+            self.watch = None  # it may have been the one that watched, and is full now
+        return self.took(reply)
+
+    @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
+    def claim(self, worker: str, want: int) -> Any:
+        return self.take(worker, want)
+
+    @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
+    def claim_again(self, worker: str, want: int) -> Any:
+        """The reply to the lane's last claim was lost, some time ago."""
+        return self.take(worker, want, repeated=True)
+
+    @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
+    def wake(self, worker: str, want: int) -> Any:
+        """An idle worker takes the token, looks, and sleeps until the next due time unless it is full."""
+        self.run(self.store.command(b"ZPOPMIN", self.store.keys["wake"]))
+        _, due_in = self.do("promote", 100)
+        taken = self.take(worker, want)
+        if len(taken.values) < want:
+            self.watch = self.model.now + due_in if due_in >= 0 else None
+        return taken
+
+    @rule(
+        leases=st.lists(leases, min_size=1, max_size=3, unique_by=lambda lease: lease[:2]),
+        verb=SETTLES,
+        delay=TIMES,
+        retention=RETENTIONS,
+    )
+    def settle(self, leases: list[Lease], verb: str, delay: int, retention: Any) -> None:
+        """With any token ever given: most of them are a zombie's."""
+        self.end(leases, verb, delay, retention)
+
+    @rule(target=leases, worker=WORKERS, want=st.integers(1, 3), verb=SETTLES, delay=TIMES, retention=RETENTIONS)
+    def work(self, worker: str, want: int, verb: str, delay: int, retention: Any) -> Any:
+        """What workers do most of the time: settle what was just claimed."""
+        taken = self.take(worker, want)
+        if taken.values:
+            self.end(list(taken.values), verb, delay, retention)
+        return taken
+
+    def end(self, leases: list[Lease], verb: str, delay: int, retention: Any) -> None:
+        rest = {
+            "complete": lambda run: (f"result {run}", retention),
+            "retry": lambda run: (run, delay, f"error {run}"),
+            "fail": lambda run: (run, f"error {run}", retention),
+        }.get(verb, lambda _: ())
+        words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000]}.get(verb, [])
+        self.do(verb, [word for job_id, token, run in leases for word in (job_id, token, *rest(run))], *words)
+
+    @rule(
+        leases=st.lists(leases, min_size=1, max_size=3, unique_by=lambda lease: lease[:2]),
+        verb=st.sampled_from(["renew", "renew", "progress", "log"]),
+    )
+    def hold(self, leases: list[Lease], verb: str) -> None:
+        said = () if verb == "renew" else (f"at {self.model.now}",)
+        words = [LEASE] if verb == "renew" else []
+        self.do(verb, [word for job_id, token, _ in leases for word in (job_id, token, *said)], *words)
+
+    @rule(job_id=ids, lease=leases)
+    def settle_with_the_token_of_another(self, job_id: str, lease: Lease) -> None:
+        self.do("complete", [job_id, lease[1], "stolen", ""], [])
+
+    # -- duties ----------------------------------------------------------------------------------------------------
+
+    @rule(limit=st.integers(1, 3))
+    def promote(self, limit: int) -> None:
+        self.do("promote", limit)
+
+    @rule(target=leases, limit=st.integers(1, 3), gap=st.sampled_from([500, 10**9]), grace=st.sampled_from([0, 300]))
+    def reap(self, limit: int, gap: int, grace: int) -> Any:
+        return self.took(self.do("reap", limit, LEASE, "sweeper", gap, grace))
+
+    @rule(keep=st.integers(0, 3), age=st.sampled_from([1, 1000, 10**9]), page=st.integers(1, 4), keys=st.booleans())
+    def tidy(self, keep: int, age: int, page: int, keys: bool) -> None:
+        if keys:
+            self.do("expire", page)
+        else:
+            self.do("trim", keep, keep, age, page)
+
+    @rule(ms=TIMES)
+    def advance(self, ms: int) -> None:
+        self.model.now += ms
+        self.again = None
+
+    @rule(target=leases)
+    def send_again(self) -> Any:
+        """The reply to the last call was lost: it is sent once more, at once."""
+        if self.again is None:
+            return multiple()
+        verb, args, named = self.again
+        if verb == "claim":
+            named = named | {"repeated": True}
+        before = self.model.columns()
+        reply = self.do(verb, *args, **named)
+        if verb not in MOVES_ON:
+            assert self.model.columns() == before, "a repeated call has no effect of its own"
+        return self.took(reply) if verb in ("claim", "reap") else multiple()
+
+    # -- what holds at all times -----------------------------------------------------------------------------------
+
+    @invariant()
+    def redis_is_as_the_model_says(self) -> None:
+        state = self.run(dump(self.store))
+        meta, metrics = state.pop("meta", {}), state.pop("metrics", {})
+        self.token_lies_there = "wake" in state
+        for column in ("wake", "events"):
+            state.pop(column, None)
+        actual = {column: state.pop(column, {}) for column in self.model.columns() if column not in DERIVED}
+        assert not state, "nothing else stands in Redis"
+        # the score's high bits are the priority; the place below them is seen in the order
+        actual["waiting"] = [(job_id, score // 2**42) for job_id, score in (actual["waiting"] or {}).items()]
+        actual["totals"] = {name: int(count) for name, count in metrics.items() if not name.startswith("m:")}
+        actual["paused"] = "paused" in meta
+        actual["fence"] = int(meta.get("fence", 0))
+        assert actual == self.model.columns()
+        self.one_place_for_each(actual)
+
+    def one_place_for_each(self, actual: dict[str, Any]) -> None:
+        """Said without the model, of what stands in Redis."""
+        waiting = [job_id for job_id, _ in actual["waiting"]]
+        places = waiting + [job for state in ("delayed", "active", *FINISHED) for job in actual[state]]
+        assert sorted(places) == sorted(actual["jobs"]), "each job stands in one set, and no other does"
+        assert set(actual["active"]) == set(actual["leases"]), "active and leased are the same"
+        for column in ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys"):
+            assert set(actual[column]) <= set(actual["jobs"]), f"{column} knows a removed job"
+        assert set(actual["expires"]) <= {*actual["completed"], *actual["failed"]}
+        assert set(actual["unique_until"]) <= set(actual["unique"])
+        assert actual["fence"] >= self.seen_fence, "fences only grow"
+        self.seen_fence = actual["fence"]
+        attempts = {job_id: int(count) for job_id, count in actual["attempts"].items()}
+        for job_id in actual["jobs"]:
+            assert attempts.get(job_id, 0) >= self.seen_attempts.get(job_id, 0), "attempts never fall"
+        self.seen_attempts = attempts
+
+    @invariant()
+    def somebody_will_look(self) -> None:
+        """No wake-up is lost: what can be claimed has a token lying there, what is delayed a token or a watcher."""
+        if self.model.of("waiting") and not self.model.paused:
+            assert self.token_lies_there, "jobs wait, and nobody is told"
+        delayed = self.model.of("delayed")
+        if delayed:
+            watched = self.watch is not None and self.watch <= delayed[0].at
+            assert self.token_lies_there or watched, "nobody knows the next due time"
+
+
+DERIVED = ("totals", "paused", "fence")
+"""Of the model's columns, those that are no keys in Redis."""
+
+
+def plain(reply: Any) -> Any:
+    """A reply in text, lists and numbers."""
+    if isinstance(reply, bytes):
+        return text(reply)
+    if isinstance(reply, list):
+        return [plain(one) for one in reply]
+    if hasattr(reply, "__struct_fields__"):
+        return [plain(getattr(reply, name)) for name in reply.__struct_fields__]
+    return reply
+
+
+def test_a_queue_does_what_its_model_says(server: Server) -> None:
+    number = int(os.environ.get("JOBQ_TEST_SEED") or random.getrandbits(63))
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "dev")
+    print(f"JOBQ_TEST_SEED={number} HYPOTHESIS_PROFILE={profile}")
+
+    @seed(number)
+    def machine() -> Machine:
+        return Machine(server.url)
+
+    run_state_machine_as_test(machine, settings=PROFILES[profile])
