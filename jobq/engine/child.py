@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +23,16 @@ import msgspec
 from jobq.engine.children import Order, Word, frame
 from jobq.engine.context import Context, current
 from jobq.engine.inject import Resources, provide
-from jobq.engine.outcome import InvalidPayload, format_traceback, type_name
+from jobq.engine.outcome import (
+    FINAL,
+    InvalidPayload,
+    asked_delay,
+    describe,
+    encode_result,
+    format_traceback,
+    type_name,
+)
 from jobq.engine.rows import read_spec
-from jobq.errors import Discard, Retry
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
     from jobq.engine.task import Task
 
 _order = msgspec.msgpack.Decoder(Order).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def load(module: str, file: str | None) -> ModuleType:
@@ -94,7 +101,7 @@ async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:
         args = task.signature.decode(spec.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidPayload(f"the payload does not fit {task.name}'s signature: {error}") from None
-    context = Context(order.id, order.queue, spec, order.attempt, order.worker, mouth.relay)
+    context = Context(order.id, order.queue, spec, order.attempt, order.worker, order.fence, mouth.relay)
     current.set(context)
     async with AsyncExitStack() as stack:
         kwargs = {name: getattr(args, name) for name in task.signature.names}
@@ -109,18 +116,17 @@ async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:
 def answer(order: Order, mouth: Mouth, runner: asyncio.Runner, resources: Resources) -> Word:
     """The last word on an order."""
     try:
-        return Word("done", _encode(runner.run(run(order, mouth, resources))))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its outcome
-        delay = None
-        if isinstance(error, Retry) and error.delay is not None:
-            delay = error.delay if isinstance(error.delay, int | float) else error.delay.total_seconds()
+        # a context of its own: what one run sets, the next must not see
+        coroutine = run(order, mouth, resources)
+        return Word("done", bytes(encode_result(runner.run(coroutine, context=copy_context()))))
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
         return Word(
             "error",
             type=type_name(error),
-            message=str(error).encode(errors="backslashreplace").decode(),
+            message=describe(error),
             trace=format_traceback(error),
-            final=isinstance(error, Discard | InvalidPayload),
-            delay=delay,
+            final=isinstance(error, FINAL),
+            delay=asked_delay(error),
         )
 
 

@@ -35,6 +35,7 @@ class Order(msgspec.Struct, frozen=True):
     id: str
     attempt: int
     worker: str
+    fence: int
     spec: bytes
 
 
@@ -47,7 +48,7 @@ class Word(msgspec.Struct, frozen=True):
     message: str = ""
     trace: str | None = None
     final: bool = False
-    delay: float | None = None
+    delay: int | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -139,6 +140,7 @@ class Children:
             id=context.id,
             attempt=context.attempt,
             worker=context.worker,
+            fence=context.fence,
             spec=_json(context.spec),
         )
         child = self._idle.pop() if self._idle else await Child.start()

@@ -23,11 +23,12 @@ current: ContextVar[Context] = ContextVar("jobq_context")
 class Context:
     """One run of one job. A parameter annotated ``Context`` gets it.
 
-    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``enqueued_at`` is unix ms.
+    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``enqueued_at`` is unix ms. ``fence`` only grows from
+    run to run: a database that refuses a lower one than it has seen for a job refuses a run that was replaced.
     ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
-    __slots__ = ("_say", "attempt", "id", "lost", "queue", "spec", "worker")
+    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "spec", "worker")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Context:
         spec: Spec,
         attempt: int,
         worker: str,
+        fence: int,
         say: Callable[[Context, Literal["progress", "log"], bytes | str], None],
     ) -> None:
         self.id = id
@@ -43,6 +45,7 @@ class Context:
         self.spec = spec
         self.attempt = attempt
         self.worker = worker
+        self.fence = fence
         self.lost = False
         """True once the job was killed or its lease ran out: whatever the handler still does counts for nothing.
         A thread cannot be stopped; long sync handlers look here from time to time."""

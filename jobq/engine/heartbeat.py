@@ -73,19 +73,19 @@ class Heartbeat(threading.Thread):
         self._begun.set()
         connections: dict[int, Connection] = {}
         stores: list[tuple[Source, Store]] = []
+        # a dead connection must be noticed, and replaced, before the leases run out
+        timeout = min(self._pool.sources[0].store.connection.timeout, max(self._pool.lease_ms / 6000, 0.25))
         for source in self._pool.sources:
             shared = source.store.connection
-            own = connections.setdefault(id(shared), Connection(shared.url, timeout=shared.timeout))
+            own = connections.setdefault(id(shared), Connection(shared.url, timeout=timeout))
             stores.append((source, source.queue.new_store(own)))
         try:
             watch = asyncio.create_task(self._watch(stores))
-            last = 0.0
-            while not self._halt.is_set():
-                if not self._dead:
-                    await self._beat(stores, registry=time.monotonic() - last >= min(5.0, self._interval * 3))
-                    last = time.monotonic()
+            while not self._halt.is_set() and not self._pool.loop.is_closed():
+                renewed = self._dead or await self._beat(stores)
                 try:
-                    await asyncio.wait_for(self._halt.wait(), self._interval)
+                    # soon again after a failure: others may reap from a third of the lease after an outage on
+                    await asyncio.wait_for(self._halt.wait(), self._interval if renewed else self._interval / 5)
                 except TimeoutError:
                     continue
             watch.cancel()
@@ -94,29 +94,40 @@ class Heartbeat(threading.Thread):
             for connection in connections.values():
                 await connection.aclose()
 
-    async def _beat(self, stores: list[tuple[Source, Store]], *, registry: bool) -> None:
-        info = _encode(self._describe())
+    async def _beat(self, stores: list[tuple[Source, Store]]) -> bool:
+        """Renew everything that is held. False: something was not renewed. Whatever happens, this thread goes on."""
+        renewed = True
         for source, store in stores:
-            held = source.held()
-            pages = [held[at : at + RENEW_PAGE] for at in range(0, len(held), RENEW_PAGE)]
-            calls: list[Any] = [
-                store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
-            ]
-            calls.append(store.heartbeat(self._pool.worker, info))
             try:
-                answers = await store.trip(*calls)
+                await self._renew(source, store)
             except StoreError as error:
-                log.warning("leases not renewed; tried again at the next beat", queue=source.name, error=str(error))
-                continue
-            tokens = dict(held)
-            lost = [
-                (job_id, tokens[job_id])
-                for answer in answers[:-1]
-                if not isinstance(answer, StoreError)
-                for job_id in answer
-            ]
-            if lost:
-                self._pool.loop.call_soon_threadsafe(source.lost, lost)
+                renewed = False
+                log.warning("leases not renewed; tried again soon", queue=source.name, error=str(error))
+            except Exception:
+                renewed = False
+                log.exception("leases not renewed; tried again soon", queue=source.name)
+        return renewed
+
+    async def _renew(self, source: Source, store: Store) -> None:
+        held = source.held()
+        pages = [held[at : at + RENEW_PAGE] for at in range(0, len(held), RENEW_PAGE)]
+        calls: list[Any] = [
+            store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
+        ]
+        calls.append(store.heartbeat(self._pool.worker, _encode(self._describe())))
+        answers = await store.trip(*calls)
+        tokens = dict(held)
+        refused = [answer for answer in answers if isinstance(answer, StoreError)]
+        lost = [
+            (job_id, tokens[job_id])
+            for answer in answers[:-1]
+            if not isinstance(answer, StoreError)
+            for job_id in answer
+        ]
+        if lost:
+            self._pool.loop.call_soon_threadsafe(source.lost, lost)
+        if refused:
+            raise refused[0]
 
     async def _leave(self, stores: list[tuple[Source, Store]]) -> None:
         for _, store in stores:
@@ -130,7 +141,10 @@ class Heartbeat(threading.Thread):
         """Ask the worker's loop to answer, again and again."""
         pause = min(STALL_SECONDS / 2, self._interval)
         while True:
-            self._pool.loop.call_soon_threadsafe(self._answer)
+            try:
+                self._pool.loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:
+                return  # closed: nobody waits for this worker any more
             await asyncio.sleep(pause)
             silent = time.monotonic() - self._answered
             if silent < STALL_SECONDS:

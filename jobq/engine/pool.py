@@ -13,6 +13,7 @@ import random
 import sys
 from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -69,6 +70,7 @@ class Pool:
         self._clock_ms = 0.0
         self._flying = 0
         self._empty = asyncio.Event()
+        self._context = copy_context()
         self.thread = get_ident()
 
     # -- slots -----------------------------------------------------------------------------------------------------
@@ -91,16 +93,19 @@ class Pool:
         while buffer and self.running < self.concurrency:
             run = buffer.popleft()
             self.running += 1
+            # this may be the end of another run: what that one left in its context is none of this one's business
+            context = self._context.copy()
             if EAGER:
-                run.task = asyncio.Task(execute(run), loop=loop, eager_start=True)  # pyright: ignore
+                run.task = asyncio.Task(execute(run), loop=loop, context=context, eager_start=True)  # pyright: ignore
             else:
-                run.task = loop.create_task(execute(run))
+                run.task = loop.create_task(execute(run), context=context)
         self._filling = False
 
     def freed(self, run: Run) -> None:
         """A run has ended: its slot is free."""
         self.running -= 1
-        self._typical += 0.1 * (perf_counter() - run.started - self._typical)
+        if run.started:
+            self._typical += 0.1 * (perf_counter() - run.started - self._typical)
         if self._buffer:
             self._fill()
         if self._full:
@@ -258,7 +263,7 @@ class Pool:
 
     def _settled(self, source: Source, outbox: Outbox, steps: list[tuple[str, Any]], answers: list[Any]) -> bool:
         ok = True
-        for (kind, _), answer in zip(steps, answers, strict=False):
+        for (kind, call), answer in zip(steps, answers, strict=False):
             if isinstance(answer, StoreError):
                 ok = False
                 source.report(answer)
@@ -266,7 +271,7 @@ class Pool:
                     flat = getattr(source.outbox, kind)
                     setattr(source.outbox, kind, getattr(outbox, kind) + flat)
             else:
-                source.settled(kind, outbox, answer, repeated=outbox.repeated)
+                source.settled(kind, outbox, answer, repeated=outbox.repeated or call.again)
         return ok
 
     def _claimed(self, source: Source, lane: int, want: int, promoted: Any, claimed: Any) -> bool:

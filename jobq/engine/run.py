@@ -19,7 +19,7 @@ from structlog.contextvars import bind_contextvars
 from jobq.engine.context import Context, current
 from jobq.engine.inject import provide
 from jobq.engine.log import get_logger
-from jobq.engine.outcome import InvalidPayload, Timeout
+from jobq.engine.outcome import InvalidPayload, Timeout, encode_result
 from jobq.engine.rows import read_spec
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ CANCEL_GRACE: Final = 5.0
 
 Reason = Literal["killed", "lost", "timeout", "shutdown"]
 
-_encode = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
 # What bind_contextvars sets, without its search by name: that was a tenth of a short run. Bound in a context that is
 # thrown away, to get at structlog's variables.
@@ -147,7 +146,7 @@ async def execute(run: Run) -> None:
             value = await task.fn(*_astuple(args))
         else:
             value = await call(run, task, args, context)
-        result = value if isinstance(value, msgspec.Raw) else _encode(value)
+        result = encode_result(value)
     except asyncio.CancelledError:
         if run.abandoned:
             return
@@ -158,16 +157,16 @@ async def execute(run: Run) -> None:
         else:
             run.settle_stopped()
         return
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its outcome
-        if run.abandoned:
-            return
-        run.finish()
-        if run.reason in ("killed", "lost"):
-            source.forget(run)
-        elif run.reason == "timeout":
-            run.settle_stopped()
-        else:
-            source.failed(run, error)
+    except BaseException as error:
+        # whatever a handler raises is its outcome; one that was stopped may raise anything on its way out
+        if not run.abandoned:
+            run.finish()
+            if run.reason is None:
+                source.failed(run, error)
+            else:
+                run.settle_stopped()
+        if isinstance(error, KeyboardInterrupt):
+            raise
         return
     if run.abandoned:
         return
@@ -199,7 +198,7 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
             # the thread sees the context variables of this run: structlog's, and `current`
             here = contextvars.copy_context()
             try:
-                return await source.loop.run_in_executor(source.threads, lambda: here.run(task.fn, **kwargs))
+                return await source.loop.run_in_executor(source.threads, here.run, _call_sync, task.fn, kwargs)
             except asyncio.CancelledError:
                 log.warning(
                     "a thread cannot be stopped; it is fenced off",
@@ -209,14 +208,20 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
                 )
                 source.abandon_thread()
                 raise
-            except StopIteration as error:
-                # cannot travel through a future
-                raise RuntimeError("the handler raised StopIteration") from error
 
         chain = innermost
         for middleware in reversed(source.middlewares):
             chain = _wrap(middleware, context, chain)
         return await chain()
+    raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
+
+
+def _call_sync(fn: Any, kwargs: dict[str, Any]) -> Any:
+    try:
+        return fn(**kwargs)
+    except StopIteration as error:
+        # cannot travel through a future
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _wrap(middleware: Any, context: Context, inner: Any) -> Any:

@@ -24,6 +24,13 @@ log = get_logger("jobq.queue")
 
 _encode = msgspec.json.Encoder().encode
 
+_LEADS_TO = {
+    "kill": (State.FAILED,),
+    "retry": (State.WAITING, State.ACTIVE, State.DELAYED),
+    "promote": (State.WAITING, State.ACTIVE),
+}
+"""Where a job may stand soon after a verb has moved it."""
+
 
 class Verbs:
     """The verbs of one open queue."""
@@ -176,7 +183,15 @@ class Verbs:
         if state.startswith("key "):
             raise WrongState(job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key")
         if not state:
-            row = await self.get(job_id)
+            try:
+                row = await self.get(job_id)
+            except JobNotFound:
+                if call.again and verb == "remove":
+                    return
+                raise
+            if call.again and row.state in _LEADS_TO.get(verb, ()):
+                # an earlier sending was executed and its reply lost: this one found nothing left to do
+                return
             raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
         log.debug(verb, queue=self.name, job_id=job_id, was=state)
 

@@ -15,9 +15,13 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """One script with its arguments. ``read`` turns the reply into the verb's answer."""
+    """One script with its arguments. ``read`` turns the reply into the verb's answer.
 
-    __slots__ = ("args", "keys", "read", "script")
+    ``repeat``: the arguments when it is sent again, where they differ. ``again``: it was, so an earlier one may have
+    been executed.
+    """
+
+    __slots__ = ("again", "args", "keys", "read", "repeat", "script")
 
     def __init__(
         self,
@@ -25,11 +29,20 @@ class Call(Generic[T]):
         args: list[Argument],
         read: Callable[[Any], T],
         keys: tuple[bytes, ...] | None = None,
+        repeat: list[Argument] | None = None,
     ) -> None:
         self.script = script
         self.args = args
         self.read = read
         self.keys = keys
+        self.repeat = repeat
+        self.again = False
+
+    def send_again(self) -> None:
+        """Nobody knows whether it was executed: the next sending says so."""
+        self.again = True
+        if self.repeat is not None:
+            self.args = self.repeat
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):

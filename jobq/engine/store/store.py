@@ -96,43 +96,49 @@ class Store:
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
-    async def trip(self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None) -> list[Any]:
+    async def trip(
+        self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None, patience: float = 0.0
+    ) -> list[Any]:
         """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
 
-        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes); its
-        reply comes last.
+        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
+        block for ``patience`` seconds; its reply comes last.
 
         :raises StoreUnavailable: no answer, however often it was tried.
         """
-        payload = b"".join([self._pack(call) for call in calls])
-        count = len(calls)
-        if extra:
-            payload += pack(extra)
-            count += 1
-        answers = await self._persist(payload, count)
+        behind = pack(extra) if extra else b""
+        answers = await self._persist(self._pack, calls, behind, patience)
         for i, call in enumerate(calls):
             answer = answers[i]
             if isinstance(answer, Exception):
                 # the server does not know the script (restart, failover, flush): it did not run, so send it whole
                 if str(answer).startswith(("NOSCRIPT", "No matching script")):
-                    answer = (await self._persist(self._pack_source(call), 1))[0]
+                    answer, *last = await self._persist(self._pack_source, (call,), behind, patience)
+                    answers[len(calls) :] = last
                 if isinstance(answer, Exception):
                     answers[i] = translate(answer)
                     continue
             answers[i] = call.read(answer)
         return answers
 
-    async def _persist(self, payload: bytes, replies: int) -> list[Any]:
+    async def _persist(
+        self, pack_call: Callable[[Call[Any]], bytes], calls: Sequence[Call[Any]], behind: bytes, patience: float
+    ) -> list[Any]:
+        replies = len(calls) + bool(behind)
+        payload = b"".join([pack_call(call) for call in calls]) + behind
         # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
         deadline = time.monotonic() + self.connection.timeout
         for pause in PAUSES:
             try:
-                return await self.connection.trip(payload, replies)
+                return await self.connection.trip(payload, replies, patience=patience)
             except StoreUnavailable:
                 if time.monotonic() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
-        return await self.connection.trip(payload, replies)
+                for call in calls:
+                    call.send_again()
+                payload = b"".join([pack_call(call) for call in calls]) + behind
+        return await self.connection.trip(payload, replies, patience=patience)
 
     async def do(self, call: Call[T]) -> T:
         """Send one call.
@@ -198,7 +204,7 @@ class Store:
         wait: tuple[Argument, ...] = (
             (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
         )
-        refused, confirmed = await self.trip(self.enqueue(jobs), extra=wait)
+        refused, confirmed = await self.trip(self.enqueue(jobs), extra=wait, patience=timeout_ms / 1000)
         if isinstance(refused, StoreError):
             raise refused
         if isinstance(confirmed, Exception):
@@ -221,7 +227,8 @@ class Store:
         self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool
     ) -> Call[Claimed | None]:
         """Up to ``want`` jobs, first by priority, under a lease."""
-        return Call("claim", [self.now, want, lease_ms, worker, lane, request, int(repeated)], read_claimed)
+        args: list[Argument] = [self.now, want, lease_ms, worker, lane, request]
+        return Call("claim", [*args, int(repeated)], read_claimed, repeat=[*args, 1])
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""

@@ -1,0 +1,53 @@
+"""A connection whose trips can be cut at any point, before or after the server executed them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from jobq import Connection
+from jobq.engine import lua
+from jobq.errors import StoreUnavailable
+
+
+class Fault(StrEnum):
+    """What happens to the trip that is hit."""
+
+    REQUEST_LOST = "request lost"
+    REPLY_LOST = "reply lost"
+    CRASH_BEFORE = "crash before"
+    """Nothing passes from here on: the process died before it sent this."""
+    CRASH_AFTER = "crash after"
+    """The server executed this, and nothing passes from here on."""
+
+
+class FaultyConnection(Connection):
+    """Counts trips, and breaks number ``at`` (from 0) as ``fault`` says."""
+
+    def __init__(self, url: str, *, at: int = -1, fault: Fault = Fault.REQUEST_LOST) -> None:
+        super().__init__(url)
+        self.at = at
+        self.fault = fault
+        self.trips = 0
+        self.dead = False
+        self.next_of = ""
+        """Names of scripts: the next trip that carries one is hit."""
+        self.hit = ""
+        """What the broken trip carried: its scripts, or its command."""
+
+    async def trip(self, payload: bytes, replies: int, *, patience: float = 0.0) -> list[Any]:
+        """As ``Connection.trip``, with the fault."""
+        if self.dead:
+            raise StoreUnavailable("the connection is dead")
+        number = self.trips
+        self.trips += 1
+        if self.next_of and any(lua.scripts()[name].sha.encode() in payload for name in self.next_of.split()):
+            self.next_of, self.at = "", number
+        if number != self.at:
+            return await super().trip(payload, replies, patience=patience)
+        names = [script.name for script in lua.scripts().values() if script.sha.encode() in payload]
+        self.hit = ", ".join(names) or payload[:80].decode(errors="replace")
+        if self.fault in (Fault.REPLY_LOST, Fault.CRASH_AFTER):
+            await super().trip(payload, replies, patience=patience)
+        self.dead = self.fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
+        raise StoreUnavailable(f"{self.fault} at trip {number}")

@@ -1,0 +1,66 @@
+"""What holds in every queue at every moment, whatever was done to it: checked over its whole keyspace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobq.engine.keys import COLUMNS
+from tests.columns import dump
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
+
+SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked")
+PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys")
+META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from"}
+EVENTS_MOST = 1200
+"""The stream is capped at about 1000 entries; whole nodes of 100 go at a time."""
+
+
+async def broken(store: Store, *, alone: bool = False) -> list[str]:
+    """What does not hold; empty: everything does. ``alone``: there is no other queue in this database."""
+    state = await dump(store, foreign=alone)
+    return broken_in(state, set(state.get("not a column", [])) - {f"{store.prefix}:queues"})
+
+
+def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
+    """The same over a dump."""
+    wrong: list[str] = []
+
+    def check(good: bool, what: str, which: Any = "") -> None:
+        if not good:
+            wrong.append(f"{what}: {sorted(which)[:5] if isinstance(which, set) else which}")
+
+    column = {name: state.get(name, {}) for name in COLUMNS}
+    jobs = set(column["jobs"])
+    places: dict[str, list[str]] = {}
+    for name in SETS:
+        for job_id in column[name]:
+            places.setdefault(job_id, []).append(name)
+    twice = {f"{job_id} in {names}" for job_id, names in places.items() if len(names) > 1}
+    check(not twice, "jobs in two sets", twice)
+    check(jobs == set(places), "rows without a set, or sets without a row", jobs ^ set(places))
+    check(set(column["active"]) == set(column["leases"]), "active without lease, or lease without active",
+          set(column["active"]) ^ set(column["leases"]))  # fmt: skip
+    for name in PER_JOB:
+        check(set(column[name]) <= jobs, f"{name} of removed jobs", set(column[name]) - jobs)
+    finished = set(column["completed"]) | set(column["failed"])
+    check(set(column["expires"]) <= finished, "expiry of unfinished jobs", set(column["expires"]) - finished)
+    check(set(column["unique_until"]) <= set(column["unique"]), "times of unknown keys",
+          set(column["unique_until"]) - set(column["unique"]))  # fmt: skip
+    orphans = {
+        key
+        for key, value in column["unique"].items()
+        if value.split(" ")[0] not in jobs and key not in column["unique_until"]
+    }
+    check(not orphans, "deduplication keys of removed jobs", orphans)
+    fence = float(column["meta"].get("fence", 0))
+    ahead = {token for token in column["leases"].values() if float(token.split(" ")[0]) > fence}
+    check(not ahead, "fences ahead of the queue's", ahead)
+    check(set(column["meta"]) <= META, "unknown facts in meta", set(column["meta"]) - META)
+    check(len(column["wake"]) <= 1, "wake tokens", set(column["wake"]))
+    check(set(column["workers"]) == set(column["workers_info"]), "worker rows that disagree",
+          set(column["workers"]) ^ set(column["workers_info"]))  # fmt: skip
+    check(len(state.get("events", [])) <= EVENTS_MOST, "events", len(state.get("events", [])))
+    check(not strangers, "keys that are no column", strangers)
+    return wrong

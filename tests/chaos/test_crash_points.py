@@ -1,0 +1,253 @@
+"""Every point at which a process or its connection can fail, one after the other.
+
+A scenario runs once and its trips to Redis are counted. Then it runs again for each trip and each fault: the request is
+lost, the reply is lost, the process dies before or after it. What is left is recovered by a healthy worker. Whatever
+was hit: each acknowledged job ends exactly once and where it should, nothing leaks, no attempt is charged twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import Backoff, Connection, Context, Discard, NewJob, Options, Queue, State, Worker
+from jobq.engine import worker as worker_module
+from jobq.engine.children import Children
+from jobq.engine.ids import new_id
+from jobq.engine.inject import Resources
+from jobq.engine.pool import Pool
+from jobq.engine.source import Source
+from jobq.engine.store import store as store_module
+from jobq.engine.sweeper import Sweeper
+from jobq.errors import JobNotFound, StoreError, StoreUnavailable, WrongState
+from tests.chaos.faulty import Fault, FaultyConnection
+from tests.chaos.invariants import broken
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Server
+
+LEASE = 60.0
+"""Seconds by the scenario's own clock, which only moves when the test moves it: no lease runs out by accident."""
+ATTEMPTS = 4
+AT_A_TIME = 12
+_numbers = itertools.count()
+
+
+class Sink:
+    """A database that knows fences: for each job it keeps the effect of the highest fence it was shown."""
+
+    def __init__(self) -> None:
+        self.effects: dict[str, int] = {}
+        self.starts: dict[str, int] = {}
+
+    def start(self, context: Context) -> None:
+        """A run begins."""
+        self.starts[context.id] = self.starts.get(context.id, 0) + 1
+
+    def effect(self, context: Context) -> None:
+        """A run takes effect, if no later run did."""
+        if context.fence >= self.effects.get(context.id, 0):
+            self.effects[context.id] = context.fence
+
+
+class Scenario:
+    """One queue with jobs of every fate, run over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.now = 1_700_000_000_000
+        self.sink = Sink()
+        self.sleeping = asyncio.Event()
+        self.fates: dict[str, tuple[State, ...]] = {}
+        """Acknowledged job -> where it may end."""
+        self.name = f"sweep{next(_numbers)}"
+        self.queue = self.new_queue(connection)
+        self.worker = Worker(self.queue, concurrency=3, lease=LEASE, grace=5)
+
+    def new_queue(self, connection: Connection) -> Queue:
+        queue = Queue(self.name, connection, clock=lambda: self.now)
+        sink = self.sink
+
+        @queue.task(name="ok")
+        async def ok(ctx: Context) -> int:
+            sink.start(ctx)
+            ctx.progress(50)
+            sink.effect(ctx)
+            return ctx.fence
+
+        @queue.task(name="flaky")
+        async def flaky(ctx: Context) -> int:
+            sink.start(ctx)
+            if ctx.attempt == 1:
+                raise ValueError("the first run fails")
+            sink.effect(ctx)
+            return ctx.fence
+
+        @queue.task(name="doomed")
+        async def doomed(ctx: Context) -> None:
+            sink.start(ctx)
+            raise Discard("never works")
+
+        @queue.task(name="endless")
+        async def endless(ctx: Context) -> None:
+            sink.start(ctx)
+            self.sleeping.set()
+            await asyncio.Event().wait()
+
+        return queue
+
+    async def insist(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """What a caller does who gets no answer: the same again."""
+        for _ in range(3):
+            try:
+                return await call()
+            except StoreUnavailable:
+                continue
+        return await call()
+
+    async def enqueue(self, type_: str, *ends: State, **options: Any) -> str:
+        options.setdefault("attempts", ATTEMPTS)
+        job = NewJob(type_, options=Options(backoff=Backoff("fixed", 0), **options), id=new_id(self.now))
+        await self.insist(lambda: self.queue.submit(job))
+        assert job.id
+        self.fates[job.id] = ends
+        return job.id
+
+    async def act(self) -> None:
+        """Everything that producers, workers and operators do."""
+        # open() is tried again like any other call
+        await self.insist(self.queue.open)
+        worker = self.worker
+        try:
+            delayed = await self.enqueue("ok", State.COMPLETED, delay=5_000)
+            await self.enqueue("flaky", State.COMPLETED, priority=-1)
+            await self.enqueue("doomed", State.FAILED)
+            await self.enqueue("ok", State.COMPLETED, key="once", lifo=True)
+            async with worker:
+                worker.start()
+                victim = await self.enqueue("endless", State.FAILED)
+                await asyncio.wait_for(self.sleeping.wait(), 10)
+                with suppress(WrongState):  # it is failed already: the reply was lost, not the kill
+                    await self.insist(lambda: self.queue.kill(victim))
+                self.now += 5_001
+                await self.insist(lambda: self.queue.promote(delayed))
+                others = [job_id for job_id in self.fates if job_id != victim]
+                for job_id in others:
+                    await self.ended(job_id)
+        except (WrongState, JobNotFound):
+            # a promote whose reply was lost may find the job gone on already
+            pass
+        finally:
+            if self.queue.is_open:
+                await self.queue.aclose()
+
+    async def ended(self, job_id: str) -> None:
+        """Wait for a job's end, however it ends."""
+        async with asyncio.timeout(10):
+            while True:
+                row = await self.insist(lambda: self.queue.get(job_id))
+                if row.state in (State.COMPLETED, State.FAILED):
+                    return
+                await asyncio.sleep(0.005)
+
+    async def recover(self, healthy: Connection) -> None:
+        """The lease passes, a sweeper recovers what the dead held, and a healthy worker runs everything to its end."""
+        self.sleeping = asyncio.Event()
+        queue = self.new_queue(healthy)
+        async with queue:
+            pool = Pool(asyncio.get_running_loop(), 1, round(LEASE * 1000), "sweeper")
+            source = Source(queue, 1, pool, "sweeper", Resources(), Children())
+            self.now += round(LEASE * 1000) + 1
+            await Sweeper(pool).reap(source)  # nobody swept for long: the living get time to renew
+            self.now += round(LEASE * 1000 / 3) + 1
+            await Sweeper(pool).reap(source)
+            outbox = source.take()
+            if outbox:
+                for answer in await source.store.trip(*[call for _, call in source.calls(outbox)]):
+                    assert not isinstance(answer, StoreError), answer
+            async with Worker(queue, concurrency=3, lease=LEASE, grace=5) as worker:
+                worker.start()
+                async with asyncio.timeout(10):
+                    while (stats := await queue.stats()).waiting + stats.delayed + stats.active:
+                        if self.sleeping.is_set():  # its kill was never sent, or never acknowledged
+                            self.sleeping.clear()
+                            for row in (await queue.page(State.ACTIVE)).jobs:
+                                if row.type == "endless":
+                                    await queue.kill(row.id)
+                        await asyncio.sleep(0.005)
+            await self.assert_sound(queue)
+
+    async def assert_sound(self, queue: Queue) -> None:
+        """What is promised."""
+        assert await broken(queue.store) == []
+        rows = {row.id: row for row in (await queue.page(None, limit=1000)).jobs}
+        for job_id, ends in self.fates.items():
+            assert job_id in rows, "an acknowledged job is lost"
+            assert rows[job_id].state in ends, rows[job_id]
+        for job_id, row in rows.items():
+            assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
+            planned = 2 if row.type == "flaky" else 1
+            # one fault may cost one run of each job that was in flight
+            assert self.sink.starts.get(job_id, 0) <= planned + 1, row
+            if row.state is State.COMPLETED:
+                assert row.result is not None
+                assert self.sink.effects[job_id] == int(bytes(row.result)), "the effect is another run's"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead worker need not wait for its Redis to come back."""
+    monkeypatch.setattr(worker_module, "SETTLE_SECONDS", 0.02)
+
+
+async def run_once(server: Server, at: int, fault: Fault) -> int:
+    """The scenario with a fault at one trip. Returns how many trips there were."""
+    faulty, healthy = FaultyConnection(server.url, at=at, fault=fault), Connection(server.url)
+    scenario = Scenario(faulty)
+    try:
+        task = asyncio.create_task(scenario.act())
+        while not task.done() and not faulty.dead:
+            await asyncio.wait([task], timeout=0.01)
+        if faulty.dead:
+            # as near to a SIGKILL as one process can come: nothing is waited for
+            scenario.worker.stop()
+            scenario.worker.stop()
+            task.cancel()
+        try:
+            await task
+        except (asyncio.CancelledError, StoreUnavailable):
+            assert faulty.dead
+        await scenario.recover(healthy)
+    except BaseException as error:
+        error.add_note(f"queue {scenario.name}: {fault} at trip {at}: {faulty.hit}")
+        raise
+    finally:
+        await faulty.aclose()
+        await healthy.aclose()
+    return faulty.trips
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("retries", [True, False], ids=["store-retries", "fault-reaches-engine"])
+async def test_each_trip_cut(
+    server: Server, connection: Connection, fault: Fault, retries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep."""
+    if not retries:
+        monkeypatch.setattr(store_module, "PAUSES", ())
+    trips = await run_once(server, -1, fault)
+    assert trips > 15
+    turn = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(at: int) -> None:
+        async with turn:
+            await run_once(server, at, fault)
+
+    async with asyncio.TaskGroup() as group:
+        for at in range(trips):
+            group.create_task(one(at))

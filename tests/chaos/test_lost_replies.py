@@ -1,0 +1,154 @@
+"""What was executed, and nobody heard of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import Connection, JobNotFound, NewJob, Queue, State
+from jobq.engine import lua
+from jobq.engine.ids import new_id
+from jobq.engine.store.link import pack
+from jobq.errors import WrongState
+from tests.chaos.faulty import Fault, FaultyConnection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.conftest import Server, Until
+
+
+@pytest.fixture
+async def faulty(server: Server, connection: Connection) -> AsyncIterator[FaultyConnection]:
+    """A connection that will lose a reply; it hits nothing until the test says what."""
+    faulty = FaultyConnection(server.url, fault=Fault.REPLY_LOST)
+    for script in lua.scripts().values():  # else the lost reply is NOSCRIPT, and nothing was executed
+        await connection.trip(pack((b"SCRIPT", b"LOAD", script.source)), 1)
+    yield faulty
+    await faulty.aclose()
+
+
+@pytest.fixture
+async def queue(faulty: FaultyConnection) -> AsyncIterator[Queue]:
+    """A queue over it."""
+    async with Queue("lost", faulty) as queue:
+        yield queue
+
+
+async def test_enqueue(queue: Queue, faulty: FaultyConnection) -> None:
+    """One job, and it is not called a duplicate of itself."""
+    faulty.next_of = "enqueue"
+    job = await queue.enqueue("send", {}, key="once")
+    assert not job.duplicate
+    assert (await queue.stats()).waiting == 1
+
+
+async def test_claim(queue: Queue, faulty: FaultyConnection) -> None:
+    """The jobs that the lost reply named are the answer of the repetition, not the next ones."""
+    first = [(await queue.enqueue("send")).id for _ in range(2)]
+    await queue.enqueue("send")
+    faulty.next_of = "claim"
+    claimed = await queue.store.do(queue.store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
+    assert claimed is not None
+    assert [job_id.decode() for job_id in claimed.ids] == first
+    assert (await queue.stats()).active == 2
+
+
+async def test_complete(queue: Queue, faulty: FaultyConnection, caplog: pytest.LogCaptureFixture) -> None:
+    """Counted once, and nobody is told that a lease was lost."""
+    from jobq import Worker
+
+    @queue.task
+    async def send() -> int:
+        return 7
+
+    async with Worker(queue) as worker:
+        worker.start()
+        faulty.next_of = "complete"
+        assert await (await send.enqueue()).result(timeout=5) == 7
+    stats = await queue.stats()
+    assert (stats.completed, stats.completed_total) == (1, 1)
+    assert "too late" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [("kill", State.FAILED), ("promote", State.WAITING), ("remove", None)],
+)
+async def test_operators_verbs(queue: Queue, faulty: FaultyConnection, verb: str, state: State | None) -> None:
+    """They did what was asked, so they raise nothing."""
+    job = await queue.enqueue("send", delay=60)
+    faulty.next_of = {"promote": "hasten"}.get(verb, verb)
+    await getattr(queue, verb)(job.id)
+    if state is None:
+        with pytest.raises(JobNotFound):
+            await job.row()
+    else:
+        assert (await job.row()).state is state
+
+
+async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
+    """As the others, from failed."""
+    job = await queue.enqueue("send")
+    await queue.kill(job.id)
+    faulty.next_of = "rerun"
+    await queue.retry(job.id)
+    assert (await job.row()).state is State.WAITING
+
+
+async def test_a_verb_that_cannot_work_still_says_so(queue: Queue, faulty: FaultyConnection) -> None:
+    """A lost reply is no excuse: the job must stand where the verb leads."""
+    job = await queue.enqueue("send")
+    faulty.next_of = "rerun"
+    with pytest.raises(JobNotFound):
+        await queue.retry(new_id())
+    faulty.next_of = "hasten"
+    await queue.kill(job.id)
+    with pytest.raises(WrongState):
+        await queue.promote(job.id)
+
+
+async def test_producer_may_repeat_with_the_same_id(
+    queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller got an error, and asks again."""
+    from jobq.engine.store import store
+    from jobq.errors import StoreUnavailable
+
+    monkeypatch.setattr(store, "PAUSES", ())
+    job = NewJob("send", id=new_id())
+    faulty.next_of = "enqueue"
+    with pytest.raises(StoreUnavailable):
+        await queue.submit(job)
+    accepted = await queue.submit(job)
+    assert (accepted.id, accepted.duplicate) == (job.id, False)
+    assert (await queue.stats()).waiting == 1
+
+
+async def test_control_channel_after_a_silence(server: Server, connection: Connection, until: Until) -> None:
+    """Silence longer than the timeout does not end the subscription: kills still reach the worker at once."""
+    quiet = Connection(server.url, timeout=0.05)
+    heard: list[bytes] = []
+    joined = asyncio.Event()
+
+    async def join() -> None:
+        joined.set()
+
+    listening = asyncio.create_task(quiet.listen([b"channel"], heard.append, join))
+    await joined.wait()
+    pings: list[Any] = [0]
+
+    async def pinged() -> bool:
+        (info,) = await connection.trip(b"INFO commandstats\r\n", 1)
+        calls = [line for line in info.decode().splitlines() if line.startswith("cmdstat_ping:")]
+        pings.append(int(calls[0].split("calls=")[1].split(",")[0]) if calls else 0)
+        return pings[-1] >= pings[1] + 2
+
+    await until(pinged, "two silences that ended in a PING")
+    assert await connection.trip(b"PUBLISH channel hello\r\n", 1) == [1]
+    await until(lambda: heard, "the message")
+    listening.cancel()
+    await asyncio.wait([listening])
+    await quiet.aclose()
