@@ -1,0 +1,102 @@
+"""jobq itself, all defaults on: results, events, metrics, retention, fences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import kit
+import redis.asyncio
+
+from jobq import Connection, Queue, Worker
+
+PINGS = 500
+"""Enqueues and PINGs take turns in rounds of this size, so that both see the same machine."""
+
+
+class Jobq(kit.Peer):
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.naps: list[tuple[float, float]] = []
+        keep = {"keep_completed": options.keep} if options.keep else {}
+        self.queue = queue = Queue("bench", Connection(self.url), **keep)
+
+        @queue.task
+        async def noop(n: int, x: str) -> None:
+            kit.ran(n)
+
+        @queue.task
+        async def timed(due: float, x: str) -> None:
+            kit.timed(due)
+
+        @queue.task
+        async def nap(n: int, seconds: float) -> None:
+            begun = time.time()
+            await asyncio.sleep(seconds)
+            self.naps.append((begun, time.time()))
+            kit.ran(n)
+
+        self.noop, self.timed, self.nap = noop, timed, nap
+
+    async def open(self) -> None:
+        await self.queue.open()
+
+    async def close(self) -> None:
+        await self.queue.aclose()
+
+    def enqueue(self, n: int) -> Any:
+        return self.noop.enqueue(n=n, x=kit.PAD)
+
+    def enqueue_many(self, numbers: range) -> Any:
+        task = self.noop.options(delay=3600) if self.options.settings == "delayed" else self.noop
+        return task.enqueue_many([{"n": n, "x": kit.PAD} for n in numbers])
+
+    def enqueue_timed(self, due: float, delay: float) -> Any:
+        return self.timed.options(delay=max(0.0, delay)).enqueue(due=due, x=kit.PAD)
+
+    async def work(self, stop: asyncio.Event) -> None:
+        async with self.queue, Worker(self.queue, concurrency=self.concurrency) as worker:
+            worker.start()
+            await stop.wait()
+        if path := os.environ.get("BENCHMARK_NAPS"):
+            Path(path).write_text(json.dumps(self.naps))
+
+    async def produce(self) -> dict[str, float]:
+        other = {"naps": self._produce_naps, "one": self._produce_one_by_one}.get(self.options.how)
+        return await (other or super().produce)()
+
+    async def _produce_naps(self) -> dict[str, float]:
+        """Jobs that sleep; ``settings`` is a JSON list of seconds, taken in turn."""
+        naps = json.loads(self.options.settings)
+        async with self.queue:
+            await kit.go()
+            begun = time.perf_counter()
+            await self.nap.enqueue_many([{"n": n, "seconds": naps[n % len(naps)]} for n in range(self.options.jobs)])
+            return {"seconds": time.perf_counter() - begun}
+
+    async def _produce_one_by_one(self) -> dict[str, float]:
+        """Awaited enqueues, with rounds of redis.asyncio's PING between them."""
+        client = redis.asyncio.Redis.from_url(self.url)
+        enqueuing = pinging = 0.0
+        async with self.queue:
+            await client.ping()
+            await kit.go()
+            for first in range(0, self.options.jobs, PINGS):
+                begun = time.perf_counter()
+                for n in range(first, first + PINGS):
+                    await self.noop.enqueue(n=n, x=kit.PAD)
+                turned = time.perf_counter()
+                for _ in range(PINGS):
+                    await client.ping()
+                enqueuing += turned - begun
+                pinging += time.perf_counter() - turned
+        await client.aclose()
+        return {"seconds": enqueuing, "ping_seconds": pinging}
+
+
+if __name__ == "__main__":
+    kit.main(Jobq)

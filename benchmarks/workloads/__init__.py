@@ -1,0 +1,11 @@
+"""What is measured. A workload measures one subject once; the run repeats and interleaves (``benchmarks.run``)."""
+
+from __future__ import annotations
+
+from benchmarks.workloads import curves, latency, scale, throughput
+from benchmarks.workloads.base import Workload
+
+
+def everything() -> list[Workload]:
+    """All workloads, in the order of a full run."""
+    return [*throughput.WORKLOADS, *latency.WORKLOADS, *scale.WORKLOADS, *curves.WORKLOADS]
