@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -23,11 +24,11 @@ from jobq.http.serve import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .conftest import Process
 
 EXAMPLE = "examples/email.py:queue"
+ROOT = Path(__file__).parents[2]
 
 
 def get(url: str, payload: Any = None) -> Any:
@@ -285,3 +286,11 @@ def test_output_into_a_closed_pipe_is_no_error(redis_url, jobq):
     env = {**os.environ, "JOBQ_REDIS_URL": redis_url}
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, check=True)
     assert done.stderr == b""
+
+
+def test_the_script_example_runs_from_anywhere(tmp_path):
+    script = ROOT / "examples" / "embedding" / "script.py"
+    env = {**os.environ, "JOBQ_DATA_DIR": str(tmp_path / "data"), "JOBQ_REDIS_URL": ""}
+    said = subprocess.check_output([sys.executable, str(script)], env=env, cwd=tmp_path, text=True, timeout=60)
+    assert said == "Hello, Ada!\nHello, Grace!\nHello, Edsger!\n"
+    assert of_directory(tmp_path) == []
