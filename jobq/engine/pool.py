@@ -185,7 +185,8 @@ class Pool:
         candidates = [
             source
             for source in self.sources
-            if (room > 0 and source.ready and (source.deep or not source.claiming)) or source.outbox
+            if (room > 0 and source.ready and (source.deep or not source.claiming))
+            or (source.outbox and not source.speaking)
         ]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
@@ -253,6 +254,8 @@ class Pool:
             source.report(error)
             return False
         finally:
+            if outbox.progress or outbox.logs:
+                source.speaking = False
             if want:
                 source.claiming -= 1
                 self._reserved -= want

@@ -198,7 +198,7 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
             # the thread sees the context variables of this run: structlog's, and `current`
             here = contextvars.copy_context()
             try:
-                return await source.loop.run_in_executor(source.threads, here.run, _call_sync, task.fn, kwargs)
+                return await source.loop.run_in_executor(source.threads, lambda: here.run(_call_sync, task.fn, kwargs))
             except asyncio.CancelledError:
                 log.warning(
                     "a thread cannot be stopped; it is fenced off",

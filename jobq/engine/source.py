@@ -91,6 +91,9 @@ class Source:
         self.outbox = Outbox()
         self.ready = True
         """There may be something to claim."""
+        self.speaking = False
+        """Progress or log lines are under way. Two trips may overtake each other, and words must not be overtaken:
+        not by later ones, and not by the outcome that ends their lease. So the outbox waits."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
         self.requests = [0, 0]
@@ -206,7 +209,10 @@ class Source:
 
     def take(self) -> Outbox:
         """What the next trip carries."""
+        if self.speaking:
+            return Outbox()
         outbox, self.outbox = self.outbox, Outbox()
+        self.speaking = bool(outbox.progress or outbox.logs)
         # the excess stays: each list holds whole groups of its script's arguments
         for name, size in (("completed", 4), ("retried", 5), ("failed", 5), ("released", 2), ("deferred", 2)):
             flat: list[Any] = getattr(outbox, name)

@@ -108,11 +108,15 @@ class Store:
         """
         behind = pack(extra) if extra else b""
         answers = await self._persist(self._pack, calls, behind, patience)
+        loaded = False
         for i, call in enumerate(calls):
             answer = answers[i]
             if isinstance(answer, Exception):
                 # the server does not know the script (restart, failover, flush): it did not run, so send it whole
                 if str(answer).startswith(("NOSCRIPT", "No matching script")):
+                    if not loaded:
+                        await self.load()
+                        loaded = True
                     answer, *last = await self._persist(self._pack_source, (call,), behind, patience)
                     answers[len(calls) :] = last
                 if isinstance(answer, Exception):
@@ -162,12 +166,21 @@ class Store:
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
+    async def load(self) -> None:
+        """Give the server all scripts at once. Of a trip's scripts it then knows all or none, so they run in order.
+
+        :raises StoreUnavailable: no answer.
+        """
+        payload = b"".join([pack((b"SCRIPT", b"LOAD", script.source)) for script in self._scripts.values()])
+        await self.connection.trip(payload, len(self._scripts))
+
     async def open(self) -> None:
         """Check the layout, look at the server's clock, enter the queue into the registry.
 
         :raises StoreRefused: the layout is newer than this program's, or the server is too old.
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
         """
+        await self.load()
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:
             raise StoreRefused(

@@ -1,0 +1,338 @@
+"""A run from claim to outcome: kinds of handlers, results and their types, what a handler can see and say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+import structlog
+
+from jobq import Context, Depends, JobFailed, State, inject
+from jobq.engine import run as run_module
+from jobq.engine.context import current
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(queue, start):
+    @queue.task
+    async def mirror(point: Point, factor: int = 1) -> Point:
+        assert threading.current_thread() is threading.main_thread()
+        return Point(point.y * factor, point.x * factor)
+
+    await start()
+    assert await (await mirror.enqueue(point=Point(1, 2), factor=3)).result(5) == Point(6, 3)
+    # by name, as a producer without the handler's code
+    raw = await (await queue.enqueue("mirror", {"point": {"x": 1}})).result(5)
+    assert raw == {"x": 0, "y": 1}
+
+
+async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue, start, gate):
+    @queue.task
+    def hold(n: int) -> str:
+        gate.hold(n)
+        return threading.current_thread().name
+
+    gate.loop = asyncio.get_running_loop()
+    await start(concurrency=3)
+    jobs = await hold.enqueue_many([{"n": n} for n in range(3)])
+    assert {await gate.arrival() for _ in jobs} == {0, 1, 2}  # at the same time, and this loop runs
+    gate.open()
+    assert all([(await job.result(5)).startswith("jobq") for job in jobs])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (None, None, None),
+        (list[Point], [Point(1)], [Point(1)]),
+        (dict[str, int], {"a": 1}, {"a": 1}),
+        (bytes, b"\x00\xff", b"\x00\xff"),
+        (set[int], {1, 2}, {1, 2}),
+        (int, 2**63, 2**63),
+        (Any, [1, "two", None], [1, "two", None]),
+    ],
+    ids=str,
+)
+async def test_results_come_back_in_the_type_of_the_annotation(queue, start, annotation, value, expected):
+    async def answer():
+        return value
+
+    answer.__annotations__["return"] = annotation
+    task = queue.task(answer)
+    await start()
+    assert await (await task.enqueue()).result(5) == expected
+
+
+async def test_a_raw_result_is_kept_byte_for_byte(queue, start):
+    @queue.task
+    async def raw() -> msgspec.Raw:
+        return msgspec.Raw(b'{"big":123456789012345678901234567890,"e":[]}')
+
+    await start()
+    job = await raw.enqueue()
+    await job.result(5)
+    assert bytes((await job.row()).result) == b'{"big":123456789012345678901234567890,"e":[]}'
+
+
+def _circle() -> list[Any]:
+    circle: list[Any] = []
+    circle.append(circle)
+    return circle
+
+
+@pytest.mark.parametrize("make", [object, lambda: {1: object()}, _circle], ids=["object", "nested", "circle"])
+async def test_a_result_without_json_form_fails_at_once_and_says_so(queue, start, make):
+    runs = 0
+
+    @queue.task(attempts=5)
+    async def odd():
+        nonlocal runs
+        runs += 1
+        return make()
+
+    await start()
+    job = await odd.enqueue()
+    with pytest.raises(JobFailed, match="result has no JSON form"):
+        await job.result(5)
+    row = await job.row()
+    # the work is done: running it again would do it twice and fail the same way
+    assert (row.state, row.attempts_made, runs) == (State.FAILED, 1, 1)
+
+
+def _stop_iteration() -> None:
+    next(iter([]))
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class Outcast(BaseException):
+    """Not an Exception, as some libraries' timeouts and cancellations."""
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize(
+    ("act", "type_", "message"),
+    [
+        (_stop_iteration, "RuntimeError", "StopIteration"),
+        (lambda: _raise(SystemExit(3)), "SystemExit", "3"),
+        (lambda: _raise(GeneratorExit("x")), "GeneratorExit", "x"),
+        (lambda: _raise(Outcast("out")), "Outcast", "out"),
+        (lambda: _raise(asyncio.CancelledError("mine")), "RuntimeError", "cancelled"),
+    ],
+    ids=["StopIteration", "SystemExit", "GeneratorExit", "BaseException", "CancelledError"],
+)
+async def test_whatever_a_handler_raises_fails_its_job_only(queue, start, kind, act, type_, message):
+    @queue.task(attempts=1)
+    async def coroutine() -> None:
+        act()
+
+    @queue.task(attempts=1)
+    def thread() -> None:
+        act()
+
+    @queue.task
+    async def fine() -> int:
+        return 1
+
+    await start(concurrency=1)
+    job = await (coroutine if kind == "async" else thread).enqueue()
+    with pytest.raises(JobFailed, match=message) as failed:
+        await job.result(5)
+    assert failed.value.type.endswith(type_)
+    assert await (await fine.enqueue()).result(5) == 1  # the only slot is free
+
+
+async def test_a_handler_that_awaits_something_cancelled_has_failed(queue, start):
+    @queue.task(attempts=1)
+    async def unlucky() -> None:
+        other = asyncio.create_task(asyncio.Event().wait())
+        other.cancel()
+        await other
+
+    await start()
+    with pytest.raises(JobFailed, match="cancelled by something it awaited"):
+        await (await unlucky.enqueue()).result(5)
+
+
+async def test_an_exception_whose_str_fails_does_not_lose_the_job(queue, start):
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    @queue.task(attempts=1)
+    async def broken() -> None:
+        raise Broken
+
+    await start()
+    with pytest.raises(JobFailed, match=r"Broken whose str\(\) fails"):
+        await (await broken.enqueue()).result(5)
+
+
+async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(queue, start, until):
+    @queue.task
+    async def talk(ctx: Context = inject) -> None:
+        for n in range(3):
+            ctx.progress({"done": n})
+            ctx.log(f"step {n}")
+
+    @queue.task
+    def shout(ctx: Context = inject) -> None:
+        for n in range(3):
+            ctx.progress({"done": n})
+            ctx.log(f"step {n}")
+
+    await start()
+    for task in (talk, shout):
+        job = await task.enqueue()
+        await job.result(5)
+        row = await job.row()
+        assert row.progress is not None
+        assert msgspec.json.decode(row.progress) == {"done": 2}
+        lines = await queue.logs(job.id)
+        assert [line.message for line in lines] == ["step 0", "step 1", "step 2"]
+        assert all(abs(line.at - row.enqueued_at) < 60_000 for line in lines)
+
+
+async def test_progress_shows_while_the_handler_runs(queue, start, gate, until):
+    @queue.task
+    async def slow(ctx: Context = inject) -> None:
+        ctx.progress(50)
+        ctx.log("half way")
+        await gate.passing()
+
+    await start()
+    job = await slow.enqueue()
+    await gate.arrival()
+
+    async def seen() -> bool:
+        return bytes((await job.row()).progress or b"") == b"50" and bool(await queue.logs(job.id))
+
+    await until(seen, "progress and log of a running job")
+
+
+async def test_words_of_a_run_that_lost_its_job_are_refused(queue, start, gate, until, monkeypatch):
+    monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.05)
+    said = asyncio.Event()
+
+    @queue.task
+    async def zombie(ctx: Context = inject) -> None:
+        while True:
+            try:
+                await gate.passing(ctx)
+                break
+            except asyncio.CancelledError:
+                continue
+        ctx.progress("stale")
+        ctx.log("stale")
+        said.set()
+
+    @queue.task
+    async def fine() -> None: ...
+
+    await start()
+    job = await zombie.enqueue()
+    ctx = await gate.arrival()
+    await queue.kill(job.id)
+    await until(lambda: ctx.lost, "the handler's context to say that it lost the job")
+    gate.open()
+    await said.wait()
+    await (await fine.enqueue()).result(5)  # whatever was said before has made its trip
+    assert (await job.row()).progress is None
+    assert await queue.logs(job.id) == []
+
+
+async def test_progress_without_json_form_is_the_handlers_error(queue, start):
+    @queue.task(attempts=1)
+    async def talk(ctx: Context = inject) -> None:
+        ctx.progress(object())
+
+    await start()
+    with pytest.raises(JobFailed, match="TypeError"):
+        await (await talk.enqueue()).result(5)
+
+
+async def test_queue_job_and_attempt_are_bound_in_async_and_sync_handlers(queue, start):
+    @queue.task(name="coroutine")
+    async def coroutine() -> dict[str, Any]:
+        return structlog.contextvars.get_contextvars() | {"id": current.get().id}
+
+    @queue.task(name="thread")
+    def thread() -> dict[str, Any]:
+        return structlog.contextvars.get_contextvars() | {"id": current.get().id}
+
+    await start()
+    for task in (coroutine, thread):
+        job = await task.enqueue()
+        assert await job.result(5) == {"queue": "test", "job_id": job.id, "attempt": 1, "id": job.id}
+    assert "queue" not in structlog.contextvars.get_contextvars()
+
+
+async def test_context_variables_do_not_leak_from_run_to_run(queue, start):
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+    @queue.task
+    async def visit(name: str) -> list[str]:
+        before = [tenant.get(), *structlog.contextvars.get_contextvars().get("seen", ())]
+        tenant.set(name)
+        structlog.contextvars.bind_contextvars(seen=[name])
+        return before
+
+    # one slot and very short jobs: most runs start out of the buffer, at the end of the run before
+    await start(concurrency=1)
+    jobs = await visit.enqueue_many([{"name": f"n{n}"} for n in range(300)])
+    assert {tuple(await job.result(5)) for job in jobs} == {("none",)}
+
+
+async def test_a_handler_can_enqueue_and_wait_for_another(queue, start):
+    @queue.task
+    async def child(n: int) -> int:
+        return n + 1
+
+    @queue.task
+    async def parent() -> int:
+        jobs = await child.enqueue_many([{"n": 1}, {"n": 2}])
+        return sum([await job.result(5) for job in jobs])
+
+    await start()
+    assert await (await parent.enqueue()).result(5) == 5
+
+
+async def test_context_knows_its_job(queue, start):
+    @queue.task(attempts=7)
+    async def who(ctx: Context = inject) -> list[Any]:
+        return [ctx.id, ctx.type, ctx.queue, ctx.attempt, ctx.attempts, ctx.enqueued_at, ctx.metadata, ctx.lost]
+
+    await start()
+    job = await who.options(metadata={"tenant": "t"}).enqueue()
+    row = await job.row()
+    assert await job.result(5) == [job.id, "who", "test", 1, 7, row.enqueued_at, {"tenant": "t"}, False]
+
+
+async def test_kwargs_keyword_only_and_injected_parameters_work_together(queue, start):
+    @queue.task
+    async def mixed(a: int, *, b: int = 2, doubled: Annotated[int, Depends(lambda: 84)] = inject, **rest: Any) -> Any:
+        return [a, b, doubled, rest]
+
+    await start()
+    assert await (await queue.enqueue("mixed", {"a": 1, "c": 3})).result(5) == [1, 2, 84, {"c": 3}]
+
+
+async def test_mutable_defaults_are_not_shared_between_runs(queue, start):
+    @queue.task
+    async def collect(n: int, into: list[int] = []) -> list[int]:  # noqa: B006 - that is the point
+        into.append(n)
+        return into
+
+    await start()
+    for n in range(3):
+        assert await (await collect.enqueue(n=n)).result(5) == [n]

@@ -1,0 +1,78 @@
+"""What worker tests share: gates for handlers, a reader of the engine's log, counts of commands."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
+
+    import pytest
+
+    from jobq import Connection
+
+
+class Gate:
+    """Handlers report here and wait: ``await gate.passing(x)``, or ``gate.hold(x)`` in a thread."""
+
+    def __init__(self) -> None:
+        self.arrivals: asyncio.Queue[Any] = asyncio.Queue()
+        self._opened = asyncio.Event()
+        self._thread_opened = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def passing(self, who: Any = None) -> None:
+        """Report, then wait until the gate opens."""
+        self.arrivals.put_nowait(who)
+        await self._opened.wait()
+
+    def hold(self, who: Any = None, timeout: float = 20.0) -> None:
+        """The same for a thread; ``arrival`` must have been awaited from the loop before, or ``loop`` set."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.arrivals.put_nowait, who)
+        self._thread_opened.wait(timeout)
+
+    async def arrival(self, timeout: float = 10.0) -> Any:
+        """The next handler that reported."""
+        async with asyncio.timeout(timeout):
+            return await self.arrivals.get()
+
+    def open(self) -> None:
+        """Everybody passes from now on."""
+        self._opened.set()
+        self._thread_opened.set()
+
+
+class Logs:
+    """The engine's log events."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def all(self, event: str, level: str | None = None) -> list[logging.LogRecord]:
+        """Records of an event, oldest first."""
+        return [
+            record
+            for record in self._caplog.records
+            if event in record.getMessage() and record.name.startswith("jobq") and level in (None, record.levelname)
+        ]
+
+    def one(self, event: str, level: str | None = None) -> Any:
+        """The only record of an event."""
+        found = self.all(event, level)
+        assert len(found) == 1, (
+            f"{len(found)} records of {event!r} among {[r.getMessage() for r in self._caplog.records]}"
+        )
+        return found[0]
+
+
+async def commands(connection: Connection) -> dict[str, int]:
+    """Calls per command since the server started, by its own count."""
+    (info,) = await connection.trip(b"*2\r\n$4\r\nINFO\r\n$12\r\ncommandstats\r\n", 1)
+    lines = [line for line in info.decode().splitlines() if line.startswith("cmdstat_")]
+    return {
+        name.removeprefix("cmdstat_"): int(figures.split(",")[0].removeprefix("calls="))
+        for name, figures in (line.split(":", 1) for line in lines)
+    }
