@@ -74,6 +74,11 @@ def _whole(name: str, value: Any, least: int, most: int, unit: str) -> None:
         raise InvalidJob(f"{name} is {value!r:.80}: it takes {least} to {most}{unit}")
 
 
+def _kind(name: str, value: Any, kind: type | tuple[type, ...], takes: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes {takes}")
+
+
 def check(options: Options) -> None:
     """Check every option against its range.
 
@@ -88,14 +93,21 @@ def check(options: Options) -> None:
             _whole(name, value, 1, DELAY_MAX_MS, " ms")
     if options.retention is not None:
         _whole("retention", options.retention, 0, DELAY_MAX_MS, " ms")
+    # a row with anything else in these could not be read back
+    _kind("lifo", options.lifo, bool, "True or False")
+    if options.metadata is not None:
+        _kind("metadata", options.metadata, dict, "a dict")
     if options.backoff is not None:
+        _kind("backoff", options.backoff, Backoff, "a Backoff")
         if options.backoff.type not in ("fixed", "exponential"):
             raise InvalidJob(f"backoff.type is {options.backoff.type!r:.80}: it takes 'fixed' or 'exponential'")
         _whole("backoff.delay", options.backoff.delay, 0, DELAY_MAX_MS, " ms")
         _whole("backoff.max", options.backoff.max, 0, DELAY_MAX_MS, " ms")
+        _kind("backoff.jitter", options.backoff.jitter, (int, float), "0 to 1")
         if not 0 <= options.backoff.jitter <= 1:
             raise InvalidJob(f"backoff.jitter is {options.backoff.jitter!r}: it takes 0 to 1")
     if options.key is not None:
+        _kind("key", options.key, str, "a text")
         check_key("key", options.key)
     elif options.key_ttl is not None:
         raise InvalidJob("key_ttl is given without key: it says how long the key holds")

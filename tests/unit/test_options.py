@@ -1,0 +1,132 @@
+"""Options: seconds in, ms kept; every range with its words."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from jobq import Backoff, Options, Queue
+from jobq.engine.keys import check_queue_name
+from jobq.engine.options import check, check_type, merge, to_ms
+from jobq.errors import InvalidJob
+
+TEN_YEARS = 316_224_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "ms"),
+    [(1, 1000), (0.0004, 0), (0.0006, 1), (2.5, 2500), (timedelta(minutes=1), 60_000), (timedelta(microseconds=700), 1)],
+)  # fmt: skip
+def test_seconds_in_ms(given: Any, ms: int):
+    assert to_ms(given) == ms
+
+
+@pytest.mark.parametrize("given", ["5", None, float("inf"), float("nan"), [], object()])
+def test_what_is_no_time(given: Any):
+    with pytest.raises(InvalidJob, match="is no time: give seconds as a number, or a timedelta"):
+        to_ms(given)
+
+
+def test_given_options_lie_over_the_tasks_own():
+    base = Options(priority=3, timeout=1000, key="k")
+    merged = merge(base, {"delay": 1.5, "timeout": None, "key_ttl": timedelta(seconds=2), "retention": 0})
+    assert merged == Options(priority=3, delay=1500, timeout=None, key="k", key_ttl=2000, retention=0)
+    assert merge(base, {}) is base
+
+
+def test_an_option_that_there_is_not():
+    with pytest.raises(InvalidJob, match="no such option: prio; there are priority, delay, attempts, backoff, timeout"):
+        merge(Options(), {"prio": 1})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(priority=-1024),
+        Options(priority=1023),
+        Options(delay=TEN_YEARS),
+        Options(attempts=1),
+        Options(attempts=1000),
+        Options(timeout=1),
+        Options(timeout=TEN_YEARS),
+        Options(retention=0),
+        Options(retention=TEN_YEARS),
+        Options(key="k", key_ttl=1),
+        Options(key="k" * 512),
+        Options(key="\u00e9" * 256),
+        Options(lifo=True),
+        Options(metadata={"a": [1, {"b": None}]}),
+        Options(backoff=Backoff("fixed", delay=0, max=0, jitter=0)),
+        Options(backoff=Backoff("exponential", delay=TEN_YEARS, max=TEN_YEARS, jitter=1)),
+    ],
+)
+def test_what_fits(options: Options):
+    check(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": -1025}, r"priority is -1025: it takes -1024 to 1023 \(a lower number runs first\)"),
+        ({"priority": 1024}, "priority is 1024: it takes -1024 to 1023"),
+        ({"priority": 1.0}, "priority is 1.0: it takes"),
+        ({"priority": True}, "priority is True: it takes"),
+        ({"priority": "high"}, "priority is 'high': it takes"),
+        ({"priority": "x" * 999}, "priority is 'x{79}: it takes"),
+        ({"delay": -1}, rf"delay is -1: it takes 0 to {TEN_YEARS} ms \(ten years\)"),
+        ({"delay": TEN_YEARS + 1}, rf"delay is {TEN_YEARS + 1}: it takes 0 to"),
+        ({"attempts": 0}, r"attempts is 0: it takes 1 to 1000 \(the total number of runs\)"),
+        ({"attempts": 1001}, "attempts is 1001: it takes 1 to 1000"),
+        ({"timeout": 0}, f"timeout is 0: it takes 1 to {TEN_YEARS} ms"),
+        ({"retention": -1}, f"retention is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"key": "k", "key_ttl": 0}, "key_ttl is 0: it takes 1 to"),
+        ({"key_ttl": 5}, "key_ttl is given without key: it says how long the key holds"),
+        ({"key": ""}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "k" * 513}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "\u00e9" * 257}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "two\nlines"}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "tab\tbed"}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "\x7f"}, "key: 1 to 512 bytes without control characters"),
+        ({"key": "\ud800"}, "key: lone surrogates are no text"),
+        ({"key": 5}, "key is 5: it takes a text"),
+        ({"lifo": 1}, "lifo is 1: it takes True or False"),
+        ({"lifo": None}, "lifo is None: it takes True or False"),
+        ({"metadata": [1]}, r"metadata is \[1\]: it takes a dict"),
+        ({"metadata": "text"}, "metadata is 'text': it takes a dict"),
+        ({"backoff": {"type": "fixed"}}, r"backoff is \{'type': 'fixed'\}: it takes a Backoff"),
+        ({"backoff": Backoff("linear")}, "backoff.type is 'linear': it takes 'fixed' or 'exponential'"),  # type: ignore[arg-type]
+        ({"backoff": Backoff(delay=-1)}, f"backoff.delay is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"backoff": Backoff(max=-1)}, f"backoff.max is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"backoff": Backoff(jitter=1.1)}, "backoff.jitter is 1.1: it takes 0 to 1"),
+        ({"backoff": Backoff(jitter=float("nan"))}, "backoff.jitter is nan: it takes 0 to 1"),
+        ({"backoff": Backoff(jitter="much")}, "backoff.jitter is 'much': it takes 0 to 1"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_does_not(options: dict[str, Any], message: str):
+    with pytest.raises(InvalidJob, match=message):
+        check(Options(**options))
+
+
+@pytest.mark.parametrize("name", ["send", "a" * 128, "mail.send v2", "\u00e9"])
+def test_types_that_fit(name: str):
+    check_type(name)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 129, "two\nlines", "\x00", "\ud800"])
+def test_types_that_do_not(name: str):
+    with pytest.raises(InvalidJob, match="type '.*': 1 to 128 printable characters"):
+        check_type(name)
+
+
+@pytest.mark.parametrize("name", ["email", "a", "0", "A.b_c-d", "a" * 128])
+def test_queue_names_that_fit(name: str):
+    assert check_queue_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a:b", "a{b}", "a b", "a\n", "\u00e9", "a" * 129])
+def test_queue_names_that_do_not(name: str):
+    with pytest.raises(InvalidJob, match=r"queue name '.*': 1 to 128 letters, digits, '\.', '_' or '-', starting with"):
+        Queue(name, "unix:///nowhere")
