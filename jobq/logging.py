@@ -6,28 +6,23 @@ Only the command line calls ``configure``; a service that embeds jobq keeps its 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import structlog
+
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from jobq.settings import Settings
 
-_PASSWORD = re.compile(r"(\w+://[^/@\s:]*:)[^/@\s]+@")
-
-
-def redact(value: Any) -> Any:
-    """Text without the passwords of the URLs in it: "redis://:***@host". Other values unchanged."""
-    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
-
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        event[key] = redact(value)
+        if isinstance(value, str):
+            event[key] = redact(value)
     return event
 
 

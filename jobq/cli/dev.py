@@ -15,7 +15,8 @@ from jobq.cli.session import on_stop_signals, run
 from jobq.cli.work import SETTLING, command
 from jobq.engine.supervisor import Supervisor
 from jobq.engine.target import load_target
-from jobq.logging import configure, redact
+from jobq.logging import configure
+from jobq.redact import redact
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
 def _server(queue: Queue) -> str:
     address = queue.store.connection.url
     embedded = queue.settings.redis_url is None and address.endswith(".server")
-    return f"embedded, its data in {queue.settings.data_path}" if embedded else str(redact(address))
+    return f"embedded, its data in {queue.settings.data_path}" if embedded else redact(address)
 
 
 def example(queue: Queue) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import msgspec
 from jobq.engine.backoff import delay_ms
 from jobq.engine.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.options import to_ms
-from jobq.engine.store import redact
 from jobq.errors import Discard, InvalidJob, Retry
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from jobq.engine.job import Spec

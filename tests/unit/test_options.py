@@ -17,8 +17,15 @@ TEN_YEARS = 316_224_000_000
 
 @pytest.mark.parametrize(
     ("given", "ms"),
-    [(1, 1000), (0.0004, 0), (0.0006, 1), (2.5, 2500), (timedelta(minutes=1), 60_000), (timedelta(microseconds=700), 1)],
-)  # fmt: skip
+    [
+        (1, 1000),
+        (0.0004, 0),
+        (0.0006, 1),
+        (2.5, 2500),
+        (timedelta(minutes=1), 60_000),
+        (timedelta(microseconds=700), 1),
+    ],
+)
 def test_seconds_in_ms(given: Any, ms: int):
     assert to_ms(given) == ms
 
@@ -117,7 +124,7 @@ def test_types_that_fit(name: str):
 
 @pytest.mark.parametrize("name", ["", "a" * 129, "two\nlines", "\x00", "\ud800"])
 def test_types_that_do_not(name: str):
-    with pytest.raises(InvalidJob, match="type '.*': 1 to 128 printable characters"):
+    with pytest.raises(InvalidJob, match=r"type '.*': 1 to 128 printable characters"):
         check_type(name)
 
 

@@ -1,7 +1,7 @@
 """The only room that knows Redis: connections (link), calls, and the verbs (store)."""
 
 from jobq.engine.store.calls import Call, Claimed, Settled
-from jobq.engine.store.link import Connection, redact
+from jobq.engine.store.link import Connection
 from jobq.engine.store.store import Store, give_wake_back, wait_for_wake
 
-__all__ = ["Call", "Claimed", "Connection", "Settled", "Store", "give_wake_back", "redact", "wait_for_wake"]
+__all__ = ["Call", "Claimed", "Connection", "Settled", "Store", "give_wake_back", "wait_for_wake"]

@@ -8,7 +8,6 @@ Connections are never shared by two trips at once, so a cancelled trip spoils it
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from jobq.errors import SettingsError, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Argument = bytes | str | int | float
 pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
 
-_PASSWORD = re.compile(r"(//[^/@\s]*?:)[^/@\s]+@")
 _TRANSIENT = (
     "BUSY ",
     "LOADING ",
@@ -38,11 +37,6 @@ _TRANSIENT = (
     "MISCONF ",
     "UNBLOCKED ",
 )
-
-
-def redact(text: str) -> str:
-    """Hide the passwords of URLs in a text that people or logs will see."""
-    return _PASSWORD.sub(r"\1***@", text)
 
 
 def translate(error: Exception) -> StoreError:
