@@ -36,6 +36,7 @@ class Producer:
         self._timeout_ms = durability_timeout_ms
         self._pending: list[tuple[Row, asyncio.Future[Accepted]]] = []
         self._flights = 0
+        self._registered = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, row: Row) -> Accepted:
@@ -126,6 +127,9 @@ class Producer:
         flat: list[Any] = []
         for job_id, spec, options, _ in rows:
             flat += (job_id, spec, options)
+        if not self._registered:
+            await self._store.register()
+            self._registered = True
         if self._durability == "none":
             refused: list[Any] = await self._store.do(self._store.enqueue(flat))
         else:

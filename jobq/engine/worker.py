@@ -156,6 +156,7 @@ class Worker:
         pool = self._pool = Pool(loop, self.concurrency, self.lease_ms, self.name)
         pool.sources = [Source(queue, weight, pool, self.name, resources, children) for queue, weight in self._queues]
         for queue, _ in self._queues:
+            await queue.store.register()
             await _call_hooks(queue.startup_hooks)
         heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)
         heartbeat.start()

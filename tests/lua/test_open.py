@@ -30,10 +30,12 @@ async def test_a_newer_layout_is_refused_and_nothing_is_touched(bench: Bench):
     assert await bench.dump() == {"meta": {"layout": "2"}}
 
 
-async def test_opened_queues_are_known(bench: Bench):
-    for name in ("b", "a"):
-        async with Queue(name, bench.store.connection) as queue:
-            known = await queue.queues()
+async def test_queues_are_known_from_their_first_job_on(bench: Bench):
+    async with Queue("mistyped", bench.store.connection):
+        for name in ("b", "a"):
+            async with Queue(name, bench.store.connection) as queue:
+                await queue.enqueue("x")
+                known = await queue.queues()
     assert known == ["a", "b"]
 
 
@@ -45,7 +47,9 @@ async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(
         async with Queue("test", bench.store.connection) as queue:
             with pytest.raises(StoreFull, match="Redis is at maxmemory and takes no new jobs"):
                 await queue.enqueue("x")
-        with pytest.raises(StoreFull):
-            await Queue("new", bench.store.connection).open()
+        async with Queue("new", bench.store.connection) as queue:
+            with pytest.raises(StoreFull):
+                await queue.enqueue("x")
+            assert await queue.queues() == []
     finally:
         await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 0)

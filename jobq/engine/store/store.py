@@ -175,10 +175,9 @@ class Store:
         await self.connection.trip(payload, len(self._scripts))
 
     async def open(self) -> None:
-        """Check the layout, look at the server's clock, enter the queue into the registry.
+        """Check the layout, look at the server's clock.
 
         :raises StoreRefused: the layout is newer than this program's, or the server is too old.
-        :raises StoreFull: the queue is new, and Redis is at maxmemory.
         """
         await self.load()
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
@@ -186,11 +185,17 @@ class Store:
             raise StoreRefused(
                 f"queue {self.name!r} has layout {layout}, this jobq knows {LAYOUT}: update jobq, or use another prefix"
             )
+        await self.look_at_clock()
+
+    async def register(self) -> None:
+        """Enter the queue into the registry: at the first enqueue or worker, so that a mistyped name leaves no trace.
+
+        :raises StoreFull: the queue is new, and Redis is at maxmemory.
+        """
         # asked first: a worker that is to drain a full server has to get in, and SADD is refused there
         registry = registry_key(self.prefix)
         if not await self.command(b"SISMEMBER", registry, self.name):
             await self.command(b"SADD", registry, self.name)
-        await self.look_at_clock()
 
     async def look_at_clock(self) -> None:
         """Learn the server's clock; half the round trip is the error."""
