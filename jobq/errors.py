@@ -148,11 +148,11 @@ class SettingsError(JobqError, ValueError):
     """An environment variable or flag that cannot be used."""
 
 
-class Discard(Exception):  # noqa: N818 - raised as a verdict, not as an error of jobq
+class Discard(Exception):
     """Raised by a handler: this job fails now, whatever attempts are left."""
 
 
-class Retry(Exception):  # noqa: N818 - raised as a verdict, not as an error of jobq
+class Retry(Exception):
     """Raised by a handler: run again, after ``delay`` (seconds) instead of the backoff. Charged as an attempt."""
 
     def __init__(self, message: str = "retry requested", *, delay: float | timedelta | None = None) -> None:
