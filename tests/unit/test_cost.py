@@ -1,0 +1,132 @@
+"""What a job costs, counted instead of timed: redis.call()s inside the scripts, scripts, and trips to the server.
+
+A change that makes one of these numbers grow makes every job dearer on every machine. Lower them when it gets cheaper.
+The clock stands still and the server is real: the numbers are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from jobq import Queue, Worker
+from jobq.engine import lua
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+
+    from jobq import Connection
+
+OURS = {"evalsha", "eval", "info", "bzpopmin"}
+"""Commands that are not called by a script."""
+
+
+class Cost(NamedTuple):
+    """Of one thing done."""
+
+    calls: int
+    scripts: int
+    trips: int
+
+
+class Meter:
+    """Counts what the server executes, and the trips on one connection."""
+
+    def __init__(self, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._connection = connection
+        self._trip = connection.trip
+        self._trips = 0
+
+        async def counted(payload: bytes, replies: int, **words: Any) -> list[Any]:
+            # blocking for the wake token is waiting, not work
+            self._trips += b"BZPOPMIN" not in payload
+            return await self._trip(payload, replies, **words)
+
+        monkeypatch.setattr(connection, "trip", counted)
+
+    async def _executed(self) -> dict[str, int]:
+        (text,) = await self._trip(b"INFO commandstats\r\n", 1)
+        found: dict[str, int] = {}
+        for line in text.decode().splitlines():
+            name, colon, facts = line.partition(":calls=")
+            if colon:
+                found[name.removeprefix("cmdstat_")] = int(facts.partition(",")[0])
+        return found
+
+    async def of(self, doing: Awaitable[Any]) -> tuple[Cost, Any]:
+        """The cost of awaiting something, and its answer."""
+        before = await self._executed()
+        self._trips = 0
+        answer = await doing
+        trips = self._trips
+        spent = {name: calls - before.get(name, 0) for name, calls in (await self._executed()).items()}
+        calls = sum(count for name, count in spent.items() if name not in OURS)
+        return Cost(calls, spent.get("evalsha", 0) + spent.get("eval", 0), trips), answer
+
+
+@pytest.fixture
+async def queue(connection: Connection) -> AsyncIterator[Queue]:
+    """A queue whose clock stands still, known to the server as its scripts are: the first job's extra is paid."""
+    async with Queue("cost", connection, clock=lambda: 1_700_000_000_000) as queue:
+        for script in lua.scripts().values():
+            await queue.store.command(b"SCRIPT", b"LOAD", script.source)
+        first = await queue.enqueue("noop")
+        await queue.remove(first.id)
+        yield queue
+
+
+@pytest.fixture
+def meter(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Meter:
+    """On the queue's connection."""
+    return Meter(connection, monkeypatch)
+
+
+@pytest.mark.parametrize("jobs", [1, 100])
+async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: Meter, jobs: int) -> None:
+    store = queue.store
+    news = [queue.new("noop", {"n": n}) for n in range(jobs)]
+    enqueued, _ = await meter.of(queue.submit_many(news))
+    promoted, _ = await meter.of(store.do(store.promote(100)))
+    claimed, claim = await meter.of(store.do(store.claim(jobs, 30_000, "w", "w:0", 1, repeated=False)))
+    assert len(claim.ids) == jobs
+    done: list[Any] = []
+    for job_id in claim.ids:
+        done += (job_id, claim.token, b"[]", b"")
+    counts: list[Any] = [b"run:5", jobs, b"wait:9", jobs]
+    completed, settled = await meter.of(store.do(store.complete(done, counts)))
+    assert settled.lost == []
+
+    assert {"enqueue": enqueued, "promote": promoted, "claim": claimed, "complete": completed} == {
+        "enqueue": Cost(calls=5, scripts=1, trips=1),
+        "promote": Cost(calls=2, scripts=1, trips=1),
+        "claim": Cost(calls=10, scripts=1, trips=1),
+        "complete": Cost(calls=11, scripts=1, trips=1),
+    }
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 4)), (100, Cost(80, 12, 6))])
+async def test_cost_of_a_worker(queue: Queue, meter: Meter, jobs: int, most: Cost) -> None:
+    """From a worker's start on a backlog to its idle listening: what it asks of the server, all of it."""
+    ended = asyncio.Event()
+    ran = 0
+
+    @queue.task
+    async def noop(n: int) -> None:
+        nonlocal ran
+        ran += 1
+        if ran == jobs:
+            ended.set()
+
+    await noop.enqueue_many([{"n": n} for n in range(jobs)])
+
+    async def work() -> None:
+        async with Worker(queue, concurrency=100) as worker:
+            worker.start()
+            await ended.wait()
+
+    cost, _ = await meter.of(work())
+    assert (await queue.stats()).completed == jobs
+    # how handlers and trips fall together is the loop's matter: bounds, with little room
+    assert all(got <= bound for got, bound in zip(cost, most, strict=True)), f"{cost}, at most {most}"
