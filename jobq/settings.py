@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from jobq.errors import SettingsError
 
@@ -31,13 +32,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the embedded server; None: the user's data directory."""
     prefix: str = "jobq"
     http_host: str = "127.0.0.1"
-    http_port: int = 7800
+    http_port: Annotated[int, Meta(ge=0, le=65535)] = 7800
     api_keys: str | None = None
     """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
-    lease: float = 30.0
-    grace: float = 25.0
-    concurrency: int = 100
-    max_payload: int = 1 << 20
+    lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
+    grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
+    concurrency: Annotated[int, Meta(ge=1)] = 100
+    max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

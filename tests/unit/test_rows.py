@@ -1,0 +1,174 @@
+"""Replies of the reading scripts as what people see; quantiles out of a histogram of powers of two."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobq import AttemptError, LogLine, State
+from jobq.engine.job import Backoff, Minute, Result, Spec
+from jobq.engine.rows import job_row, latency, read_errors, read_logs, read_stats
+
+ID = "0htk3v9c20047qm2x"
+SPEC = Spec("send", 1000, msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})
+
+
+def row(state: str, score: str, **columns: Any) -> list[Any]:
+    """A reply of rows.lua for one job."""
+    names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved", "keys")
+    columns = {"spec": msgspec.json.encode(SPEC)} | columns
+    return [state.encode(), score.encode(), *[columns.get(name) for name in names]]
+
+
+def test_waiting():
+    job = job_row("mail", ID, row("waiting", "-10995116277760"))
+    assert (job.id, job.queue, job.type, job.state) == (ID, "mail", "send", State.WAITING)
+    assert bytes(job.payload) == b'{"to":[]}'
+    assert (job.priority, job.attempts, job.attempts_made, job.enqueued_at) == (-3, 5, 0, 1000)
+    assert (job.key, job.metadata, job.errors, job.unserved) == ("k", {"a": 1}, [], 0)
+    assert (job.run_at, job.lease_until, job.finished_at, job.worker, job.result) == (None,) * 5
+
+
+def test_delayed_after_failures():
+    errors = [AttemptError(1, 2000, "E", "one"), AttemptError(2, 3000, "E", "two", worker="w")]
+    reply = row(
+        "delayed",
+        "5000",
+        attempts=b"2",
+        unserved=b"4",
+        priority=b"7L",
+        errors=b"\n".join(map(msgspec.json.encode, errors)),
+    )
+    job = job_row("mail", ID, reply)
+    assert (job.state, job.run_at, job.attempts_made, job.unserved) == (State.DELAYED, 5000, 2, 4)
+    assert job.priority == 7, "as reprioritised, not as enqueued"
+    assert job.errors == errors
+
+
+def test_active_counts_the_running_attempt():
+    job = job_row(
+        "mail", ID, row("active", "9000", token=b"1722470400123000 host:12:ab", attempts=b"1", progress=b"[5]")
+    )
+    assert (job.lease_until, job.worker, job.attempts_made) == (9000, "host:12:ab", 2)
+    assert job.progress is not None
+    assert bytes(job.progress) == b"[5]"
+
+
+def test_completed():
+    result = Result(started=1500, ran=40, worker="w", result=msgspec.Raw(b"[]"))
+    job = job_row("mail", ID, row("completed", "1540", result=msgspec.json.encode(result)))
+    assert (job.started_at, job.duration, job.finished_at, job.worker, job.attempts_made) == (1500, 40, 1540, "w", 1)
+    assert job.result is not None
+    assert bytes(job.result) == b"[]"
+
+
+def test_failed_counts_what_was_charged():
+    job = job_row("mail", ID, row("failed", "1540", attempts=b"5"))
+    assert (job.state, job.attempts_made, job.finished_at) == (State.FAILED, 5, 1540)
+
+
+def test_options_of_the_spec_are_shown():
+    spec = Spec("t", 1, delay=5, backoff=Backoff("fixed"), timeout=7, lifo=True, retention=0)
+    job = job_row("mail", ID, row("waiting", "1", spec=msgspec.json.encode(spec)))
+    assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, Backoff("fixed"), 7, True, 0)
+
+
+def test_a_row_that_is_none_of_ours():
+    with pytest.raises(msgspec.MsgspecError):
+        job_row("mail", ID, row("waiting", "1", spec=b"\x00"))
+
+
+def test_lines():
+    lines = [LogLine(1, "a"), LogLine(2, "b\nc")]
+    assert read_logs(b"\n".join(map(msgspec.json.encode, lines))) == lines
+    assert read_logs(b"") == []
+    assert read_errors(None) == []
+
+
+def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: Any) -> list[Any]:
+    """A reply of stats.lua."""
+    flat = [word for name, count in (metrics or {}).items() for word in (name.encode(), str(count).encode())]
+    sizes = [given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked")]
+    return [now, *sizes, given.get("paused"), given.get("workers", 0), given.get("first"), given.get("due"), flat]
+
+
+def test_stats_of_an_empty_queue():
+    stats = read_stats("mail", reply())
+    assert (stats.queue, stats.waiting, stats.paused, stats.workers) == ("mail", 0, False, 0)
+    assert (stats.oldest_waiting_ms, stats.next_due_ms, stats.wait, stats.run, stats.minutes) == (None,) * 4 + ([],)
+
+
+def test_stats():
+    stats = read_stats(
+        "mail",
+        reply(
+            waiting=2, delayed=3, active=4, completed=5, failed=6, blocked=7,
+            paused=b"99", workers=2, due=b"150000",
+            first=msgspec.json.encode(Spec("t", 100_000, delay=5_000)),
+            metrics={"completed": 50, "failed": 60, "retried": 70, "unserved": 80, "run:7": 1, "wait:0": 1},
+        ),
+    )  # fmt: skip
+    assert [stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed, stats.blocked] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert [stats.completed_total, stats.failed_total, stats.retried_total, stats.unserved_total] == [50, 60, 70, 80]
+    assert (stats.paused, stats.workers, stats.next_due_ms) == (True, 2, 30_000)
+    assert stats.oldest_waiting_ms == 15_000, "it has waited since it was due"
+    assert stats.run is not None
+    assert stats.wait is not None
+
+
+def test_what_is_overdue_is_due_now():
+    stats = read_stats("mail", reply(due=b"5", first=msgspec.json.encode(Spec("t", 500_000))))
+    assert (stats.next_due_ms, stats.oldest_waiting_ms) == (0, 0)
+
+
+def test_minutes_of_the_last_hour_that_saw_something():
+    metrics = {"m:70:completed": 1, "m:70:failed": 2, "m:129:retried": 3, "m:69:completed": 9, "m:130:failed": 9}
+    stats = read_stats("mail", reply(now=129 * 60_000 + 59_999, metrics=metrics))
+    assert stats.minutes == [Minute(70 * 60_000, completed=1, failed=2), Minute(129 * 60_000, retried=3)]
+
+
+def test_nothing_counted():
+    assert latency({"completed": 5, "wait:3": 1}, "run:") is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "p50", "p99"),
+    [
+        ({"run:0": 10}, 0.001, 0.001),  # 0 us
+        ({"run:1": 4}, 0.002, 0.002),  # 1 us, in [1, 2)
+        ({"run:11": 100}, 1.536, 2.038),  # [1024, 2048) us
+        ({"run:11": 99, "run:21": 1}, 1.541, 2.048),
+        ({"run:11": 50, "run:21": 50}, 2.048, 2076.18),
+    ],
+)  # fmt: skip
+def test_quantiles(metrics: dict[str, int], p50: float, p99: float):
+    found = latency(metrics, "run:")
+    assert found is not None
+    assert found.p50 == pytest.approx(p50, rel=0.01, abs=0.001)
+    assert found.p99 == pytest.approx(p99, rel=0.01, abs=0.001)
+    assert found.count == sum(metrics.values())
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=200))
+def test_quantiles_are_right_to_a_factor_of_two(micros: list[int]):
+    metrics: dict[str, int] = {}
+    for value in micros:
+        name = f"run:{value.bit_length()}"
+        metrics[name] = metrics.get(name, 0) + 1
+    found = latency(metrics, "run:")
+    assert found is not None
+    assert found.p50 <= found.p90 <= found.p99
+    exact = statistics.median_low(micros)
+    assert exact / 2000 - 0.001 <= found.p50 <= max(exact, 1) * 2 / 1000 + 0.001

@@ -1,0 +1,84 @@
+"""Settings from the environment: what is wrong is named by its variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobq import Settings
+from jobq.errors import SettingsError
+from jobq.settings import default_data_dir
+
+GIVEN = {
+    "redis_url": ("unix:///s", "unix:///s"),
+    "data_dir": ("/data", "/data"),
+    "prefix": ("p", "p"),
+    "http_host": ("::1", "::1"),
+    "http_port": ("80", 80),
+    "api_keys": ("a:b:c", "a:b:c"),
+    "lease": ("1.5", 1.5),
+    "grace": ("0", 0.0),
+    "concurrency": ("7", 7),
+    "max_payload": ("1024", 1024),
+    "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+}
+
+
+def test_an_empty_environment_is_fine():
+    assert Settings.from_env({}) == Settings()
+    assert Settings.from_env({"JOBQ_LEASE": "", "JOBQ_UNKNOWN": "x", "PATH": "/bin"}) == Settings()
+
+
+def test_each_has_a_variable():
+    assert sorted(GIVEN) == sorted(Settings.__struct_fields__), "a new setting belongs into this test"
+    settings = Settings.from_env({f"JOBQ_{name.upper()}": text for name, (text, _) in GIVEN.items()})
+    for name, (_, value) in GIVEN.items():
+        assert getattr(settings, name) == value, name
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("JOBQ_HTTP_PORT", "http", "Expected `int`, got `str`"),
+        ("JOBQ_HTTP_PORT", "7800.5", "Expected `int`"),
+        ("JOBQ_HTTP_PORT", "70000", "<= 65535"),
+        ("JOBQ_HTTP_PORT", "-1", ">= 0"),
+        ("JOBQ_LEASE", "soon", "Expected `float`, got `str`"),
+        ("JOBQ_LEASE", "0", "> 0"),
+        ("JOBQ_LEASE", "-5", "> 0"),
+        ("JOBQ_LEASE", "nan", "float"),
+        ("JOBQ_LEASE", "inf", "float"),
+        ("JOBQ_GRACE", "x", "Expected `float`, got `str`"),
+        ("JOBQ_GRACE", "-1", ">= 0"),
+        ("JOBQ_CONCURRENCY", "many", "Expected `int`, got `str`"),
+        ("JOBQ_CONCURRENCY", "0", ">= 1"),
+        ("JOBQ_MAX_PAYLOAD", "1MB", "Expected `int`, got `str`"),
+        ("JOBQ_MAX_PAYLOAD", "0", ">= 1"),
+        ("JOBQ_LOG_LEVEL", "loud", "Invalid enum value 'loud'"),
+        ("JOBQ_LOG_FORMAT", "xml", "Invalid enum value 'xml'"),
+    ],
+)
+def test_what_cannot_be_used_is_named(variable: str, value: str, why: str):
+    with pytest.raises(SettingsError, match=f"^{variable}={value!r}: .*{why}"):
+        Settings.from_env({variable: value})
+
+
+def test_overrides_win_unless_they_are_none():
+    env = {"JOBQ_LEASE": "5", "JOBQ_CONCURRENCY": "7"}
+    settings = Settings.from_env(env, lease=2, concurrency=None)
+    assert (settings.lease, settings.concurrency) == (2.0, 7)
+    with pytest.raises(SettingsError, match=r"Expected `int`, got `str` - at `\$.concurrency`"):
+        Settings.from_env({}, concurrency="many")
+    with pytest.raises(SettingsError, match="unknown field `nope`"):
+        Settings.from_env({}, nope=1)
+
+
+def test_where_data_stands(monkeypatch):
+    assert Settings(data_dir="/data").data_path == Path("/data")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert default_data_dir({"XDG_DATA_HOME": "/xdg"}) == Path("/xdg/jobq")
+    assert default_data_dir({}) == Path.home() / ".local" / "share" / "jobq"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert default_data_dir({"XDG_DATA_HOME": "/xdg"}) == Path.home() / "Library" / "Application Support" / "jobq"

@@ -1,0 +1,187 @@
+"""From a handler's signature to its payload's struct, and back to a call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+
+from jobq import Context, Depends, Queue, inject
+from jobq.engine.signature import Signature, injection
+from jobq.errors import InvalidJob
+
+
+def values(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+def plain(to: str, subject: str = "Hello", copies: int = 1) -> str:
+    return f"{to}{subject}{copies}"
+
+
+def test_defaults_and_conversion():
+    signature = Signature(plain)
+    assert values(signature.decode(b'{"to":"a"}')) == {"to": "a", "subject": "Hello", "copies": 1}
+    assert values(signature.decode(b'{"copies":3,"to":"a","subject":""}')) == {"to": "a", "subject": "", "copies": 3}
+    assert signature.returns is str
+    assert signature.plain
+    assert not signature.open
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"{}", "Object missing required field `to`"),
+        (b'{"to":1}', r"Expected `str`, got `int` - at `\$.to`"),
+        (b'{"to":"a","nope":1}', "Object contains unknown field `nope`"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"null", "Object missing required field `to`"),
+        (b'{"to":"a"', "Input data was truncated"),
+        (b'{"to":"a","copies":NaN}', "JSON is malformed"),
+    ],
+)
+def test_payloads_that_do_not_fit(payload: bytes, message: str):
+    queue = Queue("q", "unix:///nowhere")
+    task = queue.task(plain)
+    with pytest.raises(InvalidJob, match=f"payload of 'plain': {message}"):
+        task.check(payload)
+
+
+def test_null_is_an_empty_payload():
+    def nothing() -> None: ...
+
+    def optional(a: int = 1) -> None: ...
+
+    assert values(Signature(nothing).decode(b"null")) == {}
+    assert values(Signature(optional).decode(b" null ")) == {"a": 1}
+    assert Signature(nothing).returns is None
+
+
+def test_keyword_only():
+    def handler(a: int, *, b: int = 2) -> None: ...
+
+    signature = Signature(handler)
+    assert values(signature.decode(b'{"a":1}')) == {"a": 1, "b": 2}
+    assert not signature.plain, "b cannot be passed by position"
+
+
+def test_required_behind_optional():
+    def handler(a: int = 1, *, b: str) -> None: ...
+
+    assert values(Signature(handler).decode(b'{"b":"x"}')) == {"a": 1, "b": "x"}
+
+
+def test_kwargs_take_what_else_there_is():
+    def handler(a: int, **rest: Any) -> None: ...
+
+    signature = Signature(handler)
+    payload = b'{"a":1,"b":[2],"c":{"d":null}}'
+    assert values(signature.decode(payload)) == {"a": 1}
+    assert signature.extras(payload) == {"b": [2], "c": {"d": None}}
+    assert signature.extras(b"null") == {}
+    assert signature.open
+    assert not signature.plain
+
+
+def test_without_annotations_anything_goes():
+    def handler(a, b=None): ...  # type: ignore[no-untyped-def]
+
+    signature = Signature(handler)
+    assert values(signature.decode(b'{"a":[1,{"x":2}]}')) == {"a": [1, {"x": 2}], "b": None}
+    assert signature.returns is Any
+
+
+def connect() -> int:
+    return 7
+
+
+Pool = Annotated[int, Depends(connect)]
+
+
+def test_injected_parameters_are_no_part_of_the_payload():
+    def handler(
+        a: int, ctx: Context = inject, pool: Pool = inject, *, note: Annotated[str, "no marker"] = ""
+    ) -> None: ...
+
+    signature = Signature(handler)
+    assert signature.names == ("a", "note")
+    assert signature.injected["ctx"] is Context
+    assert isinstance(signature.injected["pool"], Depends)
+    with pytest.raises(msgspec.ValidationError, match="unknown field `pool`"):
+        signature.decode(b'{"a":1,"pool":2}')
+    assert injection(int) is None
+    assert injection(Annotated[int, "x"]) is None
+
+
+def test_structs_and_containers_are_validated():
+    class Address(msgspec.Struct):
+        street: str
+
+    def handler(to: Address, tags: list[str] | None = None) -> None: ...
+
+    handler.__annotations__ = {"to": Address, "tags": list[str] | None}
+    signature = Signature(handler)
+    assert values(signature.decode(b'{"to":{"street":"x"},"tags":["a"]}'))["to"] == Address("x")
+    with pytest.raises(msgspec.ValidationError, match=r"Expected `str`, got `int` - at `\$.tags\[0\]`"):
+        signature.decode(b'{"to":{"street":"x"},"tags":[1]}')
+
+
+def test_a_mutable_default_is_each_runs_own():
+    def handler(tags: list[str] = ["a"], more: dict[str, int] = {}) -> None: ...  # noqa: B006 - that is the test
+
+    signature = Signature(handler)
+    first = values(signature.decode(b"{}"))
+    first["tags"].append("b")
+    first["more"]["x"] = 1
+    assert values(signature.decode(b"{}")) == {"tags": ["a"], "more": {}}
+
+
+def test_calls_become_payloads():
+    signature = Signature(plain)
+    assert signature.encode(("a",), {"copies": 2}) == b'{"copies":2,"to":"a"}'
+    assert signature.encode((), {}) == b"{}", "defaults are the handler's, at the run"
+    with pytest.raises(TypeError, match="3 positional arguments at most, 4 given"):
+        signature.encode((1, 2, 3, 4), {})
+    with pytest.raises(TypeError, match="argument 'to' given twice"):
+        signature.encode(("a",), {"to": "b"})
+
+
+def test_calls_that_do_not_fit():
+    task = Queue("q", "unix:///nowhere").task(plain)
+    for args, kwargs, message in (
+        ((1, 2, 3, 4), {}, "3 positional arguments at most, 4 given"),
+        (("a",), {"to": "b"}, "argument 'to' given twice"),
+        ((object(),), {}, "Encoding objects of type object is unsupported"),
+        ((), {}, "missing required field `to`"),
+        ((5,), {}, "Expected `str`, got `int`"),
+    ):
+        with pytest.raises(InvalidJob, match=f"payload of 'plain': .*{message}"):
+            task.new(args, kwargs, task.defaults)
+
+
+def test_signatures_that_cannot_be_a_payloads():
+    def positional(a: int, /) -> None: ...
+
+    def several(*args: int) -> None: ...
+
+    def unknown(a: NotThere) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+    def unfit(a: list[int] | set[int]) -> None: ...
+
+    for fn, message in (
+        (positional, r"positional\(a: int\): a payload has names, so no \*args and no positional-only"),
+        (several, r"several\(\*args: int\): a payload has names"),
+        (unknown, "unknown: name 'NotThere' is not defined; types of a handler's parameters must be importable"),
+        (unfit, "unfit: Type unions may not contain more than one array-like"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Signature(fn)
+
+
+def test_schema():
+    task = Queue("q", "unix:///nowhere").task(plain)
+    schema = task.schema()["$defs"]["plain"]
+    assert schema["required"] == ["to"]
+    assert schema["properties"]["copies"] == {"type": "integer", "default": 1}
+    assert schema["additionalProperties"] is False
