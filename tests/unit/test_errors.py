@@ -1,0 +1,228 @@
+"""Every error of jobq, brought about as users bring it about, with the words they read."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import Discard, Queue, Retry, Settings, errors
+from jobq.engine import embedded
+from jobq.engine.job import NewJob, Options, Spec, State
+from jobq.engine.outcome import judge
+from jobq.engine.store import store as store_module
+from jobq.engine.target import load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+ID = "0htk3v9c20047qm2x"
+CASES: dict[str, tuple[Callable[..., Awaitable[Any]], str]] = {}
+"""Name of an error -> what brings it about, and its text."""
+
+
+def brings(name: str, text: str) -> Any:
+    def register(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        assert name not in CASES
+        CASES[name] = (fn, text)
+        return fn
+
+    return register
+
+
+class World:
+    """What the cases need."""
+
+    def __init__(self, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queue = queue
+        self.tmp_path = tmp_path
+        self.monkeypatch = monkeypatch
+
+    async def claim(self) -> Any:
+        claimed = await self.queue.store.do(self.queue.store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
+        assert claimed is not None
+        return claimed
+
+
+@brings("JobqError", r"cannot retry all waiting jobs: it takes failed, completed")
+async def _(world: World) -> None:
+    await world.queue.retry_all(State.WAITING)
+
+
+@brings("InvalidJob", r"delay is -1000: it takes 0 to 316224000000 ms \(ten years\)")
+async def _(world: World) -> None:
+    await world.queue.enqueue("send", delay=-1)
+
+
+@brings("UnknownType", "unknown job type 'sned'; this queue serves: read, send")
+async def _(world: World) -> None:
+    @world.queue.task
+    async def send() -> None: ...
+
+    @world.queue.task
+    async def read() -> None: ...
+
+    await world.queue.enqueue("sned")
+
+
+@brings("PayloadTooLarge", "the payload has 1048577 bytes, the limit is 1048576; store it elsewhere and enqueue a ref")
+async def _(world: World) -> None:
+    await world.queue.enqueue("send", "x" * (1_048_577 - 2))
+
+
+@brings(
+    "IdempotencyConflict",
+    r"this idempotency key belongs to job \w{17}, enqueued with another body; use a new key for a new job",
+)
+async def _(world: World) -> None:
+    await world.queue.submit(NewJob("send", options=Options(priority=1), idempotency_key="k"))
+    await world.queue.submit(NewJob("send", options=Options(priority=2), idempotency_key="k"))
+
+
+@brings("InvalidQuery", "cursor 'nonsense' is none of ours: pass the one that the last page gave")
+async def _(world: World) -> None:
+    await world.queue.page(cursor="nonsense")
+
+
+@brings("JobNotFound", f"no job '{ID}': never enqueued, removed, or past its retention")
+async def _(world: World) -> None:
+    await world.queue.get(ID)
+
+
+@brings("WrongState", r"cannot remove job \w{17}: it is active, and remove takes .* or failed; kill it first")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send")
+    await world.claim()
+    await world.queue.remove(job.id)
+
+
+@brings("JobFailed", r"job \w{17} failed: ValueError: no such mailbox")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send")
+    claimed = await world.claim()
+    failure = judge(Spec("send", 0, attempts=1), 1, ValueError("no such mailbox"), "w", 1)
+    await world.queue.store.do(world.queue.store.fail([job.id, claimed.token, 1, failure.record, ""]))
+    await job.result(timeout=5)
+
+
+@brings("JobKilled", r"job \w{17} failed: Killed: killed by an operator")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send")
+    await world.queue.kill(job.id)
+    await job.result(timeout=5)
+
+
+@brings("ResultTimeout", r"job \w{17} had not ended after 0.01 s; it goes on")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send")
+    await job.result(timeout=0.01)
+
+
+@brings("StoreError", "queue 'closed' is not open: use 'async with queue:' or 'await queue.open\\(\\)'")
+async def _(world: World) -> None:
+    await Queue("closed", "unix:///nowhere").stats()
+
+
+@brings("StoreUnavailable", "no answer from Redis: .*nowhere")
+async def _(world: World) -> None:
+    world.monkeypatch.setattr(store_module, "PAUSES", (0.001,))
+    await Queue("q", f"unix://{world.tmp_path}/nowhere").open()
+
+
+@brings("StoreFull", "Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
+async def _(world: World) -> None:
+    store = world.queue.store
+    await store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    try:
+        await world.queue.enqueue("send")
+    finally:
+        await store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+
+
+@brings("StoreRefused", "queue 'new' has layout 99, this jobq knows 1: update jobq, or use another prefix")
+async def _(world: World) -> None:
+    await world.queue.store.command(b"HSET", b"jobq:{new}:meta", b"layout", 99)
+    await Queue("new", world.queue.store.connection).open()
+
+
+@brings("DurabilityUnavailable", "'replicated' was not confirmed within 20 ms; the jobs are enqueued")
+async def _(world: World) -> None:
+    connection = world.queue.store.connection
+    async with Queue("sure", connection, durability="replicated", durability_timeout=0.02) as queue:
+        try:
+            await queue.enqueue("send")
+        finally:
+            assert (await queue.stats()).waiting == 1
+
+
+@brings("NoServer", "set JOBQ_REDIS_URL|JOBQ_REDIS_URL")
+async def _(world: World) -> None:
+    world.monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    world.monkeypatch.setenv("PATH", str(world.tmp_path))
+    await Queue("q", settings=Settings(data_dir=str(world.tmp_path / "data"))).open()
+
+
+@brings("TargetError", "there is no module 'no_such_module' here")
+async def _(world: World) -> None:
+    load_target("no_such_module:queue")
+
+
+@brings("SettingsError", "JOBQ_LEASE='soon': Expected `float`, got `str`")
+async def _(world: World) -> None:
+    Settings.from_env({"JOBQ_LEASE": "soon"})
+
+
+@brings("Discard", "enough")
+async def _(world: World) -> None:
+    assert judge(Spec("t", 0), 1, Discard("enough"), "w").delay is None
+    raise Discard("enough")
+
+
+@brings("Retry", "retry requested")
+async def _(world: World) -> None:
+    assert judge(Spec("t", 0), 1, Retry(delay=5), "w").delay == 5000
+    raise Retry(delay=5)
+
+
+def test_each_error_has_a_case():
+    classes = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert set(CASES) == classes
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_error(name: str, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bring, text = CASES[name]
+    kind = getattr(errors, name)
+    with pytest.raises(kind, match=text) as caught:
+        await bring(World(queue, tmp_path, monkeypatch))
+    assert type(caught.value) is kind or name == "JobqError"
+
+
+async def test_what_errors_carry(queue: Queue):
+    """Beside the text, what a program needs to act on."""
+    job = await queue.enqueue("send")
+    with pytest.raises(errors.WrongState) as wrong:
+        await queue.promote(job.id)
+    assert (wrong.value.job_id, wrong.value.verb, wrong.value.state, wrong.value.allowed) == (
+        job.id, "promote", "waiting", ("delayed",),
+    )  # fmt: skip
+    await queue.kill(job.id)
+    with pytest.raises(errors.JobKilled) as killed:
+        await job.result()
+    assert (killed.value.job_id, killed.value.type, killed.value.message) == (job.id, "Killed", "killed by an operator")
+    with pytest.raises(errors.WrongState, match="it is failed, and kill takes waiting or delayed or active"):
+        await queue.kill(job.id)
+    await queue.remove(job.id)
+    with pytest.raises(errors.JobNotFound) as missing:
+        await job.result()
+    assert missing.value.job_id == job.id
+
+
+async def test_a_rival_is_named(queue: Queue):
+    first = await queue.enqueue("send", key="k")
+    await queue.kill(first.id)
+    second = await queue.enqueue("send", key="k")
+    with pytest.raises(errors.WrongState, match=f"blocked by its key.*job {second.id} holds the same key"):
+        await queue.retry(first.id)
