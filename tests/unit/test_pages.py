@@ -1,0 +1,168 @@
+"""Long work in pages: listing through cursors, and the verbs that take every job of a state."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from jobq import AttemptError, Connection, Queue, State
+from jobq.engine.job import NewJob, Options
+from jobq.engine.pages import CHUNK, Cursor, read_cursor, write_cursor
+from jobq.errors import InvalidQuery
+
+ERROR = msgspec.json.encode(AttemptError(1, 2, "E", "no"))
+
+
+async def filled(queue: Queue, count: int, *, state: State = State.WAITING) -> list[str]:
+    """Jobs in one state, their ids in its order."""
+    delay = 10_000 if state is State.DELAYED else 0
+    accepted = await queue.submit_many([NewJob("x", options=Options(delay=delay)) for _ in range(count)])
+    ids = [one.id for one in accepted]
+    if state in (State.FAILED, State.COMPLETED):
+        store = queue.store
+        claimed = await store.do(store.claim(count, 30_000, "w", "w:0", 1, repeated=False))
+        assert claimed is not None
+        for start in range(0, count, 500):
+            page = claimed.ids[start : start + 500]
+            if state is State.FAILED:
+                await store.do(store.fail([word for job in page for word in (job, claimed.token, 1, ERROR, "")]))
+            else:
+                await store.do(store.complete([word for job in page for word in (job, claimed.token, "[0,0]", "")], []))
+    return ids
+
+
+async def walk(queue: Queue, state: State | None, limit: int, type_: str | None = None) -> list[list[str]]:
+    """The ids of page after page."""
+    pages: list[list[str]] = []
+    cursor = None
+    while True:
+        page = await queue.page(state, type=type_, limit=limit, cursor=cursor)
+        pages.append([job.id for job in page.jobs])
+        cursor = page.cursor
+        if cursor is None:
+            return pages
+
+
+def test_cursors_come_back_as_they_went():
+    for cursor in (Cursor(State.WAITING), Cursor(State.FAILED, "1722470400123", "0htk3v9c20047qm2x")):
+        assert read_cursor(write_cursor(cursor)) == cursor
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", "====", "WzFd", write_cursor(Cursor(State.FAILED, "five", "x")), "\u00e9", "W10", "\ud83d"],
+)
+def test_cursors_that_are_none_of_ours(text: str):
+    with pytest.raises(InvalidQuery, match=r"cursor '.*' is none of ours: pass the one that the last page gave"):
+        read_cursor(text)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001])
+async def test_limits(limit: int, queue: Queue):
+    with pytest.raises(InvalidQuery, match=f"limit is {limit}: it takes 1 to 1000"):
+        await queue.page(limit=limit)
+
+
+async def test_pages_of_one_state(queue: Queue):
+    ids = await filled(queue, 7)
+    pages = await walk(queue, State.WAITING, 3)
+    assert [job_id for page in pages for job_id in page] == ids
+    assert all(len(page) <= 3 for page in pages)
+
+
+async def test_finished_ones_newest_first(connection: Connection):
+    now = 1_000_000
+    async with Queue("test", connection, clock=lambda: now) as queue:
+        first = await filled(queue, 2, state=State.COMPLETED)
+        now += 1000
+        second = await filled(queue, 2, state=State.COMPLETED)
+        pages = await walk(queue, State.COMPLETED, 3)
+        assert [job_id for page in pages for job_id in page] == [*sorted(second)[::-1], *sorted(first)[::-1]]
+
+
+async def test_all_states_one_after_another(queue: Queue):
+    failed = await filled(queue, 3, state=State.FAILED)
+    waiting = await filled(queue, 3)
+    delayed = await filled(queue, 3, state=State.DELAYED)
+    seen = [job_id for page in await walk(queue, None, 2) for job_id in page]
+    assert sorted(seen) == sorted([*failed, *waiting, *delayed])
+    assert len(seen) == 9
+
+
+async def test_of_one_type(queue: Queue):
+    for i in range(10):
+        await queue.enqueue("even" if i % 2 == 0 else "odd")
+    pages = await walk(queue, None, 2, "even")
+    assert sum(len(page) for page in pages) == 5
+    assert await walk(queue, None, 2, 'ev"en') == [[]]
+
+
+async def test_a_cursor_of_another_state(queue: Queue):
+    await filled(queue, 3)
+    cursor = (await queue.page(State.WAITING, limit=1)).cursor
+    with pytest.raises(InvalidQuery, match="the cursor belongs to state waiting, the query asks for failed"):
+        await queue.page(State.FAILED, cursor=cursor)
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.DELAYED, State.COMPLETED, State.FAILED])
+async def test_remove_all(state: State, queue: Queue):
+    count = 2 * CHUNK + 5
+    await filled(queue, count, state=state)
+    heard: list[int] = []
+    assert await queue.remove_all(state, progress=heard.append) == count
+    assert heard == [CHUNK, 2 * CHUNK, count]
+    assert getattr(await queue.stats(), state) == 0
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED])
+async def test_retry_all(state: State, queue: Queue):
+    count = CHUNK + 5
+    await filled(queue, count, state=state)
+    assert await queue.retry_all(state) == count
+    stats = await queue.stats()
+    assert (stats.waiting, stats.completed, stats.failed) == (count, 0, 0)
+
+
+async def test_no_more_than_asked_for_oldest_first(queue: Queue):
+    ids = await filled(queue, 5)
+    assert await queue.remove_all(State.WAITING, limit=2) == 2
+    assert (await walk(queue, State.WAITING, 100))[0] == ids[2:]
+    assert await queue.remove_all(State.WAITING, limit=0) == 0
+
+
+async def test_only_what_is_old_enough(connection: Connection):
+    now = 1_000_000
+    async with Queue("test", connection, clock=lambda: now) as queue:
+        await filled(queue, 3, state=State.FAILED)
+        now += 10_000
+        young = await filled(queue, 2, state=State.FAILED)
+        now += 5_000
+        assert await queue.remove_all(State.FAILED, older_than=10) == 3
+        assert sorted((await walk(queue, State.FAILED, 100))[0]) == sorted(young)
+        assert await queue.retry_all(older_than=5) == 2
+
+
+async def test_what_cannot_be_moved_is_passed_over(queue: Queue):
+    """Rivals hold the keys of the first pages; what stands behind them is retried all the same."""
+    held = [await queue.enqueue("x", key=f"k{i}") for i in range(CHUNK + 3)]
+    for job in held:
+        await queue.kill(job.id)
+    await filled(queue, 4, state=State.FAILED)
+    for i in range(CHUNK + 3):
+        await queue.enqueue("x", key=f"k{i}")
+    assert await queue.retry_all() == 4
+    assert (await queue.stats()).failed == CHUNK + 3
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "older_than", "message"),
+    [
+        ("retry_all", State.WAITING, None, "cannot retry all waiting jobs: it takes failed, completed"),
+        ("remove_all", State.ACTIVE, None, "cannot remove all active jobs: it takes waiting, delayed"),
+        ("remove_all", State.WAITING, 5, "waiting jobs stand in order of priority, not of age: leave the age out"),
+        ("remove_all", State.BLOCKED, 5, "blocked jobs stand in order of priority, not of age: leave the age out"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_asked(verb: str, state: State, older_than: float | None, message: str, queue: Queue):
+    with pytest.raises(InvalidQuery, match=message):
+        await getattr(queue, verb)(state, older_than=older_than)

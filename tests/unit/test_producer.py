@@ -1,0 +1,151 @@
+"""Group commit: concurrent enqueues share trips, and each caller gets its own answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from jobq import Connection, Queue, StoreError
+from jobq.engine.job import NewJob, Options
+from jobq.engine.producer import BATCH, BATCH_BYTES
+from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull
+
+
+class Counted(Connection):
+    """Counts the trips."""
+
+    trips = 0
+
+    async def trip(self, payload: bytes, replies: int, **options: float) -> list[object]:
+        self.trips += 1
+        return await super().trip(payload, replies, **options)
+
+
+@pytest.fixture
+async def counted(redis_url: str):
+    connection = Counted(redis_url)
+    async with Queue("test", connection) as queue:
+        await queue.remove((await queue.enqueue("x")).id)  # the first one enters the queue into the registry
+        connection.trips = 0
+        yield queue, connection
+    await connection.aclose()
+
+
+async def test_a_lone_enqueue_is_one_trip(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    await queue.enqueue("x")
+    assert connection.trips == 1
+
+
+async def test_a_hundred_at_once_are_a_few_trips(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    jobs = await asyncio.gather(*[queue.enqueue("x", {"n": i}) for i in range(100)])
+    assert connection.trips <= 3
+    assert len({job.id for job in jobs}) == 100
+    assert (await queue.stats()).waiting == 100
+    rows = await asyncio.gather(*[job.row() for job in jobs[:5]])
+    assert [bytes(row.payload) for row in rows] == [b'{"n":%d}' % i for i in range(5)]
+
+
+async def test_many_are_batches(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    await queue.submit_many([NewJob("x")] * (2 * BATCH + 1))
+    assert connection.trips == 3
+    assert (await queue.stats()).waiting == 2 * BATCH + 1
+
+
+async def test_large_payloads_do_not_ride_together(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    large = msgspec.Raw(b'"' + b"x" * (BATCH_BYTES - 10) + b'"')
+    await queue.submit_many([NewJob("x", large)] * 4)
+    assert connection.trips >= 2
+
+
+async def test_none_at_all(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    assert await queue.submit_many([]) == []
+    assert connection.trips == 0
+
+
+async def test_each_gets_its_own_answer(queue: Queue):
+    """One refused among others in the same trip."""
+    first = await queue.submit(NewJob("x", idempotency_key="k"))
+    held = await queue.submit(NewJob("x", options=Options(key="d")))
+    answers = await asyncio.gather(
+        queue.submit(NewJob("x")),
+        queue.submit(NewJob("x", idempotency_key="k")),
+        queue.submit(NewJob("x", options=Options(priority=1), idempotency_key="k")),
+        queue.submit(NewJob("x", options=Options(key="d"))),
+        queue.submit(NewJob("x")),
+        return_exceptions=True,
+    )
+    assert not isinstance(answers[0], BaseException)
+    assert not answers[0].duplicate
+    assert not isinstance(answers[1], BaseException)
+    assert (answers[1].id, answers[1].duplicate) == (first.id, True)
+    assert isinstance(answers[2], IdempotencyConflict)
+    assert answers[2].job_id == first.id
+    assert not isinstance(answers[3], BaseException)
+    assert (answers[3].id, answers[3].duplicate) == (held.id, True)
+    assert (await queue.stats()).waiting == 4
+
+
+async def test_the_same_id_again_is_no_duplicate(queue: Queue):
+    """A caller repeats a call whose answer it did not get."""
+    job = await queue.submit(NewJob("x"))
+    again = await queue.submit(NewJob("x", id=job.id))
+    assert (again.id, again.duplicate) == (job.id, False)
+    assert (await queue.stats()).waiting == 1
+
+
+async def test_one_that_does_not_fit_leaves_the_others_unwritten(queue: Queue):
+    with pytest.raises(InvalidJob, match="priority is 5000"):
+        await queue.submit_many([NewJob("x"), NewJob("x", options=Options(priority=5000))])
+    assert (await queue.stats()).waiting == 0
+
+
+@pytest.mark.parametrize("job_id", ["", "x", "0htk3v9c20047qm2", "0HTK3V9C20047QM2X"])
+async def test_ids_that_are_none(job_id: str, queue: Queue):
+    with pytest.raises(InvalidJob, match=r"id '.*' is not of the form of jobq.new_id\(\)"):
+        await queue.submit(NewJob("x", id=job_id))
+
+
+async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue):
+    await queue.store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    try:
+        answers = await asyncio.gather(*[queue.enqueue("x") for _ in range(20)], return_exceptions=True)
+    finally:
+        await queue.store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+    assert {type(answer) for answer in answers} == {StoreFull}
+    await queue.enqueue("x")
+    assert (await queue.stats()).waiting == 1
+
+
+async def test_a_caller_that_gives_up_takes_nobody_along(queue: Queue):
+    tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
+    await asyncio.sleep(0)
+    tasks[7].cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(answer, asyncio.CancelledError) for answer in answers) == 1
+    assert (await queue.stats()).waiting in (19, 20)
+
+
+async def test_the_first_callers_cancellation_takes_nobody_along(queue: Queue):
+    """It sends its own trip; those behind it ride the next one."""
+    tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(answer, BaseException) for answer in answers] == [True] + [False] * 19
+
+
+async def test_closing_waits_for_what_is_under_way(connection: Connection):
+    async with Queue("test", connection) as queue:
+        tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not [answer for answer in answers if isinstance(answer, BaseException)]
+    with pytest.raises(StoreError, match="queue 'test' is not open"):
+        await queue.enqueue("x")
