@@ -1,4 +1,4 @@
-"""Real servers for every test: Redis or Valkey by JOBQ_TEST_SERVER, one per session on a unix socket, flushed per test."""
+"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one per session on a unix socket, flushed per test."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from typing import Any
 import pytest
 
 from jobq import Connection, Queue
+from jobq.engine import lua
+
+
+def pytest_configure() -> None:
+    """Broken scripts in place of the real ones: tests/mutations.py asks whether the tests notice."""
+    if broken := os.environ.get("JOBQ_TEST_LUA"):
+        lua.folder = lambda: Path(broken)
 
 
 def server_binary(kind: str) -> str:

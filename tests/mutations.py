@@ -1,0 +1,170 @@
+"""Do the tests bite? Breaks the scripts on purpose, one at a time; each break must turn tests/lua or tests/model red.
+
+    python -m tests.mutations              all of them, some minutes
+    python -m tests.mutations claim renew  those of some scripts
+
+Two kinds: SABOTAGES, the mistakes people make; and every line that is nothing but a write, left out.
+Exits with 1 when a break was not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts" / "lua"
+WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
+
+
+class Break(NamedTuple):
+    """One mistake in one script: ``old`` stands there once and becomes ``new``."""
+
+    script: str
+    what: str
+    old: str
+    new: str
+
+
+FENCE = "redis.call('HGET', leases, id) == token"
+SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
+SABOTAGES = [
+    *[Break(name, "fence not checked", FENCE, "true") for name in ("retry", "fail", "release", "defer")],
+    *[
+        Break(name, "any lease will do", FENCE, "redis.call('HEXISTS', leases, id) == 1")
+        for name in ("retry", "fail", "release", "defer")
+    ],
+    *[Break(name, "fence not checked", SAID, "true") for name in ("progress", "log")],
+    Break("complete", "fence not checked", "held[i] == ARGV[at - 2]", "true"),
+    Break("complete", "any lease will do", "held[i] == ARGV[at - 2]", "held[i]"),
+    Break("renew", "fence not checked", "held[i] == ARGV[2 * i + 2]", "true"),
+    Break("renew", "XX omitted", "active, 'XX', unpack", "active, unpack"),
+    Break("renew", "the lease runs from its end, not from now", "now + tonumber", "now + now + tonumber"),
+    Break("claim", "the fence may stand still", "or 0) + 1, now", "or 0), now"),
+    Break(
+        "claim", "the fence follows the clock back",
+        "math.max((tonumber(facts[2]) or 0) + 1, now * 1000)", "now * 1000",
+    ),
+    Break("claim", "16 digits concatenated", "string.format('%.0f', fence)", "'' .. fence"),
+    Break("claim", "paused is not asked", "if facts[1] then return {} end", ""),
+    Break("claim", "the last first", "ZPOPMIN", "ZPOPMAX"),
+    Break("claim", "repeated: another request's answer", "recorded == request", "recorded"),
+    Break("claim", "repeated: what is lost is answered too", "lease_token == token", "true"),
+    Break(
+        "claim", "repeated: falls through to a new claim",
+        "if #held == 0 then return {} end\n        return rows(token, held)",
+        "if #held > 0 then return rows(token, held) end",
+    ),
+    Break("claim", "no baton for what waits", "redis.call('EXISTS', waiting) == 1 or", "false or"),
+    Break("claim", "no baton for what is delayed", "or redis.call('EXISTS', delayed) == 1", ""),
+    Break("claim", "attempts never read", "redis.call('EXISTS', attempts) == 1", "false"),
+    Break(
+        "reap", "the last millisecond of a lease is taken",
+        "'(' .. string.format('%.0f', now)", "string.format('%.0f', now)",
+    ),
+    Break("reap", "no grace after a gap", "if now < from then return {} end", ""),
+    Break("reap", "the gap is never seen", "> tonumber(ARGV[5])", "> 1e18"),
+    Break("reap", "one fence for all", "math.max((tonumber(facts[1]) or 0) + 1, now * 1000)", "now * 1000"),
+    Break("enqueue", "known ids written again", "if known[i] or seen[id] then", "if seen[id] then"),
+    Break("enqueue", "ids twice in a batch", "if known[i] or seen[id] then", "if known[i] then"),
+    Break("enqueue", "a key's time: <= for <", "if tonumber(till) > now", "if tonumber(till) >= now"),
+    Break(
+        "enqueue", "a key held by the finished",
+        "    return nil\nend\n\nlocal fifo", "    return id, fingerprint\nend\n\nlocal fifo",
+    ),
+    Break("enqueue", "active holders overlooked", "redis.call('ZSCORE', active, id) or ", ""),
+    Break("enqueue", "FIFO backwards", "fifo + i", "fifo - i"),
+    Break("enqueue", "LIFO is FIFO", "lifo and -redis", "lifo and redis"),
+    Break("enqueue", "priorities collide", "priority * 4398046511104", "priority * 2199023255552"),
+    Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
+    Break("promote", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
+    Break("promote", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
+    Break("promote", "priority forgotten", "tonumber(priority) * 4398046511104 +", ""),
+    Break("promote", "due times rounded down", "math.ceil(", "math.floor("),
+    Break("release", "to the back", "-redis.call('HINCRBY', meta, 'lifo'", "redis.call('HINCRBY', meta, 'fifo'"),
+    Break("release", "in reverse", "for i = #ARGV - 1, 2, -2 do", "for i = 2, #ARGV, 2 do"),
+    Break("retry", "the delay forgotten", "now + delay, id", "now, id"),
+    Break("retry", "reasons without bound", "#text > 65536", "#text > 1e9"),
+    Break("fail", "reasons without bound", "#text > 65536", "#text > 1e9"),
+    Break("kill", "reasons without bound", "#text > 65536", "#text > 1e9"),
+    Break("log", "lines without bound", "if #text > 65536 then", "if #text > 1e9 then"),
+    Break("defer", "the time does not double", "2 ^ math.min(times - 1, 40)", "1"),
+    Break("kill", "finished ones too", "elseif redis.call('ZREM', active, id) == 1 then", "else"),
+    Break("rerun", "a rival is not asked", "local other = rival(id)", "local other = nil"),
+    Break("rerun", "unfinished ones too", "if set then", "if true then"),
+    Break("remove", "another's key is taken along", "if holder == id then", "if holder then"),
+    Break("remove", "the last column overlooked", "for i = 10, #KEYS do", "for i = 10, #KEYS - 1 do"),
+    Break("trim", "the last column overlooked", "for i = 6, #KEYS do", "for i = 6, #KEYS - 1 do"),
+    Break("trim", "one too many is kept", "redis.call('ZCARD', set) -", "redis.call('ZCARD', set) - 1 -"),
+    Break("trim", "newest first", "redis.call('ZRANGE', set, 0, over - 1)", "redis.call('ZRANGE', set, -over, -1)"),
+    Break("trim", "another's key is taken along", "== ids[i] then", "then"),
+    Break("trim", "the page is not kept", "math.min(page - #ids, math.max(beyond, old))", "math.max(beyond, old)"),
+    Break("expire", "a millisecond early", "'-inf', now, 'BYSCORE'", "'-inf', now + 1, 'BYSCORE'"),
+    Break("reprioritise", "the place in time is lost", "% 4398046511104", "% 1"),
+    Break("reprioritise", "LIFO is lost", "ARGV[2] .. lifo", "ARGV[2]"),
+    Break("hasten", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
+    Break("pause", "16 digits concatenated", "string.format('%.0f', now)", "'' .. now"),
+    Break("page", "the cursor's own job again", "start = rank + 1", "start = rank"),
+    Break("page", "ties behind a vanished job passed over", "set, '-inf', '(' .. ARGV[6])", "set, '-inf', ARGV[6])"),
+    Break("heartbeat", "the wrong claims forgotten", "worker .. ':0', worker", "ARGV[2] .. ':0', worker"),
+]  # fmt: skip
+
+
+def left_out() -> list[Break]:
+    """Each write that is a line of its own, left out."""
+    breaks: list[Break] = []
+    for path in sorted(SCRIPTS.glob("*.lua")):
+        lines = path.read_text().splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            if WRITE.match(line) and "then" not in line:
+                before = "".join(lines[:number])
+                old = before[-200:] + line
+                breaks.append(Break(path.stem, f"line {number + 1} left out: {line.strip()[:70]}", old, before[-200:]))
+    return breaks
+
+
+def noticed(broken: Break) -> str | None:
+    """Which tests notice; None: none do."""
+    with tempfile.TemporaryDirectory(prefix="jobq-lua-") as name:
+        folder = Path(name)
+        for path in SCRIPTS.glob("*.lua"):
+            text = path.read_text()
+            if path.stem == broken.script:
+                assert text.count(broken.old) == 1, f"{broken.script}: {broken.what}: not there, or more than once"
+                text = text.replace(broken.old, broken.new)
+            (folder / path.name).write_text(text)
+        env = os.environ | {"JOBQ_TEST_LUA": name, "HYPOTHESIS_PROFILE": "mutations"}
+        for room in ("lua", "model"):
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{room}"]
+            ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False, timeout=300)
+            if ran.returncode == 1:
+                return room
+            if ran.returncode != 0:
+                raise RuntimeError(ran.stdout.decode()[-2000:])
+    return None
+
+
+def main(scripts: list[str]) -> int:
+    """Try the breaks of these scripts, or all. Returns how many nobody noticed."""
+    breaks = [broken for broken in SABOTAGES + left_out() if not scripts or broken.script in scripts]
+    survivors: list[Break] = []
+    began = time.monotonic()
+    for number, broken in enumerate(breaks, 1):
+        room = noticed(broken)
+        if room is None:
+            survivors.append(broken)
+        print(f"{number}/{len(breaks)} {room or 'NOT NOTICED':<11} {broken.script}: {broken.what}", flush=True)
+    print(f"{len(breaks) - len(survivors)} of {len(breaks)} noticed, in {time.monotonic() - began:.0f} s")
+    for broken in survivors:
+        print(f"not noticed: {broken.script}: {broken.what}")
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main(sys.argv[1:])))
