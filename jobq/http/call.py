@@ -17,6 +17,7 @@ from jobq.http.auth import ApiKey, Scope
 from jobq.http.problems import (
     COMMON_HEADERS,
     FORBIDDEN,
+    INVALID_JOB,
     INVALID_QUERY,
     TIMEOUT,
     TOO_LARGE,
@@ -144,6 +145,17 @@ class Call:
         if len(set(given)) != len(given):
             raise HttpProblem(INVALID_QUERY, "a query parameter is given twice; give each once")
         return convert_query(dict(given), kind)
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The header Idempotency-Key.
+
+        :raises HttpProblem: it is empty, too long, or not printable ASCII.
+        """
+        key = self.request.headers.get("Idempotency-Key")
+        if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+            raise HttpProblem(INVALID_JOB, "the header Idempotency-Key takes 1 to 255 printable ASCII characters")
+        return key
 
     async def body(self) -> bytes:
         """The body, as sound JSON.

@@ -38,7 +38,7 @@ async def enqueue(call: Call) -> web.Response:
     if body.lstrip()[:1] == b"[":
         return await _enqueue_many(call, body)
     queue = call.queue
-    new = _new_job(queue, decode(_enqueue, body), call.request.headers.get("Idempotency-Key"))
+    new = _new_job(queue, decode(_enqueue, body), call.idempotency_key)
     accepted = await queue.submit(new)
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
@@ -50,7 +50,7 @@ async def _enqueue_many(call: Call, body: bytes) -> web.Response:
         raise problems.HttpProblem(
             problems.TOO_LARGE, f"{len(items)} jobs at once; send 1 to {limit} a request", limit=limit
         )
-    key = call.request.headers.get("Idempotency-Key")
+    key = call.idempotency_key
     queue = call.queue
     answers: list[Any] = []
     news: dict[int, NewJob] = {}

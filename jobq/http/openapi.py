@@ -86,7 +86,7 @@ def _operation(
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+                "schema": schema.IDEMPOTENCY_KEY,
                 "description": "The same key with the same body enqueues once in 24 hours, with another body not.",
             }
         )

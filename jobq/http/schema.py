@@ -49,6 +49,8 @@ _Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only those older 
 _Cursor = Annotated[str, Meta(max_length=1000, description="From the page before.")]
 _PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
 _Many = Annotated[int, Meta(ge=1, le=MAX_MANY)]
+IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"}
+"""Printable ASCII: what every client, proxy and server reads alike in a header."""
 Priority = Annotated[
     int, Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX, description="A lower number runs first; 0 is the default.")
 ]
