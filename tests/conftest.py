@@ -1,4 +1,4 @@
-"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one per session on a unix socket, flushed per test."""
+"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test."""
 
 from __future__ import annotations
 
