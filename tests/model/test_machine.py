@@ -276,6 +276,8 @@ class Machine(RuleBasedStateMachine):
             assert set(actual[column]) <= set(actual["jobs"]), f"{column} knows a removed job"
         assert set(actual["expires"]) <= {*actual["completed"], *actual["failed"]}
         assert set(actual["unique_until"]) <= set(actual["unique"])
+        for name, value in actual["unique"].items():
+            assert name in actual["unique_until"] or value.split()[0] in actual["jobs"], "a key left over"
         assert actual["fence"] >= self.seen_fence, "fences only grow"
         self.seen_fence = actual["fence"]
         attempts = {job_id: int(count) for job_id, count in actual["attempts"].items()}
