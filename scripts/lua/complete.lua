@@ -11,6 +11,8 @@ local asked = {}
 for i = 1, count do asked[i] = ARGV[first + 4 * i - 3] end
 local held = redis.call('HMGET', leases, unpack(asked))
 local ids, finished, rows, lost = {}, {}, {}, { 0 }
+-- as text once, not by the ZADD for every job
+local finish = string.format('%.0f', now)
 local n = 0
 for i = 1, count do
     local at = first + 4 * i
@@ -18,7 +20,7 @@ for i = 1, count do
     if held[i] == ARGV[at - 2] then
         n = n + 1
         ids[n] = id
-        finished[2 * n - 1], finished[2 * n] = now, id
+        finished[2 * n - 1], finished[2 * n] = finish, id
         rows[2 * n - 1], rows[2 * n] = id, ARGV[at - 1]
         if ARGV[at] ~= '' then redis.call('ZADD', expires, now + tonumber(ARGV[at]), id) end
     else
