@@ -146,7 +146,8 @@ def noticed(broken: Break) -> str | None:
             if ran.returncode == 1:
                 return room
             if ran.returncode != 0:
-                raise RuntimeError(ran.stdout.decode()[-2000:])
+                said = (ran.stdout + ran.stderr).decode()[-2000:]
+                raise RuntimeError(f"{broken.script}: {broken.what}: pytest ended with {ran.returncode}\n{said}")
     return None
 
 
