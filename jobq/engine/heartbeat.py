@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
+from jobq.engine.source import RENEW_PAGE
 from jobq.engine.store import Connection, Store
 from jobq.errors import StoreError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = get_logger("jobq.heartbeat")
 
-RENEW_PAGE: Final = 500
 STALL_SECONDS: Final = 1.0
 """A loop that does not answer for longer is reported."""
 

@@ -262,6 +262,8 @@ class Pool:
         ok = self._settled(source, outbox, steps, answers)
         if want:
             ok &= self._claimed(source, lane, want, answers[-2], answers[-1])
+            if not source.claiming:
+                source.killed_early.clear()
         return ok
 
     def _settled(self, source: Source, outbox: Outbox, steps: list[tuple[str, Any]], answers: list[Any]) -> bool:
@@ -291,7 +293,7 @@ class Pool:
             self._clock_ms = claimed.now - now * 1000
             size = sum(len(spec or b"") for spec in claimed.specs) / got
             source.spec_bytes += 0.3 * (size - source.spec_bytes)
-            runs = source.took(claimed, now)
+            runs = source.without_killed(source.took(claimed, now))
             self._buffer.extend(runs)
             if debugging("jobq.worker"):
                 for run in runs:

@@ -36,6 +36,18 @@ def read_spec(raw: bytes) -> Spec:
     return _spec(raw)
 
 
+UNREADABLE: Final = Spec(type="?", at=0, attempts=1)
+"""Stands in for a row that is damaged, or not ours: it must end, and show, where an operator looks."""
+
+
+def shown_spec(raw: bytes) -> Spec:
+    """The spec of a job, or ``UNREADABLE``: one bad row must not hide the others."""
+    try:
+        return _spec(raw)
+    except msgspec.MsgspecError:
+        return UNREADABLE
+
+
 def read_errors(raw: bytes | None) -> list[AttemptError]:
     """Error records, oldest first."""
     return [_error(line) for line in raw.split(b"\n")] if raw else []
@@ -55,7 +67,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
     """One row of rows.lua."""
     state_, score_, token, spec_, priority, attempts, errors_, result_, progress, unserved, _keys = row
     state, score = State(state_.decode()), int(float(score_))
-    spec = read_spec(spec_)
+    spec = shown_spec(spec_)
     errors = read_errors(errors_)
     result = _result(result_) if result_ else None
     charged = int(attempts or 0)
@@ -131,7 +143,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
 
 def ready_at(spec_: bytes) -> int:
     """When the job first stood in waiting, unix ms."""
-    spec = read_spec(spec_)
+    spec = shown_spec(spec_)
     return spec.at + spec.delay
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import io
+import traceback
 from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -86,11 +86,9 @@ class Run:
     def _abandon(self) -> None:
         if self.ended or self.task is None:
             return
-        stack = io.StringIO()
-        self.task.print_stack(file=stack)
         log.error(
             "handler ignores its cancellation; its slot goes to the next job",
-            queue=self.source.name, job_id=self.id.decode(), reason=self.reason, stack=stack.getvalue(),
+            queue=self.source.name, job_id=self.id.decode(), reason=self.reason, stack=_stack(self.task),
         )  # fmt: skip
         self.abandoned = True
         self.finish()
@@ -116,6 +114,18 @@ class Run:
             self.source.failed(self, Timeout(f"the run took longer than its timeout of {limit} ms"))
         else:  # killed or lost: somebody else has the job, or it is over
             self.source.forget(self)
+
+
+def _stack(task: asyncio.Task[None]) -> str:
+    """Where a suspended task waits: ``Task.get_stack`` knows its outermost coroutine only."""
+    lines: list[str] = []
+    waits: Any = task.get_coro()
+    while (frame := getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None)) is not None:
+        lines += traceback.format_list(
+            [traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
+        )
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None)
+    return "".join(lines)
 
 
 async def execute(run: Run) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.job import LogLine, Spec
+from jobq.engine.job import LogLine
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.outcome import judge
+from jobq.engine.rows import UNREADABLE
 from jobq.engine.run import Run
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ DEFER_FIRST_MS: Final = 1_000
 DEFER_LONGEST_MS: Final = 60_000
 TRIM_PAGE: Final = 500
 LOG_LINE_MAX: Final = 8192
+RENEW_PAGE: Final = 500
 SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
 
@@ -103,6 +105,8 @@ class Source:
         """Lanes that are claiming from it now."""
         self.deep = False
         """The last claim got all it wanted: there is work for both lanes."""
+        self.killed_early: set[tuple[bytes, bytes]] = set()
+        """Ids and tokens of kills that came before the claim's own reply."""
         self.timer: asyncio.TimerHandle | None = None
         self.spec_bytes = 0.0
         self._pool = pool
@@ -150,10 +154,7 @@ class Source:
 
     def failed(self, run: Run, error: BaseException) -> None:
         """The run failed: another attempt, or the end."""
-        spec = run.spec
-        if spec is None:
-            # the row cannot be read: not ours, or damaged. It must end somewhere an operator looks
-            spec = Spec(type="?", at=0, attempts=1)
+        spec = run.spec or UNREADABLE
         failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms())
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
@@ -307,6 +308,19 @@ class Source:
             runs.append(run)
         return runs
 
+    def without_killed(self, runs: list[Run]) -> list[Run]:
+        """The runs just claimed, without those that were killed before the claim's reply came."""
+        if not self.killed_early:
+            return runs
+        alive: list[Run] = []
+        for run in runs:
+            if (run.id, run.token) in self.killed_early:
+                run.reason = "killed"
+                self.forget(run)
+            else:
+                alive.append(run)
+        return alive
+
     def lost(self, pairs: list[tuple[bytes, bytes]]) -> None:
         """Leases that a renewal found gone."""
         for job_id, token in pairs:
@@ -330,8 +344,22 @@ class Source:
         if verb == b"kill":
             job_id, _, token = rest.partition(b" ")
             run = self.runs.get(job_id)
-            if run is not None and run.token == token and not run.ended:
+            if run is None or run.token != token:
+                if self.claiming:
+                    self.killed_early.add((job_id, token))
+            elif not run.ended:
                 self.drop(run, "killed")
+
+    async def look_for_lost(self) -> None:
+        """Learn what the control channel may have said while nobody listened.
+
+        :raises StoreError: no answer.
+        """
+        held = self.held()
+        for at in range(0, len(held), RENEW_PAGE):
+            page = dict(held[at : at + RENEW_PAGE])
+            call = self.store.renew([word for pair in page.items() for word in pair], self._pool.lease_ms)
+            self.lost([(job_id, page[job_id]) for job_id in await self.store.do(call)])
 
     def held(self) -> list[tuple[bytes, bytes]]:
         """Ids and tokens of what is held, for the heartbeat thread."""

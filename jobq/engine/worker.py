@@ -235,6 +235,7 @@ class Worker:
         async def joined() -> None:
             nonlocal failures
             failures = 0
+            await source.look_for_lost()
 
         while True:
             with contextlib.suppress(StoreError):

@@ -1,0 +1,300 @@
+"""What follows from a failed attempt: another one after a delay, or the end with everything that was known."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
+from jobq.engine import source as source_module
+
+SOON = Backoff(type="fixed", delay=5, jitter=0)
+
+
+async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue, start, logs):
+    @queue.task(attempts=3, backoff=SOON)
+    async def flaky(ctx: Context = inject) -> None:
+        raise ValueError(f"attempt {ctx.attempt}")
+
+    await start()
+    job = await flaky.enqueue()
+    with pytest.raises(JobFailed, match="ValueError: attempt 3") as failed:
+        await job.result(5)
+    assert failed.value.traceback
+    row = await job.row()
+    assert (row.state, row.attempts_made) == (State.FAILED, 3)
+    assert [(error.attempt, error.type, error.message) for error in row.errors] == [
+        (n, "ValueError", f"attempt {n}") for n in (1, 2, 3)
+    ]
+    for error in row.errors:
+        assert error.traceback is not None
+        assert "test_failures.py" in error.traceback
+        assert "jobq/engine" not in error.traceback
+        assert error.worker
+    warnings = logs.all("job failed", "WARNING")
+    assert [(w.job_id, w.queue, w.attempt, w.attempts, w.error) for w in warnings] == [
+        (job.id, "test", n, 3, "ValueError") for n in (1, 2, 3)
+    ]
+    assert [w.retry_in_ms for w in warnings] == [5, 5, None]
+
+
+async def test_a_later_attempt_completes_the_job_and_the_errors_stay_readable(queue, start):
+    @queue.task(backoff=SOON)
+    async def third_time_lucky(ctx: Context = inject) -> int:
+        if ctx.attempt < 3:
+            raise RuntimeError("not yet")
+        return ctx.attempt
+
+    await start()
+    job = await third_time_lucky.enqueue()
+    assert await job.result(5) == 3
+    row = await job.row()
+    assert (row.state, row.attempts_made, len(row.errors)) == (State.COMPLETED, 3, 2)
+
+
+async def test_tracebacks_of_threads_start_at_the_handler(queue, start):
+    @queue.task(attempts=1)
+    def sync() -> None:
+        raise ValueError("in a thread")
+
+    await start()
+    with pytest.raises(JobFailed) as failed:
+        await (await sync.enqueue()).result(5)
+    trace = failed.value.traceback
+    assert trace is not None
+    assert "test_failures.py" in trace.splitlines()[1]
+
+
+async def test_backoff_is_the_time_until_the_next_attempt(queue, start, until):
+    @queue.task(attempts=3, backoff=Backoff(type="exponential", delay=60_000, jitter=0))
+    async def fails() -> None:
+        raise RuntimeError
+
+    await start()
+    job = await fails.enqueue()
+
+    async def delayed() -> bool:
+        return (await job.row()).state is State.DELAYED
+
+    await until(delayed)
+    row = await job.row()
+    assert row.run_at is not None
+    assert row.run_at - row.errors[0].at == pytest.approx(60_000, abs=500)
+    await queue.promote(job.id)
+    await until(lambda: _made(job, 2))
+    row = await job.row()
+    assert row.run_at is not None
+    assert row.run_at - row.errors[1].at == pytest.approx(120_000, abs=500)
+
+
+async def _made(job: Any, attempts: int) -> bool:
+    return (await job.row()).attempts_made == attempts
+
+
+@pytest.mark.parametrize(
+    ("delay", "ms"),
+    [
+        (40, 40_000),
+        (0.25, 250),
+        (timedelta(minutes=2), 120_000),
+        (-5, 0),
+        (1e300, 10 * 366 * 24 * 3600 * 1000),
+        (None, 7_000),
+        (float("inf"), 7_000),
+        (float("nan"), 7_000),
+        ("soon", 7_000),
+    ],
+    ids=str,
+)
+async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(queue, start, until, logs, delay, ms):
+    @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=7_000, jitter=0))
+    async def again(ctx: Context = inject) -> None:
+        if ctx.attempt == 1:
+            raise Retry("later", delay=delay)
+
+    await start()
+    job = await again.enqueue()
+    await until(lambda: logs.all("job failed"))
+    assert logs.one("job failed", "WARNING").retry_in_ms == ms
+    assert (await job.row()).state in (State.DELAYED, State.ACTIVE, State.COMPLETED)
+
+
+async def test_discard_fails_at_once(queue, start):
+    @queue.task(attempts=9)
+    async def hopeless() -> None:
+        raise Discard("no such customer")
+
+    await start()
+    job = await hopeless.enqueue()
+    with pytest.raises(JobFailed, match="no such customer"):
+        await job.result(5)
+    row = await job.row()
+    assert (row.state, row.attempts_made, row.errors[0].type) == (State.FAILED, 1, "Discard")
+
+
+async def test_an_old_payload_after_a_deploy_fails_at_once_and_says_what_does_not_fit(queue, redis_url, start):
+    async with Queue("test", redis_url) as before:  # knows no types: enqueues what the old version did
+        jobs = [
+            await before.enqueue("send", {"to": 1}, attempts=5),
+            await before.enqueue("send", {}, attempts=5),
+            await before.enqueue("send", {"to": "a", "cc": "b"}, attempts=5),
+            await before.enqueue("send", [1], attempts=5),
+        ]
+    runs = 0
+
+    @queue.task
+    async def send(to: str) -> None:
+        nonlocal runs
+        runs += 1
+
+    await start()
+    for job, says in zip(
+        jobs, ("Expected `str`", "missing required field `to`", "unknown field `cc`", "Expected `object`"), strict=True
+    ):
+        with pytest.raises(JobFailed, match=says) as failed:
+            await queue.result(job.id, timeout=5)
+        assert failed.value.type == "InvalidPayload"
+        assert "send" in failed.value.message
+        row = await queue.get(job.id)
+        assert (row.state, row.attempts_made) == (State.FAILED, 1)
+    assert runs == 0
+
+
+async def test_a_row_that_cannot_be_read_ends_in_failed_and_harms_nobody(queue, connection, start, until):
+    @queue.task
+    async def fine() -> int:
+        return 1
+
+    await queue.pause()
+    job = await fine.enqueue()
+    key = queue.store.keys["jobs"]
+    await queue.store.command(b"HSET", key, job.id, b"\xff{not json")
+    await start()
+    await queue.resume()
+    await until(lambda: _counts(queue, failed=1))
+    assert await (await fine.enqueue()).result(5) == 1
+
+
+async def _counts(queue: Queue, **wanted: int) -> bool:
+    stats = await queue.stats()
+    return all(getattr(stats, name) == count for name, count in wanted.items())
+
+
+async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(queue, redis_url, start, until, logs):
+    @queue.task
+    async def known() -> None: ...
+
+    async with Queue("test", redis_url) as other:
+        job = await other.enqueue("newer", {"n": 1}, attempts=1)
+    await start()
+    delays = []
+    for times in (1, 2, 3):
+
+        async def handed_back(times: int = times) -> bool:
+            row = await queue.get(job.id)
+            return row.state is State.DELAYED and row.unserved == times
+
+        await until(handed_back)
+        row = await queue.get(job.id)
+        assert (row.attempts_made, row.errors) == (0, [])
+        stats = await queue.stats()
+        assert stats.unserved_total == times
+        assert stats.next_due_ms is not None
+        delays.append(stats.next_due_ms)
+        await queue.promote(job.id)
+    assert delays == [pytest.approx(ms, rel=0.3) for ms in (1000, 2000, 4000)]
+    assert all(w.type == "newer" and w.job_id == job.id for w in logs.all("unknown job type", "WARNING"))
+
+    async with Queue("test", redis_url) as newer:
+
+        @newer.task(name="newer")
+        async def newer_task(n: int) -> int:
+            return n + 1
+
+        await start(newer)
+
+        async def completed() -> bool:
+            await queue.promote(job.id) if (await queue.get(job.id)).state is State.DELAYED else None
+            return (await queue.get(job.id)).state is State.COMPLETED
+
+        await until(completed)
+    row = await queue.get(job.id)
+    assert (row.attempts_made, row.result and bytes(row.result)) == (1, b"2")
+
+
+async def test_types_unknown_here_do_not_hold_up_the_others(queue, redis_url, start, monkeypatch):
+    monkeypatch.setattr(source_module, "DEFER_FIRST_MS", 20)
+
+    @queue.task
+    async def known(n: int) -> int:
+        return n
+
+    async with Queue("test", redis_url) as other:
+        await other.submit_many([NewJob("strange") for _ in range(100)])
+    await start(concurrency=2)
+    jobs = await known.enqueue_many([{"n": n} for n in range(20)])
+    assert [await job.result(5) for job in jobs] == list(range(20))
+
+
+async def test_long_errors_are_cut_and_passwords_in_urls_hidden(queue, start):
+    @queue.task(attempts=1)
+    async def talkative() -> None:
+        raise RuntimeError("redis://user:hunter2@host:6379/0 " + "x" * 50_000)
+
+    await start()
+    job = await talkative.enqueue()
+    with pytest.raises(JobFailed) as failed:
+        await job.result(5)
+    assert "hunter2" not in failed.value.message
+    assert "***" in failed.value.message
+    assert len(failed.value.message) < 3_000
+    assert failed.value.traceback is not None
+    assert len(failed.value.traceback) < 10_000
+    assert "hunter2" not in failed.value.traceback
+
+
+async def test_text_that_utf8_cannot_hold_is_kept_readable(queue, start):
+    @queue.task(attempts=1)
+    async def surrogate(ctx: Context = inject) -> None:
+        ctx.log("lone \ud800")
+        raise RuntimeError("lone \ud800")
+
+    await start()
+    job = await surrogate.enqueue()
+    with pytest.raises(JobFailed, match=r"lone \\ud800"):
+        await job.result(5)
+    assert (await queue.logs(job.id))[0].message.startswith("lone ")
+
+
+async def test_failures_are_logged_once_each_and_transitions_at_debug(queue, start, logs):
+    @queue.task(attempts=2, backoff=SOON)
+    async def flaky(ctx: Context = inject) -> None:
+        if ctx.attempt == 1:
+            raise RuntimeError("once")
+
+    await start()
+    job = await flaky.enqueue()
+    await job.result(5)
+    mine = [
+        (record.levelno, record.getMessage()) for record in logs.all("") if getattr(record, "job_id", None) == job.id
+    ]
+    assert mine[0] == (logging.DEBUG, "enqueued")
+    for event in ("claimed", "retried", "completed"):
+        assert (logging.DEBUG, event) in mine
+    assert [message for level, message in mine if level == logging.WARNING] == ["job failed"]
+
+
+async def test_options_reach_the_run(queue, start):
+    @queue.task
+    async def fails() -> None:
+        raise RuntimeError
+
+    await start()
+    accepted = await queue.submit(NewJob("fails", msgspec.Raw(b"{}"), Options(attempts=2, backoff=SOON)))
+    with pytest.raises(JobFailed):
+        await queue.result(accepted.id, timeout=5)
+    assert (await queue.get(accepted.id)).attempts_made == 2
