@@ -11,9 +11,9 @@ import msgspec
 from jobq.engine.handle import Job
 from jobq.engine.ids import is_id, new_id
 from jobq.engine.job import (
+    PLAIN,
     Accepted,
     NewJob,
-    Options,
     Seconds,
     Spec,
 )
@@ -104,7 +104,7 @@ class Queue(Registry, Verbs):
         try:
             self._lease = await acquire(self._redis, self.settings)
             store = self.new_store(self._lease.connection)
-            await store.open()
+            await store.open(self.durability)
         except BaseException:
             self._depth -= 1
             if "_lease" in self.__dict__:
@@ -169,7 +169,7 @@ class Queue(Registry, Verbs):
             task.check(new.payload)
         else:
             check_type(new.type)
-        if new.options is not _PLAIN:
+        if new.options is not PLAIN:
             check(new.options)
         if new.idempotency_key is not None:
             check_key("idempotency key", new.idempotency_key)
@@ -250,10 +250,11 @@ class Queue(Registry, Verbs):
         :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
         """
         task = self.tasks.get(type)
-        options = merge(task.defaults if task else _PLAIN, given)
-        if isinstance(payload, msgspec.Raw):
-            return NewJob(type, payload, options)
+        options = merge(task.defaults if task else PLAIN, given)
         try:
+            if isinstance(payload, msgspec.Raw):
+                # it becomes a part of the row as it stands: anything but one JSON value would spoil it
+                return NewJob(type, msgspec.json.decode(payload, type=msgspec.Raw), options)
             return NewJob(type, msgspec.Raw(_encode({} if payload is None else payload)), options)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
@@ -272,6 +273,3 @@ class Queue(Registry, Verbs):
         :raises InvalidJob: one does not fit; none was written.
         """
         return await self.send_many(jobs)
-
-
-_PLAIN = Options()

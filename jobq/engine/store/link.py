@@ -103,6 +103,8 @@ class Connection:
         self._idle: list[AbstractConnection] = []
         self._free = asyncio.Semaphore(max_connections)
         self._closed = False
+        self.looked_at = False
+        """Whether the server's operator has been warned of what may disappoint."""
 
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r})"

@@ -21,6 +21,7 @@ from jobq.engine.store.calls import (
     read_settled,
     read_states,
 )
+from jobq.engine.store.fitness import check_fitness
 from jobq.engine.store.link import Connection, pack, translate
 from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused, StoreUnavailable
 
@@ -174,11 +175,12 @@ class Store:
         payload = b"".join([pack((b"SCRIPT", b"LOAD", script.source)) for script in self._scripts.values()])
         await self.connection.trip(payload, len(self._scripts))
 
-    async def open(self) -> None:
-        """Check the layout, look at the server's clock.
+    async def open(self, durability: str = "none") -> None:
+        """Check the server and the layout, look at the server's clock.
 
-        :raises StoreRefused: the layout is newer than this program's, or the server is too old.
+        :raises StoreRefused: the layout is newer than this program's, or the server is unfit: see fitness.py.
         """
+        await check_fitness(self.connection, durability)
         await self.load()
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:

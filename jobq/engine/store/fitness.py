@@ -1,0 +1,110 @@
+"""Whether a server is fit for jobs: looked at once per connection, when the first queue on it is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from jobq.engine.log import get_logger
+from jobq.engine.store.link import pack
+from jobq.errors import StoreRefused
+
+if TYPE_CHECKING:
+    from jobq.engine.store.link import Connection
+
+log = get_logger("jobq.store")
+
+REDIS_FLOOR: Final = (7, 0)
+"""Scripts declare their flags (allow-oom) from here on."""
+VALKEY_FLOOR: Final = (7, 2)
+WAITAOF_FLOOR: Final = (7, 2)
+
+_QUESTIONS: Final = (
+    (b"INFO", b"server"),
+    (b"INFO", b"persistence"),
+    (b"INFO", b"replication"),
+    (b"CONFIG", b"GET", b"maxmemory-policy"),
+    (b"CONFIG", b"GET", b"maxmemory"),
+    (b"CONFIG", b"GET", b"save"),
+)
+
+
+def _version(text: str) -> tuple[int, int]:
+    numbers = [int(part) if part.isdigit() else 0 for part in text.split(".")]
+    return (*numbers, 0, 0)[0], (*numbers, 0, 0)[1]
+
+
+async def _facts(connection: Connection) -> dict[str, str]:
+    """What the server says of itself; what this user may not ask, or the server does not tell, is left out."""
+    facts: dict[str, str] = {}
+    answers = await connection.trip(b"".join(pack(words) for words in _QUESTIONS), len(_QUESTIONS))
+    for words, answer in zip(_QUESTIONS, answers, strict=True):
+        if isinstance(answer, bytes):
+            lines = answer.decode(errors="replace").splitlines()
+            facts |= {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+        elif words[0] == b"CONFIG" and isinstance(answer, list):
+            pairs = [cast("bytes", word).decode(errors="replace") for word in cast("list[Any]", answer)]
+            facts |= dict(zip(pairs[::2], pairs[1::2], strict=False))
+    return facts
+
+
+async def check_fitness(connection: Connection, durability: str) -> None:
+    """Refuse a server that would lose jobs, and warn of what its operator should know.
+
+    :raises StoreRefused: it is too old, evicts keys, or cannot give the ``durability`` asked for.
+    :raises StoreUnavailable: no answer.
+    """
+    facts = await _facts(connection)
+    refuse_unfit(facts, durability)
+    if not connection.looked_at:
+        connection.looked_at = True
+        for words in doubts(facts, durability):
+            log.warning(words)
+
+
+def refuse_unfit(facts: dict[str, str], durability: str) -> None:
+    """What makes a server unusable.
+
+    :raises StoreRefused: saying what to change.
+    """
+    version = _version(facts.get("valkey_version") or facts.get("redis_version") or "")
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    floor = VALKEY_FLOOR if "valkey_version" in facts else REDIS_FLOOR
+    if (0, 0) < version < floor:
+        raise StoreRefused(
+            f"this is {name} {'.'.join(map(str, version))}: jobq needs Redis 7.0 or Valkey 7.2, or newer"
+        )
+    policy = facts.get("maxmemory-policy", "")
+    if policy.startswith("allkeys-") and facts.get("maxmemory", "0") != "0":
+        raise StoreRefused(
+            f"maxmemory-policy is {policy}: the server would throw jobs away when memory runs out;"
+            " set maxmemory-policy noeviction"
+        )
+    if durability == "fsynced":
+        if "valkey_version" not in facts and (0, 0) < version < WAITAOF_FLOOR:
+            raise StoreRefused(
+                f"durability='fsynced' needs WAITAOF, which this Redis {version[0]}.{version[1]} does not have:"
+                " use Redis 7.2, any Valkey, or durability='replicated'"
+            )
+        if facts.get("aof_enabled") == "0":
+            raise StoreRefused("durability='fsynced' needs the append-only file: set appendonly yes")
+
+
+def doubts(facts: dict[str, str], durability: str) -> list[str]:
+    """What works, and may disappoint: sentences for the log."""
+    found: list[str] = []
+    if facts.get("aof_enabled") == "0":
+        if facts.get("save") == "":
+            found.append(
+                "Redis keeps nothing on disk (no append-only file, no snapshots): a restart loses every job."
+                " Set appendonly yes"
+            )
+        elif "save" in facts:
+            found.append("Redis keeps snapshots only: a crash loses the jobs since the last one. Set appendonly yes")
+    if facts.get("maxmemory-policy", "").startswith("allkeys-"):
+        found.append(
+            f"maxmemory-policy is {facts['maxmemory-policy']}: should maxmemory ever be set, jobs would be thrown away."
+            " Set maxmemory-policy noeviction"
+        )
+    if durability == "replicated" and facts.get("connected_slaves") == "0":
+        found.append("durability='replicated', and no replica is connected: enqueues wait for one, then fail")
+    return found

@@ -1,0 +1,23 @@
+"""``python -m tests.chaos --seed N --minutes M``: exit code 1 when something did not hold."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from tests.chaos.run import run
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    args = parser.parse_args()
+    report = asyncio.run(run(args.seed, args.minutes, say=True))
+    print(report.text())
+    return int(bool(report.wrong))
+
+
+sys.exit(main())

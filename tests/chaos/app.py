@@ -1,0 +1,114 @@
+"""What the workers of the chaos run serve: ``jobq work tests/chaos/app.py:queue``."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from jobq import Backoff, Context, Queue
+from tests.chaos.sink import Sink
+
+queue = Queue("chaos", keep_completed=10_000_000, keep_failed=10_000_000)
+SOON = Backoff("fixed", 100)
+MANY = 100
+"""Attempts: faults must not use them up."""
+
+
+@functools.cache
+def sink() -> Sink:
+    """Opened by the process that runs the handler, which may be a child."""
+    return Sink(Path(os.environ["CHAOS_SINK"]))
+
+
+@asynccontextmanager
+async def run(ctx: Context) -> AsyncIterator[None]:
+    """Start and end of a run."""
+    sink().start(ctx)
+    try:
+        yield
+    except asyncio.CancelledError:
+        sink().end(ctx, "cancelled")
+        raise
+    except RuntimeError:
+        sink().end(ctx, "failed")
+        raise
+    sink().end(ctx, "done")
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+async def plain(ms: int, ctx: Context) -> int:
+    """Takes its time, then takes effect."""
+    async with run(ctx):
+        await asyncio.sleep(ms / 1000)
+        ctx.progress(50)
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+async def flaky(fails: int, ctx: Context) -> int:
+    """Fails so many attempts."""
+    async with run(ctx):
+        ctx.log(f"attempt {ctx.attempt}")
+        if ctx.attempt <= fails:
+            raise RuntimeError("as planned")
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+def threaded(ms: int, ctx: Context) -> int:
+    """In a thread."""
+    sink().start(ctx)
+    time.sleep(ms / 1000)
+    sink().effect(ctx)
+    sink().end(ctx, "done")
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, isolate="process")
+def isolated(ms: int, ctx: Context) -> int:
+    """In a child process."""
+    return threaded(ms, ctx)
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+async def blocker(ms: int, ctx: Context) -> int:
+    """Holds up the event loop."""
+    async with run(ctx):
+        time.sleep(ms / 1000)  # noqa: ASYNC251 - that is the fault
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=1, timeout=0.3)
+async def stubborn(ms: int, ctx: Context) -> None:
+    """Takes no notice of its cancellation."""
+    sink().start(ctx)
+    until = time.monotonic() + ms / 1000
+    while time.monotonic() < until:
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            continue
+
+
+@queue.task(attempts=2, backoff=SOON, isolate="process")
+def segfault(ctx: Context) -> None:
+    """Takes its process along."""
+    sink().start(ctx)
+    sink().end(ctx, "failed")
+    ctypes.string_at(0)
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+async def victim(ctx: Context) -> None:
+    """Runs until it is killed."""
+    async with run(ctx):
+        await asyncio.sleep(3600)

@@ -1,0 +1,153 @@
+"""A chaos run: a plan of faults drawn from a seed, carried out over a working system, and what must hold after it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from typing import Final
+
+import msgspec
+
+from jobq import State
+from jobq.engine.store import Store
+from tests.chaos.faults import OTHER_FAULTS, WORKERS_FAULTS, Fault
+from tests.chaos.invariants import broken
+from tests.chaos.world import ENDS, GRACE, LEASE, World
+
+SETTLE: Final = 2 * LEASE + LEASE / 3 + 0.5 + 5.0 + 3 * LEASE + 5.0
+"""Seconds after the last fault within which everything has ended: two leases (a recovery whose own reply was lost takes
+one more), the grace after an outage, a sweep, the look for a lost wake token, the longest handler, and the backlog."""
+
+
+class Report(msgspec.Struct):
+    """What a run showed. ``allowed``: jobs in flight at the faults, the bound of ``extra``."""
+
+    seed: int
+    fsync: str
+    plan: list[str] = []
+    acknowledged: int = 0
+    completed: int = 0
+    failed: int = 0
+    extra: int = 0
+    allowed: int = 0
+    refused_effects: int = 0
+    settled_in: float = 0.0
+    refusals: dict[str, int] = {}
+    wrong: list[str] = []
+    log: str = ""
+
+    def text(self) -> str:
+        """For people; the plan last, where it is wanted after a failure."""
+        lines = [
+            f"seed {self.seed}, appendfsync {self.fsync}: {self.acknowledged} acknowledged, {self.completed} completed,"
+            f" {self.failed} failed as planned, {self.extra} extra starts of {self.allowed} in flight at faults,"
+            f" {self.refused_effects} late effects refused, all ended {self.settled_in:.1f} s after the last fault",
+            f"producers were told: {self.refusals}",
+        ]
+        if self.wrong:
+            lines += ["WRONG:", *(f"  {line}" for line in self.wrong), f"workers' log: {self.log}"]
+        return "\n".join([*lines, "plan:", *(f"  {line}" for line in self.plan)])
+
+
+def draw_plan(chance: random.Random) -> list[Fault]:
+    """Every fault once, in any order; workers suffer as often as everything else."""
+    plan = [*OTHER_FAULTS, *WORKERS_FAULTS, *WORKERS_FAULTS]
+    chance.shuffle(plan)
+    return plan
+
+
+async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
+    """One run; faults go on for ``minutes``. ``say``: print each fault as it comes."""
+    chance = random.Random(seed)
+    report = Report(seed, fsync=chance.choice(["everysec", "always"]))
+    async with World(random.Random(seed + 1), report.fsync) as world:
+        report.log = str(world.log)
+        producers = [
+            asyncio.create_task(world.produce(0.05)),
+            asyncio.create_task(world.produce(0.05)),
+            asyncio.create_task(world.produce_rest(0.1)),
+        ]
+        began = time.monotonic()
+        plan: list[Fault] = []
+        await asyncio.sleep(2.0)
+        while time.monotonic() - began < minutes * 60 and not any(producer.done() for producer in producers):
+            plan = plan or draw_plan(chance)
+            together = [plan.pop()]
+            if together[0] in OTHER_FAULTS and chance.random() < 0.25:
+                together.append(chance.choice(WORKERS_FAULTS))
+            line = f"{time.monotonic() - began:6.1f} s  {' + '.join(fault.__name__ for fault in together)}"
+            report.plan.append(line)
+            if say:
+                print(line, file=sys.stderr, flush=True)
+            before = sum(world.sink.extra_starts().values())
+            try:
+                budgets = await asyncio.gather(*(fault(world) for fault in together))
+            except Exception as error:  # noqa: BLE001 - the report says what and when
+                report.wrong.append(f"{line}: {type(error).__name__}: {error}")
+                break
+            report.allowed += sum(budgets)
+            await asyncio.sleep(chance.uniform(0.3, 1.5))
+            report.plan[-1] += f" ({sum(budgets)} in flight, {sum(world.sink.extra_starts().values()) - before} extra)"
+        last = time.monotonic()
+        world.producing = False
+        for outcome in await asyncio.gather(*producers, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                report.wrong.append(f"a producer failed: {type(outcome).__name__}: {outcome}")
+        await settle(world, report, last)
+        await judge(world, report)
+    return report
+
+
+async def settle(world: World, report: Report, last: float) -> None:
+    """Wait for every end."""
+    store = Store(world.direct, "chaos")
+    while True:
+        rows = await store.do(store.stats())
+        unfinished = rows[1] + rows[2] + rows[3]
+        report.settled_in = time.monotonic() - last
+        if not unfinished:
+            return
+        if report.settled_in > SETTLE:
+            report.wrong.append(f"{unfinished} jobs had not ended {SETTLE:.1f} s after the last fault: {rows[1:4]}")
+            return
+        await asyncio.sleep(0.05)
+
+
+async def judge(world: World, report: Report) -> None:
+    """Everything that is promised."""
+    wrong = report.wrong
+    codes = await world.workers.stop(GRACE + 15)
+    if any(codes):
+        wrong.append(f"workers ended with {codes} after a SIGTERM")
+    wrong += await broken(Store(world.direct, "chaos"), alone=True)
+    report.acknowledged = len(world.acknowledged)
+    report.refusals = world.refusals
+    for job_id, kind in world.acknowledged.items():
+        for state in (State.COMPLETED, State.FAILED):
+            if await world.command("ZSCORE", f"jobq:{{chaos}}:{state}", job_id) is not None:
+                break
+        else:
+            wrong.append(f"LOST: {kind} {job_id}")
+            continue
+        if state is not ENDS[kind]:
+            row = await world.queue.get(job_id)
+            wrong.append(f"{kind} {job_id} ended in {state}: {row.errors[-1:]}")
+        report.completed += state is State.COMPLETED
+        report.failed += state is State.FAILED
+    effects = {str(job): fence for job, fence in world.sink.all("SELECT job, fence FROM effects")}
+    results = await world.command("HGETALL", "jobq:{chaos}:results")
+    for job_id, row in zip(results[::2], results[1::2], strict=True):
+        fence = msgspec.json.decode(row)[3]
+        if effects.get(job_id.decode()) != fence:
+            wrong.append(f"{job_id.decode()} completed under {fence}, its effect is of {effects.get(job_id.decode())}")
+    if 2 * report.completed != len(results):
+        wrong.append(f"{report.completed} completed, {len(results) // 2} results")
+    report.refused_effects = len(world.sink.all("SELECT 1 FROM refused"))
+    extra = world.sink.extra_starts()
+    report.extra = sum(extra.values())
+    if report.extra > report.allowed:
+        wrong.append(
+            f"{report.extra} extra starts, {report.allowed} jobs were in flight at the faults: {list(extra)[:5]}"
+        )

@@ -1,0 +1,16 @@
+"""The short seeded chaos run; longer ones: ``python -m tests.chaos --seed N --minutes M``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.run import run
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+async def test_nothing_acknowledged_is_lost() -> None:
+    """Over a plan with every fault in it; the report names the seed, and the plan with what each fault cost."""
+    report = await run(seed=1, minutes=1.5)
+    assert not report.wrong, report.text()
+    print(report.text())

@@ -1,0 +1,250 @@
+"""The stage of a chaos run: a server, a proxy in front of it, worker processes and producers over Python and REST."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from jobq import Backoff, Connection, JobNotFound, NewJob, Options, Queue, State
+from jobq.engine.ids import new_id
+from jobq.engine.store.link import pack, translate
+from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
+from jobq.http import create_app
+from tests.chaos.conftest import free_port
+from tests.chaos.proxy import Proxy
+from tests.chaos.sink import Sink
+from tests.conftest import Server
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+ROOT = Path(__file__).parents[2]
+LEASE = 2.0
+"""Seconds. Short, so that a run sees many of them pass."""
+GRACE = 1.0
+WORKERS = 3
+CONCURRENCY = 8
+SKEWS = (0, 3600, -3600)
+"""Seconds that the workers' clocks are wrong by."""
+ENDS = {
+    "plain": State.COMPLETED, "flaky": State.COMPLETED, "threaded": State.COMPLETED, "isolated": State.COMPLETED,
+    "blocker": State.COMPLETED, "stubborn": State.FAILED, "segfault": State.FAILED, "victim": State.FAILED,
+}  # fmt: skip
+"""How each type of job ends, whatever happens."""
+
+
+class Workers:
+    """Worker processes of the command line, started again when they die."""
+
+    def __init__(self, url: str, sink: Path, log: Path) -> None:
+        self._env = os.environ | {
+            "JOBQ_REDIS_URL": url,
+            "JOBQ_LEASE": str(LEASE),
+            "JOBQ_GRACE": str(GRACE),
+            "JOBQ_CONCURRENCY": str(CONCURRENCY),
+            "JOBQ_LOG_FORMAT": "json",
+            "CHAOS_SINK": str(sink),
+            "PYTHONPATH": str(ROOT),
+        }
+        self._log = log
+        self.processes: dict[int, asyncio.subprocess.Process] = {}
+        """Place -> process."""
+        self._stopping = False
+
+    async def keep(self, place: int) -> None:
+        """One place: a process stands in it, always."""
+        while not self._stopping:
+            with self._log.open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "tests.chaos.skewed", str(SKEWS[place % len(SKEWS)]),
+                    "work", str(ROOT / "tests/chaos/app.py") + ":queue", "--processes", "0",
+                    env=self._env, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+            self.processes[place] = process
+            await process.wait()
+            await asyncio.sleep(0.05)
+
+    def any(self, chance: random.Random) -> asyncio.subprocess.Process:
+        """One of them."""
+        return chance.choice([self.processes[place] for place in sorted(self.processes)])
+
+    async def stop(self, within: float) -> list[int]:
+        """SIGTERM to all; their exit codes. One that has not ended ``within`` seconds is killed: code -9."""
+        self._stopping = True
+        living = list(self.processes.values())
+        for process in living:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        done = asyncio.gather(*(process.wait() for process in living))
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), within)
+        except TimeoutError:
+            for process in living:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            return await done
+
+
+class World:
+    """Everything together. ``fsync``: appendfsync of the server."""
+
+    def __init__(self, chance: random.Random, fsync: str = "everysec") -> None:
+        self.chance = chance
+        self.folder = Path(tempfile.mkdtemp(prefix="jobq-chaos-"))
+        self.server = Server(
+            "--appendonly", "yes", "--appendfsync", fsync, "--enable-debug-command", "yes",
+            "--busy-reply-threshold", "200", port=free_port(),
+        )  # fmt: skip
+        self.sink_path = self.folder / "sink.db"
+        self.sink = Sink(self.sink_path)
+        self.sink.create()
+        self.log = self.folder / "workers.log"
+        self.acknowledged: dict[str, str] = {}
+        """Job -> type, of every enqueue that was answered with yes."""
+        self.refusals: dict[str, int] = {}
+        """Errors that producers saw, by class."""
+        self.producing = True
+
+    async def __aenter__(self) -> Self:
+        self._stack = stack = AsyncExitStack()
+        self.server.start()
+        stack.callback(self.server.stop)
+        self.proxy = await stack.enter_async_context(Proxy(self.server.port))
+        self.direct = Connection(self.server.url, timeout=30)
+        stack.push_async_callback(self.direct.aclose)
+        self.queue = await stack.enter_async_context(Queue("chaos", Connection(self.proxy.url)))
+        stack.push_async_callback(self.queue.store.connection.aclose)
+        app = create_app(Queue("chaos", self.proxy.url))
+        self.rest: TestClient[web.Request, web.Application]
+        self.rest = await stack.enter_async_context(TestClient(TestServer(app)))
+        self.workers = Workers(self.proxy.url, self.sink_path, self.log)
+        self.places = [asyncio.create_task(self.workers.keep(place)) for place in range(WORKERS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in self.workers.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+        await self.workers.stop(10.0)
+        await asyncio.wait(self.places)
+        await self._stack.aclose()
+        self.sink.close()
+
+    async def command(self, *words: str | bytes | int) -> Any:
+        """A command to the server itself, around the proxy; again and again while the server is away or busy."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    return await self.once(*words)
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+
+    async def once(self, *words: str | bytes | int) -> Any:
+        """A command to the server itself, sent once."""
+        answer = (await self.direct.trip(pack(words), 1))[0]
+        if isinstance(answer, Exception):
+            raise translate(answer)
+        return answer
+
+    async def held(self, pid: int | None = None) -> int:
+        """How many jobs are held, by one worker process or by all."""
+        leases = await self.command("HVALS", "jobq:{chaos}:leases")
+        return sum(pid is None or f"-{pid}-" in lease.decode() for lease in leases)
+
+    # -- producers -------------------------------------------------------------------------------------------------
+
+    def refused(self, error: Exception | str) -> None:
+        """A producer was told no, or got no answer."""
+        name = error if isinstance(error, str) else type(error).__name__
+        self.refusals[name] = self.refusals.get(name, 0) + 1
+
+    def draw(self) -> tuple[str, dict[str, int], Options]:
+        """A job of any kind."""
+        chance = self.chance
+        kind = chance.choices(
+            ["plain", "flaky", "threaded", "isolated", "blocker", "stubborn", "segfault", "victim"],
+            [60, 15, 10, 5, 0.3, 0.5, 0.5, 3],
+        )[0]
+        payload = {
+            "plain": {"ms": chance.choice([0, 1, 20, 300])},
+            "flaky": {"fails": chance.randint(1, 3)},
+            "threaded": {"ms": chance.choice([0, 20, 200])},
+            "isolated": {"ms": 20},
+            "blocker": {"ms": int(LEASE * 3000)},
+            "stubborn": {"ms": 7000},
+        }.get(kind, {})
+        options = Options(
+            priority=chance.choice([0, 0, 0, -5, 7]),
+            delay=chance.choice([0, 0, 0, 50, 1000]),
+            attempts={"stubborn": 1, "segfault": 2}.get(kind, 100),
+            backoff=Backoff("fixed", 100),
+            timeout=300 if kind == "stubborn" else None,
+            lifo=chance.random() < 0.1,
+            key=f"key-{new_id()}" if chance.random() < 0.1 else None,
+        )
+        return kind, payload, options
+
+    async def produce(self, pause: float) -> None:
+        """Enqueue over Python until told to stop; what got no answer is repeated under the same id."""
+        while self.producing:
+            kind, payload, options = self.draw()
+            base = self.queue.new(kind, payload)
+            job = NewJob(kind, base.payload, options, id=new_id())
+            assert job.id
+            while True:
+                try:
+                    await self.queue.submit(job)
+                    break
+                except StoreError as error:
+                    self.refused(error)
+                    await asyncio.sleep(0.2)
+            self.acknowledged[job.id] = kind
+            if kind == "victim":
+                asyncio.get_running_loop().create_task(self.kill(job.id))
+            await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
+
+    async def produce_rest(self, pause: float) -> None:
+        """Enqueue over REST; what got no answer is repeated under the same Idempotency-Key."""
+        while self.producing:
+            kind, payload, options = self.draw()
+            if kind == "victim":
+                continue
+            body: dict[str, Any] = {"type": kind, "payload": payload, "attempts": options.attempts}
+            body |= {"priority": options.priority, "delay": options.delay, "backoff": {"type": "fixed", "delay": 100}}
+            if options.timeout:
+                body["timeout"] = options.timeout
+            headers = {"Idempotency-Key": new_id()}
+            while True:
+                async with self.rest.post("/jobs/enqueue", json=body, headers=headers) as response:
+                    answer = await response.json(content_type=None)
+                if response.status in (200, 201):
+                    self.acknowledged[answer["id"].rpartition(":")[2]] = kind
+                    break
+                assert response.status == 503, answer
+                self.refused(f"503 {answer['type'].rpartition(':')[2]}")
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
+
+    async def kill(self, job_id: str) -> None:
+        """Kill a job at some time, until that is acknowledged."""
+        await asyncio.sleep(self.chance.uniform(0, 2))
+        while True:
+            try:
+                return await self.queue.kill(job_id)
+            except StoreFull:
+                raise
+            except StoreError as error:
+                self.refused(error)
+                await asyncio.sleep(0.2)
+            except (WrongState, JobNotFound):
+                return  # an earlier try did it
