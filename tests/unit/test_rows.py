@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
 from jobq.engine.job import Backoff, Minute, Result, Spec
-from jobq.engine.rows import job_row, latency, read_errors, read_logs, read_stats
+from jobq.engine.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
 ID = "0htk3v9c20047qm2x"
 SPEC = Spec("send", 1000, msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})
@@ -78,9 +78,15 @@ def test_options_of_the_spec_are_shown():
     assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, Backoff("fixed"), 7, True, 0)
 
 
-def test_a_row_that_is_none_of_ours():
-    with pytest.raises(msgspec.MsgspecError):
-        job_row("mail", ID, row("waiting", "1", spec=b"\x00"))
+DEEP = b'{"type":"t","at":1,"payload":' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+@pytest.mark.parametrize("spec", [b"", b"\x00", b"{}", b'{"type":1,"at":1}', b'{"type":"\xff","at":1}', DEEP])
+def test_a_row_that_is_none_of_ours_hides_no_other(spec: bytes):
+    job = job_row("mail", ID, row("failed", "1", spec=spec))
+    assert (job.type, job.enqueued_at, job.state) == ("?", 0, State.FAILED)
+    with pytest.raises((msgspec.MsgspecError, RecursionError)):
+        read_spec(spec)
 
 
 def test_lines():
