@@ -35,6 +35,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: Annotated[int, Meta(ge=0, le=65535)] = 7800
     api_keys: str | None = None
     """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
+    allowed_hosts: str | None = None
+    """Names that the Host header may say besides this machine's, comma separated; behind a proxy that keeps it."""
+    rate: Annotated[float, Meta(gt=0)] | None = None
+    """REST calls a second for each API key, or for each address where there are no keys; None: no limit."""
     lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     concurrency: Annotated[int, Meta(ge=1)] = 100

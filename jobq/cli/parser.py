@@ -180,6 +180,8 @@ def _http_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", dest="http_host", help="address to listen on (default: 127.0.0.1)")
     group.add_argument("--port", dest="http_port", type=values.whole(1), help="default: 7800")
     group.add_argument("--api-keys", metavar="KEYS", help="name:sha256:scope[:queues[:expires]],...")
+    group.add_argument("--allowed-hosts", metavar="NAMES", help="that the Host header may say, comma separated")
+    group.add_argument("--rate", type=float, metavar="N", help="calls a second for each key; default: no limit")
     group.add_argument("--max-payload", type=values.whole(1), metavar="BYTES", help="default: 1 MiB")
 
 

@@ -95,6 +95,10 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any] | None = None
 
 
+PLAIN = Options()
+"""The options of a job that asks for nothing in particular."""
+
+
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why one attempt failed. ``at`` unix ms; ``traceback`` is bounded and may be cut in its middle."""
 
@@ -228,7 +232,7 @@ class NewJob(msgspec.Struct, frozen=True):
 
     type: str
     payload: msgspec.Raw = msgspec.Raw(b"{}")
-    options: Options = Options()
+    options: Options = PLAIN
     idempotency_key: str | None = None
     id: str | None = None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.rows import read_errors, read_result
-from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError
+from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
@@ -141,4 +141,4 @@ class Waiters:
                 task.cancel()
                 await asyncio.wait([task])
         for job_id in list(self._waiting):
-            self._fail(job_id, StoreError("the queue was closed while waiting for the result"))
+            self._fail(job_id, StoreUnavailable("the queue was closed while waiting for the result"))

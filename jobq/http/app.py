@@ -39,11 +39,11 @@ def create_app(
     """The application for these queues; the plain routes serve the first. It opens and closes them.
 
     ``api_keys``: what ``JOBQ_API_KEYS`` holds, or keys; none: everybody may do everything. ``allowed_hosts``:
-    names that the Host header may say. By default those of this machine, and the address that ``settings``
-    bind to; any where that is a public one, since there keys are needed, which no foreign page has. ``rate``:
-    calls a second for each key, or for each address where there are no keys; None: no limit. ``max_body``:
-    bytes of one request, by default four times the largest payload. ``max_bulk``: jobs in one request.
-    ``body_seconds``: time for a body to arrive.
+    names that the Host header may say. By default those of this machine, of ``settings.allowed_hosts``, and
+    the address that ``settings`` bind to; any where that is a public one, since there keys are needed, which
+    no foreign page has. ``rate``: calls a second for each key, or for each address where there are no keys;
+    None: ``settings.rate``. ``max_body``: bytes of one request, by default four times the largest payload.
+    ``max_bulk``: jobs in one request. ``body_seconds``: time for a body to arrive.
 
     :raises ValueError: no queue, or two of one name.
     :raises SettingsError: an API key that cannot be read.
@@ -54,7 +54,7 @@ def create_app(
     settings = settings or flat[0].settings
     given_keys = settings.api_keys if api_keys is None else api_keys
     keys = Keyring(parse_keys(given_keys) if isinstance(given_keys, str) else given_keys or ())
-    guard = Guard(keys, _hosts(settings, allowed_hosts), Rate(rate) if rate else None)
+    guard = Guard(keys, _hosts(settings, allowed_hosts), Rate(rate) if (rate := rate or settings.rate) else None)
     body = max_body or 4 * max(queue.max_payload for queue in flat)
     hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds))
 
@@ -67,6 +67,8 @@ def create_app(
 
 
 def _hosts(settings: Settings, given: Iterable[str] | None) -> Iterable[str] | None:
+    if given is None and settings.allowed_hosts:
+        given = (*LOCAL_NAMES, *(name.strip() for name in settings.allowed_hosts.split(",")))
     if given is not None:
         return given
     return (*LOCAL_NAMES, settings.http_host) if is_loopback(settings.http_host) else None

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
-import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
 from jobq.engine.ids import is_id
+from jobq.engine.log import get_logger
 from jobq.errors import JobNotFound
 from jobq.http.auth import ApiKey, Scope
 from jobq.http.problems import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jobq.engine.queue import Queue
     from jobq.http.guard import Guard
 
-_audit = structlog.get_logger("jobq.audit")
+_audit = get_logger("jobq.audit")
 _encode = msgspec.json.Encoder().encode
 _HEADERS: Final = CIMultiDict(COMMON_HEADERS | {"Content-Type": "application/json"})
 

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, astuple, replace
 
 from jobq.engine import job
-from jobq.engine.job import Accepted, AttemptError, JobRow, NewJob, Options, State, Stats
+from jobq.engine.job import PLAIN, Accepted, AttemptError, JobRow, NewJob, State, Stats
 from jobq.engine.results import KILLED
 from jobq.errors import InvalidJob, JobFailed, JobKilled
 from jobq.http import problems, schema
@@ -28,7 +28,6 @@ _items = msgspec.json.Decoder(list[msgspec.Raw])
 _OPTIONS = schema.Enqueue.__struct_fields__[2:]
 """All but the type and the payload."""
 _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
-_PLAIN = Options()
 
 T = TypeVar("T")
 
@@ -82,7 +81,7 @@ async def _submit_many(queue: Queue, news: list[NewJob], *, each: bool) -> list[
 
 def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None) -> NewJob:
     task = queue.tasks.get(body.type)
-    options = task.defaults if task else _PLAIN
+    options = task.defaults if task else PLAIN
     values = astuple(body)[2:]
     if values != _NOTHING_GIVEN:
         given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}

@@ -6,17 +6,17 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
-import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from jobq import errors
+from jobq.engine.log import get_logger
 from jobq.http.strict import BadJSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_log = structlog.get_logger("jobq.http")
+_log = get_logger("jobq.http")
 _encode = msgspec.json.Encoder().encode
 
 COMMON_HEADERS = {

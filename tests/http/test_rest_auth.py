@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from rest import enqueue, problem
-from structlog.testing import capture_logs
 
 from jobq import Connection, Queue, Settings
 from jobq.errors import SettingsError
@@ -284,11 +283,11 @@ async def test_too_many_calls_are_429_for_that_key_only(new_client: NewClient, c
     assert (await client.get("/jobs", headers=bearer(WRITE[0]))).status == 200
 
 
-async def test_what_destroys_is_written_down(locked: Client):
+async def test_what_destroys_is_written_down(locked: Client, caplog: pytest.LogCaptureFixture):
     headers = bearer(ADMIN[0])
     locked.session.headers.update(headers)
     job = await enqueue(locked)
-    with capture_logs() as logs:
+    with caplog.at_level("INFO", "jobq.audit"):
         await locked.post(f"/jobs/{job}/kill")
         await locked.post(f"/jobs/{job}/retry")
         await locked.post("/jobs/pause")
@@ -298,7 +297,8 @@ async def test_what_destroys_is_written_down(locked: Client):
         await locked.delete("/jobs?state=failed")
         await locked.get("/jobs")
     events = ["kill", "retry", "pause", "resume", "retry many", "remove", "remove many"]
-    assert [entry["event"] for entry in logs] == events
+    logs = [vars(record) for record in caplog.records if record.name == "jobq.audit"]
+    assert [entry["msg"] for entry in logs] == events
     assert {(entry["key"], entry["queue"], entry["remote"]) for entry in logs} == {("admin", "main", "127.0.0.1")}
     assert logs[0]["job"] in job
     assert ADMIN[0] not in str(logs)

@@ -50,7 +50,18 @@ def test_cursors_come_back_as_they_went():
 
 @pytest.mark.parametrize(
     "text",
-    ["nonsense", "====", "WzFd", write_cursor(Cursor(State.FAILED, "five", "x")), "\u00e9", "W10", "\ud83d"],
+    [
+        "nonsense",
+        "====",
+        "WzFd",
+        write_cursor(Cursor(State.FAILED, "five", "x")),
+        write_cursor(Cursor(State.FAILED, "NaN", "x")),
+        write_cursor(Cursor(State.FAILED, " 1 ", "x")),
+        write_cursor(Cursor(State.FAILED, "1_0", "x")),
+        "\u00e9",
+        "W10",
+        "\ud83d",
+    ],
 )
 def test_cursors_that_are_none_of_ours(text: str):
     with pytest.raises(InvalidQuery, match=r"cursor '.*' is none of ours: pass the one that the last page gave"):
