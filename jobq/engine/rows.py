@@ -44,7 +44,7 @@ def shown_spec(raw: bytes) -> Spec:
     """The spec of a job, or ``UNREADABLE``: one bad row must not hide the others."""
     try:
         return _spec(raw)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return UNREADABLE
 
 
