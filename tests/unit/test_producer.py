@@ -106,6 +106,14 @@ async def test_one_that_does_not_fit_leaves_the_others_unwritten(queue: Queue):
     assert (await queue.stats()).waiting == 0
 
 
+@pytest.mark.parametrize("raw", [b"", b"{", b'1,"attempts":9', b"{} {}", b"NaN", b"[" * 5000 + b"]" * 5000])
+async def test_a_raw_payload_must_be_json(raw: bytes, queue: Queue):
+    """It is stored byte for byte; anything else would make a row that nobody can read."""
+    with pytest.raises(InvalidJob, match="payload of 'x': "):
+        await queue.enqueue("x", msgspec.Raw(raw))
+    assert (await queue.stats()).waiting == 0
+
+
 @pytest.mark.parametrize("job_id", ["", "x", "0htk3v9c20047qm2", "0HTK3V9C20047QM2X"])
 async def test_ids_that_are_none(job_id: str, queue: Queue):
     with pytest.raises(InvalidJob, match=r"id '.*' is not of the form of jobq.new_id\(\)"):

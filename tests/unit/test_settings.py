@@ -19,8 +19,6 @@ GIVEN = {
     "allowed_hosts": ("jobs.example.com", "jobs.example.com"),
     "rate": ("2.5", 2.5),
     "api_keys": ("a:b:c", "a:b:c"),
-    "allowed_hosts": ("a.example,b", "a.example,b"),
-    "rate": ("2.5", 2.5),
     "lease": ("1.5", 1.5),
     "grace": ("0", 0.0),
     "concurrency": ("7", 7),
