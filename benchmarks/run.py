@@ -1,11 +1,10 @@
-"""One run: every workload with every subject, in turns, several times over."""
+"""One run: a workload with every subject that fits, in turns, several times over."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import TextIO
@@ -88,7 +87,7 @@ def load(path: Path) -> Report:
 
 
 async def run(
-    workloads: Iterable[Workload],
+    workload: Workload,
     subjects: list[Subject],
     *,
     peers: Path,
@@ -97,7 +96,7 @@ async def run(
     repeats: int,
     out: TextIO = sys.stderr,
 ) -> Report:
-    """Measure. A subject that fails is noted and left out of the rest of that workload."""
+    """Measure. A subject that fails is noted and left out of the rest."""
     with Server(server) as probe:
         version = probe.version()
     report = Report(
@@ -109,29 +108,26 @@ async def run(
     )
     with tempfile.TemporaryDirectory(prefix="jobq-bench-") as folder:
         bench = Bench(peers=peers, folder=Path(folder), server=server, jobs=jobs)
-        for workload in workloads:
-            rows = {
-                subject.name: Measured(workload.name, subject.name) for subject in subjects if workload.fits(subject)
-            }
-            report.measured += rows.values()
-            for turn in range(repeats):
-                for subject in subjects:
-                    row = rows.get(subject.name)
-                    if row is None or row.failures:
-                        continue
-                    row.load.append(round(machine.load(), 2))
-                    begun = time.monotonic()
-                    try:
-                        figures = await workload.measure(bench, subject)
-                    except (DriverFailed, MissingPeer) as error:
-                        row.failures.append(str(error))
-                        print(f"{workload.name:18} {subject.name:9} {error}", file=out, flush=True)
-                        continue
-                    row.repeats.append({name: round(value, 4) for name, value in figures.items()})
-                    said = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-                    took = time.monotonic() - begun
-                    print(
-                        f"{workload.name:18} {subject.name:9} {turn + 1}/{repeats} {took:5.1f} s  {said}",
-                        file=out, flush=True,
-                    )  # fmt: skip
+        rows = {subject.name: Measured(workload.name, subject.name) for subject in subjects if workload.fits(subject)}
+        report.measured += rows.values()
+        for turn in range(repeats):
+            for subject in subjects:
+                row = rows.get(subject.name)
+                if row is None or row.failures:
+                    continue
+                row.load.append(round(machine.load(), 2))
+                begun = time.monotonic()
+                try:
+                    figures = await workload.measure(bench, subject)
+                except (DriverFailed, MissingPeer) as error:
+                    row.failures.append(str(error))
+                    print(f"{workload.name:18} {subject.name:9} {error}", file=out, flush=True)
+                    continue
+                row.repeats.append({name: round(value, 4) for name, value in figures.items()})
+                said = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+                took = time.monotonic() - begun
+                print(
+                    f"{workload.name:18} {subject.name:9} {turn + 1}/{repeats} {took:5.1f} s  {said}",
+                    file=out, flush=True,
+                )  # fmt: skip
     return report

@@ -1,0 +1,87 @@
+"""What jobq has set out to reach, and what a run says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from benchmarks.run import Report, Spread
+
+PURE_PYTHON = ("streaq", "arq", "saq", "taskiq", "dramatiq", "celery")
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """``least``: the measured median must be at least the bound, or else at most."""
+
+    what: str
+    bound: float
+    least: bool
+    measured: Spread
+    unit: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """By the median."""
+        return self.measured.median >= self.bound if self.least else self.measured.median <= self.bound
+
+
+def _best_peer(report: Report, workload: str, peers: tuple[str, ...]) -> tuple[str, Spread] | None:
+    """The peer that comes closest, and jobq's ratio to it."""
+    ratios = {peer: report.ratio(workload, "rate", "jobq", peer) for peer in peers}
+    found = [(ratio.median, peer, ratio) for peer, ratio in ratios.items() if ratio]
+    if not found:
+        return None
+    _, peer, ratio = min(found, key=lambda one: one[0])
+    return peer, ratio
+
+
+def _two_processes(report: Report) -> Spread | None:
+    one, two = report.of("drain-1", "jobq"), report.of("drain-2", "jobq")
+    if one is None or two is None:
+        return None
+    single = one.spread("rate")
+    double = two.spread("rate")
+    if single is None or double is None:
+        return None
+    return Spread(double.median / single.median, double.least / single.most, double.most / single.least)
+
+
+def goals(report: Report) -> Iterator[Goal]:
+    """All goals that the run measured."""
+
+    def figure(workload: str, name: str) -> Spread | None:
+        row = report.of(workload, "jobq")
+        return row.spread(name) if row else None
+
+    def made(
+        what: str, bound: float, measured: Spread | None, *, least: bool = True, unit: str = "x"
+    ) -> Iterator[Goal]:
+        if measured is not None:
+            yield Goal(what, bound, least, measured, unit)
+
+    yield from made("drain, 1 process: over BullMQ", 3.5, report.ratio("drain-1", "rate", "jobq", "bullmq"))
+    if best := _best_peer(report, "drain-1", PURE_PYTHON):
+        yield from made(f"drain, 1 process: over the best pure-Python peer ({best[0]})", 25, best[1])
+    yield from made("drain, 1 process: of the bare limit", 0.6, report.ratio("drain-1", "rate", "jobq", "limit"))
+    yield from made("drain, 2 processes: over 1 process", 1.0, _two_processes(report))
+    yield from made("enqueue one by one: of redis.asyncio's PING", 0.8, figure("enqueue-one", "of_ping"))
+    if best := _best_peer(report, "enqueue-one", (*PURE_PYTHON, "ardiq")):
+        yield from made(f"enqueue one by one: over the best Python peer ({best[0]})", 1.0, best[1])
+    yield from made("enqueue bulk: over ardiq's", 1.3, report.ratio("enqueue-bulk", "rate", "jobq", "ardiq"))
+    yield from made("pickup, idle worker, p50", 0.5, figure("pickup", "p50_ms"), least=False, unit="ms")
+    yield from made("pickup, idle worker, p99", 1.0, figure("pickup", "p99_ms"), least=False, unit="ms")
+    yield from made("delayed job after its time, p99", 5.0, figure("delayed", "p99_ms"), least=False, unit="ms")
+    yield from made("REST enqueue: over Express + BullMQ", 3.0, report.ratio("rest", "rate", "jobq", "bullmq"))
+    yield from made("REST enqueue: p99 over its", 1 / 3, report.ratio("rest", "p99_ms", "jobq", "bullmq"), least=False)
+    yield from made("Redis CPU, full cycle", 10, figure("memory", "cycle_redis_us"), least=False, unit="us")
+    yield from made("Redis memory, waiting", 400, figure("memory", "waiting_bytes"), least=False, unit="B")
+    yield from made("Redis memory, finished", 500, figure("memory", "finished_bytes"), least=False, unit="B")
+    for name, what in (("one_of_ping", "enqueue one by one"), ("bulk_rate", "enqueue bulk"), ("drain_rate", "drain")):
+        yield from made(f"3e6 jobs in store: {what}, over the empty queue's", 0.8, figure("million", f"{name}_kept"))
+    yield from made(
+        "3e6 jobs in store: Redis CPU, over the empty queue's", 1.2, figure("million", "redis_us_kept"), least=False
+    )
+    yield from made("3e6 jobs in store: slowest script", 10, figure("million", "slowest_ms"), least=False, unit="ms")
+    yield from made("10,000 sleepers of 1 s", 1.5, figure("sleepers", "seconds"), least=False, unit="s")
+    yield from made("mixed jobs: utilisation", 0.97, figure("mixed", "utilisation"), unit="")

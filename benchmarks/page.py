@@ -1,0 +1,172 @@
+"""docs/benchmarks.md, made from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.goals import goals
+from benchmarks.run import Report, Spread
+from benchmarks.workloads import everything
+
+FIGURES = {
+    "rate": "jobs/s",
+    "of_ping": "of PING",
+    "worker_us": "worker CPU, us/job",
+    "server_us": "server CPU, us/job",
+    "redis_us": "Redis CPU, us/job",
+    "cycle_redis_us": "Redis CPU, us/job",
+    "waiting_bytes": "B, waiting",
+    "finished_bytes": "B, finished",
+    "p50_ms": "p50, ms",
+    "p99_ms": "p99, ms",
+    "seconds": "s",
+    "resident_mb": "worker RSS, MiB",
+    "utilisation": "utilisation",
+    "slowest_ms": "slowest script, ms",
+    "bytes_per_job": "B per job",
+    "exactly_once": "exactly once",
+}
+"""Columns, in their order."""
+
+INTRO = """\
+# Benchmarks
+
+Made by `python -m benchmarks page` from the run below; do not edit. Figures are medians with (least-most) of {repeats}
+repeats; subjects take turns within each repeat, so compare inside a table and never across machines. No-op jobs, 100
+bytes of payload, concurrency 100, every library as its documentation recommends, jobq with all defaults on: results,
+events, metrics, retention, fenced leases.
+
+- machine: {cpu}, {cores} cores, {memory}, {system}
+- {server}, no persistence, on a TCP port of this machine; Python {python}, node {node}, wrk {wrk}
+- {at}; the machine's load average before the measurements was {load}: it was {busy}
+- {versions}
+"""
+
+LIMIT = """\
+`limit` is the bare limit (benchmarks/limit): the same layout without fences, retries, events, metrics, retention,
+wake-ups and error handling. It cannot be used for anything; it says what the promises cost.
+"""
+
+AGAIN = """\
+## Run it yourself
+
+    jobq bench                                            # ten seconds, this engine only
+    python -m benchmarks install                          # the peers' environments, outside the repository
+    python -m benchmarks run --subjects all               # everything; or name workloads
+    pip install -r benchmarks/requirements.txt            # for the plots
+    python -m benchmarks page                             # this page, from the last run
+"""
+
+
+def say(value: float) -> str:
+    """Three or four digits that matter."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def say_spread(spread: Spread) -> str:
+    """Median (least-most)."""
+    if spread.least == spread.most:
+        return say(spread.median)
+    return f"{say(spread.median)} ({say(spread.least)}-{say(spread.most)})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+
+
+def _goals(report: Report) -> Iterator[str]:
+    yield "## Goals\n"
+    rows = [
+        [
+            goal.what,
+            f"{'>=' if goal.least else '<='} {say(goal.bound)} {goal.unit}".rstrip(),
+            f"{say_spread(goal.measured)} {goal.unit}".rstrip(),
+            "yes" if goal.reached else "**no**",
+        ]
+        for goal in goals(report)
+    ]
+    yield from _table(["", "goal", "measured", "reached"], rows)
+
+
+def _workload(report: Report, name: str, title: str) -> Iterator[str]:
+    rows = [one for one in report.measured if one.workload == name and (one.repeats or one.failures)]
+    measured = [one for one in rows if one.repeats]
+    if not measured:
+        return
+    figures = [figure for figure in FIGURES if any(figure in one.repeats[0] for one in measured)]
+    yield f"## {title}\n"
+    ratios = len(measured) > 1 and "rate" in figures
+    lines: list[list[str]] = []
+    for one in measured:
+        line = [one.subject]
+        if ratios:
+            ratio = report.ratio(name, "rate", "jobq", one.subject)
+            line.append("" if one.subject == "jobq" or ratio is None else say_spread(ratio))
+        for figure in figures:
+            spread = one.spread(figure)
+            if figure == "exactly_once" and spread:
+                line.append("yes" if spread.least == 1 else "no")
+            else:
+                line.append(say_spread(spread) if spread else "")
+        lines.append(line)
+    lines += [[one.subject, "failed"] for one in rows if not one.repeats]
+    yield from _table(["", *(["jobq is faster by"] if ratios else []), *map(FIGURES.__getitem__, figures)], lines)
+
+
+def _million(report: Report) -> Iterator[str]:
+    one = report.of("million", "jobq")
+    if one is None:
+        return
+    yield "With 1e6 waiting, 1e6 delayed and 1e6 finished jobs in the queue, beside an empty one, in turns:\n"
+    rows: list[list[str]] = []
+    for name, what in (
+        ("one_of_ping", "enqueue one by one, of PING"),
+        ("bulk_rate", "enqueue bulk, jobs/s"),
+        ("drain_rate", "drain, jobs/s"),
+        ("redis_us", "Redis CPU of a drain, us/job"),
+    ):
+        cells = [one.spread(f"{name}_{side}") for side in ("empty", "full", "kept")]
+        rows.append([what, *(say_spread(cell) if cell else "" for cell in cells)])
+    yield from _table(["", "empty", "full", "full over empty"], rows)
+
+
+def write(report: Report, docs: Path) -> list[Path]:
+    """Write the page, and the plots where matplotlib is installed. Returns what was written."""
+    loads = [load for one in report.measured for load in one.load] or [0.0]
+    quiet = sorted(loads)[len(loads) // 2] <= int(report.machine.get("cores") or 1)
+    text = INTRO.format(
+        repeats=report.options.get("repeats", 0),
+        server=report.server,
+        at=datetime.fromtimestamp(report.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        load=f"{min(loads):.1f}-{max(loads):.1f}",
+        busy="quiet" if quiet else "shared, so absolute figures are low and ratios are what counts",
+        versions=", ".join(f"{name} {version}" for name, version in report.versions.items() if version),
+        **{key: report.machine.get(key, "") for key in ("cpu", "cores", "memory", "system", "python", "node", "wrk")},
+    )
+    lines = [text, LIMIT, *_goals(report)]
+    plots: list[Path] = []
+    try:
+        from benchmarks import plots as drawing
+    except ImportError:
+        pass
+    else:
+        plots = drawing.draw(report, docs / "benchmarks")
+        if plots:
+            lines += ["## Throughput\n", *(f"![{plot.stem}](benchmarks/{plot.name})" for plot in plots), ""]
+    for workload in everything():
+        if workload.name.startswith("over-"):
+            continue
+        lines += _workload(report, workload.name, workload.title)
+        if workload.name == "million":
+            lines += _million(report)
+    page = docs / "benchmarks.md"
+    page.write_text("\n".join([*lines, AGAIN]))
+    return [page, *plots]

@@ -1,0 +1,83 @@
+"""The harness's arithmetic: what it says of a run must be right, whatever the machine did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.drive import Tally
+from benchmarks.goals import goals
+from benchmarks.page import say, write
+from benchmarks.run import Measured, Report, Spread
+from benchmarks.subjects import SUBJECTS
+from benchmarks.workloads import everything
+from benchmarks.workloads.base import quantile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def report(**rates: list[float]) -> Report:
+    measured = [Measured("drain-1", name, [{"rate": rate} for rate in values]) for name, values in rates.items()]
+    return Report(
+        at=0, machine={"cores": "2"}, server="Redis 7", versions={}, options={"repeats": 3}, measured=measured
+    )
+
+
+def test_ratios_are_taken_repeat_by_repeat() -> None:
+    made = report(jobq=[100.0, 10.0, 60.0], bullmq=[25.0, 2.0, 20.0])
+    assert made.ratio("drain-1", "rate", "jobq", "bullmq") == Spread(4.0, 3.0, 5.0)
+    assert made.ratio("drain-1", "rate", "jobq", "arq") is None
+
+
+def test_a_workload_is_replaced_as_a_whole() -> None:
+    old, new = report(jobq=[1.0], bullmq=[1.0]), report(jobq=[2.0])
+    old.merge(new)
+    assert old.of("drain-1", "bullmq") is None, "a ratio must not mix two runs"
+    assert old.of("drain-1", "jobq") == new.of("drain-1", "jobq")
+
+
+def test_goals_are_judged_by_the_median() -> None:
+    found = {goal.what: goal for goal in goals(report(jobq=[80.0, 70.0, 10.0], bullmq=[20.0] * 3, limit=[100.0] * 3))}
+    assert found["drain, 1 process: over BullMQ"].reached
+    assert found["drain, 1 process: of the bare limit"].measured == Spread(0.7, 0.1, 0.8)
+
+
+def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
+    page, *_ = write(report(jobq=[100.0], bullmq=[25.0]), tmp_path)
+    text = page.read_text()
+    assert "| bullmq | 4 | 25 |" in text
+    assert "over BullMQ | >= 3.5 x | 4 x | yes |" in text
+
+
+def test_the_tally_tells_lost_and_repeated_jobs(tmp_path: Path) -> None:
+    tally = Tally(tmp_path, jobs=3, processes=2)
+    tally.paths[0].write_bytes(b"\1\1\0")
+    assert (tally.ran(), tally.exact()) == (2, False)
+    with tally.paths[1].open("r+b") as file:
+        file.write(b"\0\0\1")
+    assert (tally.ran(), tally.exact()) == (3, True)
+    with tally.paths[1].open("r+b") as file:
+        file.write(b"\1\0\0")
+    assert (tally.ran(), tally.exact()) == (3, False)
+    tally.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(28941.7, "28,942"), (378.2, "378"), (31.04, "31"), (0.4961, "0.496"), (3.5, "3.5")]
+)
+def test_figures_have_the_digits_that_matter(value: float, said: str) -> None:
+    assert say(value) == said
+
+
+def test_quantiles() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([float(n) for n in range(100)], 0.99) == 99.0
+
+
+def test_every_driver_is_there_and_pinned() -> None:
+    for subject in SUBJECTS.values():
+        assert subject.program.is_file(), subject.name
+        assert subject.own or subject.version(subject.program) != "", subject.name
+    assert len({workload.name for workload in everything()}) == len(everything())
