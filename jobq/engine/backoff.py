@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 DEFAULT = Backoff()
 
 
+def pause(failures: int) -> float:
+    """Seconds before a call to Redis that failed ``failures`` times in a row is tried again: two at most."""
+    # bounded before it is raised to a power: after an outage of half an hour 2.0**failures is no float any more
+    return min(2.0, 0.05 * 2 ** min(failures, 6))
+
+
 def delay_ms(backoff: Backoff | None, attempt: int, draw: Callable[[], float] = random.random) -> int:
     """Delay in ms before the run after ``attempt`` (from 1). ``draw`` gives 0 <= x < 1."""
     plan = backoff or DEFAULT

@@ -12,15 +12,16 @@ import contextlib
 import random
 import sys
 from collections import deque
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from jobq.engine.backoff import pause
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.run import execute
-from jobq.engine.store import give_wake_back, wait_for_wake
+from jobq.engine.store import give_wake_back
+from jobq.engine.threads import Threads
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ CLAIM_MAX: Final = 250
 CLAIM_BYTES: Final = 4 << 20
 """Bytes of specs that a claim should bring, by the average seen so far."""
 PROMOTE_MAX: Final = 250
-BLOCK: Final = 5.0
-"""Seconds to block on the wake token; then one look whether a token was lost with a connection."""
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
 HOLD_SECONDS: Final = 0.01
@@ -63,12 +62,12 @@ class Pool:
         self._typical = 1.0
         """Seconds that a run takes, as a moving average; starts high: nothing is prefetched on trust."""
         self._sleepers: deque[asyncio.Future[None]] = deque()
-        self._hungry: list[asyncio.Event] = []
         self._hold: asyncio.TimerHandle | None = None
         self._passing: set[asyncio.Task[None]] = set()
-        self._threads: ThreadPoolExecutor | None = None
+        self.threads = Threads(concurrency)
         self._clock_ms = 0.0
         self._flying = 0
+        self._idle = asyncio.Event()
         self._empty = asyncio.Event()
         self._context = copy_context()
         self.thread = get_ident()
@@ -115,6 +114,7 @@ class Pool:
                 source.ready = True
             self.notify()
         if self.stopping and not self.running:
+            self._idle.set()
             self.notify()
 
     def unbuffer(self, run: Run) -> bool:
@@ -155,19 +155,6 @@ class Pool:
         self._typical = max(self._typical, 1.0)
         self.give_back_buffer()
 
-    @property
-    def threads(self) -> Executor:
-        """Where sync handlers run: a thread per slot."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="jobq")
-        return self._threads
-
-    def abandon_thread(self) -> None:
-        """A thread is stuck in a run that was given up: later runs get new threads, so it blocks nobody."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
-            self._threads = None
-
     # -- lanes -----------------------------------------------------------------------------------------------------
 
     def notify(self) -> None:
@@ -179,8 +166,16 @@ class Pool:
                 future.set_result(None)
                 return
 
-    def _pick(self) -> Source | None:
+    def nobody_listens(self) -> None:
+        """For a wake token, that is: whoever frees a slot has to look for work."""
+        self._full = True
+
+    def _pick(self, lane: int) -> Source | None:
         """The source of the next trip: by weight among those that can be claimed from or have outcomes."""
+        for source in self.sources:
+            if source.unanswered[lane]:
+                # what that claim took is nobody's until it is asked for again, room or no room
+                return source
         room = 0 if self.stopping else self.room()
         candidates = [
             source
@@ -196,9 +191,9 @@ class Pool:
         """Make trips until the pool is closed."""
         failures = 0
         while True:
-            source = self._pick()
+            source = self._pick(index)
             if source is None:
-                if self.stopping and not self.running and not self._flying and not self._buffer:
+                if self.stopping and not self.running and not self._flying and not self._buffer and not self._asking():
                     self._empty.set()
                 if self.closed:
                     return
@@ -217,7 +212,10 @@ class Pool:
                 failures += 1
                 if self.closed:
                     return
-                await asyncio.sleep(min(2.0, 0.05 * 2**failures))
+                await asyncio.sleep(pause(failures))
+
+    def _asking(self) -> bool:
+        return any(any(source.unanswered) for source in self.sources)
 
     async def _trip(self, source: Source, lane: int) -> bool:
         want = 0
@@ -313,9 +311,10 @@ class Pool:
             self._watch(source, promoted[1])
         if self.room() <= 0:
             self._full = True
-        elif not source.ready:
-            for hungry in self._hungry:
-                hungry.set()
+        else:
+            for other in self.sources:
+                if not other.ready:
+                    other.hungry.set()
         if source.ready:
             self.notify()
         return True
@@ -344,39 +343,6 @@ class Pool:
         with contextlib.suppress(StoreError):
             await give_wake_back(source.store)
 
-    async def waker(self, sources: list[Source]) -> None:
-        """Block on the wake tokens of sources that share a connection, while slots are free and nothing can be claimed.
-
-        Runs until cancelled.
-        """
-        failures = 0
-        hungry = asyncio.Event()
-        self._hungry.append(hungry)
-        while True:
-            sleepy = [source for source in sources if not source.ready]
-            if self.stopping or not sleepy or self.room() <= 0:
-                # whoever frees a slot has to look for work, now that nobody listens
-                self._full = True
-                hungry.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hungry.wait(), BLOCK)
-                continue
-            try:
-                woken = await wait_for_wake([source.store for source in sleepy], BLOCK)
-                if woken is not None and (self.stopping or self.room() <= 0):
-                    await give_wake_back(woken)
-            except StoreError:
-                failures += 1
-                await asyncio.sleep(min(2.0, 0.05 * 2**failures))
-                woken = None
-            else:
-                failures = 0
-            for source in sleepy:
-                # None: nothing in BLOCK seconds, or no connection. A token may have been lost with one: look once
-                if woken is None or source.store is woken:
-                    source.ready = True
-            self.notify()
-
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def stop_claiming(self) -> None:
@@ -384,6 +350,24 @@ class Pool:
         self.stopping = True
         self.give_back_buffer()
         self.notify()
+
+    def unfinished(self) -> list[Run]:
+        """What runs now."""
+        return [
+            run for source in self.sources for run in source.runs.values() if run.task is not None and not run.ended
+        ]
+
+    async def idle(self, timeout: float) -> bool:
+        """Wait until nothing runs, while stopping; False: not within ``timeout`` seconds."""
+        self._idle.clear()
+        if not self.running:
+            return True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def drained(self, timeout: float | None) -> bool:
         """Wait until nothing runs and everything is settled; False: not within ``timeout`` seconds."""
@@ -406,5 +390,4 @@ class Pool:
                 source.timer.cancel()
         if self._hold is not None:
             self._hold.cancel()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()

@@ -31,6 +31,8 @@ log = get_logger("jobq.worker")
 
 CANCEL_GRACE: Final = 5.0
 """Seconds that a cancelled handler has to end before its slot is given to the next job."""
+SHUTDOWN_GRACE: Final = 2.0
+"""The same when the worker stops: it has waited already, and the job has to be handed back before it is gone."""
 
 Reason = Literal["killed", "lost", "timeout", "shutdown"]
 
@@ -81,7 +83,8 @@ class Run:
                 self.finish()
                 self.settle_stopped()
                 return
-            self.watch = self.source.loop.call_later(CANCEL_GRACE, self._abandon)
+            grace = SHUTDOWN_GRACE if reason == "shutdown" else CANCEL_GRACE
+            self.watch = self.source.loop.call_later(grace, self._abandon)
 
     def _abandon(self) -> None:
         if self.ended or self.task is None:
@@ -208,7 +211,9 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
             # the thread sees the context variables of this run: structlog's, and `current`
             here = contextvars.copy_context()
             try:
-                return await source.loop.run_in_executor(source.threads, lambda: here.run(_call_sync, task.fn, kwargs))
+                return await source.loop.run_in_executor(
+                    source.threads.executor, lambda: here.run(_call_sync, task.fn, kwargs)
+                )
             except asyncio.CancelledError:
                 log.warning(
                     "a thread cannot be stopped; it is fenced off",
@@ -216,7 +221,7 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
                     job_id=context.id,
                     reason=run.reason,
                 )
-                source.abandon_thread()
+                source.threads.abandon()
                 raise
 
         chain = innermost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from threading import get_ident
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -15,9 +16,6 @@ from jobq.engine.rows import UNREADABLE
 from jobq.engine.run import Run
 
 if TYPE_CHECKING:
-    import asyncio
-    from concurrent.futures import Executor
-
     from jobq.engine.children import Children
     from jobq.engine.context import Context
     from jobq.engine.inject import Resources
@@ -89,10 +87,13 @@ class Source:
         self.resources = resources
         self.children = children
         self.loop: asyncio.AbstractEventLoop = pool.loop
+        self.threads = pool.threads
         self.runs: dict[bytes, Run] = {}
         self.outbox = Outbox()
         self.ready = True
         """There may be something to claim."""
+        self.hungry = asyncio.Event()
+        """Set when there is room and nothing to claim: time to listen for a wake token."""
         self.speaking = False
         """Progress or log lines are under way. Two trips may overtake each other, and words must not be overtaken:
         not by later ones, and not by the outcome that ends their lease. So the outbox waits."""
@@ -112,15 +113,6 @@ class Source:
         self._pool = pool
         self._worker_json = _encode(worker)
         self._buckets: dict[int, tuple[bytes, bytes]] = {}
-
-    @property
-    def threads(self) -> Executor:
-        """Where sync handlers run."""
-        return self._pool.threads
-
-    def abandon_thread(self) -> None:
-        """A thread is busy with a run that was given up."""
-        self._pool.abandon_thread()
 
     # -- outcomes, called by runs ----------------------------------------------------------------------------------
 

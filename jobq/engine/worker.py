@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
+from jobq.engine.backoff import pause
 from jobq.engine.children import Children
 from jobq.engine.heartbeat import Heartbeat
 from jobq.engine.ids import new_id
@@ -23,6 +24,7 @@ from jobq.engine.options import to_ms
 from jobq.engine.pool import LANES, Pool
 from jobq.engine.source import Source
 from jobq.engine.sweeper import Sweeper
+from jobq.engine.waker import leave, wait_for_work
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -66,8 +68,15 @@ class Worker:
         if not queues:
             raise ValueError("a worker needs at least one queue")
         self._queues = [(entry, 1) if not isinstance(entry, tuple) else entry for entry in queues]
+        for place, (queue, weight) in enumerate(self._queues):
+            if weight < 1:
+                raise ValueError(f"weight of {queue.name!r} is {weight}: it takes at least 1")
+            if any(queue is other for other, _ in self._queues[:place]):
+                raise ValueError(f"queue {queue.name!r} is given twice")
         settings = self._queues[0][0].settings
-        self.concurrency = concurrency or settings.concurrency
+        self.concurrency = settings.concurrency if concurrency is None else concurrency
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency is {self.concurrency}: it takes at least 1")
         self.lease_ms = to_ms(lease if lease is not None else settings.lease)
         if self.lease_ms < 100:
             raise ValueError(f"lease is {self.lease_ms} ms: it takes at least 0.1 s")
@@ -150,19 +159,31 @@ class Worker:
         if self._running:
             raise RuntimeError("this worker runs already")
         self._running = True
-        loop = asyncio.get_running_loop()
+        try:
+            # whatever of it fails, the rest of the end still happens
+            async with AsyncExitStack() as stack:
+                await self._run(stack)
+        finally:
+            self._running = False
+            log.info("worker stopped", worker=self.name)
+
+    async def _run(self, stack: AsyncExitStack) -> None:
         self._started = time.time_ns() // 1_000_000
         resources, children = Resources(), Children()
-        pool = self._pool = Pool(loop, self.concurrency, self.lease_ms, self.name)
+        pool = self._pool = Pool(asyncio.get_running_loop(), self.concurrency, self.lease_ms, self.name)
         pool.sources = [Source(queue, weight, pool, self.name, resources, children) for queue, weight in self._queues]
         for queue, _ in self._queues:
             await queue.store.register()
             await _call_hooks(queue.startup_hooks)
+            stack.push_async_callback(_call_hooks, queue.shutdown_hooks)
+        stack.push_async_callback(resources.aclose)
+        stack.push_async_callback(children.aclose)
         heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)
         heartbeat.start()
+        stack.push_async_callback(asyncio.to_thread, heartbeat.stop, 3.0)
         tasks = [
             *(asyncio.create_task(pool.lane(index), name=f"jobq-lane-{index}") for index in range(LANES)),
-            *(asyncio.create_task(pool.waker(sources), name="jobq-waker") for sources in _by_connection(pool.sources)),
+            *(asyncio.create_task(wait_for_work(pool, source), name="jobq-waker") for source in pool.sources),
             asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
             *(asyncio.create_task(self._listen(source), name="jobq-control") for source in pool.sources),
         ]
@@ -172,51 +193,47 @@ class Worker:
             queues=[queue.name for queue, _ in self._queues],
             concurrency=self.concurrency,
         )
+        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            stopped = asyncio.create_task(self._stopped.wait())
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            if not stopped.done():
-                stopped.cancel()
-                for task in tasks:
-                    if task.done() and not task.cancelled() and task.exception():
-                        log.error(
-                            "the worker's own task failed; the worker stops",
-                            task=task.get_name(),
-                            exc_info=task.exception(),
-                        )
+            for task in tasks:
+                if task.done() and not task.cancelled() and task.exception():
+                    log.error(
+                        "the worker's own task failed; the worker stops",
+                        task=task.get_name(),
+                        exc_info=task.exception(),
+                    )
         finally:
-            await self._wind_down(pool, tasks)
-            await asyncio.to_thread(heartbeat.stop, 3.0)
-            await children.aclose()
-            await resources.aclose()
-            for queue, _ in reversed(self._queues):
-                await _call_hooks(queue.shutdown_hooks)
-            self._running = False
-            log.info("worker stopped", worker=self.name)
+            stopped.cancel()
+            try:
+                await self._wind_down(pool, tasks)
+            finally:
+                # cancelled again while it winds down: at once
+                pool.close()
+                for task in tasks:
+                    task.cancel()
         for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
     async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
         pool.stop_claiming()
-        hurry = asyncio.create_task(self._hurry.wait())
         if pool.running:
             log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self.grace)
-        waiting = asyncio.create_task(pool.drained(self.grace))
-        await asyncio.wait([hurry, waiting], return_when=asyncio.FIRST_COMPLETED)
-        if not (waiting.done() and waiting.result()):
-            waiting.cancel()
-            running = [
-                run for source in pool.sources for run in source.runs.values() if run.task is not None and not run.ended
-            ]
-            if running:
-                log.warning("stopping: handing back running jobs", running=len(running))
+        hurry = asyncio.create_task(self._hurry.wait())
+        idle = asyncio.create_task(pool.idle(self.grace))
+        try:
+            await asyncio.wait([hurry, idle], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
+            idle.cancel()
+        if running := pool.unfinished():
+            log.warning("stopping: handing back running jobs", running=len(running))
             for run in running:
                 run.stop("shutdown")
-            if not await pool.drained(SETTLE_SECONDS):
-                held = sum(len(source.runs) for source in pool.sources)
-                log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
-        hurry.cancel()
+        if not await pool.drained(SETTLE_SECONDS):
+            held = sum(len(source.runs) for source in pool.sources)
+            log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
         pool.close()
         for task in tasks:
             # lanes end by themselves; one that hangs on a dead Redis is cut off here
@@ -227,6 +244,7 @@ class Worker:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=1.0)
+        await leave(pool)
 
     async def _listen(self, source: Source) -> None:
         """Hear kills at once. Without the channel they are learnt of at the next renewal."""
@@ -241,14 +259,7 @@ class Worker:
             with contextlib.suppress(StoreError):
                 await source.store.listen(source.heard, joined)
             failures += 1
-            await asyncio.sleep(min(2.0, 0.05 * 2**failures))
-
-
-def _by_connection(sources: list[Source]) -> list[list[Source]]:
-    groups: dict[int, list[Source]] = {}
-    for source in sources:
-        groups.setdefault(id(source.store.connection), []).append(source)
-    return list(groups.values())
+            await asyncio.sleep(pause(failures))
 
 
 async def _call_hooks(hooks: list[Callable[[], Any]]) -> None:

@@ -1,0 +1,345 @@
+"""Which job runs next, on whom, and how soon: order, weights, pause, wake-ups without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from tools import commands
+
+from jobq import Connection, Queue, State, Worker
+from jobq.engine.pool import HOLD_SECONDS
+
+
+@pytest.fixture
+async def second(connection: Connection):
+    """Another queue on the same connection."""
+    async with Queue("second", connection) as queue:
+        yield queue
+
+
+async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_front(queue, start):
+    order: list[str] = []
+
+    @queue.task
+    async def note(name: str) -> None:
+        order.append(name)
+
+    await queue.pause()
+    jobs = [
+        await note.options(priority=priority, lifo=lifo).enqueue(name=name)
+        for name, priority, lifo in [
+            ("late", 10, False),
+            ("a", 0, False),
+            ("b", 0, False),
+            ("urgent", -5, False),
+            ("c", 0, False),
+            ("top", 0, True),
+            ("topmost", 0, True),
+        ]
+    ]
+    jobs += await note.enqueue_many([{"name": f"batch{n}"} for n in range(3)])  # within one millisecond
+    await start(concurrency=1)
+    await queue.resume()
+    for job in jobs:
+        await job.result(5)
+    assert order == ["urgent", "topmost", "top", "a", "b", "c", "batch0", "batch1", "batch2", "late"]
+
+
+async def test_weights_are_shares_while_all_queues_have_work(queue, second, start):
+    ran: Counter[str] = Counter()
+    enough = asyncio.Event()
+
+    def handler(name: str):
+        async def tick() -> None:
+            ran[name] += 1
+            if ran.total() >= 400:
+                enough.set()
+            await asyncio.sleep(0.002)  # the work: long enough for claims of a few jobs
+
+        return tick
+
+    light, heavy = queue.task(name="tick")(handler("light")), second.task(name="tick")(handler("heavy"))
+    await light.enqueue_many([{} for _ in range(500)])
+    await heavy.enqueue_many([{} for _ in range(500)])
+    worker = await start((queue, 1), (second, 4), concurrency=2)
+    await enough.wait()
+    worker.stop()
+    assert 0.65 < ran["heavy"] / ran.total() < 0.95  # 4 of 5, drawn at random
+
+
+async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until):
+    """One queue being idle must not hide the others' wake-ups, whichever the worker looked at last."""
+
+    @queue.task
+    async def first() -> float:
+        return time.monotonic()
+
+    @second.task
+    async def other() -> float:
+        return time.monotonic()
+
+    await start(queue, second)
+    await until(lambda: _blocked(queue, 2), "the worker to wait for both queues")
+    for task in (first, other, other, first, other):
+        began = time.monotonic()
+        ended = await (await task.enqueue()).result(4)
+        assert ended - began < 1.0
+
+
+async def _blocked(queue: Queue, clients: int) -> bool:
+    (info,) = await queue.store.connection.trip(b"*2\r\n$4\r\nINFO\r\n$7\r\nclients\r\n", 1)
+    found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
+    return int(found.partition(":")[2]) >= clients
+
+
+async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes(queue, start, until):
+    @queue.task
+    async def work(n: int) -> int:
+        return n
+
+    await start()
+    await (await work.enqueue(n=0)).result(5)
+    await queue.pause()
+    jobs = await work.enqueue_many([{"n": n} for n in range(10)])
+    later = await work.options(delay=0.01).enqueue(n=10)
+    await start(concurrency=3)  # a new worker knows it too: the flag stands in Redis
+
+    async def promoted() -> bool:
+        return (await later.row()).state is State.WAITING
+
+    await until(promoted, "the delayed job to come due during the pause")
+    stats = await queue.stats()
+    assert (stats.paused, stats.waiting, stats.active, stats.completed) == (True, 11, 0, 1)
+    began = time.monotonic()
+    await queue.resume()
+    assert [await job.result(5) for job in [*jobs, later]] == list(range(11))
+    assert time.monotonic() - began < 1.0
+
+
+async def test_running_jobs_go_on_through_a_pause(queue, start, gate):
+    @queue.task
+    async def slow() -> int:
+        await gate.passing()
+        return 1
+
+    await start()
+    job = await slow.enqueue()
+    await gate.arrival()
+    await queue.pause()
+    gate.open()
+    assert await job.result(5) == 1
+
+
+async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue, connection, start, until):
+    started: list[float] = []
+
+    @queue.task
+    async def tick() -> None:
+        started.append(time.time() * 1000)
+
+    await start()
+    await until(lambda: _blocked(queue, 1), "an idle worker")
+    late = []
+    for delay in (0.05, 0.12, 0.2):
+        job = await tick.options(delay=delay).enqueue()
+        due = (await job.row()).run_at
+        assert due is not None
+        await job.result(5)
+        late.append(started[-1] - due)
+    assert min(late) >= 0
+    # 10 ms is the promise; a busy machine may take longer, but not every time
+    assert sorted(late)[1] < 50
+
+    # an earlier one enqueued behind a later one is not held up by it
+    far, near = await tick.options(delay=60).enqueue(), await tick.options(delay=0.05).enqueue()
+    await near.result(5)
+    assert (await far.row()).state is State.DELAYED
+
+    before = await commands(connection)
+    patience = await tick.options(delay=2.0).enqueue()
+    await patience.result(5)
+    after = await commands(connection)
+    calls = Counter(after)
+    calls.subtract(before)
+    scripts, blocking = calls["evalsha"], calls["bzpopmin"]
+    # two seconds: enqueue, a look at it, the run; a heartbeat and a sweep may fall in between
+    assert scripts <= 12, calls
+    assert blocking <= 4, calls
+
+
+async def test_an_idle_worker_sends_a_handful_of_commands(queue, connection, start, until):
+    await start()
+    await until(lambda: _blocked(queue, 1), "an idle worker")
+    before = await commands(connection)
+    await asyncio.sleep(2.0)  # nothing happens: that is what is measured
+    calls = Counter(await commands(connection))
+    calls.subtract(before)
+    assert sum(count for name, count in calls.items() if "|" not in name and name not in ("info",)) <= 25, calls
+    assert calls["bzpopmin"] <= 2, calls
+
+
+async def test_pickup_is_quick(queue, start, until):
+    @queue.task
+    async def now() -> float:
+        return time.perf_counter()
+
+    await start()
+    await until(lambda: _blocked(queue, 1), "an idle worker")
+    took = []
+    for _ in range(50):
+        began = time.perf_counter()
+        took.append(await (await now.enqueue()).result(5) - began)
+    assert sorted(took)[25] < 0.02
+
+
+async def test_concurrent_enqueues_share_trips(queue, connection):
+    before = await commands(connection)
+    await asyncio.gather(*(queue.enqueue("any", {"n": n}) for n in range(1000)))
+    calls = Counter(await commands(connection))
+    calls.subtract(before)
+    assert calls["evalsha"] + calls["eval"] <= 20, calls
+    assert (await queue.stats()).waiting == 1000
+
+
+async def test_completions_share_trips(queue, connection, start):
+    @queue.task
+    async def quick() -> None: ...
+
+    jobs = await quick.enqueue_many([{} for _ in range(1000)])
+    before = await commands(connection)
+    await start()
+    await jobs[-1].result(10)
+    calls = Counter(await commands(connection))
+    calls.subtract(before)
+    assert calls["evalsha"] <= 150, calls
+
+
+async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue, start, gate, until):
+    """Prefetch is for short jobs; when a long one comes in between, what is behind it goes to who is free."""
+
+    @queue.task
+    async def short() -> None: ...
+
+    @queue.task
+    async def long(n: int) -> None:
+        await gate.passing(n)
+
+    for _ in range(2):
+        await start(concurrency=1)
+    # both workers learn that jobs are short, and would prefetch
+    jobs = await short.enqueue_many([{} for _ in range(600)])
+    for job in jobs:
+        await job.result(10)
+    mixed = [await long.options(lifo=True).enqueue(n=0), *await short.enqueue_many([{} for _ in range(40)])]
+    assert await gate.arrival() == 0
+    began = time.monotonic()
+    for job in mixed[1:]:
+        await job.result(5)
+    assert time.monotonic() - began < 1.0 + HOLD_SECONDS
+    assert (await mixed[0].row()).state is State.ACTIVE
+
+
+async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, until):
+    @queue.task
+    async def long(n: int) -> None:
+        await gate.passing(n)
+
+    for _ in range(3):
+        await start(concurrency=1)
+    await until(lambda: _blocked(queue, 3), "three idle workers")
+    await long.enqueue_many([{"n": n} for n in range(3)])
+    # one token for three jobs: each worker that takes one passes it on
+    assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
+
+
+async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until):
+    @queue.task
+    async def long() -> None:
+        await gate.passing("long")
+
+    @queue.task
+    async def due() -> float:
+        return time.time() * 1000
+
+    await start(concurrency=1)
+    await until(lambda: _blocked(queue, 1))
+    job = await due.options(delay=0.3).enqueue()
+    blocker = await long.enqueue()
+    await gate.arrival()
+    await start(concurrency=1)
+    ended = await job.result(3)
+    run_at = (await job.row()).enqueued_at + 300
+    assert ended - run_at < 250
+    assert (await blocker.row()).state is State.ACTIVE
+
+
+async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until):
+    """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
+
+    @queue.task
+    async def due() -> float:
+        return time.time() * 1000
+
+    watching = await start()
+    await until(lambda: _blocked(queue, 1))
+    await start()
+    await until(lambda: _blocked(queue, 2))
+    job = await due.options(delay=0.5).enqueue()
+    # who has waited longest gets the token, and watches the clock from now on
+    await until(lambda: _tokenless(queue))
+    await until(lambda: _blocked(queue, 2))
+    watching.stop()
+    ended = await job.result(4)
+    assert ended - ((await job.row()).enqueued_at + 500) < 250
+
+
+async def _tokenless(queue: Queue) -> bool:
+    return not await queue.store.command(b"ZCARD", queue.store.keys["wake"])
+
+
+async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(queue, start):
+    ran: Counter[int] = Counter()
+
+    @queue.task
+    async def once(n: int) -> None:
+        await asyncio.sleep(0)
+        ran[n] += 1
+
+    jobs = await once.enqueue_many([{"n": n} for n in range(2000)])
+    workers = [await start(concurrency=20) for _ in range(2)]
+    for job in jobs:
+        await job.result(10)
+    assert len(ran) == 2000
+    assert set(ran.values()) == {1}
+    assert workers[0].name != workers[1].name
+    rows = await queue.workers()
+    assert {row.id for row in rows} >= {worker.name for worker in workers}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda queue: Worker(), "at least one queue"),
+        (lambda queue: Worker(queue, concurrency=0), "concurrency"),
+        (lambda queue: Worker(queue, concurrency=-1), "concurrency"),
+        (lambda queue: Worker((queue, 0)), "weight"),
+        (lambda queue: Worker((queue, -1)), "weight"),
+        (lambda queue: Worker(queue, queue), "twice"),
+        (lambda queue: Worker(queue, lease=0.01), "lease"),
+    ],
+)
+async def test_a_worker_that_could_not_work_is_refused(queue, make, says):
+    with pytest.raises(ValueError, match=says):
+        make(queue)
+
+
+async def test_run_outside_of_the_context_or_twice_is_refused(queue, start):
+    with pytest.raises(RuntimeError, match="async with"):
+        await Worker(queue).run()
+    worker = await start()
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="runs already"):
+        await worker.run()
