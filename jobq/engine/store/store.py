@@ -406,12 +406,9 @@ class Store:
         await self.connection.listen([self.keys["control"]], heard, joined)
 
 
-async def wait_for_wake(stores: Sequence[Store], block: float) -> Store | None:
-    """Block on the wake tokens of queues on one connection for up to ``block`` seconds; whose token it was, or None."""
-    reply = await stores[0].command(b"BZPOPMIN", *(store.keys["wake"] for store in stores), block, patience=block)
-    if not reply:
-        return None
-    return next(store for store in stores if store.keys["wake"] == reply[0])
+async def wait_for_wake(store: Store, block: float) -> bool:
+    """Block on the queue's wake token for up to ``block`` seconds; whether it came."""
+    return bool(await store.command(b"BZPOPMIN", store.keys["wake"], block, patience=block))
 
 
 async def give_wake_back(store: Store) -> None:
