@@ -285,7 +285,7 @@ class Model:
         return [len(due), max(0, later[0].at - self.now) if later else -1]
 
     def reap(self, limit: int, lease: int, sweeper: str, gap: int, grace: int) -> Any:
-        if self.swept is not None and self.now - self.swept > gap:
+        if self.swept is None or self.now - self.swept > gap:
             self.reap_from = self.now + grace
         self.swept = self.now
         over = [job for job in self.of("active") if job.at < self.now][:limit]

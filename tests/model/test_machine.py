@@ -107,7 +107,8 @@ class Machine(RuleBasedStateMachine):
     # -- producers and operators -----------------------------------------------------------------------------------
 
     def rows(self, jobs: list[tuple[int, bool, int, list[Any]]]) -> Any:
-        rows = [Row(f"j{self.count + i}", *job) for i, job in enumerate(jobs)]
+        # against the alphabet, so that equal scores cannot pass for the order of arrival
+        rows = [Row(f"j{999 - self.count - i}", *job) for i, job in enumerate(jobs)]
         self.count += len(rows)
         self.do("enqueue", rows)
         return multiple(*[row.id for row in rows if row.id in self.model.jobs])
@@ -125,11 +126,24 @@ class Machine(RuleBasedStateMachine):
         verb=st.sampled_from(["kill", "rerun", "rerun", "hasten", "remove", "reprioritise"]),
         priority=PRIORITIES,
     )
+    def operator(self, ids: list[str], verb: str, priority: int) -> None:
+        self.operate(ids, verb, priority)
+
     def operate(self, ids: list[str], verb: str, priority: int) -> None:
         words = {"kill": [b"killed"], "reprioritise": [priority]}.get(verb, [])
         states = self.do(verb, ids, *words)
         if verb == "rerun":
             self.seen_attempts |= {job_id: 0 for job_id, state in zip(ids, states, strict=True) if state in FINISHED}
+
+    @rule(target=ids, job_id=ids, priority=PRIORITIES)
+    def succeed(self, job_id: str, priority: int) -> Any:
+        """A job is killed, another one takes its keys, and the first is to run again."""
+        job = self.model.jobs.get(job_id)
+        keys: list[Any] = [(name, 700 if timed else None) for name, timed in job.keys] if job else []
+        self.do("kill", [job_id], b"killed")
+        successor = self.rows([(priority, False, 0, keys or [("k", None)])])
+        self.operate([job_id], "rerun", 0)
+        return successor
 
     @rule(verb=st.sampled_from(["resume", "resume", "pause"]))
     def pause(self, verb: str) -> None:
