@@ -153,6 +153,8 @@ def noticed(broken: Break) -> str | None:
 
 def main(scripts: list[str]) -> int:
     """Try the breaks of these scripts, or all. Returns how many nobody noticed."""
+    if noticed(Break("", "nothing broken", "", "")):
+        sys.exit("the tests are red without any break: nothing can be learnt from them")
     breaks = [broken for broken in SABOTAGES + left_out() if not scripts or broken.script in scripts]
     survivors: list[Break] = []
     began = time.monotonic()
