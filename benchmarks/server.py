@@ -73,4 +73,8 @@ class Server:
 
     def version(self) -> str:
         """Of the server."""
-        return f"{Path(self.binary).name} {self.client.info('server')['redis_version']}"
+        facts = self.client.info("server")
+        # Valkey says which Redis it is like, too
+        if "valkey_version" in facts:
+            return f"Valkey {facts['valkey_version']}"
+        return f"Redis {facts['redis_version']}"
