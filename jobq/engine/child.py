@@ -16,9 +16,10 @@ import threading
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
+from structlog.contextvars import bind_contextvars
 
 from jobq.engine.children import Order, Word, frame
 from jobq.engine.context import Context, current
@@ -33,11 +34,12 @@ from jobq.engine.outcome import (
     type_name,
 )
 from jobq.engine.rows import read_spec
+from jobq.engine.signature import Signature
+from jobq.engine.task import Task
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from jobq.engine.task import Task
 
 _order = msgspec.msgpack.Decoder(Order).decode
 
@@ -95,21 +97,24 @@ async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:
     found: Any = load(order.module, order.file)
     for name in order.qualname.split("."):
         found = getattr(found, name)
-    task: Task[Any, Any] = found
+    # queue.task(module.function) leaves the plain function under its name
+    fn: Any = cast("Any", found).fn if isinstance(found, Task) else found
+    signature = Signature(fn)
     spec = read_spec(order.spec)
     try:
-        args = task.signature.decode(spec.payload)
+        args = signature.decode(spec.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise InvalidPayload(f"the payload does not fit {task.name}'s signature: {error}") from None
+        raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {error}") from None
     context = Context(order.id, order.queue, spec, order.attempt, order.worker, order.fence, mouth.relay)
     current.set(context)
+    bind_contextvars(queue=order.queue, job_id=order.id, attempt=order.attempt)
     async with AsyncExitStack() as stack:
-        kwargs = {name: getattr(args, name) for name in task.signature.names}
-        if task.signature.open:
-            kwargs |= task.signature.extras(spec.payload)
-        for name, marker in task.signature.injected.items():
+        kwargs = {name: getattr(args, name) for name in signature.names}
+        if signature.open:
+            kwargs |= signature.extras(spec.payload)
+        for name, marker in signature.injected.items():
             kwargs[name] = await provide(marker, context, resources, stack)
-        value = task.fn(**kwargs)
+        value = fn(**kwargs)
         return await value if inspect.isawaitable(value) else value
 
 

@@ -75,14 +75,24 @@ class Child:
     @classmethod
     async def start(cls) -> Child:
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "jobq.engine.child", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "jobq.engine.child", str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    stdin=asyncio.subprocess.DEVNULL,
+                )  # fmt: skip
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()  # its end ends the child, if there is one already
+            raise
         return cls(process, reader, writer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take an order, as far as is known."""
+        return self.process.returncode is None and not self._reader.at_eof()
 
     async def run(self, order: Order, context: Context) -> msgspec.Raw:
         """Send an order and hear its words until the last.
@@ -143,7 +153,13 @@ class Children:
             fence=context.fence,
             spec=_json(context.spec),
         )
-        child = self._idle.pop() if self._idle else await Child.start()
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                break
+            await child.kill()  # it died while it was idle: no job's fault
+        else:
+            child = await Child.start()
         self._busy.add(child)
         try:
             result = await child.run(order, context)

@@ -24,25 +24,24 @@ class Resources:
 
     async def get(self, call: Callable[..., Any]) -> Any:
         """The one value of this dependency; concurrent first uses open it once."""
-        opened = self._opened.get(call)
-        if opened is None:
-            opened = self._opened[call] = asyncio.get_running_loop().create_future()
-            try:
-                opened.set_result(await resolve(call, None, self, self._stack))
-            except BaseException as error:
-                # the next run tries again
-                del self._opened[call]
-                if isinstance(error, Exception):
-                    opened.set_exception(error)
-                    with contextlib.suppress(Exception):
-                        await opened  # somebody has looked at it: no "exception was never retrieved"
-                else:
-                    opened.cancel()
-                raise
-        return await asyncio.shield(opened)
+        opening = self._opened.get(call)
+        if opening is None:
+            # a task of its own: the run that came first may be killed while the others wait
+            opening = self._opened[call] = asyncio.ensure_future(resolve(call, None, self, self._stack))
+            opening.add_done_callback(lambda done: self._opening_ended(call, done))
+        return await asyncio.shield(opening)
+
+    def _opening_ended(self, call: Callable[..., Any], opening: asyncio.Future[Any]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            # the next run tries again
+            del self._opened[call]
 
     async def aclose(self) -> None:
         """Close them, last opened first."""
+        for opening in list(self._opened.values()):
+            if not opening.done():
+                opening.cancel()
+                await asyncio.wait([opening])
         await self._stack.aclose()
 
 
