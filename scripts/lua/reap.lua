@@ -2,7 +2,7 @@
 -- reap: the sweeper claims jobs whose lease ran out: new fence, new lease, in one move, so nobody else holds them.
 -- KEYS active leases jobs attempts meta
 -- ARGV now, limit, lease ms, sweeper, gap ms, grace ms
---   Somebody sweeps every few seconds. Where nobody did for longer than `gap`, the server itself was away (paused, blocked,
+--   Somebody sweeps every few seconds. Where nobody did for longer than `gap` (or ever), the server itself was away (paused, blocked,
 --   restarted): leases ran out that nobody could renew. Their holders get `grace` ms to renew before anything is reaped.
 -- RETURNS {} or token, now, ids, specs, charged attempts ({} when all are 0), the tokens they were held with
 local active, leases, jobs, attempts, meta = unpack(KEYS)
@@ -11,7 +11,7 @@ local limit, lease, sweeper = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local facts = redis.call('HMGET', meta, 'fence', 'swept', 'reap_from')
 redis.call('HSET', meta, 'swept', string.format('%.0f', now))
 local from = tonumber(facts[3]) or 0
-if facts[2] and now - tonumber(facts[2]) > tonumber(ARGV[5]) then
+if not facts[2] or now - tonumber(facts[2]) > tonumber(ARGV[5]) then
     from = now + tonumber(ARGV[6])
     redis.call('HSET', meta, 'reap_from', string.format('%.0f', from))
 end

@@ -7,12 +7,15 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobq import Backoff, Context, Queue
 from tests.chaos.sink import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 queue = Queue("chaos", keep_completed=10_000_000, keep_failed=10_000_000)
 SOON = Backoff("fixed", 100)

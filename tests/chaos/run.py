@@ -92,7 +92,7 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
             report.plan[-1] += f" ({sum(budgets)} in flight, {sum(world.sink.extra_starts().values()) - before} extra)"
         last = time.monotonic()
         world.producing = False
-        for outcome in await asyncio.gather(*producers, return_exceptions=True):
+        for outcome in await asyncio.gather(*producers, *world.kills, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 report.wrong.append(f"a producer failed: {type(outcome).__name__}: {outcome}")
         await settle(world, report, last)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from tests.chaos.sink import Sink
 from tests.conftest import Server
 
 if TYPE_CHECKING:
+    import random
+
     from aiohttp import web
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,7 @@ class World:
         self.refusals: dict[str, int] = {}
         """Errors that producers saw, by class."""
         self.producing = True
+        self.kills: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self._stack = stack = AsyncExitStack()
@@ -210,7 +212,7 @@ class World:
                     await asyncio.sleep(0.2)
             self.acknowledged[job.id] = kind
             if kind == "victim":
-                asyncio.get_running_loop().create_task(self.kill(job.id))
+                self.kills.append(asyncio.create_task(self.kill(job.id)))
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
 
     async def produce_rest(self, pause: float) -> None:
@@ -240,7 +242,8 @@ class World:
         await asyncio.sleep(self.chance.uniform(0, 2))
         while True:
             try:
-                return await self.queue.kill(job_id)
+                await self.queue.kill(job_id)
+                return
             except StoreFull:
                 raise
             except StoreError as error:

@@ -36,45 +36,45 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
 
 @table(
     [
-        Case("nothing is active", {}, reap(), swept(), None),
+        Case("nothing is active", swept(), reap(), swept(), None),
         Case(
             "a lease runs until its last millisecond, that one included",
-            also(held("a", till=1000), held("b", till=1001)),
+            also(held("a", till=1000), held("b", till=1001), swept()),
             reap(),
             swept(),
             None,
         ),
         Case(
             "what ran out is the sweeper's, with a new fence and a new lease; nobody else's changes",
-            also(held("a", till=999), held("b", till=1000), held("c", till=5, token="6 x")),
+            also(held("a", till=999), held("b", till=1000), held("c", till=5, token="6 x"), swept()),
             reap(),
             also(held("b", till=1000), recovered("c", "a")) | swept(fence=FENCE),
             reaped("c", "a", holders=["6 x", TOKEN]),
         ),
         Case(
             "a page, first those that ran out first",
-            also(held("a", till=3), held("b", till=2), held("c", till=1)),
+            also(held("a", till=3), held("b", till=2), held("c", till=1), swept()),
             reap(2),
             also(held("a", till=3), recovered("c", "b")) | swept(fence=FENCE),
             reaped("c", "b"),
         ),
         Case(
             "the fence grows although the clock stands",
-            held("a", till=1) | {"meta": {"fence": "1000007"}},
+            held("a", till=1) | swept(fence="1000007"),
             reap(),
             recovered("a", fence="1000008") | swept(fence="1000008"),
             reaped("a", fence="1000008"),
         ),
         Case(
             "with what was charged before",
-            held("a", "b", till=1) | {"attempts": {"b": "2"}},
+            held("a", "b", till=1) | {"attempts": {"b": "2"}} | swept(),
             reap(),
             recovered("a", "b") | swept(fence=FENCE),
             reaped("a", "b", charged=[None, "2"]),
         ),
         Case(
             "a job in active without a lease is recovered too",
-            standing("active", "a", score=1),
+            standing("active", "a", score=1) | swept(),
             reap(),
             recovered("a") | swept(fence=FENCE),
             reaped("a", holders=[None]),
@@ -89,6 +89,13 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
         Case(
             "nobody swept for longer: holders get time to renew first",
             held("a", till=1) | swept(NOW - GAP - 1),
+            reap(),
+            swept(reap_from=str(NOW + GRACE)),
+            None,
+        ),
+        Case(
+            "nobody ever swept: the server may have been away since the first claim",
+            held("a", till=1),
             reap(),
             swept(reap_from=str(NOW + GRACE)),
             None,
@@ -109,14 +116,14 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
         ),
         Case(
             "paused: recovering is no claim",
-            held("a", till=1) | {"meta": {"paused": "7"}},
+            held("a", till=1) | swept(paused="7"),
             reap(),
             recovered("a") | {"meta": {"paused": "7", "swept": "1000", "fence": FENCE}},
             reaped("a"),
         ),
         Case(
             "sixteen digits of the clock are exact",
-            held("a", till=1722470400122),
+            held("a", till=1722470400122) | swept(1722470400122),
             reap(),
             held("a", till=1722470430123, token="1722470400123000 sweeper")
             | swept(1722470400123, fence="1722470400123000"),
@@ -130,7 +137,7 @@ async def test_reap(case: Case, bench: Bench):
 
 
 async def test_reaping_again_takes_nothing_twice(bench: Bench):
-    await bench.seed(held("a", till=1))
+    await bench.seed(held("a", till=1) | swept())
     assert await bench.do(bench.store.reap(9, 30_000, "sweeper", GAP, GRACE)) == reaped("a")
     after = await bench.dump()
     assert await bench.do(bench.store.reap(9, 30_000, "other", GAP, GRACE)) is None
@@ -138,7 +145,7 @@ async def test_reaping_again_takes_nothing_twice(bench: Bench):
 
 
 async def test_the_holder_of_a_reaped_lease_is_a_stranger(bench: Bench):
-    await bench.seed(held("a", till=1))
+    await bench.seed(held("a", till=1) | swept())
     await bench.do(bench.store.reap(9, 30_000, "sweeper", GAP, GRACE))
     after = await bench.dump()
     assert await bench.do(bench.store.renew(["a", TOKEN], 99_000)) == ["a"]

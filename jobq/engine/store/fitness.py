@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from jobq.engine.log import get_logger
-from jobq.engine.store.link import pack
 from jobq.errors import StoreRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobq.engine.store.link import Connection
 
 log = get_logger("jobq.store")
@@ -18,7 +19,7 @@ REDIS_FLOOR: Final = (7, 0)
 VALKEY_FLOOR: Final = (7, 2)
 WAITAOF_FLOOR: Final = (7, 2)
 
-_QUESTIONS: Final = (
+QUESTIONS: Final = (
     (b"INFO", b"server"),
     (b"INFO", b"persistence"),
     (b"INFO", b"replication"),
@@ -26,6 +27,7 @@ _QUESTIONS: Final = (
     (b"CONFIG", b"GET", b"maxmemory"),
     (b"CONFIG", b"GET", b"save"),
 )
+"""What is asked, one by one: a user without rights to one of them is no obstacle."""
 
 
 def _version(text: str) -> tuple[int, int]:
@@ -33,11 +35,10 @@ def _version(text: str) -> tuple[int, int]:
     return (*numbers, 0, 0)[0], (*numbers, 0, 0)[1]
 
 
-async def _facts(connection: Connection) -> dict[str, str]:
+def _facts(answers: Sequence[Any]) -> dict[str, str]:
     """What the server says of itself; what this user may not ask, or the server does not tell, is left out."""
     facts: dict[str, str] = {}
-    answers = await connection.trip(b"".join(pack(words) for words in _QUESTIONS), len(_QUESTIONS))
-    for words, answer in zip(_QUESTIONS, answers, strict=True):
+    for words, answer in zip(QUESTIONS, answers, strict=True):
         if isinstance(answer, bytes):
             lines = answer.decode(errors="replace").splitlines()
             facts |= {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
@@ -47,13 +48,12 @@ async def _facts(connection: Connection) -> dict[str, str]:
     return facts
 
 
-async def check_fitness(connection: Connection, durability: str) -> None:
-    """Refuse a server that would lose jobs, and warn of what its operator should know.
+def check_fitness(answers: Sequence[Any], connection: Connection, durability: str) -> None:
+    """Refuse a server that would lose jobs, and warn of what its operator should know. ``answers``: to QUESTIONS.
 
     :raises StoreRefused: it is too old, evicts keys, or cannot give the ``durability`` asked for.
-    :raises StoreUnavailable: no answer.
     """
-    facts = await _facts(connection)
+    facts = _facts(answers)
     refuse_unfit(facts, durability)
     if not connection.looked_at:
         connection.looked_at = True

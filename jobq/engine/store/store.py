@@ -21,7 +21,7 @@ from jobq.engine.store.calls import (
     read_settled,
     read_states,
 )
-from jobq.engine.store.fitness import check_fitness
+from jobq.engine.store.fitness import QUESTIONS, check_fitness
 from jobq.engine.store.link import Connection, pack, translate
 from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused, StoreUnavailable
 
@@ -127,9 +127,14 @@ class Store:
         return answers
 
     async def _persist(
-        self, pack_call: Callable[[Call[Any]], bytes], calls: Sequence[Call[Any]], behind: bytes, patience: float
+        self,
+        pack_call: Callable[[Call[Any]], bytes],
+        calls: Sequence[Call[Any]],
+        behind: bytes,
+        patience: float,
+        commands: int = 1,
     ) -> list[Any]:
-        replies = len(calls) + bool(behind)
+        replies = len(calls) + (commands if behind else 0)
         payload = b"".join([pack_call(call) for call in calls]) + behind
         # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
         deadline = time.monotonic() + self.connection.timeout
@@ -156,14 +161,25 @@ class Store:
         return answer
 
     async def command(self, *words: Argument, patience: float = 0.0) -> Any:
-        """A plain command, sent once.
+        """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
 
         :raises StoreError: what the server said.
         """
-        answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
+        if patience:
+            answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
+        else:
+            answer = (await self.commands(words))[0]
         if isinstance(answer, Exception):
             raise translate(answer)
         return answer
+
+    async def commands(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Plain commands in one write, again if need be. A command's own error stands in its place.
+
+        :raises StoreUnavailable: no answer, however often it was tried.
+        """
+        payload = b"".join([pack(words) for words in commands])
+        return await self._persist(self._pack, (), payload, 0.0, len(commands))
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -172,15 +188,14 @@ class Store:
 
         :raises StoreUnavailable: no answer.
         """
-        payload = b"".join([pack((b"SCRIPT", b"LOAD", script.source)) for script in self._scripts.values()])
-        await self.connection.trip(payload, len(self._scripts))
+        await self.commands(*((b"SCRIPT", b"LOAD", script.source) for script in self._scripts.values()))
 
     async def open(self, durability: str = "none") -> None:
         """Check the server and the layout, look at the server's clock.
 
         :raises StoreRefused: the layout is newer than this program's, or the server is unfit: see fitness.py.
         """
-        await check_fitness(self.connection, durability)
+        check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
         await self.load()
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:
@@ -203,6 +218,10 @@ class Store:
         """Learn the server's clock; half the round trip is the error."""
         before = time.monotonic()
         seconds, micros = await self.command(b"TIME")
+        if time.monotonic() - before > 0.5:
+            # it had to be sent again, and nobody knows in which half the time went
+            before = time.monotonic()
+            seconds, micros = await self.command(b"TIME")
         middle = (before + time.monotonic()) / 2
         self._offset_ms = int(seconds) * 1000 + int(micros) / 1000 - middle * 1000
 
