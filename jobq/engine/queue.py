@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
@@ -98,33 +99,45 @@ class Queue(Registry, Verbs):
         :raises StoreRefused: the server or its data do not fit this jobq.
         :raises NoServer: no URL, and no server binary to start.
         """
+        if not self._depth:
+            self._opening = asyncio.Lock()  # of the loop that runs now; it may be another one than the last time
         self._depth += 1
-        if self._depth > 1:
-            return self
         try:
-            self._lease = await acquire(self._redis, self.settings)
-            store = self.new_store(self._lease.connection)
-            await store.open(self.durability)
+            async with self._opening:
+                if self._store is None:
+                    await self._connect()
         except BaseException:
             self._depth -= 1
-            if "_lease" in self.__dict__:
-                await self._lease.release()
             raise
+        return self
+
+    async def _connect(self) -> None:
+        lease = await acquire(self._redis, self.settings)
+        try:
+            store = self.new_store(lease.connection)
+            await store.open(self.durability)
+        except BaseException:
+            await lease.release()
+            raise
+        self._lease = lease
         self._store = store
         self._producer = Producer(store, self.durability, self._durability_timeout_ms)
         self._waiters = Waiters(store)
         self._pager = Pager(store)
-        return self
 
     async def aclose(self) -> None:
         """Finish what is being sent, and let the connection go."""
         self._depth -= 1
         if self._depth or self._store is None:
             return
-        await self._waiters.aclose()
-        await self._producer.drain()
+        # first, so that an opening meanwhile makes its own
         self._store = None
-        await self._lease.release()
+        lease, waiters, producer = self._lease, self._waiters, self._producer
+        try:
+            await waiters.aclose()
+            await producer.drain()
+        finally:
+            await lease.release()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -1,0 +1,96 @@
+"""A TCP proxy in front of the server's socket that can lose replies, cut connections and refuse new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Self
+
+
+class Proxy:
+    """``url`` leads through it. Connections pass unhindered until a fault is asked for."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._server: asyncio.Server | None = None
+        self._pipes: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._awaited: bytes | None = None
+        self._cut_after: int | None = None
+        self.lost = asyncio.Event()
+        self.away = False
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for pipe in list(self._pipes):
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    def lose_reply(self, request: bytes, *, after: int = 0) -> None:
+        """The next connection that sends ``request`` gets ``after`` bytes of its reply, and is cut."""
+        self._awaited, self._cut_after = request, after
+        self.lost.clear()
+
+    def cut(self) -> None:
+        """All connections break."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def go_away(self) -> None:
+        """All connections break, and new ones too."""
+        self.away = True
+        self.cut()
+
+    def come_back(self) -> None:
+        """New connections pass."""
+        self.away = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            writer.transport.abort()
+            return
+        their_reader, their_writer = await asyncio.open_unix_connection(self._upstream.removeprefix("unix://"))
+        self._writers |= {writer, their_writer}
+        doomed = asyncio.Event()
+        for pipe in (self._requests(reader, their_writer, doomed), self._replies(their_reader, writer, doomed)):
+            task = asyncio.create_task(pipe)
+            self._pipes.add(task)
+            task.add_done_callback(self._pipes.discard)
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self._awaited is not None and self._awaited in data:
+                    self._awaited = None
+                    doomed.set()
+                writer.write(data)
+        self._end(writer)
+
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if doomed.is_set():
+                    writer.write(data[: self._cut_after])
+                    self.lost.set()
+                    break
+                writer.write(data)
+        self._end(writer)
+
+    def _end(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.discard(writer)
+        writer.close()

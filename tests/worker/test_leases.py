@@ -1,0 +1,166 @@
+"""Leases: renewed by a thread while the loop is blocked, given up when stuck, recovered when the holder is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from jobq import Backoff, Context, JobFailed, State, inject
+
+NOW = Backoff(type="fixed", delay=0, jitter=0)
+
+
+async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(queue, redis_url, start, logs):
+    """A real second worker, in a process of its own, would take the job if the lease ran out."""
+    runs = 0
+
+    @queue.task
+    async def block() -> str:
+        nonlocal runs
+        runs += 1
+        time.sleep(1.6)  # noqa: ASYNC251 - that is the sin
+        return "mine"
+
+    other = await _worker_process(redis_url, lease=0.5)
+    try:
+        await queue.pause()
+        job = await block.enqueue()
+        await start(lease=0.5)
+        await asyncio.sleep(0)
+        await queue.resume()
+        assert await job.result(10) == "mine"
+    finally:
+        other.terminate()
+        await other.wait()
+    row = await job.row()
+    assert (runs, row.attempts_made, row.errors) == (1, 1, [])
+    report = logs.one("blocks the event loop", "WARNING")
+    assert "time.sleep(1.6)" in report.stack
+
+
+SERVICE = """
+import asyncio, os, signal, sys
+from jobq import Queue, Worker
+
+queue = Queue("test", sys.argv[1])
+lease, grace, mode = float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+
+if mode != "sweeper":
+    @queue.task(attempts=3)
+    async def work(where: str) -> str:
+        with open(where, "a") as file:
+            print("started", file=file, flush=True)
+        if mode == "suicide":
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(float(sys.argv[5]))
+        with open(where, "a") as file:
+            print("ended", file=file, flush=True)
+        return "done"
+
+async def main():
+    async with queue, Worker(queue, lease=lease, grace=grace) as worker:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+        running = asyncio.create_task(worker.run())
+        print("ready", flush=True)
+        await running
+
+asyncio.run(main())
+"""
+
+
+async def _worker_process(url: str, *, lease: float = 30, grace: float = 5, mode: str = "sweeper", work: float = 60):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVICE, url, str(lease), str(grace), mode, str(work), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).strip() == b"ready"
+    return process
+
+
+async def test_a_killed_workers_job_is_recovered_by_another_and_charged(queue, redis_url, start, until, tmp_path):
+    process = await _worker_process(redis_url, lease=0.5, mode="work")
+    job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, backoff=NOW)
+    await until((tmp_path / "log").exists, "the process to run the job")
+    process.kill()
+    await process.wait()
+
+    @queue.task
+    async def work(where: str, ctx: Context = inject) -> list[object]:
+        return ["recovered", ctx.attempt]
+
+    await start(lease=0.5)
+    assert await job.result(10) == ["recovered", 2]
+    (error,) = (await job.row()).errors
+    assert error.type == "LeaseExpired"
+    assert "stopped renewing" in error.message
+
+
+async def test_a_job_that_kills_every_worker_ends_in_failed_with_the_reason(queue, redis_url, start, until, tmp_path):
+    job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, attempts=2, backoff=NOW)
+    for _ in range(2):
+        process = await _worker_process(redis_url, lease=0.5, mode="suicide")
+        assert await process.wait() == -signal.SIGKILL
+    await start(lease=0.5)
+    with pytest.raises(JobFailed, match="stopped renewing") as failed:
+        await job.result(10)
+    assert failed.value.type == "LeaseExpired"
+    row = await job.row()
+    assert (row.state, row.attempts_made) == (State.FAILED, 2)
+    assert (tmp_path / "log").read_text() == "started\n" * 2
+
+
+async def test_a_stuck_loop_is_given_up_and_its_job_goes_to_another(queue, redis_url, start, logs):
+    given_up = threading.Event()
+
+    @queue.task(attempts=1)
+    async def stuck() -> None:
+        given_up.wait(10)  # blocks this loop, as an endless loop would
+        time.sleep(1.5)  # noqa: ASYNC251 - the lease runs out meanwhile
+
+    other = await _worker_process(redis_url, lease=0.4)
+    try:
+        await queue.pause()
+        job = await stuck.enqueue()
+        await start(lease=0.4, stuck_after=1.2, given_up=given_up.set)
+        await asyncio.sleep(0)
+        await queue.resume()
+        with pytest.raises(JobFailed, match="stopped renewing"):
+            await job.result(15)
+    finally:
+        other.terminate()
+        await other.wait()
+    assert given_up.is_set()
+    assert "given_up.wait(10)" in logs.one("event loop is stuck", "ERROR").stack
+
+
+async def test_sigterm_waits_for_running_jobs_and_hands_the_rest_back(queue, redis_url, until, tmp_path):
+    process = await _worker_process(redis_url, mode="work", work=0.5, grace=10)
+    job = await queue.enqueue("work", {"where": str(tmp_path / "log")})
+    await until((tmp_path / "log").exists)
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 0
+    row = await job.row()
+    assert (row.state, row.result and bytes(row.result)) == (State.COMPLETED, b'"done"')
+    assert await queue.workers() == []
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["after the grace", "second signal"])
+async def test_what_does_not_end_in_time_goes_back_uncharged(queue, redis_url, until, tmp_path, signals):
+    process = await _worker_process(redis_url, mode="work", grace=0.3 if signals == 1 else 60)
+    job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, attempts=1)
+    await until((tmp_path / "log").exists)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    if signals == 2:
+        process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0
+    assert time.monotonic() - began < 5
+    row = await job.row()
+    assert (row.state, row.attempts_made, row.errors) == (State.WAITING, 0, [])
+    assert (tmp_path / "log").read_text() == "started\n"

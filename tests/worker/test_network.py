@@ -1,0 +1,211 @@
+"""Redis away, restarted, flushed, or deaf: nothing is lost, nobody sleeps for ever, every wait is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from proxy import Proxy
+
+from jobq import Backoff, Queue, State, Worker
+from jobq.engine import lua
+from jobq.engine.backoff import pause
+
+
+@pytest.fixture
+async def proxy(redis_url: str):
+    """A proxy before the emptied server."""
+    async with Proxy(redis_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def far(proxy: Proxy):
+    """The queue ``test`` behind the proxy."""
+    async with Queue("test", proxy.url) as queue:
+        yield queue
+
+
+def sha(script: str) -> bytes:
+    return (
+        lua.scripts()[script].sha.encode() if isinstance(lua.scripts()[script].sha, str) else lua.scripts()[script].sha
+    )
+
+
+@pytest.mark.parametrize("after", [0, 7], ids=["whole reply", "half a reply"])
+@pytest.mark.parametrize("script", ["claim", "complete", "retry", "fail"])
+async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue, start, until, script, after):
+    ran: Counter[int] = Counter()
+
+    @far.task(attempts=2 if script == "retry" else 1)
+    async def once(n: int) -> None:
+        ran[n] += 1
+        if script in ("retry", "fail") and ran[n] == 1:
+            raise RuntimeError("once")
+
+    await far.pause()
+    await once.options(backoff=Backoff(type="fixed", delay=0, jitter=0)).enqueue_many([{"n": n} for n in range(30)])
+    await start(far, concurrency=4)
+    proxy.lose_reply(sha(script), after=after)
+    await far.resume()
+
+    async def ended() -> bool:
+        stats = await queue.stats()
+        return stats.completed + stats.failed == 30
+
+    await until(ended)
+    await proxy.lost.wait()
+    stats = await queue.stats()
+    assert (stats.completed, stats.failed) == ((0, 30) if script == "fail" else (30, 0))
+    assert (stats.waiting, stats.delayed, stats.active) == (0, 0, 0)
+    # found again by the same request, not by a lease that ran out
+    assert set(ran.values()) == {2 if script == "retry" else 1}
+    assert len(ran) == 30
+
+
+async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue):
+    proxy.lose_reply(sha("enqueue"))
+    job = await far.enqueue("any", {"n": 1})
+    assert proxy.lost.is_set()
+    assert (await queue.stats()).waiting == 1
+    assert (await queue.get(job.id)).state is State.WAITING
+
+
+async def test_a_lost_claim_is_asked_for_again(proxy, far, queue, start, gate, until):
+    @far.task
+    async def slow(n: int) -> int:
+        await gate.passing(n)
+        return n
+
+    await start(far, concurrency=1, lease=30)
+    gate.open()
+    for n in range(20):  # whichever lane claims which: a claim's reply gets lost each time
+        proxy.lose_reply(sha("claim"))
+        job = await far.enqueue("slow", {"n": n})
+        assert await job.result(5) == n
+    assert (await queue.stats()).active == 0
+
+
+async def test_outcomes_outlive_an_outage(proxy, far, queue, start, gate, until):
+    @far.task
+    async def slow(n: int) -> int:
+        await gate.passing(n)
+        return n
+
+    await start(far)
+    jobs = await slow.enqueue_many([{"n": n} for n in range(5)])
+    for _ in jobs:
+        await gate.arrival()
+    proxy.go_away()
+    gate.open()
+    await asyncio.sleep(0.2)  # the outage: trips fail meanwhile
+    assert (await queue.stats()).active == 5
+    proxy.come_back()
+    assert [await job.result(10) for job in jobs] == list(range(5))
+    assert (await queue.stats()).completed == 5
+
+
+async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(proxy, far, queue, start, gate, until):
+    @far.task
+    async def slow(n: int) -> int:
+        await gate.passing(n)
+        return n
+
+    worker = await start(far)
+    for n in range(3):
+        proxy.cut()
+        began = time.monotonic()
+        job = await queue.enqueue("slow", {"n": n})
+        assert await gate.arrival(4) == n
+        assert time.monotonic() - began < 4
+        await until(lambda: _listening(queue))
+        await queue.kill(job.id)
+        await until(lambda: worker.running == 0, timeout=4)
+
+
+async def _listening(queue: Queue) -> bool:
+    return (await queue.store.command(b"PUBSUB", b"NUMSUB", queue.store.keys["control"]))[1] > 0
+
+
+async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue, start, gate, until):
+    @queue.task
+    async def slow() -> str:
+        await gate.passing()
+        return "done"
+
+    await start(queue)
+    job = await far.enqueue("slow")
+    waiting = asyncio.create_task(job.result(10))
+    await gate.arrival()
+    proxy.cut()
+    gate.open()
+    assert await waiting == "done"
+
+
+async def test_stop_while_redis_is_away_is_bounded(proxy, far, queue, gate):
+    @far.task
+    async def slow() -> None:
+        await gate.passing()
+
+    async with Worker(far, grace=0.2) as worker:
+        worker.start()
+        await far.enqueue("slow")
+        await gate.arrival()
+        proxy.go_away()
+        began = time.monotonic()
+        worker.stop()
+    assert time.monotonic() - began < 15
+    stats = await queue.stats()
+    assert stats.active == 1  # its lease will run out, and another worker recovers it
+
+
+async def test_redis_restarts_in_the_middle(server, gate):
+    own = type(server)("--appendonly", "yes", "--appendfsync", "always").start()
+    try:
+        async with Queue("test", own.url) as queue, Worker(queue, grace=1) as worker:
+
+            @queue.task
+            async def slow(n: int) -> int:
+                await gate.passing(n)
+                return n
+
+            @queue.task
+            async def quick(n: int) -> int:
+                return n
+
+            worker.start()
+            running = await slow.enqueue(n=1)
+            delayed = await quick.options(delay=0.5).enqueue(n=2)
+            await gate.arrival()
+            waiting = asyncio.create_task(running.result(20))
+            own.kill()
+            own.start()  # scripts are gone, data is not
+            gate.open()
+            assert await waiting == 1
+            assert await delayed.result(10) == 2
+            assert await (await quick.enqueue(n=3)).result(10) == 3
+            stats = await queue.stats()
+            assert (stats.completed, stats.failed, stats.active) == (3, 0, 0)
+    finally:
+        own.stop()
+
+
+async def test_script_flush_in_the_middle(queue, start, until):
+    @queue.task
+    async def quick(n: int) -> int:
+        return n
+
+    await start(concurrency=5)
+    jobs = []
+    for n in range(30):
+        jobs.append(await quick.enqueue(n=n))
+        if n % 5 == 0:
+            await queue.store.command(b"SCRIPT", b"FLUSH")
+    assert [await job.result(10) for job in jobs] == list(range(30))
+
+
+def test_pauses_grow_and_stay_numbers_after_hours_of_outage():
+    assert pause(1) < pause(2) < pause(5) <= 2.0
+    assert pause(100_000) == 2.0

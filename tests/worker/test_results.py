@@ -1,0 +1,237 @@
+"""Waiting for results: many on one connection, through removals and closings; queues and workers inside a service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from tools import commands
+
+from jobq import JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
+
+
+async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, connection, start):
+    @queue.task
+    async def echo(n: int) -> int:
+        return n
+
+    jobs = await echo.enqueue_many([{"n": n} for n in range(5000)])
+    before = await commands(connection)
+    waiting = [asyncio.create_task(job.result(60)) for job in jobs]
+    await asyncio.sleep(0.3)  # they wait: nobody works yet
+    (clients,) = await connection.trip(b"*2\r\n$6\r\nCLIENT\r\n$4\r\nLIST\r\n", 1)
+    assert clients.count(b"cmd=xread") == 1
+    calls = Counter(await commands(connection))
+    calls.subtract(before)
+    assert calls["evalsha"] <= 60, calls
+    await start(concurrency=500)
+    assert await asyncio.gather(*waiting) == list(range(5000))
+
+
+async def test_the_result_of_a_job_that_ended_before_is_there_at_once(queue, start):
+    @queue.task
+    async def answer() -> int:
+        return 42
+
+    await start()
+    job = await answer.enqueue()
+    assert [await job.result(5) for _ in range(3)] == [42, 42, 42]
+
+
+async def test_waiting_ends_in_time(queue):
+    job = await queue.enqueue("nobody")
+    with pytest.raises(ResultTimeout, match=r"after 0\.05 s; it goes on"):
+        await job.result(0.05)
+    assert (await job.row()).state is State.WAITING
+
+
+async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue):
+    job = await queue.enqueue("nobody")
+    waiting = asyncio.create_task(job.result(5))
+    await asyncio.sleep(0.05)  # it waits
+    await queue.remove(job.id)
+    with pytest.raises(JobNotFound):
+        await waiting
+    with pytest.raises(JobNotFound):
+        await job.result(5)
+
+
+async def test_closing_the_queue_ends_the_waiting(connection):
+    async with Queue("other", connection) as queue:
+        job = await queue.enqueue("nobody")
+        waiting = asyncio.create_task(job.result(30))
+        await asyncio.sleep(0.05)  # it waits
+    with pytest.raises(StoreError, match="closed"):
+        await waiting
+
+
+async def test_a_cancelled_waiter_harms_no_other(queue, start):
+    @queue.task
+    async def echo(n: int) -> int:
+        return n
+
+    job = await echo.enqueue(n=1)
+    first, second = (asyncio.create_task(job.result(10)) for _ in range(2))
+    await asyncio.sleep(0.05)  # both wait
+    first.cancel()
+    await start()
+    assert await second == 1
+    assert first.cancelled()
+
+
+async def test_a_queue_is_usable_again_after_it_was_closed(redis_url):
+    queue = Queue("twice", redis_url)
+
+    @queue.task
+    async def echo(n: int) -> int:
+        return n
+
+    for n in range(2):
+        async with queue, Worker(queue, grace=1) as worker:
+            worker.start()
+            assert await (await echo.enqueue(n=n)).result(5) == n
+        assert not queue.is_open
+        with pytest.raises(StoreError, match="not open"):
+            await queue.stats()
+
+
+async def test_concurrent_openings_all_get_an_open_queue(redis_url):
+    queue = Queue("shared", redis_url)
+
+    async def use() -> int:
+        async with queue:
+            return (await queue.stats()).waiting
+
+    for _ in range(2):
+        assert await asyncio.gather(*(use() for _ in range(5))) == [0] * 5
+    assert not queue.is_open
+
+
+async def test_an_opening_that_fails_can_be_tried_again(server, tmp_path):
+    missing = type(server)(folder=tmp_path)
+    queue = Queue("late", missing.url)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await queue.open()
+    missing.start()
+    try:
+        async with queue:
+            assert (await queue.stats()).waiting == 0
+    finally:
+        missing.kill()
+
+
+async def test_two_services_in_one_loop_do_not_know_of_each_other(redis_url):
+    async def service(name: str) -> list[str]:
+        queue = Queue("same", redis_url, prefix=name)
+
+        @queue.task
+        async def who(n: int) -> str:
+            return f"{name} {n}"
+
+        async with queue, Worker(queue, grace=1) as worker:
+            worker.start()
+            jobs = await who.enqueue_many([{"n": n} for n in range(20)])
+            return [await job.result(5) for job in jobs]
+
+    one, two = await asyncio.gather(service("one"), service("two"))
+    assert one == [f"one {n}" for n in range(20)]
+    assert two == [f"two {n}" for n in range(20)]
+
+
+async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(queue, gate):
+    @queue.task
+    async def slow() -> str:
+        await gate.passing()
+        return "done"
+
+    before = asyncio.all_tasks()
+    async with Worker(queue, grace=5) as worker:
+        running = asyncio.create_task(worker.run())
+        job = await slow.enqueue()
+        await gate.arrival()
+        running.cancel()
+        await asyncio.sleep(0)
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert (await job.row()).state is State.COMPLETED
+    left = {task for task in asyncio.all_tasks() - before if not task.done()}
+    assert left == set()
+
+
+async def test_a_worker_cancelled_twice_goes_at_once(queue, gate):
+    @queue.task
+    async def slow() -> None:
+        await gate.passing()
+
+    async with Worker(queue, grace=60) as worker:
+        running = asyncio.create_task(worker.run())
+        await slow.enqueue()
+        await gate.arrival()
+        for _ in range(2):
+            running.cancel()
+            await asyncio.sleep(0.05)  # it winds down
+        async with asyncio.timeout(4):
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+
+async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(queue, gate, until, logs):
+    @queue.task(attempts=1)
+    async def slow(n: int) -> None:
+        await gate.passing(n)
+
+    for stops in (1, 2):
+        async with Worker(queue, concurrency=2, grace=0.2 if stops == 1 else 60) as worker:
+            running = worker.start()
+            job = await slow.enqueue(n=stops)
+            assert await gate.arrival() == stops
+            for _ in range(stops):
+                worker.stop()
+            async with asyncio.timeout(3):
+                await running
+        row = await job.row()
+        assert (row.state, row.attempts_made) == (State.WAITING, 0)
+        await queue.remove(job.id)
+    assert not logs.all("unsettled")
+
+
+async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(queue, gate, logs, monkeypatch):
+    from jobq.engine import run as run_module
+
+    monkeypatch.setattr(run_module, "SHUTDOWN_GRACE", 0.05)
+
+    @queue.task(attempts=1)
+    async def deaf() -> None:
+        while True:
+            try:
+                return await gate.passing()
+            except asyncio.CancelledError:
+                continue
+
+    async with Worker(queue, grace=0.05) as worker:
+        worker.start()
+        job = await deaf.enqueue()
+        await gate.arrival()
+    row = await job.row()
+    assert (row.state, row.attempts_made) == (State.WAITING, 0)
+    assert not logs.all("unsettled")
+    gate.open()
+
+
+async def test_a_handler_that_fails_because_of_the_stop_is_not_charged(queue, gate):
+    @queue.task(attempts=1)
+    async def wrapping() -> None:
+        try:
+            await gate.passing()
+        except asyncio.CancelledError:
+            raise ConnectionError("interrupted") from None
+
+    async with Worker(queue, grace=0.05) as worker:
+        worker.start()
+        job = await wrapping.enqueue()
+        await gate.arrival()
+    row = await job.row()
+    assert (row.state, row.attempts_made, row.errors) == (State.WAITING, 0, [])
