@@ -1,0 +1,123 @@
+"""The least rights that a Redis user of jobq needs, as docs/reliability.md gives them; and its password stays secret."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq import Backoff, Connection, Context, Discard, Queue, State, Worker
+from jobq.engine.store.link import pack
+from jobq.errors import JobFailed, StoreError, StoreRefused
+
+if TYPE_CHECKING:
+    from tests.chaos.conftest import NewServer
+    from tests.conftest import Server
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+PASSWORD = "s3cret-p@ss/word"
+QUOTED = "s3cret-p%40ss%2Fword"
+
+
+def documented_rules() -> list[str]:
+    """What stands in the document behind ACL SETUSER, without the password."""
+    found = re.search(r"ACL SETUSER jobq on >PASSWORD (.+?)\n```", DOCUMENT.read_text(), re.DOTALL)
+    assert found, "docs/reliability.md gives no ACL"
+    return found[1].replace("\\\n", " ").split()
+
+
+async def make_user(server: Server, *rules: str) -> str:
+    """A user; the URL to come as it."""
+    connection = Connection(server.url)
+    (answer,) = await connection.trip(pack(("ACL", "SETUSER", "jobq", "on", f">{PASSWORD}", *rules)), 1)
+    await connection.aclose()
+    assert answer == b"OK", answer
+    return f"redis://jobq:{QUOTED}@127.0.0.1:{server.port}"
+
+
+async def test_every_verb_with_the_documented_rights(new_server: NewServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is refused, and nothing goes on in the log because of it."""
+    server = new_server("--appendonly", "yes")
+    url = await make_user(server, *documented_rules())
+    queue = Queue("rights", url)
+    started = asyncio.Event()
+
+    @queue.task(attempts=2, backoff=Backoff("fixed", 0))
+    async def work(how: str, ctx: Context) -> str:
+        ctx.progress(1)
+        ctx.log("here")
+        if how == "flaky" and ctx.attempt == 1:
+            raise ValueError("once")
+        if how == "doomed":
+            raise Discard("never")
+        if how == "long":
+            started.set()
+            await asyncio.Event().wait()
+        return how
+
+    async with queue, Worker(queue, lease=0.3, grace=0.05) as worker:
+        worker.start()
+        for how in ("ok", "flaky"):
+            assert await (await work.options(key=how, key_ttl=60).enqueue(how)).result(timeout=5) == how
+        doomed = await work.enqueue("doomed")
+        with pytest.raises(JobFailed):
+            await doomed.result(timeout=5)
+        long = await work.enqueue("long")
+        await asyncio.wait_for(started.wait(), 5)
+        await queue.kill(long.id)
+        await queue.pause()
+        later = await work.options(delay=60, lifo=True).enqueue("ok")
+        await queue.reprioritise(later.id, 5)
+        await queue.promote(later.id)
+        await queue.remove(later.id)
+        await queue.retry(doomed.id)
+        await queue.resume()
+        unknown = await Queue.enqueue(queue, "work", {"how": "ok"}, priority=-1)
+        await unknown.result(timeout=5)
+        assert await queue.logs(unknown.id)
+        assert (await queue.page(State.COMPLETED)).jobs
+        assert (await queue.stats()).completed_total >= 3
+        assert await queue.workers()
+        assert await queue.queues() == ["rights"]
+        await queue.ready()
+        assert await queue.retry_all(State.FAILED) >= 0
+        assert await queue.remove_all(State.COMPLETED) >= 0
+        other = Worker(queue, lease=0.3)  # its sweeps and trims are verbs too
+        async with other:
+            other.start()
+            await asyncio.wait_for((await work.enqueue("ok")).result(), 5)
+    refused = [str(record.__dict__.get("error")) for record in caplog.records if "error" in record.__dict__]
+    assert not [text for text in refused if "NOPERM" in text or "permission" in text], refused
+
+
+async def test_the_rights_end_at_the_prefix(new_server: NewServer) -> None:
+    """Other keys of the same server are out of reach."""
+    url = await make_user(new_server(), *documented_rules())
+    with pytest.raises(StoreRefused, match="refuses this user"):
+        await Queue("rights", url, prefix="other").open()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://jobq:{0}@127.0.0.1:{1}", "redis://:{0}@127.0.0.1:{1}", "redis://127.0.0.1:{1}?password={0}"]
+)
+async def test_passwords_are_never_shown(
+    new_server: NewServer, url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not in errors, reprs, tracebacks or logs: neither a wrong one, nor when the server is away."""
+    server = new_server()
+    connection = Connection(server.url)
+    await connection.trip(pack(("CONFIG", "SET", "requirepass", "another")), 1)
+    await connection.aclose()
+    for port in (server.port, 1):
+        connection = Connection(url.format(QUOTED, port), timeout=0.5)
+        with pytest.raises(StoreError) as caught:
+            await Queue("secret", connection).open()
+        shown = "".join(traceback.format_exception(caught.value)) + repr(connection) + caplog.text
+        shown += "".join(str(record.__dict__) for record in caplog.records) + "".join(capfd.readouterr())
+        assert PASSWORD not in shown
+        assert QUOTED not in shown
+        await connection.aclose()
