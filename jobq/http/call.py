@@ -14,6 +14,7 @@ from jobq.engine.ids import is_id
 from jobq.engine.log import get_logger
 from jobq.errors import JobNotFound
 from jobq.http.auth import ApiKey, Scope
+from jobq.http.events import Feeds
 from jobq.http.problems import (
     COMMON_HEADERS,
     FORBIDDEN,
@@ -57,6 +58,7 @@ class Hub:
         self.default = queues[0]
         self.guard = guard
         self.limits = limits
+        self.feeds = Feeds()
         self._polls: set[asyncio.Timeout] = set()
         self._closing = False
 
@@ -157,8 +159,8 @@ class Call:
             raise HttpProblem(INVALID_JOB, "the header Idempotency-Key takes 1 to 255 printable ASCII characters")
         return key
 
-    async def body(self) -> bytes:
-        """The body, as sound JSON.
+    async def body(self, limit: int | None = None) -> bytes:
+        """The body, as sound JSON. ``limit``: bytes, by default that of the hub.
 
         :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
         :raises BadJSON: it is no JSON.
@@ -167,15 +169,19 @@ class Call:
         if kind != "application/json":
             _check_content_type(kind)
         content = self.request.content
-        limit = self.hub.limits.body
+        limit = limit or self.hub.limits.body
         # what came with its head needs no waiting
-        body = content.read_nowait() if content.is_eof() else await self._read(limit)
+        body = content.read_nowait() if content.is_eof() else await self.read(limit)
         if len(body) > limit:
             _too_large(len(body), limit)
         check_json(body)
         return body
 
-    async def _read(self, limit: int) -> bytes:
+    async def read(self, limit: int) -> bytes:
+        """The body as it is.
+
+        :raises HttpProblem: it is larger than ``limit`` bytes, or too slow.
+        """
         content = self.request.content
         if (self.request.content_length or 0) > limit:
             _too_large(self.request.content_length or 0, limit)

@@ -71,7 +71,7 @@ def _answer(response: dict[str, Any], schemas: dict[str, Any]) -> str:
     content = response.get("content", {})
     if "application/problem+json" in content:
         return "<br>".join(_code(line.removeprefix("- ")) for line in response["description"].splitlines())
-    kind = _kind(content["application/json"]["schema"], schemas) if content else ""
+    kind = " ".join(_kind(one["schema"], schemas) for one in content.values())
     return f"{escape(response['description'])} {kind}"
 
 

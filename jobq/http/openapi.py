@@ -72,7 +72,9 @@ def _operation(
         "description": " ".join(filter(None, (route.description, f"Scope: {route.scope.name.lower()}."))),
         "tags": [_tag(route, path)],
         "parameters": [_path_parameter(name) for name in re.findall(r"{(\w+)}", path)],
-        "responses": {str(status): _response(status, kind, shown) for status, kind in route.responses.items()},
+        "responses": {
+            str(status): _response(status, kind, shown, route.media) for status, kind in route.responses.items()
+        },
     }
     if route.query is not None:
         operation["parameters"] += _query_parameters(components[route.query.__name__])
@@ -136,12 +138,12 @@ def _bounded(kind: dict[str, Any], route: Route) -> dict[str, Any]:
     }
 
 
-def _response(status: int, kind: Any, shown: dict[str, Any]) -> dict[str, Any]:
+def _response(status: int, kind: Any, shown: dict[str, Any], media: str) -> dict[str, Any]:
     said = {200: "Done", 201: "Enqueued", 202: "Not ended yet", 204: "Gone", 207: "Some were refused"}
     if kind is None:
         return {"description": said[status]}
     body: dict[str, Any] = {} if kind is Any else shown[repr(kind)]
-    return {"description": said[status], "content": {"application/json": {"schema": body}}}
+    return {"description": said[status], "content": {media: {"schema": body}}}
 
 
 def _problem_response(kinds: list[Kind]) -> dict[str, Any]:

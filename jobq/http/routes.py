@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.job import JobRow, Stats
-from jobq.http import handlers, schema
+from jobq.http import events, handlers, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -24,12 +24,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     ``problems_of``.
 
     ``per_queue``: it also stands under /queues/{queue}, where it means that queue instead of the default.
+    ``media``: the content type of its answers.
     """
 
     method: str
     path: str
     scope: Scope
-    handler: Callable[[Call], Awaitable[web.Response]]
+    handler: Callable[[Call], Awaitable[web.StreamResponse]]
     summary: str
     responses: dict[int, Any]
     description: str = ""
@@ -37,6 +38,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     query: type[msgspec.Struct] | None = None
     errors: tuple[p.Kind, ...] = ()
     per_queue: bool = True
+    media: str = "application/json"
 
     def paths(self) -> list[str]:
         """Where it stands."""
@@ -143,6 +145,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/workers", scope=Scope.READ, handler=handlers.workers,
         summary="The queue's workers", responses={200: schema.Workers},
+    ),
+    Route(
+        method="GET", path="/events", scope=Scope.READ, handler=events.events,
+        summary="The queue's stats, live",
+        description="Server-Sent Events: once a second a `stats` event with what /jobs/stats answers, or a `problem`"
+        " while Redis cannot be asked. The stream ends after an hour; EventSource opens it again.",
+        responses={200: Stats}, errors=(p.BUSY,), media="text/event-stream",
     ),
     Route(
         method="GET", path="/queues", scope=Scope.READ, handler=handlers.queues,

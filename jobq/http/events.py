@@ -1,0 +1,146 @@
+"""Server-Sent Events: a queue's stats once a second, asked of Redis once however many listen.
+
+What a stream can hold up is bounded: a listener gets the newest event, never those it missed, its connection
+buffers little, and one that does not read is cut off. A stream ends by itself after ``LIFE``, so that whoever
+listens shows its key again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from aiohttp import web
+
+from jobq.http import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from jobq.engine.queue import Queue
+    from jobq.http.call import Call
+
+INTERVAL = 1.0
+"""Seconds between two events."""
+HEARTBEAT: Final = 10.0
+"""Seconds without an event (Redis hangs, say) until a comment says that the stream lives."""
+UNREAD: Final = 30.0
+"""Seconds that a listener may leave an event unread."""
+LIFE: Final = 3600.0
+"""Seconds until a stream ends; EventSource opens it anew by itself."""
+MOST: Final = 100
+"""Streams of one process."""
+_BUFFER: Final = 1 << 16
+
+_HEADERS = problems.COMMON_HEADERS | {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "X-Accel-Buffering": "no",  # nginx would keep the events for itself
+}
+_encode = msgspec.json.Encoder().encode
+
+
+class Feed:
+    """The events of one queue, made while somebody listens."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._listeners = 0
+        self._last = b""
+        self._next: asyncio.Future[bytes]
+        self._poller: asyncio.Task[None]
+
+    @contextmanager
+    def heard(self) -> Generator[None]:
+        """Somebody listens while the block runs."""
+        self._listeners += 1
+        if self._listeners == 1:
+            loop = asyncio.get_running_loop()
+            self._last, self._next = b"", loop.create_future()
+            self._poller = loop.create_task(self._poll(), name=f"jobq-events-{self._queue.name}")
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+            if not self._listeners:
+                self._poller.cancel()
+
+    @property
+    def last(self) -> bytes:
+        """The newest event; empty before the first."""
+        return self._last
+
+    async def following(self) -> bytes:
+        """The next event, or a comment when none comes."""
+        coming = self._next
+        await asyncio.wait([coming], timeout=HEARTBEAT)
+        return coming.result() if coming.done() else b": nothing new\n\n"
+
+    async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            event = await self._event()
+            coming, self._last, self._next = self._next, event, loop.create_future()
+            coming.set_result(event)
+            await asyncio.sleep(INTERVAL)
+
+    async def _event(self) -> bytes:
+        try:
+            return b"event: stats\ndata: %b\n\n" % _encode(await self._queue.stats())
+        except Exception as error:  # noqa: BLE001 - the listeners hear what is wrong, and when it is over
+            return b"event: problem\ndata: %b\n\n" % problems.encode(problems.describe(error)[1])
+
+
+class Feeds:
+    """All streams of one application."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[str, Feed] = {}
+        self._streams = 0
+
+    @contextmanager
+    def listening(self, queue: Queue) -> Generator[Feed]:
+        """One more stream while the block runs.
+
+        :raises HttpProblem: there are ``MOST`` already.
+        """
+        if self._streams >= MOST:
+            detail = f"this process has {MOST} event streams open; repeat later, or ask for /jobs/stats"
+            raise problems.HttpProblem(problems.BUSY, detail)
+        feed = self._feeds.setdefault(queue.name, Feed(queue))
+        self._streams += 1
+        try:
+            with feed.heard():
+                yield feed
+        finally:
+            self._streams -= 1
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """GET /events."""
+    request, queue = call.request, call.queue
+    if request.method == "HEAD":
+        return web.Response(headers=_HEADERS)
+    response = web.StreamResponse(headers=_HEADERS)
+    response.force_close()
+    with call.hub.feeds.listening(queue) as feed, suppress(TimeoutError, ConnectionError):
+        async with call.hub.polling(LIFE):
+            _bound(request)
+            await response.prepare(request)
+            event = b"retry: 2000\n\n" + feed.last
+            while True:
+                async with asyncio.timeout(UNREAD):
+                    await response.write(event)
+                event = await feed.following()
+    if request.transport is not None and request.transport.get_write_buffer_size():
+        request.transport.abort()  # it does not read: nothing would come of waiting for it
+    return response
+
+
+def _bound(request: web.Request) -> None:
+    """Let the kernel hold little for who does not read."""
+    connection: socket.socket | None = request.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
