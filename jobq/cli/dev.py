@@ -73,6 +73,7 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
         *(("queue", f"{queue.name}: {', '.join(queue.tasks) or 'no types'}") for queue in queues),
         *(("redis", words) for words in servers),
         ("rest", f"{rest}  (documentation: {rest}/docs)"),
+        ("look", f"{rest}/dashboard"),
         ("workers", f"{processes} {'process' if processes == 1 else 'processes'}, {jobs}"),
     ]
     key = '-H "Authorization: Bearer $KEY" ' if settings.api_keys else ""

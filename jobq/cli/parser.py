@@ -20,7 +20,7 @@ EPILOG = """\
 TARGET is package.module:name or path/file.py:name, a queue or a list of queues.
 A job's id is printed as queue:id and taken so; the plain id does where --queue says which queue.
 Without --queue it is the only queue there is, else "default".
-Every JOBQ_* variable has a flag; the flag wins. Without a Redis URL an embedded server is used.
+Every JOBQ_* variable but the session secret has a flag; the flag wins. Without a Redis URL an embedded server is used.
 Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 

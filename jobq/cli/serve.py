@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import sys
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
     names = [f"--queue={name}" for name in args.queue]
     target = [args.target] if args.target else []
     words = [sys.executable, "-m", "jobq", "serve", *target, *names]
-    return run(_supervise(words, args.processes))
+    # each process has to know the sessions that the others made
+    env = {"JOBQ_SESSION_SECRET": settings.session_secret or secrets.token_hex(32)}
+    return run(_supervise(words, args.processes, env))
 
 
 def key(args: argparse.Namespace, _: Settings) -> None:
@@ -96,8 +99,8 @@ async def _serve(queues: list[Queue], settings: Settings, *, reuse_port: bool) -
     return 0
 
 
-async def _supervise(words: list[str], processes: int) -> int:
-    supervisor = Supervisor(words, processes, name="server", grace=CLOSING)
+async def _supervise(words: list[str], processes: int, env: dict[str, str]) -> int:
+    supervisor = Supervisor(words, processes, name="server", env=env, grace=CLOSING)
     on_stop_signals(supervisor.stop)
     return await supervisor.run()
 

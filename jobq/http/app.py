@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from jobq.engine.queue import Queue
-from jobq.http import docs, openapi, problems
+from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import Call, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
@@ -54,7 +54,8 @@ def create_app(
     settings = settings or flat[0].settings
     given_keys = settings.api_keys if api_keys is None else api_keys
     keys = Keyring(parse_keys(given_keys) if isinstance(given_keys, str) else given_keys or ())
-    guard = Guard(keys, _hosts(settings, allowed_hosts), Rate(rate) if (rate := rate or settings.rate) else None)
+    rates = Rate(rate) if (rate := rate or settings.rate) else None
+    guard = Guard(keys, _hosts(settings, allowed_hosts), rates, settings.session_secret)
     body = max_body or 4 * max(queue.max_payload for queue in flat)
     hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds))
 
@@ -99,6 +100,8 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
 
     _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi))
     _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
+    for door in dashboard.DOORS:
+        _add(app, door.method, door.path, _door(hub, door.scope, door.handler))
     # What no route takes comes here: 404, or 405 with the methods that the path does take.
     app.router.add_route("*", r"/{path:[\s\S]*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
 
@@ -110,7 +113,7 @@ def _add(app: web.Application, method: str, path: str, door: Any) -> None:
         app.router.add_route(method, path, door, expect_handler=_expect)
 
 
-def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Response]]) -> Any:
+def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Any:
     """What aiohttp calls for a route: the guard, the handler, and every exception as a problem.
 
     One coroutine instead of a stack of middlewares: enqueue is the hot path.
@@ -118,7 +121,7 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Respon
     admit = hub.guard.admit
     public = scope is Scope.PUBLIC
 
-    async def door(request: web.Request) -> web.Response:
+    async def door(request: web.Request) -> web.StreamResponse:
         try:
             key = ANYONE if public else admit(request, scope)
             return await handler(Call(hub, request, key))
@@ -131,6 +134,8 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Respon
 
 def _patterns() -> list[tuple[re.Pattern[str], set[str]]]:
     methods: dict[str, set[str]] = {"/docs": {"GET"}, "/openapi.json": {"GET"}}
+    for door in dashboard.DOORS:
+        methods.setdefault(door.path, set()).add(door.method)
     for route in ROUTES:
         for path in route.paths():
             methods.setdefault(path, set()).add(route.method)

@@ -22,7 +22,7 @@ from jobq.errors import SettingsError
 from jobq.http.problems import FORBIDDEN, UNAUTHENTICATED, HttpProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Scope(IntEnum):
@@ -111,6 +111,9 @@ class Keyring:
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def __iter__(self) -> Iterator[ApiKey]:
+        return iter(self._keys)
 
     def find(self, authorization: str | None) -> ApiKey:
         """Whose key the Authorization header holds.

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, require
 from jobq.http.problems import CROSS_ORIGIN, MISDIRECTED, RATE_LIMITED, HttpProblem
+from jobq.http.sessions import COOKIE, Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,11 +53,14 @@ class Guard:
     """The checks that every route but the public ones goes through.
 
     ``hosts``: the names this server answers to; None: any, which is safe with keys only (a page that rebinds
-    its name to this address has no key to send).
+    its name to this address has no key to send). ``session_secret``: see ``Sessions``.
     """
 
-    def __init__(self, keys: Keyring, hosts: Iterable[str] | None, rate: Rate | None = None) -> None:
-        self._keys = keys
+    def __init__(
+        self, keys: Keyring, hosts: Iterable[str] | None, rate: Rate | None = None, session_secret: str | None = None
+    ) -> None:
+        self.keys = keys
+        self.sessions = Sessions(keys, session_secret)
         self._hosts = None if hosts is None else frozenset(name.lower().strip("[]") for name in hosts)
         self._seen: set[str] = set()
         self._rate = rate
@@ -66,6 +70,40 @@ class Guard:
 
         :raises HttpProblem: it may not in.
         """
+        self._screen(request)
+        key = ANYONE
+        if self.keys:
+            authorization = request.headers.get("Authorization")
+            session = None if authorization is not None else request.cookies.get(COOKIE)
+            key = self.keys.find(authorization) if session is None else self._find_session(request, session)
+            require(key, scope)
+        if self._rate is not None:
+            _check_rate(self._rate, key.name if self.keys else str(request.remote))
+        return key
+
+    def admit_anyone(self, request: web.BaseRequest) -> None:
+        """Let somebody in who has no key yet.
+
+        :raises HttpProblem: the host or the origin is not ours, or there are too many of them.
+        """
+        self._screen(request)
+        if self._rate is not None:
+            _check_rate(self._rate, str(request.remote))
+
+    def _find_session(self, request: web.BaseRequest, session: str) -> ApiKey:
+        key = self.sessions.find(session)
+        if request.method not in _SAFE:
+            # a browser sends cookies by itself, so it has to say that one of our pages asks
+            site = request.headers.get("Sec-Fetch-Site")
+            if site != "same-origin" and (site is not None or "Origin" not in request.headers):
+                raise HttpProblem(
+                    CROSS_ORIGIN,
+                    "a session changes things only from the server's own pages (Origin, Sec-Fetch-Site);"
+                    " outside a browser send the API key",
+                )
+        return key
+
+    def _screen(self, request: web.BaseRequest) -> None:
         headers = request.headers
         host = headers.get("Host", "")
         if self._hosts is not None and host not in self._seen:
@@ -75,13 +113,6 @@ class Guard:
             origin = headers.get("Origin")
             if site is not None or origin is not None:
                 _check_origin(site, origin, host)
-        key = ANYONE
-        if self._keys:
-            key = self._keys.find(headers.get("Authorization"))
-            require(key, scope)
-        if self._rate is not None:
-            _check_rate(self._rate, key.name if self._keys else str(request.remote))
-        return key
 
     def _check_host(self, host: str, allowed: frozenset[str]) -> None:
         if host_name(host) not in allowed:

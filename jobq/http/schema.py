@@ -131,6 +131,20 @@ class RemoveMany(In):
     limit: _Many = 1000
 
 
+class Login(In):
+    """An API key, for a session of the dashboard."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+class Session(msgspec.Struct, frozen=True):
+    """Who asks, by which scope. ``login``: whether that takes a key at all."""
+
+    key: str
+    scope: str
+    login: bool
+
+
 class Enqueued(msgspec.Struct, frozen=True):
     """``duplicate``: the id is that of an earlier job with the same key."""
 

@@ -9,6 +9,7 @@ from rest import enqueue, problem
 
 from jobq import Connection, Queue, Settings
 from jobq.errors import SettingsError
+from jobq.http import dashboard
 from jobq.http.app import SCOPE, create_app
 from jobq.http.auth import ApiKey, Keyring, Scope, check_bind, hash_key, new_key, parse_keys
 from jobq.http.guard import Rate, host_name
@@ -36,7 +37,9 @@ async def locked(new_client: NewClient, connection: Connection) -> Client:
 def test_every_route_of_the_router_declares_its_scope(connection: Connection):
     app = create_app(Queue("main", connection))
     scopes = {(route.method, path): route.scope for route in ROUTES for path in route.paths()}
+    scopes |= {(door.method, door.path): door.scope for door in dashboard.DOORS}
     public = {"/docs", "/openapi.json", "/{path}", "/healthz", "/readyz"}
+    public |= {f"/dashboard{path}" for path in ("", "/", "/app.js", "/style.css", "/login", "/logout")}
     seen = 0
     for route in app.router.routes():
         scope = getattr(route.handler, SCOPE)

@@ -16,6 +16,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from jobq import Queue
+from jobq.http import dashboard
 from jobq.http.app import create_app
 from jobq.http.openapi import document
 from jobq.http.routes import ROUTES, problems_of
@@ -42,7 +43,9 @@ def test_the_document_names_every_route_and_only_those(app_routes: set[tuple[str
     described = {
         (method.upper(), path) for path, methods in document(keys=False)["paths"].items() for method in methods
     }
-    assert described == app_routes - {("GET", "/docs"), ("GET", "/openapi.json"), ("*", "/{path}")}
+    pages = {("GET", "/docs"), ("GET", "/openapi.json"), ("*", "/{path}")}
+    pages |= {(door.method, door.path) for door in dashboard.DOORS}
+    assert described == app_routes - pages
 
 
 @pytest.fixture
@@ -156,6 +159,8 @@ LIMITS = settings(
 
 def cases() -> Iterator[Any]:
     for operation in OPERATIONS:
+        if operation.path.endswith("/events"):
+            continue  # a stream has no end to wait for; test_rest_events.py reads it
         yield pytest.param(operation, GenerationMode.POSITIVE, id=f"{operation.label} as described")
         if operation.body or operation.query:  # elsewhere there is nothing to get wrong
             yield pytest.param(operation, GenerationMode.NEGATIVE, id=f"{operation.label} not as described")

@@ -18,6 +18,7 @@ GIVEN = {
     "http_port": ("80", 80),
     "allowed_hosts": ("jobs.example.com", "jobs.example.com"),
     "rate": ("2.5", 2.5),
+    "session_secret": ("s" * 32, "s" * 32),
     "api_keys": ("a:b:c", "a:b:c"),
     "lease": ("1.5", 1.5),
     "grace": ("0", 0.0),

@@ -1,0 +1,126 @@
+"""The page at /dashboard: static files, and sessions for those whose browser has no header to send a key in.
+
+The page is made of what REST answers; nothing here knows of jobs.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qs
+
+import msgspec
+from aiohttp import web
+
+from jobq.engine.log import get_logger
+from jobq.http.auth import Scope
+from jobq.http.call import decode, no_content, reply
+from jobq.http.problems import COMMON_HEADERS, INVALID_FIELD, HttpProblem
+from jobq.http.schema import Login, Session
+from jobq.http.sessions import COOKIE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from jobq.http.call import Call
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'self';"
+    # and where the browser knows it, a text that would be read as HTML is an error
+    " require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_LOGIN_BYTES = 4096
+_FORM = "application/x-www-form-urlencoded"
+
+_audit = get_logger("jobq.audit")
+_login = msgspec.json.Decoder(Login)
+
+
+class Door(NamedTuple):
+    """A route that is no part of REST."""
+
+    method: str
+    path: str
+    scope: Scope
+    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+def _file(name: str, kind: str) -> Callable[[Call], Awaitable[web.Response]]:
+    content = files(__package__ or "jobq.http.dashboard").joinpath(name).read_bytes()
+    headers = COMMON_HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Security-Policy": POLICY}
+
+    async def show(_: Call) -> web.Response:
+        return web.Response(body=content, headers=headers)
+
+    return show
+
+
+async def _slash(_: Call) -> web.Response:
+    return web.Response(status=308, headers=COMMON_HEADERS | {"Location": "../dashboard"})
+
+
+async def session(call: Call) -> web.Response:
+    """Who is logged in."""
+    return reply(Session(call.key.name, call.key.scope.name.lower(), bool(call.hub.guard.keys)))
+
+
+async def login(call: Call) -> web.Response:
+    """A key for a cookie. JSON is answered with 204, a form with a redirect to the page."""
+    guard, request = call.hub.guard, call.request
+    guard.admit_anyone(request)
+    secret = await _given_key(call)
+    try:
+        key = guard.keys.find(f"Bearer {secret}")
+    except HttpProblem:
+        _audit.warning("login refused", remote=request.remote)
+        raise
+    value, seconds = guard.sessions.new(key)
+    response = _done(request)
+    response.set_cookie(
+        COOKIE, value, max_age=seconds, path="/", httponly=True, samesite="Strict", secure=_is_https(request)
+    )
+    _audit.info("login", key=key.name, remote=request.remote)
+    return response
+
+
+async def logout(call: Call) -> web.Response:
+    """Take the cookie back."""
+    call.hub.guard.admit_anyone(call.request)
+    response = _done(call.request)
+    secure = _is_https(call.request)
+    response.del_cookie(COOKIE, path="/", httponly=True, samesite="Strict", secure=secure)
+    return response
+
+
+async def _given_key(call: Call) -> str:
+    if call.request.content_type != _FORM:
+        return decode(_login, await call.body(_LOGIN_BYTES)).key
+    fields = parse_qs((await call.read(_LOGIN_BYTES)).decode(errors="replace"))
+    if list(fields) != ["key"] or len(fields["key"]) != 1:
+        raise HttpProblem(INVALID_FIELD, "the form takes one field, 'key'", field="key")
+    return fields["key"][0]
+
+
+def _done(request: web.Request) -> web.Response:
+    if request.content_type != _FORM:
+        return no_content()
+    return web.Response(status=303, headers=COMMON_HEADERS | {"Location": "../dashboard"})
+
+
+def _is_https(request: web.Request) -> bool:
+    """Whether the browser speaks TLS, to us or to a proxy. Who lies here hurts its own cookie only."""
+    told = (request.headers.get("X-Forwarded-Proto", ""), request.headers.get("Origin", ""))
+    return request.secure or any(text.lower().startswith("https") for text in told)
+
+
+DOORS = (
+    Door("GET", "/dashboard", Scope.PUBLIC, _file("index.html", "text/html")),
+    Door("GET", "/dashboard/", Scope.PUBLIC, _slash),
+    Door("GET", "/dashboard/app.js", Scope.PUBLIC, _file("app.js", "text/javascript")),
+    Door("GET", "/dashboard/style.css", Scope.PUBLIC, _file("style.css", "text/css")),
+    Door("GET", "/dashboard/session", Scope.READ, session),
+    Door("POST", "/dashboard/login", Scope.PUBLIC, login),
+    Door("POST", "/dashboard/logout", Scope.PUBLIC, logout),
+)
+"""Public are those that tell nothing: the page is empty until REST lets it in."""

@@ -1,0 +1,56 @@
+"""Sessions of the dashboard: a signed cookie that stands for an API key.
+
+Nothing is kept, so that each of several processes knows the sessions of the others, given the same secret.
+The secret is none of the configured hashes: who reads those must not be able to make a session.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from jobq.http.problems import UNAUTHENTICATED, HttpProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.http.auth import ApiKey, Keyring
+
+COOKIE: Final = "jobq_session"
+SECONDS: Final = 12 * 3600
+
+
+class Sessions:
+    """``secret``: None draws one, and the sessions end with this process. ``now``: unix seconds."""
+
+    def __init__(self, keys: Keyring, secret: str | None = None, now: Callable[[], float] = time.time) -> None:
+        self._keys = keys
+        self._secret = (secret or secrets.token_hex(32)).encode()
+        self._now = now
+
+    def new(self, key: ApiKey) -> tuple[str, int]:
+        """The cookie's value, and for how many seconds it holds."""
+        now = int(self._now())
+        until = now + SECONDS if key.expires is None else min(now + SECONDS, int(key.expires))
+        return f"{until}.{self._sign(key, until)}", until - now
+
+    def find(self, value: str) -> ApiKey:
+        """Whose session it is.
+
+        :raises HttpProblem: it has ended, its key is gone, or it is none of ours.
+        """
+        until, _, signature = value.partition(".")
+        found = None
+        if until.isascii() and until.isdecimal() and len(until) <= 12:
+            for key in self._keys:  # all of them, so that the time taken tells nothing
+                if hmac.compare_digest(self._sign(key, int(until)).encode(), signature.encode(errors="replace")):
+                    found = key
+        if found is None or min(int(until), found.expires or float("inf")) <= self._now():
+            raise HttpProblem(UNAUTHENTICATED, "this session has ended; log in at /dashboard")
+        return found
+
+    def _sign(self, key: ApiKey, until: int) -> str:
+        # by the key's hash, not its name: a key that was replaced under the same name takes its sessions along
+        return hmac.digest(self._secret, f"{key.sha256} {until}".encode(), "sha256").hex()
