@@ -106,6 +106,7 @@ async def client_pause(world: World) -> int:
 
 async def debug_sleep(world: World) -> int:
     """The server hangs for longer than the leases: no false recovery."""
+    await world.command("PING")  # a living connection comes first now
     await world.once("DEBUG", "SLEEP", str(BEYOND))
     return 0
 

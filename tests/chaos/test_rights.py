@@ -1,4 +1,4 @@
-"""The least rights that a Redis user of jobq needs, as docs/reliability.md gives them; and its password stays secret."""
+"""The least rights that a Redis user of jobq needs, as docs/reliability.md gives them; and its password is secret."""
 
 from __future__ import annotations
 

@@ -193,6 +193,10 @@ class Connection:
         while self._idle:
             await self._idle.pop().disconnect(nowait=True)
         await self._pool.disconnect()
+        # a Sentinel's pool asks over connections of its own
+        sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
+        for client in sentinel.sentinels if sentinel else ():
+            await cast("Any", client).aclose()
 
     def reopen(self) -> None:
         """Use after ``aclose``: a queue may be opened again."""
