@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "lua"
-WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
+WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|ZREMRANGEBYRANK|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
 
 
 class Break(NamedTuple):
@@ -52,8 +52,10 @@ SABOTAGES = [
         "math.max((tonumber(facts[2]) or 0) + 1, now * 1000)", "now * 1000",
     ),
     Break("claim", "16 digits concatenated", "string.format('%.0f', fence)", "'' .. fence"),
-    Break("claim", "paused is not asked", "if facts[1] then return {} end", ""),
-    Break("claim", "the last first", "ZPOPMIN", "ZPOPMAX"),
+    Break("claim", "paused is not asked", "if facts[1] or want < 1", "if want < 1"),
+    Break("claim", "want 0 takes all", "if facts[1] or want < 1", "if facts[1]"),
+    Break("claim", "one too many", "waiting, 0, want - 1)", "waiting, 0, want)"),
+    Break("claim", "taken from the front, removed from the end", "waiting, 0, count - 1)", "waiting, -count, -1)"),
     Break("claim", "repeated: another request's answer", "recorded == request", "recorded"),
     Break("claim", "repeated: what is lost is answered too", "lease_token == token", "true"),
     Break(

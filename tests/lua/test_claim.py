@@ -70,6 +70,7 @@ def reply(*ids: str, fence: str = FENCE, charged: list[Any] | None = None, now: 
             also(taken("a"), jobs("z"), {"waiting": {}}),
             reply("a"),
         ),
+        Case("no room, nothing taken", waiting("a"), claim(0), {}, None),
         Case("paused", waiting("a") | {"meta": {"paused": "900"}}, claim(5), {}, None),
         Case(
             "the fence grows although the clock stands",

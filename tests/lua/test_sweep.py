@@ -217,6 +217,13 @@ def finished(state: str, **scores: int) -> State:
             1,
         ),
         Case(
+            "beyond the count, whatever retention it has of its own",
+            finished("completed", a=1, b=2) | {"expires": {"a": 9000, "b": 9000}},
+            trim(1),
+            finished("completed", b=2) | {"expires": {"b": 9000}},
+            1,
+        ),
+        Case(
             "expired and beyond the count: counted once",
             finished("completed", a=1, b=2) | {"expires": {"a": 1000}},
             trim(0, page=2),
