@@ -63,7 +63,8 @@ class Server:
         return info["used_cpu_user"] + info["used_cpu_sys"]
 
     def memory(self) -> int:
-        """Bytes in use for data, clients' buffers left out."""
+        """Bytes in use, clients' buffers and the slow log (which goes) left out."""
+        self.client.slowlog_reset()
         info = self.client.info("memory")
         return info["used_memory"] - info["mem_clients_normal"]
 
