@@ -89,8 +89,11 @@ class Pool:
             return
         self._filling = True
         buffer, loop = self._buffer, self.loop
-        while buffer and self.running < self.concurrency:
-            run = buffer.popleft()
+        while self.running < self.concurrency:
+            try:
+                run = buffer.popleft()
+            except IndexError:
+                break  # not asked before: the heartbeat's thread may take from it at any time
             self.running += 1
             # this may be the end of another run: what that one left in its context is none of this one's business
             context = self._context.copy()
@@ -121,7 +124,7 @@ class Pool:
         """Take a run out of the buffer; False: it is not there."""
         try:
             self._buffer.remove(run)
-        except ValueError:
+        except (ValueError, IndexError):  # IndexError: the heartbeat's thread took from it meanwhile
             return False
         return True
 
@@ -145,9 +148,10 @@ class Pool:
     def _unhold(self) -> None:
         """Give back what waits too long for a slot: another worker may be idle."""
         self._hold = None
-        if not self._buffer:
+        try:
+            waited = perf_counter() - self._buffer[0].claimed
+        except IndexError:
             return
-        waited = perf_counter() - self._buffer[0].claimed
         if waited < HOLD_SECONDS:
             self._hold = self.loop.call_later(HOLD_SECONDS - waited, self._unhold)
             return

@@ -78,9 +78,12 @@ class Producer:
             for turn in turns:
                 answers[turn] = await self._trip(batches[turn])
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(2):
-                group.create_task(lane())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(2):
+                    group.create_task(lane())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # both say the same: the store could not be reached, or was full
         return [answer for batch in answers for answer in batch]
 
     def _start_flight(self) -> None:

@@ -166,8 +166,8 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
     calls.subtract(before)
     scripts, blocking = calls["evalsha"], calls["bzpopmin"]
     # two seconds: enqueue, a look at it, the run; a heartbeat and a sweep may fall in between
-    assert scripts <= 12, calls
-    assert blocking <= 4, calls
+    assert scripts <= 30, calls  # a look every 10 ms would be 200
+    assert blocking <= 6, calls
 
 
 async def test_an_idle_worker_sends_a_handful_of_commands(queue, connection, start, until):

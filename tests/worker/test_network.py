@@ -12,6 +12,7 @@ from proxy import Proxy
 from jobq import Backoff, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.backoff import pause
+from jobq.errors import StoreUnavailable
 
 
 @pytest.fixture
@@ -71,6 +72,19 @@ async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue):
     assert proxy.lost.is_set()
     assert (await queue.stats()).waiting == 1
     assert (await queue.get(job.id)).state is State.WAITING
+
+
+async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy, far):
+    @far.task
+    async def any_(n: int) -> None: ...
+
+    proxy.go_away()
+    with pytest.raises(StoreUnavailable):
+        await any_.enqueue_many([{"n": n} for n in range(1000)])  # several trips, two at a time
+    with pytest.raises(StoreUnavailable):
+        await asyncio.gather(*(any_.enqueue(n=n) for n in range(20)))
+    proxy.come_back()
+    await any_.enqueue(n=1)
 
 
 async def test_a_lost_claim_is_asked_for_again(proxy, far, queue, start, gate, until):

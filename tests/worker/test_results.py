@@ -11,7 +11,7 @@ from tools import commands
 from jobq import JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
 
 
-async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, connection, start):
+async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, connection, start, until):
     @queue.task
     async def echo(n: int) -> int:
         return n
@@ -19,12 +19,18 @@ async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue,
     jobs = await echo.enqueue_many([{"n": n} for n in range(5000)])
     before = await commands(connection)
     waiting = [asyncio.create_task(job.result(60)) for job in jobs]
-    await asyncio.sleep(0.3)  # they wait: nobody works yet
+    asked = Counter[str]()
+
+    async def all_asked() -> bool:
+        asked.clear()
+        asked.update(await commands(connection))
+        asked.subtract(before)
+        return asked["zscore"] >= 5000 and asked["xread"] > 0
+
+    await until(all_asked, "everybody to have asked once", timeout=30)
+    assert asked["evalsha"] <= 60, asked
     (clients,) = await connection.trip(b"*2\r\n$6\r\nCLIENT\r\n$4\r\nLIST\r\n", 1)
     assert clients.count(b"cmd=xread") == 1
-    calls = Counter(await commands(connection))
-    calls.subtract(before)
-    assert calls["evalsha"] <= 60, calls
     await start(concurrency=500)
     assert await asyncio.gather(*waiting) == list(range(5000))
 
