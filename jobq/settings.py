@@ -35,8 +35,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: Annotated[int, Meta(ge=0, le=65535)] = 7800
     api_keys: str | None = None
     """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
-    session_secret: Annotated[str, Meta(min_length=32)] | None = None
-    """Signs the dashboard's sessions; the same for all servers behind one address. None: drawn at the start."""
+    session_secret: str | None = None
+    """Signs the dashboard's sessions, 32 characters or more; the same for all servers behind one address.
+    None: drawn at the start."""
     allowed_hosts: str | None = None
     """Names that the Host header may say besides this machine's, comma separated; behind a proxy that keeps it."""
     rate: Annotated[float, Meta(gt=0)] | None = None

@@ -46,7 +46,7 @@ def create_app(
     ``max_bulk``: jobs in one request. ``body_seconds``: time for a body to arrive.
 
     :raises ValueError: no queue, or two of one name.
-    :raises SettingsError: an API key that cannot be read.
+    :raises SettingsError: an API key that cannot be read, or a session secret that is too short.
     """
     flat = [one for given in queues for one in ([given] if isinstance(given, Queue) else given)]
     if not flat or len({queue.name for queue in flat}) < len(flat):

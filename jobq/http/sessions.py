@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
+from jobq.errors import SettingsError
 from jobq.http.problems import UNAUTHENTICATED, HttpProblem
 
 if TYPE_CHECKING:
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
 
 COOKIE: Final = "jobq_session"
 SECONDS: Final = 12 * 3600
+SHORTEST_SECRET: Final = 32
 
 
 class Sessions:
-    """``secret``: None draws one, and the sessions end with this process. ``now``: unix seconds."""
+    """``secret``: None draws one, and the sessions end with this process. ``now``: unix seconds.
+
+    :raises SettingsError: the secret is too short.
+    """
 
     def __init__(self, keys: Keyring, secret: str | None = None, now: Callable[[], float] = time.time) -> None:
+        if secret is not None and len(secret) < SHORTEST_SECRET:
+            # not shown, though it is no good one
+            raise SettingsError(f"JOBQ_SESSION_SECRET: {SHORTEST_SECRET} characters or more, at random")
         self._keys = keys
         self._secret = (secret or secrets.token_hex(32)).encode()
         self._now = now

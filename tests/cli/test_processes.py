@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from jobq.http.auth import new_key
 from jobq.http.serve import free_port
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def test_dev_shows_what_runs_and_its_lines_work(start, tmp_path):
     assert "queue    email: email, report, flaky, crunch" in screen
     assert f"redis    embedded, its data in {tmp_path / 'data'}" in screen
     assert f"rest     {rest}" in screen
+    assert f"look     {rest}/dashboard" in screen
     assert "workers  2 processes, 100 jobs at a time each" in screen
     curls = [line.strip() for line in dev.lines if line.strip().startswith("curl ")]
     assert len(curls) == 3
@@ -189,6 +191,21 @@ def test_a_taken_port(start):
             process = start(*command, "--port", str(port))
             assert f"port {port} of 127.0.0.1 is taken: choose another with --port" in process.wait_line("jobq: ")
             assert process.end() == 2
+
+
+def test_a_session_holds_in_each_of_several_processes(start, redis_url):
+    port, (secret, key) = free_port(), new_key("ops")
+    serve = start("serve", "--processes", "2", "--port", str(port), JOBQ_REDIS_URL=redis_url, JOBQ_API_KEYS=key.entry())
+    serve.wait_line("serving")
+    serve.wait_line("serving")
+    address, kind = f"http://127.0.0.1:{port}", {"Content-Type": "application/json"}
+    body = json.dumps({"key": secret}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/dashboard/login", body, kind), timeout=10) as answer:
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    for _ in range(20):  # each on a connection of its own, so that both processes get some
+        request = urllib.request.Request(f"{address}/jobs/stats", headers={"Cookie": cookie})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200
 
 
 def test_serve_on_one_port_with_several_processes(start, tmp_path):

@@ -15,7 +15,9 @@ import pytest
 from rest import enqueue, problem, working
 
 from jobq import Connection, Context, Queue, Settings, inject
+from jobq.errors import SettingsError
 from jobq.http import dashboard
+from jobq.http.app import create_app
 from jobq.http.auth import Keyring, Scope, new_key
 from jobq.http.problems import HttpProblem
 from jobq.http.sessions import COOKIE, SECONDS, Sessions
@@ -337,6 +339,12 @@ def test_a_session_goes_with_its_key_and_stands_in_all_processes():
     ):
         with pytest.raises(HttpProblem, match="has ended"):
             other.find(value)
+
+
+def test_a_short_secret_is_refused_and_not_shown(connection: Connection):
+    with pytest.raises(SettingsError, match="32 characters") as caught:
+        create_app(Queue("main", connection), settings=Settings(session_secret="hunter2"))
+    assert "hunter2" not in str(caught.value)
 
 
 async def test_without_keys_nobody_logs_in(client: Client):

@@ -86,7 +86,7 @@ async function api(path, { method = "GET", body, exact = false } = {}) {
   const answer = response.status === 204 ? "null" : await response.text();
   const value = parse(answer, exact);
   if (response.ok) return value;
-  if (response.status === 401 && path !== "dashboard/login") askForKey();
+  if (response.status === 401 && path !== "dashboard/login") askForKey(session && value.detail);
   throw new Refused(value?.detail ?? `the server answers ${response.status}`);
 }
 
@@ -136,7 +136,7 @@ function heard(found) {
   stats = { ...found, heard: performance.now() };
   if (route.job) drawJob();
   else drawStats();
-  if (changed) refresh.due = true;
+  if (changed || job?.row.state === "active") refresh.due = true; // progress moves no count
 }
 
 // Lists and workers are asked for only while something changes, and never more than every 2 s.
@@ -148,7 +148,7 @@ async function refresh(always = false) {
   try {
     await (route.job ? loadJob(at) : loadLists(at));
   } catch (error) {
-    if (at !== shown) return;
+    if (at !== shown) return; // another page is shown now, or the form
     if (route.job && error instanceof Refused) gone(error.message);
     else failed(error);
   }
@@ -164,6 +164,7 @@ function gone(words) {
 }
 
 function failed(error) {
+  if (session === null && !$("login").hidden) return; // the form says it
   if (error instanceof Refused) toast(error.message, true);
   else live(false, "the server does not answer");
 }
@@ -501,7 +502,7 @@ async function logout() {
   askForKey();
 }
 
-function askForKey() {
+function askForKey(words) {
   shown += 1;
   session = null;
   listen(null);
@@ -509,6 +510,7 @@ function askForKey() {
   for (const id of ["main", "queues", "user"]) $(id).replaceChildren();
   [$("main").key, stats, workers, job] = [null, null, null, null];
   $("login").hidden = false;
+  $("refused").textContent = words ?? "";
   $("key").focus();
 }
 
