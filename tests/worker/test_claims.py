@@ -343,3 +343,26 @@ async def test_run_outside_of_the_context_or_twice_is_refused(queue, start):
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="runs already"):
         await worker.run()
+
+
+async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start, until):
+    """Two queues, workers of every size that start and stop; somebody idle is always there, so nothing may lie."""
+    waited: list[float] = []
+
+    async def work(due: float, seconds: float) -> None:
+        waited.append(time.time() - due)
+        await asyncio.sleep(seconds)
+
+    tasks = [queue.task(work), second.task(work)]
+    await start(queue, second, concurrency=20)
+    for n in range(60):
+        if n % 6 == 0:
+            guest = await start(queue, (second, 2), concurrency=1 + n % 3)
+        delay = (0, 0.03, 0.1)[n % 3]
+        task = tasks[n % 2]
+        await task.options(delay=delay).enqueue(due=time.time() + delay, seconds=(0, 0.001, 0.02)[n % 3])
+        if n % 6 == 3:
+            guest.stop()
+        await asyncio.sleep(0.01)  # producers come at their own pace
+    await until(lambda: len(waited) == 60, "every job to run")
+    assert max(waited) < 2.0  # a lost wake-up would lie for the five seconds until somebody looks by himself
