@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = get_logger("jobq.worker")
 
 LANES: Final = 2
+WAKER: Final = 2
+"""The waker's place among those who claim, behind the lanes."""
 CLAIM_MAX: Final = 250
 """Jobs per claim."""
 CLAIM_BYTES: Final = 4 << 20
@@ -40,6 +42,7 @@ PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
 HOLD_SECONDS: Final = 0.01
 """A job claimed ahead that has not started by then goes back, for a worker that is idle."""
+HESITATE_MS: Final = 25
 EAGER: Final = sys.version_info >= (3, 12)
 
 
@@ -177,7 +180,7 @@ class Pool:
     def _pick(self, lane: int) -> Source | None:
         """The source of the next trip: by weight among those that can be claimed from or have outcomes."""
         for source in self.sources:
-            if source.unanswered[lane]:
+            if any(source.unanswered[claimer] for claimer in self._claimers(lane)):
                 # what that claim took is nobody's until it is asked for again, room or no room
                 return source
         room = 0 if self.stopping else self.room()
@@ -218,15 +221,21 @@ class Pool:
                     return
                 await asyncio.sleep(pause(failures))
 
+    @staticmethod
+    def _claimers(lane: int) -> tuple[int, ...]:
+        """Whose lost claims a lane asks for again: its own; the first lane also the waker's."""
+        return (lane, WAKER) if lane == 0 else (lane,)
+
     def _asking(self) -> bool:
         return any(any(source.unanswered) for source in self.sources)
 
     async def _trip(self, source: Source, lane: int) -> bool:
         want = 0
-        repeated = source.unanswered[lane] > 0
+        claimer = next((claimer for claimer in self._claimers(lane) if source.unanswered[claimer]), lane)
+        repeated = source.unanswered[claimer] > 0
         if repeated:
             # a claim whose reply was lost: the same request again, so that what it took is not left behind
-            want = source.unanswered[lane]
+            want = source.unanswered[claimer]
         elif source.ready and not self.stopping and (source.deep or not source.claiming):
             most = CLAIM_MAX if source.spec_bytes < 1 else max(1, min(CLAIM_MAX, int(CLAIM_BYTES / source.spec_bytes)))
             want = max(0, min(self.room(), most))
@@ -234,14 +243,7 @@ class Pool:
         steps = source.calls(outbox)
         calls: list[Any] = [call for _, call in steps]
         if want:
-            if not repeated:
-                source.requests[lane] += 1
-            calls.append(source.store.promote(PROMOTE_MAX))
-            calls.append(
-                source.store.claim(
-                    want, self.lease_ms, self.worker, f"{self.worker}:{lane}", source.requests[lane], repeated=repeated
-                )
-            )
+            calls += self.claim_calls(source, claimer, want, repeated=repeated)
             source.claiming += 1
             self._reserved += want
             source.ready = source.deep
@@ -251,7 +253,7 @@ class Pool:
             answers = await source.store.trip(*calls)
         except StoreError as error:
             source.put_back(outbox)
-            source.unanswered[lane] = want
+            source.unanswered[claimer] = want
             source.ready = True
             source.report(error)
             return False
@@ -263,10 +265,25 @@ class Pool:
                 self._reserved -= want
         ok = self._settled(source, outbox, steps, answers)
         if want:
-            ok &= self._claimed(source, lane, want, answers[-2], answers[-1])
-            if not source.claiming:
-                source.killed_early.clear()
+            ok &= self.claimed(source, claimer, want, answers[-2], answers[-1])
         return ok
+
+    def claim_calls(self, source: Source, claimer: int, want: int, *, repeated: bool = False) -> list[Any]:
+        """Promote what is due, and claim. A worker that stops repeats a claim for what it took, not for more."""
+        if not repeated:
+            source.requests[claimer] += 1
+        return [
+            source.store.promote(PROMOTE_MAX),
+            source.store.claim(
+                0 if self.stopping else want,
+                self.lease_ms,
+                self.worker,
+                f"{self.worker}:{claimer}",
+                source.requests[claimer],
+                repeated=repeated,
+                room=self.room() > want,
+            ),
+        ]
 
     def _settled(self, source: Source, outbox: Outbox, steps: list[tuple[str, Any]], answers: list[Any]) -> bool:
         ok = True
@@ -281,13 +298,14 @@ class Pool:
                 source.settled(kind, outbox, answer, repeated=outbox.repeated or call.again)
         return ok
 
-    def _claimed(self, source: Source, lane: int, want: int, promoted: Any, claimed: Any) -> bool:
+    def claimed(self, source: Source, claimer: int, want: int, promoted: Any, claimed: Any) -> bool:
+        """Take in what a claim brought. False: it was refused, and is asked for again."""
         if isinstance(claimed, StoreError):
-            source.unanswered[lane] = want
+            source.unanswered[claimer] = want
             source.ready = True
             source.report(claimed)
             return False
-        source.unanswered[lane] = 0
+        source.unanswered[claimer] = 0
         got = 0
         if claimed is not None:
             now = perf_counter()
@@ -296,6 +314,7 @@ class Pool:
             size = sum(len(spec or b"") for spec in claimed.specs) / got
             source.spec_bytes += 0.3 * (size - source.spec_bytes)
             runs = source.without_killed(source.took(claimed, now))
+            source.killed_early.clear()
             self._buffer.extend(runs)
             if debugging("jobq.worker"):
                 for run in runs:
@@ -331,6 +350,9 @@ class Pool:
         if due_ms == 0:
             source.ready = True
         elif due_ms > 0:
+            if self.loop.time() < source.hesitant_until:
+                # probably a job that this worker handed back: one that knows its type should get to it first
+                due_ms += HESITATE_MS
             source.timer = self.loop.call_later(min(due_ms, 60_000) / 1000, self.look, source)
 
     def look(self, source: Source) -> None:

@@ -56,35 +56,20 @@ class Producer:
         else:
             future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             self._pending.append((row, future))
-            if len(self._pending) > BATCH and self._flights < 2:
-                self._start_flight()
             answer = await future
         if isinstance(answer, IdempotencyConflict):
             raise answer
         return answer
 
     async def send_many(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
-        """Enqueue many rows, ``BATCH`` a trip, two trips at a time.
+        """Enqueue many rows in their order, ``BATCH`` a script call.
 
         :raises StoreError: some may be written; repeating the same rows is harmless.
         """
-        batches = list(_batches(rows))
-        if len(batches) == 1:
-            return await self._trip(batches[0])
-        answers: list[list[Accepted | IdempotencyConflict]] = [[] for _ in batches]
-        turns = iter(range(len(batches)))
-
-        async def lane() -> None:
-            for turn in turns:
-                answers[turn] = await self._trip(batches[turn])
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(2):
-                    group.create_task(lane())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # both say the same: the store could not be reached, or was full
-        return [answer for batch in answers for answer in batch]
+        answers: list[Accepted | IdempotencyConflict] = []
+        for batch in _batches(rows):
+            answers += await self._trip(batch)
+        return answers
 
     def _start_flight(self) -> None:
         self._flights += 1

@@ -28,6 +28,8 @@ log = get_logger("jobq.worker")
 
 DEFER_FIRST_MS: Final = 1_000
 DEFER_LONGEST_MS: Final = 60_000
+HESITANT_SECONDS: Final = 120.0
+"""For so long after a job of an unknown type, this worker lets others go first when something comes due."""
 TRIM_PAGE: Final = 500
 LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
@@ -99,9 +101,9 @@ class Source:
         not by later ones, and not by the outcome that ends their lease. So the outbox waits."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
-        self.requests = [0, 0]
-        self.unanswered = [0, 0]
-        """Per lane: how many jobs a claim asked for whose reply was lost; 0: none."""
+        self.requests = [0, 0, 0]
+        self.unanswered = [0, 0, 0]
+        """Per lane, and last the waker: how many jobs a claim asked for whose reply was lost; 0: none."""
         self.claiming = 0
         """Lanes that are claiming from it now."""
         self.deep = False
@@ -109,9 +111,11 @@ class Source:
         self.killed_early: set[tuple[bytes, bytes]] = set()
         """Ids and tokens of kills that came before the claim's own reply."""
         self.timer: asyncio.TimerHandle | None = None
+        self.hesitant_until = 0.0
         self.spec_bytes = 0.0
         self._pool = pool
         self._worker_json = _encode(worker)
+        self._own = b" " + worker.encode()
         self._buckets: dict[int, tuple[bytes, bytes]] = {}
 
     # -- outcomes, called by runs ----------------------------------------------------------------------------------
@@ -165,6 +169,7 @@ class Source:
         spec = run.spec
         log.warning("unknown job type; handed back", queue=self.name, job_id=run.id.decode(), type=spec and spec.type)
         self.outbox.deferred += (run.id, run.token)
+        self.hesitant_until = self.loop.time() + HESITANT_SECONDS
         self._pool.notify()
 
     def released(self, run: Run) -> None:
@@ -337,7 +342,8 @@ class Source:
             job_id, _, token = rest.partition(b" ")
             run = self.runs.get(job_id)
             if run is None or run.token != token:
-                if self.claiming:
+                if token.endswith(self._own):
+                    # claimed for this worker, and the claim's reply is on its way
                     self.killed_early.add((job_id, token))
             elif not run.ended:
                 self.drop(run, "killed")

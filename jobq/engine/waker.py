@@ -1,4 +1,8 @@
-"""Waiting for work without polling: a worker that has free slots and nothing to claim blocks on the wake token."""
+"""Waiting for work without polling: a worker that has free slots and nothing to claim blocks on the wake token.
+
+Behind the token, in the same write, goes a claim of one job: what woke the worker comes back with the token, a trip
+earlier. One job only, since a worker that vanishes while it waits (its machine, its network) still gets it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.backoff import pause
-from jobq.engine.store import give_wake_back, wait_for_wake
+from jobq.engine.pool import LANES, WAKER
+from jobq.engine.store import give_wake_back
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -26,7 +31,7 @@ async def wait_for_work(pool: Pool, source: Source) -> None:
     """
     failures = 0
     while True:
-        if pool.stopping or source.ready or pool.room() <= 0:
+        if pool.stopping or source.ready or source.unanswered[WAKER] or pool.room() <= 0:
             pool.nobody_listens()
             source.hungry.clear()
             # not wait_for: before Python 3.12 it loses a cancellation that meets the end of the wait
@@ -34,17 +39,23 @@ async def wait_for_work(pool: Pool, source: Source) -> None:
                 async with asyncio.timeout(BLOCK):
                     await source.hungry.wait()
             continue
+        calls = pool.claim_calls(source, WAKER, 1)
         try:
-            woken = await wait_for_wake(source.store, BLOCK)
-            if woken and (pool.stopping or pool.room() <= 0):
-                await give_wake_back(source.store)
-            failures = 0
-        except StoreError:
+            # nothing in BLOCK seconds: the claim behind it looks once whether a token was lost with a connection
+            answers = await source.store.trip_on_wake(*calls, block=BLOCK)
+        except BaseException as error:
+            # lost, or cut off by the worker's end: a lane asks for what it may have taken
+            source.unanswered[WAKER] = 1
+            # every one of them: only the first asks for the waker's claims, and any other would let it sleep
+            for _ in range(LANES):
+                pool.notify()
+            if not isinstance(error, StoreError):
+                raise
             failures += 1
             await asyncio.sleep(pause(failures))
-        # not woken: nothing in BLOCK seconds, or no connection. A token may have been lost with one: look once
-        source.ready = True
-        pool.notify()
+        else:
+            failures = 0
+            pool.claimed(source, WAKER, 1, *answers)
 
 
 async def leave(pool: Pool) -> None:

@@ -218,6 +218,11 @@ class Worker:
 
     async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
         pool.stop_claiming()
+        wakers = [task for task in tasks if task.get_name() == "jobq-waker"]
+        for task in wakers:
+            # before the lanes end: they ask for what a waker's last claim may have taken
+            task.cancel()
+        await asyncio.wait(wakers, timeout=1.0)
         if pool.running:
             log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self.grace)
         hurry = asyncio.create_task(self._hurry.wait())

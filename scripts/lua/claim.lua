@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- claim: the first jobs of waiting go to active, under a lease and with a new fence.
 -- KEYS waiting active jobs leases attempts delayed meta wake claims
--- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost)
+-- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
+--   room (1: the worker has room beyond `want`, and looks again by itself)
 -- RETURNS {} when there is nothing or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
 --   token: "fence worker"; whoever shows it holds the lease. A repeated request gets the recorded answer.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
@@ -50,7 +51,7 @@ redis.call('HSET', leases, unpack(tokens))
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker that is full stops listening. It passes the baton on: to somebody who takes the rest,
 -- or who watches the clock for what is delayed.
-if count == want and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+if count == want and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end
 return rows(token, ids)

@@ -16,7 +16,7 @@ for _, worker in ipairs(gone) do
     if worker ~= ARGV[2] or ARGV[3] == '' then
         redis.call('ZREM', workers, worker)
         redis.call('HDEL', workers_info, worker)
-        redis.call('HDEL', claims, worker .. ':0', worker .. ':1')
+        redis.call('HDEL', claims, worker .. ':0', worker .. ':1', worker .. ':2')
     end
 end
 return redis.call('ZCARD', workers)

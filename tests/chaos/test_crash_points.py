@@ -21,7 +21,7 @@ from jobq.engine.ids import new_id
 from jobq.engine.inject import Resources
 from jobq.engine.pool import Pool
 from jobq.engine.source import Source
-from jobq.engine.store import store as store_module
+from jobq.engine.store import sender as sender_module
 from jobq.engine.sweeper import Sweeper
 from jobq.errors import JobNotFound, StoreError, StoreUnavailable, WrongState
 from tests.chaos.faulty import Fault, FaultyConnection
@@ -246,7 +246,7 @@ async def test_each_trip_cut(
 ) -> None:
     """The sweep."""
     if not retries:
-        monkeypatch.setattr(store_module, "PAUSES", ())
+        monkeypatch.setattr(sender_module, "PAUSES", ())
     trips = await run_once(server, -1, fault)
     assert trips > 15
     turn = asyncio.Semaphore(AT_A_TIME)

@@ -191,7 +191,7 @@ async def test_again_and_again(new_server: NewServer, until: Until, words: tuple
                     break
                 except StoreUnavailable:
                     continue
-        await until(lambda: len(starts) >= len(jobs), "all jobs")
+        await until(lambda: len(starts) >= len(jobs), "all jobs", timeout=30)
         disturbing.cancel()
         await asyncio.wait([disturbing])
 

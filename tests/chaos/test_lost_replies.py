@@ -114,10 +114,10 @@ async def test_producer_may_repeat_with_the_same_id(
     queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller got an error, and asks again."""
-    from jobq.engine.store import store
+    from jobq.engine.store import sender
     from jobq.errors import StoreUnavailable
 
-    monkeypatch.setattr(store, "PAUSES", ())
+    monkeypatch.setattr(sender, "PAUSES", ())
     job = NewJob("send", id=new_id())
     faulty.next_of = "enqueue"
     with pytest.raises(StoreUnavailable):

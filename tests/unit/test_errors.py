@@ -11,7 +11,7 @@ from jobq import Discard, Queue, Retry, Settings, errors
 from jobq.engine import embedded
 from jobq.engine.job import NewJob, Options, Spec, State
 from jobq.engine.outcome import judge
-from jobq.engine.store import store as store_module
+from jobq.engine.store import sender as store_module
 from jobq.engine.target import load_target
 
 if TYPE_CHECKING:

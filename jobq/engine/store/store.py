@@ -6,12 +6,10 @@ reply was lost is sent again, a few times and with growing pauses, before ``Stor
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from jobq.engine import lua
-from jobq.engine.keys import LAYOUT, queue_keys, registry_key
+from jobq.engine.keys import LAYOUT, registry_key
 from jobq.engine.store.calls import (
     Call,
     Claimed,
@@ -22,18 +20,14 @@ from jobq.engine.store.calls import (
     read_states,
 )
 from jobq.engine.store.fitness import QUESTIONS, check_fitness
-from jobq.engine.store.link import Connection, pack, translate
-from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused, StoreUnavailable
+from jobq.engine.store.sender import Sender
+from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.link import Argument, Connection
 
-T = TypeVar("T")
-
-PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
-"""Seconds between the sendings of one call."""
 ALIVE_MS: Final = 30_000
 """A worker not heard of for longer is not counted."""
 FORGET_MS: Final = 24 * 3600 * 1000
@@ -41,7 +35,7 @@ FORGET_MS: Final = 24 * 3600 * 1000
 MINUTES_KEPT: Final = 24 * 60
 
 
-class Store:
+class Store(Sender):
     """The verbs of one queue. ``clock`` gives ``now`` in unix ms as text; '' means the server's own time."""
 
     def __init__(
@@ -52,35 +46,9 @@ class Store:
         prefix: str = "jobq",
         clock: Callable[[], str] | None = None,
     ) -> None:
-        self.connection = connection
-        self.name = name
-        self.prefix = prefix
-        self.keys = queue_keys(prefix, name)
+        super().__init__(connection, name, prefix)
         self._clock = clock
-        self._scripts = lua.scripts()
-        self._heads = {script.name: self._head(script) for script in self._scripts.values()}
         self._offset_ms: float | None = None
-
-    def _head(self, script: lua.Script) -> tuple[int, bytes]:
-        """The packed words in front of the arguments, and how many they are: packed once instead of on every call."""
-        keys = [self.keys[column] for column in script.keys if column in self.keys]
-        words = pack((b"EVALSHA", script.sha, len(keys), *keys))
-        return 3 + len(keys), words[words.index(b"\n") + 1 :]
-
-    def _pack(self, call: Call[Any]) -> bytes:
-        if call.keys is not None:
-            script = self._scripts[call.script]
-            return pack((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
-        count, head = self._heads[call.script]
-        if not call.args:
-            return b"*%d\r\n%b" % (count, head)
-        tail = pack(tuple(call.args))
-        return b"*%d\r\n%b%b" % (count + len(call.args), head, tail[tail.index(b"\n") + 1 :])
-
-    def _pack_source(self, call: Call[Any]) -> bytes:
-        script = self._scripts[call.script]
-        keys = call.keys if call.keys is not None else tuple(self.keys[column] for column in script.keys)
-        return pack((b"EVAL", script.source, len(keys), *keys, *call.args))
 
     @property
     def now(self) -> Argument:
@@ -95,100 +63,7 @@ class Store:
             return time.time_ns() // 1_000_000
         return int(time.monotonic() * 1000 + self._offset_ms)
 
-    # -- sending ---------------------------------------------------------------------------------------------------
-
-    async def trip(
-        self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None, patience: float = 0.0
-    ) -> list[Any]:
-        """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
-
-        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
-        block for ``patience`` seconds; its reply comes last.
-
-        :raises StoreUnavailable: no answer, however often it was tried.
-        """
-        behind = pack(extra) if extra else b""
-        answers = await self._persist(self._pack, calls, behind, patience)
-        loaded = False
-        for i, call in enumerate(calls):
-            answer = answers[i]
-            if isinstance(answer, Exception):
-                # the server does not know the script (restart, failover, flush): it did not run, so send it whole
-                if str(answer).startswith(("NOSCRIPT", "No matching script")):
-                    if not loaded:
-                        await self.load()
-                        loaded = True
-                    answer, *last = await self._persist(self._pack_source, (call,), behind, patience)
-                    answers[len(calls) :] = last
-                if isinstance(answer, Exception):
-                    answers[i] = translate(answer)
-                    continue
-            answers[i] = call.read(answer)
-        return answers
-
-    async def _persist(
-        self,
-        pack_call: Callable[[Call[Any]], bytes],
-        calls: Sequence[Call[Any]],
-        behind: bytes,
-        patience: float,
-        commands: int = 1,
-    ) -> list[Any]:
-        replies = len(calls) + (commands if behind else 0)
-        payload = b"".join([pack_call(call) for call in calls]) + behind
-        # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
-        deadline = time.monotonic() + self.connection.timeout
-        for pause in PAUSES:
-            try:
-                return await self.connection.trip(payload, replies, patience=patience)
-            except StoreUnavailable:
-                if time.monotonic() + pause > deadline:
-                    raise
-                await asyncio.sleep(pause)
-                for call in calls:
-                    call.send_again()
-                payload = b"".join([pack_call(call) for call in calls]) + behind
-        return await self.connection.trip(payload, replies, patience=patience)
-
-    async def do(self, call: Call[T]) -> T:
-        """Send one call.
-
-        :raises StoreError: what the server said.
-        """
-        answer = (await self.trip(call))[0]
-        if isinstance(answer, StoreError):
-            raise answer
-        return answer
-
-    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
-        """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
-
-        :raises StoreError: what the server said.
-        """
-        if patience:
-            answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
-        else:
-            answer = (await self.commands(words))[0]
-        if isinstance(answer, Exception):
-            raise translate(answer)
-        return answer
-
-    async def commands(self, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Plain commands in one write, again if need be. A command's own error stands in its place.
-
-        :raises StoreUnavailable: no answer, however often it was tried.
-        """
-        payload = b"".join([pack(words) for words in commands])
-        return await self._persist(self._pack, (), payload, 0.0, len(commands))
-
     # -- opening ---------------------------------------------------------------------------------------------------
-
-    async def load(self) -> None:
-        """Give the server all scripts at once. Of a trip's scripts it then knows all or none, so they run in order.
-
-        :raises StoreUnavailable: no answer.
-        """
-        await self.commands(*((b"SCRIPT", b"LOAD", script.source) for script in self._scripts.values()))
 
     async def open(self, durability: str = "none") -> None:
         """Check the server and the layout, look at the server's clock.
@@ -263,11 +138,11 @@ class Store:
         return Call("promote", [self.now, limit], read_as_is)
 
     def claim(
-        self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool
+        self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
     ) -> Call[Claimed | None]:
-        """Up to ``want`` jobs, first by priority, under a lease."""
+        """Up to ``want`` jobs, first by priority, under a lease. ``room``: the worker could take more."""
         args: list[Argument] = [self.now, want, lease_ms, worker, lane, request]
-        return Call("claim", [*args, int(repeated)], read_claimed, repeat=[*args, 1])
+        return Call("claim", [*args, int(repeated), int(room)], read_claimed, repeat=[*args, 1, int(room)])
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""
@@ -423,11 +298,6 @@ class Store:
         :raises StoreUnavailable: the connection broke.
         """
         await self.connection.listen([self.keys["control"]], heard, joined)
-
-
-async def wait_for_wake(store: Store, block: float) -> bool:
-    """Block on the queue's wake token for up to ``block`` seconds; whether it came."""
-    return bool(await store.command(b"BZPOPMIN", store.keys["wake"], block, patience=block))
 
 
 async def give_wake_back(store: Store) -> None:

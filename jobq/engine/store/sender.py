@@ -1,0 +1,163 @@
+"""Sending calls: packed, in one write, again when their reply was lost, whole when the server forgot the script."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from jobq.engine import lua
+from jobq.engine.keys import queue_keys
+from jobq.engine.store.link import Connection, pack, translate
+from jobq.errors import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jobq.engine.store.calls import Call
+    from jobq.engine.store.link import Argument
+
+T = TypeVar("T")
+
+PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
+"""Seconds between the sendings of one call."""
+
+
+class Sender:
+    """Calls on the keys of one queue over one connection."""
+
+    def __init__(self, connection: Connection, name: str, prefix: str) -> None:
+        self.connection = connection
+        self.name = name
+        self.prefix = prefix
+        self.keys = queue_keys(prefix, name)
+        self._scripts = lua.scripts()
+        self._heads = {script.name: self._head(script) for script in self._scripts.values()}
+
+    def _head(self, script: lua.Script) -> tuple[int, bytes]:
+        """The packed words in front of the arguments, and how many they are: packed once instead of on every call."""
+        keys = [self.keys[column] for column in script.keys if column in self.keys]
+        words = pack((b"EVALSHA", script.sha, len(keys), *keys))
+        return 3 + len(keys), words[words.index(b"\n") + 1 :]
+
+    def _pack(self, call: Call[Any]) -> bytes:
+        if call.keys is not None:
+            script = self._scripts[call.script]
+            return pack((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
+        count, head = self._heads[call.script]
+        if not call.args:
+            return b"*%d\r\n%b" % (count, head)
+        tail = pack(tuple(call.args))
+        return b"*%d\r\n%b%b" % (count + len(call.args), head, tail[tail.index(b"\n") + 1 :])
+
+    def _pack_source(self, call: Call[Any]) -> bytes:
+        script = self._scripts[call.script]
+        keys = call.keys if call.keys is not None else tuple(self.keys[column] for column in script.keys)
+        return pack((b"EVAL", script.source, len(keys), *keys, *call.args))
+
+    async def trip(
+        self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None, patience: float = 0.0
+    ) -> list[Any]:
+        """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
+
+        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
+        block for ``patience`` seconds; its reply comes last.
+
+        :raises StoreUnavailable: no answer, however often it was tried.
+        """
+        behind = pack(extra) if extra else b""
+        answers = await self._persist(self._pack, calls, behind, patience)
+        return await self._read(calls, answers, behind, patience)
+
+    async def trip_on_wake(self, *calls: Call[Any], block: float) -> list[Any]:
+        """Block on the wake token for up to ``block`` seconds, then run the calls. One write: what the token announces
+        comes back with it instead of a trip later. Sent once.
+
+        :raises StoreUnavailable: nothing can be said of what ran.
+        """
+        words = pack((b"BZPOPMIN", self.keys["wake"], block))
+        payload = words + b"".join([self._pack(call) for call in calls])
+        token, *answers = await self.connection.trip(payload, 1 + len(calls), patience=block)
+        if isinstance(token, Exception):
+            raise translate(token)
+        return await self._read(calls, answers, b"", 0.0)
+
+    async def _read(self, calls: Sequence[Call[Any]], answers: list[Any], behind: bytes, patience: float) -> list[Any]:
+        loaded = False
+        for i, call in enumerate(calls):
+            answer = answers[i]
+            if isinstance(answer, Exception):
+                # the server does not know the script (restart, failover, flush): it did not run, so send it whole
+                if str(answer).startswith(("NOSCRIPT", "No matching script")):
+                    if not loaded:
+                        await self.load()
+                        loaded = True
+                    answer, *last = await self._persist(self._pack_source, (call,), behind, patience)
+                    answers[len(calls) :] = last
+                if isinstance(answer, Exception):
+                    answers[i] = translate(answer)
+                    continue
+            answers[i] = call.read(answer)
+        return answers
+
+    async def _persist(
+        self,
+        pack_call: Callable[[Call[Any]], bytes],
+        calls: Sequence[Call[Any]],
+        behind: bytes,
+        patience: float,
+        commands: int = 1,
+    ) -> list[Any]:
+        replies = len(calls) + (commands if behind else 0)
+        payload = b"".join([pack_call(call) for call in calls]) + behind
+        # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
+        deadline = time.monotonic() + self.connection.timeout
+        for pause in PAUSES:
+            try:
+                return await self.connection.trip(payload, replies, patience=patience)
+            except StoreUnavailable:
+                if time.monotonic() + pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                for call in calls:
+                    call.send_again()
+                payload = b"".join([pack_call(call) for call in calls]) + behind
+        return await self.connection.trip(payload, replies, patience=patience)
+
+    async def do(self, call: Call[T]) -> T:
+        """Send one call.
+
+        :raises StoreError: what the server said.
+        """
+        answer = (await self.trip(call))[0]
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
+        """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
+
+        :raises StoreError: what the server said.
+        """
+        if patience:
+            answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
+        else:
+            answer = (await self.commands(words))[0]
+        if isinstance(answer, Exception):
+            raise translate(answer)
+        return answer
+
+    async def commands(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Plain commands in one write, again if need be. A command's own error stands in its place.
+
+        :raises StoreUnavailable: no answer, however often it was tried.
+        """
+        payload = b"".join([pack(words) for words in commands])
+        return await self._persist(self._pack, (), payload, 0.0, len(commands))
+
+    async def load(self) -> None:
+        """Give the server all scripts at once. Of a trip's scripts it then knows all or none, so they run in order.
+
+        :raises StoreUnavailable: no answer.
+        """
+        await self.commands(*((b"SCRIPT", b"LOAD", script.source) for script in self._scripts.values()))
