@@ -126,16 +126,13 @@ async def foreign_script(world: World) -> int:
 
 
 async def maxmemory(world: World) -> int:
-    """No memory is left: enqueue is refused, everything else goes on."""
-    refused, done = sum(world.refusals.values()), await world.command("HGET", "jobq:{chaos}:metrics", "completed")
+    """No memory is left: enqueue is refused. That everything else goes on is test_faults.py's: here all workers may be
+    held up at this moment, by a blocked loop or by a stopped process that holds the sink's lock."""
+    refused = sum(world.refusals.values())
     await world.command("CONFIG", "SET", "maxmemory", 1)
-    try:
-        await asyncio.sleep(SPELL)
-        later = await world.command("HGET", "jobq:{chaos}:metrics", "completed")
-    finally:
-        await world.command("CONFIG", "SET", "maxmemory", 0)
+    await asyncio.sleep(SPELL)
+    await world.command("CONFIG", "SET", "maxmemory", 0)
     assert sum(world.refusals.values()) > refused, "nothing was refused at maxmemory"
-    assert int(later or 0) > int(done or 0), "nothing was settled at maxmemory"
     return 0
 
 

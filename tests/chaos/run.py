@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 import time
 from typing import Final
@@ -97,6 +98,8 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
                 report.wrong.append(f"a producer failed: {type(outcome).__name__}: {outcome}")
         await settle(world, report, last)
         await judge(world, report)
+    if not report.wrong:
+        shutil.rmtree(world.folder)
     return report
 
 
