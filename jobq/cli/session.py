@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,6 +56,7 @@ async def one_queue(word: str | None, settings: Settings, *, new: bool = False) 
 
     :raises TargetError: it is not clear which one is meant, or there is none of that name.
     """
+    _warnings_are_for_services()
     async with AsyncExitStack() as stack:
         if word is not None and is_target(word):
             queues = load_target(word)
@@ -76,6 +78,7 @@ async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[lis
 
     :raises TargetError: there is no queue of that name.
     """
+    _warnings_are_for_services()
     async with AsyncExitStack() as stack:
         if word is not None and is_target(word):
             queues = load_target(word)
@@ -87,6 +90,11 @@ async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[lis
         for queue in queues:
             await stack.enter_async_context(queue)
         yield queues
+
+
+def _warnings_are_for_services() -> None:
+    """What a server's operator should know is said by `serve`, `work` and `dev`, not by every look at a queue."""
+    logging.getLogger("jobq").setLevel(logging.ERROR)
 
 
 @asynccontextmanager

@@ -175,14 +175,16 @@ class Queue(Registry, Verbs):
         size = len(bytes(new.payload))
         if size > self.max_payload:
             raise PayloadTooLarge(size, self.max_payload)
+        checked = PLAIN
         if self.tasks:
             task = self.tasks.get(new.type)
             if task is None:
                 raise UnknownType(new.type, list(self.tasks))
             task.check(new.payload)
+            checked = task.defaults
         else:
             check_type(new.type)
-        if new.options is not PLAIN:
+        if new.options is not checked:
             check(new.options)
         if new.idempotency_key is not None:
             check_key("idempotency key", new.idempotency_key)

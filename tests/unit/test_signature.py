@@ -157,7 +157,7 @@ def test_calls_that_do_not_fit():
         ((5,), {}, "Expected `str`, got `int`"),
     ):
         with pytest.raises(InvalidJob, match=f"payload of 'plain': .*{message}"):
-            task.new(args, kwargs, task.defaults)
+            task.queue.check(task.new(args, kwargs, task.defaults))
 
 
 def test_signatures_that_cannot_be_a_payloads():
