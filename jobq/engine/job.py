@@ -79,8 +79,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
 
     ``attempts``: total number of runs. ``key``: while a job with this key is unfinished (or for ``key_ttl`` ms
-    from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job;
-    None: the queue's count and age.
+    from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job at most;
+    the queue's count and age bound it all the same.
     """
 
     priority: int = 0

@@ -32,7 +32,7 @@ _Payload = Annotated[msgspec.Raw, Meta(description="Any JSON; kept byte for byte
 _Ms = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS)]
 _Delay = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms from now until it may run.")]
 _Timeout = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that one run may take.")]
-_Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms to keep the finished job.")]
+_Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms to keep the finished job, at most.")]
 _Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs.")]
 _Lifo = Annotated[bool, Meta(description="Before the others of its priority instead of behind them.")]
 _Key = Annotated[
