@@ -166,7 +166,7 @@ class Heartbeat(threading.Thread):
 
     async def _give_back(self, stores: list[tuple[Source, Store]]) -> None:
         """What was claimed ahead of a free slot should not wait behind the handler that blocks."""
-        unstarted = self._pool.unstarted()
+        unstarted = self._pool.buffer.take_all()
         for source, store in stores:
             runs = [run for run in unstarted if run.source is source]
             if not runs:

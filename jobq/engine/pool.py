@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.backoff import pause
+from jobq.engine.buffer import Buffer
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.run import execute
 from jobq.engine.store import give_wake_back
@@ -40,8 +41,6 @@ CLAIM_BYTES: Final = 4 << 20
 PROMOTE_MAX: Final = 250
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
-HOLD_SECONDS: Final = 0.01
-"""A job claimed ahead that has not started by then goes back, for a worker that is idle."""
 HESITATE_MS: Final = 25
 EAGER: Final = sys.version_info >= (3, 12)
 
@@ -58,14 +57,13 @@ class Pool:
         self.running = 0
         self.stopping = False
         self.closed = False
-        self._buffer: deque[Run] = deque()
+        self.buffer = Buffer(loop, self._overdue)
         self._reserved = 0
         self._filling = False
         self._full = False
         self._typical = 1.0
         """Seconds that a run takes, as a moving average; starts high: nothing is prefetched on trust."""
         self._sleepers: deque[asyncio.Future[None]] = deque()
-        self._hold: asyncio.TimerHandle | None = None
         self._passing: set[asyncio.Task[None]] = set()
         self.threads = Threads(concurrency)
         self._clock_ms = 0.0
@@ -80,7 +78,7 @@ class Pool:
     def room(self) -> int:
         """How many more jobs may be claimed now."""
         ahead = 0 if self.stopping else min(500, int(self.concurrency * PREFETCH_SECONDS / self._typical))
-        return self.concurrency + ahead - self.running - len(self._buffer) - self._reserved
+        return self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
 
     def server_ms(self, moment: float) -> int:
         """A ``perf_counter`` moment on the server's clock, unix ms."""
@@ -91,12 +89,8 @@ class Pool:
         if self._filling:
             return
         self._filling = True
-        buffer, loop = self._buffer, self.loop
-        while self.running < self.concurrency:
-            try:
-                run = buffer.popleft()
-            except IndexError:
-                break  # not asked before: the heartbeat's thread may take from it at any time
+        pop, loop = self.buffer.pop, self.loop
+        while self.running < self.concurrency and (run := pop()) is not None:
             self.running += 1
             # this may be the end of another run: what that one left in its context is none of this one's business
             context = self._context.copy()
@@ -111,7 +105,7 @@ class Pool:
         self.running -= 1
         if run.started:
             self._typical += 0.1 * (perf_counter() - run.started - self._typical)
-        if self._buffer:
+        if self.buffer:
             self._fill()
         if self._full:
             # nobody listened while there was no room: look again
@@ -123,42 +117,13 @@ class Pool:
             self._idle.set()
             self.notify()
 
-    def unbuffer(self, run: Run) -> bool:
-        """Take a run out of the buffer; False: it is not there."""
-        try:
-            self._buffer.remove(run)
-        except (ValueError, IndexError):  # IndexError: the heartbeat's thread took from it meanwhile
-            return False
-        return True
-
-    def unstarted(self) -> list[Run]:
-        """Take everything out of the buffer, to hand it back. Safe from any thread."""
-        runs: list[Run] = []
-        while True:
-            try:
-                run = self._buffer.popleft()
-            except IndexError:
-                return runs
-            run.ended = True
-            run.reason = "shutdown"
-            runs.append(run)
-
     def give_back_buffer(self) -> None:
         """Hand back what has not started."""
-        for run in self.unstarted():
+        for run in self.buffer.take_all():
             run.source.released(run)
 
-    def _unhold(self) -> None:
-        """Give back what waits too long for a slot: another worker may be idle."""
-        self._hold = None
-        try:
-            waited = perf_counter() - self._buffer[0].claimed
-        except IndexError:
-            return
-        if waited < HOLD_SECONDS:
-            self._hold = self.loop.call_later(HOLD_SECONDS - waited, self._unhold)
-            return
-        # jobs are not as short as they were
+    def _overdue(self) -> None:
+        """What was claimed ahead waits for too long: jobs are not as short as they were, and others may be idle."""
         self._typical = max(self._typical, 1.0)
         self.give_back_buffer()
 
@@ -200,7 +165,7 @@ class Pool:
         while True:
             source = self._pick(index)
             if source is None:
-                if self.stopping and not self.running and not self._flying and not self._buffer and not self._asking():
+                if self.stopping and not self.running and not self._flying and not self.buffer and not self._asking():
                     self._empty.set()
                 if self.closed:
                     return
@@ -315,7 +280,7 @@ class Pool:
             source.spec_bytes += 0.3 * (size - source.spec_bytes)
             runs = source.without_killed(source.took(claimed, now))
             source.killed_early.clear()
-            self._buffer.extend(runs)
+            self.buffer.extend(runs)
             if debugging("jobq.worker"):
                 for run in runs:
                     log.debug("claimed", queue=source.name, job_id=run.id.decode(), attempt=run.attempt)
@@ -323,8 +288,7 @@ class Pool:
                 self.give_back_buffer()
             else:
                 self._fill()
-                if self._buffer and self._hold is None:
-                    self._hold = self.loop.call_later(HOLD_SECONDS, self._unhold)
+                self.buffer.watch()
         source.deep = got == want
         if source.deep:
             source.ready = True
@@ -414,6 +378,5 @@ class Pool:
         for source in self.sources:
             if source.timer is not None:
                 source.timer.cancel()
-        if self._hold is not None:
-            self._hold.cancel()
+        self.buffer.close()
         self.threads.close()

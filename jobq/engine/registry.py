@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from jobq.engine.job import Options
 from jobq.engine.options import Given, merge
@@ -80,12 +80,10 @@ class Registry:
         return fn
 
 
-class _Decorator:
+class _Decorator(Protocol):
     """Types of ``@queue.task(...)``."""
 
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-    def __call__(self, fn: Any, /) -> Any:
-        raise NotImplementedError

@@ -328,7 +328,7 @@ class Source:
     def drop(self, run: Run, reason: Any) -> None:
         """Stop a run, or take it out of the buffer."""
         if run.task is None:
-            if not self._pool.unbuffer(run):
+            if not self._pool.buffer.remove(run):
                 return
             run.reason = reason
             self.forget(run)

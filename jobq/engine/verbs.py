@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,7 +33,7 @@ _LEADS_TO = {
 """Where a job may stand soon after a verb has moved it."""
 
 
-class Verbs:
+class Verbs(ABC):
     """The verbs of one open queue."""
 
     name: str
@@ -40,12 +41,12 @@ class Verbs:
     _waiters: Waiters
 
     @property
+    @abstractmethod
     def store(self) -> Store:
         """The verbs underneath.
 
         :raises StoreError: the queue is not open.
         """
-        raise NotImplementedError
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

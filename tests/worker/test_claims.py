@@ -10,7 +10,7 @@ import pytest
 from tools import commands
 
 from jobq import Connection, Queue, State, Worker
-from jobq.engine.pool import HOLD_SECONDS
+from jobq.engine.buffer import HOLD_SECONDS
 
 
 @pytest.fixture
