@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobq.engine.queue import Queue
@@ -15,7 +15,7 @@ from jobq.engine.target import load_target
 from jobq.errors import TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
     from jobq.settings import Settings
 
@@ -56,8 +56,8 @@ async def one_queue(word: str | None, settings: Settings, *, new: bool = False) 
 
     :raises TargetError: it is not clear which one is meant, or there is none of that name.
     """
-    _warnings_are_for_services()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_without_warnings())
         if word is not None and is_target(word):
             queues = load_target(word)
         else:
@@ -78,8 +78,8 @@ async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[lis
 
     :raises TargetError: there is no queue of that name.
     """
-    _warnings_are_for_services()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_without_warnings())
         if word is not None and is_target(word):
             queues = load_target(word)
         else:
@@ -92,9 +92,16 @@ async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[lis
         yield queues
 
 
-def _warnings_are_for_services() -> None:
+@contextmanager
+def _without_warnings() -> Generator[None]:
     """What a server's operator should know is said by `serve`, `work` and `dev`, not by every look at a queue."""
-    logging.getLogger("jobq").setLevel(logging.ERROR)
+    logger = logging.getLogger("jobq")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @asynccontextmanager

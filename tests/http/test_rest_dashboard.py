@@ -143,7 +143,6 @@ async def test_what_a_job_brings_along_is_nowhere_html(new_client: NewClient, co
 
 
 def test_the_wheel_holds_the_files(tmp_path: Path):
-    pytest.importorskip("hatchling")
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
