@@ -31,7 +31,10 @@ async def _alive(where: Path, until: Any) -> int:
 
 
 def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_runs_elsewhere_and_a_child_is_used_again(process, start):
