@@ -43,7 +43,6 @@ class Task(Generic[P, R]):
         self.fn = fn
         self.name = name
         self.defaults = defaults
-        self.doc = inspect.getdoc(fn) or ""
         self.signature = Signature(fn)
         self.kind: Kind = "process" if isolate else "async" if inspect.iscoroutinefunction(fn) else "thread"
         if isolate and "<locals>" in fn.__qualname__:

@@ -197,7 +197,3 @@ class Connection:
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
         for client in sentinel.sentinels if sentinel else ():
             await cast("Any", client).aclose()
-
-    def reopen(self) -> None:
-        """Use after ``aclose``: a queue may be opened again."""
-        self._closed = False
