@@ -1,29 +1,38 @@
-"""Steady work for a long time: ``python -m tests.chaos.soak --minutes M``. Memory must stay flat.
+"""Steady work for a long time: ``python -m tests.chaos.soak --minutes M --out FILE``. Memory must stay flat.
 
-A producer and two worker processes; every sample prints the resident memory of a worker and of Redis. The first quarter
-is warming up (retention fills, allocators settle); after it neither may grow by more than a tenth.
+Two worker processes, a REST server, a producer over Python, a client over REST and one that listens to its events.
+Every ten seconds the resident memory of each process and the size of Redis's data are taken and, with ``--out``,
+written as a line of JSON. The first quarter is warming up (retention fills, allocators settle); after it none may grow
+by more than a tenth.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
+from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from jobq import NewJob, Options, Queue
 from jobq.engine.ids import new_id
 from tests.chaos.conftest import free_port
-from tests.conftest import Server
+from tests.conftest import Server, wait_until
 
+SOAK = f"{Path(__file__)}:queue"
 ROOT = Path(__file__).parents[2]
-RATE = 300
-"""Jobs a second: a load that leaves room for whoever shares the machine."""
+RATE, REST_RATE = 300, 100
+"""Jobs and REST calls a second: a load that leaves room for whoever shares the machine."""
+EVERY = 10.0
+"""Seconds between two samples."""
 queue = Queue("soak", keep_completed=2_000, keep_failed=100)
 
 
@@ -53,48 +62,141 @@ async def produce(queue: Queue, until: float) -> None:
         await asyncio.sleep(max(0.0, 0.1 - (time.monotonic() - began)))
 
 
-async def soak(minutes: float) -> int:
-    """Run; returns 1 when memory grew."""
-    server = Server("--appendonly", "yes", port=free_port()).start()
-    env = os.environ | {"JOBQ_REDIS_URL": server.url, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jobq", "work", f"{ROOT}/tests/chaos/soak.py:queue", "--processes", "0"]
-    workers = [
-        await asyncio.create_subprocess_exec(*command, env=env, stderr=asyncio.subprocess.DEVNULL) for _ in range(2)
-    ]
-    assert server.process is not None
-    watched = {"worker": workers[0].pid, "server": server.process.pid}
-    samples: list[dict[str, float]] = []
-    ok = True
-    producer = Queue("soak", server.url)  # the one above is the workers', by the environment
-    try:
-        async with producer:
+class Rest:
+    """What clients over REST do all the time, and how much of it they did."""
+
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+        self.calls = 0
+        self.events = 0
+
+    async def call(self, until: float) -> None:
+        """Enqueue and look, over kept connections and now and then over a new one."""
+        while time.monotonic() < until:
             began = time.monotonic()
-            producing = asyncio.create_task(produce(producer, began + minutes * 60))
-            while not producing.done():
-                await asyncio.wait([producing], timeout=minutes * 60 / 20)
-                sample = {name: psutil.Process(pid).memory_info().rss / 1e6 for name, pid in watched.items()}
-                memory = (await producer.store.connection.trip(b"INFO memory\r\n", 1))[0].decode()
-                lines = dict(line.partition(":")[::2] for line in memory.splitlines())
-                sample["redis used"] = int(lines["used_memory"]) / 1e6
-                samples.append(sample)
-                stats = await producer.stats()
-                print(f"{time.monotonic() - began:6.0f} s  {stats.completed_total:9} done  "
-                      + "  ".join(f"{name} {size:7.1f} MB" for name, size in sample.items()), flush=True)  # fmt: skip
-            await producing
-        quarter = len(samples) // 4
-        for name in samples[0]:
-            first, last = samples[quarter][name], samples[-1][name]
-            print(f"{name}: {first:.1f} MB after a quarter, {last:.1f} MB at the end")
-            ok &= last < first * 1.1 + 1
-    finally:
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM)
-            await worker.wait()
-        server.stop()
-    return int(not ok)
+            body = {"type": "work", "payload": {"n": self.calls}}
+            enqueued = await self._do("POST", "/jobs/enqueue", json=body)
+            await self._do("GET", f"/jobs/{enqueued['id']}")
+            await self._do("GET", "/jobs/stats", headers={"Connection": "close"} if self.calls % 10 == 0 else {})
+            await self._do("GET", "/jobs?limit=20")
+            await self._do("GET", f"/jobs/{enqueued['id']}/result?wait=5", expected=(200, 202, 409))
+            await asyncio.sleep(max(0.0, 5 / REST_RATE - (time.monotonic() - began)))
+
+    async def _do(self, method: str, path: str, expected: tuple[int, ...] = (200, 201), **options: object) -> dict:
+        async with self._session.request(method, path, **options) as response:
+            self.calls += 1
+            assert response.status in expected, f"{method} {path}: {response.status} {await response.text()}"
+            return await response.json(content_type=None)
+
+    async def listen(self, until: float) -> None:
+        """Read the events; a stream ends after an hour, and then it is opened anew."""
+        try:
+            async with asyncio.timeout(until - time.monotonic()) as end:
+                while True:
+                    async with self._session.get("/events", timeout=ClientTimeout(sock_read=30)) as stream:
+                        async for line in stream.content:
+                            self.events += line.startswith(b"event: stats")
+        except TimeoutError:
+            if not end.expired():  # the stream fell silent
+                raise
+
+    async def alive(self) -> bool:
+        """Whether the server answers."""
+        try:
+            return bool(await self._do("GET", "/healthz"))
+        except ClientError:
+            return False
+
+
+async def process(stack: AsyncExitStack, *words: str, **env: str) -> int:
+    """A process of jobq's command line until the stack unwinds; its pid."""
+    command = [sys.executable, "-m", "jobq", *words]
+    started = await asyncio.create_subprocess_exec(
+        *command, env=os.environ | {"PYTHONPATH": str(ROOT)} | env, stderr=asyncio.subprocess.DEVNULL
+    )
+
+    async def end() -> None:
+        with suppress(ProcessLookupError):
+            started.send_signal(signal.SIGTERM)
+        await started.wait()
+
+    stack.push_async_callback(end)
+    return started.pid
+
+
+class Samples:
+    """Memory over time, in MB, of processes and of Redis's data."""
+
+    def __init__(self, watched: dict[str, int], producer: Queue, rest: Rest, out: TextIO | None) -> None:
+        self._watched = {name: psutil.Process(pid) for name, pid in watched.items()}
+        self._producer = producer
+        self._rest = rest
+        self._out = out
+        self.taken: list[dict[str, float]] = []
+
+    async def take(self, seconds: float) -> None:
+        """Take samples for so long."""
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < seconds:
+            await asyncio.sleep(min(EVERY, seconds / 20, seconds - passed))
+            sample = {name: process.memory_info().rss / 1e6 for name, process in self._watched.items()}
+            memory = (await self._producer.store.connection.trip(b"INFO memory\r\n", 1))[0].decode()
+            lines = dict(line.partition(":")[::2] for line in memory.splitlines())
+            sample["data in Redis"] = int(lines["used_memory"]) / 1e6
+            self.taken.append(sample)
+            stats = await self._producer.stats()
+            facts = {"seconds": round(time.monotonic() - began), "done": stats.completed_total,
+                     "waiting": stats.waiting, "calls": self._rest.calls, "events": self._rest.events}  # fmt: skip
+            if self._out:
+                print(json.dumps(facts | {name: round(size, 2) for name, size in sample.items()}), file=self._out)
+                self._out.flush()
+            if len(self.taken) % max(1, round(seconds / 20 / EVERY)) == 0:
+                print("  ".join(f"{name} {value}" for name, value in facts.items()),
+                      *(f"{name} {size:.1f}" for name, size in sample.items()), sep="  ", flush=True)  # fmt: skip
+
+    def flat(self) -> bool:
+        """Print the table; whether nothing grew."""
+        after, last = self.taken[len(self.taken) // 4], self.taken[-1]
+        print("\n| MB | after a quarter | most since | at the end |\n|---|---|---|---|")
+        for name in last:
+            most = max(sample[name] for sample in self.taken[len(self.taken) // 4 :])
+            print(f"| {name} | {after[name]:.1f} | {most:.1f} | {last[name]:.1f} |")
+        return all(last[name] < after[name] * 1.1 + 1 for name in last)
+
+
+async def soak(minutes: float, out: TextIO | None) -> int:
+    """Run; returns 1 when memory grew."""
+    async with AsyncExitStack() as stack:
+        server = Server("--appendonly", "yes", port=free_port()).start()
+        stack.callback(server.stop)
+        assert server.process is not None
+        port = free_port()
+        watched = {"REST server": await process(stack, "serve", SOAK, f"--port={port}", JOBQ_REDIS_URL=server.url)}
+        for name in ("worker 1", "worker 2"):
+            watched[name] = await process(stack, "work", SOAK, "--processes=0", JOBQ_REDIS_URL=server.url)
+        watched |= {"producer and clients": os.getpid(), "Redis": server.process.pid}
+        # not the one above: that is the workers', by their environment
+        producer = await stack.enter_async_context(Queue("soak", server.url))
+        rest = Rest(await stack.enter_async_context(ClientSession(f"http://127.0.0.1:{port}")))
+        await wait_until(rest.alive, "the REST server", 20)
+        samples = Samples(watched, producer, rest, out)
+        until = time.monotonic() + minutes * 60
+        async with asyncio.TaskGroup() as steady:
+            steady.create_task(produce(producer, until))
+            steady.create_task(rest.call(until))
+            steady.create_task(rest.listen(until))
+            await samples.take(minutes * 60)
+        return int(not samples.flat())
+
+
+def main() -> int:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--out", type=argparse.FileType("w"), help="a file for the samples, a line of JSON each")
+    args = parser.parse_args()
+    return asyncio.run(soak(args.minutes, args.out))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    sys.exit(asyncio.run(soak(parser.parse_args().minutes)))
+    sys.exit(main())
