@@ -1,28 +1,32 @@
 """Trips to Redis: several commands out in one write, their replies back in one read.
 
-redis-py makes, authenticates and parses its connections; what is left out is its command layer (a pool lock, a retry
-object and several coroutines per command), which costs as much as the trip itself. docs/decisions/0002 has the figures.
+redis-py makes and authenticates the connections; what is left out is its command layer (a pool lock, a retry object and
+several coroutines per command) and its streams, which cost more than the trip itself: docs/decisions/0002 and 0015.
 Connections are never shared by two trips at once, so a cancelled trip spoils its own connection only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
+from jobq.engine.store.wire import Wire
 from jobq.errors import SettingsError, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
 
 Argument = bytes | str | int | float
 pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
@@ -37,16 +41,18 @@ _TRANSIENT = (
     "MISCONF ",
     "UNBLOCKED ",
 )
+_REFUSED = ("NOAUTH ", "NOPERM ", "WRONGPASS ")
 
 
 def translate(error: Exception) -> StoreError:
     """Redis's and redis-py's errors in jobq's words."""
     text = redact(str(error)) or type(error).__name__
-    if isinstance(error, exceptions.OutOfMemoryError) or text.startswith("OOM "):
+    if text.startswith("OOM "):
         return StoreFull("Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
-    if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
+    refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
+    if isinstance(error, refusals) or text.startswith(_REFUSED):
         return StoreRefused(f"Redis refuses this user: {text}")
-    if isinstance(error, exceptions.ReadOnlyError) or text.startswith(_TRANSIENT):
+    if text.startswith(_TRANSIENT):
         return StoreUnavailable(f"Redis cannot write now: {text}")
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError):
         return StoreUnavailable(f"no answer from Redis: {text}")
@@ -100,7 +106,7 @@ class Connection:
             raise SettingsError(
                 f"Redis URL {redact(url)!r}: {redact(str(error))} (redis://host:6379/0, rediss://, unix:///path, valkey://)"
             ) from None
-        self._idle: list[AbstractConnection] = []
+        self._idle: list[Wire] = []
         self._free = asyncio.Semaphore(max_connections)
         self._closed = False
         self.looked_at = False
@@ -124,34 +130,39 @@ class Connection:
             return await self._trip(payload, replies, self.timeout)
 
     async def _trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
-        connection = self._idle.pop() if self._idle else self._pool.make_connection()
-        clean = False
+        wire, clean = None, False
         try:
-            async with asyncio.timeout(timeout):
-                if not connection.is_connected:
-                    await connection.connect()
-                await connection.send_packed_command(payload, check_health=False)
-                answers = [await self._read(connection) for _ in range(replies)]
+            while self._idle and (wire is None or wire.lost):
+                wire = self._idle.pop()
+            if wire is None or wire.lost:
+                began = time.monotonic()
+                wire = await self._connect(timeout)
+                timeout -= time.monotonic() - began
+            answers = await wire.trip(payload, replies, timeout)
+            for answer in answers:
+                if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("READONLY "):
+                    # a failover made this node a replica: look for the new master on a new connection
+                    raise answer
             clean = not self._closed
-        except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
+        except (exceptions.RedisError, hiredis.ReplyError, OSError, TimeoutError, EOFError) as error:
             raise translate(error) from error
         finally:
             # anything else (a cancellation too) leaves replies in the socket: never used again
-            if clean:
-                self._idle.append(connection)
-            else:
-                await connection.disconnect(nowait=True)
+            if wire is not None:
+                if clean:
+                    self._idle.append(wire)
+                else:
+                    wire.close()
         return answers
 
-    @staticmethod
-    async def _read(connection: AbstractConnection) -> Any:
+    async def _connect(self, timeout: float) -> Wire:
+        connection = self._pool.make_connection()
         try:
-            return cast("Any", await connection.read_response(disconnect_on_error=False))
-        except exceptions.ReadOnlyError:
-            # a failover made this node a replica: look for the new master on a new connection
-            raise
-        except exceptions.ResponseError as error:
-            return error
+            async with asyncio.timeout(timeout):
+                await connection.connect()
+            return Wire(connection)
+        finally:
+            await connection.disconnect(nowait=True)
 
     async def listen(
         self, channels: Sequence[bytes], heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]
@@ -191,7 +202,7 @@ class Connection:
         """Close what is idle; trips under way close their own."""
         self._closed = True
         while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+            self._idle.pop().close()
         await self._pool.disconnect()
         # a Sentinel's pool asks over connections of its own
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)

@@ -1,0 +1,108 @@
+"""The bytes of one connection: commands out in one write, their replies back by one future.
+
+redis-py opens the connection (TLS, ACL, unix sockets, Sentinel) and hiredis parses what comes back; between them its
+streams cost more than the trip itself. docs/decisions/0015 has the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import hiredis
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+_UNFINISHED: Final = object()
+
+
+class Wire(asyncio.Protocol):
+    """A connected connection, taken over from redis-py. One trip at a time.
+
+    ``lost``: closed, by us or by the server.
+    """
+
+    __slots__ = (
+        "_answers", "_deadline", "_future", "_loop", "_reader", "_timer", "_transport", "_want", "_writer", "lost",
+    )  # fmt: skip
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self.lost = False
+        self._loop = asyncio.get_running_loop()
+        self._reader: Any = hiredis.Reader(notEnoughData=_UNFINISHED)
+        self._answers: list[Any] = []
+        self._want = 0
+        self._future: asyncio.Future[list[Any]] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        # redis-py has no public way to its transport; what it keeps it would close when it is collected
+        theirs = cast("Any", connection)
+        self._writer: asyncio.StreamWriter = theirs._writer  # noqa: SLF001
+        theirs._writer = theirs._reader = None  # noqa: SLF001
+        self._transport = self._writer.transport
+        self._transport.set_protocol(self)
+
+    async def trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
+        """Write the packed commands and wait for their replies; a command's own error stands in its place.
+
+        :raises ConnectionError: the connection is gone, or the server does not speak its protocol.
+        :raises TimeoutError: not all of them came within ``timeout`` seconds.
+        """
+        if self.lost:
+            raise ConnectionError("the connection was closed")
+        self._want = replies
+        self._future = future = self._loop.create_future()
+        # One timer looks after all trips of a connection: making and cancelling one for each costs more than the rest.
+        self._deadline = deadline = self._loop.time() + timeout
+        timer = self._timer
+        if timer is None or timer.when() > deadline:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._overdue)
+        self._transport.write(payload)
+        try:
+            return await future
+        finally:
+            self._future = None
+
+    def _overdue(self) -> None:
+        self._timer = None
+        if self._future is None:
+            return
+        if self._deadline > self._loop.time():
+            self._timer = self._loop.call_at(self._deadline, self._overdue)
+        else:
+            self._fail(TimeoutError("the server did not answer in time"))
+
+    def data_received(self, data: bytes) -> None:
+        """Replies, or parts of them."""
+        reader, answers = self._reader, self._answers
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _UNFINISHED:
+                answers.append(reply)
+        except hiredis.ProtocolError as error:
+            self._fail(ConnectionError(f"not a reply of Redis: {error}"))
+            self.close()
+            return
+        if len(answers) >= self._want and self._future is not None:
+            self._answers = []
+            if not self._future.done():
+                self._future.set_result(answers)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server, or the network, closed it."""
+        self.lost = True
+        self._fail(ConnectionError(f"connection lost: {exc or 'closed by the server'}"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    def close(self) -> None:
+        """At once: replies that are still to come are nobody's."""
+        self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()

@@ -1,0 +1,118 @@
+"""One connection's bytes: replies in parts, silence, a server that closes or speaks something else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobq import Connection
+from jobq.errors import StoreUnavailable
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Server:
+    """Answers the handshake of a connection with OK, and what comes after it with the given bytes, one write each."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = answers
+        self.connections = 0
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Connection:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.connection = Connection(f"redis://127.0.0.1:{port}", timeout=0.5)
+        return self.connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.connection.aclose()
+        self._server.close()
+        await asyncio.wait(self._serving)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        while data := await reader.read(1 << 16):
+            if PING in data:
+                for answer in self._answers:
+                    writer.write(answer)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if self._answers[-1:] == (b"",):
+                    break
+            else:
+                writer.write(b"+OK\r\n" * data.count(b"*"))
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_replies_in_parts_are_put_together():
+    async with Server(*[b"+PONG\r\n*2\r\n$3\r\nabc\r\n-ERR no\r\n"[i : i + 1] for i in range(31)]) as connection:
+        pong, array = await connection.trip(PING, 2)
+        assert pong == b"PONG"
+        assert array[0] == b"abc"
+        assert str(array[1]) == "ERR no"
+
+
+async def test_silence_ends_with_the_timeout():
+    async with Server() as connection:
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            await connection.trip(PING, 1)
+
+
+async def test_a_shorter_wait_behind_a_longer_one_is_not_as_long():
+    """One timer serves all trips of a connection."""
+    async with Server(b"+PONG\r\n") as connection:
+        await connection.trip(PING, 1, patience=60)
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable, match="did not answer in time"):
+                await connection.trip(PING, 2)
+
+
+async def test_another_protocol_is_no_answer():
+    async with Server(b"HTTP/1.1 400 Bad Request\r\n") as connection:
+        with pytest.raises(StoreUnavailable, match="not a reply of Redis"):
+            await connection.trip(PING, 1)
+
+
+async def test_a_server_that_closes_is_no_answer():
+    async with Server(b"+PO", b"") as connection:
+        with pytest.raises(StoreUnavailable, match="connection lost"):
+            await connection.trip(PING, 1)
+
+
+async def test_a_replica_after_a_failover_is_left():
+    """READONLY means that the master is elsewhere: the next trip looks for it on a new connection."""
+    server = Server(b"-READONLY You can't write against a read only replica.\r\n")
+    async with server as connection:
+        for n in (1, 2):
+            with pytest.raises(StoreUnavailable, match="READONLY"):
+                await connection.trip(PING, 1)
+            assert server.connections == n
+
+
+async def test_what_the_server_closed_while_idle_is_not_used(connection, until):
+    """A trip that is sent once must not meet a dead socket where a new one would have answered."""
+    await connection.trip(PING, 1)
+    other = Connection(connection.url)
+    await other.trip(b"CLIENT KILL TYPE normal SKIPME yes\r\n", 1)
+    await other.aclose()
+
+    async def noticed() -> bool:
+        return connection._idle[0].lost  # noqa: SLF001
+
+    await until(noticed)
+    assert await connection.trip(PING, 1) == [b"PONG"]
+
+
+async def test_a_cancelled_trip_spoils_its_own_connection_only(connection):
+    blocked = asyncio.create_task(connection.trip(b"BLPOP nothing 5\r\n", 1, patience=5.0))
+    await connection.trip(PING, 1)
+    blocked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await blocked
+    assert await connection.trip(PING, 1) == [b"PONG"]
