@@ -19,8 +19,8 @@ for i, set in ipairs({ completed, failed }) do
     local over = math.min(page - #ids, math.max(beyond, old))
     if over > 0 then
         local oldest = redis.call('ZRANGE', set, 0, over - 1)
-        redis.call('ZREM', set, unpack(oldest))
-        redis.call('ZREM', expires, unpack(oldest))
+        redis.call('ZREMRANGEBYRANK', set, 0, over - 1)
+        if redis.call('EXISTS', expires) == 1 then redis.call('ZREM', expires, unpack(oldest)) end
         for _, id in ipairs(oldest) do ids[#ids + 1] = id end
     end
 end
