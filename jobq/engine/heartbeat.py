@@ -63,6 +63,10 @@ class Heartbeat(threading.Thread):
             self._loop.call_soon_threadsafe(self._halt.set)
             self.join(timeout)
 
+    def word(self) -> bytes:
+        """What the worker says of itself, JSON."""
+        return _encode(self._describe())
+
     def run(self) -> None:
         """The thread."""
         asyncio.run(self._main())
@@ -114,7 +118,7 @@ class Heartbeat(threading.Thread):
         calls: list[Any] = [
             store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
         ]
-        calls.append(store.heartbeat(self._pool.worker, _encode(self._describe())))
+        calls.append(store.heartbeat(self._pool.worker, self.word()))
         answers = await store.trip(*calls)
         tokens = dict(held)
         refused = [answer for answer in answers if isinstance(answer, StoreError)]

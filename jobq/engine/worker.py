@@ -181,6 +181,9 @@ class Worker:
         heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)
         heartbeat.start()
         stack.push_async_callback(asyncio.to_thread, heartbeat.stop, 3.0)
+        for queue, _ in self._queues:
+            # known before the first claim: what is recorded of claims is kept for known workers only
+            await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word()))
         tasks = [
             *(asyncio.create_task(pool.lane(index), name=f"jobq-lane-{index}") for index in range(LANES)),
             *(asyncio.create_task(wait_for_work(pool, source), name="jobq-waker") for source in pool.sources),

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- heartbeat: a worker says that it lives; rows of workers not heard of for `ttl` go.
+-- heartbeat: a worker says that it lives; rows of workers not heard of for `ttl` go, and claims of workers without a row.
 -- KEYS workers workers_info claims
 -- ARGV now, worker, info (JSON; '': the worker leaves), ttl ms
 -- RETURNS how many workers there are
@@ -19,4 +19,11 @@ for _, worker in ipairs(gone) do
         redis.call('HDEL', claims, worker .. ':0', worker .. ':1', worker .. ':2')
     end
 end
-return redis.call('ZCARD', workers)
+-- A claim that came before its worker's first word, or after its last, has no row in workers that it would go with.
+local known = redis.call('ZCARD', workers)
+if redis.call('HLEN', claims) > 3 * known then
+    for _, lane in ipairs(redis.call('HKEYS', claims)) do
+        if not redis.call('ZSCORE', workers, string.match(lane, '(.*):')) then redis.call('HDEL', claims, lane) end
+    end
+end
+return known

@@ -364,6 +364,20 @@ WORKERS: State = {
             2,
             now=FORGOTTEN + 2,
         ),
+        Case(
+            "claims of who died unknown go once there are more than workers can have",
+            {**WORKERS, "claims": {**WORKERS["claims"], **{f"died:{n}:{n % 3}": "1 5 u e" for n in range(6)}}},
+            heartbeat("w", b"{}"),
+            {"workers": {"v": 1, "w": NOW, "x": 3}, "claims": WORKERS["claims"]},
+            3,
+        ),
+        Case(
+            "who leaves last leaves no claims behind",
+            {"workers": {"w": 1}, "workers_info": {"w": "{}"}, "claims": {"w:0": "1 5 w c", "died:2": "1 5 u e"}},
+            heartbeat("w", b""),
+            {"workers": {}, "workers_info": {}, "claims": {}},
+            0,
+        ),
     ]
 )
 async def test_heartbeat(case: Case, bench: Bench):

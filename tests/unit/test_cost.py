@@ -106,7 +106,7 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
     }
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 4)), (100, Cost(80, 12, 6))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 5)), (100, Cost(80, 12, 7))])
 async def test_cost_of_a_worker(queue: Queue, meter: Meter, jobs: int, most: Cost) -> None:
     """From a worker's start on a backlog to its idle listening: what it asks of the server, all of it."""
     ended = asyncio.Event()

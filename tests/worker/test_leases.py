@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jobq import Backoff, Context, JobFailed, State, inject
+from jobq.engine.heartbeat import Heartbeat
 
 NOW = Backoff(type="fixed", delay=0, jitter=0)
 
@@ -99,6 +100,23 @@ async def test_a_killed_workers_job_is_recovered_by_another_and_charged(queue, r
     (error,) = (await job.row()).errors
     assert error.type == "LeaseExpired"
     assert "stopped renewing" in error.message
+
+
+async def test_a_worker_is_known_before_its_first_claim(queue, start, monkeypatch):
+    """What is recorded of its claims goes with its row: one killed before its heartbeat's first word would leave it."""
+    monkeypatch.setattr(Heartbeat, "_beat", _mute)
+
+    @queue.task
+    async def known() -> list[str]:
+        return [row.id for row in await queue.workers()]
+
+    job = await known.enqueue()
+    worker = await start()
+    assert await job.result(5) == [worker.name]
+
+
+async def _mute(*_: object) -> bool:
+    return True
 
 
 async def test_a_job_that_kills_every_worker_ends_in_failed_with_the_reason(queue, redis_url, start, until, tmp_path):
