@@ -15,6 +15,7 @@ JobqError
     + StoreUnavailable      no answer from Redis; nothing is known to be lost
     + StoreFull             Redis is at maxmemory; only enqueue is refused
     + StoreRefused          the server is unfit: version, layout, rights, persistence
+      + DurabilityRefused   it cannot give the durability asked for; nothing was written
     + DurabilityUnavailable the write stands, the asked-for copies or fsync do not
   x NoServer                no Redis URL and no server binary to start
   x TargetError             "module:name" on the command line does not lead to a queue
@@ -130,6 +131,10 @@ class StoreFull(StoreError):
 
 class StoreRefused(StoreError):
     """The server cannot be used as it is: version, layout, rights or configuration."""
+
+
+class DurabilityRefused(StoreRefused):
+    """The server cannot give the durability asked for; nothing was written."""
 
 
 class DurabilityUnavailable(StoreError):

@@ -24,6 +24,7 @@ OPTIONS = (
     "key",
     "key_ttl",
     "retention",
+    "durability",
     "metadata",
 )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from jobq.cli import values
-from jobq.engine.job import State
+from jobq.engine.job import Durability, State
 
 if TYPE_CHECKING:
     from typing import Any
@@ -130,6 +130,9 @@ def _add_moving(commands: Commands) -> None:
     enqueue.add_argument("--key", help="while a job with this key is unfinished, it is the answer")
     enqueue.add_argument("--key-ttl", **times, help="the key holds this long instead")
     enqueue.add_argument("--retention", **times, help="how long the finished job stays")
+    enqueue.add_argument(
+        "--durability", choices=get_args(Durability), help="confirmed before the id is printed (default: the queue's)"
+    )
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object of your own")
     enqueue.add_argument("--wait", **times, help="wait for its end and print its result")
 

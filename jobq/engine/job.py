@@ -29,6 +29,8 @@ ATTEMPTS_MAX = 1000
 NAME_MAX = 128
 
 Seconds = float | timedelta
+Durability = Literal["none", "fsynced", "replicated"]
+"""What is confirmed before an enqueue returns: Redis's answer, an fsync (WAITAOF), or a copy on a replica (WAIT)."""
 
 
 class State(StrEnum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import msgspec
 
@@ -14,6 +14,7 @@ from jobq.engine.job import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     Backoff,
+    Durability,
     Options,
     Seconds,
 )
@@ -124,6 +125,15 @@ def check_key(name: str, key: str) -> None:
         raise InvalidJob(f"{name}: lone surrogates are no text") from None
     if not 1 <= size <= 512 or any(ord(c) < 32 or ord(c) == 127 for c in key):
         raise InvalidJob(f"{name}: 1 to 512 bytes without control characters")
+
+
+def check_durability(durability: str) -> None:
+    """One of ``Durability``; a misspelt one must not be a weaker one.
+
+    :raises InvalidJob: it is not.
+    """
+    if durability not in get_args(Durability):
+        raise InvalidJob(f"durability is {durability!r:.80}: it takes none, fsynced or replicated")
 
 
 def check_type(name: str) -> None:

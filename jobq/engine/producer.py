@@ -1,7 +1,8 @@
 """Group commit: concurrent enqueues of one process share trips.
 
 While a trip is in flight the next batch gathers; no timer adds latency. A lone ``enqueue`` sends its own trip without
-a task in between.
+a task in between. Each durability has a producer of its own: calls of two never share a trip, so that none confirms
+less than it was asked for, and none waits for more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jobq.engine.log import debugging, get_logger
 from jobq.errors import IdempotencyConflict
 
 if TYPE_CHECKING:
+    from jobq.engine.job import Durability
     from jobq.engine.store import Store
 
 log = get_logger("jobq.queue")
@@ -28,14 +30,18 @@ Row = tuple[str, bytes, str | bytes, str]
 
 
 class Producer:
-    """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns."""
+    """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns.
 
-    def __init__(self, store: Store, durability: str, durability_timeout_ms: int) -> None:
+    ``checked``: the server is known to give it; else it is looked at before the first trip.
+    """
+
+    def __init__(self, store: Store, durability: Durability, durability_timeout_ms: int, *, checked: bool) -> None:
         self._store = store
         self._durability = durability
         self._timeout_ms = durability_timeout_ms
         self._pending: list[tuple[Row, asyncio.Future[Accepted]]] = []
         self._flights = 0
+        self._checked = checked
         self._registered = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -43,6 +49,7 @@ class Producer:
         """Enqueue one row, together with whatever is enqueued meanwhile.
 
         :raises StoreError: nothing is known to be written; repeating it is harmless.
+        :raises DurabilityRefused: nothing was written.
         :raises IdempotencyConflict: the key was used for another request.
         """
         if not self._flights:
@@ -115,6 +122,10 @@ class Producer:
         flat: list[Any] = []
         for job_id, spec, options, _ in rows:
             flat += (job_id, spec, options)
+        if not self._checked:
+            # a refusal is not kept: the operator may see to it meanwhile
+            await self._store.check(self._durability)
+            self._checked = True
         if not self._registered:
             await self._store.register()
             self._registered = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import msgspec
 
@@ -14,12 +14,13 @@ from jobq.engine.ids import is_id, new_id
 from jobq.engine.job import (
     PLAIN,
     Accepted,
+    Durability,
     NewJob,
     Seconds,
     Spec,
 )
 from jobq.engine.keys import check_queue_name
-from jobq.engine.options import Given, check, check_key, check_type, merge, to_ms
+from jobq.engine.options import Given, check, check_durability, check_key, check_type, merge, to_ms
 from jobq.engine.pages import Pager
 from jobq.engine.producer import Producer, Row
 from jobq.engine.registry import Registry
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-Durability = Literal["none", "fsynced", "replicated"]
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _encode = msgspec.json.Encoder().encode
 
@@ -51,10 +51,11 @@ class Queue(Registry, Verbs):
     ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
     ``keep_completed``, ``keep_failed``, ``keep_for``: how many finished jobs stay, and how long.
     ``durability``: what must be confirmed before an enqueue returns: nothing beyond Redis's answer, an fsync
-    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds.
+    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds. A call may
+    say its own, which then counts for it in place of the queue's.
     ``clock``: gives unix ms in place of the server's time; for tests.
 
-    :raises InvalidJob: the name has characters other than letters, digits and ``._-``.
+    :raises InvalidJob: the name has characters other than letters, digits and ``._-``; there is no such durability.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Queue(Registry, Verbs):
         self.keep_completed = keep_completed
         self.keep_failed = keep_failed
         self.keep_for_ms = to_ms(keep_for)
+        check_durability(durability)
         self.durability: Durability = durability
         self.clock = clock
         self._redis = redis
@@ -121,7 +123,8 @@ class Queue(Registry, Verbs):
             raise
         self._lease = lease
         self._store = store
-        self._producer = Producer(store, self.durability, self._durability_timeout_ms)
+        self._producer = Producer(store, self.durability, self._durability_timeout_ms, checked=True)
+        self._producers: dict[Durability | None, Producer] = {None: self._producer, self.durability: self._producer}
         self._waiters = Waiters(store)
         self._pager = Pager(store)
 
@@ -132,10 +135,11 @@ class Queue(Registry, Verbs):
             return
         # first, so that an opening meanwhile makes its own
         self._store = None
-        lease, waiters, producer = self._lease, self._waiters, self._producer
+        lease, waiters, producers = self._lease, self._waiters, set(self._producers.values())
         try:
             await waiters.aclose()
-            await producer.drain()
+            for producer in producers:
+                await producer.drain()
         finally:
             await lease.release()
 
@@ -196,7 +200,7 @@ class Queue(Registry, Verbs):
         options = new.options
         spec = Spec(
             new.type,
-            now,
+            at,
             new.payload,
             options.priority,
             options.delay,
@@ -224,18 +228,37 @@ class Queue(Registry, Verbs):
                 words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
         return job_id, encoded, words, fingerprint
 
-    async def submit(self, new: NewJob) -> Accepted:
+    def _producer_for(self, durability: Durability | None) -> Producer:
+        """The one that waits for it; None: for what the queue says.
+
+        :raises InvalidJob: there is no such durability.
+        """
+        producer = self._producers.get(durability)
+        if producer is None:
+            assert durability is not None
+            check_durability(durability)
+            producer = Producer(self.store, durability, self._durability_timeout_ms, checked=durability == "none")
+            self._producers[durability] = producer
+        return producer
+
+    async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
         """Check and enqueue one job, in one trip with whatever else is being enqueued.
 
+        ``durability``: what must be confirmed before this returns; None: what the queue says.
+
         :raises InvalidJob: nothing was written.
+        :raises DurabilityRefused: the server cannot give it; nothing was written.
+        :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
         :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
         :raises StoreFull: Redis is at maxmemory; nothing was written.
         """
         self.check(new)
-        return await self._producer.send(self._row(new))
+        row = self._row(new)
+        producer = self._producer if durability is None else self._producer_for(durability)
+        return await producer.send(row)
 
-    async def submit_many(self, news: Sequence[NewJob]) -> list[Accepted]:
-        """Check all, then enqueue all, hundreds a trip.
+    async def submit_many(self, news: Sequence[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
+        """Check all, then enqueue all, hundreds a trip. ``durability``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written (``IdempotencyConflict``: the others are).
         :raises StoreError: some may be written.
@@ -243,20 +266,23 @@ class Queue(Registry, Verbs):
         for new in news:
             self.check(new)
         accepted: list[Accepted] = []
-        for answer in await self._producer.send_many([self._row(new) for new in news]):
+        rows = [self._row(new) for new in news]
+        for answer in await self._producer_for(durability).send_many(rows):
             if isinstance(answer, IdempotencyConflict):
                 raise answer
             accepted.append(answer)
         return accepted
 
-    async def send(self, new: NewJob, returns: Any = Any) -> Job[Any]:
+    async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
         """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
-        accepted = await self.submit(new)
+        accepted = await self.submit(new, durability=durability)
         return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
 
-    async def send_many(self, news: Sequence[NewJob], returns: Any = Any) -> list[Job[Any]]:
+    async def send_many(
+        self, news: Sequence[NewJob], returns: Any = Any, *, durability: Durability | None = None
+    ) -> list[Job[Any]]:
         """As ``submit_many``, answering with handles."""
-        accepted = await self.submit_many(news)
+        accepted = await self.submit_many(news, durability=durability)
         return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
 
     def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
@@ -274,17 +300,21 @@ class Queue(Registry, Verbs):
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 
-    async def enqueue(self, type: str, payload: Any = None, **given: Unpack[Given]) -> Job[Any]:
+    async def enqueue(
+        self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
+    ) -> Job[Any]:
         """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
+
+        ``durability``: as for ``submit``.
 
         :raises InvalidJob: nothing was written.
         :raises StoreError: Redis is away or full.
         """
-        return await self.send(self.new(type, payload, **given))
+        return await self.send(self.new(type, payload, **given), durability=durability)
 
-    async def enqueue_many(self, jobs: Sequence[NewJob]) -> list[Job[Any]]:
-        """Enqueue many jobs made by ``queue.new``.
+    async def enqueue_many(self, jobs: Sequence[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+        """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written.
         """
-        return await self.send_many(jobs)
+        return await self.send_many(jobs, durability=durability)

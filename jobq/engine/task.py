@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Unp
 
 import msgspec
 
-from jobq.engine.job import NewJob, Options
+from jobq.engine.job import Durability, NewJob, Options
 from jobq.engine.options import Given, check_type, merge
 from jobq.engine.signature import Signature
 from jobq.errors import InvalidJob
@@ -90,12 +90,14 @@ class Task(Generic[P, R]):
         """
         return await self.queue.send(self.new(args, kwargs, self.defaults), self.signature.returns)
 
-    def options(self, **given: Unpack[Given]) -> Bound[P, R]:
+    def options(self, *, durability: Durability | None = None, **given: Unpack[Given]) -> Bound[P, R]:
         """The same task with other options: ``await send.options(delay=5).enqueue(...)``.
+
+        ``durability``: what must be confirmed before its enqueues return; None: what the queue says.
 
         :raises InvalidJob: an option is out of its range.
         """
-        return Bound(self, merge(self.defaults, given))
+        return Bound(self, merge(self.defaults, given), durability)
 
     async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         """Enqueue one run per dict of arguments, hundreds a trip.
@@ -108,20 +110,21 @@ class Task(Generic[P, R]):
 class Bound(Generic[P, R]):
     """A task with options of its own."""
 
-    __slots__ = ("_options", "_task")
+    __slots__ = ("_durability", "_options", "_task")
 
-    def __init__(self, task: Task[P, R], options: Options) -> None:
+    def __init__(self, task: Task[P, R], options: Options, durability: Durability | None = None) -> None:
         self._task = task
         self._options = options
+        self._durability: Durability | None = durability
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As ``Task.enqueue``."""
         task = self._task
-        return await task.queue.send(task.new(args, kwargs, self._options), task.signature.returns)
+        new = task.new(args, kwargs, self._options)
+        return await task.queue.send(new, task.signature.returns, durability=self._durability)
 
     async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         """As ``Task.enqueue_many``."""
         task = self._task
-        return await task.queue.send_many(
-            [task.new((), dict(job), self._options) for job in jobs], task.signature.returns
-        )
+        news = [task.new((), dict(job), self._options) for job in jobs]
+        return await task.queue.send_many(news, task.signature.returns, durability=self._durability)

@@ -141,9 +141,9 @@ class Call:
 
         :raises HttpProblem: an unknown parameter, one given twice, or one out of its range.
         """
-        given = self.request.query
-        if not given:
+        if not self.request.rel_url.raw_query_string:  # an enqueue has none, as a rule: no need to parse it
             return convert_query({}, kind)
+        given = self.request.query
         if len(set(given)) != len(given):
             raise HttpProblem(INVALID_QUERY, "a query parameter is given twice; give each once")
         return convert_query(dict(given), kind)

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, astuple, replace
 
 from jobq.engine import job
-from jobq.engine.job import PLAIN, Accepted, AttemptError, JobRow, NewJob, State, Stats
+from jobq.engine.job import PLAIN, Accepted, AttemptError, Durability, JobRow, NewJob, State, Stats
 from jobq.engine.results import KILLED
 from jobq.errors import InvalidJob, JobFailed, JobKilled
 from jobq.http import problems, schema
@@ -33,16 +33,17 @@ T = TypeVar("T")
 
 
 async def enqueue(call: Call) -> web.Response:
+    durability: Durability | None = given(call.query(schema.EnqueueQuery).durability)
     body = await call.body()
     if body.lstrip()[:1] == b"[":
-        return await _enqueue_many(call, body)
+        return await _enqueue_many(call, body, durability)
     queue = call.queue
     new = _new_job(queue, decode(_enqueue, body), call.idempotency_key)
-    accepted = await queue.submit(new)
+    accepted = await queue.submit(new, durability=durability)
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
 
-async def _enqueue_many(call: Call, body: bytes) -> web.Response:
+async def _enqueue_many(call: Call, body: bytes, durability: Durability | None) -> web.Response:
     items = _items.decode(body)
     if not 1 <= len(items) <= call.hub.limits.bulk:
         limit = call.hub.limits.bulk
@@ -62,17 +63,21 @@ async def _enqueue_many(call: Call, body: bytes) -> web.Response:
         else:
             news[place] = new
             answers.append(None)
-    for place, answer in zip(news, await _submit_many(queue, list(news.values()), each=key is not None), strict=True):
+    submitted = await _submit_many(queue, list(news.values()), durability, each=key is not None)
+    for place, answer in zip(news, submitted, strict=True):
         answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
     refused = sum(isinstance(answer, dict) for answer in answers)
     return reply(answers, 207 if refused else 201)
 
 
-async def _submit_many(queue: Queue, news: list[NewJob], *, each: bool) -> list[Accepted | InvalidJob]:
+async def _submit_many(
+    queue: Queue, news: list[NewJob], durability: Durability | None, *, each: bool
+) -> list[Accepted | InvalidJob]:
     if not each:
-        return [*await queue.submit_many(news)]
+        return [*await queue.submit_many(news, durability=durability)]
     # with keys each may be refused by itself; they still share trips
-    answers = await asyncio.gather(*map(queue.submit, news), return_exceptions=True)
+    submits = [queue.submit(new, durability=durability) for new in news]
+    answers = await asyncio.gather(*submits, return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):
             raise answer

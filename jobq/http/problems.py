@@ -67,6 +67,7 @@ INVALID_FIELD = Kind("invalid-field", 422, "A field has a value it cannot have")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
+DURABILITY_REFUSED = Kind("durability-refused", 422, "This Redis cannot give the durability asked for")
 INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
 HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
@@ -122,6 +123,7 @@ TABLE: dict[type[BaseException], _Row] = {
         detail="Redis is at maxmemory and takes no new jobs; workers go on. Repeat later, remove jobs, or add memory",
     ),
     errors.StoreRefused: _Row(REFUSED, detail="the server's log says what is wrong with Redis; it needs an operator"),
+    errors.DurabilityRefused: _Row(DURABILITY_REFUSED),
     errors.DurabilityUnavailable: _Row(
         UNCONFIRMED,
         detail="the jobs are enqueued, but the copies or the fsync asked for were not confirmed in time;"

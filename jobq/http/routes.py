@@ -56,13 +56,16 @@ ROUTES: tuple[Route, ...] = (
         " Idempotency-Key). An array of jobs gets an array of answers in its order: 201 when all were taken, 207"
         " when at least one was refused, whose answer is then a problem; the others are enqueued. With the header"
         " Idempotency-Key the request can be repeated for 24 hours; in an array each place has a key of its own.",
-        request=schema.Enqueue | list[schema.Enqueue],
+        request=schema.Enqueue | list[schema.Enqueue], query=schema.EnqueueQuery,
         responses={
             200: schema.Enqueued,
             201: schema.Enqueued | list[schema.Enqueued],
             207: list[schema.BulkAnswer],
         },
-        errors=(p.INVALID_JOB, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.TOO_LARGE, p.FULL, p.UNCONFIRMED),
+        errors=(
+            p.INVALID_JOB, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.TOO_LARGE, p.FULL, p.DURABILITY_REFUSED,
+            p.UNCONFIRMED,
+        ),
     ),
     Route(
         method="GET", path="/jobs", scope=Scope.READ, handler=handlers.page,

@@ -18,6 +18,7 @@ from jobq.engine.job import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     AttemptError,
+    Durability,
     JobRow,
     LogLine,
     State,
@@ -85,6 +86,21 @@ class Enqueue(In):
     key_ttl: _KeyTtl | UnsetType | None = UNSET
     retention: _Retention | UnsetType | None = UNSET
     metadata: dict[str, Any] | UnsetType | None = UNSET
+
+
+class EnqueueQuery(In):
+    """What the answer waits for; not given, it is what the queue says."""
+
+    durability: (
+        Annotated[
+            Durability,
+            Meta(
+                description="What must be confirmed before the answer: nothing more than the write, an fsync, or a copy"
+                " on a replica. Not given, it is what the queue says."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class SetPriority(In):

@@ -69,6 +69,9 @@ def test_enqueue_takes_every_option(jobq):
     assert (row["retention"], row["metadata"], row["key"]) == (86_400_000, {"by": "me"}, "k1")
     again = jobq("enqueue", "anything", "--queue", "tasks", "--key", "k1")
     assert again.out.strip() == f"{answer['id']} (enqueued before, with the same key)"
+    unconfirmed = jobq("enqueue", "anything", "--queue", "tasks", "--durability", "replicated")
+    assert unconfirmed.code == 1
+    assert "'replicated' was not confirmed within 2000 ms; the jobs are enqueued" in unconfirmed.err
 
 
 def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
@@ -90,6 +93,8 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
         (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY or exponential:DELAY[:LONGEST]"),
         (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
         (["enqueue", "echo", "--metadata", "[]"], 2, "this is no JSON object"),
+        (["enqueue", "echo", "--durability", "fsynced"], 1, "durability='fsynced' needs"),
+        (["enqueue", "echo", "--durability", "fsync"], 2, "invalid choice: 'fsync'"),
         (["show", "00000000000000000"], 1, "no job '00000000000000000'"),
         (["kill", "tasks:00000000000000000"], 1, "no job"),
         (["kill"], 2, "say which job: ID"),

@@ -36,6 +36,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.StoreUnavailable: (errors.StoreUnavailable("redis://:secret@host"), 503, "redis-unavailable"),
     errors.StoreFull: (errors.StoreFull("secret"), 503, "redis-full"),
     errors.StoreRefused: (errors.StoreRefused("secret"), 503, "redis-unfit"),
+    errors.DurabilityRefused: (errors.DurabilityRefused("set appendonly yes"), 422, "durability-refused"),
     errors.DurabilityUnavailable: (errors.DurabilityUnavailable("secret"), 504, "unconfirmed"),
     BadStatusLine: (BadStatusLine("x"), 400, "malformed-request"),
     web.RequestPayloadError: (web.RequestPayloadError("secret"), 400, "malformed-request"),

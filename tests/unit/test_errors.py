@@ -147,6 +147,14 @@ async def _(world: World) -> None:
     await Queue("new", world.queue.store.connection).open()
 
 
+@brings("DurabilityRefused", "durability='fsynced' needs ")
+async def _(world: World) -> None:
+    try:
+        await world.queue.enqueue("send", durability="fsynced")
+    finally:
+        assert (await world.queue.stats()).waiting == 0
+
+
 @brings("DurabilityUnavailable", "'replicated' was not confirmed within 20 ms; the jobs are enqueued")
 async def _(world: World) -> None:
     connection = world.queue.store.connection

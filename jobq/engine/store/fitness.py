@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from jobq.engine.log import get_logger
-from jobq.errors import StoreRefused
+from jobq.errors import DurabilityRefused, StoreRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +81,12 @@ def refuse_unfit(facts: dict[str, str], durability: str) -> None:
         )
     if durability == "fsynced":
         if "valkey_version" not in facts and (0, 0) < version < WAITAOF_FLOOR:
-            raise StoreRefused(
+            raise DurabilityRefused(
                 f"durability='fsynced' needs WAITAOF, which this Redis {version[0]}.{version[1]} does not have:"
                 " use Redis 7.2, any Valkey, or durability='replicated'"
             )
         if facts.get("aof_enabled") == "0":
-            raise StoreRefused("durability='fsynced' needs the append-only file: set appendonly yes")
+            raise DurabilityRefused("durability='fsynced' needs the append-only file: set appendonly yes")
 
 
 def doubts(facts: dict[str, str], durability: str) -> list[str]:

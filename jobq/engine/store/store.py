@@ -70,7 +70,7 @@ class Store(Sender):
 
         :raises StoreRefused: the layout is newer than this program's, or the server is unfit: see fitness.py.
         """
-        check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
+        await self.check(durability)
         await self.load()
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:
@@ -78,6 +78,13 @@ class Store(Sender):
                 f"queue {self.name!r} has layout {layout}, this jobq knows {LAYOUT}: update jobq, or use another prefix"
             )
         await self.look_at_clock()
+
+    async def check(self, durability: str) -> None:
+        """Look at the server.
+
+        :raises StoreRefused: it is unfit (``DurabilityRefused``: it cannot give the ``durability``).
+        """
+        check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
 
     async def register(self) -> None:
         """Enter the queue into the registry: at the first enqueue or worker, so that a mistyped name leaves no trace.
