@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from jobq.engine.ids import time_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,7 +66,7 @@ class Context:
     @property
     def enqueued_at(self) -> int:
         """Unix ms."""
-        return self.spec.at
+        return self.spec.at or time_of(self.id)
 
     @property
     def metadata(self) -> dict[str, Any]:

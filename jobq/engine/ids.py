@@ -16,11 +16,18 @@ import os
 import re
 import secrets
 import time
+from typing import Final
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
 _TRIPLES = [a + b for a in _DIGITS for b in _PAIRS]
-_ID = re.compile(rf"[{_DIGITS}]{{17}}")
+_PYTHONS = "0123456789abcdefghijklmnopqrstuv"
+_TO_PYTHONS = bytes(
+    ord(_PYTHONS[_DIGITS.index(chr(byte))]) if chr(byte) in _DIGITS else ord("~") for byte in range(256)
+)
+"""From these digits to those that ``int`` reads, and from anything else to none of them."""
+LENGTH: Final = 17
+_ID = re.compile(rf"[{_DIGITS}]{{{LENGTH}}}")
 
 
 class _Process:
@@ -52,6 +59,17 @@ def new_id(ms: int | None = None) -> str:
         _process.stamp = _TRIPLES[ms >> 30 & 32767] + _TRIPLES[ms >> 15 & 32767] + _TRIPLES[ms & 32767]
     _process.count = count = (_process.count + 1) & 32767
     return _process.stamp + _TRIPLES[count] + _process.node
+
+
+def time_of(job_id: str | bytes) -> int:
+    """The unix time in ms that an id was made at; 0 when it has not the form of one."""
+    if len(job_id) != LENGTH:
+        return 0
+    try:
+        stamp = (job_id.encode() if isinstance(job_id, str) else job_id)[:9]
+        return int(stamp.translate(_TO_PYTHONS), 32)
+    except ValueError:
+        return 0
 
 
 def is_id(text: str) -> bool:

@@ -60,11 +60,11 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The immutable row in the ``jobs`` column. ``type`` stays first: pages filter on the encoded prefix.
 
-    ``at`` is unix ms by the server's clock; ``delay``, ``timeout`` and ``retention`` are ms.
+    ``at`` is unix ms by the server's clock, 0 when it is the time in the id. Other times are ms.
     """
 
     type: str
-    at: int
+    at: int = 0
     payload: msgspec.Raw = msgspec.Raw(b"null")
     priority: int = 0
     delay: int = 0

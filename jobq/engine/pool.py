@@ -12,7 +12,6 @@ import contextlib
 import random
 import sys
 from collections import deque
-from contextvars import copy_context
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -70,7 +69,6 @@ class Pool:
         self._flying = 0
         self._idle = asyncio.Event()
         self._empty = asyncio.Event()
-        self._context = copy_context()
         self.thread = get_ident()
 
     # -- slots -----------------------------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Pool:
         while self.running < self.concurrency and (run := pop()) is not None:
             self.running += 1
             # this may be the end of another run: what that one left in its context is none of this one's business
-            context = self._context.copy()
+            context = run.source.context.copy()
             if EAGER:
                 run.task = asyncio.Task(execute(run), loop=loop, context=context, eager_start=True)  # pyright: ignore
             else:

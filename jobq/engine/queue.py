@@ -197,6 +197,8 @@ class Queue(Registry, Verbs):
 
     def _row(self, new: NewJob) -> Row:
         now = self.store.now_ms()
+        # an id made here says the time already: 19 bytes less in every row
+        job_id, at = (new.id, now) if new.id else (new_id(now), 0)
         options = new.options
         spec = Spec(
             new.type,
@@ -216,7 +218,6 @@ class Queue(Registry, Verbs):
             encoded = _encode(spec)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"the job has no JSON form: {error}") from None
-        job_id = new.id or new_id(now)
         words, fingerprint = "", "-"
         if options.priority or options.lifo or options.delay or options.key or new.idempotency_key:
             words = f"{options.priority} {int(options.lifo)} {options.delay}"

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobq.engine.ids import time_of
 from jobq.engine.job import (
     AttemptError,
     JobRow,
@@ -81,7 +82,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         priority=int(priority.rstrip(b"L")) if priority else spec.priority,
         attempts=spec.attempts,
         attempts_made=charged + (state in (State.ACTIVE, State.COMPLETED)),
-        enqueued_at=spec.at,
+        enqueued_at=spec.at or time_of(job_id),
         delay=spec.delay,
         backoff=spec.backoff,
         timeout=spec.timeout,
@@ -109,7 +110,7 @@ def worker_row(info: bytes, seen: int) -> WorkerRow:
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
-    now, waiting, delayed, active, completed, failed, blocked, paused, workers, first, due, flat = reply
+    now, waiting, delayed, active, completed, failed, blocked, paused, workers, first, spec, due, flat = reply
     metrics = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
     this_minute = now // 60_000
     minutes = [
@@ -133,7 +134,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         failed_total=metrics.get("failed", 0),
         retried_total=metrics.get("retried", 0),
         unserved_total=metrics.get("unserved", 0),
-        oldest_waiting_ms=max(0, now - ready_at(first)) if first else None,
+        oldest_waiting_ms=max(0, now - ready_at(first, spec)) if first else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
         wait=latency(metrics, "wait:"),
         run=latency(metrics, "run:"),
@@ -141,10 +142,10 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
     )
 
 
-def ready_at(spec_: bytes) -> int:
+def ready_at(job_id: bytes, spec_: bytes | None) -> int:
     """When the job first stood in waiting, unix ms."""
-    spec = shown_spec(spec_)
-    return spec.at + spec.delay
+    spec = shown_spec(spec_ or b"")
+    return (spec.at or time_of(job_id)) + spec.delay
 
 
 def latency(metrics: dict[str, int], prefix: str) -> Latency | None:

@@ -43,6 +43,13 @@ _bound = contextvars.copy_context().run(bind_contextvars, queue="", job_id="", a
 _set_queue, _set_job_id, _set_attempt = (_bound[name].var.set for name in ("queue", "job_id", "attempt"))
 
 
+def base_context(queue: str) -> contextvars.Context:
+    """What the runs of a queue's jobs start from: a copy of the caller's context that names the queue."""
+    context = contextvars.copy_context()
+    context.run(_set_queue, queue)
+    return context
+
+
 class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
@@ -150,7 +157,6 @@ async def execute(run: Run) -> None:
         fence = int(run.token.partition(b" ")[0])
         context = run.context = Context(job_id, source.name, spec, run.attempt, source.worker, fence, source.say)
         current.set(context)
-        _set_queue(source.name)
         _set_job_id(job_id)
         _set_attempt(run.attempt)
         if spec.timeout is not None:

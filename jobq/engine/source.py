@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from jobq.engine.ids import time_of
 from jobq.engine.job import LogLine
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.outcome import judge
 from jobq.engine.rows import UNREADABLE
-from jobq.engine.run import Run
+from jobq.engine.run import Run, base_context
 
 if TYPE_CHECKING:
     from jobq.engine.children import Children
@@ -110,6 +111,7 @@ class Source:
         """The last claim got all it wanted: there is work for both lanes."""
         self.killed_early: set[tuple[bytes, bytes]] = set()
         """Ids and tokens of kills that came before the claim's own reply."""
+        self.context = base_context(queue.name)
         self.timer: asyncio.TimerHandle | None = None
         self.hesitant_until = 0.0
         self.spec_bytes = 0.0
@@ -144,7 +146,8 @@ class Source:
         bucket = b"run:%d" % micros.bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
         if run.attempt == 1:
-            bucket = b"wait:%d" % (max(0, started - spec.at - spec.delay) * 1000).bit_length()
+            enqueued = spec.at or time_of(run.id)
+            bucket = b"wait:%d" % (max(0, started - enqueued - spec.delay) * 1000).bit_length()
             counts[bucket] = counts.get(bucket, 0) + 1
         self._pool.notify()
 

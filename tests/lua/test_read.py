@@ -232,6 +232,7 @@ def stats(**given: Any) -> list[Any]:
         given.get("paused"),
         given.get("workers", 0),
         given.get("first"),
+        given.get("spec"),
         given.get("due"),
         given.get("metrics", []),
     ]
@@ -255,7 +256,7 @@ def stats(**given: Any) -> list[Any]:
             {},
             stats(
                 waiting=2, delayed=1, active=3, completed=1, failed=1, blocked=1,
-                paused="7", workers=2, first="A", due="2000", metrics=["completed", "3"],
+                paused="7", workers=2, first="a", spec="A", due="2000", metrics=["completed", "3"],
             ),
         ),
         Case(
@@ -271,7 +272,7 @@ def stats(**given: Any) -> list[Any]:
             {"waiting": {"a": 1}},
             lambda store: store.stats(),
             {},
-            stats(waiting=1),
+            stats(waiting=1, first="a"),
         ),
     ]
 )  # fmt: skip

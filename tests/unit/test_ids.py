@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobq.engine.ids import is_id, new_id
+from jobq.engine.ids import is_id, new_id, time_of
 
 
 def test_a_hundred_thousand_are_unique_and_of_one_form():
@@ -26,6 +27,17 @@ def test_a_whole_counter_fits_into_one_millisecond():
 def test_they_sort_by_time(times: list[int]):
     ids = {ms: new_id(ms) for ms in times}
     assert [ids[ms] for ms in sorted(ids)] == sorted(ids.values())
+
+
+@given(st.integers(0, 2**45 - 1))
+def test_they_say_their_time(ms: int):
+    assert time_of(new_id(ms)) == time_of(new_id(ms).encode()) == ms
+
+
+@pytest.mark.parametrize("text", ["", "j0", "0" * 16, "0" * 18, "u" * 17, "\u00e9" * 17, " 12345678" + "0" * 8])
+def test_no_id_no_time(text: str):
+    assert time_of(text) == 0
+    assert time_of(text.encode()) == 0
 
 
 def test_without_a_time_it_is_the_machines():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
+from jobq.engine.ids import new_id, time_of
 from jobq.engine.job import Backoff, Minute, Result, Spec
 from jobq.engine.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
@@ -78,13 +79,20 @@ def test_options_of_the_spec_are_shown():
     assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, Backoff("fixed"), 7, True, 0)
 
 
+def test_an_id_of_ours_says_when_it_was_enqueued():
+    at = 1_700_000_000_123
+    assert job_row("mail", new_id(at), row("waiting", "1", spec=b'{"type":"t"}')).enqueued_at == at
+    stats = read_stats("mail", reply(now=at + 7_000, first=new_id(at).encode(), spec=b'{"type":"t","delay":4000}'))
+    assert stats.oldest_waiting_ms == 3_000
+
+
 DEEP = b'{"type":"t","at":1,"payload":' + b"[" * 5000 + b"]" * 5000 + b"}"
 
 
 @pytest.mark.parametrize("spec", [b"", b"\x00", b"{}", b'{"type":1,"at":1}', b'{"type":"\xff","at":1}', DEEP])
 def test_a_row_that_is_none_of_ours_hides_no_other(spec: bytes):
     job = job_row("mail", ID, row("failed", "1", spec=spec))
-    assert (job.type, job.enqueued_at, job.state) == ("?", 0, State.FAILED)
+    assert (job.type, job.enqueued_at, job.state) == ("?", time_of(ID), State.FAILED)
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError, RecursionError)):
         read_spec(spec)
 
@@ -100,7 +108,16 @@ def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: An
     """A reply of stats.lua."""
     flat = [word for name, count in (metrics or {}).items() for word in (name.encode(), str(count).encode())]
     sizes = [given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked")]
-    return [now, *sizes, given.get("paused"), given.get("workers", 0), given.get("first"), given.get("due"), flat]
+    return [
+        now,
+        *sizes,
+        given.get("paused"),
+        given.get("workers", 0),
+        given.get("first"),
+        given.get("spec"),
+        given.get("due"),
+        flat,
+    ]
 
 
 def test_stats_of_an_empty_queue():
@@ -115,7 +132,7 @@ def test_stats():
         reply(
             waiting=2, delayed=3, active=4, completed=5, failed=6, blocked=7,
             paused=b"99", workers=2, due=b"150000",
-            first=msgspec.json.encode(Spec("t", 100_000, delay=5_000)),
+            first=ID.encode(), spec=msgspec.json.encode(Spec("t", 100_000, delay=5_000)),
             metrics={"completed": 50, "failed": 60, "retried": 70, "unserved": 80, "run:7": 1, "wait:0": 1},
         ),
     )  # fmt: skip
@@ -135,7 +152,7 @@ def test_stats():
 
 
 def test_what_is_overdue_is_due_now():
-    stats = read_stats("mail", reply(due=b"5", first=msgspec.json.encode(Spec("t", 500_000))))
+    stats = read_stats("mail", reply(due=b"5", first=ID.encode(), spec=msgspec.json.encode(Spec("t", 500_000))))
     assert (stats.next_due_ms, stats.oldest_waiting_ms) == (0, 0)
 
 
