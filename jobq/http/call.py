@@ -27,7 +27,7 @@ from jobq.http.problems import (
     not_found,
     validation_problem,
 )
-from jobq.http.strict import check_json
+from jobq.http.strict import check_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -174,7 +174,7 @@ class Call:
         body = content.read_nowait() if content.is_eof() else await self.read(limit)
         if len(body) > limit:
             _too_large(len(body), limit)
-        check_json(body)
+        await check_body(body)
         return body
 
     async def read(self, limit: int) -> bytes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import gzip
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import pytest
 from rest import problem
 
 from jobq import Connection, Queue
-from jobq.http.strict import MAX_DEPTH, BadJSON, check_json
+from jobq.http import strict
+from jobq.http.strict import MAX_DEPTH, BadJSON, check_body, check_json
 
 if TYPE_CHECKING:
     from rest import Client, NewClient
@@ -88,6 +88,34 @@ def test_depth_is_counted_exactly():
         with pytest.raises(BadJSON, match=f"deeper than {MAX_DEPTH}"):
             check_json(opening * (MAX_DEPTH + 1) + inner + closing * (MAX_DEPTH + 1))
     check_json(json.dumps([[] for _ in range(5000)]).encode())
+
+
+@pytest.mark.parametrize("text", [*BAD_JSON.values(), *GOOD_JSON])
+@pytest.mark.parametrize("piece", [0, 1, 4, 10, 40])
+async def test_a_large_text_is_judged_in_pieces_as_in_one(text: bytes, piece: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(strict, "PIECE", piece)
+
+    def as_one() -> bool:
+        with contextlib.suppress(BadJSON):
+            check_json(text)
+            return True
+        return False
+
+    if as_one():
+        await check_body(text)
+    else:
+        with pytest.raises(BadJSON):
+            await check_body(text)
+
+
+async def test_depth_is_counted_exactly_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    for piece in (0, 10, 150, 10_000):
+        monkeypatch.setattr(strict, "PIECE", piece)
+        for opening, closing in ((b"[", b"]"), (b'{"a":', b"}"), (b'[1,{"a":2,"b":', b"}]")):
+            levels = MAX_DEPTH // len(closing)
+            await check_body(opening * levels + b"1" + closing * levels)
+            with pytest.raises(BadJSON, match=f"deeper than {MAX_DEPTH}"):
+                await check_body(opening * levels + b"[]" + closing * levels)
 
 
 FIELDS: list[tuple[Any, str, str]] = [
@@ -238,14 +266,3 @@ async def test_packed_bodies_are_unpacked_and_broken_ones_refused(client: Client
     assert (await client.post("/jobs/enqueue", data=packed, headers=headers)).status == 201
     response = await client.post("/jobs/enqueue", data=b"no gzip at all", headers=headers)
     await problem(response, 400, "malformed-request")
-
-
-async def test_megabytes_come_back_whole_while_others_are_served(new_client: NewClient, connection: Connection):
-    client = await new_client(Queue("main", connection, max_payload=10_000_000))
-    payload = json.dumps({"blob": "x" * 9_000_000}).encode()
-    body = io.BytesIO(b'{"type":"a","payload":%b}' % payload)
-    large = asyncio.create_task(client.post("/jobs/enqueue", data=body, headers=JSON))
-    for _ in range(20):
-        assert (await client.get("/healthz")).status == 200
-    job = (await (await large).json())["id"]
-    assert payload in await (await client.get(f"/jobs/{job}")).read()
