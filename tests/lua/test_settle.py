@@ -45,6 +45,15 @@ def complete(*rows: Any, counts: tuple[Any, ...] = ()):
             [2, []],
         ),
         Case(
+            "of several claims",
+            also(held("a", "c"), held("b", token="6 x"), held("d", token="7 y")),
+            complete("a", TOKEN, "ra", "", "b", "6 x", "rb", "", "c", TOKEN, "rc", "", "d", "6 x", "rd", ""),
+            also(held("d", token="7 y"), jobs("a", "b", "c"))
+            | {"completed": {"a": NOW, "b": NOW, "c": NOW}, "results": {"a": "ra", "b": "rb", "c": "rc"}}
+            | counted("completed", "a", "c", "b"),
+            [3, ["d"]],
+        ),
+        Case(
             "latencies are counted in the same call",
             held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "wait:3": "2"}},
             complete("a", TOKEN, "ra", "", counts=("run:7", 1, "wait:3", 5)),

@@ -153,7 +153,19 @@ class Store(Sender):
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""
-        return Call("complete", [self.now, len(counts) // 2, *counts, *jobs], read_settled)
+        # jobs of one claim have one token: said once, it is half of the words
+        groups: dict[tuple[Argument, Argument], list[Argument]] = {}
+        words = iter(jobs)
+        for job_id, token, result, retention in zip(words, words, words, words, strict=True):
+            group = groups.get((token, retention))
+            if group is None:
+                groups[token, retention] = [job_id, result]
+            else:
+                group += (job_id, result)
+        args: list[Argument] = [self.now, len(counts) // 2, *counts]
+        for (token, retention), pairs in groups.items():
+            args += (token, retention, len(pairs) // 2, *pairs)
+        return Call("complete", args, read_settled)
 
     def retry(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Held jobs to delayed, charged: flat groups id, token, attempt, delay ms, error record. Answers lost ids."""
