@@ -42,7 +42,12 @@ SABOTAGES = [
     ],
     *[Break(name, "fence not checked", SAID, "true") for name in ("progress", "log")],
     Break("complete", "fence not checked", "held[k] == token", "true"),
-    Break("complete", "the next group's place", "    at = last + 1\nend\nlocal held", "    at = last + 2\nend\nlocal held"),
+    Break(
+        "complete",
+        "the next group's place",
+        "    at = last + 1\nend\nlocal held",
+        "    at = last + 2\nend\nlocal held",
+    ),
     Break("complete", "any lease will do", "held[k] == token", "held[k]"),
     Break("renew", "fence not checked", "held[i] == ARGV[2 * i + 2]", "true"),
     Break("renew", "XX omitted", "active, 'XX', unpack", "active, unpack"),
