@@ -31,8 +31,8 @@ UNREAD: Final = 30.0
 """Seconds that a listener may leave an event unread."""
 LIFE: Final = 3600.0
 """Seconds until a stream ends; EventSource opens it anew by itself."""
-MOST: Final = 100
-"""Streams of one process."""
+MOST: Final = 500
+"""Streams of one process. An event wakes them all, which takes about 15 ms for so many."""
 _BUFFER: Final = 1 << 16
 
 _HEADERS = problems.COMMON_HEADERS | {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -18,6 +19,10 @@ from jobq.http import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+OTHER_FILES: Final = 100
+"""What else a process opens: connections to Redis, its log, the listener, programs that embed us."""
 
 
 class Deadlines(msgspec.Struct, frozen=True):
@@ -145,6 +150,26 @@ def _raw(problem: problems.HttpProblem) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
+def _room_for(connections: int) -> int:
+    """How many connections this process can have: all, or fewer where its limit of open files cannot be raised.
+
+    Beyond that limit nobody would be accepted or told so, and Redis could not be reached again.
+    """
+    try:
+        import resource
+    except ImportError:  # a system without such limits
+        return connections
+    wanted = connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(ValueError, OSError):  # macOS has one more limit than it tells of
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return max(1, soft - OTHER_FILES)
+
+
 async def serve(
     app: web.Application,
     host: str = "127.0.0.1",
@@ -161,7 +186,9 @@ async def serve(
     queues.
 
     ``started`` hears the address and the port (0 asks for a free one) once connections are accepted.
-    ``reuse_port``: several processes on one port, the kernel spreads connections over them (SO_REUSEPORT).
+    ``max_connections``: of this process; the soft limit of open files is raised for them, and where the hard
+    limit leaves room for fewer, there are fewer. ``reuse_port``: several processes on one port, the kernel
+    spreads connections over them (SO_REUSEPORT).
 
     :raises OSError: the address cannot be bound.
     :raises StoreError: a queue cannot be opened.
@@ -172,7 +199,7 @@ async def serve(
     await runner.setup()
     try:
         assert runner.server is not None
-        connections = _Connections(runner.server, max_connections, deadlines)
+        connections = _Connections(runner.server, _room_for(max_connections), deadlines)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(connections, host, port, backlog=backlog, reuse_port=reuse_port or None)
         watch = loop.create_task(connections.watch(), name="jobq-http-watch")

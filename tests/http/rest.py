@@ -82,3 +82,12 @@ async def enqueue(client: Client, body: Any = None, **fields: Any) -> str:
     response = await client.post("/jobs/enqueue", json=body or {"type": "any"} | fields)
     assert response.status == 201, await response.text()
     return (await response.json())["id"]
+
+
+async def deaf(port: int) -> asyncio.StreamWriter:
+    """A client that opens a stream of events and never reads it."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.transport.pause_reading()  # pyright: ignore
+    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await writer.drain()
+    return writer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ClientResponse, ClientSession
-from rest import enqueue, problem, serving
+from rest import deaf, enqueue, problem, serving
 
 from jobq import Connection, Queue
 from jobq.http import events
@@ -187,15 +187,6 @@ async def test_streams_end_at_once_when_the_server_stops(connection: Connection)
         assert not pollers()
 
 
-async def deaf(port: int) -> asyncio.StreamWriter:
-    """A client that opens a stream and never reads it."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.transport.pause_reading()  # pyright: ignore
-    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await writer.drain()
-    return writer
-
-
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events of 200 kB, so that what the kernels buffer is soon full."""
@@ -242,29 +233,3 @@ async def test_the_server_stops_at_once_although_somebody_does_not_read(
         served.stop.set()
         await asyncio.wait_for(served.task, 5)
         writer.transport.abort()
-
-
-async def test_readers_and_deaf_ones_do_not_disturb_an_enqueue(
-    connection: Connection, often: None, until: Until, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(events, "MOST", 120)
-    async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(serving(create_app(Queue("main", connection))))
-        session = await stack.enter_async_context(ClientSession(f"http://localhost:{served.port}"))
-        silent = [await deaf(served.port) for _ in range(20)]
-        idle = [await served.connect() for _ in range(100)]
-        for _, writer in idle:
-            writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        for reader, _ in idle:
-            await asyncio.wait_for(reader.readuntil(b"event: stats"), 20)
-        # one more than there may be, but jobs are taken as ever
-        async with session.get("/events") as refused:
-            assert refused.status == 503
-        for _ in range(20):
-            async with asyncio.timeout(2), session.post("/jobs/enqueue", json={"type": "a"}) as response:
-                assert response.status == 201
-        for _, writer in idle:
-            writer.close()
-        for writer in silent:
-            writer.transport.abort()
-        await until(lambda: not pollers(), "the streams to end")

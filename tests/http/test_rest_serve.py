@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from rest import Served, serving
+from rest import serving
 
 from jobq import Connection, Queue
 from jobq.http.app import create_app
@@ -128,25 +128,6 @@ def dropped(writer: asyncio.StreamWriter) -> bool:
     # the server's reset shows when we write
     writer.write(b"\r\n")
     return writer.is_closing()
-
-
-async def test_slow_clients_do_not_disturb_others(app: aiohttp.web.Application):
-    slow = Deadlines(head=30, write=30, idle=30, close=1)
-    async with serving(app, deadlines=slow) as served, aiohttp.ClientSession() as session:
-        stalled = [await served.connect() for _ in range(300)]
-        for place, (_, writer) in enumerate(stalled):
-            writer.write(b"GET /jobs HTTP/1.1\r\nHo" if place % 2 else HEAD + b'Content-Length: 9\r\n\r\n{"')
-        for _ in range(20):
-            response = await asyncio.wait_for(post(session, served), 2)
-            assert response == 201
-        for _, writer in stalled:
-            writer.close()
-
-
-async def post(session: aiohttp.ClientSession, served: Served) -> int:
-    async with session.post(f"http://localhost:{served.port}/jobs/enqueue", json={"type": "a"}) as response:
-        await response.read()
-        return response.status
 
 
 async def test_connections_are_bounded(app: aiohttp.web.Application):

@@ -1,0 +1,165 @@
+"""Five hundred slow clients, and more than a process has files for: the others hardly notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from aiohttp import ClientSession
+from rest import serving
+
+from jobq import Connection, Queue
+from jobq.http import events
+from jobq.http.app import create_app
+from jobq.http.serve import Deadlines, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from rest import Until
+
+HEAD = b"GET /jobs HTTP/1.1\r\nHost: loc"
+BODY = b"POST /jobs/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+WORST = 1.0
+"""Seconds that a request of the others may take, on a busy machine; a few ms are usual."""
+
+
+@pytest.fixture
+def files() -> Iterator[None]:
+    """Both ends of all connections are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"the hard limit of open files is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def slow(port: int, sent: bytes) -> socket.socket:
+    """A client that sends so much and then neither sends nor reads."""
+    client = socket.socket()
+    client.setblocking(False)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    client.send(sent)
+    return client
+
+
+async def end_of(client: socket.socket) -> bytes:
+    """Read what was sent and that it ended."""
+    loop, chunks = asyncio.get_running_loop(), [b"x"]
+    with contextlib.suppress(ConnectionResetError):
+        while chunks[-1]:
+            chunks.append(await asyncio.wait_for(loop.sock_recv(client, 1 << 16), 10))
+    client.close()
+    return b"".join(chunks[1:])
+
+
+@contextlib.asynccontextmanager
+async def others(port: int) -> AsyncIterator[list[float]]:
+    """Enqueue and look without a pause while the block runs; the seconds that each request took."""
+    took: list[float] = []
+
+    async def one() -> None:
+        while True:
+            began = time.monotonic()
+            async with session.post("/jobs/enqueue", json={"type": "a"}) as response:
+                assert response.status == 201
+            async with session.get("/jobs/stats", headers={"Connection": "close"}) as response:  # and connect anew
+                assert response.status == 200
+            took.append((time.monotonic() - began) / 2)
+
+    async with ClientSession(f"http://127.0.0.1:{port}") as session:
+        task = asyncio.create_task(one())
+        try:
+            yield took
+            assert not task.done(), task.exception()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_500_slow_clients_do_not_disturb_others_and_are_cut(
+    connection: Connection, files: None, until: Until, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(events, "INTERVAL", 0.05)
+    make = events.Feed._event  # noqa: SLF001 # pyright: ignore
+
+    async def padded(feed: events.Feed) -> bytes:  # so that what the kernels buffer is soon full
+        return b": %b\n" % (b"x" * 50_000) + await make(feed)
+
+    app = create_app(Queue("main", connection), body_seconds=3)
+    deadlines = Deadlines(head=3, write=3, idle=30, close=1)
+    async with serving(app, deadlines=deadlines) as served, others(served.port) as took:
+        heads = [await slow(served.port, HEAD) for _ in range(170)]
+        bodies = [await slow(served.port, BODY) for _ in range(170)]
+        streams = [await slow(served.port, STREAM) for _ in range(160)]
+        for stream in streams:
+            await until(lambda stream=stream: answered(stream), "every stream to begin")
+        memory = psutil.Process().memory_info().rss
+        monkeypatch.setattr(events.Feed, "_event", padded)
+        slow_ones = len(took)
+        for client in heads + bodies:
+            assert b" 408 " in (await end_of(client))[:20]
+        await until(lambda: not pollers(), "those who do not read to be dropped")
+        grown = psutil.Process().memory_info().rss - memory
+        for client in streams:
+            assert (await end_of(client)).startswith(b"HTTP/1.1 200")
+        assert len(took) - slow_ones > 20
+    assert max(took) < WORST
+    # an event or two each; all events that they did not read would be hundreds of MB
+    assert grown < 100_000_000
+
+
+def answered(client: socket.socket) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        return client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+    return False
+
+
+def pollers() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("jobq-events-")]
+
+
+LIMITED = """
+import resource, sys
+from jobq.cli import main
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (150, 300))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_more_clients_than_files_are_told_so_and_others_go_on(redis_url: str, until: Until):
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LIMITED, "serve", f"--port={port}", env={"JOBQ_REDIS_URL": redis_url}, stderr=-3
+    )
+    async with ClientSession(f"http://127.0.0.1:{port}") as session:
+
+        async def alive() -> bool:
+            with contextlib.suppress(OSError):
+                async with session.post("/jobs/enqueue", json={"type": "a"}) as response:
+                    return response.status == 201
+            return False
+
+        await until(alive, "the server", timeout=20)
+        # 300 files are allowed, 100 are for other things, and one connection is ours
+        clients = [await slow(port, b"GET") for _ in range(199)]
+        more = [await slow(port, b"") for _ in range(30)]
+        for client in more:
+            assert (await end_of(client)).startswith(b"HTTP/1.1 503")
+        assert await alive()
+        for client in clients:
+            client.close()
+        server.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(server.wait(), 15) == 0
