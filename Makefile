@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := jobq tests examples benchmarks
+SOURCES := jobq tests examples benchmarks .ci
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format lint types bench clean
+.PHONY: help run test format lint types audit bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do \
@@ -27,6 +27,9 @@ lint: $(VENV)/dev.stamp ## look for mistakes, change nothing
 
 types: $(VENV)/dev.stamp ## check the types
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+audit: $(VENV)/dev.stamp ## look for known vulnerabilities in the packages used
+	@$(BIN)/python .ci/audit.py
 
 bench: $(VENV)/run.stamp ## measure this machine
 	$(BIN)/jobq bench $(ARGS)
