@@ -56,6 +56,8 @@ async def wait_for_work(pool: Pool, source: Source) -> None:
         else:
             failures = 0
             pool.claimed(source, WAKER, 1, *answers)
+            # the job that came starts before the next wait is sent off
+            await asyncio.sleep(0)
 
 
 async def leave(pool: Pool) -> None:
