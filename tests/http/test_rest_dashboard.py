@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 READ, WRITE, ADMIN = (new_key(name, Scope[name.upper()]) for name in ("read", "write", "admin"))
 KEYS = [key for _, key in (READ, WRITE, ADMIN)]
-STATIC = ["index.html", "app.js", "style.css"]
+STATIC = ["index.html", *dashboard.SCRIPTS, "style.css"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,7 +41,7 @@ def static(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("", "text/html"), ("/app.js", "text/javascript"), ("/style.css", "text/css")],
+    [("", "text/html"), *((f"/{name}", "text/javascript") for name in dashboard.SCRIPTS), ("/style.css", "text/css")],
 )
 async def test_files_are_served_with_a_strict_policy(client: Client, path: str, kind: str):
     response = await client.get(f"/dashboard{path}")
@@ -104,7 +104,7 @@ def test_the_page_holds_no_script_no_style_and_nothing_of_the_network():
 
 
 def test_no_text_is_ever_read_as_html():
-    script = static("app.js")
+    script = "".join(static(name) for name in dashboard.SCRIPTS)
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser|setHTML|srcdoc"
         r"|\beval\b|\bFunction\(|setTimeout\(\s*[\"'`]|setInterval\(\s*[\"'`]|\.style\b|https?://(?!www\.w3\.org/2000/svg)"
@@ -112,7 +112,10 @@ def test_no_text_is_ever_read_as_html():
     assert re.findall(forbidden, script) == []
     # a link leads to a route of the page, or to a job in REST
     assert set(re.findall(r"href: ([\w`#/]+)", script)) <= {"hrefOf", "jobPath", "`#/job/"}
-    assert len(script.splitlines()) < 600
+    # and scripts load each other, all of them, and nothing else
+    assert set(re.findall(r'from "\./([\w.]+)";$', script, re.MULTILINE)) == set(dashboard.SCRIPTS)
+    assert "import(" not in script
+    assert all(len(static(name).splitlines()) < 400 for name in dashboard.SCRIPTS)
 
 
 EVIL = "<img src=x onerror=alert(1)></script><script>alert(1)</script>\u202e"
@@ -138,7 +141,7 @@ async def test_what_a_job_brings_along_is_nowhere_html(new_client: NewClient, co
         assert response.content_type in ("application/json", "application/problem+json")
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-    for path in ("", "/app.js", "/style.css"):
+    for path in ("", *(f"/{name}" for name in STATIC[1:])):
         assert "img src" not in await (await client.get(f"/dashboard{path}")).text()
 
 

@@ -30,6 +30,7 @@ POLICY = (
     # and where the browser knows it, a text that would be read as HTML is an error
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
+SCRIPTS = ("app.js", "draw.js", "parts.js")
 _LOGIN_BYTES = 4096
 _FORM = "application/x-www-form-urlencoded"
 
@@ -117,7 +118,7 @@ def _is_https(request: web.Request) -> bool:
 DOORS = (
     Door("GET", "/dashboard", Scope.PUBLIC, _file("index.html", "text/html")),
     Door("GET", "/dashboard/", Scope.PUBLIC, _slash),
-    Door("GET", "/dashboard/app.js", Scope.PUBLIC, _file("app.js", "text/javascript")),
+    *(Door("GET", f"/dashboard/{name}", Scope.PUBLIC, _file(name, "text/javascript")) for name in SCRIPTS),
     Door("GET", "/dashboard/style.css", Scope.PUBLIC, _file("style.css", "text/css")),
     Door("GET", "/dashboard/session", Scope.READ, session),
     Door("POST", "/dashboard/login", Scope.PUBLIC, login),
