@@ -117,6 +117,8 @@ class Child:
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.process.wait()
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            if code == -signal.SIGKILL:
+                how += ", as the system sends it when memory runs out"
             raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
 
     async def kill(self) -> None:

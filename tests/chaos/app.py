@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobq import Backoff, Context, Queue
+from tests.chaos.memory import eat, limited
 from tests.chaos.sink import Sink
 
 if TYPE_CHECKING:
@@ -108,6 +109,15 @@ def segfault(ctx: Context) -> None:
     sink().start(ctx)
     sink().end(ctx, "failed")
     ctypes.string_at(0)
+
+
+@queue.task(attempts=2, backoff=SOON, isolate="process")
+def glutton(ctx: Context) -> None:
+    """Eats until there is no memory."""
+    sink().start(ctx)
+    sink().end(ctx, "failed")
+    with limited(32 << 20):
+        eat(1 << 16)
 
 
 @queue.task(attempts=MANY, backoff=SOON)

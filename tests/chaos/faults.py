@@ -8,7 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from tests.chaos.world import LEASE, World
+from tests.chaos.world import GRACE, LEASE, World
 
 Fault = Callable[[World], Awaitable[int]]
 BEYOND: Final = LEASE * 1.6
@@ -37,9 +37,9 @@ async def worker_sigkill(world: World) -> int:
 async def worker_sigstop(world: World) -> int:
     """A worker freezes for longer than its leases, then goes on as if nothing were."""
     process = world.workers.any(world.chance)
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError), world.sink.to_itself():
         process.send_signal(signal.SIGSTOP)
-    await _soon()
+        await _soon()
     held = await world.held(process.pid)
     await asyncio.sleep(BEYOND)
     with contextlib.suppress(ProcessLookupError):
@@ -65,6 +65,20 @@ async def worker_sigterm_twice(world: World) -> int:
         process.terminate()
         await _soon()
         process.terminate()
+    await process.wait()
+    return held
+
+
+async def worker_sigterm_twice_sigkill(world: World) -> int:
+    """A worker is asked to go, then to go at once, and dies while it is at it."""
+    process = world.workers.any(world.chance)
+    held = await world.held(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        await asyncio.sleep(world.chance.uniform(0, GRACE))
+        process.terminate()
+        await asyncio.sleep(world.chance.uniform(0, 0.1))
+        process.kill()
     await process.wait()
     return held
 
@@ -126,14 +140,34 @@ async def foreign_script(world: World) -> int:
 
 
 async def maxmemory(world: World) -> int:
-    """No memory is left: enqueue is refused. That everything else goes on is test_faults.py's: here all workers may be
-    held up at this moment, by a blocked loop or by a stopped process that holds the sink's lock."""
+    """No memory is left: enqueue is refused, everything else goes on. A worker that is stopped, or whose loop a handler
+    blocks, settles nothing now or at any other time, so it is not asked."""
     refused = sum(world.refusals.values())
+    able = _able(world)
+    before = await _short_jobs_held(world)
     await world.command("CONFIG", "SET", "maxmemory", 1)
     await asyncio.sleep(SPELL)
+    after = await _short_jobs_held(world)
     await world.command("CONFIG", "SET", "maxmemory", 0)
     assert sum(world.refusals.values()) > refused, "nothing was refused at maxmemory"
+    able &= _able(world)
+    asked = {pair for pair in before if any(f"-{pid}-" in pair[1] for pid in able)}
+    assert not asked or not asked <= after, f"none of {len(asked)} jobs was settled at maxmemory: {asked}"
     return 0
+
+
+async def _short_jobs_held(world: World) -> set[tuple[str, str]]:
+    """Id and token of the held jobs that end, done or failed, in much less than a spell."""
+    leases = await world.command("HGETALL", "jobq:{chaos}:leases")
+    held = {job.decode(): token.decode() for job, token in zip(leases[::2], leases[1::2], strict=True)}
+    short = ("plain", "flaky", "threaded")
+    return {(job, token) for job, token in held.items() if world.acknowledged.get(job) in short}
+
+
+def _able(world: World) -> set[int]:
+    """Worker processes that can settle something: they live, are not stopped, and no handler blocks their loop."""
+    blocked = {pid for job, pid in world.sink.unended().items() if world.acknowledged.get(job, "blocker") == "blocker"}
+    return {process.pid for process in world.workers.processes.values() if world.workers.runs(process.pid)} - blocked
 
 
 async def misconf(world: World) -> int:
@@ -203,7 +237,9 @@ async def one_byte_chunks(world: World) -> int:
     return 0
 
 
-WORKERS_FAULTS: Final[tuple[Fault, ...]] = (worker_sigkill, worker_sigstop, worker_sigterm, worker_sigterm_twice)
+WORKERS_FAULTS: Final[tuple[Fault, ...]] = (
+    worker_sigkill, worker_sigstop, worker_sigterm, worker_sigterm_twice, worker_sigterm_twice_sigkill,
+)  # fmt: skip
 OTHER_FAULTS: Final[tuple[Fault, ...]] = (
     redis_sigkill, client_kill, script_flush, client_pause, debug_sleep, foreign_script, maxmemory, misconf, readonly,
     replies_dropped, delay, blackhole, half_open, one_byte_chunks,

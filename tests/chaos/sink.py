@@ -6,9 +6,11 @@ import os
 import sqlite3
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from jobq import Context
@@ -25,7 +27,6 @@ class Sink:
     """Start, effect and end of every run. Effects are fenced: a run that was replaced cannot write over the next."""
 
     def __init__(self, path: Path) -> None:
-        # a process stopped in the middle of a write keeps the lock until it goes on
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._lock = threading.Lock()
         self._db.execute("PRAGMA synchronous=OFF")
@@ -64,6 +65,20 @@ class Sink:
         """Rows of a query."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def to_itself(self) -> Generator[None]:
+        """Nobody else writes meanwhile. For stopping a process: stopped in the middle of a write it would keep the
+        file's lock, and so stop everybody."""
+        self.all("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self.all("COMMIT")
+
+    def unended(self) -> dict[str, int]:
+        """Job -> process, of the runs that have not ended."""
+        return {str(job): int(str(pid)) for job, pid in self.all("SELECT job, pid FROM runs WHERE ended IS NULL")}
 
     def extra_starts(self) -> dict[str, int]:
         """Job -> how often it started beyond the first run and the ones after a failure on purpose."""

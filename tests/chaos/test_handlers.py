@@ -5,48 +5,137 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import signal
+import re
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Backoff, Connection, Context, JobFailed, Queue, Worker
+from jobq import Backoff, Connection, Context, JobFailed, Queue, State, Worker
 from jobq.engine import run as run_module
+from tests.chaos.memory import eat, limited
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobq import JobRow
 
 LEASE = 0.3
 """Seconds."""
+ATTEMPTS = 3
+ROOM = 48 << 20
+"""Bytes that a handler may eat."""
 
 here = Queue("handlers")
 """At the top level of a module: child processes look their handlers up."""
 
 
-@here.task(attempts=2, backoff=Backoff("fixed", 0), isolate="process")
+@here.task(isolate="process")
 def segfault() -> None:
     """Reads where nothing is."""
     ctypes.string_at(0)
 
 
-@here.task(attempts=3, backoff=Backoff("fixed", 0), isolate="process")
-def killed_by_the_system() -> None:
-    """As the kernel does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
+@here.task(isolate="process")
+def big_bites() -> None:
+    """Eats until the allocator refuses, with room left for words."""
+    with limited(ROOM):
+        eat(1 << 20)
+
+
+@here.task(isolate="process")
+def to_the_last_byte() -> None:
+    """Eats until the smallest allocation is refused."""
+    with limited(ROOM):
+        eat(1)
+
+
+@here.task(isolate="process")
+def native() -> None:
+    """As libraries in C++ do: what cannot allocate aborts."""
+    try:
+        with limited(ROOM):
+            eat(1 << 20)
+    except MemoryError:
+        os.abort()
+
+
+@here.task(isolate="process")
+def caged(group: str) -> None:
+    """Eats in a control group, until the kernel's OOM killer comes."""
+    Path(group, "cgroup.procs").write_text(str(os.getpid()))
+    with limited(16 * ROOM):  # should the group not hold
+        eat(1 << 20)
+
+
+@here.task
+def modest() -> int:
+    """Does no harm."""
+    return 1
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    """A control group with a little memory."""
+    root = Path("/sys/fs/cgroup")
+    limits = ("memory.max", "memory.swap.max")
+    if not (root / "cgroup.controllers").exists():
+        root, limits = root / "memory", ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    folder = root / f"jobq-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        if not (folder / limits[0]).exists():
+            pytest.skip("control groups have no memory controller here")
+        for name in limits:
+            if (folder / name).exists():
+                (folder / name).write_text("0" if name == "memory.swap.max" else str(ROOM))
+        yield str(folder)
+    finally:
+        folder.rmdir()
+
+
+async def ends_in_failed(connection: Connection, name: str, payload: dict[str, Any] | None = None) -> JobRow:
+    """A job that takes its process's memory or life, then one that does no harm, on one worker."""
+    queue = Queue("handlers", connection)
+    queue.tasks = here.tasks
+    async with queue, Worker(queue, concurrency=2) as worker:
+        worker.start()
+        job = await queue.enqueue(name, payload, attempts=ATTEMPTS, backoff=Backoff("fixed", 0))
+        with pytest.raises(JobFailed):
+            await job.result(timeout=60)
+        assert await (await queue.enqueue("modest")).result(timeout=20) == 1
+        row = await job.row()
+        assert row.state == State.FAILED
+        assert row.attempts_made == len(row.errors) == ATTEMPTS
+        return row
 
 
 @pytest.mark.parametrize(
-    ("name", "attempts", "reason"), [("segfault", 2, "SIGSEGV"), ("killed_by_the_system", 3, "SIGKILL")]
+    ("name", "reason"),
+    [
+        ("segfault", "ProcessCrashed: .*SIGSEGV"),
+        ("big_bites", "MemoryError"),
+        # where there is no room left even to say so, the process ends
+        ("to_the_last_byte", "MemoryError|ProcessCrashed"),
+        ("native", "ProcessCrashed: .*SIGABRT"),
+    ],
 )
-async def test_a_child_that_dies(connection: Connection, name: str, attempts: int, reason: str) -> None:
+async def test_a_child_that_eats_memory_or_dies(connection: Connection, name: str, reason: str) -> None:
     """The job ends in failed with the reason after its attempts; the worker and its other jobs go on."""
-    queue = Queue("handlers", connection)
-    queue.tasks = here.tasks
+    row = await ends_in_failed(connection, name)
+    for error in row.errors:
+        assert re.match(reason, f"{error.type}: {error.message}")
 
-    async with queue, Worker(queue, concurrency=2) as worker:
-        worker.start()
-        job = await queue.enqueue(name, attempts=attempts, backoff=Backoff("fixed", 0))
-        with pytest.raises(JobFailed, match=reason):
-            await job.result(timeout=20)
-        row = await job.row()
-        assert [error.type for error in row.errors] == ["ProcessCrashed"] * attempts
+
+async def test_a_child_that_the_kernel_kills_for_its_memory(connection: Connection, group: str) -> None:
+    """By the real OOM killer. The reason says what SIGKILL usually means."""
+    row = await ends_in_failed(connection, "caged", {"group": group})
+    for error in row.errors:
+        assert re.match("ProcessCrashed: .*SIGKILL.*memory", f"{error.type}: {error.message}")
 
 
 async def test_a_handler_that_blocks_the_loop_keeps_its_lease(

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Backoff, Connection, JobNotFound, NewJob, Options, Queue, State
@@ -40,7 +41,7 @@ SKEWS = (0, 3600, -3600)
 DONE, FAILED = (State.COMPLETED,), (State.FAILED,)
 ENDS = {
     "plain": DONE, "flaky": DONE, "threaded": DONE, "isolated": DONE, "blocker": DONE, "segfault": FAILED,
-    "victim": FAILED,
+    "glutton": FAILED, "victim": FAILED,
     # in a loop that somebody else blocks it may end by itself before it is given up
     "stubborn": FAILED + DONE,
 }  # fmt: skip
@@ -81,6 +82,14 @@ class Workers:
     def any(self, chance: random.Random) -> asyncio.subprocess.Process:
         """One of them."""
         return chance.choice([self.processes[place] for place in sorted(self.processes)])
+
+    @staticmethod
+    def runs(pid: int) -> bool:
+        """Whether it lives and is not stopped."""
+        try:
+            return psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
     async def stop(self, within: float) -> list[int]:
         """SIGTERM to all; their exit codes. One that has not ended ``within`` seconds is killed: code -9."""
@@ -177,8 +186,8 @@ class World:
         """A job of any kind."""
         chance = self.chance
         kind = chance.choices(
-            ["plain", "flaky", "threaded", "isolated", "blocker", "stubborn", "segfault", "victim"],
-            [60, 15, 10, 5, 0.3, 0.5, 0.5, 3],
+            ["plain", "flaky", "threaded", "isolated", "blocker", "stubborn", "segfault", "glutton", "victim"],
+            [60, 15, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
         )[0]
         payload = {
             "plain": {"ms": chance.choice([0, 1, 20, 300])},
@@ -191,7 +200,7 @@ class World:
         options = Options(
             priority=chance.choice([0, 0, 0, -5, 7]),
             delay=chance.choice([0, 0, 0, 50, 1000]),
-            attempts={"stubborn": 1, "segfault": 2}.get(kind, 100),
+            attempts={"stubborn": 1, "segfault": 2, "glutton": 2}.get(kind, 100),
             backoff=Backoff("fixed", 100),
             timeout=300 if kind == "stubborn" else None,
             lifo=chance.random() < 0.1,

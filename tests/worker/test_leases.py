@@ -12,6 +12,7 @@ import pytest
 
 from jobq import Backoff, Context, JobFailed, State, inject
 from jobq.engine.heartbeat import Heartbeat
+from tests.chaos.invariants import broken
 
 NOW = Backoff(type="fixed", delay=0, jitter=0)
 
@@ -63,10 +64,21 @@ if mode != "sweeper":
             print("ended", file=file, flush=True)
         return "done"
 
+    @queue.task
+    async def cling(where: str) -> None:
+        while True:
+            try:
+                await work(where)
+            except asyncio.CancelledError:
+                pass
+
 async def main():
     async with queue, Worker(queue, lease=lease, grace=grace) as worker:
+        def stop():
+            worker.stop()
+            print("stopping", flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         running = asyncio.create_task(worker.run())
         print("ready", flush=True)
         await running
@@ -182,3 +194,34 @@ async def test_what_does_not_end_in_time_goes_back_uncharged(queue, redis_url, u
     row = await job.row()
     assert (row.state, row.attempts_made, row.errors) == (State.WAITING, 0, [])
     assert (tmp_path / "log").read_text() == "started\n"
+
+
+async def test_sigterm_twice_then_sigkill_loses_nothing(queue, redis_url, start, until, tmp_path):
+    """Killed while it goes down at once: what it had handed back is not charged, what it still held is."""
+    process = await _worker_process(redis_url, lease=0.5, mode="work", grace=60)
+    mine, clinging = tmp_path / "work", tmp_path / "cling"
+    jobs = [await queue.enqueue("work", {"where": str(mine)}, backoff=NOW) for _ in range(20)]
+    jobs.append(await queue.enqueue("cling", {"where": str(clinging)}, backoff=NOW))
+    await until(lambda: mine.exists() and mine.read_text() == "started\n" * 20, "all of them")
+    await until(clinging.exists, "the one that ignores its cancellation")
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        assert await process.stdout.readline() == b"stopping\n"
+    await until(lambda: clinging.read_text() == "started\n" * 2, "its cancellation")
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+
+    async def again(where: str, ctx: Context = inject) -> int:
+        return ctx.attempt
+
+    queue.task(name="work")(again)
+    queue.task(name="cling")(again)
+    await start(lease=0.5)
+    attempts = [await job.result(10) for job in jobs]
+    assert set(attempts[:-1]) <= {1, 2}
+    assert attempts[-1] == 2
+    for job, attempt in zip(jobs, attempts, strict=True):
+        row = await job.row()
+        assert (row.state, row.attempts_made) == (State.COMPLETED, attempt)
+        assert [error.type for error in row.errors] == ["LeaseExpired"] * (attempt - 1)
+    assert await broken(queue.store) == []

@@ -1,0 +1,31 @@
+"""Handlers that eat memory, and what stops them."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def eat(bite: int) -> NoReturn:
+    """Allocate without end, ``bite`` bytes at a time."""
+    eaten: tuple[Any, ...] = ()
+    while True:
+        # a chain: growing a list takes one large piece, and would leave all small ones
+        eaten = (bytearray(bite), eaten)
+
+
+@contextlib.contextmanager
+def limited(room: int) -> Iterator[None]:
+    """This process gets ``room`` bytes more than it has, by RLIMIT_AS: then the allocator says no."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
