@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import time
@@ -60,6 +61,9 @@ class Jobq(kit.Peer):
 
     async def work(self, stop: asyncio.Event) -> None:
         async with self.queue, Worker(self.queue, concurrency=self.concurrency) as worker:
+            # as `jobq work` does, and as the README has it for a process that only works
+            gc.collect()
+            gc.freeze()
             worker.start()
             await stop.wait()
         if path := os.environ.get("BENCHMARK_NAPS"):

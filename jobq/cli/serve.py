@@ -8,7 +8,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING
 
-from jobq.cli.session import on_stop_signals, run
+from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.engine.log import get_logger
 from jobq.engine.queue import Queue
 from jobq.engine.supervisor import Supervisor, follow_supervisor
@@ -93,6 +93,7 @@ async def _serve(queues: list[Queue], settings: Settings, *, reuse_port: bool) -
     on_stop_signals(stop.set)
 
     def started(host: str, port: int) -> None:
+        loaded()
         log.info("serving", url=url(host, port), queues=[queue.name for queue in queues])
 
     await listen(queues, settings, stop, started, reuse_port=reuse_port)

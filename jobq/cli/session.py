@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -34,6 +35,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def loaded() -> None:
+    """What a process that runs for long has loaded by now stays for ever: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def on_stop_signals(stop: Callable[[], None]) -> None:

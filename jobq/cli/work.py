@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from jobq.cli.session import on_stop_signals, run
+from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.engine.supervisor import Supervisor, follow_supervisor
 from jobq.engine.target import load_target
 from jobq.engine.worker import Worker
@@ -59,6 +59,7 @@ async def _work(queues: list[tuple[Queue, int]]) -> int:
     worker = Worker(*queues, given_up=lambda: os._exit(STUCK))
     on_stop_signals(worker.stop)
     async with worker:
+        loaded()
         await worker.run()
     # what now hangs is a handler's thread: fenced off, and nobody's to wait for
     leave = threading.Timer(LEAVING, os._exit, [0])

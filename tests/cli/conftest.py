@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TASKS = """
-import os, time
+import gc, os, time
 from jobq import Context, Discard, Queue, inject
 
 queue = Queue("tasks")
@@ -36,6 +36,10 @@ async def echo(word: str = "hello", ctx: Context = inject) -> str:
 @queue.task(attempts=1)
 async def broken() -> None:
     raise ValueError("no luck today")
+
+@queue.task
+def frozen() -> int:
+    return gc.get_freeze_count()
 
 @queue.task
 def pid() -> int:

@@ -78,6 +78,8 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
     start("work", tasks, JOBQ_REDIS_URL=redis_url).wait_line("worker started")
     said = jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks, "--wait", "20")
     assert (said.code, said.out) == (0, '"hi"\n')
+    said = jobq("enqueue", "frozen", "--queue", tasks, "--wait", "20")
+    assert int(said.out) > 10_000, "what a worker has loaded is looked at by no collection"
     said = jobq("enqueue", "broken", "--queue", tasks, "--wait", "20")
     assert said.code == 1
     assert re.fullmatch(r"jobq: job \w+ failed: ValueError: no luck today\n", said.err)
@@ -86,7 +88,7 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, pid, sleepy"),
+        (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, frozen, pid, sleepy"),
         (["enqueue", "echo", '{"words": 1}'], 1, "unknown field `words`"),
         (["enqueue", "echo", "{"], 2, "this is no JSON"),
         (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: 5 (seconds), 250ms, 10m, 2h or 7d"),
