@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-OTHER_FILES: Final = 100
+_OTHER_FILES: Final = 100
 """What else a process opens: connections to Redis, its log, the listener, programs that embed us."""
+_IN_HAND: Final = 4
+"""Turns of the event loop, each of which accepts up to a backlog, until one over the limit is closed again."""
 
 
 class Deadlines(msgspec.Struct, frozen=True):
@@ -150,24 +152,33 @@ def _raw(problem: problems.HttpProblem) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def _room_for(connections: int) -> int:
-    """How many connections this process can have: all, or fewer where its limit of open files cannot be raised.
+def _share_files(connections: int, backlog: int) -> tuple[int, int]:
+    """How many connections this process can have, and how many new ones at once: fewer where files are few.
 
-    Beyond that limit nobody would be accepted or told so, and Redis could not be reached again.
+    Beyond the limit of open files nobody would be accepted or told so, and Redis could not be reached again.
     """
+    wanted = connections + _IN_HAND * backlog + _OTHER_FILES
+    files = _files(wanted)
+    if files >= wanted:
+        return connections, backlog
+    backlog = max(1, min(backlog, files // (4 * _IN_HAND)))
+    return max(1, files - _IN_HAND * backlog - _OTHER_FILES), backlog
+
+
+def _files(wanted: int) -> int:
+    """How many files this process may have open, having raised its soft limit if need be and allowed."""
     try:
         import resource
     except ImportError:  # a system without such limits
-        return connections
-    wanted = connections + OTHER_FILES
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return connections
+        return wanted
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     with suppress(ValueError, OSError):  # macOS has one more limit than it tells of
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    return max(1, soft - OTHER_FILES)
+        return most
+    return soft
 
 
 async def serve(
@@ -199,7 +210,8 @@ async def serve(
     await runner.setup()
     try:
         assert runner.server is not None
-        connections = _Connections(runner.server, _room_for(max_connections), deadlines)
+        most, backlog = _share_files(max_connections, backlog)
+        connections = _Connections(runner.server, most, deadlines)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(connections, host, port, backlog=backlog, reuse_port=reuse_port or None)
         watch = loop.create_task(connections.watch(), name="jobq-http-watch")
