@@ -86,7 +86,7 @@ def test_an_id_of_ours_says_when_it_was_enqueued():
     assert stats.oldest_waiting_ms == 3_000
 
 
-DEEP = b'{"type":"t","at":1,"payload":' + b"[" * 5000 + b"]" * 5000 + b"}"
+DEEP = b'{"type":"t","at":1,"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.mark.parametrize("spec", [b"", b"\x00", b"{}", b'{"type":1,"at":1}', b'{"type":"\xff","at":1}', DEEP])
