@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args, get_origin
 
 import msgspec
 
@@ -12,6 +13,9 @@ from jobq.engine.context import Context, Depends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LARGE: Final = 1 << 18
+"""Bytes of a payload that is decoded with the garbage collector at rest."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -72,11 +76,22 @@ class Signature:
         :raises msgspec.ValidationError: it does not fit the signature.
         """
         try:
-            return self._decode(payload)
+            return self._decode(payload) if len(payload) < LARGE else self._decode_large(payload)
         except msgspec.ValidationError:
             if bytes(payload).strip() == b"null":
                 return self._decode(b"{}")
             raise
+
+    def _decode_large(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
+        # It makes objects by the million, and the collector would look through them again and again for cycles, of
+        # which JSON has none: two thirds of the time, in which this process does nothing else.
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return self._decode(payload)
+        finally:
+            if enabled:
+                gc.enable()
 
     def extras(self, payload: bytes | msgspec.Raw) -> dict[str, Any]:
         """The fields for ``**kwargs``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
 from jobq import Context, Depends, Queue, inject
-from jobq.engine.signature import Signature, injection
+from jobq.engine.signature import LARGE, Signature, injection
 from jobq.errors import InvalidJob
 
 
@@ -56,6 +57,29 @@ def test_null_is_an_empty_payload():
     assert values(Signature(nothing).decode(b"null")) == {}
     assert values(Signature(optional).decode(b" null ")) == {"a": 1}
     assert Signature(nothing).returns is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_large_payload_does_not_wake_the_collector(enabled: bool):
+    signature = Signature(lambda rows: rows)
+    rows = b"[%b]" % b",".join(b'{"a":[%d]}' % n for n in range(50_000))
+    assert len(rows) > LARGE
+    seen: list[str] = []
+    watch = lambda phase, _: seen.append(phase)  # noqa: E731
+    collecting = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        gc.callbacks.append(watch)
+        large = signature.decode(b'{"rows":%b}' % rows)
+        decoded = list(seen)
+        with pytest.raises(msgspec.ValidationError):
+            signature.decode(b'{"other":%b}' % rows)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.callbacks.remove(watch)
+        (gc.enable if collecting else gc.disable)()
+    assert len(values(large)["rows"]) == 50_000
+    assert len(decoded) <= 2  # one collection may come right after
 
 
 def test_keyword_only():
