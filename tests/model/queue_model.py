@@ -217,7 +217,11 @@ class Model:
 
     def complete(self, jobs: list[Any], counts: list[Any]) -> list[Any]:
         lost: list[str] = []
-        for job, (result, retention) in self._held(jobs, 4, lost):
+        quads = [tuple(jobs[i : i + 4]) for i in range(0, len(jobs), 4)]
+        # the store says each token once, so the lost come in that order
+        said = list(dict.fromkeys((token, retention) for _, token, _, retention in quads))
+        quads.sort(key=lambda quad: said.index((quad[1], quad[3])))
+        for job, (result, retention) in self._held([word for quad in quads for word in quad], 4, lost):
             self._finish(job, "completed", retention)
             job.result = result
         if len(lost) < len(jobs) / 4:
