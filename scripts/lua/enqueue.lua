@@ -11,9 +11,8 @@ local waiting, delayed, active, blocked, jobs, priorities, keys, unique, unique_
 -- 2^42 per priority, the sequence around 2^41: exact in a double. As whole numbers made text: Redis prints doubles slowly
 local function score(priority, place) return string.format('%d', priority * 4398046511104 + 2199023255552 + place) end
 
-if #ARGV == 4 and ARGV[4] == '' then
+if #ARGV == 4 and ARGV[4] == '' and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     -- what a web handler awaits, one plain job: the same as below in half the time
-    if redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 0 then return { 1, ARGV[2], '-' } end
     redis.call('ZADD', waiting, score(0, redis.call('HINCRBY', meta, 'fifo', 1)), ARGV[2])
     if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
     return {}
@@ -39,6 +38,7 @@ local function holder(key)
     return nil
 end
 
+-- always a write, also where all ids are known: WAIT and WAITAOF wait for what their connection wrote last
 local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
 local specs, ready, later, soonest, refused = {}, {}, {}, nil, {}
 for i = 1, count do

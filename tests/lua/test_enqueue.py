@@ -134,6 +134,13 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             [1, "a", "-"],
         ),
         Case(
+            "a known id alone: something is written all the same, since WAIT waits for its connection's last write",
+            waiting("a") | meta(1),
+            enqueue("a", "A", ""),
+            meta(2),
+            [1, "a", "-"],
+        ),
+        Case(
             "known and new ids in one batch",
             waiting("a") | meta(1),
             enqueue("a", "A", "", "b", "B", ""),
