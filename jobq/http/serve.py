@@ -8,6 +8,7 @@ HTTP at all gets a problem as any other error does.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _OTHER_FILES: Final = 100
 """What else a process opens: connections to Redis, its log, the listener, programs that embed us."""
 _IN_HAND: Final = 4
-"""Turns of the event loop, each of which accepts up to a backlog, until one over the limit is closed again."""
+"""Turns of the event loop until a connection over the limit is closed again."""
 
 
 class Deadlines(msgspec.Struct, frozen=True):
@@ -153,7 +154,7 @@ def _raw(problem: problems.HttpProblem) -> bytes:
 
 
 def _share_files(connections: int, backlog: int) -> tuple[int, int]:
-    """How many connections this process can have, and how many new ones at once: fewer where files are few.
+    """How many connections this process can have, and how many it may accept in a turn: fewer where files are few.
 
     Beyond the limit of open files nobody would be accepted or told so, and Redis could not be reached again.
     """
@@ -161,8 +162,8 @@ def _share_files(connections: int, backlog: int) -> tuple[int, int]:
     files = _files(wanted)
     if files >= wanted:
         return connections, backlog
-    backlog = max(1, min(backlog, files // (4 * _IN_HAND)))
-    return max(1, files - _IN_HAND * backlog - _OTHER_FILES), backlog
+    at_once = max(1, min(backlog, files // (4 * _IN_HAND)))
+    return max(1, files - _IN_HAND * at_once - _OTHER_FILES), at_once
 
 
 def _files(wanted: int) -> int:
@@ -210,10 +211,14 @@ async def serve(
     await runner.setup()
     try:
         assert runner.server is not None
-        most, backlog = _share_files(max_connections, backlog)
+        most, at_once = _share_files(max_connections, backlog)
         connections = _Connections(runner.server, most, deadlines)
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(connections, host, port, backlog=backlog, reuse_port=reuse_port or None)
+        listener = await loop.create_server(connections, host, port, backlog=at_once, reuse_port=reuse_port or None)
+        for sock in listener.sockets:
+            # to asyncio a backlog is also how many it accepts in one turn; the kernel may queue more
+            with socket.socket(fileno=os.dup(sock.fileno())) as same:
+                same.listen(backlog)
         watch = loop.create_task(connections.watch(), name="jobq-http-watch")
         try:
             if started:
