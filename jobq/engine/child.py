@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 from structlog.contextvars import bind_contextvars
 
-from jobq.engine.children import Order, Word, frame
+from jobq.engine.children import CLOSING, Order, Word, frame
 from jobq.engine.context import Context, current
 from jobq.engine.inject import Resources, provide
 from jobq.engine.outcome import (
@@ -82,13 +82,21 @@ class Mouth:
         self.say(Word(what, value if isinstance(value, bytes) else value.encode(errors="replace")))
 
 
-def listen(sock: socket.socket, orders: queue.SimpleQueue[Order]) -> None:
-    """Read orders. The parent's end closes when it dies: then so does this process, whatever it is doing."""
+def listen(sock: socket.socket, orders: queue.SimpleQueue[Order | None], busy: threading.Event) -> None:
+    """Read orders, and put None when there will be no more. The parent's end closes when it dies: then so does this
+    process, whatever it is doing; one that does nothing closes what it has opened first."""
     stream = sock.makefile("rb")
     while True:
         head = stream.read(4)
         if len(head) < 4:
-            os._exit(0)
+            if busy.is_set():
+                os._exit(0)
+            last = threading.Timer(CLOSING, os._exit, [0])
+            last.daemon = True
+            last.start()
+            orders.put(None)
+            return
+        busy.set()
         orders.put(_order(stream.read(struct.unpack("!I", head)[0])))
 
 
@@ -140,13 +148,19 @@ def main() -> None:
     # Ctrl-C reaches the whole group; the worker decides what becomes of its children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
-    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(sock, orders), daemon=True).start()
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=listen, args=(sock, orders, busy), daemon=True).start()
     mouth = Mouth(sock)
     with asyncio.Runner() as runner:
         resources = Resources()
-        while True:
-            mouth.say(answer(orders.get(), mouth, runner, resources))
+        while (order := orders.get()) is not None:
+            mouth.say(Word("taken"))
+            word = answer(order, mouth, runner, resources)
+            # before the word: the next order may be here as soon as it is out
+            busy.clear()
+            mouth.say(word)
+        runner.run(resources.aclose())
 
 
 if __name__ == "__main__":

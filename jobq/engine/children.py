@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -40,7 +40,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Word(msgspec.Struct, frozen=True):
-    """Child to parent. ``kind``: progress, log, done or error; ``data``: JSON, or the text."""
+    """Child to parent. ``kind``: taken, progress, log, done or error; ``data``: JSON, or the text."""
 
     kind: str
     data: bytes = b""
@@ -50,6 +50,9 @@ class Word(msgspec.Struct, frozen=True):
     final: bool = False
     delay: int | None = None
 
+
+CLOSING: Final = 2.0
+"""Seconds that a child may take to close its dependencies of scope "worker"."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _word = msgspec.msgpack.Decoder(Word).decode
@@ -62,6 +65,10 @@ def frame(message: msgspec.Struct) -> bytes:
     return struct.pack("!I", len(body)) + body
 
 
+class DiedIdle(Exception):
+    """The child had died since its last job, and never took this one: no job's fault."""
+
+
 class Child:
     """One child process and its socket."""
 
@@ -69,6 +76,7 @@ class Child:
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.process = process
+        self._served = False
         self._reader = reader
         self._writer = writer
 
@@ -89,37 +97,48 @@ class Child:
             raise
         return cls(process, reader, writer)
 
-    @property
-    def alive(self) -> bool:
-        """Whether it can take an order, as far as is known."""
-        return self.process.returncode is None and not self._reader.at_eof()
-
     async def run(self, order: Order, context: Context) -> msgspec.Raw:
         """Send an order and hear its words until the last.
 
         :raises Reported: the handler failed.
         :raises ProcessCrashed: the child died.
+        :raises DiedIdle: it had died before.
         """
+        taken = False
         try:
             self._writer.write(frame(order))
             await self._writer.drain()
             while True:
                 (size,) = struct.unpack("!I", await self._reader.readexactly(4))
                 word = _word(await self._reader.readexactly(size))
-                if word.kind == "done":
+                if word.kind == "taken":
+                    taken = True
+                elif word.kind == "done":
+                    self._served = True
                     return msgspec.Raw(word.data)
-                if word.kind == "error":
+                elif word.kind == "error":
+                    self._served = True
                     raise Reported(word.type, word.message, word.trace, final=word.final, delay=word.delay)
-                if word.kind == "progress":
+                elif word.kind == "progress":
                     context.progress(msgspec.Raw(word.data))
                 else:
                     context.log(word.data.decode())
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.process.wait()
+            if self._served and not taken:
+                raise DiedIdle from None
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             if code == -signal.SIGKILL:
                 how += ", as the system sends it when memory runs out"
             raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
+
+    async def end(self) -> None:
+        """Let an idle one close what it has opened; killed if that takes longer than ``CLOSING``."""
+        with contextlib.suppress(TimeoutError, OSError, RuntimeError):
+            async with asyncio.timeout(CLOSING):
+                self._writer.write_eof()
+                await self.process.wait()
+        await self.kill()
 
     async def kill(self) -> None:
         """End it now."""
@@ -155,30 +174,26 @@ class Children:
             fence=context.fence,
             spec=_json(context.spec),
         )
-        while self._idle:
-            child = self._idle.pop()
-            if child.alive:
-                break
-            await child.kill()  # it died while it was idle: no job's fault
-        else:
-            child = await Child.start()
-        self._busy.add(child)
-        try:
-            result = await child.run(order, context)
-        except Reported:
-            self._idle.append(child)
-            raise
-        except BaseException:
-            await asyncio.shield(child.kill())
-            raise
-        else:
-            self._idle.append(child)
-            return result
-        finally:
-            self._busy.discard(child)
+        while True:
+            child = self._idle.pop() if self._idle else await Child.start()
+            self._busy.add(child)
+            try:
+                result = await child.run(order, context)
+            except DiedIdle:
+                await child.kill()
+            except Reported:
+                self._idle.append(child)
+                raise
+            except BaseException:
+                await asyncio.shield(child.kill())
+                raise
+            else:
+                self._idle.append(child)
+                return result
+            finally:
+                self._busy.discard(child)
 
     async def aclose(self) -> None:
         """End all of them."""
-        children = [*self._idle, *self._busy]
-        self._idle.clear()
-        await asyncio.gather(*(child.kill() for child in children))
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(child.end() for child in idle), *(child.kill() for child in self._busy))

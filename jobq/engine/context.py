@@ -90,7 +90,7 @@ class Depends(Generic[T]):
 
     ``connect`` may be a function, a coroutine function, or a (sync or async) generator function that yields once; its
     own parameters may be ``Context`` (scope "run" only) or ``Depends``. Scope "run": anew for each run, closed after
-    it. Scope "worker": once per worker, at the first use, closed at its end.
+    it. Scope "worker": once per worker (with ``isolate="process"`` per child), at the first use, closed at its end.
     """
 
     __slots__ = ("call", "scope")

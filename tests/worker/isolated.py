@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -78,6 +80,16 @@ def resource():
     global opened  # noqa: PLW0603 - once per child is what is tested
     opened += 1
     yield opened
+
+
+async def noted():
+    yield "open"
+    await asyncio.sleep(0)
+    Path(os.environ["JOBQ_TEST_NOTE"]).write_text("closed")  # noqa: ASYNC240
+
+
+def use_noted(value: Annotated[str, Depends(noted, scope="worker")] = inject) -> str:
+    return value
 
 
 def use(value: Annotated[int, Depends(resource, scope="worker")] = inject) -> list[int]:

@@ -99,9 +99,17 @@ async def test_a_child_that_died_while_idle_harms_no_job(process, start, until):
     pid = process(isolated.pid, attempts=1)
     await start(concurrency=1)
     first = await (await pid.enqueue()).result(20)
+    # stopped, it takes nothing; killed in its sleep, it is found dead by the order that is waiting for it
+    os.kill(first, signal.SIGSTOP)
+    job = await pid.enqueue()
+
+    async def ordered() -> bool:
+        return (await job.row()).state is State.ACTIVE
+
+    await until(ordered)
     os.kill(first, signal.SIGKILL)
-    await until(lambda: _gone(first))
-    assert await (await pid.enqueue()).result(20) != first
+    assert await job.result(20) != first
+    assert (await job.row()).errors == []
 
 
 @pytest.mark.parametrize(
@@ -140,6 +148,18 @@ async def test_worker_scope_is_a_childs_life(process, start):
     await start(concurrency=1)
     first = await (await use.enqueue()).result(20)
     assert await (await use.enqueue()).result(20) == first
+
+
+async def test_worker_scope_is_closed_in_the_child(process, start, until, tmp_path, monkeypatch):
+    note = tmp_path / "note"
+    monkeypatch.setenv("JOBQ_TEST_NOTE", str(note))
+    use = process(isolated.use_noted)
+    worker = await start(concurrency=1)
+    assert await (await use.enqueue()).result(20) == "open"
+    assert not note.exists()
+    worker.stop()
+    await until(note.exists, "the dependency to be closed")
+    await until(lambda: note.read_text() == "closed")
 
 
 async def test_no_child_is_left_when_the_worker_stops(process, start, until, tmp_path):
