@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import psutil
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from rest import Until
 
+Slow = Callable[[int, bytes], Awaitable[socket.socket]]
 HEAD = b"GET /jobs HTTP/1.1\r\nHost: loc"
 BODY = b"POST /jobs/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
 STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -44,14 +46,20 @@ def files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def slow(port: int, sent: bytes) -> socket.socket:
-    """A client that sends so much and then neither sends nor reads."""
-    client = socket.socket()
-    client.setblocking(False)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-    client.send(sent)
-    return client
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """``await slow(port, sent)``: a client that sends so much and then neither sends nor reads."""
+    with contextlib.ExitStack() as stack:
+
+        async def make(port: int, sent: bytes) -> socket.socket:
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            client.send(sent)
+            return client
+
+        yield make
 
 
 async def end_of(client: socket.socket) -> bytes:
@@ -60,7 +68,6 @@ async def end_of(client: socket.socket) -> bytes:
     with contextlib.suppress(ConnectionResetError):
         while chunks[-1]:
             chunks.append(await asyncio.wait_for(loop.sock_recv(client, 1 << 16), 10))
-    client.close()
     return b"".join(chunks[1:])
 
 
@@ -89,7 +96,7 @@ async def others(port: int) -> AsyncIterator[list[float]]:
 
 
 async def test_500_slow_clients_do_not_disturb_others_and_are_cut(
-    connection: Connection, files: None, until: Until, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, files: None, slow: Slow, until: Until, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(events, "INTERVAL", 0.05)
     make = events.Feed._event  # noqa: SLF001 # pyright: ignore
@@ -136,33 +143,38 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "any"])
-async def test_more_clients_than_files_are_told_so_and_others_go_on(redis_url: str, until: Until, loop: str):
+async def test_more_clients_than_files_are_told_so_and_others_go_on(
+    redis_url: str, slow: Slow, until: Until, loop: str
+):
     port = free_port()
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", LIMITED, "serve", f"--port={port}", loop),
         env={"JOBQ_REDIS_URL": redis_url},
         stderr=asyncio.subprocess.PIPE,
     )
-    async with ClientSession(f"http://127.0.0.1:{port}") as session:
+    try:
+        async with ClientSession(f"http://127.0.0.1:{port}") as session:
 
-        async def alive() -> bool:
-            with contextlib.suppress(OSError):
-                async with session.post("/jobs/enqueue", json={"type": "a"}) as response:
-                    return response.status == 201
-            return False
+            async def alive() -> bool:
+                with contextlib.suppress(OSError):
+                    async with session.post("/jobs/enqueue", json={"type": "a"}) as response:
+                        return response.status == 201
+                return False
 
-        await until(alive, "the server", timeout=20)
-        # of 300 files, some are for Redis and the like, and some for those who are turned away
-        clients = [await slow(port, b"GET") for _ in range(400)]
-        await until(lambda: sum(map(turned_away, clients)) > 250, "most of them to be turned away")
-        assert sum(map(turned_away, clients)) < 300
-        assert await alive()
-        for client in clients:
-            client.close()
-    server.send_signal(signal.SIGTERM)
-    said = (await asyncio.wait_for(server.communicate(), 15))[1].decode()
-    assert server.returncode == 0
-    assert "out of system resource" not in said
+            await until(alive, "the server", timeout=20)
+            # of 300 files, some are for Redis and the like, and some for those who are turned away
+            clients = [await slow(port, b"GET") for _ in range(400)]
+            await until(lambda: sum(map(turned_away, clients)) > 250, "most of them to be turned away")
+            assert sum(map(turned_away, clients)) < 300
+            assert await alive()
+        server.send_signal(signal.SIGTERM)
+        said = (await asyncio.wait_for(server.communicate(), 15))[1].decode()
+        assert server.returncode == 0
+        assert "out of system resource" not in said
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
 
 
 def begins(client: socket.socket, start: bytes) -> bool:
