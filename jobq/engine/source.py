@@ -36,6 +36,8 @@ LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
 SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
+FAIL_MAX: Final = 50
+"""Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -215,9 +217,12 @@ class Source:
         outbox, self.outbox = self.outbox, Outbox()
         self.speaking = bool(outbox.progress or outbox.logs)
         # the excess stays: each list holds whole groups of its script's arguments
-        for name, size in (("completed", 4), ("retried", 5), ("failed", 5), ("released", 2), ("deferred", 2)):
+        for name, size, jobs in (
+            ("completed", 4, SETTLE_MAX), ("retried", 5, FAIL_MAX), ("failed", 5, FAIL_MAX),
+            ("released", 2, SETTLE_MAX), ("deferred", 2, SETTLE_MAX),
+        ):  # fmt: skip
             flat: list[Any] = getattr(outbox, name)
-            most = SETTLE_MAX * size
+            most = jobs * size
             if len(flat) > most:
                 setattr(self.outbox, name, flat[most:])
                 setattr(outbox, name, flat[:most])

@@ -106,6 +106,19 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
     }
 
 
+async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Meter) -> None:
+    store = queue.store
+    await queue.submit_many([queue.new("noop") for _ in range(2)])
+    claim = await store.do(store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
+    assert claim is not None
+    lines: list[Any] = [word for n in range(300) for job_id in claim.ids for word in (job_id, claim.token, b"%d" % n)]
+    cost, _ = await meter.of(store.do(store.log(lines)))
+    assert cost == Cost(calls=6, scripts=1, trips=1)
+    for job_id in claim.ids:
+        text = await store.command(b"HGET", store.keys["logs"], job_id)
+        assert text == b"\n".join(b"%d" % n for n in range(300))
+
+
 @pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 5)), (100, Cost(80, 12, 7))])
 async def test_cost_of_a_worker(queue: Queue, meter: Meter, jobs: int, most: Cost) -> None:
     """From a worker's start on a backlog to its idle listening: what it asks of the server, all of it."""

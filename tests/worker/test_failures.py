@@ -298,3 +298,31 @@ async def test_options_reach_the_run(queue, start):
     with pytest.raises(JobFailed):
         await queue.result(accepted.id, timeout=5)
     assert (await queue.get(accepted.id)).attempts_made == 2
+
+
+async def test_many_failures_at_once_go_in_small_trips(queue, start, gate, monkeypatch):
+    """Each moves its job's earlier errors: hundreds in one script would hold Redis for tens of milliseconds."""
+    sizes: list[int] = []
+    retry = queue.store.retry
+
+    def spy(jobs: list[Any]) -> Any:
+        sizes.append(len(jobs) // 5)
+        return retry(jobs)
+
+    monkeypatch.setattr(queue.store, "retry", spy)
+
+    @queue.task(attempts=2, backoff=SOON)
+    async def fails(ctx: Context = inject) -> int:
+        await gate.passing()
+        if ctx.attempt == 1:
+            raise RuntimeError
+        return ctx.attempt
+
+    jobs = await fails.enqueue_many([{} for _ in range(120)])
+    await start(concurrency=200)
+    for _ in jobs:
+        await gate.arrival()
+    gate.open()
+    assert [await job.result(10) for job in jobs] == [2] * 120
+    assert sum(sizes) == 120
+    assert max(sizes) == source_module.FAIL_MAX
