@@ -22,7 +22,7 @@ _STORED = [column for column, kind in KINDS.items() if kind != "channel"]
 _READ = {
     "zset": lambda key: (b"ZRANGE", key, 0, -1, b"WITHSCORES"),
     "hash": lambda key: (b"HGETALL", key),
-    "stream": lambda key: (b"XRANGE", key, b"-", b"+"),
+    "stream": lambda key: (b"XREVRANGE", key, b"+", b"-"),
 }
 
 
@@ -46,7 +46,7 @@ def _content(kind: str, reply: list[Any]) -> Any:
         return {text(member): _number(score) for member, score in zip(reply[::2], reply[1::2], strict=True)}
     if kind == "hash":
         return {text(field): text(value) for field, value in zip(reply[::2], reply[1::2], strict=True)}
-    return [(text(fields[0]), text(fields[1])) for _, fields in reply]
+    return [(text(fields[0]), text(fields[1])) for _, fields in reversed(reply)]
 
 
 async def dump(store: Store, *, foreign: bool = True) -> State:

@@ -1,15 +1,21 @@
-"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test."""
+"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test.
+
+With JOBQ_TEST_ACL=1 jobq comes to them as the user with the documented least rights; what tests look at or disturb
+themselves they do as the default user (``admin``, ``Server.admin_url``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,11 @@ import pytest
 
 from jobq import Connection, Queue
 from jobq.engine import lua
+from jobq.engine.store import Store
+
+RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
+USER = "jobq:least-rights@" if os.environ.get("JOBQ_TEST_ACL") else ""
+"""As whom jobq comes, as URLs say it; '': as the default user, who may do everything."""
 
 
 def pytest_configure() -> None:
@@ -44,6 +55,29 @@ def server_kind() -> str:
     return os.environ.get("JOBQ_TEST_SERVER", "valkey")
 
 
+def documented_rules() -> list[str]:
+    """The least rights of a Redis user of jobq on the server under test, as the document gives them."""
+    page = RELIABILITY.read_text()
+    found = re.search(r"ACL SETUSER jobq on >PASSWORD (.+?)\n```", page, re.DOTALL)
+    newer = re.search(r"ACL SETUSER jobq (\+.+)\n```", page)
+    assert found, "docs/reliability.md gives no ACL"
+    assert newer, "docs/reliability.md gives no ACL for newer servers"
+    return f"{found[1]} {newer[1] if server_version() >= (7, 2) else ''}".replace("\\\n", " ").split()
+
+
+def acl() -> list[str]:
+    """The options that make the user of ``USER``."""
+    return ["--user", "jobq", "on", ">least-rights", *documented_rules()] if USER else []
+
+
+@cache
+def server_version() -> tuple[int, int]:
+    """Of the server under test: older ones refuse rights to commands that they do not know."""
+    said = subprocess.run([server_binary(server_kind()), "--version"], capture_output=True, text=True, check=True)
+    major, minor = said.stdout.partition("v=")[2].split(".")[:2]
+    return int(major), int(minor)
+
+
 class Server:
     """A server process of the tests' own, on a unix socket (or a TCP port of 127.0.0.1)."""
 
@@ -56,8 +90,16 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
-        return f"redis://127.0.0.1:{self.port}" if self.port else f"unix://{self.socket}"
+        """Where jobq goes."""
+        return self._url(USER)
+
+    @property
+    def admin_url(self) -> str:
+        """Where the tests themselves go, to look and to disturb."""
+        return self._url("")
+
+    def _url(self, user: str) -> str:
+        return f"redis://{user}127.0.0.1:{self.port}" if self.port else f"unix://{user}{self.socket}"
 
     def start(self) -> Server:
         """Start, and wait until it answers."""
@@ -65,7 +107,7 @@ class Server:
             [
                 server_binary(server_kind()), "--port", str(self.port), "--bind", "127.0.0.1",
                 "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.folder), "--loglevel", "warning",
-                *self._options,
+                *self._options, *acl(),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -107,10 +149,21 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def connection(server: Server) -> AsyncIterator[Connection]:
-    """A connection to the session's server, emptied first."""
+async def admin(server: Server) -> AsyncIterator[Store]:
+    """The queue "test" for who may do everything, on the session's server, which is emptied first."""
+    connection = Connection(server.admin_url)
+    admin = Store(connection, "test")
+    await admin.commands((b"FLUSHALL",), (b"ACL", b"LOG", b"RESET"))
+    yield admin
+    refused = await admin.command(b"ACL", b"LOG")
+    await connection.aclose()
+    assert not refused, "jobq was refused something, and nobody noticed"
+
+
+@pytest.fixture
+async def connection(server: Server, admin: Store) -> AsyncIterator[Connection]:
+    """A connection to the emptied server, as jobq has it."""
     connection = Connection(server.url)
-    await connection.trip(b"FLUSHALL\r\n", 1)
     yield connection
     await connection.aclose()
 

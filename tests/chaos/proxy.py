@@ -7,6 +7,8 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Self
 
+from tests.conftest import USER
+
 
 @dataclass(eq=False)
 class Link:
@@ -69,7 +71,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The way to Redis through this proxy."""
-        return f"redis://127.0.0.1:{self.port}"
+        return f"redis://{USER}127.0.0.1:{self.port}"
 
     def cut_all(self) -> None:
         """Reset every connection."""

@@ -27,7 +27,7 @@ WAITAOF = pytest.mark.skipif(server_kind() == "redis", reason="Redis 7.0 has no 
 
 async def command(server: Server, *words: str | int) -> object:
     """One command on a connection of its own."""
-    connection = Connection(server.url)
+    connection = Connection(server.admin_url)
     try:
         return (await connection.trip(pack(words), 1))[0]
     finally:
@@ -98,7 +98,7 @@ async def test_replicated_without_a_replica(new_server: NewServer, caplog: pytes
 async def replica_of(master: Server, new_server: NewServer) -> Server:
     """A replica that has caught up: it confirms a write."""
     replica = new_server("--replicaof", f"127.0.0.1 {master.port}")
-    connection = Connection(master.url, timeout=20)
+    connection = Connection(master.admin_url, timeout=20)
     while True:
         _, copies = await connection.trip(pack(("SETEX", "probe", 1, "x")) + pack(("WAIT", 1, 5000)), 2)
         if copies == 1:

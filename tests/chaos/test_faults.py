@@ -29,7 +29,7 @@ BEYOND = 1.4
 
 async def command(server: Server, *words: str | int) -> Any:
     """One command on a connection of its own."""
-    connection = Connection(server.url, timeout=20)
+    connection = Connection(server.admin_url, timeout=20)
     try:
         answer = (await connection.trip(pack(words), 1))[0]
         assert not isinstance(answer, Exception), answer
@@ -280,7 +280,7 @@ async def test_a_worker_awakes_after_a_half_open_socket(new_server: NewServer, u
         async with queue, Queue("asleep", server.url) as elsewhere, Worker(queue, lease=30) as worker:
             worker.start()
             await until(lambda: proxy.links, "the worker's connections")
-            blocked = Connection(server.url)
+            blocked = Connection(server.admin_url)
 
             async def asleep() -> bool:
                 (clients,) = await blocked.trip(b"CLIENT LIST\r\n", 1)

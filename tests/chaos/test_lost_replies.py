@@ -17,6 +17,7 @@ from tests.chaos.faulty import Fault, FaultyConnection
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from jobq.engine.store import Store
     from tests.conftest import Server, Until
 
 
@@ -127,7 +128,7 @@ async def test_producer_may_repeat_with_the_same_id(
     assert (await queue.stats()).waiting == 1
 
 
-async def test_control_channel_after_a_silence(server: Server, connection: Connection, until: Until) -> None:
+async def test_control_channel_after_a_silence(server: Server, admin: Store, until: Until) -> None:
     """Silence longer than the timeout does not end the subscription: kills still reach the worker at once."""
     quiet = Connection(server.url, timeout=0.05)
     heard: list[bytes] = []
@@ -136,18 +137,18 @@ async def test_control_channel_after_a_silence(server: Server, connection: Conne
     async def join() -> None:
         joined.set()
 
-    listening = asyncio.create_task(quiet.listen([b"channel"], heard.append, join))
+    listening = asyncio.create_task(quiet.listen([b"jobq:channel"], heard.append, join))
     await joined.wait()
     pings: list[Any] = [0]
 
     async def pinged() -> bool:
-        (info,) = await connection.trip(b"INFO commandstats\r\n", 1)
+        info = await admin.command(b"INFO", b"commandstats")
         calls = [line for line in info.decode().splitlines() if line.startswith("cmdstat_ping:")]
         pings.append(int(calls[0].split("calls=")[1].split(",")[0]) if calls else 0)
         return pings[-1] >= pings[1] + 2
 
     await until(pinged, "two silences that ended in a PING")
-    assert await connection.trip(b"PUBLISH channel hello\r\n", 1) == [1]
+    assert await admin.command(b"PUBLISH", b"jobq:channel", b"hello") == 1
     await until(lambda: heard, "the message")
     listening.cancel()
     await asyncio.wait([listening])

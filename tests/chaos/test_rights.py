@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,26 +11,19 @@ import pytest
 from jobq import Backoff, Connection, Context, Discard, Queue, State, Worker
 from jobq.engine.store.link import pack
 from jobq.errors import JobFailed, StoreError, StoreRefused
+from tests.conftest import documented_rules
 
 if TYPE_CHECKING:
     from tests.chaos.conftest import NewServer
     from tests.conftest import Server
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 PASSWORD = "s3cret-p@ss/word"
 QUOTED = "s3cret-p%40ss%2Fword"
 
 
-def documented_rules() -> list[str]:
-    """What stands in the document behind ACL SETUSER, without the password."""
-    found = re.search(r"ACL SETUSER jobq on >PASSWORD (.+?)\n```", DOCUMENT.read_text(), re.DOTALL)
-    assert found, "docs/reliability.md gives no ACL"
-    return found[1].replace("\\\n", " ").split()
-
-
 async def make_user(server: Server, *rules: str) -> str:
     """A user; the URL to come as it."""
-    connection = Connection(server.url)
+    connection = Connection(server.admin_url)
     (answer,) = await connection.trip(pack(("ACL", "SETUSER", "jobq", "on", f">{PASSWORD}", *rules)), 1)
     await connection.aclose()
     assert answer == b"OK", answer
@@ -109,7 +100,7 @@ async def test_passwords_are_never_shown(
 ) -> None:
     """Not in errors, reprs, tracebacks or logs: neither a wrong one, nor when the server is away."""
     server = new_server()
-    connection = Connection(server.url)
+    connection = Connection(server.admin_url)
     await connection.trip(pack(("CONFIG", "SET", "requirepass", "another")), 1)
     await connection.aclose()
     for port in (server.port, 1):

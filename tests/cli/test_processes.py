@@ -22,6 +22,7 @@ import pytest
 
 from jobq.http.auth import new_key
 from jobq.http.serve import free_port
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +162,7 @@ def test_a_second_process_joins_the_embedded_server(start, tmp_path):
 
 def test_dev_on_a_server_of_the_users(start, tmp_path, redis_url):
     dev, rest = begin_dev(start, JOBQ_REDIS_URL=redis_url)
-    assert f"redis    {redis_url}" in "\n".join(dev.lines)
+    assert f"redis    {redact(redis_url)}" in "\n".join(dev.lines)
     job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}})["id"]
     assert "sent" in get(f"{rest}/jobs/{job}/result?wait=10000")
     assert not (tmp_path / "data").exists()

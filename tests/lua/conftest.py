@@ -12,9 +12,10 @@ from table import Bench  # noqa: E402 - rewritten first, so that a failed row sh
 
 if TYPE_CHECKING:
     from jobq import Connection
+    from jobq.engine.store import Store
 
 
 @pytest.fixture
-def bench(connection: Connection) -> Bench:
+def bench(connection: Connection, admin: Store) -> Bench:
     """An empty queue and a clock that stands still."""
-    return Bench(connection)
+    return Bench(connection, admin)

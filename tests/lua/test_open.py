@@ -42,7 +42,7 @@ async def test_queues_are_known_from_their_first_job_on(bench: Bench):
 async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(bench: Bench):
     async with Queue("test", bench.store.connection):
         pass
-    await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:
         async with Queue("test", bench.store.connection) as queue:
             with pytest.raises(StoreFull, match="Redis is at maxmemory and takes no new jobs"):
@@ -52,4 +52,4 @@ async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(
                 await queue.enqueue("x")
             assert await queue.queues() == []
     finally:
-        await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+        await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 0)

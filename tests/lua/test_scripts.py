@@ -171,9 +171,9 @@ async def test_runs_verbatim(name: str, bench: Bench):
     keys = call.keys or tuple(bench.store.keys[column] for column in SCRIPTS[name].keys)
     source = (lua.folder() / f"{name}.lua").read_bytes()
     verb = b"EVAL_RO" if name in READERS else b"EVAL"
-    by_eval = await bench.store.command(verb, source, len(keys), *keys, *call.args)
+    by_eval = await bench.admin.command(verb, source, len(keys), *keys, *call.args)
     after = await bench.dump()
-    await bench.store.command(b"FLUSHALL")
+    await bench.admin.command(b"FLUSHALL")
     await bench.seed(BEFORE)
     assert await bench.store.do(CALLS[name](bench.store)) == call.read(by_eval)
     assert await bench.dump() == after
@@ -190,7 +190,7 @@ async def test_takes_the_servers_time(name: str, bench: Bench):
 async def test_reloads_itself(name: str, bench: Bench):
     """After SCRIPT FLUSH, a restart or a failover the server knows no scripts."""
     await bench.seed(BEFORE)
-    await bench.store.command(b"SCRIPT", b"FLUSH")
+    await bench.admin.command(b"SCRIPT", b"FLUSH")
     await bench.do(CALLS[name](bench.store))
 
 
@@ -198,9 +198,9 @@ async def test_reloads_itself(name: str, bench: Bench):
 async def full(bench: Bench):
     """A queue whose server is at maxmemory."""
     await bench.seed(BEFORE)
-    await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     yield bench
-    await bench.store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+    await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 0)
 
 
 @every_script

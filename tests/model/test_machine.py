@@ -72,13 +72,13 @@ class Machine(RuleBasedStateMachine):
     ids: Bundle[str] = Bundle("ids")
     leases: Bundle[Lease] = Bundle("leases")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, server: Server) -> None:
         super().__init__()
         self.model = Model(1_700_000_000_000)
         self.runner = asyncio.Runner()
-        self.connection = Connection(url)
+        self.connection, self.admin = Connection(server.url), Connection(server.admin_url)
         self.store = Store(self.connection, "model", clock=lambda: str(self.model.now))
-        self.run(self.connection.trip(pack((b"FLUSHALL",)), 1))
+        self.run(self.admin.trip(pack((b"FLUSHALL",)), 1))
         self.count = 0
         self.requests = {"ann:0": 0, "bob:0": 0}
         self.again: Any = None
@@ -92,6 +92,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.run(self.connection.aclose())
+        self.run(self.admin.aclose())
         self.runner.close()
 
     def do(self, verb: str, *args: Any, **named: Any) -> Any:
@@ -265,7 +266,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def redis_is_as_the_model_says(self) -> None:
-        state = self.run(dump(self.store))
+        state = self.run(dump(Store(self.admin, "model")))
         meta, metrics = state.pop("meta", {}), state.pop("metrics", {})
         self.token_lies_there = "wake" in state
         for column in ("wake", "events"):
@@ -332,6 +333,6 @@ def test_a_queue_does_what_its_model_says(server: Server) -> None:
 
     @seed(number)
     def machine() -> Machine:
-        return Machine(server.url)
+        return Machine(server)
 
     run_state_machine_as_test(machine, settings=PROFILES[profile])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
     from jobq import Connection
+    from jobq.engine.store import Store
 
 OURS = {"evalsha", "eval", "info", "bzpopmin"}
 """Commands that are not called by a script."""
@@ -34,8 +35,8 @@ class Cost(NamedTuple):
 class Meter:
     """Counts what the server executes, and the trips on one connection."""
 
-    def __init__(self, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, admin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._admin = admin
         self._trip = connection.trip
         self._trips = 0
 
@@ -47,7 +48,7 @@ class Meter:
         monkeypatch.setattr(connection, "trip", counted)
 
     async def _executed(self) -> dict[str, int]:
-        (text,) = await self._trip(b"INFO commandstats\r\n", 1)
+        text = await self._admin.command(b"INFO", b"commandstats")
         found: dict[str, int] = {}
         for line in text.decode().splitlines():
             name, colon, facts = line.partition(":calls=")
@@ -78,9 +79,9 @@ async def queue(connection: Connection) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-def meter(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Meter:
+def meter(connection: Connection, admin: Store, monkeypatch: pytest.MonkeyPatch) -> Meter:
     """On the queue's connection."""
-    return Meter(connection, monkeypatch)
+    return Meter(connection, admin, monkeypatch)
 
 
 @pytest.mark.parametrize("jobs", [1, 100])

@@ -49,7 +49,7 @@ def aof_server() -> Iterator[Server]:
 
 @pytest.fixture
 async def watched(aof_server: Server) -> AsyncIterator[Watched]:
-    admin = Connection(aof_server.url)
+    admin = Connection(aof_server.admin_url)
     watched = Watched(aof_server, admin)
     await watched.command("CONFIG", "SET", "appendonly", "yes")
     await watched.command("FLUSHALL")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from jobq.engine.store import Store
+
 ID = "0htk3v9c20047qm2x"
 CASES: dict[str, tuple[Callable[..., Awaitable[Any]], str]] = {}
 """Name of an error -> what brings it about, and its text."""
@@ -35,8 +37,9 @@ def brings(name: str, text: str) -> Any:
 class World:
     """What the cases need."""
 
-    def __init__(self, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, queue: Queue, admin: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queue = queue
+        self.admin = admin
         self.tmp_path = tmp_path
         self.monkeypatch = monkeypatch
 
@@ -133,12 +136,11 @@ async def _(world: World) -> None:
 
 @brings("StoreFull", "Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
 async def _(world: World) -> None:
-    store = world.queue.store
-    await store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    await world.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:
         await world.queue.enqueue("send")
     finally:
-        await store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+        await world.admin.command(b"CONFIG", b"SET", b"maxmemory", 0)
 
 
 @brings("StoreRefused", "queue 'new' has layout 99, this jobq knows 1: update jobq, or use another prefix")
@@ -200,11 +202,11 @@ def test_each_error_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_error(name: str, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_error(name: str, queue: Queue, admin: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bring, text = CASES[name]
     kind = getattr(errors, name)
     with pytest.raises(kind, match=text) as caught:
-        await bring(World(queue, tmp_path, monkeypatch))
+        await bring(World(queue, admin, tmp_path, monkeypatch))
     assert type(caught.value) is kind or name == "JobqError"
 
 

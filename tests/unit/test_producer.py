@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -11,6 +12,9 @@ from jobq import Connection, Queue, StoreError
 from jobq.engine.job import NewJob, Options
 from jobq.engine.producer import BATCH, BATCH_BYTES
 from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
 
 
 class Counted(Connection):
@@ -120,12 +124,12 @@ async def test_ids_that_are_none(job_id: str, queue: Queue):
         await queue.submit(NewJob("x", id=job_id))
 
 
-async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue):
-    await queue.store.command(b"CONFIG", b"SET", b"maxmemory", 1)
+async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue, admin: Store):
+    await admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:
         answers = await asyncio.gather(*[queue.enqueue("x") for _ in range(20)], return_exceptions=True)
     finally:
-        await queue.store.command(b"CONFIG", b"SET", b"maxmemory", 0)
+        await admin.command(b"CONFIG", b"SET", b"maxmemory", 0)
     assert {type(answer) for answer in answers} == {StoreFull}
     await queue.enqueue("x")
     assert (await queue.stats()).waiting == 1

@@ -95,12 +95,10 @@ async def test_a_replica_after_a_failover_is_left():
             assert server.connections == n
 
 
-async def test_what_the_server_closed_while_idle_is_not_used(connection, until):
+async def test_what_the_server_closed_while_idle_is_not_used(connection, admin, until):
     """A trip that is sent once must not meet a dead socket where a new one would have answered."""
     await connection.trip(PING, 1)
-    other = Connection(connection.url)
-    await other.trip(b"CLIENT KILL TYPE normal SKIPME yes\r\n", 1)
-    await other.aclose()
+    await admin.command(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
 
     async def noticed() -> bool:
         return connection._idle[0].lost  # noqa: SLF001
@@ -110,7 +108,7 @@ async def test_what_the_server_closed_while_idle_is_not_used(connection, until):
 
 
 async def test_a_cancelled_trip_spoils_its_own_connection_only(connection):
-    blocked = asyncio.create_task(connection.trip(b"BLPOP nothing 5\r\n", 1, patience=5.0))
+    blocked = asyncio.create_task(connection.trip(b"BZPOPMIN jobq:nothing 5\r\n", 1, patience=5.0))
     await connection.trip(PING, 1)
     blocked.cancel()
     with pytest.raises(asyncio.CancelledError):

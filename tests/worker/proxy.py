@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import Self
+from urllib.parse import urlsplit
 
 
 class Proxy:
     """``url`` leads through it. Connections pass unhindered until a fault is asked for."""
 
     def __init__(self, upstream: str) -> None:
-        self._upstream = upstream
+        parts = urlsplit(upstream)
+        self._upstream = parts.path
+        self._user = parts.netloc
         self._server: asyncio.Server | None = None
         self._pipes: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -24,7 +27,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"redis://127.0.0.1:{self.port}"
+        return f"redis://{self._user}127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -62,7 +65,7 @@ class Proxy:
         if self.away:
             writer.transport.abort()
             return
-        their_reader, their_writer = await asyncio.open_unix_connection(self._upstream.removeprefix("unix://"))
+        their_reader, their_writer = await asyncio.open_unix_connection(self._upstream)
         self._writers |= {writer, their_writer}
         doomed = asyncio.Event()
         for pipe in (self._requests(reader, their_writer, doomed), self._replies(their_reader, writer, doomed)):

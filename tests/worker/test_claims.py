@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from tools import commands
 
 from jobq import Connection, Queue, State, Worker
 from jobq.engine.buffer import HOLD_SECONDS
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ async def test_weights_are_shares_while_all_queues_have_work(queue, second, star
     assert 0.65 < ran["heavy"] / ran.total() < 0.95  # 4 of 5, drawn at random
 
 
-async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until):
+async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until, admin):
     """One queue being idle must not hide the others' wake-ups, whichever the worker looked at last."""
 
     @queue.task
@@ -82,15 +86,15 @@ async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until
         return time.monotonic()
 
     await start(queue, second)
-    await until(lambda: _blocked(queue, 2), "the worker to wait for both queues")
+    await until(lambda: _blocked(admin, 2), "the worker to wait for both queues")
     for task in (first, other, other, first, other):
         began = time.monotonic()
         ended = await (await task.enqueue()).result(4)
         assert ended - began < 1.0
 
 
-async def _blocked(queue: Queue, clients: int) -> bool:
-    (info,) = await queue.store.connection.trip(b"*2\r\n$4\r\nINFO\r\n$7\r\nclients\r\n", 1)
+async def _blocked(admin: Store, clients: int) -> bool:
+    info = await admin.command(b"INFO", b"clients")
     found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
     return int(found.partition(":")[2]) >= clients
 
@@ -133,7 +137,7 @@ async def test_running_jobs_go_on_through_a_pause(queue, start, gate):
     assert await job.result(5) == 1
 
 
-async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue, connection, start, until):
+async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue, start, until, admin):
     started: list[float] = []
 
     @queue.task
@@ -141,7 +145,7 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
         started.append(time.time() * 1000)
 
     await start()
-    await until(lambda: _blocked(queue, 1), "an idle worker")
+    await until(lambda: _blocked(admin, 1), "an idle worker")
     late = []
     for delay in (0.05, 0.12, 0.2):
         job = await tick.options(delay=delay).enqueue()
@@ -158,10 +162,10 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
     await near.result(5)
     assert (await far.row()).state is State.DELAYED
 
-    before = await commands(connection)
+    before = await commands(admin)
     patience = await tick.options(delay=2.0).enqueue()
     await patience.result(5)
-    after = await commands(connection)
+    after = await commands(admin)
     calls = Counter(after)
     calls.subtract(before)
     scripts, blocking = calls["evalsha"], calls["bzpopmin"]
@@ -170,24 +174,24 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
     assert blocking <= 6, calls
 
 
-async def test_an_idle_worker_sends_a_handful_of_commands(queue, connection, start, until):
+async def test_an_idle_worker_sends_a_handful_of_commands(queue, start, until, admin):
     await start()
-    await until(lambda: _blocked(queue, 1), "an idle worker")
-    before = await commands(connection)
+    await until(lambda: _blocked(admin, 1), "an idle worker")
+    before = await commands(admin)
     await asyncio.sleep(2.0)  # nothing happens: that is what is measured
-    calls = Counter(await commands(connection))
+    calls = Counter(await commands(admin))
     calls.subtract(before)
     assert sum(count for name, count in calls.items() if "|" not in name and name not in ("info",)) <= 25, calls
     assert calls["bzpopmin"] <= 2, calls
 
 
-async def test_pickup_is_quick(queue, start, until):
+async def test_pickup_is_quick(queue, start, until, admin):
     @queue.task
     async def now() -> float:
         return time.perf_counter()
 
     await start()
-    await until(lambda: _blocked(queue, 1), "an idle worker")
+    await until(lambda: _blocked(admin, 1), "an idle worker")
     took = []
     for _ in range(50):
         began = time.perf_counter()
@@ -195,24 +199,24 @@ async def test_pickup_is_quick(queue, start, until):
     assert sorted(took)[25] < 0.02
 
 
-async def test_concurrent_enqueues_share_trips(queue, connection):
-    before = await commands(connection)
+async def test_concurrent_enqueues_share_trips(queue, admin):
+    before = await commands(admin)
     await asyncio.gather(*(queue.enqueue("any", {"n": n}) for n in range(1000)))
-    calls = Counter(await commands(connection))
+    calls = Counter(await commands(admin))
     calls.subtract(before)
     assert calls["evalsha"] + calls["eval"] <= 20, calls
     assert (await queue.stats()).waiting == 1000
 
 
-async def test_completions_share_trips(queue, connection, start):
+async def test_completions_share_trips(queue, start, admin):
     @queue.task
     async def quick() -> None: ...
 
     jobs = await quick.enqueue_many([{} for _ in range(1000)])
-    before = await commands(connection)
+    before = await commands(admin)
     await start()
     await jobs[-1].result(10)
-    calls = Counter(await commands(connection))
+    calls = Counter(await commands(admin))
     calls.subtract(before)
     assert calls["evalsha"] <= 150, calls
 
@@ -242,20 +246,20 @@ async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue, star
     assert (await mixed[0].row()).state is State.ACTIVE
 
 
-async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, until):
+async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, until, admin):
     @queue.task
     async def long(n: int) -> None:
         await gate.passing(n)
 
     for _ in range(3):
         await start(concurrency=1)
-    await until(lambda: _blocked(queue, 3), "three idle workers")
+    await until(lambda: _blocked(admin, 3), "three idle workers")
     await long.enqueue_many([{"n": n} for n in range(3)])
     # one token for three jobs: each worker that takes one passes it on
     assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
 
 
-async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until):
+async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until, admin):
     @queue.task
     async def long() -> None:
         await gate.passing("long")
@@ -265,7 +269,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate,
         return time.time() * 1000
 
     await start(concurrency=1)
-    await until(lambda: _blocked(queue, 1))
+    await until(lambda: _blocked(admin, 1))
     job = await due.options(delay=0.3).enqueue()
     blocker = await long.enqueue()
     await gate.arrival()
@@ -276,7 +280,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate,
     assert (await blocker.row()).state is State.ACTIVE
 
 
-async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until):
+async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until, admin):
     """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
 
     @queue.task
@@ -284,20 +288,20 @@ async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, unt
         return time.time() * 1000
 
     watching = await start()
-    await until(lambda: _blocked(queue, 1))
+    await until(lambda: _blocked(admin, 1))
     await start()
-    await until(lambda: _blocked(queue, 2))
+    await until(lambda: _blocked(admin, 2))
     job = await due.options(delay=0.5).enqueue()
     # who has waited longest gets the token, and watches the clock from now on
-    await until(lambda: _tokenless(queue))
-    await until(lambda: _blocked(queue, 2))
+    await until(lambda: _tokenless(admin))
+    await until(lambda: _blocked(admin, 2))
     watching.stop()
     ended = await job.result(4)
     assert ended - ((await job.row()).enqueued_at + 500) < 250
 
 
-async def _tokenless(queue: Queue) -> bool:
-    return not await queue.store.command(b"ZCARD", queue.store.keys["wake"])
+async def _tokenless(admin: Store) -> bool:
+    return not await admin.command(b"ZCARD", admin.keys["wake"])
 
 
 async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(queue, start):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, Queue, State, inject
+from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, State, inject
 from jobq.engine import run as run_module
 from jobq.errors import WrongState
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
 
 
 @pytest.mark.parametrize("delay", [0, 60], ids=["waiting", "delayed"])
@@ -36,7 +40,7 @@ async def test_kill_of_a_job_that_has_not_started(queue, start, delay):
     assert not ran.is_set()
 
 
-async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, start, gate, until, logs):
+async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, start, gate, until, logs, admin):
     stopped = asyncio.Event()
 
     @queue.task(attempts=5)
@@ -47,7 +51,7 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
             stopped.set()
 
     worker = await start(lease=30)  # no renewal tells it in the test's time: the control channel does
-    await until(lambda: _listening(queue))
+    await until(lambda: _listening(admin))
     job = await slow.enqueue()
     ctx = await gate.arrival()
     await queue.kill(job.id)
@@ -62,9 +66,8 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
     assert logs.one("run stopped", "WARNING").reason == "killed"
 
 
-async def _listening(queue: Queue) -> bool:
-    channel = queue.store.keys["control"]
-    return (await queue.store.command(b"PUBSUB", b"NUMSUB", channel))[1] > 0
+async def _listening(admin: Store) -> bool:
+    return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] > 0
 
 
 async def test_kill_of_a_job_that_started_before_its_worker_listens(queue, start, gate):

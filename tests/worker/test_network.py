@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from proxy import Proxy
@@ -13,6 +14,9 @@ from jobq import Backoff, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.backoff import pause
 from jobq.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
 
 
 @pytest.fixture
@@ -121,7 +125,9 @@ async def test_outcomes_outlive_an_outage(proxy, far, queue, start, gate, until)
     assert (await queue.stats()).completed == 5
 
 
-async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(proxy, far, queue, start, gate, until):
+async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
+    proxy, far, queue, start, gate, until, admin
+):
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -134,13 +140,13 @@ async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
         job = await queue.enqueue("slow", {"n": n})
         assert await gate.arrival(4) == n
         assert time.monotonic() - began < 4
-        await until(lambda: _listening(queue))
+        await until(lambda: _listening(admin))
         await queue.kill(job.id)
         await until(lambda: worker.running == 0, timeout=4)
 
 
-async def _listening(queue: Queue) -> bool:
-    return (await queue.store.command(b"PUBSUB", b"NUMSUB", queue.store.keys["control"]))[1] > 0
+async def _listening(admin: Store) -> bool:
+    return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] > 0
 
 
 async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue, start, gate, until):
@@ -206,7 +212,7 @@ async def test_redis_restarts_in_the_middle(server, gate):
         own.stop()
 
 
-async def test_script_flush_in_the_middle(queue, start, until):
+async def test_script_flush_in_the_middle(queue, start, until, admin):
     @queue.task
     async def quick(n: int) -> int:
         return n
@@ -216,7 +222,7 @@ async def test_script_flush_in_the_middle(queue, start, until):
     for n in range(30):
         jobs.append(await quick.enqueue(n=n))
         if n % 5 == 0:
-            await queue.store.command(b"SCRIPT", b"FLUSH")
+            await admin.command(b"SCRIPT", b"FLUSH")
     assert [await job.result(10) for job in jobs] == list(range(30))
 
 

@@ -11,25 +11,25 @@ from tools import commands
 from jobq import JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
 
 
-async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, connection, start, until):
+async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, start, until, admin):
     @queue.task
     async def echo(n: int) -> int:
         return n
 
     jobs = await echo.enqueue_many([{"n": n} for n in range(5000)])
-    before = await commands(connection)
+    before = await commands(admin)
     waiting = [asyncio.create_task(job.result(60)) for job in jobs]
     asked = Counter[str]()
 
     async def all_asked() -> bool:
         asked.clear()
-        asked.update(await commands(connection))
+        asked.update(await commands(admin))
         asked.subtract(before)
         return asked["zscore"] >= 5000 and asked["xread"] > 0
 
     await until(all_asked, "everybody to have asked once", timeout=30)
     assert asked["evalsha"] <= 60, asked
-    (clients,) = await connection.trip(b"*2\r\n$6\r\nCLIENT\r\n$4\r\nLIST\r\n", 1)
+    clients = await admin.command(b"CLIENT", b"LIST")
     assert clients.count(b"cmd=xread") == 1
     await start(concurrency=500)
     assert await asyncio.gather(*waiting) == list(range(5000))
@@ -141,9 +141,9 @@ async def test_two_services_in_one_loop_do_not_know_of_each_other(redis_url):
             jobs = await who.enqueue_many([{"n": n} for n in range(20)])
             return [await job.result(5) for job in jobs]
 
-    one, two = await asyncio.gather(service("one"), service("two"))
-    assert one == [f"one {n}" for n in range(20)]
-    assert two == [f"two {n}" for n in range(20)]
+    one, two = await asyncio.gather(service("jobq:one"), service("jobq:two"))
+    assert one == [f"jobq:one {n}" for n in range(20)]
+    assert two == [f"jobq:two {n}" for n in range(20)]
 
 
 async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(queue, gate):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from jobq import Connection
+    from jobq.engine.store import Store
 
 
 class Gate:
@@ -68,9 +68,9 @@ class Logs:
         return found[0]
 
 
-async def commands(connection: Connection) -> dict[str, int]:
+async def commands(admin: Store) -> dict[str, int]:
     """Calls per command since the server started, by its own count."""
-    (info,) = await connection.trip(b"*2\r\n$4\r\nINFO\r\n$12\r\ncommandstats\r\n", 1)
+    info = await admin.command(b"INFO", b"commandstats")
     lines = [line for line in info.decode().splitlines() if line.startswith("cmdstat_")]
     return {
         name.removeprefix("cmdstat_"): int(figures.split(",")[0].removeprefix("calls="))
