@@ -74,6 +74,8 @@ SABOTAGES = [
     ),
     Break("claim", "no baton for what waits", "redis.call('EXISTS', waiting) == 1 or", "false or"),
     Break("claim", "no baton for what is delayed", "or redis.call('EXISTS', delayed) == 1", ""),
+    Break("claim", "however large they are", "bytes <= tonumber(ARGV[9])", "true"),
+    Break("claim", "nobody told of what was left for its size", "count == want or count < #ids", "count == want"),
     Break("claim", "attempts never read", "redis.call('EXISTS', attempts) == 1", "false"),
     Break(
         "reap", "the last millisecond of a lease is taken",

@@ -95,11 +95,13 @@ class Pager:
 
     async def _rows(self, ids: list[bytes]) -> list[JobRow]:
         rows: list[JobRow] = []
-        for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            for job_id, row in zip(chunk, await self._store.do(self._store.rows(chunk)), strict=True):
+        at = 0
+        while at < len(ids):
+            found = await self._store.do(self._store.rows(ids[at : at + CHUNK]))  # of fewer, where they are large
+            for job_id, row in zip(ids[at:], found, strict=False):
                 if row and row[3] is not None:  # else it left between the two reads
                     rows.append(job_row(self._store.name, job_id.decode(), row))
+            at += len(found)
         return rows
 
     async def sweep(

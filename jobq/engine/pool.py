@@ -20,7 +20,7 @@ from jobq.engine.backoff import pause
 from jobq.engine.buffer import Buffer
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.run import execute
-from jobq.engine.store import give_wake_back
+from jobq.engine.store import CLAIM_BYTES, give_wake_back
 from jobq.engine.threads import Threads
 from jobq.errors import StoreError
 
@@ -35,8 +35,6 @@ WAKER: Final = 2
 """The waker's place among those who claim, behind the lanes."""
 CLAIM_MAX: Final = 250
 """Jobs per claim."""
-CLAIM_BYTES: Final = 4 << 20
-"""Bytes of specs that a claim should bring, by the average seen so far."""
 PROMOTE_MAX: Final = 250
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
@@ -200,8 +198,7 @@ class Pool:
             # a claim whose reply was lost: the same request again, so that what it took is not left behind
             want = source.unanswered[claimer]
         elif source.ready and not self.stopping and (source.deep or not source.claiming):
-            most = CLAIM_MAX if source.spec_bytes < 1 else max(1, min(CLAIM_MAX, int(CLAIM_BYTES / source.spec_bytes)))
-            want = max(0, min(self.room(), most))
+            want = max(0, min(self.room(), CLAIM_MAX))
         outbox = source.take()
         steps = source.calls(outbox)
         calls: list[Any] = [call for _, call in steps]
@@ -269,13 +266,12 @@ class Pool:
             source.report(claimed)
             return False
         source.unanswered[claimer] = 0
-        got = 0
+        got = size = 0
         if claimed is not None:
             now = perf_counter()
             got = len(claimed.ids)
             self._clock_ms = claimed.now - now * 1000
-            size = sum(len(spec or b"") for spec in claimed.specs) / got
-            source.spec_bytes += 0.3 * (size - source.spec_bytes)
+            size = sum(len(spec or b"") for spec in claimed.specs)
             runs = source.without_killed(source.took(claimed, now))
             source.killed_early.clear()
             self.buffer.extend(runs)
@@ -287,7 +283,7 @@ class Pool:
             else:
                 self._fill()
                 self.buffer.watch()
-        source.deep = got == want
+        source.deep = got == want or size > CLAIM_BYTES
         if source.deep:
             source.ready = True
         if not isinstance(promoted, StoreError):

@@ -36,10 +36,22 @@ LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
 SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
+SETTLE_BYTES: Final = 1 << 20
+"""Bytes of results per trip, for the same reason."""
 FAIL_MAX: Final = 50
 """Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _within(completed: list[Any], most: int) -> int:
+    """How many of the words are groups whose results come to ``SETTLE_BYTES``; one group at least."""
+    size = 0
+    for at in range(2, min(len(completed), most), 4):
+        size += len(completed[at])
+        if size > SETTLE_BYTES:
+            return at + 2
+    return most
 
 
 class Outbox:
@@ -116,7 +128,6 @@ class Source:
         self.context = base_context(queue.name)
         self.timer: asyncio.TimerHandle | None = None
         self.hesitant_until = 0.0
-        self.spec_bytes = 0.0
         self._pool = pool
         self._worker_json = _encode(worker)
         self._own = b" " + worker.encode()
@@ -223,6 +234,8 @@ class Source:
         ):  # fmt: skip
             flat: list[Any] = getattr(outbox, name)
             most = jobs * size
+            if name == "completed":
+                most = _within(flat, most)
             if len(flat) > most:
                 setattr(self.outbox, name, flat[most:])
                 setattr(outbox, name, flat[:most])

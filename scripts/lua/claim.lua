@@ -2,16 +2,15 @@
 -- claim: the first jobs of waiting go to active, under a lease and with a new fence.
 -- KEYS waiting active jobs leases attempts delayed meta wake claims
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
---   room (1: the worker has room beyond `want`, and looks again by itself)
+--   room (1: the worker has room beyond `want`, and looks again by itself), bytes of specs after which it is enough
 -- RETURNS {} when there is nothing or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
 --   token: "fence worker"; whoever shows it holds the lease. A repeated request gets the recorded answer.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
-local function rows(token, ids)
-    local charged = redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
-    return { token, now, ids, redis.call('HMGET', jobs, unpack(ids)), charged }
+local function charged(ids)
+    return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
 end
 
 if ARGV[7] == '1' then
@@ -24,7 +23,7 @@ if ARGV[7] == '1' then
             if lease_token == token then held[#held + 1] = ids[i] end
         end
         if #held == 0 then return {} end
-        return rows(token, held)
+        return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
     end
 end
 
@@ -32,8 +31,19 @@ local facts = redis.call('HMGET', meta, 'paused', 'fence')
 if facts[1] or want < 1 then return {} end
 -- not ZPOPMIN: writing the scores as text, which nobody reads, costs more than a second walk to the head
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
-local count = #ids
-if count == 0 then return {} end
+if #ids == 0 then return {} end
+-- In growing steps: nobody knows how large they are, and 250 jobs of a megabyte would hold Redis for a second.
+local specs, bytes, count = {}, 0, 0
+while count < #ids and bytes <= tonumber(ARGV[9]) do
+    local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))
+    for i = 1, #step do
+        specs[count + i] = step[i]
+        bytes = bytes + #(step[i] or '')
+    end
+    count = count + #step
+end
+local enough = count == want or count < #ids
+for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = math.max((tonumber(facts[2]) or 0) + 1, now * 1000)
 local text = string.format('%.0f', fence)
 local token = text .. ' ' .. worker
@@ -51,7 +61,7 @@ redis.call('HSET', leases, unpack(tokens))
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker that is full stops listening. It passes the baton on: to somebody who takes the rest,
 -- or who watches the clock for what is delayed.
-if count == want and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end
-return rows(token, ids)
+return { token, now, ids, specs, charged(ids) }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import msgspec
 import pytest
 
@@ -9,6 +11,11 @@ from jobq import AttemptError, Connection, Queue, State
 from jobq.engine.job import NewJob, Options
 from jobq.engine.pages import CHUNK, Cursor, read_cursor, write_cursor
 from jobq.errors import InvalidQuery
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobq.engine.store import Call
 
 ERROR = msgspec.json.encode(AttemptError(1, 2, "E", "no"))
 
@@ -41,6 +48,21 @@ async def walk(queue: Queue, state: State | None, limit: int, type_: str | None 
         cursor = page.cursor
         if cursor is None:
             return pages
+
+
+async def test_rows_of_megabytes_come_a_few_at_a_time(queue: Queue, monkeypatch: pytest.MonkeyPatch):
+    large = [await queue.enqueue("x", "y" * 400_000) for _ in range(10)]
+    asked: list[int] = []
+    rows = queue.store.rows
+
+    def counted(ids: Sequence[str | bytes]) -> Call[list[Any]]:
+        asked.append(len(ids))
+        return rows(ids)
+
+    monkeypatch.setattr(queue.store, "rows", counted)
+    page = await queue.page(State.WAITING)
+    assert [job.id for job in page.jobs] == [job.id for job in large]
+    assert asked == [10, 7, 4, 1]
 
 
 def test_cursors_come_back_as_they_went():

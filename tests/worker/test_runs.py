@@ -14,6 +14,7 @@ import structlog
 from jobq import Context, Depends, JobFailed, State, inject
 from jobq.engine import run as run_module
 from jobq.engine.context import current
+from jobq.engine.pool import Pool
 
 
 class Point(msgspec.Struct):
@@ -336,3 +337,32 @@ async def test_mutable_defaults_are_not_shared_between_runs(queue, start):
     await start()
     for n in range(3):
         assert await (await collect.enqueue(n=n)).result(5) == [n]
+
+
+async def test_jobs_and_results_of_megabytes_go_a_few_a_trip(queue, start, monkeypatch):
+    """Redis does nothing else while it moves them."""
+    claims: list[int] = []
+    settles: list[int] = []
+    claimed, complete = Pool.claimed, queue.store.complete
+
+    def watch_claims(pool, source, claimer, want, promoted, answer):
+        claims.append(sum(map(len, answer.specs)) if answer else 0)
+        return claimed(pool, source, claimer, want, promoted, answer)
+
+    def watch_settles(jobs, counts):
+        settles.append(sum(map(len, jobs[2::4])))
+        return complete(jobs, counts)
+
+    monkeypatch.setattr(Pool, "claimed", watch_claims)
+    monkeypatch.setattr(queue.store, "complete", watch_settles)
+
+    @queue.task
+    async def echo(text: str) -> str:
+        return text
+
+    jobs = await echo.enqueue_many([{"text": str(n) * 600_000} for n in range(9)])
+    await start()
+    assert [(await job.result(10))[:1] for job in jobs] == [str(n) for n in range(9)]
+    assert sum(settles) > 9 * 600_000
+    assert max(claims) < 1_400_000
+    assert max(settles) < 1_400_000

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from jobq.engine.store.link import Argument, Connection
 
+CLAIM_BYTES: Final = 1 << 20
+"""Bytes of specs after which a claim takes no more jobs."""
 ALIVE_MS: Final = 30_000
 """A worker not heard of for longer is not counted."""
 FORGET_MS: Final = 24 * 3600 * 1000
@@ -147,9 +149,13 @@ class Store(Sender):
     def claim(
         self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
     ) -> Call[Claimed | None]:
-        """Up to ``want`` jobs, first by priority, under a lease. ``room``: the worker could take more."""
+        """Up to ``want`` jobs, first by priority, under a lease; fewer once their specs come to ``CLAIM_BYTES``.
+
+        ``room``: the worker could take more.
+        """
         args: list[Argument] = [self.now, want, lease_ms, worker, lane, request]
-        return Call("claim", [*args, int(repeated), int(room)], read_claimed, repeat=[*args, 1, int(room)])
+        rest = (int(room), CLAIM_BYTES)
+        return Call("claim", [*args, int(repeated), *rest], read_claimed, repeat=[*args, 1, *rest])
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""
