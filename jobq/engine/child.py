@@ -85,19 +85,23 @@ class Mouth:
 def listen(sock: socket.socket, orders: queue.SimpleQueue[Order | None], busy: threading.Event) -> None:
     """Read orders, and put None when there will be no more. The parent's end closes when it dies: then so does this
     process, whatever it is doing; one that does nothing closes what it has opened first."""
-    stream = sock.makefile("rb")
-    while True:
-        head = stream.read(4)
-        if len(head) < 4:
-            if busy.is_set():
-                os._exit(0)
-            last = threading.Timer(CLOSING, os._exit, [0])
-            last.daemon = True
-            last.start()
-            orders.put(None)
-            return
-        busy.set()
-        orders.put(_order(stream.read(struct.unpack("!I", head)[0])))
+    try:
+        stream = sock.makefile("rb")
+        while True:
+            head = stream.read(4)
+            if len(head) < 4:
+                if busy.is_set():
+                    os._exit(0)
+                last = threading.Timer(CLOSING, os._exit, [0])
+                last.daemon = True
+                last.start()
+                orders.put(None)
+                return
+            busy.set()
+            orders.put(_order(stream.read(struct.unpack("!I", head)[0])))
+    except BaseException:  # noqa: BLE001 - a handler may have left no memory to read with
+        # deaf, it would wait for orders for ever, also when the parent is gone
+        os._exit(1)
 
 
 async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue as queue_module
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from jobq import JobFailed, JobKilled, State
+from jobq.engine import child
 
 
 @pytest.fixture
@@ -208,3 +211,16 @@ async def test_children_end_with_their_parent(tmp_path, redis_url, until):
     service.kill()
     await service.wait()
     await until(lambda: _gone(pid), "the child to end with its killed parent")
+
+
+def test_a_child_that_cannot_hear_its_parent_any_more_ends(monkeypatch):
+    """A handler left it no memory: without an ear it would outlive its parent."""
+
+    class Deaf:
+        def makefile(self, _: str) -> Any:
+            raise MemoryError
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    child.listen(Deaf(), queue_module.SimpleQueue(), threading.Event())
+    assert codes == [1]
