@@ -37,6 +37,7 @@ class Break(NamedTuple):
 
 FENCE = "redis.call('HGET', leases, id) == token"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
+HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
 SABOTAGES = [
     *[Break(name, "fence not checked", FENCE, "true") for name in ("retry", "fail", "release", "defer")],
     *[
@@ -69,8 +70,7 @@ SABOTAGES = [
     Break("claim", "repeated: what is lost is answered too", "lease_token == token", "true"),
     Break(
         "claim", "repeated: falls through to a new claim",
-        "if #held == 0 then return {} end\n        return rows(token, held)",
-        "if #held > 0 then return rows(token, held) end",
+        f"if #held == 0 then return {{}} end\n        {HELD}", f"if #held > 0 then {HELD} end",
     ),
     Break("claim", "no baton for what waits", "redis.call('EXISTS', waiting) == 1 or", "false or"),
     Break("claim", "no baton for what is delayed", "or redis.call('EXISTS', delayed) == 1", ""),
@@ -89,7 +89,7 @@ SABOTAGES = [
     Break("enqueue", "a key's time: <= for <", "if tonumber(till) > now", "if tonumber(till) >= now"),
     Break(
         "enqueue", "a key held by the finished",
-        "    return nil\nend\n\nlocal fifo", "    return id, fingerprint\nend\n\nlocal fifo",
+        "    return nil\nend\n", "    return id, fingerprint\nend\n",
     ),
     Break("enqueue", "active holders overlooked", "redis.call('ZSCORE', active, id) or ", ""),
     Break("enqueue", "FIFO backwards", "fifo + i", "fifo - i"),

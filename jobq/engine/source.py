@@ -38,6 +38,8 @@ SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
 SETTLE_BYTES: Final = 1 << 20
 """Bytes of results per trip, for the same reason."""
+SAY_MAX: Final = 50
+"""Progress and log lines, of each, per trip: a line is 8 KiB at most and goes behind 64 KiB that stand already."""
 FAIL_MAX: Final = 50
 """Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 
@@ -227,12 +229,21 @@ class Source:
             return Outbox()
         outbox, self.outbox = self.outbox, Outbox()
         self.speaking = bool(outbox.progress or outbox.logs)
+        flat: list[Any]
+        if max(len(outbox.progress), len(outbox.logs)) > 3 * SAY_MAX:
+            # words go before the outcome that ends their lease: some of the words now, the rest and all outcomes later
+            words, self.outbox = Outbox(), outbox
+            for name in ("progress", "logs"):
+                flat = getattr(outbox, name)
+                setattr(words, name, flat[: 3 * SAY_MAX])
+                setattr(outbox, name, flat[3 * SAY_MAX :])
+            return words
         # the excess stays: each list holds whole groups of its script's arguments
         for name, size, jobs in (
             ("completed", 4, SETTLE_MAX), ("retried", 5, FAIL_MAX), ("failed", 5, FAIL_MAX),
             ("released", 2, SETTLE_MAX), ("deferred", 2, SETTLE_MAX),
         ):  # fmt: skip
-            flat: list[Any] = getattr(outbox, name)
+            flat = getattr(outbox, name)
             most = jobs * size
             if name == "completed":
                 most = _within(flat, most)

@@ -15,6 +15,7 @@ from jobq import Context, Depends, JobFailed, State, inject
 from jobq.engine import run as run_module
 from jobq.engine.context import current
 from jobq.engine.pool import Pool
+from jobq.engine.source import SAY_MAX
 
 
 class Point(msgspec.Struct):
@@ -202,6 +203,27 @@ async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(que
         lines = await queue.logs(job.id)
         assert [line.message for line in lines] == ["step 0", "step 1", "step 2"]
         assert all(abs(line.at - row.enqueued_at) < 60_000 for line in lines)
+
+
+async def test_many_words_go_in_several_trips_and_before_the_outcome(queue, start, monkeypatch):
+    trips: list[int] = []
+    log = queue.store.log
+    monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(len(words) // 3), log(words))[1])
+
+    @queue.task
+    async def talk(ctx: Context = inject) -> None:
+        for n in range(7):
+            ctx.log(f"line {n}")
+            ctx.progress(n)
+
+    jobs = await talk.enqueue_many([{} for _ in range(30)])
+    await start(concurrency=30)
+    for job in jobs:
+        await job.result(10)
+        assert [line.message for line in await queue.logs(job.id)] == [f"line {n}" for n in range(7)]
+        assert (await job.row()).progress == msgspec.Raw(b"6")
+    assert sum(trips) == 30 * 7
+    assert max(trips) <= SAY_MAX
 
 
 async def test_progress_shows_while_the_handler_runs(queue, start, gate, until):
