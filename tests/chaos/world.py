@@ -134,7 +134,7 @@ class World:
         self.server.start()
         stack.callback(self.server.stop)
         self.proxy = await stack.enter_async_context(Proxy(self.server.port))
-        self.direct = Connection(self.server.url, timeout=30)
+        self.direct = Connection(self.server.admin_url, timeout=30)
         stack.push_async_callback(self.direct.aclose)
         self.queue = await stack.enter_async_context(Queue("chaos", Connection(self.proxy.url)))
         stack.push_async_callback(self.queue.store.connection.aclose)

@@ -230,19 +230,21 @@ async def test_a_claim_of_thousands_fits_lua(want: int, bench: Bench):
 async def test_jobs_of_megabytes_come_a_few_at_a_time(bench: Bench):
     """The rest stays in its place; a claim of hundreds of them would hold Redis for a second."""
     names = [f"j{i}" for i in range(9)]
-    await bench.do(bench.store.enqueue([word for name in names for word in (name, "s" * 600_000, "")]))
+    await bench.seed(
+        {"waiting": {name: at for at, name in enumerate(names)}, "jobs": dict.fromkeys(names, "s" * 600_000)}
+    )
 
     async def claim(request: int) -> list[str]:
         return (await bench.do(bench.store.claim(9, 30_000, "w", "w:0", request, repeated=False)))[2]
 
     assert await claim(1) == names[:2]
+    assert (await bench.dump())["wake"], "whoever is idle is told of the rest"
     again = await bench.do(bench.store.claim(9, 30_000, "w", "w:0", 1, repeated=True))
     assert [again[2], [len(spec) for spec in again[3]]] == [names[:2], [600_000] * 2]
     assert await claim(2) == names[2:4]
     state = await bench.dump()
     assert list(state["waiting"]) == names[4:]
     assert sorted(state["active"]) == names[:4]
-    assert state["wake"], "whoever is idle is told of the rest"
 
 
 async def test_without_a_clock_the_server_says_what_time_it_is(bench: Bench):
