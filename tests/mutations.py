@@ -94,7 +94,7 @@ SABOTAGES = [
     Break("enqueue", "active holders overlooked", "redis.call('ZSCORE', active, id) or ", ""),
     Break("enqueue", "FIFO backwards", "fifo + i", "fifo - i"),
     Break("enqueue", "LIFO is FIFO", "lifo and -redis", "lifo and redis"),
-    Break("enqueue", "priorities collide", "priority * 4398046511104", "priority * 2199023255552"),
+    Break("enqueue", "priorities collide", "priority * SPAN", "priority * MIDDLE"),
     Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
     Break("promote", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
     Break("promote", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),

@@ -126,8 +126,11 @@ class Connection:
         if patience:
             # a blocked command keeps its connection for seconds: it must not use up what trips share
             return await self._trip(payload, replies, self.timeout + patience)
-        async with self._free:
+        await self._free.acquire()  # `async with` takes two more coroutines
+        try:
             return await self._trip(payload, replies, self.timeout)
+        finally:
+            self._free.release()
 
     async def _trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
         wire, clean = None, False
