@@ -17,7 +17,6 @@ if #ARGV == 4 and ARGV[4] == '' and redis.call('HSETNX', jobs, ARGV[2], ARGV[3])
     return {}
 end
 
-
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local count = (#ARGV - 1) / 3
 local ids, seen = {}, {}
