@@ -34,9 +34,9 @@ INTRO = """\
 # Benchmarks
 
 Made by `python -m benchmarks page` from the run below; do not edit. Figures are medians with (least-most) of {repeats}
-repeats or more; subjects take turns within each repeat, so compare inside a table and never across machines. No-op jobs, 100
-bytes of payload, concurrency 100, every library as its documentation recommends, jobq with all defaults on: results,
-events, metrics, retention, fenced leases.
+repeats or more; subjects take turns within each repeat, so compare inside a table and never across machines. No-op
+jobs, 100 bytes of payload, concurrency 100, every library as its documentation recommends, jobq with all defaults on:
+results, events, metrics, retention, fenced leases.
 
 - machine: {cpu}, {cores} cores, {memory}, {system}
 - {server}, no persistence, on a TCP port of this machine; Python {python}, node {node}, wrk {wrk}
