@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import ssl
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
-from jobq import Connection
+from jobq import Connection, Queue, Worker
 from jobq.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PING = b"*1\r\n$4\r\nPING\r\n"
 
@@ -114,3 +122,61 @@ async def test_a_cancelled_trip_spoils_its_own_connection_only(connection):
     with pytest.raises(asyncio.CancelledError):
         await blocked
     assert await connection.trip(PING, 1) == [b"PONG"]
+
+
+@pytest.fixture
+async def behind_tls(redis_url: str, tmp_path: Path):
+    """A TLS server in front of the emptied one: its URL, with the certificate to trust."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    making = await asyncio.create_subprocess_exec(
+        openssl, *words.split(), "-keyout", str(key), "-out", str(certificate), stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await making.wait() == 0
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    pipes: set[asyncio.Task[None]] = set()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs = await asyncio.open_unix_connection(urlsplit(redis_url).path)
+        pipes.update(asyncio.create_task(pipe(*ends)) for ends in ((reader, theirs[1]), (theirs[0], writer)))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    user, at, _ = urlsplit(redis_url).netloc.rpartition("@")
+    yield f"rediss://{user}{at}127.0.0.1:{port}?ssl_ca_certs={certificate}"
+    server.close()
+    await asyncio.gather(*pipes)
+
+
+async def test_over_tls(behind_tls: str):
+    """The transport that is taken over from redis-py is then a TLS one."""
+    async with Queue("tls", behind_tls) as queue:
+
+        @queue.task
+        async def echo(text: str) -> str:
+            return text
+
+        async with Worker(queue) as worker:
+            worker.start()
+            large = await echo.enqueue(text="x" * 500_000)
+            assert len(await large.result(10)) == 500_000
+            jobs = await echo.enqueue_many([{"text": str(n)} for n in range(300)])
+            assert [await job.result(10) for job in jobs] == [str(n) for n in range(300)]
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(behind_tls: str):
+    connection = Connection(behind_tls.partition("?")[0])
+    with pytest.raises(StoreUnavailable, match="certificate"):
+        await connection.trip(PING, 1)
+    await connection.aclose()
