@@ -38,9 +38,9 @@ SETTLE_MAX: Final = 500
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
 SETTLE_BYTES: Final = 1 << 20
 """Bytes of results per trip, for the same reason."""
-SAY_MAX: Final = 50
+SAY_MAX: Final = 20
 """Progress and log lines, of each, per trip: a line is 8 KiB at most and goes behind 64 KiB that stand already."""
-FAIL_MAX: Final = 50
+FAIL_MAX: Final = 20
 """Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 
 _encode = msgspec.json.Encoder().encode
