@@ -25,8 +25,9 @@ from jobq.engine.threads import Threads
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
+    from jobq.engine.outbox import Outbox
     from jobq.engine.run import Run
-    from jobq.engine.source import Outbox, Source
+    from jobq.engine.source import Source
 
 log = get_logger("jobq.worker")
 
@@ -212,7 +213,7 @@ class Pool:
         try:
             answers = await source.store.trip(*calls)
         except StoreError as error:
-            source.put_back(outbox)
+            outbox.put_before(source.outbox)
             source.unanswered[claimer] = want
             source.ready = True
             source.report(error)

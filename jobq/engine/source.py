@@ -12,6 +12,7 @@ import msgspec
 from jobq.engine.ids import time_of
 from jobq.engine.job import LogLine
 from jobq.engine.log import debugging, get_logger
+from jobq.engine.outbox import OUTCOMES, WORDS, Outbox
 from jobq.engine.outcome import judge
 from jobq.engine.rows import UNREADABLE
 from jobq.engine.run import Run, base_context
@@ -34,57 +35,8 @@ HESITANT_SECONDS: Final = 120.0
 TRIM_PAGE: Final = 500
 LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
-SETTLE_MAX: Final = 500
-"""Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
-SETTLE_BYTES: Final = 1 << 20
-"""Bytes of results per trip, for the same reason."""
-SAY_MAX: Final = 20
-"""Progress and log lines, of each, per trip: a line is 8 KiB at most and goes behind 64 KiB that stand already."""
-FAIL_MAX: Final = 20
-"""Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 
 _encode = msgspec.json.Encoder().encode
-
-
-def _within(completed: list[Any], most: int) -> int:
-    """How many of the words are groups whose results come to ``SETTLE_BYTES``; one group at least."""
-    size = 0
-    for at in range(2, min(len(completed), most), 4):
-        size += len(completed[at])
-        if size > SETTLE_BYTES:
-            return at + 2
-    return most
-
-
-class Outbox:
-    """Outcomes on their way, as the flat arguments of the settling scripts."""
-
-    __slots__ = (
-        "completed", "counts", "deferred", "failed", "logs", "progress", "released", "repeated", "retried",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.completed: list[Any] = []
-        self.retried: list[Any] = []
-        self.failed: list[Any] = []
-        self.released: list[Any] = []
-        self.deferred: list[Any] = []
-        self.progress: list[Any] = []
-        self.logs: list[Any] = []
-        self.counts: dict[bytes, int] = {}
-        self.repeated = False
-        """Some of it was sent before, with unknown fate."""
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.completed
-            or self.retried
-            or self.failed
-            or self.released
-            or self.deferred
-            or self.progress
-            or self.logs
-        )
 
 
 class Source:
@@ -133,7 +85,6 @@ class Source:
         self._pool = pool
         self._worker_json = _encode(worker)
         self._own = b" " + worker.encode()
-        self._buckets: dict[int, tuple[bytes, bytes]] = {}
 
     # -- outcomes, called by runs ----------------------------------------------------------------------------------
 
@@ -227,39 +178,9 @@ class Source:
         """What the next trip carries."""
         if self.speaking:
             return Outbox()
-        outbox, self.outbox = self.outbox, Outbox()
+        outbox, self.outbox = self.outbox.split()
         self.speaking = bool(outbox.progress or outbox.logs)
-        flat: list[Any]
-        if max(len(outbox.progress), len(outbox.logs)) > 3 * SAY_MAX:
-            # words go before the outcome that ends their lease: some of the words now, the rest and all outcomes later
-            words, self.outbox = Outbox(), outbox
-            for name in ("progress", "logs"):
-                flat = getattr(outbox, name)
-                setattr(words, name, flat[: 3 * SAY_MAX])
-                setattr(outbox, name, flat[3 * SAY_MAX :])
-            return words
-        # the excess stays: each list holds whole groups of its script's arguments
-        for name, size, jobs in (
-            ("completed", 4, SETTLE_MAX), ("retried", 5, FAIL_MAX), ("failed", 5, FAIL_MAX),
-            ("released", 2, SETTLE_MAX), ("deferred", 2, SETTLE_MAX),
-        ):  # fmt: skip
-            flat = getattr(outbox, name)
-            most = jobs * size
-            if name == "completed":
-                most = _within(flat, most)
-            if len(flat) > most:
-                setattr(self.outbox, name, flat[most:])
-                setattr(outbox, name, flat[:most])
         return outbox
-
-    def put_back(self, outbox: Outbox) -> None:
-        """The trip's fate is unknown: all of it goes again, in front. What was executed is refused by its fence."""
-        newer = self.outbox
-        newer.repeated = True
-        for name in ("completed", "retried", "failed", "released", "deferred", "progress", "logs"):
-            setattr(newer, name, getattr(outbox, name) + getattr(newer, name))
-        for bucket, count in outbox.counts.items():
-            newer.counts[bucket] = newer.counts.get(bucket, 0) + count
 
     def calls(self, outbox: Outbox) -> list[tuple[str, Call[Any]]]:
         """The scripts for an outbox; what was said goes before the settle that ends its lease."""
@@ -289,13 +210,13 @@ class Source:
 
     def settled(self, kind: str, outbox: Outbox, answer: Any, *, repeated: bool) -> None:
         """The reply to one settling script: the jobs in it are held no more."""
-        if kind in ("progress", "logs"):
+        if kind in WORDS:
             return
         if kind == "trim":
             self.standing = self.standing - answer if answer else 0
             return
         flat: list[Any] = getattr(outbox, kind)
-        step = {"completed": 4, "retried": 5, "failed": 5, "released": 2, "deferred": 2}[kind]
+        step, _ = OUTCOMES[kind]
         runs = self.runs
         for job_id, token in zip(flat[::step], flat[1::step], strict=True):
             # not by the id alone: the other lane may hold the same job again already

@@ -15,9 +15,10 @@ from typing import Any
 from jobq import Connection, Context, NewJob, Options, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.ids import new_id
+from jobq.engine.outbox import FAIL_MAX, SETTLE_MAX
 from jobq.engine.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.pool import CLAIM_MAX, PROMOTE_MAX
-from jobq.engine.source import FAIL_MAX, LOG_LINE_MAX, SETTLE_MAX
+from jobq.engine.source import LOG_LINE_MAX
 from jobq.engine.store.link import pack
 from tests.chaos.conftest import free_port
 from tests.conftest import Server

@@ -11,6 +11,7 @@ import pytest
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
 from jobq.engine import source as source_module
+from jobq.engine.outbox import FAIL_MAX
 
 SOON = Backoff(type="fixed", delay=5, jitter=0)
 
@@ -325,4 +326,4 @@ async def test_many_failures_at_once_go_in_small_trips(queue, start, gate, monke
     gate.open()
     assert [await job.result(10) for job in jobs] == [2] * 120
     assert sum(sizes) == 120
-    assert max(sizes) == source_module.FAIL_MAX
+    assert max(sizes) == FAIL_MAX

@@ -14,8 +14,8 @@ import structlog
 from jobq import Context, Depends, JobFailed, State, inject
 from jobq.engine import run as run_module
 from jobq.engine.context import current
+from jobq.engine.outbox import SAY_MAX
 from jobq.engine.pool import Pool
-from jobq.engine.source import SAY_MAX
 
 
 class Point(msgspec.Struct):
