@@ -83,6 +83,7 @@ SABOTAGES = [
     ),
     Break("reap", "no grace after a gap", "if now < from then return {} end", ""),
     Break("reap", "the gap is never seen", "> tonumber(ARGV[5])", "> 1e18"),
+    Break("reap", "however large they are", "or bytes > tonumber(ARGV[7])", ""),
     Break("reap", "one fence for all", "math.max((tonumber(facts[1]) or 0) + 1, now * 1000)", "now * 1000"),
     Break("enqueue", "known ids written again", "if known[i] or seen[id] then", "if seen[id] then"),
     Break("enqueue", "ids twice in a batch", "if known[i] or seen[id] then", "if known[i] then"),

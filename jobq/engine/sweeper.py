@@ -47,7 +47,7 @@ class Sweeper:
             await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
             for source in self._pool.sources:
                 try:
-                    while await self.reap(source) == PAGE:
+                    while await self.reap(source):
                         pass
                     if perf_counter() - tidied > TIDY_SECONDS:
                         await self.tidy(source)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reap: the sweeper claims jobs whose lease ran out: new fence, new lease, in one move, so nobody else holds them.
 -- KEYS active leases jobs attempts meta
--- ARGV now, limit, lease ms, sweeper, gap ms, grace ms
+-- ARGV now, limit, lease ms, sweeper, gap ms, grace ms, bytes of specs after which it is enough
 --   Somebody sweeps every few seconds. Where nobody did for longer than `gap` (or ever), the server itself was away (paused, blocked,
 --   restarted): leases ran out that nobody could renew. Their holders get `grace` ms to renew before anything is reaped.
 -- RETURNS {} or token, now, ids, specs, charged attempts ({} when all are 0), the tokens they were held with
@@ -18,6 +18,13 @@ end
 if now < from then return {} end
 local ids = redis.call('ZRANGE', active, '-inf', '(' .. string.format('%.0f', now), 'BYSCORE', 'LIMIT', 0, limit)
 if #ids == 0 then return {} end
+-- a page of jobs of a megabyte would hold Redis for a tenth of a second
+local bytes, count = 0, 0
+repeat
+    count = count + 1
+    bytes = bytes + redis.call('HSTRLEN', jobs, ids[count])
+until count == #ids or bytes > tonumber(ARGV[7])
+for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = string.format('%.0f', math.max((tonumber(facts[1]) or 0) + 1, now * 1000))
 local token = fence .. ' ' .. sweeper
 local before = redis.call('HMGET', leases, unpack(ids))

@@ -10,23 +10,32 @@ import asyncio
 import itertools
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from jobq import Connection, Context, NewJob, Options, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.ids import new_id
+from jobq.engine.job import AttemptError
 from jobq.engine.outbox import FAIL_MAX, SETTLE_MAX
 from jobq.engine.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.pool import CLAIM_MAX, PROMOTE_MAX
 from jobq.engine.source import LOG_LINE_MAX
 from jobq.engine.store.link import pack
+from jobq.engine.sweeper import PAGE
 from tests.chaos.conftest import free_port
 from tests.conftest import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from jobq.engine.store import Claimed
 
 SLOW_MS = 10.0
 LOOK_MS = 1
 """What takes longer is looked at: the slow log's bound."""
-BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "metrics", "meta", "leases", "active")
+BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "metrics", "meta")
 """Keys that must not grow with the jobs."""
 
 
@@ -35,6 +44,39 @@ async def fill(queue: Queue, count: int, options: Options) -> None:
     page = 10_000
     for _ in range(count // page):
         await queue.submit_many([NewJob("work", options=options, id=new_id()) for _ in range(page)])
+
+
+async def claims(queue: Queue, count: int, lease_ms: int) -> AsyncIterator[Claimed]:
+    """That many jobs, claimed as a worker claims them."""
+    store = queue.store
+    for request in itertools.count(1):
+        claimed = await store.do(store.claim(min(count, CLAIM_MAX), lease_ms, "w", "w:0", request, repeated=False))
+        assert claimed
+        yield claimed
+        count -= len(claimed.ids)
+        if not count:
+            return
+
+
+async def fail(queue: Queue, count: int) -> None:
+    """That many jobs fail for the first and last time."""
+    record = msgspec.json.encode(AttemptError(1, 1, "ValueError", "no"))
+    store = queue.store
+    async for claimed in claims(queue, count, lease_ms=60_000):
+        for at in range(0, len(claimed.ids), FAIL_MAX):
+            page = claimed.ids[at : at + FAIL_MAX]
+            await store.do(store.fail([word for job_id in page for word in (job_id, claimed.token, 1, record, "")]))
+
+
+async def reap(queue: Queue, count: int) -> None:
+    """All workers died: the sweeper takes what they held, and it goes back to waiting."""
+    store = queue.store
+    reaped = 0
+    while reaped < count - 1000:  # the verbs before held some for longer
+        claimed = await store.do(store.reap(PAGE, 600_000, "s", 10**9, 0))
+        assert claimed
+        reaped += len(claimed.ids)
+        await store.do(store.release([word for job_id in claimed.ids for word in (job_id, claimed.token)]))
 
 
 class Clock:
@@ -50,8 +92,8 @@ class Clock:
         self._at = now
 
 
-async def measure(count: int) -> list[str]:
-    """Fill, run every verb, look at the slow log. Returns which scripts are slow."""
+async def measure(count: int) -> dict[str, Seen]:
+    """Fill, run every verb, look at the slow log. Returns what was seen of each script."""
     server = Server("--slowlog-log-slower-than", str(LOOK_MS * 1000), "--slowlog-max-len", "100000", port=free_port())
     connection = Watched(server.start())
     queue = Queue("size", connection, keep_completed=count, keep_failed=count)
@@ -73,18 +115,29 @@ async def measure(count: int) -> list[str]:
                     await asyncio.sleep(0.5)
             clock.say(f"{count} completed by one worker")
             await fill(queue, count, Options(attempts=1))
+            await fail(queue, count)
+            clock.say(f"{count} failed")
+            await fill(queue, count, Options(attempts=1))
+            async for _ in claims(queue, count, lease_ms=1):
+                pass
+            clock.say(f"{count} active, whose lease has run out")
+            await fill(queue, count, Options(attempts=1))
             clock.say(f"{count} waiting")
             await fill(queue, count, Options(delay=3_600_000, priority=3))
             clock.say(f"{count} delayed")
             await verbs(queue, clock)
             await report(queue, server, count)
             clock.say("figures")
-            moved = await queue.retry_all(State.COMPLETED, limit=100_000)
-            clock.say(f"retry_all, {moved} of the completed")
-            for state in (State.COMPLETED, State.DELAYED, State.WAITING):
+            await reap(queue, count)
+            clock.say(f"{count} reaped and released")
+            for state in (State.COMPLETED, State.FAILED):
+                moved = await queue.retry_all(state, limit=100_000)
+                clock.say(f"retry_all, {moved} of the {state}")
+            for state in (State.COMPLETED, State.FAILED, State.DELAYED, State.WAITING):
                 gone = await queue.remove_all(state)
                 clock.say(f"remove_all, {gone} {state}")
-            return show(connection.seen)
+            show(connection.seen)
+            return connection.seen
     finally:
         await connection.aclose()
         server.stop()
@@ -97,7 +150,8 @@ class Watched(Connection):
     So a call that took long by the wall is held against what the server's process worked between the two looks around
     it, which is more than the call itself worked, never less: what is really slow cannot hide. The CPU's clock has
     outliers too, in a virtual machine that is halted for a while: a loop that does nothing but read it saw 60 ms pass
-    between two readings, once in 45 s. Hence one call in a thousand may be over the limit, and of rarer scripts none.
+    between two readings, once in 45 s. Those fall anywhere, while a script's work comes again where it came: what is
+    over the limit is measured a second time, see ``again``.
     """
 
     def __init__(self, server: Server) -> None:
@@ -143,26 +197,32 @@ class Seen:
         self.calls = 0
         self.late = 0
         """Calls over the limit by the wall."""
-        self.over = 0
-        """Calls that may have worked for longer than the limit."""
+        self.over: list[int] = []
+        """Which of its calls may have worked for longer than the limit."""
         self.most = 0.0
         """Milliseconds, an upper bound of what its longest call worked; 0: none took long enough to be looked at."""
 
     def add(self, took: float, worked: float) -> None:
         """A call from the slow log: milliseconds by the wall, and of the process's work around it."""
         self.late += took > SLOW_MS
-        self.over += min(took, worked) > SLOW_MS
+        if min(took, worked) > SLOW_MS:
+            self.over.append(self.calls)
         self.most = max(self.most, min(took, worked))
 
 
-def show(seen: dict[str, Seen]) -> list[str]:
-    """Print what was seen, the slowest first. Returns the scripts that worked for too long."""
+def show(seen: dict[str, Seen]) -> None:
+    """Print what was seen, the slowest first."""
     for name, script in sorted(seen.items(), key=lambda item: -item[1].most):
         if script.calls:
             most = f"{script.most:.1f}" if script.most else f"under {LOOK_MS}"
-            late = f"; over {SLOW_MS:.0f} ms: {script.over}, by the wall {script.late}" if script.late else ""
+            late = f"; over {SLOW_MS:.0f} ms: calls {script.over}, by the wall {script.late}" if script.late else ""
             print(f"{name:14} {script.calls:8} calls, {most:>8} ms at most{late}")
-    return [name for name, script in seen.items() if script.over > script.calls // 1000]
+
+
+def again(first: Seen, second: Seen) -> bool:
+    """Whether a call was over the limit in both runs, at the same place: within 1 % of its calls, or ten."""
+    near = max(10, first.calls // 100)
+    return any(abs(a - b) <= near for a in first.over for b in second.over)
 
 
 async def verbs(queue: Queue, clock: Clock) -> None:
@@ -196,12 +256,10 @@ async def verbs(queue: Queue, clock: Clock) -> None:
     assert claimed
     pairs: list[Any] = [word for job_id in claimed.ids for word in (job_id, claimed.token)]
     await queue.store.do(queue.store.renew(pairs, 1))
-    for _ in range(3):
-        await queue.store.do(queue.store.reap(100, 30_000, "s", 0, 0))
     await settles(queue)
     await queue.store.do(queue.store.trim(900_000, 900_000, 10**12, 500))
     await queue.store.do(queue.store.expire(500))
-    clock.say("claim, renew, reap, every settle, trim, expire")
+    clock.say("claim, renew, every settle, trim, expire")
 
 
 async def settles(queue: Queue) -> None:
@@ -250,14 +308,20 @@ async def report(queue: Queue, server: Server, count: int) -> None:
     assert all(size <= 2000 for size in sizes.values()), sizes
     memory = (await store.connection.trip(pack(("INFO", "memory")), 1))[0].decode()
     used = next(int(line.split(":")[1]) for line in memory.splitlines() if line.startswith("used_memory:"))
-    print(f"Redis memory: {used / 1e6:.0f} MB, {used / (3 * count):.0f} bytes per job over the three states")
+    print(f"Redis memory: {used / 1e6:.0f} MB, {used / (5 * count):.0f} bytes per job over the five states")
 
 
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.size", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000)
-    slow = asyncio.run(measure(parser.parse_args().jobs))
+    count = parser.parse_args().jobs
+    first = asyncio.run(measure(count))
+    slow = [name for name, seen in first.items() if seen.over]
+    if slow:
+        print(f"over {SLOW_MS:.0f} ms: {', '.join(slow)}; once more, to tell a script's work from the machine's stalls")
+        second = asyncio.run(measure(count))
+        slow = [name for name in slow if again(first[name], second[name])]
     print(f"too slow: {', '.join(slow) or 'nothing'}")
     return int(bool(slow))
 

@@ -136,6 +136,16 @@ async def test_reap(case: Case, bench: Bench):
     await bench.check(case)
 
 
+async def test_jobs_of_megabytes_are_reaped_a_few_at_a_time(bench: Bench):
+    names = [f"j{i}" for i in range(5)]
+    await bench.seed(held(*names, till=1) | swept() | {"jobs": dict.fromkeys(names, "s" * 600_000)})
+    sizes: list[int] = []
+    while reply := await bench.do(bench.store.reap(9, 30_000, "sweeper", GAP, GRACE)):
+        assert all(len(part) in (0, len(reply[2])) for part in reply[3:])
+        sizes.append(len(reply[2]))
+    assert sizes == [2, 2, 1]
+
+
 async def test_reaping_again_takes_nothing_twice(bench: Bench):
     await bench.seed(held("a", till=1) | swept())
     assert await bench.do(bench.store.reap(9, 30_000, "sweeper", GAP, GRACE)) == reaped("a")

@@ -60,6 +60,17 @@ async def test_many_are_batches(counted: tuple[Queue, Counted]):
     assert (await queue.stats()).waiting == 2 * BATCH + 1
 
 
+async def test_jobs_with_options_count_twice(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    rich = NewJob("x", options=Options(delay=60_000, priority=3))
+    await queue.submit_many([rich] * BATCH)
+    assert connection.trips == 2
+    connection.trips = 0
+    await queue.submit_many([rich] * (BATCH // 2 - 1) + [NewJob("x")] * 2)
+    assert connection.trips == 1
+    assert (await queue.stats()).delayed == BATCH + BATCH // 2 - 1
+
+
 async def test_large_payloads_do_not_ride_together(counted: tuple[Queue, Counted]):
     queue, connection = counted
     large = msgspec.Raw(b'"' + b"x" * (BATCH_BYTES - 10) + b'"')

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jobq.engine.store.link import Argument, Connection
 
 CLAIM_BYTES: Final = 1 << 20
-"""Bytes of specs after which a claim takes no more jobs."""
+"""Bytes of specs after which a claim or a reap takes no more jobs."""
 ALIVE_MS: Final = 30_000
 """A worker not heard of for longer is not counted."""
 FORGET_MS: Final = 24 * 3600 * 1000
@@ -208,8 +208,8 @@ class Store(Sender):
         return Call("log", args, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
-        """Jobs whose lease ran out, claimed by the sweeper."""
-        return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms], read_claimed)
+        """Jobs whose lease ran out, claimed by the sweeper; fewer once their specs come to ``CLAIM_BYTES``."""
+        return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms, CLAIM_BYTES], read_claimed)
 
     def trim(self, keep_completed: int, keep_failed: int, keep_for_ms: int, page: int) -> Call[int]:
         """A page of what is beyond the retention goes. Answers how many went."""
