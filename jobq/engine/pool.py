@@ -204,7 +204,7 @@ class Pool:
         steps = source.calls(outbox)
         calls: list[Any] = [call for _, call in steps]
         if want:
-            calls += self.claim_calls(source, claimer, want, repeated=repeated)
+            calls += (source.store.promote(PROMOTE_MAX), self.claim_call(source, claimer, want, repeated=repeated))
             source.claiming += 1
             self._reserved += want
             source.ready = source.deep
@@ -229,22 +229,19 @@ class Pool:
             ok &= self.claimed(source, claimer, want, answers[-2], answers[-1])
         return ok
 
-    def claim_calls(self, source: Source, claimer: int, want: int, *, repeated: bool = False) -> list[Any]:
-        """Promote what is due, and claim. A worker that stops repeats a claim for what it took, not for more."""
+    def claim_call(self, source: Source, claimer: int, want: int, *, repeated: bool = False) -> Any:
+        """A claim. A worker that stops repeats one for what it took, not for more."""
         if not repeated:
             source.requests[claimer] += 1
-        return [
-            source.store.promote(PROMOTE_MAX),
-            source.store.claim(
-                0 if self.stopping else want,
-                self.lease_ms,
-                self.worker,
-                f"{self.worker}:{claimer}",
-                source.requests[claimer],
-                repeated=repeated,
-                room=self.room() > want,
-            ),
-        ]
+        return source.store.claim(
+            0 if self.stopping else want,
+            self.lease_ms,
+            self.worker,
+            f"{self.worker}:{claimer}",
+            source.requests[claimer],
+            repeated=repeated,
+            room=self.room() > want,
+        )
 
     def _settled(self, source: Source, outbox: Outbox, steps: list[tuple[str, Any]], answers: list[Any]) -> bool:
         ok = True
@@ -260,7 +257,10 @@ class Pool:
         return ok
 
     def claimed(self, source: Source, claimer: int, want: int, promoted: Any, claimed: Any) -> bool:
-        """Take in what a claim brought. False: it was refused, and is asked for again."""
+        """Take in what a claim brought. False: it was refused, and is asked for again.
+
+        ``promoted`` None: nobody looked at what is due, so a lane does.
+        """
         if isinstance(claimed, StoreError):
             source.unanswered[claimer] = want
             source.ready = True
@@ -285,9 +285,9 @@ class Pool:
                 self._fill()
                 self.buffer.watch()
         source.deep = got == want or size > CLAIM_BYTES
-        if source.deep:
+        if source.deep or promoted is None:
             source.ready = True
-        if not isinstance(promoted, StoreError):
+        if promoted is not None and not isinstance(promoted, StoreError):
             if promoted[0]:
                 log.debug("promoted", queue=source.name, count=promoted[0])
             self._watch(source, promoted[1])

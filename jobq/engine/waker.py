@@ -39,10 +39,10 @@ async def wait_for_work(pool: Pool, source: Source) -> None:
                 async with asyncio.timeout(BLOCK):
                     await source.hungry.wait()
             continue
-        calls = pool.claim_calls(source, WAKER, 1)
+        call = pool.claim_call(source, WAKER, 1)
         try:
             # nothing in BLOCK seconds: the claim behind it looks once whether a token was lost with a connection
-            answers = await source.store.trip_on_wake(*calls, block=BLOCK)
+            claimed = await source.store.trip_on_wake(call, block=BLOCK)
         except BaseException as error:
             # lost, or cut off by the worker's end: a lane asks for what it may have taken
             source.unanswered[WAKER] = 1
@@ -55,7 +55,8 @@ async def wait_for_work(pool: Pool, source: Source) -> None:
             await asyncio.sleep(pause(failures))
         else:
             failures = 0
-            pool.claimed(source, WAKER, 1, *answers)
+            # a lane comes right behind it, for more jobs and for what is due: this one need not wait for that
+            pool.claimed(source, WAKER, 1, None, claimed)
             # the job that came starts before the next wait is sent off
             await asyncio.sleep(0)
 

@@ -69,18 +69,17 @@ class Sender:
         answers = await self._persist(self._pack, calls, behind, patience)
         return await self._read(calls, answers, behind, patience)
 
-    async def trip_on_wake(self, *calls: Call[Any], block: float) -> list[Any]:
-        """Block on the wake token for up to ``block`` seconds, then run the calls. One write: what the token announces
-        comes back with it instead of a trip later. Sent once.
+    async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
+        """Block on the wake token for up to ``block`` seconds, then run the call. One write: what the token announces
+        comes back with it instead of a trip later. Sent once. The call's own error (``StoreError``) is its answer.
 
         :raises StoreUnavailable: nothing can be said of what ran.
         """
-        words = pack((b"BZPOPMIN", self.keys["wake"], block))
-        payload = words + b"".join([self._pack(call) for call in calls])
-        token, *answers = await self.connection.trip(payload, 1 + len(calls), patience=block)
+        payload = pack((b"BZPOPMIN", self.keys["wake"], block)) + self._pack(call)
+        token, answer = await self.connection.trip(payload, 2, patience=block)
         if isinstance(token, Exception):
             raise translate(token)
-        return await self._read(calls, answers, b"", 0.0)
+        return (await self._read((call,), [answer], b"", 0.0))[0]
 
     async def _read(self, calls: Sequence[Call[Any]], answers: list[Any], behind: bytes, patience: float) -> list[Any]:
         loaded = False
