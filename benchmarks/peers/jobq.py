@@ -57,7 +57,8 @@ class Jobq(kit.Peer):
         return task.enqueue_many([{"n": n, "x": kit.PAD} for n in numbers])
 
     def enqueue_timed(self, due: float, delay: float) -> Any:
-        return self.timed.options(delay=max(0.0, delay)).enqueue(due=due, x=kit.PAD)
+        task = self.timed.options(delay=delay) if delay > 0 else self.timed
+        return task.enqueue(due=due, x=kit.PAD)
 
     async def work(self, stop: asyncio.Event) -> None:
         async with self.queue, Worker(self.queue, concurrency=self.concurrency) as worker:

@@ -88,6 +88,8 @@ class Queue(Registry, Verbs):
         self._durability_timeout_ms = to_ms(durability_timeout)
         self._depth = 0
         self._store: Store | None = None
+        self._checked = PLAIN
+        """The last options that were found well: thousands of jobs of one call share theirs."""
 
     def __repr__(self) -> str:
         return f"<Queue {self.name}>"
@@ -179,17 +181,18 @@ class Queue(Registry, Verbs):
         size = len(bytes(new.payload))
         if size > self.max_payload:
             raise PayloadTooLarge(size, self.max_payload)
-        checked = PLAIN
+        defaults = PLAIN
         if self.tasks:
             task = self.tasks.get(new.type)
             if task is None:
                 raise UnknownType(new.type, list(self.tasks))
             task.check(new.payload)
-            checked = task.defaults
+            defaults = task.defaults
         else:
             check_type(new.type)
-        if new.options is not checked:
+        if new.options is not defaults and new.options is not self._checked:
             check(new.options)
+            self._checked = new.options
         if new.idempotency_key is not None:
             check_key("idempotency key", new.idempotency_key)
         if new.id is not None and not is_id(new.id):
