@@ -19,10 +19,11 @@ if now < from then return {} end
 local ids = redis.call('ZRANGE', active, '-inf', '(' .. string.format('%.0f', now), 'BYSCORE', 'LIMIT', 0, limit)
 if #ids == 0 then return {} end
 -- a page of jobs of a megabyte would hold Redis for a tenth of a second
-local bytes, count = 0, 0
+local specs, bytes, count = {}, 0, 0
 repeat
     count = count + 1
-    bytes = bytes + redis.call('HSTRLEN', jobs, ids[count])
+    specs[count] = redis.call('HGET', jobs, ids[count])
+    bytes = bytes + #(specs[count] or '')
 until count == #ids or bytes > tonumber(ARGV[7])
 for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = string.format('%.0f', math.max((tonumber(facts[1]) or 0) + 1, now * 1000))
@@ -37,4 +38,4 @@ redis.call('HSET', meta, 'fence', fence)
 redis.call('ZADD', active, unpack(expiries))
 redis.call('HSET', leases, unpack(tokens))
 local charged = redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
-return { token, now, ids, redis.call('HMGET', jobs, unpack(ids)), charged, before }
+return { token, now, ids, specs, charged, before }
