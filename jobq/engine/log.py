@@ -6,6 +6,7 @@ One event per transition at debug, one per failure at warning. Fields travel as 
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 
+# logging looks it up under a lock
+_standard = functools.cache(logging.getLogger)
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -43,4 +46,4 @@ def get_logger(name: str) -> Any:
 
 def debugging(name: str) -> bool:
     """Whether debug events would be seen: asked once per batch, not once per job."""
-    return logging.getLogger(name).isEnabledFor(logging.DEBUG)
+    return _standard(name).isEnabledFor(logging.DEBUG)

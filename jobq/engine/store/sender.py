@@ -128,10 +128,14 @@ class Sender:
 
         :raises StoreError: what the server said.
         """
-        answer = (await self.trip(call))[0]
-        if isinstance(answer, StoreError):
-            raise answer
-        return answer
+        # as `trip` of one, without its lists and coroutines: the way of every lone enqueue
+        answer = (await self._persist(self._pack, (call,), b"", 0.0))[0]
+        if isinstance(answer, Exception):
+            answer = (await self._read((call,), [answer], b"", 0.0))[0]
+            if isinstance(answer, StoreError):
+                raise answer
+            return answer
+        return call.read(answer)
 
     async def command(self, *words: Argument, patience: float = 0.0) -> Any:
         """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
