@@ -9,6 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from jobq.engine.embedded import find_binary
+from jobq.errors import NoServer
+
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,7 +27,16 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "node": _version("node", "--version"),
         "wrk": _version("wrk", "--version"),
+        "embedded": _embedded(),
     }
+
+
+def _embedded() -> str:
+    try:
+        binary = find_binary()
+    except NoServer:
+        return "none"
+    return f"{'Valkey' if 'valkey' in binary.name else 'Redis'} {_version(str(binary), '--version')}"
 
 
 def _version(*command: str) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from statistics import median
 
+from msgspec.structs import replace
+
 from benchmarks import drive
 from benchmarks.server import Server
-from benchmarks.subjects import Subject
+from benchmarks.subjects import MissingPeer, Subject
 from benchmarks.workloads.base import Bench, Figures, Workload
+from jobq.engine.embedded import find_binary
+from jobq.errors import NoServer
 
 MILLION = 1_000_000
 KEEP = 2 * MILLION
@@ -81,6 +85,15 @@ async def million(bench: Bench, subject: Subject) -> Figures:
     return figures
 
 
+async def million_embedded(bench: Bench, subject: Subject) -> Figures:
+    """The same on the server that `jobq[embedded]` brings: what a full store costs is due to the server's tables."""
+    try:
+        binary = find_binary()
+    except NoServer as error:
+        raise MissingPeer(str(error)) from error
+    return await million(replace(bench, server=str(binary)), subject)
+
+
 async def sleepers(bench: Bench, subject: Subject) -> Figures:
     """10,000 jobs that sleep for a second, concurrency 10,000: from the worker's start to the last end."""
     peak = 0
@@ -131,6 +144,7 @@ async def mixed(bench: Bench, subject: Subject) -> Figures:
 ONLY_JOBQ = frozenset({"jobq"})
 WORKLOADS = [
     Workload("million", "1e6 waiting + 1e6 delayed + 1e6 finished", million, only=ONLY_JOBQ),
+    Workload("million-embedded", "The same on the embedded server", million_embedded, only=ONLY_JOBQ),
     Workload("sleepers", "10,000 sleeping jobs at concurrency 10,000", sleepers, only=ONLY_JOBQ),
     Workload("mixed", "Long jobs among short ones, 4 workers", mixed, only=ONLY_JOBQ),
 ]
