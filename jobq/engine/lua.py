@@ -18,12 +18,13 @@ _KEYS = re.compile(r"^-- KEYS (.+)$", re.MULTILINE)
 
 
 class Script(msgspec.Struct, frozen=True):
-    """One atomic move. ``keys`` are the columns it declares, in order."""
+    """One atomic move. ``keys`` are the columns it declares, in order; a short call has the first ``few`` only."""
 
     name: str
     source: bytes
     sha: str
     keys: tuple[str, ...]
+    few: int
 
 
 def folder() -> Traversable:
@@ -42,7 +43,8 @@ def parse(name: str, source: bytes) -> Script:
         raise ValueError(f"{name}.lua has no '-- KEYS' line")
     # EVALSHA's name for a script; not a matter of security
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-    return Script(name=name, source=source, sha=sha, keys=tuple(found[1].split()))
+    few, *more = (half.split() for half in found[1].split(";"))
+    return Script(name=name, source=source, sha=sha, keys=tuple(sum(more, few)), few=len(few))
 
 
 @cache

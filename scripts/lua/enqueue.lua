@@ -1,27 +1,50 @@
 #!lua
 -- enqueue: new jobs go to waiting, or to delayed until their time.
--- KEYS waiting delayed active blocked jobs priorities keys unique unique_until meta wake
--- ARGV now; then per job: id, spec, options
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until
+--   without the second half when no job has options: to name a key costs the server what a field of a job costs
+-- ARGV now; then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1, delay ms), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished; fingerprint '-': none)
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   An id that is already known is answered by itself: repeating a call whose reply was lost writes nothing twice.
 -- No allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, delayed, active, blocked, jobs, priorities, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until = unpack(KEYS)
 -- 2^42 per priority, the sequence around 2^41: exact in a double. As whole numbers made text: Redis prints doubles slowly
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
-if #ARGV == 4 and ARGV[4] == '' and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
+local width = delayed and 3 or 2
+if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     -- what a web handler awaits, one plain job: the same as below in half the time
     redis.call('ZADD', waiting, format('%d', MIDDLE + redis.call('HINCRBY', meta, 'fifo', 1)), ARGV[2])
     if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
     return {}
 end
 
-local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local count = (#ARGV - 1) / 3
+local count = (#ARGV - 1) / width
 local ids, seen = {}, {}
-for i = 1, count do ids[i] = ARGV[3 * i - 1] end
+for i = 1, count do ids[i] = ARGV[width * (i - 1) + 2] end
 local known = redis.call('HMGET', jobs, unpack(ids))
+-- always a write, also where all ids are known: WAIT and WAITAOF wait for what their connection wrote last
+local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
+
+if not delayed then
+    -- nearly every batch: plain jobs that nobody has seen before go in as they stand in ARGV
+    local fresh, ready = true, {}
+    for i = 1, count do
+        local id = ids[i]
+        fresh = fresh and not known[i] and not seen[id]
+        seen[id] = true
+        ready[2 * i - 1], ready[2 * i] = format('%d', MIDDLE + fifo + i), id
+    end
+    if fresh then
+        redis.call('HSET', jobs, unpack(ARGV, 2))
+        redis.call('ZADD', waiting, unpack(ready))
+        redis.call('ZADD', wake, 0, 't')
+        return {}
+    end
+    seen = {}
+end
+
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local function holder(key)
     local value = redis.call('HGET', unique, key)
@@ -37,11 +60,9 @@ local function holder(key)
     return nil
 end
 
--- always a write, also where all ids are known: WAIT and WAITAOF wait for what their connection wrote last
-local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
 local specs, ready, later, soonest, refused = {}, {}, {}, nil, {}
 for i = 1, count do
-    local id, options = ids[i], ARGV[3 * i + 1]
+    local id, options = ids[i], delayed and ARGV[3 * i + 1] or ''
     local earlier, fingerprint
     if known[i] or seen[id] then earlier, fingerprint = id, '-' end
     local priority, lifo, delay = 0, false, 0
@@ -80,7 +101,7 @@ for i = 1, count do
     else
         seen[id] = true
         local n = #specs
-        specs[n + 1], specs[n + 2] = id, ARGV[3 * i]
+        specs[n + 1], specs[n + 2] = id, ARGV[width * (i - 1) + 3]
         if delay > 0 then
             n = #later
             later[n + 1], later[n + 2] = now + delay, id

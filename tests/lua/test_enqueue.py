@@ -134,6 +134,22 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             [1, "a", "-"],
         ),
         Case(
+            "an id twice among plain ones: the first one counts",
+            {},
+            enqueue("a", "A", "", "a", "other", "", "b", "B", ""),
+            jobs("a", "b") | {"waiting": {"a": place(1), "b": place(3)}} | meta(3) | WAKE,
+            [2, "a", "-"],
+        ),
+        Case(
+            "a known id among plain ones is answered by itself, the others go in",
+            standing("completed", "b"),
+            enqueue("a", "A", "", "b", "other", "", "c", "C", ""),
+            also(standing("completed", "b"), jobs("a", "c"), {"waiting": {"a": place(1), "c": place(3)}})
+            | meta(3)
+            | WAKE,
+            [2, "b", "-"],
+        ),
+        Case(
             "a known id alone: something is written all the same, since WAIT waits for its connection's last write",
             waiting("a") | meta(1),
             enqueue("a", "A", ""),

@@ -18,10 +18,10 @@ class Call(Generic[T]):
     """One script with its arguments. ``read`` turns the reply into the verb's answer.
 
     ``repeat``: the arguments when it is sent again, where they differ. ``again``: it was, so an earlier one may have
-    been executed.
+    been executed. ``short``: with those keys only that stand before the semicolon of the script's header.
     """
 
-    __slots__ = ("again", "args", "keys", "read", "repeat", "script")
+    __slots__ = ("again", "args", "keys", "read", "repeat", "script", "short")
 
     def __init__(
         self,
@@ -30,12 +30,15 @@ class Call(Generic[T]):
         read: Callable[[Any], T],
         keys: tuple[bytes, ...] | None = None,
         repeat: list[Argument] | None = None,
+        *,
+        short: bool = False,
     ) -> None:
         self.script = script
         self.args = args
         self.read = read
         self.keys = keys
         self.repeat = repeat
+        self.short = short
         self.again = False
 
     def send_again(self) -> None:

@@ -117,7 +117,11 @@ class Store(Sender):
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
         """New jobs: flat triples id, spec, options as enqueue.lua reads them. Answers triples of what was refused."""
-        return Call("enqueue", [self.now, *jobs], read_as_is)
+        plain = not any(jobs[2::3])
+        args = [self.now, *jobs]
+        if plain:
+            del args[3::3]
+        return Call("enqueue", args, read_as_is, short=plain)
 
     async def enqueue_durably(self, jobs: list[Argument], durability: str, timeout_ms: int) -> list[Any]:
         """Enqueue, and return only when the write is fsynced here or stands on a replica.
