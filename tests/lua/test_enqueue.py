@@ -296,6 +296,19 @@ async def test_repeated_it_writes_nothing_twice(bench: Bench):
     assert await bench.dump() == before | {"meta": before["meta"] | {"fifo": "10"}}
 
 
+async def test_a_server_that_forgot_the_scripts_takes_plain_jobs_too(bench: Bench):
+    """They name fewer keys, also when the script goes out whole."""
+    await bench.admin.command(b"SCRIPT", b"FLUSH")
+    assert await bench.do(bench.store.enqueue(["a", "A", "", "b", "B", ""])) == []
+    assert await bench.dump() == waiting("a", "b") | meta(2) | WAKE
+
+
+async def test_a_full_batch_of_plain_jobs_fits_lua(bench: Bench):
+    assert await bench.do(bench.store.enqueue([word for i in range(2000) for word in (f"j{i}", "x", "")])) == []
+    state = await bench.dump()
+    assert len(state["waiting"]) == len(state["jobs"]) == 2000
+
+
 async def test_a_full_batch_fits_lua(bench: Bench):
     """250 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
     rows = [
