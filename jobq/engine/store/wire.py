@@ -51,6 +51,8 @@ class Wire(asyncio.Protocol):
         """
         if self.lost:
             raise ConnectionError("the connection was closed")
+        # first: what else there is to do is done while the server reads
+        self._transport.write(payload)
         self._want = replies
         self._future = future = self._loop.create_future()
         # One timer looks after all trips of a connection: making and cancelling one for each costs more than the rest.
@@ -60,7 +62,6 @@ class Wire(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
             self._timer = self._loop.call_at(deadline, self._overdue)
-        self._transport.write(payload)
         try:
             return await future
         finally:
