@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median
 
 import msgspec
 
@@ -44,10 +43,7 @@ def _best_peer(report: Report, workload: str, peers: tuple[str, ...]) -> tuple[s
 def _two_processes(report: Report) -> Spread | None:
     """From the workload in which one and two take turns: between drain-1 and drain-2 lie minutes."""
     row = report.of("over-processes", "jobq")
-    if row is None:
-        return None
-    ratios = [one["2"] / one["1"] for one in row.repeats]
-    return Spread(median(ratios), min(ratios), max(ratios))
+    return Spread.of([one["2"] / one["1"] for one in row.repeats]) if row else None
 
 
 def goals(report: Report) -> Iterator[Goal]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from benchmarks.server import Server
 from jobq.engine.embedded import find_binary
 from jobq.errors import NoServer
 
@@ -36,7 +37,8 @@ def _embedded() -> str:
         binary = find_binary()
     except NoServer:
         return "none"
-    return f"{'Valkey' if 'valkey' in binary.name else 'Redis'} {_version(str(binary), '--version')}"
+    with Server(str(binary)) as probe:
+        return probe.version()
 
 
 def _version(*command: str) -> str:

@@ -25,6 +25,11 @@ class Spread(msgspec.Struct, frozen=True):
     least: float
     most: float
 
+    @classmethod
+    def of(cls, values: list[float]) -> Spread | None:
+        """None: there are no values."""
+        return cls(median(values), min(values), max(values)) if values else None
+
 
 class Measured(msgspec.Struct):
     """The repeats of one workload with one subject. ``load``: the machine's before each."""
@@ -37,8 +42,7 @@ class Measured(msgspec.Struct):
 
     def spread(self, figure: str) -> Spread | None:
         """None: it has no such figure."""
-        values = [one[figure] for one in self.repeats if figure in one]
-        return Spread(median(values), min(values), max(values)) if values else None
+        return Spread.of([one[figure] for one in self.repeats if figure in one])
 
 
 class Report(msgspec.Struct):
@@ -68,7 +72,7 @@ class Report(msgspec.Struct):
             for mine, its in zip(ours.repeats, theirs.repeats, strict=False)
             if figure in mine and its.get(figure)
         ]
-        return Spread(median(pairs), min(pairs), max(pairs)) if pairs else None
+        return Spread.of(pairs)
 
     def merge(self, newer: Report) -> None:
         """Take over what a later run measured; a workload comes from one run as a whole, so ratios stay honest."""

@@ -18,13 +18,17 @@ _KEYS = re.compile(r"^-- KEYS (.+)$", re.MULTILINE)
 
 
 class Script(msgspec.Struct, frozen=True):
-    """One atomic move. ``keys`` are the columns it declares, in order; a short call has the first ``few`` only."""
+    """One atomic move. ``keys`` are the columns it declares, in order; ``few`` of them stand before the semicolon."""
 
     name: str
     source: bytes
     sha: str
     keys: tuple[str, ...]
     few: int
+
+    def columns(self, *, short: bool) -> tuple[str, ...]:
+        """The columns that a call names: all, or for a short one those before the semicolon."""
+        return self.keys[: self.few] if short else self.keys
 
 
 def folder() -> Traversable:

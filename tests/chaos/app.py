@@ -124,4 +124,4 @@ def glutton(ctx: Context) -> None:
 async def victim(ctx: Context) -> None:
     """Runs until it is killed."""
     async with run(ctx):
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()

@@ -168,8 +168,7 @@ async def test_runs_verbatim(name: str, bench: Bench):
     """As ``redis-cli --eval`` sends it: the file as it stands, without the loader."""
     await bench.seed(BEFORE)
     call = CALLS[name](bench.store)
-    columns = SCRIPTS[name].keys[: SCRIPTS[name].few if call.short else None]
-    keys = call.keys or tuple(bench.store.keys[column] for column in columns)
+    keys = call.keys or tuple(bench.store.keys[column] for column in SCRIPTS[name].columns(short=call.short))
     source = (lua.folder() / f"{name}.lua").read_bytes()
     verb = b"EVAL_RO" if name in READERS else b"EVAL"
     by_eval = await bench.admin.command(verb, source, len(keys), *keys, *call.args)

@@ -32,14 +32,14 @@ class Sender:
         self.prefix = prefix
         self.keys = queue_keys(prefix, name)
         self._scripts = lua.scripts()
-        self._heads = {script.name: self._head(script, script.keys) for script in self._scripts.values()}
-        self._short_heads = {
-            script.name: self._head(script, script.keys[: script.few]) for script in self._scripts.values()
+        self._heads = {
+            short: {script.name: self._head(script, short=short) for script in self._scripts.values()}
+            for short in (False, True)
         }
 
-    def _head(self, script: lua.Script, columns: tuple[str, ...]) -> tuple[int, bytes]:
+    def _head(self, script: lua.Script, *, short: bool) -> tuple[int, bytes]:
         """The packed words in front of the arguments, and how many they are: packed once instead of on every call."""
-        keys = [self.keys[column] for column in columns if column in self.keys]
+        keys = [self.keys[column] for column in script.columns(short=short) if column in self.keys]
         words = pack((b"EVALSHA", script.sha, len(keys), *keys))
         return 3 + len(keys), words[words.index(b"\n") + 1 :]
 
@@ -47,7 +47,7 @@ class Sender:
         if call.keys is not None:
             script = self._scripts[call.script]
             return pack((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
-        count, head = (self._short_heads if call.short else self._heads)[call.script]
+        count, head = self._heads[call.short][call.script]
         if not call.args:
             return b"*%d\r\n%b" % (count, head)
         tail = pack(tuple(call.args))
@@ -55,7 +55,7 @@ class Sender:
 
     def _pack_source(self, call: Call[Any]) -> bytes:
         script = self._scripts[call.script]
-        columns = script.keys[: script.few] if call.short else script.keys
+        columns = script.columns(short=call.short)
         keys = call.keys if call.keys is not None else tuple(self.keys[column] for column in columns)
         return pack((b"EVAL", script.source, len(keys), *keys, *call.args))
 

@@ -116,7 +116,10 @@ class Store(Sender):
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
-        """New jobs: flat triples id, spec, options as enqueue.lua reads them. Answers triples of what was refused."""
+        """New jobs: flat triples id, spec, options as enqueue.lua reads them; sent without options if no job has any.
+
+        Answers triples of what was refused.
+        """
         plain = not any(jobs[2::3])
         args = [self.now, *jobs]
         if plain:
