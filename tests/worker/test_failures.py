@@ -78,22 +78,19 @@ async def test_backoff_is_the_time_until_the_next_attempt(queue, start, until):
     await start()
     job = await fails.enqueue()
 
-    async def delayed() -> bool:
-        return (await job.row()).state is State.DELAYED
+    async def put_off(attempts: int) -> bool:
+        row = await job.row()
+        return row.state is State.DELAYED and row.attempts_made == attempts
 
-    await until(delayed)
+    await until(lambda: put_off(1))
     row = await job.row()
     assert row.run_at is not None
     assert row.run_at - row.errors[0].at == pytest.approx(60_000, abs=500)
     await queue.promote(job.id)
-    await until(lambda: _made(job, 2))
+    await until(lambda: put_off(2))
     row = await job.row()
     assert row.run_at is not None
     assert row.run_at - row.errors[1].at == pytest.approx(120_000, abs=500)
-
-
-async def _made(job: Any, attempts: int) -> bool:
-    return (await job.row()).attempts_made == attempts
 
 
 @pytest.mark.parametrize(
