@@ -113,6 +113,7 @@ SABOTAGES = [
     Break("kill", "reasons without bound", "#text > 65536", "#text > 1e9"),
     Break("log", "lines without bound", "if #text > 65536 then", "if #text > 1e9 then"),
     Break("defer", "the time does not double", "2 ^ math.min(times - 1, 40)", "1"),
+    Break("defer", "the others hear of it a minute late", "math.min(soonest, delay)", "soonest"),
     Break("kill", "finished ones too", "elseif redis.call('ZREM', active, id) == 1 then", "else"),
     Break("rerun", "a rival is not asked", "local other = rival(id)", "local other = nil"),
     Break("rerun", "unfinished ones too", "if set then", "if true then"),

@@ -37,7 +37,7 @@ COLUMNS: Final[dict[str, str]] = {
     "workers": "zset: worker -> last heartbeat, unix ms",
     "workers_info": "hash: worker -> what it is, JSON",
     "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
-    "control": "channel: 'kill <id> <token>' for the workers",
+    "control": "channel: 'kill <id> <token>' or 'unserved [<due in ms>, <types>]' for the workers",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

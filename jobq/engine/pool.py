@@ -39,7 +39,8 @@ CLAIM_MAX: Final = 250
 PROMOTE_MAX: Final = 250
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
-HESITATE_MS: Final = 25
+HESITATE: Final = 0.05
+"""Seconds that a worker leaves to others when a job is due whose type it may not know."""
 EAGER: Final = sys.version_info >= (3, 12)
 
 
@@ -309,13 +310,28 @@ class Pool:
         if due_ms == 0:
             source.ready = True
         elif due_ms > 0:
-            if self.loop.time() < source.hesitant_until:
-                # probably a job that this worker handed back: one that knows its type should get to it first
-                due_ms += HESITATE_MS
-            source.timer = self.loop.call_later(min(due_ms, 60_000) / 1000, self.look, source)
+            self.look_in(source, due_ms)
+
+    def look_in(self, source: Source, due_ms: int) -> None:
+        """A job is due in so many ms: look then, or earlier if something else is due before it."""
+        due = min(due_ms, 60_000) / 1000
+        if source.timer is not None:
+            if source.timer.when() <= self.loop.time() + due:
+                return
+            source.timer.cancel()
+        source.timer = self.loop.call_later(due, self._due, source)
+
+    def _due(self, source: Source) -> None:
+        source.timer = None
+        if self.loop.time() < source.hesitant_until:
+            # probably a job that some workers handed back: one that knows its type should get to it first
+            source.timer = self.loop.call_later(HESITATE, self.look, source)
+        else:
+            self.look(source)
 
     def look(self, source: Source) -> None:
         """Something is due. A worker without room passes the word on, to one that may be idle."""
+        source.timer = None
         source.ready = True
         if self.room() > 0 or self.stopping:
             self.notify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from threading import get_ident
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = get_logger("jobq.worker")
 
-DEFER_FIRST_MS: Final = 1_000
+DEFER_FIRST_MS: Final = 250
 DEFER_LONGEST_MS: Final = 60_000
 HESITANT_SECONDS: Final = 120.0
 """For so long after a job of an unknown type, this worker lets others go first when something comes due."""
@@ -36,7 +37,11 @@ TRIM_PAGE: Final = 500
 LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
 
+TYPES_SAID: Final = 20
+"""How many types a word to the other workers names."""
+
 _encode = msgspec.json.Encoder().encode
+_decode_unserved = msgspec.json.Decoder(tuple[int, list[str]]).decode
 
 
 class Source:
@@ -138,7 +143,7 @@ class Source:
         spec = run.spec
         log.warning("unknown job type; handed back", queue=self.name, job_id=run.id.decode(), type=spec and spec.type)
         self.outbox.deferred += (run.id, run.token)
-        self.hesitant_until = self.loop.time() + HESITANT_SECONDS
+        self.hesitate()
         self._pool.notify()
 
     def released(self, run: Run) -> None:
@@ -202,11 +207,17 @@ class Source:
         if outbox.released:
             calls.append(("released", store.release(outbox.released)))
         if outbox.deferred:
-            calls.append(("deferred", store.defer(outbox.deferred, DEFER_FIRST_MS, DEFER_LONGEST_MS)))
+            types = self._types(outbox.deferred[::2])
+            calls.append(("deferred", store.defer(outbox.deferred, DEFER_FIRST_MS, DEFER_LONGEST_MS, types)))
         if self.standing > 0:
             queue = self.queue
             calls.append(("trim", store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE)))
         return calls
+
+    def _types(self, ids: list[bytes]) -> bytes:
+        """The types of jobs that are handed back, as ``defer`` takes them. A few: who knows none of them hesitates."""
+        runs = (self.runs.get(job_id) for job_id in ids)
+        return _encode(sorted({run.spec.type for run in runs if run and run.spec})[:TYPES_SAID])
 
     def settled(self, kind: str, outbox: Outbox, answer: Any, *, repeated: bool) -> None:
         """The reply to one settling script: the jobs in it are held no more."""
@@ -300,6 +311,16 @@ class Source:
                     self.killed_early.add((job_id, token))
             elif not run.ended:
                 self.drop(run, "killed")
+        elif verb == b"unserved":
+            with contextlib.suppress(msgspec.MsgspecError):  # a worker that says it in another way
+                due_ms, types = _decode_unserved(rest)
+                if not any(type_ in self.tasks for type_ in types):
+                    self.hesitate()
+                self._pool.look_in(self, due_ms)
+
+    def hesitate(self) -> None:
+        """Let others go first when something comes due: there are jobs whose type this worker does not know."""
+        self.hesitant_until = self.loop.time() + HESITANT_SECONDS
 
     async def look_for_lost(self) -> None:
         """Learn what the control channel may have said while nobody listened.

@@ -278,7 +278,7 @@ async def settles(queue: Queue) -> None:
 
     for _ in range(10):
         await store.do(store.release([word for pair in await held(SETTLE_MAX) for word in pair]))
-        await store.do(store.defer([word for pair in await held(SETTLE_MAX) for word in pair], 1, 1))
+        await store.do(store.defer([word for pair in await held(SETTLE_MAX) for word in pair], 1, 1, b"[]"))
     # the same few jobs fail, and talk, until their columns are full
     record = b'{"type":"ValueError","message":"%b"}' % (b"x" * (MESSAGE_MAX + TRACEBACK_MAX))
     line = b'{"at":1,"message":"%b"}' % (b"x" * LOG_LINE_MAX)

@@ -60,21 +60,10 @@ async def test_kill(case: Case, bench: Bench):
     await bench.check(case)
 
 
-async def test_the_worker_is_told(bench: Bench, until):
-    import asyncio
-
-    heard: list[bytes] = []
-    joined = asyncio.Event()
-
-    async def on_joined() -> None:
-        joined.set()
-
-    listener = asyncio.create_task(bench.store.listen(heard.append, on_joined))
-    await joined.wait()
+async def test_the_worker_is_told(bench: Bench, heard: list[bytes], until):
     await bench.seed(also(held("a", "b"), waiting("c")))
     await bench.do(bench.store.kill(["a", "c", "b"], RECORD))
     await until(lambda: len(heard) == 2, "both kills heard")
-    listener.cancel()
     assert heard == [b"kill a 5 w", b"kill b 5 w"]
 
 
@@ -231,7 +220,7 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     await do(store.retry(["a", token, 1, 0, "e1"]))
     await do(store.promote(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[0]
-    await do(store.defer(["a", token], 1, 1))
+    await do(store.defer(["a", token], 1, 1, b"[]"))
     bench.now += 1
     await do(store.promote(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 3, repeated=False)))[0]

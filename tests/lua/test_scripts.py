@@ -30,7 +30,7 @@ REFUSED_WHEN_FULL = ("enqueue", "rerun")
 CALLS: dict[str, Any] = {
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
-    "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000),
+    "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000, b"[]"),
     "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),

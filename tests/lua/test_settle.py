@@ -214,7 +214,7 @@ async def test_release(case: Case, bench: Bench):
 
 
 def defer(*rows: Any, longest: int = 60_000):
-    return lambda store: store.defer(list(rows), 1000, longest)
+    return lambda store: store.defer(list(rows), 1000, longest, b'["t"]')
 
 
 def deferred(job_id: str, times: int, delay: int) -> State:
@@ -260,6 +260,15 @@ def deferred(job_id: str, times: int, delay: int) -> State:
 )
 async def test_defer(case: Case, bench: Bench):
     await bench.check(case)
+
+
+async def test_all_workers_are_told_when_the_first_deferred_job_is_due(bench: Bench, heard: list[bytes], until):
+    await bench.seed(held("a", "b", "c", "d") | {"unserved": {"a": "3", "b": "1"}})
+    await bench.do(defer("a", TOKEN, "b", TOKEN, "c", "4 w")(bench.store))
+    await bench.do(defer("c", "4 w")(bench.store))
+    await bench.do(defer("d", TOKEN, longest=10)(bench.store))
+    await until(lambda: len(heard) == 2, "a word for each call that deferred something")
+    assert heard == [b'unserved [2000,["t"]]', b'unserved [10,["t"]]']
 
 
 @table(
@@ -341,7 +350,7 @@ FENCED = {
     "retry": lambda store, job_id, token: store.retry([job_id, token, 1, 500, "e"]),
     "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
     "release": lambda store, job_id, token: store.release([job_id, token]),
-    "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000),
+    "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000, b"[]"),
     "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
     "progress": lambda store, job_id, token: store.progress([job_id, token, "1"]),
     "log": lambda store, job_id, token: store.log([job_id, token, "l"]),

@@ -254,7 +254,7 @@ class Model:
             self._to_waiting(job, front=True)
         return lost
 
-    def defer(self, jobs: list[str], first: int, longest: int) -> list[str]:
+    def defer(self, jobs: list[str], first: int, longest: int, _types: bytes) -> list[str]:
         lost: list[str] = []
         for job, _ in self._held(jobs, 2, lost):
             job.unserved += 1

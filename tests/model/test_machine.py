@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
             "retry": lambda run: (run, delay, f"error {run}"),
             "fail": lambda run: (run, f"error {run}", retention),
         }.get(verb, lambda _: ())
-        words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000]}.get(verb, [])
+        words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])
         self.do(verb, [word for job_id, token, run in leases for word in (job_id, token, *rest(run))], *words)
 
     @rule(

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from tools import commands
+from tools import blocked, commands
 
 from jobq import Connection, Queue, State, Worker
 from jobq.engine.buffer import HOLD_SECONDS
@@ -86,17 +86,11 @@ async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until
         return time.monotonic()
 
     await start(queue, second)
-    await until(lambda: _blocked(admin, 2), "the worker to wait for both queues")
+    await until(lambda: blocked(admin, 2), "the worker to wait for both queues")
     for task in (first, other, other, first, other):
         began = time.monotonic()
         ended = await (await task.enqueue()).result(4)
         assert ended - began < 1.0
-
-
-async def _blocked(admin: Store, clients: int) -> bool:
-    info = await admin.command(b"INFO", b"clients")
-    found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
-    return int(found.partition(":")[2]) >= clients
 
 
 async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes(queue, start, until):
@@ -145,7 +139,7 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
         started.append(time.time() * 1000)
 
     await start()
-    await until(lambda: _blocked(admin, 1), "an idle worker")
+    await until(lambda: blocked(admin, 1), "an idle worker")
     late = []
     for delay in (0.05, 0.12, 0.2):
         job = await tick.options(delay=delay).enqueue()
@@ -176,7 +170,7 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
 
 async def test_an_idle_worker_sends_a_handful_of_commands(queue, start, until, admin):
     await start()
-    await until(lambda: _blocked(admin, 1), "an idle worker")
+    await until(lambda: blocked(admin, 1), "an idle worker")
     before = await commands(admin)
     await asyncio.sleep(2.0)  # nothing happens: that is what is measured
     calls = Counter(await commands(admin))
@@ -191,7 +185,7 @@ async def test_pickup_is_quick(queue, start, until, admin):
         return time.perf_counter()
 
     await start()
-    await until(lambda: _blocked(admin, 1), "an idle worker")
+    await until(lambda: blocked(admin, 1), "an idle worker")
     took = []
     for _ in range(50):
         began = time.perf_counter()
@@ -253,7 +247,7 @@ async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, u
 
     for _ in range(3):
         await start(concurrency=1)
-    await until(lambda: _blocked(admin, 3), "three idle workers")
+    await until(lambda: blocked(admin, 3), "three idle workers")
     await long.enqueue_many([{"n": n} for n in range(3)])
     # one token for three jobs: each worker that takes one passes it on
     assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
@@ -269,7 +263,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate,
         return time.time() * 1000
 
     await start(concurrency=1)
-    await until(lambda: _blocked(admin, 1))
+    await until(lambda: blocked(admin, 1))
     job = await due.options(delay=0.3).enqueue()
     blocker = await long.enqueue()
     await gate.arrival()
@@ -288,13 +282,13 @@ async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, unt
         return time.time() * 1000
 
     watching = await start()
-    await until(lambda: _blocked(admin, 1))
+    await until(lambda: blocked(admin, 1))
     await start()
-    await until(lambda: _blocked(admin, 2))
+    await until(lambda: blocked(admin, 2))
     job = await due.options(delay=0.5).enqueue()
     # who has waited longest gets the token, and watches the clock from now on
     await until(lambda: _tokenless(admin))
-    await until(lambda: _blocked(admin, 2))
+    await until(lambda: blocked(admin, 2))
     watching.stop()
     ended = await job.result(4)
     assert ended - ((await job.row()).enqueued_at + 500) < 250

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tools import blocked, listening
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
 from jobq.engine import source as source_module
@@ -182,7 +183,11 @@ async def _counts(queue: Queue, **wanted: int) -> bool:
     return all(getattr(stats, name) == count for name, count in wanted.items())
 
 
-async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(queue, redis_url, start, until, logs):
+async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
+    queue, redis_url, start, until, logs, monkeypatch
+):
+    monkeypatch.setattr(source_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
+
     @queue.task
     async def known() -> None: ...
 
@@ -222,6 +227,28 @@ async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(queue, red
         await until(completed)
     row = await queue.get(job.id)
     assert (row.attempts_made, row.result and bytes(row.result)) == (1, b"2")
+
+
+async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue, redis_url, admin, start, until):
+    @queue.task
+    async def known() -> None: ...
+
+    for _ in range(4):
+        await start()
+    await until(lambda: blocked(admin, 4), "workers that do not know the type")
+    async with Queue("test", redis_url) as newer:
+
+        @newer.task(name="newer")
+        async def newer_task(n: int) -> int:
+            return n + 1
+
+        await start(newer)
+        # the server gives a wake token to whoever has blocked for longest: four times not to this one
+        await until(lambda: blocked(admin, 5), "a worker that knows it")
+        await until(lambda: listening(admin, 5))
+        job = await newer_task.enqueue(n=1)
+        assert await job.result(10) == 2
+        assert (await job.row()).unserved == 1
 
 
 async def test_types_unknown_here_do_not_hold_up_the_others(queue, redis_url, start, monkeypatch):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
+from tools import listening
 
 from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, State, inject
 from jobq.engine import run as run_module
 from jobq.errors import WrongState
-
-if TYPE_CHECKING:
-    from jobq.engine.store import Store
 
 
 @pytest.mark.parametrize("delay", [0, 60], ids=["waiting", "delayed"])
@@ -51,7 +48,7 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
             stopped.set()
 
     worker = await start(lease=30)  # no renewal tells it in the test's time: the control channel does
-    await until(lambda: _listening(admin))
+    await until(lambda: listening(admin))
     job = await slow.enqueue()
     ctx = await gate.arrival()
     await queue.kill(job.id)
@@ -64,10 +61,6 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
     row = await job.row()
     assert (row.state, row.attempts_made) == (State.FAILED, 1)
     assert logs.one("run stopped", "WARNING").reason == "killed"
-
-
-async def _listening(admin: Store) -> bool:
-    return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] > 0
 
 
 async def test_kill_of_a_job_that_started_before_its_worker_listens(queue, start, gate):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pytest
 from proxy import Proxy
+from tools import listening
 
 from jobq import Backoff, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.backoff import pause
 from jobq.errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    from jobq.engine.store import Store
 
 
 @pytest.fixture
@@ -140,13 +137,9 @@ async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
         job = await queue.enqueue("slow", {"n": n})
         assert await gate.arrival(4) == n
         assert time.monotonic() - began < 4
-        await until(lambda: _listening(admin))
+        await until(lambda: listening(admin))
         await queue.kill(job.id)
         await until(lambda: worker.running == 0, timeout=4)
-
-
-async def _listening(admin: Store) -> bool:
-    return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] > 0
 
 
 async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue, start, gate, until):

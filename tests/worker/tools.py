@@ -76,3 +76,15 @@ async def commands(admin: Store) -> dict[str, int]:
         name.removeprefix("cmdstat_"): int(figures.split(",")[0].removeprefix("calls="))
         for name, figures in (line.split(":", 1) for line in lines)
     }
+
+
+async def blocked(admin: Store, clients: int) -> bool:
+    """At least so many clients block, on a wake token say."""
+    info = await admin.command(b"INFO", b"clients")
+    found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
+    return int(found.partition(":")[2]) >= clients
+
+
+async def listening(admin: Store, workers: int = 1) -> bool:
+    """At least so many workers hear the control channel."""
+    return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] >= workers

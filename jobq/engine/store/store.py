@@ -192,9 +192,12 @@ class Store(Sender):
         """Held jobs back to the front of waiting, uncharged: flat pairs id, token. Answers the lost."""
         return Call("release", [self.now, *jobs], read_as_is)
 
-    def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int) -> Call[list[bytes]]:
-        """Held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Answers the lost."""
-        return Call("defer", [self.now, first_ms, longest_ms, *jobs], read_as_is)
+    def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int, types: Argument) -> Call[list[bytes]]:
+        """Held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Answers the lost.
+
+        ``types`` is a JSON list of them, for the other workers: ``Source.heard``.
+        """
+        return Call("defer", [self.now, first_ms, longest_ms, types, *jobs], read_as_is)
 
     def renew(self, jobs: list[Argument], lease_ms: int) -> Call[list[bytes]]:
         """Leases run on from now: flat pairs id, token. Answers the lost."""
