@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
+from jobq.engine.outbox import HAND_BACK_MAX
 from jobq.engine.source import RENEW_PAGE
 from jobq.engine.store import Connection, Store
 from jobq.errors import StoreError
@@ -173,18 +174,18 @@ class Heartbeat(threading.Thread):
         unstarted = self._pool.buffer.take_all()
         for source, store in stores:
             runs = [run for run in unstarted if run.source is source]
-            if not runs:
-                continue
-            try:
-                await store.do(store.release([word for run in runs for word in (run.id, run.token)]))
-            except StoreError as error:
-                # still in `runs`, so still renewed: the loop hands them back once it answers
-                log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
-                self._pool.loop.call_soon_threadsafe(self._release_later, source, runs)
-                continue
-            for run in runs:
-                if source.runs.get(run.id) is run:
-                    del source.runs[run.id]
+            for at in range(0, len(runs), HAND_BACK_MAX):
+                page = runs[at : at + HAND_BACK_MAX]
+                try:
+                    await store.do(store.release([word for run in page for word in (run.id, run.token)]))
+                except StoreError as error:
+                    # still in `runs`, so still renewed: the loop hands them back once it answers
+                    log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
+                    self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[at:])
+                    break
+                for run in page:
+                    if source.runs.get(run.id) is run:
+                        del source.runs[run.id]
 
     @staticmethod
     def _release_later(source: Source, runs: list[Run]) -> None:

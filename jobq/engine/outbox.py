@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-SETTLE_MAX: Final = 500
+SETTLE_MAX: Final = 250
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
+HAND_BACK_MAX: Final = 100
+"""Jobs handed back per trip: each touches the tables of two sets, which may be large."""
 SETTLE_BYTES: Final = 1 << 20
 """Bytes of results per trip, for the same reason."""
 SAY_MAX: Final = 20
@@ -17,8 +19,8 @@ OUTCOMES: Final = {
     "completed": (4, SETTLE_MAX),
     "retried": (5, FAIL_MAX),
     "failed": (5, FAIL_MAX),
-    "released": (2, SETTLE_MAX),
-    "deferred": (2, SETTLE_MAX),
+    "released": (2, HAND_BACK_MAX),
+    "deferred": (2, HAND_BACK_MAX),
 }
 """Words per job, as its script takes them, and jobs per trip."""
 WORDS: Final = ("progress", "logs")

@@ -34,9 +34,9 @@ log = get_logger("jobq.worker")
 LANES: Final = 2
 WAKER: Final = 2
 """The waker's place among those who claim, behind the lanes."""
-CLAIM_MAX: Final = 250
-"""Jobs per claim."""
-PROMOTE_MAX: Final = 250
+CLAIM_MAX: Final = 125
+"""Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
+PROMOTE_MAX: Final = 125
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
 HESITATE: Final = 0.05

@@ -33,7 +33,8 @@ DEFER_FIRST_MS: Final = 250
 DEFER_LONGEST_MS: Final = 60_000
 HESITANT_SECONDS: Final = 120.0
 """For so long after a job of an unknown type, this worker lets others go first when something comes due."""
-TRIM_PAGE: Final = 500
+TRIM_PAGE: Final = 250
+"""As many as a trip settles: finished jobs must not pile up."""
 LOG_LINE_MAX: Final = 8192
 RENEW_PAGE: Final = 500
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from jobq.engine.log import get_logger
 from jobq.engine.outcome import LeaseExpired
 from jobq.engine.rows import read_spec
+from jobq.engine.source import TRIM_PAGE
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 log = get_logger("jobq.sweeper")
 
 PAGE: Final = 100
-TRIM_PAGE: Final = 500
 TIDY_SECONDS: Final = 15.0
 
 

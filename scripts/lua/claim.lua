@@ -32,7 +32,7 @@ if facts[1] or want < 1 then return {} end
 -- not ZPOPMIN: writing the scores as text, which nobody reads, costs more than a second walk to the head
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
--- In growing steps: nobody knows how large they are, and 250 jobs of a megabyte would hold Redis for a second.
+-- In growing steps: nobody knows how large they are, and 125 jobs of a megabyte would hold Redis for half a second.
 local specs, bytes, count = {}, 0, 0
 while count < #ids and bytes <= tonumber(ARGV[9]) do
     local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))

@@ -18,7 +18,7 @@ from jobq import Connection, Context, NewJob, Options, Queue, State, Worker
 from jobq.engine import lua
 from jobq.engine.ids import new_id
 from jobq.engine.job import AttemptError
-from jobq.engine.outbox import FAIL_MAX, SETTLE_MAX
+from jobq.engine.outbox import FAIL_MAX, HAND_BACK_MAX
 from jobq.engine.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.pool import CLAIM_MAX, PROMOTE_MAX
 from jobq.engine.source import LOG_LINE_MAX
@@ -252,7 +252,7 @@ async def verbs(queue: Queue, clock: Clock) -> None:
     clock.say("1100 single verbs")
     for durability in range(20):
         await queue.enqueue("work", key=f"key-{durability}", delay=60)
-    claimed = await queue.store.do(queue.store.claim(250, 1000, "w", "w:0", 1, repeated=False))
+    claimed = await queue.store.do(queue.store.claim(CLAIM_MAX, 1000, "w", "w:0", 1, repeated=False))
     assert claimed
     pairs: list[Any] = [word for job_id in claimed.ids for word in (job_id, claimed.token)]
     await queue.store.do(queue.store.renew(pairs, 1))
@@ -277,8 +277,8 @@ async def settles(queue: Queue) -> None:
         return pairs
 
     for _ in range(10):
-        await store.do(store.release([word for pair in await held(SETTLE_MAX) for word in pair]))
-        await store.do(store.defer([word for pair in await held(SETTLE_MAX) for word in pair], 1, 1, b"[]"))
+        await store.do(store.release([word for pair in await held(HAND_BACK_MAX) for word in pair]))
+        await store.do(store.defer([word for pair in await held(HAND_BACK_MAX) for word in pair], 1, 1, b"[]"))
     # the same few jobs fail, and talk, until their columns are full
     record = b'{"type":"ValueError","message":"%b"}' % (b"x" * (MESSAGE_MAX + TRACEBACK_MAX))
     line = b'{"at":1,"message":"%b"}' % (b"x" * LOG_LINE_MAX)

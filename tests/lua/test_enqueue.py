@@ -310,7 +310,7 @@ async def test_a_full_batch_of_plain_jobs_fits_lua(bench: Bench):
 
 
 async def test_a_full_batch_fits_lua(bench: Bench):
-    """250 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
+    """Some 60 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
     rows = [
         word
         for i in range(2000)

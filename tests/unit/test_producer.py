@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from jobq import Connection, Queue, StoreError
-from jobq.engine.job import NewJob, Options
-from jobq.engine.producer import BATCH, BATCH_BYTES
+from jobq.engine.ids import new_id
+from jobq.engine.job import Accepted, NewJob, Options
+from jobq.engine.producer import BATCH, BATCH_BYTES, CALL
 from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class Counted(Connection):
-    """Counts the trips."""
+    """Counts the trips, and the script calls in them."""
 
-    trips = 0
+    trips = calls = 0
 
     async def trip(self, payload: bytes, replies: int, **options: float) -> list[object]:
         self.trips += 1
+        self.calls += payload.count(b"EVALSHA")
         return await super().trip(payload, replies, **options)
 
 
@@ -32,7 +34,7 @@ async def counted(redis_url: str):
     connection = Counted(redis_url)
     async with Queue("test", connection) as queue:
         await queue.remove((await queue.enqueue("x")).id)  # the first one enters the queue into the registry
-        connection.trips = 0
+        connection.trips = connection.calls = 0
         yield queue, connection
     await connection.aclose()
 
@@ -57,6 +59,7 @@ async def test_many_are_batches(counted: tuple[Queue, Counted]):
     queue, connection = counted
     await queue.submit_many([NewJob("x")] * (2 * BATCH + 1))
     assert connection.trips == 3
+    assert connection.calls == 2 * (BATCH // CALL) + 1
     assert (await queue.stats()).waiting == 2 * BATCH + 1
 
 
@@ -65,6 +68,7 @@ async def test_jobs_with_options_count_twice(counted: tuple[Queue, Counted]):
     rich = NewJob("x", options=Options(delay=60_000, priority=3))
     await queue.submit_many([rich] * BATCH)
     assert connection.trips == 2
+    assert connection.calls >= 2 * BATCH // CALL
     connection.trips = 0
     await queue.submit_many([rich] * (BATCH // 2 - 1) + [NewJob("x")] * 2)
     assert connection.trips == 1
@@ -105,6 +109,40 @@ async def test_each_gets_its_own_answer(queue: Queue):
     assert not isinstance(answers[3], BaseException)
     assert (answers[3].id, answers[3].duplicate) == (held.id, True)
     assert (await queue.stats()).waiting == 4
+
+
+async def test_each_gets_its_own_answer_whichever_call_of_a_trip_carries_it(counted: tuple[Queue, Counted]):
+    queue, connection = counted
+    held = await queue.submit(NewJob("x", options=Options(key="d")))
+    connection.trips = connection.calls = 0
+    new = [NewJob("x") for _ in range(BATCH // 2)]
+    places = [0, 1, BATCH // 4, BATCH // 2 - 1]
+    for place in places:
+        new[place] = NewJob("x", options=Options(key="d"))
+    answers = await queue.submit_many(new)
+    assert (connection.trips, connection.calls) == (1, 3)
+    found = [place for place, answer in enumerate(answers) if answer == Accepted(held.id, duplicate=True)]
+    assert found == places
+    assert len({answer.id for answer in answers}) == len(new) - len(places) + 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def test_a_trip_refused_in_part_is_refused_as_a_whole_and_repeats_without_harm(
+    queue: Queue, admin: Store, monkeypatch: pytest.MonkeyPatch
+):
+    new = [NewJob("x", id=new_id()) for _ in range(BATCH)]
+    trip = queue.store.trip
+
+    async def refused_behind(*calls: object, **rest: object) -> list[object]:
+        first, *_ = await trip(calls[0], **rest)  # pyright: ignore
+        return [first, StoreFull("full")]
+
+    monkeypatch.setattr(queue.store, "trip", refused_behind)
+    with pytest.raises(StoreFull):
+        await queue.submit_many(new)
+    assert (await queue.stats()).waiting == CALL
+    monkeypatch.undo()
+    assert await queue.submit_many(new) == [Accepted(str(job.id)) for job in new]
+    assert (await queue.stats()).waiting == BATCH
 
 
 async def test_the_same_id_again_is_no_duplicate(queue: Queue):

@@ -7,7 +7,7 @@ reply was lost is sent again, a few times and with growing pauses, before ``Stor
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from jobq.engine.keys import LAYOUT, registry_key
 from jobq.engine.store.calls import (
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from jobq.engine.store.link import Argument, Connection
+
+T = TypeVar("T")
 
 CLAIM_BYTES: Final = 1 << 20
 """Bytes of specs after which a claim or a reap takes no more jobs."""
@@ -126,17 +128,19 @@ class Store(Sender):
             del args[3::3]
         return Call("enqueue", args, read_as_is, short=plain)
 
-    async def enqueue_durably(self, jobs: list[Argument], durability: str, timeout_ms: int) -> list[Any]:
-        """Enqueue, and return only when the write is fsynced here or stands on a replica.
+    async def do_durably(self, calls: Sequence[Call[T]], durability: str, timeout_ms: int) -> list[T]:
+        """Enqueues in one write; returns only when it is fsynced here or stands on a replica.
 
+        :raises StoreError: a call was refused; others may stand.
         :raises DurabilityUnavailable: it was not confirmed in time, or the server cannot; the jobs stand all the same.
         """
         wait: tuple[Argument, ...] = (
             (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
         )
-        refused, confirmed = await self.trip(self.enqueue(jobs), extra=wait, patience=timeout_ms / 1000)
-        if isinstance(refused, StoreError):
-            raise refused
+        *answers, confirmed = await self.trip(*calls, extra=wait, patience=timeout_ms / 1000)
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
         if isinstance(confirmed, Exception):
             raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
         # WAITAOF answers (local, replicas), WAIT a number
@@ -145,7 +149,7 @@ class Store(Sender):
             raise DurabilityUnavailable(
                 f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
             )
-        return refused
+        return answers
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
