@@ -9,8 +9,10 @@ import threading
 import time
 
 import pytest
+import redis
 
 from jobq import Backoff, Context, JobFailed, State, inject
+from jobq.engine import heartbeat
 from jobq.engine.heartbeat import Heartbeat
 from tests.chaos.invariants import broken
 
@@ -43,6 +45,36 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(qu
     assert (runs, row.attempts_made, row.errors) == (1, 1, [])
     report = logs.one("blocks the event loop", "WARNING")
     assert "time.sleep(2.5)" in report.stack
+
+
+async def test_what_was_claimed_ahead_goes_back_while_a_handler_blocks_the_loop(
+    queue, server, admin, start, until, monkeypatch
+):
+    monkeypatch.setattr(heartbeat, "HAND_BACK_MAX", 10)
+    seen: list[tuple[int, int, int]] = []
+    with redis.Redis.from_url(server.admin_url) as client:
+
+        @queue.task
+        async def quick() -> None:
+            ahead = len(worker._pool.buffer)  # noqa: SLF001
+            if seen or ahead <= 10:
+                return
+            held = still = client.zcard(admin.keys["active"])
+            deadline = time.monotonic() + 10
+            while still > held - ahead and time.monotonic() < deadline:
+                time.sleep(0.01)  # noqa: ASYNC251 - that is the sin
+                still = client.zcard(admin.keys["active"])
+            seen.append((ahead, held, still))
+
+        await quick.enqueue_many([{}] * 2000)  # so many short ones that the worker claims ahead
+        worker = await start(concurrency=10)
+
+        async def completed() -> bool:
+            return (await queue.stats()).completed == 2000
+
+        await until(completed)
+    [(ahead, held, still)] = seen
+    assert still <= held - ahead
 
 
 SERVICE = """
