@@ -23,6 +23,7 @@ import pytest
 
 from jobq import Connection, Queue
 from jobq.engine import lua
+from jobq.engine.keeper import ALLOCATOR
 from jobq.engine.store import Store
 
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -111,6 +112,7 @@ class Server:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            env={**ALLOCATOR, **os.environ},
         )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:

@@ -24,7 +24,10 @@ LIMIT: Final = 1000
 SCAN: Final = 1000
 """How many ids one call looks at when it filters by type; then the page ends early, with a cursor."""
 CHUNK: Final = 100
-"""Jobs per script call: a table that was just enlarged costs a page fault at nearly every touch."""
+"""Jobs per trip."""
+CALL: Final = 50
+"""Jobs per call of a verb: each is in up to a dozen tables, and one that was just enlarged or made smaller costs a page
+fault at nearly every touch."""
 _SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
 _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
 
@@ -142,8 +145,8 @@ class Pager:
             ids = [job_id.decode() for job_id in reply[0]]
             if not ids:
                 break
-            states = await self._store.do(call(ids))
-            done = sum(1 for word in states if word and not word.startswith("key "))
+            answers = await self._store.do_all([call(ids[at : at + CALL]) for at in range(0, len(ids), CALL)])
+            done = sum(1 for states in answers for word in states if word and not word.startswith("key "))
             moved += done
             if progress:
                 progress(moved)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.job import Accepted
 from jobq.engine.log import debugging, get_logger
-from jobq.errors import IdempotencyConflict, StoreError
+from jobq.errors import IdempotencyConflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from jobq.engine.job import Durability
     from jobq.engine.store import Call, Store
@@ -136,12 +136,12 @@ class Producer:
         if not self._registered:
             await self._store.register()
             self._registered = True
-        replies: Sequence[list[Any] | StoreError]
-        if self._durability == "none":
-            # `do` is the shorter way: that of every lone enqueue
-            replies = await self._store.trip(*calls) if len(calls) > 1 else [await self._store.do(calls[0])]
-        else:
+        if self._durability != "none":
             replies = await self._store.do_durably(calls, self._durability, self._timeout_ms)
+        elif len(calls) > 1:
+            replies = await self._store.do_all(calls)
+        else:
+            replies = [await self._store.do(calls[0])]  # the shorter way: that of every lone enqueue
         answers = _read(rows, step, replies)
         if debugging("jobq.queue"):
             for answer in answers:
@@ -156,17 +156,10 @@ class Producer:
             await asyncio.wait(self._tasks)
 
 
-def _read(
-    rows: list[Row], step: int, replies: Sequence[list[Any] | StoreError]
-) -> list[Accepted | IdempotencyConflict]:
-    """An answer per row. ``replies``: of the calls, each of which carried ``step`` rows.
-
-    :raises StoreError: a call was refused; the others may stand, and to repeat them is harmless.
-    """
+def _read(rows: list[Row], step: int, replies: list[list[Any]]) -> list[Accepted | IdempotencyConflict]:
+    """An answer per row. ``replies``: of the calls, each of which carried ``step`` rows."""
     answers: list[Accepted | IdempotencyConflict] = [Accepted(job_id) for job_id, *_ in rows]
     for number, refused in enumerate(replies):
-        if isinstance(refused, StoreError):
-            raise refused
         for at in range(0, len(refused), 3):
             place: int = number * step + refused[at] - 1
             row = rows[place]

@@ -85,6 +85,19 @@ async def test_the_first_starts_the_second_joins_the_last_stops(tmp_path: Path):
     assert not listening(second.url)
 
 
+async def test_the_server_takes_large_tables_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said = tmp_path / "said"
+    wrapper = tmp_path / "server"
+    script(wrapper, f'env > {said}; exec {find_binary()} "$@"')
+    monkeypatch.setattr(embedded, "find_binary", lambda: wrapper)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1234567")  # the user's own word counts
+    server = await EmbeddedServer.join_or_start(tmp_path / "data")
+    await server.stop()
+    environment = said.read_text().splitlines()
+    assert "MALLOC_MMAP_THRESHOLD_=4194304" in environment
+    assert "MALLOC_TRIM_THRESHOLD_=1234567" in environment
+
+
 async def test_stop_may_be_repeated(tmp_path: Path):
     server = await EmbeddedServer.join_or_start(tmp_path)
     await server.stop()

@@ -141,6 +141,17 @@ class Sender:
             return answer
         return call.read(answer)
 
+    async def do_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Send several calls in one write, each of a size that does not hold the server for long.
+
+        :raises StoreError: what the server said of one; the others may have run.
+        """
+        answers = await self.trip(*calls)
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+        return answers
+
     async def command(self, *words: Argument, patience: float = 0.0) -> Any:
         """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
 
