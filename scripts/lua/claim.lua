@@ -56,8 +56,18 @@ for i, id in ipairs(ids) do
 end
 redis.call('HSET', meta, 'fence', text)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
-redis.call('ZADD', active, unpack(expiries))
-redis.call('HSET', leases, unpack(tokens))
+if count > 16 then
+    -- What is small is kept as a list, in which each of these words would be looked up from the start; a word too long
+    -- for a list makes it a table. See decision 20.
+    local long = string.rep('x', 65)
+    redis.call('ZADD', active, 0, long, unpack(expiries))
+    redis.call('ZREM', active, long)
+    redis.call('HSET', leases, long, long, unpack(tokens))
+    redis.call('HDEL', leases, long)
+else
+    redis.call('ZADD', active, unpack(expiries))
+    redis.call('HSET', leases, unpack(tokens))
+end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker that is full stops listening. It passes the baton on: to somebody who takes the rest,
 -- or who watches the clock for what is delayed.

@@ -13,6 +13,8 @@ from jobq.engine.store import Store
 
 FENCE = str(NOW * 1000)
 """Of a claim at NOW in a queue that had none: microseconds."""
+MANY = [f"j{i:02}" for i in range(20)]
+"""So many that the script goes another way."""
 
 
 def claim(want: int, request: int = 7, *, lane: str = "w:0", repeated: bool = False):
@@ -70,6 +72,7 @@ def reply(*ids: str, fence: str = FENCE, charged: list[Any] | None = None, now: 
             also(taken("a"), jobs("z"), {"waiting": {}}),
             reply("a"),
         ),
+        Case("many at once", waiting(*MANY), claim(20), {"waiting": {}} | taken(*MANY), reply(*MANY)),
         Case("no room, nothing taken", waiting("a"), claim(0), {}, None),
         Case("paused", waiting("a") | {"meta": {"paused": "900"}}, claim(5), {}, None),
         Case(
@@ -218,6 +221,15 @@ async def test_nobody_gets_a_job_twice(bench: Bench):
     assert len(set(tokens)) == len(tokens)
     fences = [int(token.split()[0]) for token in tokens]
     assert fences == sorted(fences)
+
+
+async def test_what_many_are_claimed_into_is_no_list(bench: Bench):
+    """A list is looked through from its start for every word: three times the work at a few hundred leases."""
+    do, store = bench.do, bench.store
+    await do(store.enqueue([word for job_id in MANY for word in (job_id, "", "")]))
+    await do(store.claim(len(MANY), 30_000, "w", "w:0", 1, repeated=False))
+    assert await store.command(b"OBJECT", b"ENCODING", store.keys["active"]) == b"skiplist"
+    assert await store.command(b"OBJECT", b"ENCODING", store.keys["leases"]) == b"hashtable"
 
 
 @pytest.mark.parametrize("want", [1, 500, 3000])
