@@ -223,13 +223,13 @@ async def test_nobody_gets_a_job_twice(bench: Bench):
     assert fences == sorted(fences)
 
 
-async def test_what_many_are_claimed_into_is_no_list(bench: Bench):
+async def test_what_many_are_claimed_into_is_no_list(bench: Bench, admin: Store):
     """A list is looked through from its start for every word: three times the work at a few hundred leases."""
     do, store = bench.do, bench.store
     await do(store.enqueue([word for job_id in MANY for word in (job_id, "", "")]))
     await do(store.claim(len(MANY), 30_000, "w", "w:0", 1, repeated=False))
-    assert await store.command(b"OBJECT", b"ENCODING", store.keys["active"]) == b"skiplist"
-    assert await store.command(b"OBJECT", b"ENCODING", store.keys["leases"]) == b"hashtable"
+    assert await admin.command(b"OBJECT", b"ENCODING", store.keys["active"]) == b"skiplist"
+    assert await admin.command(b"OBJECT", b"ENCODING", store.keys["leases"]) == b"hashtable"
 
 
 @pytest.mark.parametrize("want", [1, 500, 3000])
