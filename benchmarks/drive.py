@@ -122,6 +122,10 @@ class Driver:
             await self._process.wait()
 
 
+PAGE = 4096
+"""Jobs that the tally counts at once."""
+
+
 class Tally:
     """How often each job ran, counted by the workers in files shared with them: one file per process.
 
@@ -130,6 +134,7 @@ class Tally:
 
     def __init__(self, folder: Path, jobs: int, processes: int, looked: int | None = None) -> None:
         self.looked = looked or jobs
+        self._front = 0
         self.paths = [Path(tempfile.mkstemp(prefix="tally-", dir=folder)[1]) for _ in range(processes)]
         self._maps: list[mmap.mmap] = []
         for path in self.paths:
@@ -138,8 +143,17 @@ class Tally:
                 self._maps.append(mmap.mmap(file.fileno(), 0))
 
     def ran(self) -> int:
-        """How many different jobs each process ran, summed."""
-        return sum(self.looked - one[: self.looked].count(0) for one in self._maps)
+        """How many different jobs each process ran, summed.
+
+        Pages that are complete are not counted again: that took 0.4 ms a look where two workers ran 120,000 jobs, and
+        took it from one of their cores.
+        """
+        while self._front + PAGE <= self.looked and self._counted(self._front, self._front + PAGE) >= PAGE:
+            self._front += PAGE
+        return self._front + self._counted(self._front, self.looked)
+
+    def _counted(self, begin: int, end: int) -> int:
+        return sum(len(page) - page.count(0) for page in (one[begin:end] for one in self._maps))
 
     def exact(self) -> bool:
         """Whether every job ran exactly once. Repeats beyond 255 would wrap; so many would show as lost time first."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.drive import Tally
+from benchmarks.drive import PAGE, Tally
 from benchmarks.goals import goals
 from benchmarks.page import say, write
 from benchmarks.run import Measured, Report, Spread
@@ -80,6 +80,25 @@ def test_the_tally_tells_lost_and_repeated_jobs(tmp_path: Path) -> None:
     with tally.paths[1].open("r+b") as file:
         file.write(b"\1\0\0")
     assert (tally.ran(), tally.exact()) == (3, False)
+    tally.close()
+
+
+def test_the_tally_counts_each_job_in_every_page(tmp_path: Path) -> None:
+    jobs = 2 * PAGE + 5
+    tally = Tally(tmp_path, jobs=jobs + PAGE, processes=2, looked=jobs)
+    assert tally.ran() == 0
+    done = 0
+    with tally.paths[0].open("r+b") as one, tally.paths[1].open("r+b") as other:
+        for begin, end in ((PAGE, jobs), (0, PAGE // 2), (PAGE // 2, PAGE), (jobs, jobs + PAGE)):
+            for number in range(begin, end):
+                file = other if number % 3 else one
+                file.seek(number)
+                file.write(b"\1")
+            one.flush()
+            other.flush()
+            done += end - begin
+            assert tally.ran() == min(done, jobs), "those behind the ones that are looked at do not count"
+    assert tally.exact()
     tally.close()
 
 
