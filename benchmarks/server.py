@@ -38,6 +38,9 @@ class Server:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            # As any installed server has one. In the harness's own session, Linux's autogroups would let it compete
+            # with every worker process as one more of them, and they would all wait for it.
+            start_new_session=True,
         )  # fmt: skip
         self.client: Any = redis.Redis(port=self.port)
         deadline = time.monotonic() + 20
