@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
-from multidict import CIMultiDict
 
 from jobq.engine.ids import is_id
 from jobq.engine.log import get_logger
 from jobq.errors import JobNotFound
+from jobq.http.answer import Answer
 from jobq.http.auth import ApiKey, Scope
 from jobq.http.events import Feeds
 from jobq.http.problems import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _audit = get_logger("jobq.audit")
 _encode = msgspec.json.Encoder().encode
-_HEADERS: Final = CIMultiDict(COMMON_HEADERS | {"Content-Type": "application/json"})
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -208,7 +207,7 @@ class Call:
 
 def reply(value: Any, status: int = 200) -> web.Response:
     """A struct as JSON."""
-    return web.Response(body=_encode(value), status=status, headers=_HEADERS)
+    return Answer(_encode(value), status)
 
 
 def no_content() -> web.Response:
