@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.server import Server
-from jobq.engine.embedded import find_binary
+from jobq.engine.server.embedded import find_binary
 from jobq.errors import NoServer
 
 TICK = os.sysconf("SC_CLK_TCK")

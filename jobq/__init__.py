@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobq.engine.context import Context, Depends, inject
-from jobq.engine.handle import Job
-from jobq.engine.job import (
+from jobq.engine.model.job import (
     Accepted,
     AttemptError,
     Backoff,
@@ -19,10 +17,12 @@ from jobq.engine.job import (
     Stats,
     WorkerRow,
 )
-from jobq.engine.queue import Queue
+from jobq.engine.queue.handle import Job
+from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Connection
-from jobq.engine.task import Task
-from jobq.engine.worker import Worker
+from jobq.engine.task.context import Context, Depends, inject
+from jobq.engine.task.task import Task
+from jobq.engine.worker.worker import Worker
 from jobq.errors import Discard, JobFailed, JobKilled, JobNotFound, JobqError, ResultTimeout, Retry, StoreError
 from jobq.settings import Settings
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from jobq.cli.session import run as run_on_loop
-from jobq.engine.ids import new_id
-from jobq.engine.job import State
-from jobq.engine.queue import Queue
-from jobq.engine.worker import Worker
+from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import State
+from jobq.engine.queue.queue import Queue
+from jobq.engine.worker.worker import Worker
 from jobq.errors import JobqError
 from jobq.settings import Settings
 

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.job import Seconds, State, Stats
-from jobq.engine.options import to_ms
-from jobq.engine.worker import Worker
+from jobq.engine.model.job import Seconds, State, Stats
+from jobq.engine.model.options import to_ms
+from jobq.engine.worker.worker import Worker
 from jobq.errors import WrongState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
 
 __all__ = ["Drained", "ManualClock", "drain", "on_server", "temporary_server"]
 
@@ -171,7 +171,7 @@ def temporary_server() -> Generator[str]:
 
     :raises NoServer: there is none of them.
     """
-    from jobq.engine.embedded import EmbeddedServer
+    from jobq.engine.server.embedded import EmbeddedServer
 
     folder = Path(tempfile.mkdtemp(prefix="jobq-testing-"))
     try:

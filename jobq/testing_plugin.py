@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq.engine.queue import Queue
+from jobq.engine.queue.queue import Queue
 from jobq.testing import ManualClock, temporary_server
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobq.engine.keys import COLUMNS
+from jobq.engine.store.keys import COLUMNS
 from jobq.engine.store.link import pack
 
 if TYPE_CHECKING:

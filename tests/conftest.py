@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 
 from jobq import Connection, Queue
-from jobq.engine import lua
-from jobq.engine.keeper import ALLOCATOR
-from jobq.engine.store import Store
+from jobq.engine.server.keeper import ALLOCATOR
+from jobq.engine.store import Store, lua
 
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 USER = "jobq:least-rights@" if os.environ.get("JOBQ_TEST_ACL") else ""

@@ -11,7 +11,7 @@ from benchmarks import drive
 from benchmarks.server import Server
 from benchmarks.subjects import MissingPeer, Subject
 from benchmarks.workloads.base import Bench, Figures, Workload
-from jobq.engine.embedded import find_binary
+from jobq.engine.server.embedded import find_binary
 from jobq.errors import NoServer
 
 MILLION = 1_000_000

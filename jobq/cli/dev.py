@@ -12,9 +12,9 @@ import msgspec
 
 from jobq.cli.serve import check_bind, listen, url
 from jobq.cli.session import on_stop_signals, run
+from jobq.cli.supervisor import Supervisor
+from jobq.cli.target import load_target
 from jobq.cli.work import SETTLING, command
-from jobq.engine.supervisor import Supervisor
-from jobq.engine.target import load_target
 from jobq.logging import configure
 from jobq.redact import redact
 from jobq.settings import Settings
@@ -22,7 +22,7 @@ from jobq.settings import Settings
 if TYPE_CHECKING:
     import argparse
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
 
 GRACE = 3.0
 """Seconds for running jobs after Ctrl-C, unless set otherwise: whoever develops does not wait 25."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from jobq.cli import render
 from jobq.cli.session import all_queues, one_queue, run, split_id
-from jobq.engine.job import JobRow, State, WorkerRow
+from jobq.engine.model.job import JobRow, State, WorkerRow
 
 if TYPE_CHECKING:
     import argparse
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 
 PAGE = 200

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobq.cli import render
 from jobq.cli.session import one_queue, run, split_id
-from jobq.engine.job import State
+from jobq.engine.model.job import State
 from jobq.errors import JobqError
 
 if TYPE_CHECKING:

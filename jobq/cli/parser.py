@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, get_args
 
 from jobq.cli import values
-from jobq.engine.job import Durability, State
+from jobq.engine.model.job import Durability, State
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.job import AttemptError, JobRow, LogLine, Stats, WorkerRow
+from jobq.engine.model.job import AttemptError, JobRow, LogLine, Stats, WorkerRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

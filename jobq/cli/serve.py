@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobq.cli.session import loaded, on_stop_signals, run
+from jobq.cli.supervisor import Supervisor, follow_supervisor
+from jobq.cli.target import load_target
 from jobq.engine.log import get_logger
-from jobq.engine.queue import Queue
-from jobq.engine.supervisor import Supervisor, follow_supervisor
-from jobq.engine.target import load_target
+from jobq.engine.queue.queue import Queue
 from jobq.errors import SettingsError
 from jobq.http import auth
 from jobq.http import serve as server

@@ -9,10 +9,10 @@ import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobq.engine.queue import Queue
-from jobq.engine.server import acquire
+from jobq.cli.target import load_target
+from jobq.engine.queue.connect import acquire
+from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Store
-from jobq.engine.target import load_target
 from jobq.errors import TargetError
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from jobq.cli import render
 from jobq.cli.look import known_workers
 from jobq.cli.session import all_queues, on_stop_signals, run
-from jobq.engine.job import State, Stats
+from jobq.engine.model.job import State, Stats
 from jobq.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Generator
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 
 HEAD = (*render.STATS_HEAD[:-1], "DONE/S", "FAILED/S", "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jobq.engine.job import Backoff
+from jobq.engine.model.job import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable

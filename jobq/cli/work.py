@@ -8,9 +8,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from jobq.cli.session import loaded, on_stop_signals, run
-from jobq.engine.supervisor import Supervisor, follow_supervisor
-from jobq.engine.target import load_target
-from jobq.engine.worker import Worker
+from jobq.cli.supervisor import Supervisor, follow_supervisor
+from jobq.cli.target import load_target
+from jobq.engine.worker.worker import Worker
 from jobq.errors import TargetError
 from jobq.logging import configure
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 
 SETTLING = 10.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
-from jobq.engine.queue import Queue
+from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import Call, Hub, Limits

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from jobq.engine.ids import is_id
 from jobq.engine.log import get_logger
+from jobq.engine.model.ids import is_id
 from jobq.errors import JobNotFound
 from jobq.http.answer import Answer
 from jobq.http.auth import ApiKey, Scope
@@ -32,7 +32,7 @@ from jobq.http.strict import check_body
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
     from jobq.http.guard import Guard
 
 _audit = get_logger("jobq.audit")

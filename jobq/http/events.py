@@ -20,7 +20,7 @@ from jobq.http import problems
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
     from jobq.http.call import Call
 
 INTERVAL = 1.0

@@ -10,9 +10,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, astuple, replace
 
-from jobq.engine import job
-from jobq.engine.job import PLAIN, Accepted, AttemptError, Durability, JobRow, NewJob, State, Stats
-from jobq.engine.results import KILLED
+from jobq.engine.model import job
+from jobq.engine.model.job import PLAIN, Accepted, AttemptError, Durability, JobRow, NewJob, State, Stats
+from jobq.engine.queue.results import KILLED
 from jobq.errors import InvalidJob, JobFailed, JobKilled
 from jobq.http import problems, schema
 from jobq.http.call import Call, decode, no_content, reply
@@ -20,7 +20,7 @@ from jobq.http.call import Call, decode, no_content, reply
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from jobq.engine.queue import Queue
+    from jobq.engine.queue.queue import Queue
 
 _enqueue = msgspec.json.Decoder(schema.Enqueue)
 _priority = msgspec.json.Decoder(schema.SetPriority)

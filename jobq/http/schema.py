@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from jobq.engine.job import (
+from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
     NAME_MAX,

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from jobq import Connection
-from jobq.engine import lua
+from jobq.engine.store import lua
 from jobq.errors import StoreUnavailable
 
 

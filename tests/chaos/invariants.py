@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobq.engine.keys import COLUMNS
+from jobq.engine.store.keys import COLUMNS
 from tests.columns import dump
 
 if TYPE_CHECKING:

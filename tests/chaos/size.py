@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq import Connection, Context, NewJob, Options, Queue, State, Worker
-from jobq.engine import lua
-from jobq.engine.ids import new_id
-from jobq.engine.job import AttemptError
-from jobq.engine.outbox import FAIL_MAX, HAND_BACK_MAX
-from jobq.engine.outcome import MESSAGE_MAX, TRACEBACK_MAX
-from jobq.engine.pool import CLAIM_MAX, PROMOTE_MAX
-from jobq.engine.source import LOG_LINE_MAX
+from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import AttemptError
+from jobq.engine.model.outcome import MESSAGE_MAX, TRACEBACK_MAX
+from jobq.engine.store import lua
 from jobq.engine.store.link import pack
-from jobq.engine.sweeper import PAGE
+from jobq.engine.worker.outbox import FAIL_MAX, HAND_BACK_MAX
+from jobq.engine.worker.pool import CLAIM_MAX, PROMOTE_MAX
+from jobq.engine.worker.source import LOG_LINE_MAX
+from jobq.engine.worker.sweeper import PAGE
 from tests.chaos.conftest import free_port
 from tests.conftest import Server
 

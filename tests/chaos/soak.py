@@ -23,7 +23,7 @@ import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from jobq import NewJob, Options, Queue
-from jobq.engine.ids import new_id
+from jobq.engine.model.ids import new_id
 from tests.chaos.conftest import free_port
 from tests.conftest import Server, wait_until
 

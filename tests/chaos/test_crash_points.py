@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Backoff, Connection, Context, Discard, NewJob, Options, Queue, State, Worker
-from jobq.engine import worker as worker_module
-from jobq.engine.children import Children
-from jobq.engine.ids import new_id
-from jobq.engine.inject import Resources
-from jobq.engine.pool import Pool
-from jobq.engine.source import Source
+from jobq.engine.model.ids import new_id
 from jobq.engine.store import sender as sender_module
-from jobq.engine.sweeper import Sweeper
+from jobq.engine.task.inject import Resources
+from jobq.engine.worker import worker as worker_module
+from jobq.engine.worker.children import Children
+from jobq.engine.worker.pool import Pool
+from jobq.engine.worker.source import Source
+from jobq.engine.worker.sweeper import Sweeper
 from jobq.errors import JobNotFound, StoreError, StoreUnavailable, WrongState
 from tests.chaos.faulty import Fault, FaultyConnection
 from tests.chaos.invariants import broken

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Backoff, Connection, Context, JobFailed, Queue, State, Worker
-from jobq.engine import run as run_module
+from jobq.engine.worker import run as run_module
 from tests.chaos.memory import eat, limited
 
 if TYPE_CHECKING:

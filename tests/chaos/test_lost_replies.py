@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Connection, JobNotFound, NewJob, Queue, State
-from jobq.engine import lua
-from jobq.engine.ids import new_id
+from jobq.engine.model.ids import new_id
+from jobq.engine.store import lua
 from jobq.engine.store.link import pack
 from jobq.errors import WrongState
 from tests.chaos.faulty import Fault, FaultyConnection

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobq import Connection, NewJob, Queue, Worker
-from jobq.engine.ids import new_id
+from jobq.engine.model.ids import new_id
 from jobq.engine.store.link import pack
 from jobq.errors import StoreError
 from tests.chaos.conftest import free_port

@@ -16,7 +16,7 @@ import psutil
 from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Backoff, Connection, JobNotFound, NewJob, Options, Queue, State
-from jobq.engine.ids import new_id
+from jobq.engine.model.ids import new_id
 from jobq.engine.store.link import pack, translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
 from jobq.http import create_app

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobq import JobFailed, Queue, Worker
-from jobq.engine.target import load_target
+from jobq.cli.target import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

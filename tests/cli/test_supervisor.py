@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from jobq.engine import supervisor as module
-from jobq.engine.supervisor import CANNOT_RUN, Supervisor, describe
+from jobq.cli import supervisor as module
+from jobq.cli.supervisor import CANNOT_RUN, Supervisor, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +36,12 @@ signal.pause()
 """
 SUPERVISE = """
 import asyncio, sys
-from jobq.engine.supervisor import Supervisor
+from jobq.cli.supervisor import Supervisor
 asyncio.run(Supervisor([sys.executable, "-c", sys.argv[2], sys.argv[1]], 2).run())
 """
 FOLLOWER = """
 import os, signal, sys
-from jobq.engine.supervisor import follow_supervisor
+from jobq.cli.supervisor import follow_supervisor
 assert follow_supervisor(grace=0.2)
 assert not follow_supervisor(grace=0.2), "the descriptor is taken out of the environment"
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from jobq.engine.job import Result
+from jobq.engine.model.job import Result
 
 if TYPE_CHECKING:
     from table import Bench

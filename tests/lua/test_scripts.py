@@ -13,10 +13,9 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine import lua
-from jobq.engine.keys import COLUMNS
-from jobq.engine.store import Call, Store
+from jobq.engine.store import Call, Store, lua
 from jobq.engine.store import store as store_module
+from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
 
 SCRIPTS = lua.scripts()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobq import Backoff
-from jobq.engine.backoff import DEFAULT, delay_ms
-from jobq.engine.job import ATTEMPTS_MAX, DELAY_MAX_MS
+from jobq.engine.model.backoff import DEFAULT, delay_ms
+from jobq.engine.model.job import ATTEMPTS_MAX, DELAY_MAX_MS
 
 PLANS = st.builds(
     Backoff,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from jobq import Queue, Worker
-from jobq.engine import lua
+from jobq.engine.store import lua
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from jobq.engine import embedded
-from jobq.engine.embedded import EmbeddedServer, find_binary, runtime_dir
+from jobq.engine.server import embedded
+from jobq.engine.server.embedded import EmbeddedServer, find_binary, runtime_dir
 from jobq.errors import NoServer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 USER = """
 import asyncio, sys
 from pathlib import Path
-from jobq.engine.embedded import EmbeddedServer
+from jobq.engine.server.embedded import EmbeddedServer
 async def main():
     server = await EmbeddedServer.join_or_start(Path(sys.argv[1]))
     print(server.owned, flush=True)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Discard, Queue, Retry, Settings, errors
-from jobq.engine import embedded
-from jobq.engine.job import NewJob, Options, Spec, State
-from jobq.engine.outcome import judge
+from jobq.cli.target import load_target
+from jobq.engine.model.job import NewJob, Options, Spec, State
+from jobq.engine.model.outcome import judge
+from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
-from jobq.engine.target import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

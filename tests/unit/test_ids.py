@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobq.engine.ids import is_id, new_id, time_of
+from jobq.engine.model.ids import is_id, new_id, time_of
 
 
 def test_a_hundred_thousand_are_unique_and_of_one_form():

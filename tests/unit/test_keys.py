@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import jobq
-from jobq.engine import lua
-from jobq.engine.keys import COLUMNS, LAYOUT, queue_keys, registry_key
+from jobq.engine.store import lua
+from jobq.engine.store.keys import COLUMNS, LAYOUT, queue_keys, registry_key
 
 PACKAGE = Path(jobq.__file__).parent
 

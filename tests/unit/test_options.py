@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobq import Backoff, Options, Queue
-from jobq.engine.keys import check_queue_name
-from jobq.engine.options import check, check_type, merge, to_ms
+from jobq.engine.model.options import check, check_type, merge, to_ms
+from jobq.engine.store.keys import check_queue_name
 from jobq.errors import InvalidJob
 
 TEN_YEARS = 316_224_000_000

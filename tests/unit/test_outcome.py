@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from jobq import AttemptError, Backoff, Discard, Retry
-from jobq.engine.job import DELAY_MAX_MS, Spec
-from jobq.engine.outcome import (
+from jobq.engine.model.job import DELAY_MAX_MS, Spec
+from jobq.engine.model.outcome import (
     MESSAGE_MAX,
     TRACEBACK_MAX,
     Failure,

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from jobq import AttemptError, Connection, Queue, State
-from jobq.engine.job import NewJob, Options
-from jobq.engine.pages import CHUNK, Cursor, read_cursor, write_cursor
+from jobq.engine.model.job import NewJob, Options
+from jobq.engine.queue.pages import CHUNK, Cursor, read_cursor, write_cursor
 from jobq.errors import InvalidQuery
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from jobq import Connection, Queue, StoreError
-from jobq.engine.ids import new_id
-from jobq.engine.job import Accepted, NewJob, Options
-from jobq.engine.producer import BATCH, BATCH_BYTES, CALL
+from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import Accepted, NewJob, Options
+from jobq.engine.queue.producer import BATCH, BATCH_BYTES, CALL
 from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
-from jobq.engine.ids import new_id, time_of
-from jobq.engine.job import Backoff, Minute, Result, Spec
-from jobq.engine.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
+from jobq.engine.model.ids import new_id, time_of
+from jobq.engine.model.job import Backoff, Minute, Result, Spec
+from jobq.engine.model.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
 ID = "0htk3v9c20047qm2x"
 SPEC = Spec("send", 1000, msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jobq import Context, Depends, Queue, inject
-from jobq.engine.signature import LARGE, Signature, injection
+from jobq.engine.task.signature import LARGE, Signature, injection
 from jobq.errors import InvalidJob
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobq.engine.target import load_target
+from jobq.cli.target import load_target
 from jobq.errors import TargetError
 
 MODULE = """

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import structlog
 
 from jobq import Context, Depends, Discard, Retry, inject
-from jobq.engine.context import current
+from jobq.engine.task.context import current
 
 
 def add(a: int, b: int = 1) -> int:

@@ -11,7 +11,7 @@ import pytest
 from tools import blocked, commands
 
 from jobq import Connection, Queue, State, Worker
-from jobq.engine.buffer import HOLD_SECONDS
+from jobq.engine.worker.buffer import HOLD_SECONDS
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store

@@ -11,8 +11,8 @@ import pytest
 from tools import blocked, listening
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
-from jobq.engine import source as source_module
-from jobq.engine.outbox import FAIL_MAX
+from jobq.engine.worker import source as source_module
+from jobq.engine.worker.outbox import FAIL_MAX
 
 SOON = Backoff(type="fixed", delay=5, jitter=0)
 

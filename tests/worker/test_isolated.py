@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from jobq import JobFailed, JobKilled, State
-from jobq.engine import child
+from jobq.engine.worker import child
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from tools import listening
 
 from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, State, inject
-from jobq.engine import run as run_module
+from jobq.engine.worker import run as run_module
 from jobq.errors import WrongState
 
 

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from jobq import Backoff, Context, JobFailed, State, inject
-from jobq.engine import heartbeat
-from jobq.engine.heartbeat import Heartbeat
+from jobq.engine.worker import heartbeat
+from jobq.engine.worker.heartbeat import Heartbeat
 from tests.chaos.invariants import broken
 
 NOW = Backoff(type="fixed", delay=0, jitter=0)

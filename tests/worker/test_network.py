@@ -11,8 +11,8 @@ from proxy import Proxy
 from tools import listening
 
 from jobq import Backoff, Queue, State, Worker
-from jobq.engine import lua
-from jobq.engine.backoff import pause
+from jobq.engine.model.backoff import pause
+from jobq.engine.store import lua
 from jobq.errors import StoreUnavailable
 
 

@@ -205,7 +205,7 @@ async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(
 
 
 async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(queue, gate, logs, monkeypatch):
-    from jobq.engine import run as run_module
+    from jobq.engine.worker import run as run_module
 
     monkeypatch.setattr(run_module, "SHUTDOWN_GRACE", 0.05)
 

@@ -12,10 +12,10 @@ import pytest
 import structlog
 
 from jobq import Context, Depends, JobFailed, State, inject
-from jobq.engine import run as run_module
-from jobq.engine.context import current
-from jobq.engine.outbox import SAY_MAX
-from jobq.engine.pool import Pool
+from jobq.engine.task.context import current
+from jobq.engine.worker import run as run_module
+from jobq.engine.worker.outbox import SAY_MAX
+from jobq.engine.worker.pool import Pool
 
 
 class Point(msgspec.Struct):

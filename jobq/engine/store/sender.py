@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from jobq.engine import lua
-from jobq.engine.keys import queue_keys
+from jobq.engine.store import lua
+from jobq.engine.store.keys import queue_keys
 from jobq.engine.store.link import Connection, pack, translate
 from jobq.errors import StoreError, StoreUnavailable
 

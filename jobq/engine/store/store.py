@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from jobq.engine.keys import LAYOUT, registry_key
 from jobq.engine.store.calls import (
     Call,
     Claimed,
@@ -20,6 +19,7 @@ from jobq.engine.store.calls import (
     read_states,
 )
 from jobq.engine.store.fitness import QUESTIONS, check_fitness
+from jobq.engine.store.keys import LAYOUT, registry_key
 from jobq.engine.store.sender import Sender
 from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused
 

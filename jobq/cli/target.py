@@ -1,0 +1,131 @@
+"""From the command line's ``package.module:name`` or ``path/file.py:name`` to queues."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from jobq.engine.queue.queue import Queue
+from jobq.errors import TargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import ModuleType
+
+
+def load_target(target: str) -> list[Queue]:
+    """Import the module, with the working directory on ``sys.path``, and return its queue or queues.
+
+    Without ``:name`` the module's only queue is meant.
+
+    :raises TargetError: saying what is wrong and which names there are.
+    """
+    module_name, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if not module_name or (colon and not name):
+        raise TargetError(f"{target!r} is no target: it takes package.module:name or path/file.py:name")
+    module = _import(module_name)
+    there = _queues_in(module)
+    if not colon:
+        return _only(target, there)
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise TargetError(f"{module_name} has no {name!r}; {_names(there)}")
+        value = getattr(value, part)
+    return _as_queues(target, value, there)
+
+
+def _as_queues(target: str, value: Any, there: dict[str, Queue]) -> list[Queue]:
+    if isinstance(value, Queue):
+        return [value]
+    if isinstance(value, list | tuple):
+        items = list(cast("list[object]", value))
+        queues = [item for item in items if isinstance(item, Queue)]
+        if items and len(queues) == len(items):
+            return queues
+    raise TargetError(f"{target} is {_kind(value)}, not a queue or a list of queues; {_names(there)}")
+
+
+def _kind(value: Any) -> str:
+    if value in ([], ()):
+        return "empty"
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def _only(target: str, there: dict[str, Queue]) -> list[Queue]:
+    if len(set(map(id, there.values()))) == 1:
+        return [next(iter(there.values()))]
+    raise TargetError(f"{target}: say which queue, as in {target}:name; {_names(there)}")
+
+
+def _queues_in(module: ModuleType) -> dict[str, Queue]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, Queue)}
+
+
+def _names(there: Iterable[str]) -> str:
+    names = ", ".join(sorted(there))
+    return f"its queues are: {names}" if names else "it has no queues at its top level"
+
+
+def _import(module: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if module.endswith(".py") or "/" in module:
+        return _import_file(Path(module))
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise TargetError(f"there is no module {module!r} here ({here}) or installed") from None
+        raise TargetError(_broken(module, error)) from error
+    except Exception as error:
+        raise TargetError(_broken(module, error)) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file: by its stem where that finds it, else under a name that hides no other module."""
+    if not path.is_file():
+        hint = f"; did you mean {path}.py?" if Path(f"{path}.py").exists() else ""
+        raise TargetError(f"there is no file {path}, seen from {Path.cwd()}{hint}")
+    path = path.resolve()
+    if str(path.parent) not in sys.path:
+        # at the end: a file `email.py` must not take the place of the standard library's `email`
+        sys.path.append(str(path.parent))
+    name = path.stem if _finds(path.stem, path) else f"jobq_target_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TargetError(f"{path} is no Python file: its name does not end in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise TargetError(_broken(str(path), error)) from error
+    return module
+
+
+def _finds(name: str, path: Path) -> bool:
+    """Whether ``import name`` leads to this file."""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name)
+        return bool(spec and spec.origin and Path(spec.origin).resolve() == path)
+    return False
+
+
+def _broken(module: str, error: Exception) -> str:
+    """One line that leads to the place in the user's code."""
+    where = ""
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}, line {error.lineno}"
+    elif frames := traceback.extract_tb(error.__traceback__):
+        where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+    return f"importing {module} failed: {type(error).__name__}: {error} ({where})"

@@ -1,0 +1,1 @@
+"""Producing and operating: queue, handle, producer, verbs, pages, results."""

@@ -1,0 +1,45 @@
+"""The handle of an enqueued job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from jobq.engine.model.job import JobRow, Seconds
+    from jobq.engine.queue.queue import Queue
+
+R = TypeVar("R")
+
+
+class Job(Generic[R]):
+    """What an enqueue returns. ``duplicate``: the job is an earlier one with the same key."""
+
+    __slots__ = ("_returns", "duplicate", "id", "queue")
+
+    def __init__(self, queue: Queue, id: str, returns: Any = Any, *, duplicate: bool = False) -> None:
+        self.queue = queue
+        self.id = id
+        self.duplicate = duplicate
+        self._returns = returns
+
+    def __repr__(self) -> str:
+        return f"<Job {self.queue.name}:{self.id}>"
+
+    async def result(self, timeout: Seconds | None = None) -> R:
+        """Wait for the job's end; its result, typed by the handler's return annotation.
+
+        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
+        :raises JobNotFound: it was removed, or its retention ran out.
+        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        """
+        raw = await self.queue.result(self.id, timeout=timeout)
+        return msgspec.json.decode(raw, type=self._returns)
+
+    async def row(self) -> JobRow:
+        """All there is to know of the job now.
+
+        :raises JobNotFound: it was removed, or its retention ran out.
+        """
+        return await self.queue.get(self.id)

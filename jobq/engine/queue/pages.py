@@ -1,0 +1,159 @@
+"""Long work in pages: listing, and the verbs that take every job of a state."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from jobq.engine.model.job import Page, State
+from jobq.engine.model.options import to_ms
+from jobq.engine.model.rows import job_row
+from jobq.errors import InvalidQuery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jobq.engine.model.job import JobRow, Seconds
+    from jobq.engine.store import Call, Store
+
+LIMIT: Final = 1000
+SCAN: Final = 1000
+"""How many ids one call looks at when it filters by type; then the page ends early, with a cursor."""
+CHUNK: Final = 100
+"""Jobs per trip."""
+CALL: Final = 50
+"""Jobs per call of a verb: each is in up to a dozen tables, and one that was just enlarged or made smaller costs a page
+fault at nearly every touch."""
+_SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
+_NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page ended: the state, and the score and id of its last job ('' before the first)."""
+
+    state: State
+    score: str = ""
+    id: str = ""
+
+
+def write_cursor(cursor: Cursor) -> str:
+    """Opaque to its users."""
+    return urlsafe_b64encode(msgspec.json.encode(cursor)).rstrip(b"=").decode()
+
+
+def read_cursor(text: str) -> Cursor:
+    """:raises InvalidQuery: it is none of ours."""
+    try:
+        cursor = msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=Cursor)
+    except (msgspec.MsgspecError, binascii.Error, ValueError):
+        cursor = None
+    # what Redis prints and reads as a score; float() takes more than it does
+    if cursor is None or not _SCORE.fullmatch(cursor.score):
+        raise InvalidQuery(f"cursor {text[:80]!r} is none of ours: pass the one that the last page gave") from None
+    return cursor
+
+
+class Pager:
+    """Pages of one queue."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def page(self, state: State | None, type_: str | None, limit: int, cursor: str | None) -> Page:
+        """A page of rows; without a state, the states one after another.
+
+        :raises InvalidQuery: the cursor is none of ours, or the limit is out of range.
+        """
+        if not 1 <= limit <= LIMIT:
+            raise InvalidQuery(f"limit is {limit}: it takes 1 to {LIMIT}")
+        states = [state] if state else list(State)
+        at = read_cursor(cursor) if cursor else Cursor(states[0])
+        if at.state not in states:
+            raise InvalidQuery(f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them")
+        # the spec starts with its type, so an encoded prefix finds it without decoding
+        prefix = b'{"type":%b,' % msgspec.json.encode(type_) if type_ else b""
+        rows: list[JobRow] = []
+        for current in states[states.index(at.state) :]:
+            place = at if current is at.state else Cursor(current)
+            ids, score, last = await self._store.do(
+                self._store.page(
+                    current,
+                    reverse=current in _NEWEST_FIRST,
+                    limit=limit - len(rows),
+                    scan=SCAN if prefix else limit - len(rows),
+                    prefix=prefix,
+                    highest="",
+                    cursor=(place.score, place.id),
+                )
+            )
+            rows += await self._rows(ids)
+            if last:
+                return Page(rows, write_cursor(Cursor(current, score.decode(), last.decode())))
+            if len(rows) >= limit and current is not states[-1]:
+                return Page(rows, write_cursor(Cursor(states[states.index(current) + 1])))
+        return Page(rows)
+
+    async def _rows(self, ids: list[bytes]) -> list[JobRow]:
+        rows: list[JobRow] = []
+        at = 0
+        while at < len(ids):
+            found = await self._store.do(self._store.rows(ids[at : at + CHUNK]))  # of fewer, where they are large
+            for job_id, row in zip(ids[at:], found, strict=False):
+                if row and row[3] is not None:  # else it left between the two reads
+                    rows.append(job_row(self._store.name, job_id.decode(), row))
+            at += len(found)
+        return rows
+
+    async def sweep(
+        self,
+        state: State,
+        verb: str,
+        call: Callable[[Sequence[str]], Call[list[str]]],
+        older_than: Seconds | None,
+        limit: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        """Put every job of a state through a verb, oldest first. Returns how many it moved.
+
+        :raises InvalidQuery: the verb does not take that state, or the state knows no age.
+        """
+        allowed = (
+            (State.FAILED, State.COMPLETED) if verb == "retry" else tuple(s for s in State if s is not State.ACTIVE)
+        )
+        if state not in allowed:
+            raise InvalidQuery(f"cannot {verb} all {state} jobs: it takes {', '.join(allowed)}")
+        if older_than is not None and state in (State.WAITING, State.BLOCKED):
+            raise InvalidQuery(f"{state} jobs stand in order of priority, not of age: leave the age out")
+        now = self._store.now_ms()
+        # what finishes from now on is not meant
+        highest = "" if state in (State.WAITING, State.BLOCKED) else str(now - to_ms(older_than or 0))
+        if state is State.DELAYED and older_than is None:
+            highest = ""
+        moved = 0
+        cursor: tuple[str, str] = ("", "")
+        while limit is None or moved < limit:
+            size = CHUNK if limit is None else min(CHUNK, limit - moved)
+            reply: list[Any] = await self._store.do(
+                self._store.page(
+                    state, reverse=False, limit=size, scan=size, prefix=b"", highest=highest, cursor=cursor
+                )
+            )
+            ids = [job_id.decode() for job_id in reply[0]]
+            if not ids:
+                break
+            answers = await self._store.do_all([call(ids[at : at + CALL]) for at in range(0, len(ids), CALL)])
+            done = sum(1 for states in answers for word in states if word and not word.startswith("key "))
+            moved += done
+            if progress:
+                progress(moved)
+            if done < len(ids):
+                # what could not be moved stays in front: go on behind it
+                if not reply[2]:
+                    break
+                cursor = (reply[1].decode(), reply[2].decode())
+            # otherwise the page is gone, and the next one starts where the cursor already is
+        return moved

@@ -1,0 +1,324 @@
+"""A queue: its life, and what producers do. Operators' verbs are in verbs.py, tasks in registry.py."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import msgspec
+
+from jobq.engine.model.ids import is_id, new_id
+from jobq.engine.model.job import (
+    PLAIN,
+    Accepted,
+    Durability,
+    NewJob,
+    Seconds,
+    Spec,
+)
+from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, merge, to_ms
+from jobq.engine.queue.connect import acquire
+from jobq.engine.queue.handle import Job
+from jobq.engine.queue.pages import Pager
+from jobq.engine.queue.producer import Producer, Row
+from jobq.engine.queue.results import Waiters
+from jobq.engine.queue.verbs import Verbs
+from jobq.engine.store import Connection, Store
+from jobq.engine.store.keys import check_queue_name
+from jobq.engine.task.registry import Registry
+from jobq.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    PayloadTooLarge,
+    StoreError,
+    UnknownType,
+)
+from jobq.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
+_encode = msgspec.json.Encoder().encode
+
+
+class Queue(Registry, Verbs):
+    """One queue, for producing, operating and (with tasks) running.
+
+    ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
+    ``keep_completed``, ``keep_failed``, ``keep_for``: how many finished jobs stay, and how long.
+    ``durability``: what must be confirmed before an enqueue returns: nothing beyond Redis's answer, an fsync
+    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds. A call may
+    say its own, which then counts for it in place of the queue's.
+    ``clock``: gives unix ms in place of the server's time; for tests.
+
+    :raises InvalidJob: the name has characters other than letters, digits and ``._-``; there is no such durability.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        redis: str | Connection | None = None,
+        *,
+        prefix: str | None = None,
+        settings: Settings | None = None,
+        max_payload: int | None = None,
+        keep_completed: int = 10_000,
+        keep_failed: int = 10_000,
+        keep_for: Seconds = timedelta(days=7),
+        durability: Durability = "none",
+        durability_timeout: Seconds = 2.0,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = check_queue_name(name)
+        self.settings = settings or Settings.from_env()
+        self.prefix = prefix or self.settings.prefix
+        self.max_payload = max_payload or self.settings.max_payload
+        self.keep_completed = keep_completed
+        self.keep_failed = keep_failed
+        self.keep_for_ms = to_ms(keep_for)
+        check_durability(durability)
+        self.durability: Durability = durability
+        self.clock = clock
+        self._redis = redis
+        self._durability_timeout_ms = to_ms(durability_timeout)
+        self._depth = 0
+        self._store: Store | None = None
+        self._checked = PLAIN
+        """The last options that were found well: thousands of jobs of one call share theirs."""
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name}>"
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Connect and check the server. Opening twice is fine: the last ``aclose`` closes.
+
+        :raises StoreUnavailable: no answer from Redis.
+        :raises StoreRefused: the server or its data do not fit this jobq.
+        :raises NoServer: no URL, and no server binary to start.
+        """
+        if not self._depth:
+            self._opening = asyncio.Lock()  # of the loop that runs now; it may be another one than the last time
+        self._depth += 1
+        try:
+            async with self._opening:
+                if self._store is None:
+                    await self._connect()
+        except BaseException:
+            self._depth -= 1
+            raise
+        return self
+
+    async def _connect(self) -> None:
+        lease = await acquire(self._redis, self.settings)
+        try:
+            store = self.new_store(lease.connection)
+            await store.open(self.durability)
+        except BaseException:
+            await lease.release()
+            raise
+        self._lease = lease
+        self._store = store
+        self._producer = Producer(store, self.durability, self._durability_timeout_ms, checked=True)
+        self._producers: dict[Durability | None, Producer] = {None: self._producer, self.durability: self._producer}
+        self._waiters = Waiters(store)
+        self._pager = Pager(store)
+
+    async def aclose(self) -> None:
+        """Finish what is being sent, and let the connection go."""
+        self._depth -= 1
+        if self._depth or self._store is None:
+            return
+        # first, so that an opening meanwhile makes its own
+        self._store = None
+        lease, waiters, producers = self._lease, self._waiters, set(self._producers.values())
+        try:
+            await waiters.aclose()
+            for producer in producers:
+                await producer.drain()
+        finally:
+            await lease.release()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the verbs can be used."""
+        return self._store is not None
+
+    @property
+    def store(self) -> Store:
+        """The verbs underneath.
+
+        :raises StoreError: the queue is not open.
+        """
+        if self._store is None:
+            raise StoreError(f"queue {self.name!r} is not open: use 'async with queue:' or 'await queue.open()'")
+        return self._store
+
+    def new_store(self, connection: Connection) -> Store:
+        """The same verbs on another connection; a worker's heartbeat thread has its own."""
+        clock = self.clock
+        return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
+
+    # -- producers -------------------------------------------------------------------------------------------------
+
+    def check(self, new: NewJob) -> None:
+        """Check a job before it is enqueued.
+
+        :raises InvalidJob: an option or the payload does not fit (``UnknownType``, ``PayloadTooLarge``).
+        """
+        size = len(bytes(new.payload))
+        if size > self.max_payload:
+            raise PayloadTooLarge(size, self.max_payload)
+        defaults = PLAIN
+        if self.tasks:
+            task = self.tasks.get(new.type)
+            if task is None:
+                raise UnknownType(new.type, list(self.tasks))
+            task.check(new.payload)
+            defaults = task.defaults
+        else:
+            check_type(new.type)
+        if new.options is not defaults and new.options is not self._checked:
+            check(new.options)
+            self._checked = new.options
+        if new.idempotency_key is not None:
+            check_key("idempotency key", new.idempotency_key)
+        if new.id is not None and not is_id(new.id):
+            raise InvalidJob(f"id {new.id[:80]!r} is not of the form of jobq.new_id()")
+
+    def _row(self, new: NewJob) -> Row:
+        now = self.store.now_ms()
+        # an id made here says the time already: 19 bytes less in every row
+        job_id, at = (new.id, now) if new.id else (new_id(now), 0)
+        options = new.options
+        spec = Spec(
+            new.type,
+            at,
+            new.payload,
+            options.priority,
+            options.delay,
+            options.attempts,
+            options.backoff,
+            options.timeout,
+            options.lifo,
+            options.key,
+            options.retention,
+            options.metadata,
+        )
+        try:
+            encoded = _encode(spec)
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidJob(f"the job has no JSON form: {error}") from None
+        words, fingerprint = "", "-"
+        if options.priority or options.lifo or options.delay or options.key or new.idempotency_key:
+            words = f"{options.priority} {int(options.lifo)} {options.delay}"
+            if options.key:
+                words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - {options.key}"
+            if new.idempotency_key:
+                # what makes two requests the same: everything but the time
+                fingerprint = hashlib.blake2b(_encode(msgspec.structs.replace(spec, at=0)), digest_size=9).hexdigest()
+                words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
+        return job_id, encoded, words, fingerprint
+
+    def _producer_for(self, durability: Durability | None) -> Producer:
+        """The one that waits for it; None: for what the queue says.
+
+        :raises InvalidJob: there is no such durability.
+        """
+        producer = self._producers.get(durability)
+        if producer is None:
+            assert durability is not None
+            check_durability(durability)
+            producer = Producer(self.store, durability, self._durability_timeout_ms, checked=durability == "none")
+            self._producers[durability] = producer
+        return producer
+
+    async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
+        """Check and enqueue one job, in one trip with whatever else is being enqueued.
+
+        ``durability``: what must be confirmed before this returns; None: what the queue says.
+
+        :raises InvalidJob: nothing was written.
+        :raises DurabilityRefused: the server cannot give it; nothing was written.
+        :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
+        :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
+        :raises StoreFull: Redis is at maxmemory; nothing was written.
+        """
+        self.check(new)
+        row = self._row(new)
+        producer = self._producer if durability is None else self._producer_for(durability)
+        return await producer.send(row)
+
+    async def submit_many(self, news: Sequence[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
+        """Check all, then enqueue all, hundreds a trip. ``durability``: as for ``submit``.
+
+        :raises InvalidJob: one does not fit; none was written (``IdempotencyConflict``: the others are).
+        :raises StoreError: some may be written.
+        """
+        for new in news:
+            self.check(new)
+        accepted: list[Accepted] = []
+        rows = [self._row(new) for new in news]
+        for answer in await self._producer_for(durability).send_many(rows):
+            if isinstance(answer, IdempotencyConflict):
+                raise answer
+            accepted.append(answer)
+        return accepted
+
+    async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
+        """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
+        accepted = await self.submit(new, durability=durability)
+        return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
+
+    async def send_many(
+        self, news: Sequence[NewJob], returns: Any = Any, *, durability: Durability | None = None
+    ) -> list[Job[Any]]:
+        """As ``submit_many``, answering with handles."""
+        accepted = await self.submit_many(news, durability=durability)
+        return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
+
+    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
+        """A job of a type whose handler's code need not be here.
+
+        :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
+        """
+        task = self.tasks.get(type)
+        options = merge(task.defaults if task else PLAIN, given)
+        try:
+            if isinstance(payload, msgspec.Raw):
+                # it becomes a part of the row as it stands: anything but one JSON value would spoil it
+                return NewJob(type, msgspec.json.decode(payload, type=msgspec.Raw), options)
+            return NewJob(type, msgspec.Raw(_encode({} if payload is None else payload)), options)
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
+
+    async def enqueue(
+        self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
+    ) -> Job[Any]:
+        """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
+
+        ``durability``: as for ``submit``.
+
+        :raises InvalidJob: nothing was written.
+        :raises StoreError: Redis is away or full.
+        """
+        return await self.send(self.new(type, payload, **given), durability=durability)
+
+    async def enqueue_many(self, jobs: Sequence[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+        """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
+
+        :raises InvalidJob: one does not fit; none was written.
+        """
+        return await self.send_many(jobs, durability=durability)

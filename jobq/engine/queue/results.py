@@ -1,0 +1,144 @@
+"""Waiting for jobs to end: thousands of waiters on one connection, no polling.
+
+One reader per queue follows the events stream while somebody waits. A waiter first has the reader's place in the stream
+fixed and only then asks for the job's state, so an end between the two cannot be missed. A reader that fell behind the
+trimmed stream, or lost its connection, asks again for every waiter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from jobq.engine.model.rows import read_errors, read_result
+from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Store
+
+BLOCK: Final = 5.0
+"""Seconds that one read of the stream may wait. Bounds how long a half-open socket goes unnoticed."""
+PAGE: Final = 200
+KILLED: Final = "Killed"
+"""The error type of a killed job."""
+
+Waiter = asyncio.Future[msgspec.Raw]
+
+
+class Waiters:
+    """The waiters of one queue in this process."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: dict[str, set[Waiter]] = {}
+        self._ask: list[str] = []
+        self._reader: asyncio.Task[None] | None = None
+        self._asker: asyncio.Task[None] | None = None
+        self._placed = asyncio.Event()
+
+    async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
+        """The job's result, as encoded JSON.
+
+        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
+        :raises JobNotFound: there is no such job, or it was removed while waiting.
+        :raises ResultTimeout: it had not ended after ``timeout`` seconds.
+        """
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_id, set()).add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                if self._reader is None or self._reader.done():
+                    self._placed.clear()
+                    self._reader = asyncio.create_task(self._read(), name="jobq-results")
+                await self._placed.wait()
+                self._ask_for([job_id])
+                return await waiter
+        except TimeoutError:
+            raise ResultTimeout(f"job {job_id} had not ended after {timeout} s; it goes on") from None
+        finally:
+            waiters = self._waiting.get(job_id)
+            if waiters is not None:
+                waiters.discard(waiter)
+                if not waiters:
+                    del self._waiting[job_id]
+
+    def _ask_for(self, ids: list[str]) -> None:
+        self._ask += ids
+        if self._asker is None or self._asker.done():
+            self._asker = asyncio.create_task(self._ask_all(), name="jobq-results-ask")
+
+    async def _ask_all(self) -> None:
+        while self._ask:
+            page, self._ask = self._ask[:PAGE], self._ask[PAGE:]
+            try:
+                answers = await self._store.do(self._store.results(page))
+            except StoreError as error:
+                for job_id in page:
+                    self._fail(job_id, error)
+                continue
+            for job_id, state, row in zip(page, answers[::2], answers[1::2], strict=True):
+                self._answer(job_id, state, row)
+
+    def _answer(self, job_id: str, state: bytes, row: bytes) -> None:
+        if state == b"completed":
+            result = read_result(row).result if row else msgspec.Raw(b"null")
+            for waiter in self._waiting.get(job_id, ()):
+                if not waiter.done():
+                    waiter.set_result(result)
+        elif state == b"failed":
+            errors = read_errors(row)
+            last = errors[-1] if errors else None
+            kind = JobKilled if last and last.type == KILLED else JobFailed
+            self._fail(
+                job_id,
+                kind(job_id, last.type, last.message, last.traceback)
+                if last
+                else JobFailed(job_id, "unknown", "no record"),
+            )
+        elif state == b"gone":
+            self._fail(job_id, JobNotFound(job_id))
+
+    def _fail(self, job_id: str, error: Exception) -> None:
+        for waiter in self._waiting.get(job_id, ()):
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def _read(self) -> None:
+        """Follow the stream until nobody waits."""
+        place: bytes | None = None
+        failures = 0
+        while self._waiting:
+            try:
+                if place is None:
+                    place = await self._store.last_event()
+                    self._placed.set()
+                    self._ask_for(list(self._waiting))
+                place, entries, behind = await self._store.events(place, block=BLOCK)
+            except StoreError:
+                # the place is lost with the connection: take a new one, then ask for everybody
+                place = None
+                failures += 1
+                self._placed.set()
+                await asyncio.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)))
+                continue
+            failures = 0
+            if behind:
+                self._ask_for(list(self._waiting))
+                continue
+            ended: list[str] = []
+            for entry in entries:
+                for ids in entry[1::2]:
+                    ended += [job_id for job_id in ids.decode().split(" ") if job_id in self._waiting]
+            if ended:
+                self._ask_for(ended)
+
+    async def aclose(self) -> None:
+        """Stop reading; waiters get a ``StoreError``."""
+        for task in (self._reader, self._asker):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        for job_id in list(self._waiting):
+            self._fail(job_id, StoreUnavailable("the queue was closed while waiting for the result"))

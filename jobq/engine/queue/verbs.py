@@ -1,0 +1,231 @@
+"""What operators ask of a queue and do to it: every verb beyond producing and running."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.job import AttemptError, JobRow, LogLine, Options, Page, Seconds, State, Stats, WorkerRow
+from jobq.engine.model.options import check, to_ms
+from jobq.engine.model.rows import job_row, read_logs, read_stats, worker_row
+from jobq.engine.queue.results import KILLED
+from jobq.errors import JobNotFound, WrongState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.queue.pages import Pager
+    from jobq.engine.queue.results import Waiters
+    from jobq.engine.store import Call, Store
+
+log = get_logger("jobq.queue")
+
+_encode = msgspec.json.Encoder().encode
+
+_LEADS_TO = {
+    "kill": (State.FAILED,),
+    "retry": (State.WAITING, State.ACTIVE, State.DELAYED),
+    "promote": (State.WAITING, State.ACTIVE),
+}
+"""Where a job may stand soon after a verb has moved it."""
+
+
+class Verbs(ABC):
+    """The verbs of one open queue."""
+
+    name: str
+    _pager: Pager
+    _waiters: Waiters
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath.
+
+        :raises StoreError: the queue is not open.
+        """
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> JobRow:
+        """All there is to know of a job.
+
+        :raises JobNotFound: never enqueued, removed, or past its retention.
+        """
+        row = (await self.store.do(self.store.rows([job_id])))[0]
+        if not row or row[3] is None:
+            raise JobNotFound(job_id)
+        return job_row(self.name, job_id, row)
+
+    async def page(
+        self,
+        state: State | None = None,
+        *,
+        type: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
+
+        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
+        """
+        _ = self.store
+        return await self._pager.page(state, type, limit, cursor)
+
+    async def logs(self, job_id: str) -> list[LogLine]:
+        """What the job's handler logged.
+
+        :raises JobNotFound: there is no such job.
+        """
+        lines = read_logs(await self.store.logs(job_id))
+        if not lines:
+            await self.get(job_id)
+        return lines
+
+    async def stats(self) -> Stats:
+        """Counts, totals, latencies and the last hour's minutes."""
+        return read_stats(self.name, await self.store.do(self.store.stats()))
+
+    async def workers(self) -> list[WorkerRow]:
+        """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
+        rows = [worker_row(info, seen) for info, seen in await self.store.workers()]
+        return sorted(rows, key=lambda row: -row.seen)
+
+    async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
+        """Wait for the job's end; its result as encoded JSON.
+
+        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
+        :raises JobNotFound: never enqueued, removed, or past its retention.
+        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        """
+        _ = self.store
+        return await self._waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
+
+    async def ready(self) -> None:
+        """Run a script on Redis.
+
+        :raises StoreError: it did not run.
+        """
+        await self.store.do(self.store.stats())
+
+    async def queues(self) -> list[str]:
+        """Names of all queues under the prefix."""
+        return await self.store.queues()
+
+    # -- operators -------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """No worker claims from now on. Running jobs go on; no job moves."""
+        if await self.store.do(self.store.pause()):
+            log.info("paused", queue=self.name)
+
+    async def resume(self) -> None:
+        """Claims go on."""
+        if await self.store.do(self.store.resume()):
+            log.info("resumed", queue=self.name)
+
+    async def kill(self, job_id: str) -> None:
+        """An unfinished job goes to failed as killed; a running handler is stopped.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is finished.
+        """
+        record = AttemptError(attempt=0, at=self.store.now_ms(), type=KILLED, message="killed by an operator")
+        await self._move(self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active"))
+
+    async def remove(self, job_id: str) -> None:
+        """A job that is not running goes, with everything that is known of it.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is active: kill it first.
+        """
+        await self._move(
+            self.store.remove([job_id]),
+            job_id,
+            "remove",
+            ("waiting", "delayed", "completed", "failed"),
+            "kill it first",
+        )
+
+    async def retry(self, job_id: str) -> None:
+        """A finished job goes back to waiting, with fresh attempts.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is not finished, or another job holds its key now.
+        """
+        await self._move(self.store.rerun([job_id]), job_id, "retry", ("failed", "completed"))
+
+    async def promote(self, job_id: str) -> None:
+        """A delayed job runs now.
+
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is not delayed.
+        """
+        await self._move(self.store.hasten([job_id]), job_id, "promote", ("delayed",))
+
+    async def reprioritise(self, job_id: str, priority: int) -> None:
+        """Another priority for a job that has not started; it keeps its place in time.
+
+        :raises InvalidJob: the priority is out of range.
+        :raises JobNotFound: there is no such job.
+        :raises WrongState: it is running or finished.
+        """
+        check(Options(priority=priority))
+        call = self.store.reprioritise([job_id], priority)
+        await self._move(call, job_id, "reprioritise", ("waiting", "delayed"))
+
+    async def _move(
+        self, call: Call[list[str]], job_id: str, verb: str, allowed: tuple[str, ...], hint: str = ""
+    ) -> None:
+        state = (await self.store.do(call))[0]
+        if state.startswith("key "):
+            raise WrongState(job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key")
+        if not state:
+            try:
+                row = await self.get(job_id)
+            except JobNotFound:
+                if call.again and verb == "remove":
+                    return
+                raise
+            if call.again and row.state in _LEADS_TO.get(verb, ()):
+                # an earlier sending was executed and its reply lost: this one found nothing left to do
+                return
+            raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
+        log.debug(verb, queue=self.name, job_id=job_id, was=state)
+
+    async def retry_all(
+        self,
+        state: State = State.FAILED,
+        *,
+        older_than: Seconds | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Retry the finished jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+
+        Jobs that finish while it runs are left alone. Returns how many went back to waiting.
+
+        :raises InvalidQuery: the state is not failed or completed.
+        """
+        _ = self.store
+        return await self._pager.sweep(state, "retry", self.store.rerun, older_than, limit, progress)
+
+    async def remove_all(
+        self,
+        state: State,
+        *,
+        older_than: Seconds | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Remove the jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+
+        ``older_than`` (seconds): finished, or due, at least that long ago. Returns how many went.
+
+        :raises InvalidQuery: the state is active, or an age is given for waiting.
+        """
+        _ = self.store
+        return await self._pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)

@@ -1,0 +1,61 @@
+"""The scripts: found in the wheel or the checkout, read once, their headers parsed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_KEYS = re.compile(r"^-- KEYS (.+)$", re.MULTILINE)
+
+
+class Script(msgspec.Struct, frozen=True):
+    """One atomic move. ``keys`` are the columns it declares, in order; ``few`` of them stand before the semicolon."""
+
+    name: str
+    source: bytes
+    sha: str
+    keys: tuple[str, ...]
+    few: int
+
+    def columns(self, *, short: bool) -> tuple[str, ...]:
+        """The columns that a call names: all, or for a short one those before the semicolon."""
+        return self.keys[: self.few] if short else self.keys
+
+
+def folder() -> Traversable:
+    """Where the scripts are: inside the wheel as ``jobq/_lua``, in a checkout as ``scripts/lua``."""
+    installed = files("jobq").joinpath("_lua")
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "scripts" / "lua"
+
+
+def parse(name: str, source: bytes) -> Script:
+    """Read a script's header.
+
+    :raises ValueError: there is no KEYS line.
+    """
+    found = _KEYS.search(source.decode())
+    if not found:
+        raise ValueError(f"{name}.lua has no '-- KEYS' line")
+    # EVALSHA's name for a script; not a matter of security
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    few, *more = (half.split() for half in found[1].split(";"))
+    return Script(name=name, source=source, sha=sha, keys=tuple(sum(more, few)), few=len(few))
+
+
+@cache
+def scripts() -> dict[str, Script]:
+    """All scripts by name."""
+    return {
+        entry.name.removesuffix(".lua"): parse(entry.name.removesuffix(".lua"), entry.read_bytes())
+        for entry in folder().iterdir()
+        if entry.name.endswith(".lua")
+    }

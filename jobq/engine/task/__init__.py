@@ -1,0 +1,1 @@
+"""What a handler is and what it gets: task, registry, signature, context, injection."""

@@ -1,0 +1,105 @@
+"""What a handler can know and say of its own run, and what can be injected into it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from jobq.engine.model.ids import time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.model.job import Spec
+
+T = TypeVar("T")
+
+_encode = msgspec.json.Encoder().encode
+
+current: ContextVar[Context] = ContextVar("jobq_context")
+"""The run that this code belongs to; set while a handler runs."""
+
+
+class Context:
+    """One run of one job. A parameter annotated ``Context`` gets it.
+
+    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``enqueued_at`` is unix ms. ``fence`` only grows from
+    run to run: a database that refuses a lower one than it has seen for a job refuses a run that was replaced.
+    ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
+    """
+
+    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "spec", "worker")
+
+    def __init__(
+        self,
+        id: str,
+        queue: str,
+        spec: Spec,
+        attempt: int,
+        worker: str,
+        fence: int,
+        say: Callable[[Context, Literal["progress", "log"], bytes | str], None],
+    ) -> None:
+        self.id = id
+        self.queue = queue
+        self.spec = spec
+        self.attempt = attempt
+        self.worker = worker
+        self.fence = fence
+        self.lost = False
+        """True once the job was killed or its lease ran out: whatever the handler still does counts for nothing.
+        A thread cannot be stopped; long sync handlers look here from time to time."""
+        self._say = say
+
+    @property
+    def type(self) -> str:
+        """The job's type."""
+        return self.spec.type
+
+    @property
+    def attempts(self) -> int:
+        """Total number of runs allowed."""
+        return self.spec.attempts
+
+    @property
+    def enqueued_at(self) -> int:
+        """Unix ms."""
+        return self.spec.at or time_of(self.id)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the producer attached."""
+        return self.spec.metadata or {}
+
+    def progress(self, value: Any) -> None:
+        """Say how far the job is: any JSON value, often a number 0..100. The last word counts.
+
+        :raises TypeError: the value has no JSON form.
+        """
+        self._say(self, "progress", _encode(value))
+
+    def log(self, message: str) -> None:
+        """Write a line into the job's own log, which ``GET /jobs/{id}/logs`` and ``jobq logs`` show."""
+        self._say(self, "log", message)
+
+
+class Depends(Generic[T]):
+    """``Annotated[Pool, Depends(connect)]``: the parameter gets what ``connect`` gives.
+
+    ``connect`` may be a function, a coroutine function, or a (sync or async) generator function that yields once; its
+    own parameters may be ``Context`` (scope "run" only) or ``Depends``. Scope "run": anew for each run, closed after
+    it. Scope "worker": once per worker (with ``isolate="process"`` per child), at the first use, closed at its end.
+    """
+
+    __slots__ = ("call", "scope")
+
+    def __init__(self, call: Callable[..., Any], *, scope: Literal["run", "worker"] = "run") -> None:
+        self.call = call
+        self.scope: Literal["run", "worker"] = scope
+
+
+inject: Any = None
+"""A default for injected parameters, so that type checkers let callers leave them out:
+``async def report(rows: int, ctx: Context = inject)``."""

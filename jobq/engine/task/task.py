@@ -1,0 +1,130 @@
+"""A task: a handler with its type's name, its options, and the typed doors to enqueue it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Unpack
+
+import msgspec
+
+from jobq.engine.model.job import Durability, NewJob, Options
+from jobq.engine.model.options import Given, check_type, merge
+from jobq.engine.task.signature import Signature
+from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from jobq.engine.queue.handle import Job
+    from jobq.engine.queue.queue import Queue
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Kind = Literal["async", "thread", "process"]
+
+
+class Task(Generic[P, R]):
+    """Made by ``@queue.task``. Calling it calls the handler, in this process, without any queue.
+
+    ``kind``: ``async def`` runs on the event loop, ``def`` in a thread, ``isolate="process"`` in a child process.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        fn: Callable[P, Any],
+        name: str,
+        defaults: Options,
+        isolate: Literal["process"] | None,
+    ) -> None:
+        check_type(name)
+        self.queue = queue
+        self.fn = fn
+        self.name = name
+        self.defaults = defaults
+        self.signature = Signature(fn)
+        self.kind: Kind = "process" if isolate else "async" if inspect.iscoroutinefunction(fn) else "thread"
+        if isolate and "<locals>" in fn.__qualname__:
+            raise TypeError(f"{fn.__qualname__}: a child process can only find handlers at the top level of a module")
+        self.__doc__ = fn.__doc__
+        self.__wrapped__ = fn
+
+    def __repr__(self) -> str:
+        return f"<Task {self.queue.name}:{self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the handler itself."""
+        return self.fn(*args, **kwargs)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the payload."""
+        return msgspec.json.schema(self.signature.struct)
+
+    def check(self, payload: bytes | msgspec.Raw) -> None:
+        """Validate a payload against the signature.
+
+        :raises InvalidJob: it does not fit.
+        """
+        try:
+            self.signature.decode(payload)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise InvalidJob(f"payload of {self.name!r}: {error}") from None
+
+    def new(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> NewJob:
+        """A job with these arguments; the queue checks them against the signature before it enqueues.
+
+        :raises InvalidJob: they are not arguments of the handler, or have no JSON form.
+        """
+        try:
+            payload = self.signature.encode(args, kwargs)
+        except TypeError as error:
+            raise InvalidJob(f"payload of {self.name!r}: {error}") from None
+        return NewJob(self.name, msgspec.Raw(payload), options)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueue a run with these arguments.
+
+        :raises InvalidJob: they do not fit the signature.
+        :raises StoreError: Redis is away or full; repeating is harmless only with a ``key``.
+        """
+        return await self.queue.send(self.new(args, kwargs, self.defaults), self.signature.returns)
+
+    def options(self, *, durability: Durability | None = None, **given: Unpack[Given]) -> Bound[P, R]:
+        """The same task with other options: ``await send.options(delay=5).enqueue(...)``.
+
+        ``durability``: what must be confirmed before its enqueues return; None: what the queue says.
+
+        :raises InvalidJob: an option is out of its range.
+        """
+        return Bound(self, merge(self.defaults, given), durability)
+
+    async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+        """Enqueue one run per dict of arguments, hundreds a trip.
+
+        :raises InvalidJob: one does not fit the signature; none was enqueued.
+        """
+        return await Bound(self, self.defaults).enqueue_many(jobs)
+
+
+class Bound(Generic[P, R]):
+    """A task with options of its own."""
+
+    __slots__ = ("_durability", "_options", "_task")
+
+    def __init__(self, task: Task[P, R], options: Options, durability: Durability | None = None) -> None:
+        self._task = task
+        self._options = options
+        self._durability: Durability | None = durability
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As ``Task.enqueue``."""
+        task = self._task
+        new = task.new(args, kwargs, self._options)
+        return await task.queue.send(new, task.signature.returns, durability=self._durability)
+
+    async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+        """As ``Task.enqueue_many``."""
+        task = self._task
+        news = [task.new((), dict(job), self._options) for job in jobs]
+        return await task.queue.send_many(news, task.signature.returns, durability=self._durability)

@@ -1,0 +1,1 @@
+"""Running: worker, pool, sources, runs, heartbeat, sweeper, child processes."""

@@ -1,0 +1,78 @@
+"""Jobs claimed ahead of a free slot: short ones, and for a few ms, so that none waits here for an idle worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+    from jobq.engine.worker.run import Run
+
+HOLD_SECONDS: Final = 0.01
+"""A job that has not started by then goes back, for a worker that is idle."""
+
+
+class Buffer:
+    """First in, first out. ``overdue`` is called when the first has waited for too long."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, overdue: Callable[[], None]) -> None:
+        self._loop = loop
+        self._overdue = overdue
+        self._runs: deque[Run] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def extend(self, runs: Iterable[Run]) -> None:
+        """Put runs at the end."""
+        self._runs.extend(runs)
+
+    def pop(self) -> Run | None:
+        """The first; None: there is none. The heartbeat's thread may take from it at any time, so nobody asks first."""
+        try:
+            return self._runs.popleft()
+        except IndexError:
+            return None
+
+    def remove(self, run: Run) -> bool:
+        """Take a run out; False: it is not there."""
+        try:
+            self._runs.remove(run)
+        except (ValueError, IndexError):  # IndexError: the heartbeat's thread took from it meanwhile
+            return False
+        return True
+
+    def take_all(self) -> list[Run]:
+        """Take everything out, to hand it back. Safe from any thread."""
+        runs: list[Run] = []
+        while (run := self.pop()) is not None:
+            run.ended = True
+            run.reason = "shutdown"
+            runs.append(run)
+        return runs
+
+    def watch(self) -> None:
+        """See to it that nothing waits for too long."""
+        if self._runs and self._timer is None:
+            self._timer = self._loop.call_later(HOLD_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        try:
+            waited = perf_counter() - self._runs[0].claimed
+        except IndexError:
+            return
+        if waited < HOLD_SECONDS:
+            self._timer = self._loop.call_later(HOLD_SECONDS - waited, self._look)
+        else:
+            self._overdue()
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,95 @@
+"""The sweeper: recovers jobs whose lease ran out, and keeps what is finished within its bounds.
+
+Every worker has one. A recovered job is a failed attempt like any other: ``judge`` decides, the pool settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.outcome import LeaseExpired
+from jobq.engine.model.rows import read_spec
+from jobq.engine.worker.source import TRIM_PAGE
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from jobq.engine.worker.pool import Pool
+    from jobq.engine.worker.source import Source
+
+log = get_logger("jobq.sweeper")
+
+PAGE: Final = 100
+TIDY_SECONDS: Final = 15.0
+
+
+def interval(lease_ms: int) -> float:
+    """Seconds between two sweeps of one worker: a share of the lease, at most five."""
+    return min(5.0, lease_ms / 6000)
+
+
+class Sweeper:
+    """Sweeps the sources of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lease_ms = pool.lease_ms
+        self._interval = interval(pool.lease_ms)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        tidied = float("-inf")
+        while True:
+            # apart from the other workers' sweeps
+            await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
+            for source in self._pool.sources:
+                try:
+                    while await self.reap(source):
+                        pass
+                    if perf_counter() - tidied > TIDY_SECONDS:
+                        await self.tidy(source)
+                except StoreError as error:
+                    log.warning("sweep failed; tried again", queue=source.name, error=str(error))
+            if perf_counter() - tidied > TIDY_SECONDS:
+                tidied = perf_counter()
+
+    async def reap(self, source: Source) -> int:
+        """Recover up to a page of jobs whose lease ran out. Returns how many."""
+        claimed = await source.store.do(
+            source.store.reap(
+                PAGE,
+                self._lease_ms,
+                self._pool.worker,
+                gap_ms=max(round(self._interval * 3000), 1000),
+                grace_ms=round(self._lease_ms / 3),
+            )
+        )
+        if claimed is None:
+            return 0
+        for run, holder in zip(source.took(claimed, perf_counter()), claimed.holders, strict=True):
+            # never started here: only its outcome is settled
+            run.ended = True
+            worker = holder.partition(b" ")[2].decode() if holder else "unknown"
+            try:
+                run.spec = read_spec(run.raw)
+            except Exception:  # noqa: BLE001 - an unreadable row still has to end somewhere
+                log.warning("unreadable job", queue=source.name, job_id=run.id.decode())
+            source.failed(
+                run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network")
+            )
+        return len(claimed.ids)
+
+    async def tidy(self, source: Source) -> None:
+        """Remove what is past its retention, in pages."""
+        store, queue = source.store, source.queue
+        while (
+            await store.do(store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))
+            == TRIM_PAGE
+        ):
+            pass
+        while await store.do(store.expire(TRIM_PAGE)) == TRIM_PAGE:
+            pass
+        await store.look_at_clock()
