@@ -96,7 +96,7 @@ async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds 
                 while True:
                     if include_delayed:
                         for queue in queues:
-                            await _hasten(queue)
+                            await _promote_delayed(queue)
                     earlier, after = after, await _look(queues)
                     # queues are looked at one by one: a job that ended between two looks may have filled the other
                     if not any(map(_busy, [*earlier, *after])) and [*map(_ends, earlier)] == [*map(_ends, after)]:
@@ -128,7 +128,7 @@ def _ends(stats: Stats) -> tuple[int, int, int]:
     return stats.completed_total, stats.failed_total, stats.retried_total
 
 
-async def _hasten(queue: Queue) -> None:
+async def _promote_delayed(queue: Queue) -> None:
     """Delayed jobs run now, but for those whose type has no handler here: they would come back for ever."""
     cursor = None
     while True:

@@ -39,10 +39,10 @@ FENCE = "redis.call('HGET', leases, id) == token"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
 HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
 SABOTAGES = [
-    *[Break(name, "fence not checked", FENCE, "true") for name in ("retry", "fail", "release", "defer")],
+    *[Break(name, "fence not checked", FENCE, "true") for name in ("reschedule", "fail", "release", "defer")],
     *[
         Break(name, "any lease will do", FENCE, "redis.call('HEXISTS', leases, id) == 1")
-        for name in ("retry", "fail", "release", "defer")
+        for name in ("reschedule", "fail", "release", "defer")
     ],
     *[Break(name, "fence not checked", SAID, "true") for name in ("progress", "log")],
     Break("complete", "fence not checked", "held[k] == token", "true"),
@@ -101,22 +101,22 @@ SABOTAGES = [
     Break("enqueue", "LIFO is FIFO", "lifo and -redis", "lifo and redis"),
     Break("enqueue", "priorities collide", "priority * SPAN", "priority * MIDDLE"),
     Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
-    Break("promote", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
-    Break("promote", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
-    Break("promote", "priority forgotten", "tonumber(priority) * 4398046511104 +", ""),
-    Break("promote", "due times rounded down", "math.ceil(", "math.floor("),
+    Break("forward", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
+    Break("forward", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
+    Break("forward", "priority forgotten", "tonumber(priority) * 4398046511104 +", ""),
+    Break("forward", "due times rounded down", "math.ceil(", "math.floor("),
     Break("release", "to the back", "-redis.call('HINCRBY', meta, 'lifo'", "redis.call('HINCRBY', meta, 'fifo'"),
     Break("release", "in reverse", "for i = #ARGV - 1, 2, -2 do", "for i = 2, #ARGV, 2 do"),
-    Break("retry", "the delay forgotten", "now + delay, id", "now, id"),
-    Break("retry", "reasons without bound", "#text > 65536", "#text > 1e9"),
+    Break("reschedule", "the delay forgotten", "now + delay, id", "now, id"),
+    Break("reschedule", "reasons without bound", "#text > 65536", "#text > 1e9"),
     Break("fail", "reasons without bound", "#text > 65536", "#text > 1e9"),
     Break("kill", "reasons without bound", "#text > 65536", "#text > 1e9"),
     Break("log", "lines without bound", "if #text > 65536 then", "if #text > 1e9 then"),
     Break("defer", "the time does not double", "2 ^ math.min(times - 1, 40)", "1"),
     Break("defer", "the others hear of it a minute late", "math.min(soonest, delay)", "soonest"),
     Break("kill", "finished ones too", "elseif redis.call('ZREM', active, id) == 1 then", "else"),
-    Break("rerun", "a rival is not asked", "local other = rival(id)", "local other = nil"),
-    Break("rerun", "unfinished ones too", "if set then", "if true then"),
+    Break("retry", "a rival is not asked", "local other = rival(id)", "local other = nil"),
+    Break("retry", "unfinished ones too", "if set then", "if true then"),
     Break("remove", "another's key is taken along", "if holder == id then", "if holder then"),
     Break("remove", "the last column overlooked", "for i = 10, #KEYS do", "for i = 10, #KEYS - 1 do"),
     Break("trim", "the last column overlooked", "for i = 6, #KEYS do", "for i = 6, #KEYS - 1 do"),
@@ -127,7 +127,7 @@ SABOTAGES = [
     Break("expire", "a millisecond early", "'-inf', now, 'BYSCORE'", "'-inf', now + 1, 'BYSCORE'"),
     Break("reprioritise", "the place in time is lost", "% 4398046511104", "% 1"),
     Break("reprioritise", "LIFO is lost", "ARGV[2] .. lifo", "ARGV[2]"),
-    Break("hasten", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
+    Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
     Break("pause", "16 digits concatenated", "string.format('%.0f', now)", "'' .. now"),
     Break("page", "the cursor's own job again", "start = rank + 1", "start = rank"),
     Break("page", "ties behind a vanished job passed over", "set, '-inf', '(' .. ARGV[6])", "set, '-inf', ARGV[6])"),

@@ -21,7 +21,7 @@ from jobq.engine.model.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.store import lua
 from jobq.engine.store.link import pack
 from jobq.engine.worker.outbox import FAIL_MAX, HAND_BACK_MAX
-from jobq.engine.worker.pool import CLAIM_MAX, PROMOTE_MAX
+from jobq.engine.worker.pool import CLAIM_MAX, FORWARD_MAX
 from jobq.engine.worker.source import LOG_LINE_MAX
 from jobq.engine.worker.sweeper import PAGE
 from tests.chaos.conftest import free_port
@@ -289,8 +289,8 @@ async def settles(queue: Queue) -> None:
         await store.do(store.progress([word for pair in pairs for word in (*pair, b"50")]))
         await store.do(store.log([word for pair in pairs for word in (*pair, line)]))
         if attempt < 11:
-            await store.do(store.retry([word for pair in pairs for word in (*pair, attempt, 0, record)]))
-            while (await store.do(store.promote(PROMOTE_MAX)))[0]:
+            await store.do(store.reschedule([word for pair in pairs for word in (*pair, attempt, 0, record)]))
+            while (await store.do(store.forward(FORWARD_MAX)))[0]:
                 pass
         else:
             await store.do(store.fail([word for pair in pairs for word in (*pair, attempt, record, "")]))

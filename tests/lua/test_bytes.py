@@ -41,8 +41,8 @@ async def test_any_bytes(bench: Bench):
     assert claimed.specs == [BINARY]
     await do(store.progress(["a", claimed.token, BINARY]))
     await do(store.log(["a", claimed.token, BINARY]))
-    await do(store.retry(["a", claimed.token, 1, 0, BINARY]))
-    await do(store.promote(1))
+    await do(store.reschedule(["a", claimed.token, 1, 0, BINARY]))
+    await do(store.forward(1))
     claimed = await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False))
     assert claimed is not None
     await do(store.complete(["a", claimed.token, BINARY, ""], []))

@@ -1,4 +1,4 @@
-"""kill, rerun, remove: what operators do to a job, in whatever state it is."""
+"""kill, retry, remove: what operators do to a job, in whatever state it is."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ async def test_the_worker_is_told(bench: Bench, heard: list[bytes], until):
     assert heard == [b"kill a 5 w", b"kill b 5 w"]
 
 
-async def test_killed_and_rerun_over_and_over_the_reasons_stay_bounded(bench: Bench):
+async def test_killed_and_retried_over_and_over_the_reasons_stay_bounded(bench: Bench):
     await bench.seed(waiting("a"))
     record = b"x" * 8000
     for _ in range(20):
         assert await bench.do(bench.store.kill(["a"], record)) == ["waiting"]
-        assert await bench.do(bench.store.rerun(["a"])) == ["failed"]
+        assert await bench.do(bench.store.retry(["a"])) == ["failed"]
     assert len((await bench.dump())["errors"]["a"]) <= 65536
 
 
-def rerun(*ids: str):
-    return lambda store: store.rerun(list(ids))
+def retry(*ids: str):
+    return lambda store: store.retry(list(ids))
 
 
 @table(
@@ -90,7 +90,7 @@ def rerun(*ids: str):
                 {"attempts": {"a": "3"}, "errors": {"a": "e1"}, "progress": {"a": "9"}, "unserved": {"a": "2"}},
                 {"expires": {"a": 9000, "b": 9000}, "meta": {"fifo": "1"}},
             ),
-            rerun("a"),
+            retry("a"),
             {"failed": {"b": 900}, "waiting": {"w": place(1), "a": place(2)}, "meta": {"fifo": "2"}}
             | {"attempts": {}, "progress": {}, "unserved": {}, "expires": {"b": 9000}}
             | WAKE,
@@ -99,21 +99,21 @@ def rerun(*ids: str):
         Case(
             "from completed, without the old result",
             standing("completed", "a") | {"results": {"a": "r"}, "priorities": {"a": "-5"}},
-            rerun("a"),
+            retry("a"),
             {"completed": {}, "results": {}, "waiting": {"a": place(1, -5)}, "meta": {"fifo": "1"}} | WAKE,
             ["completed"],
         ),
         Case(
             "LIFO to the front again",
             standing("completed", "a") | {"priorities": {"a": "2L"}},
-            rerun("a"),
+            retry("a"),
             {"completed": {}, "waiting": {"a": place(-1, 2)}, "meta": {"lifo": "1"}} | WAKE,
             ["completed"],
         ),
         Case(
             "what is unfinished or unknown is left alone",
             also(waiting("a"), standing("delayed", "b"), held("c"), standing("blocked", "d")),
-            rerun("a", "b", "c", "d", "nobody"),
+            retry("a", "b", "c", "d", "nobody"),
             {},
             ["", "", "", "", ""],
         ),
@@ -121,7 +121,7 @@ def rerun(*ids: str):
             "its key is its own again",
             also(standing("failed", "a"), standing("completed", "b"))
             | {"keys": {"a": "k\nl", "b": "k"}, "unique": {"k": "b f00", "l": "a -"}},
-            rerun("a"),
+            retry("a"),
             {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "a -", "l": "a -"}}
             | WAKE,
             ["failed"],
@@ -129,14 +129,14 @@ def rerun(*ids: str):
         Case(
             "a key that another unfinished job holds is in the way",
             also(standing("failed", "a"), held("b")) | {"keys": {"a": "l\nk", "b": "k"}, "unique": {"k": "b -"}},
-            rerun("a"),
+            retry("a"),
             {},
             ["key b"],
         ),
         Case(
             "two with one key: the first",
             standing("failed", "a", "b") | {"keys": {"a": "k", "b": "k"}, "unique": {"k": "b -"}},
-            rerun("a", "b"),
+            retry("a", "b"),
             {"failed": {"b": 900}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "a -"}} | WAKE,
             ["failed", "key a"],
         ),
@@ -144,13 +144,13 @@ def rerun(*ids: str):
             "a key with a time of its own is not in the way, and stays whose it is",
             also(standing("failed", "a"), held("b"))
             | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b f00"}, "unique_until": {"k": 9000}},
-            rerun("a"),
+            retry("a"),
             {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}} | WAKE,
             ["failed"],
         ),
     ]
 )
-async def test_rerun(case: Case, bench: Bench):
+async def test_retry(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -158,24 +158,24 @@ async def test_a_key_with_a_time_is_nobodys_rival(bench: Bench):
     """The job's own key had its time; that another job took it without one is no reason to wait."""
     before = also(standing("failed", "a"), held("b"), {"keys": {"a": "\tk\nl", "b": "k"}, "unique": {"k": "b -"}})
     changes = {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "b -", "l": "a -"}}
-    await bench.check(Case("", before, rerun("a"), changes | WAKE, ["failed"]))
+    await bench.check(Case("", before, retry("a"), changes | WAKE, ["failed"]))
 
 
 @pytest.mark.parametrize("rival", ["waiting", "delayed", "active", "blocked"])
 async def test_any_unfinished_rival_is_in_the_way(rival: str, bench: Bench):
     before = also(standing("failed", "a"), standing(rival, "b"), {"keys": {"a": "k"}, "unique": {"k": "b -"}})
-    await bench.check(Case("", before, rerun("a"), {}, ["key b"]))
+    await bench.check(Case("", before, retry("a"), {}, ["key b"]))
 
 
 async def test_a_key_whose_time_is_over_does_not_come_back_with_its_job(bench: Bench):
-    """``key_ttl`` runs from the enqueue; a rerun a day later must not hold the key while it is unfinished."""
+    """``key_ttl`` runs from the enqueue; a retry a day later must not hold the key while it is unfinished."""
     do, store = bench.do, bench.store
     await do(store.enqueue(["a", "A", "0 0 0\n500 f00 k"]))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
     await do(store.fail(["a", token, 1, "e", ""]))
     bench.now = 9000
     assert await do(store.expire(100)) == 1
-    assert await do(store.rerun(["a"])) == ["failed"]
+    assert await do(store.retry(["a"])) == ["failed"]
     assert await do(store.enqueue(["b", "B", "0 0 0\n500 f11 k"])) == []
 
 
@@ -217,12 +217,12 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
     await do(store.progress(["a", token, "1"]))
     await do(store.log(["a", token, "line"]))
-    await do(store.retry(["a", token, 1, 0, "e1"]))
-    await do(store.promote(5))
+    await do(store.reschedule(["a", token, 1, 0, "e1"]))
+    await do(store.forward(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[0]
     await do(store.defer(["a", token], 1, 1, b"[]"))
     bench.now += 1
-    await do(store.promote(5))
+    await do(store.forward(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 3, repeated=False)))[0]
     await do(store.complete(["a", token, "r", 500], []))
     assert await do(store.remove(["a", "b"])) == ["completed", "delayed"]
@@ -253,10 +253,10 @@ async def test_remove(case: Case, bench: Bench):
     await bench.check(case)
 
 
-@pytest.mark.parametrize("verb", ["kill", "remove", "rerun", "hasten"])
+@pytest.mark.parametrize("verb", ["kill", "remove", "retry", "promote"])
 async def test_repeated_it_changes_nothing(verb: str, bench: Bench):
     """The reply was lost: sent again, it finds its own work done."""
-    before = {"kill": waiting("a"), "remove": waiting("a"), "rerun": standing("failed", "a")}
+    before = {"kill": waiting("a"), "remove": waiting("a"), "retry": standing("failed", "a")}
     await bench.seed(before.get(verb, standing("delayed", "a")))
 
     def call():
@@ -277,7 +277,7 @@ async def test_a_killed_or_removed_job_does_not_come_back_by_a_late_settle(verb:
         await do(store.remove(["a"]))
     after = await bench.dump()
     assert await do(store.complete(["a", TOKEN, "r", ""], [])) == [0, ["a"]]
-    assert await do(store.retry(["a", TOKEN, 1, 0, "e"])) == ["a"]
+    assert await do(store.reschedule(["a", TOKEN, 1, 0, "e"])) == ["a"]
     assert await do(store.release(["a", TOKEN])) == ["a"]
     assert await bench.dump() == after
     if verb == "remove":

@@ -1,4 +1,4 @@
-"""promote, hasten, reprioritise, pause, resume: moves that need no lease."""
+"""forward, promote, reprioritise, pause, resume: moves that need no lease."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from columns import also
 from table import WAKE, Bench, Case, held, jobs, place, standing, table, waiting
 
 
-def promote(limit: int):
-    return lambda store: store.promote(limit)
+def forward(limit: int):
+    return lambda store: store.forward(limit)
 
 
 DUE = jobs("a", "b", "c") | {"delayed": {"b": 998, "a": 999, "c": 1000}}
@@ -18,19 +18,19 @@ DUE = jobs("a", "b", "c") | {"delayed": {"b": 998, "a": 999, "c": 1000}}
 
 @table(
     [
-        Case("nothing is delayed", {}, promote(10), {}, [0, -1]),
-        Case("nothing is due: ms until the first", standing("delayed", "a", score=1001), promote(10), {}, [0, 1]),
+        Case("nothing is delayed", {}, forward(10), {}, [0, -1]),
+        Case("nothing is due: ms until the first", standing("delayed", "a", score=1001), forward(10), {}, [0, 1]),
         Case(
             "a due time with a fraction is not called early",
             standing("delayed", "a", score=1001.5),  # type: ignore[arg-type]
-            promote(10),
+            forward(10),
             {},
             [0, 2],
         ),
         Case(
             "in the order of their due times, behind what waits; due means now too",
             also(DUE, waiting("w")) | {"meta": {"fifo": "1"}},
-            promote(10),
+            forward(10),
             {"delayed": {}, "waiting": {"w": place(1), "b": place(2), "a": place(3), "c": place(4)}}
             | {"meta": {"fifo": "4"}}
             | WAKE,
@@ -39,36 +39,36 @@ DUE = jobs("a", "b", "c") | {"delayed": {"b": 998, "a": 999, "c": 1000}}
         Case(
             "a page: more is due already",
             DUE,
-            promote(2),
+            forward(2),
             {"delayed": {"c": 1000}, "waiting": {"b": place(1), "a": place(2)}, "meta": {"fifo": "2"}} | WAKE,
             [2, 0],
         ),
         Case(
             "and the next one is due later",
             also(DUE, {"delayed": {"c": 1700}}),
-            promote(10),
+            forward(10),
             {"delayed": {"c": 1700}, "waiting": {"b": place(1), "a": place(2)}, "meta": {"fifo": "2"}} | WAKE,
             [2, 700],
         ),
         Case(
             "each to its priority, LIFO to the front",
             DUE | {"priorities": {"a": "-7", "c": "3L", "z": "9"}},
-            promote(10),
+            forward(10),
             {"delayed": {}, "waiting": {"a": place(2, -7), "b": place(1), "c": place(-1, 3)}}
             | {"meta": {"fifo": "3", "lifo": "1"}}
             | WAKE,
             [3, -1],
         ),
         Case(
-            "paused or not: promoting is not claiming",
+            "paused or not: forwarding is not claiming",
             also(standing("delayed", "a"), {"meta": {"paused": "900"}}),
-            promote(10),
+            forward(10),
             {"delayed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1", "paused": "900"}} | WAKE,
             [1, -1],
         ),
     ]
 )
-async def test_promote(case: Case, bench: Bench):
+async def test_forward(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -77,7 +77,7 @@ async def test_promote(case: Case, bench: Bench):
         Case(
             "to waiting before its time",
             also(standing("delayed", "a", "b", "c", score=9000), waiting("w")),
-            lambda store: store.hasten(["a", "w", "nobody", "a", "b"]),
+            lambda store: store.promote(["a", "w", "nobody", "a", "b"]),
             {"delayed": {"c": 9000}, "waiting": {"a": place(1), "b": place(2), "w": place(1)}, "meta": {"fifo": "2"}}
             | WAKE,
             ["delayed", "", "", "", "delayed"],
@@ -85,15 +85,15 @@ async def test_promote(case: Case, bench: Bench):
         Case(
             "each to its priority, LIFO to the front",
             standing("delayed", "a", "b", score=9000) | {"priorities": {"a": "-1024L", "b": "1023"}},
-            lambda store: store.hasten(["a", "b"]),
+            lambda store: store.promote(["a", "b"]),
             {"delayed": {}, "waiting": {"a": place(-1, -1024), "b": place(1, 1023)}, "meta": {"fifo": "1", "lifo": "1"}}
             | WAKE,
             ["delayed", "delayed"],
         ),
-        Case("nothing to move wakes nobody", waiting("a"), lambda store: store.hasten(["a"]), {}, [""]),
+        Case("nothing to move wakes nobody", waiting("a"), lambda store: store.promote(["a"]), {}, [""]),
     ]
 )
-async def test_hasten(case: Case, bench: Bench):
+async def test_promote(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -170,16 +170,16 @@ async def test_pause(case: Case, bench: Bench):
     await bench.check(case)
 
 
-@pytest.mark.parametrize("verb", ["enqueue", "promote", "hasten", "release", "rerun"])
+@pytest.mark.parametrize("verb", ["enqueue", "forward", "promote", "release", "retry"])
 async def test_a_paused_queue_is_filled_and_claims_nothing(verb: str, bench: Bench):
     """Every way into waiting, then a claim."""
     do, store = bench.do, bench.store
     calls: dict[str, Any] = {
         "enqueue": (waiting("w"), lambda: store.enqueue(["a", "A", ""])),
-        "promote": (standing("delayed", "a"), lambda: store.promote(9)),
-        "hasten": (standing("delayed", "a"), lambda: store.hasten(["a"])),
+        "forward": (standing("delayed", "a"), lambda: store.forward(9)),
+        "promote": (standing("delayed", "a"), lambda: store.promote(["a"])),
         "release": (held("a"), lambda: store.release(["a", "5 w"])),
-        "rerun": (standing("failed", "a"), lambda: store.rerun(["a"])),
+        "retry": (standing("failed", "a"), lambda: store.retry(["a"])),
     }
     before, call = calls[verb]
     await bench.seed(before)
@@ -193,9 +193,9 @@ async def test_a_paused_queue_is_filled_and_claims_nothing(verb: str, bench: Ben
     assert "a" in (await do(store.claim(9, 30_000, "w", "w:0", 2, repeated=False)))[2]
 
 
-async def test_promoting_again_moves_nothing_twice(bench: Bench):
+async def test_forwarding_again_moves_nothing_twice(bench: Bench):
     await bench.seed(DUE)
-    await bench.do(bench.store.promote(10))
+    await bench.do(bench.store.forward(10))
     after = await bench.dump()
-    assert await bench.do(bench.store.promote(10)) == [0, -1]
+    assert await bench.do(bench.store.forward(10)) == [0, -1]
     assert await bench.dump() == after

@@ -24,7 +24,7 @@ NOW_LINE = (
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
 READERS = ("page", "results", "rows", "stats")
-REFUSED_WHEN_FULL = ("enqueue", "rerun")
+REFUSED_WHEN_FULL = ("enqueue", "retry")
 
 CALLS: dict[str, Any] = {
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
@@ -33,7 +33,7 @@ CALLS: dict[str, Any] = {
     "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
-    "hasten": lambda s: s.hasten(["d"]),
+    "forward": lambda s: s.forward(10),
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
     "log": lambda s: s.log(["a", TOKEN, "l"]),
@@ -43,16 +43,16 @@ CALLS: dict[str, Any] = {
     ),
     "pause": lambda s: s.pause(),
     "progress": lambda s: s.progress(["a", TOKEN, "1"]),
-    "promote": lambda s: s.promote(10),
+    "promote": lambda s: s.promote(["d"]),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
     "release": lambda s: s.release(["a", TOKEN]),
     "remove": lambda s: s.remove(["b", "c"]),
     "renew": lambda s: s.renew(["a", TOKEN], 30_000),
     "reprioritise": lambda s: s.reprioritise(["b"], 5),
-    "rerun": lambda s: s.rerun(["c"]),
+    "reschedule": lambda s: s.reschedule(["a", TOKEN, 1, 500, "e"]),
     "results": lambda s: s.results(["a"]),
     "resume": lambda s: s.resume(),
-    "retry": lambda s: s.retry(["a", TOKEN, 1, 500, "e"]),
+    "retry": lambda s: s.retry(["c"]),
     "rows": lambda s: s.rows(["a"]),
     "stats": lambda s: s.stats(),
     "trim": lambda s: s.trim(0, 0, 0, 10),

@@ -1,4 +1,4 @@
-"""complete, retry, fail, release, defer: how a lease ends. And the fence in front of each of them."""
+"""complete, reschedule, fail, release, defer: how a lease ends. And the fence in front of each of them."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ async def test_complete(case: Case, bench: Bench):
     await bench.check(case)
 
 
-def retry(*rows: Any):
-    return lambda store: store.retry(list(rows))
+def reschedule(*rows: Any):
+    return lambda store: store.reschedule(list(rows))
 
 
 @table(
@@ -95,7 +95,7 @@ def retry(*rows: Any):
         Case(
             "to delayed, charged, with the reason",
             held("a", "b"),
-            retry("a", TOKEN, 1, 2500, "e1"),
+            reschedule("a", TOKEN, 1, 2500, "e1"),
             {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "delayed": {"a": NOW + 2500}}
             | {"attempts": {"a": "1"}, "errors": {"a": "e1"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
@@ -104,7 +104,7 @@ def retry(*rows: Any):
         Case(
             "reasons gather, one a line",
             held("a") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
-            retry("a", TOKEN, 2, 0, "e2"),
+            reschedule("a", TOKEN, 2, 0, "e2"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2"}, "errors": {"a": "e1\ne2"}}
             | {"metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
@@ -113,7 +113,7 @@ def retry(*rows: Any):
         Case(
             "the oldest reasons go first when the column is full",
             held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 2)}},
-            retry("a", TOKEN, 3, 0, "e3"),
+            reschedule("a", TOKEN, 3, 0, "e3"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}, "errors": {"a": "e3"}}
             | {"metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
@@ -122,7 +122,7 @@ def retry(*rows: Any):
         Case(
             "exactly full is not too full",
             held("a") | {"errors": {"a": "x" * (BOUND - 3)}},
-            retry("a", TOKEN, 3, 0, "e3"),
+            reschedule("a", TOKEN, 3, 0, "e3"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
             | {"errors": {"a": "x" * (BOUND - 3) + "\ne3"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
@@ -131,7 +131,7 @@ def retry(*rows: Any):
         Case(
             "the last reason stays, however long",
             held("a") | {"errors": {"a": "e1\ne2"}},
-            retry("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
+            reschedule("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
             | {"errors": {"a": "x" * (BOUND + 1)}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
@@ -347,7 +347,7 @@ async def test_log(case: Case, bench: Bench):
 
 FENCED = {
     "complete": lambda store, job_id, token: store.complete([job_id, token, "r", 500], ["run:7", 1]),
-    "retry": lambda store, job_id, token: store.retry([job_id, token, 1, 500, "e"]),
+    "reschedule": lambda store, job_id, token: store.reschedule([job_id, token, 1, 500, "e"]),
     "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
     "release": lambda store, job_id, token: store.release([job_id, token]),
     "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000, b"[]"),
@@ -357,7 +357,7 @@ FENCED = {
 }
 """Every verb that shows a token."""
 COUNTING = ("complete", "fail")
-SETTLES = ("complete", "retry", "fail", "release", "defer")
+SETTLES = ("complete", "reschedule", "fail", "release", "defer")
 
 
 def lost(verb: str, *ids: str, standing: int = 0) -> list[Any]:

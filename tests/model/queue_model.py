@@ -229,7 +229,7 @@ class Model:
                 self._count(name, count)
         return [len(self.of("completed")), lost]
 
-    def retry(self, jobs: list[Any]) -> list[str]:
+    def reschedule(self, jobs: list[Any]) -> list[str]:
         lost: list[str] = []
         for job, (attempt, delay, record) in self._held(jobs, 5, lost):
             job.attempts = attempt
@@ -281,7 +281,7 @@ class Model:
             job.logs.append(line)
         return lost
 
-    def promote(self, limit: int) -> list[int]:
+    def forward(self, limit: int) -> list[int]:
         due = [job for job in self.of("delayed") if job.at <= self.now][:limit]
         for job in due:
             self._to_waiting(job)
@@ -312,10 +312,10 @@ class Model:
         self._finish(job, "failed")
         return state
 
-    def rerun(self, ids: list[str]) -> list[str]:
-        return [self._rerun(self.jobs.get(job_id)) for job_id in ids]
+    def retry(self, ids: list[str]) -> list[str]:
+        return [self._retry(self.jobs.get(job_id)) for job_id in ids]
 
-    def _rerun(self, job: Job | None) -> str:
+    def _retry(self, job: Job | None) -> str:
         if job is None or job.state not in FINISHED:
             return ""
         own = [name for name, timed in job.keys if not timed and name not in self.until]
@@ -330,7 +330,7 @@ class Model:
         self._to_waiting(job)
         return state
 
-    def hasten(self, ids: list[str]) -> list[str]:
+    def promote(self, ids: list[str]) -> list[str]:
         states: list[str] = []
         for job_id in ids:
             job = self.jobs.get(job_id)

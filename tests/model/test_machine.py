@@ -54,9 +54,9 @@ LEASE = 1000
 WORKERS = st.sampled_from(["ann", "bob"])
 TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
-SETTLES = st.sampled_from(["complete", "retry", "fail", "release", "defer", "retry", "complete"])
+SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete"])
 RETENTIONS = st.sampled_from(["", "", 0, 500])
-MOVES_ON = ("reap", "trim", "expire", "promote", "log")
+MOVES_ON = ("reap", "trim", "expire", "forward", "log")
 """Sent again these take the next page, or say the same once more."""
 KEYS = st.sampled_from(
     [[]] * 10 + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         ids=st.lists(ids, min_size=1, max_size=3),
-        verb=st.sampled_from(["kill", "rerun", "rerun", "hasten", "remove", "reprioritise"]),
+        verb=st.sampled_from(["kill", "retry", "retry", "promote", "remove", "reprioritise"]),
         priority=PRIORITIES,
     )
     def operator(self, ids: list[str], verb: str, priority: int) -> None:
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
     def operate(self, ids: list[str], verb: str, priority: int) -> None:
         words = {"kill": [b"killed"], "reprioritise": [priority]}.get(verb, [])
         states = self.do(verb, ids, *words)
-        if verb == "rerun":
+        if verb == "retry":
             self.seen_attempts |= {job_id: 0 for job_id, state in zip(ids, states, strict=True) if state in FINISHED}
 
     @rule(target=ids, job_id=ids, priority=PRIORITIES)
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         keys: list[Any] = [(name, 700 if timed else None) for name, timed in job.keys] if job else []
         self.do("kill", [job_id], b"killed")
         successor = self.rows([(priority, False, 0, keys or [("k", None)])])
-        self.operate([job_id], "rerun", 0)
+        self.operate([job_id], "retry", 0)
         return successor
 
     @rule(verb=st.sampled_from(["resume", "resume", "pause"]))
@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
     def wake(self, worker: str, want: int) -> Any:
         """An idle worker takes the token, looks, and sleeps until the next due time unless it is full."""
         self.run(self.store.command(b"ZPOPMIN", self.store.keys["wake"]))
-        _, due_in = self.do("promote", 100)
+        _, due_in = self.do("forward", 100)
         taken = self.take(worker, want)
         if len(taken.values) < want:
             self.watch = self.model.now + due_in if due_in >= 0 else None
@@ -207,7 +207,7 @@ class Machine(RuleBasedStateMachine):
     def end(self, leases: list[Lease], verb: str, delay: int, retention: Any) -> None:
         rest = {
             "complete": lambda run: (f"result {run}", retention),
-            "retry": lambda run: (run, delay, f"error {run}"),
+            "reschedule": lambda run: (run, delay, f"error {run}"),
             "fail": lambda run: (run, f"error {run}", retention),
         }.get(verb, lambda _: ())
         words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])
@@ -229,8 +229,8 @@ class Machine(RuleBasedStateMachine):
     # -- duties ----------------------------------------------------------------------------------------------------
 
     @rule(limit=st.integers(1, 3))
-    def promote(self, limit: int) -> None:
-        self.do("promote", limit)
+    def forward(self, limit: int) -> None:
+        self.do("forward", limit)
 
     @rule(target=leases, limit=st.integers(1, 3), gap=st.sampled_from([500, 10**9]), grace=st.sampled_from([0, 300]))
     def reap(self, limit: int, gap: int, grace: int) -> Any:

@@ -89,7 +89,7 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
     store = queue.store
     news = [queue.new("noop", {"n": n}) for n in range(jobs)]
     enqueued, _ = await meter.of(queue.submit_many(news))
-    promoted, _ = await meter.of(store.do(store.promote(100)))
+    forwarded, _ = await meter.of(store.do(store.forward(100)))
     claimed, claim = await meter.of(store.do(store.claim(jobs, 30_000, "w", "w:0", 1, repeated=False)))
     assert len(claim.ids) == jobs
     done: list[Any] = []
@@ -99,9 +99,9 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
     completed, settled = await meter.of(store.do(store.complete(done, counts)))
     assert settled.lost == []
 
-    assert {"enqueue": enqueued, "promote": promoted, "claim": claimed, "complete": completed} == {
+    assert {"enqueue": enqueued, "forward": forwarded, "claim": claimed, "complete": completed} == {
         "enqueue": Cost(calls=4 if jobs == 1 else 5, scripts=1, trips=1),
-        "promote": Cost(calls=2, scripts=1, trips=1),
+        "forward": Cost(calls=2, scripts=1, trips=1),
         # two of the 16 are the removals that make tables of lists: more calls, less work (decision 20)
         "claim": Cost(calls=11 if jobs == 1 else 16, scripts=1, trips=1),
         "complete": Cost(calls=11, scripts=1, trips=1),

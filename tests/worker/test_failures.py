@@ -328,13 +328,13 @@ async def test_options_reach_the_run(queue, start):
 async def test_many_failures_at_once_go_in_small_trips(queue, start, gate, monkeypatch):
     """Each moves its job's earlier errors: hundreds in one script would hold Redis for tens of milliseconds."""
     sizes: list[int] = []
-    retry = queue.store.retry
+    reschedule = queue.store.reschedule
 
     def spy(jobs: list[Any]) -> Any:
         sizes.append(len(jobs) // 5)
-        return retry(jobs)
+        return reschedule(jobs)
 
-    monkeypatch.setattr(queue.store, "retry", spy)
+    monkeypatch.setattr(queue.store, "reschedule", spy)
 
     @queue.task(attempts=2, backoff=SOON)
     async def fails(ctx: Context = inject) -> int:

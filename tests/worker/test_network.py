@@ -37,14 +37,14 @@ def sha(script: str) -> bytes:
 
 
 @pytest.mark.parametrize("after", [0, 7], ids=["whole reply", "half a reply"])
-@pytest.mark.parametrize("script", ["claim", "complete", "retry", "fail"])
+@pytest.mark.parametrize("script", ["claim", "complete", "reschedule", "fail"])
 async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue, start, until, script, after):
     ran: Counter[int] = Counter()
 
-    @far.task(attempts=2 if script == "retry" else 1)
+    @far.task(attempts=2 if script == "reschedule" else 1)
     async def once(n: int) -> None:
         ran[n] += 1
-        if script in ("retry", "fail") and ran[n] == 1:
+        if script in ("reschedule", "fail") and ran[n] == 1:
             raise RuntimeError("once")
 
     await far.pause()
@@ -63,7 +63,7 @@ async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue, 
     assert (stats.completed, stats.failed) == ((0, 30) if script == "fail" else (30, 0))
     assert (stats.waiting, stats.delayed, stats.active) == (0, 0, 0)
     # found again by the same request, not by a lease that ran out
-    assert set(ran.values()) == {2 if script == "retry" else 1}
+    assert set(ran.values()) == {2 if script == "reschedule" else 1}
     assert len(ran) == 30
 
 

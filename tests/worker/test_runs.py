@@ -367,9 +367,9 @@ async def test_jobs_and_results_of_megabytes_go_a_few_a_trip(queue, start, monke
     settles: list[int] = []
     claimed, complete = Pool.claimed, queue.store.complete
 
-    def watch_claims(pool, source, claimer, want, promoted, answer):
+    def watch_claims(pool, source, claimer, want, forwarded, answer):
         claims.append(sum(map(len, answer.specs)) if answer else 0)
-        return claimed(pool, source, claimer, want, promoted, answer)
+        return claimed(pool, source, claimer, want, forwarded, answer)
 
     def watch_settles(jobs, counts):
         settles.append(sum(map(len, jobs[2::4])))

@@ -3,7 +3,7 @@
 A job's life:
 
 1. ``enqueue`` writes its spec and puts it into *waiting*, or into *delayed* until its time.
-2. ``promote`` moves what is due from *delayed* to *waiting*.
+2. ``forward`` moves what is due from *delayed* to *waiting*.
 3. ``claim`` moves it to *active*, under a lease and with a fence.
 4. the worker settles: *completed*; or *delayed* again with a backoff; or *failed* when its attempts
    are used up, its error is final, or it was killed.

@@ -156,7 +156,7 @@ class Verbs(ABC):
         :raises JobNotFound: there is no such job.
         :raises WrongState: it is not finished, or another job holds its key now.
         """
-        await self._move(self.store.rerun([job_id]), job_id, "retry", ("failed", "completed"))
+        await self._move(self.store.retry([job_id]), job_id, "retry", ("failed", "completed"))
 
     async def promote(self, job_id: str) -> None:
         """A delayed job runs now.
@@ -164,7 +164,7 @@ class Verbs(ABC):
         :raises JobNotFound: there is no such job.
         :raises WrongState: it is not delayed.
         """
-        await self._move(self.store.hasten([job_id]), job_id, "promote", ("delayed",))
+        await self._move(self.store.promote([job_id]), job_id, "promote", ("delayed",))
 
     async def reprioritise(self, job_id: str, priority: int) -> None:
         """Another priority for a job that has not started; it keeps its place in time.
@@ -211,7 +211,7 @@ class Verbs(ABC):
         :raises InvalidQuery: the state is not failed or completed.
         """
         _ = self.store
-        return await self._pager.sweep(state, "retry", self.store.rerun, older_than, limit, progress)
+        return await self._pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
 
     async def remove_all(
         self,

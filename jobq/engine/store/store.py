@@ -153,9 +153,9 @@ class Store(Sender):
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
-    def promote(self, limit: int) -> Call[list[int]]:
+    def forward(self, limit: int) -> Call[list[int]]:
         """Due jobs to waiting. Answers how many, and ms until the next one is due (-1: none)."""
-        return Call("promote", [self.now, limit], read_as_is)
+        return Call("forward", [self.now, limit], read_as_is)
 
     def claim(
         self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
@@ -184,9 +184,9 @@ class Store(Sender):
             args += (token, retention, len(pairs) // 2, *pairs)
         return Call("complete", args, read_settled)
 
-    def retry(self, jobs: list[Argument]) -> Call[list[bytes]]:
+    def reschedule(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Held jobs to delayed, charged: flat groups id, token, attempt, delay ms, error record. Answers lost ids."""
-        return Call("retry", [self.now, *jobs], read_as_is)
+        return Call("reschedule", [self.now, *jobs], read_as_is)
 
     def fail(self, jobs: list[Argument]) -> Call[Settled]:
         """Held jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
@@ -251,13 +251,13 @@ class Store(Sender):
         """Unfinished jobs to failed. Answers per id the state it stood in, or ''."""
         return Call("kill", [self.now, record, *ids], read_states)
 
-    def rerun(self, ids: Sequence[str]) -> Call[list[str]]:
+    def retry(self, ids: Sequence[str]) -> Call[list[str]]:
         """Finished jobs to waiting. Answers per id the state it stood in, '' or 'key <holder>'."""
-        return Call("rerun", [self.now, *ids], read_states)
+        return Call("retry", [self.now, *ids], read_states)
 
-    def hasten(self, ids: Sequence[str]) -> Call[list[str]]:
+    def promote(self, ids: Sequence[str]) -> Call[list[str]]:
         """Delayed jobs to waiting now. Answers per id 'delayed' or ''."""
-        return Call("hasten", [self.now, *ids], read_states)
+        return Call("promote", [self.now, *ids], read_states)
 
     def reprioritise(self, ids: Sequence[str], priority: int) -> Call[list[str]]:
         """Another priority for unstarted jobs. Answers per id its state, or ''."""

@@ -1,7 +1,7 @@
 """Slots, lanes and the waker: what keeps a worker's slots full.
 
 Two lanes go to Redis and back, so that one trip is under way while handlers run on what the other brought. A trip is
-one write of whole scripts: settle what is done, trim, promote what is due, claim for the free slots. A worker with free
+one write of whole scripts: settle what is done, trim, forward what is due, claim for the free slots. A worker with free
 slots and nothing to claim blocks on the wake token and sets a timer for the next due job; nobody polls.
 """
 
@@ -36,7 +36,7 @@ WAKER: Final = 2
 """The waker's place among those who claim, behind the lanes."""
 CLAIM_MAX: Final = 125
 """Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
-PROMOTE_MAX: Final = 125
+FORWARD_MAX: Final = 125
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
 HESITATE: Final = 0.05
@@ -205,7 +205,7 @@ class Pool:
         steps = source.calls(outbox)
         calls: list[Any] = [call for _, call in steps]
         if want:
-            calls += (source.store.promote(PROMOTE_MAX), self.claim_call(source, claimer, want, repeated=repeated))
+            calls += (source.store.forward(FORWARD_MAX), self.claim_call(source, claimer, want, repeated=repeated))
             source.claiming += 1
             self._reserved += want
             source.ready = source.deep
@@ -257,10 +257,10 @@ class Pool:
                 source.settled(kind, outbox, answer, repeated=outbox.repeated or call.again)
         return ok
 
-    def claimed(self, source: Source, claimer: int, want: int, promoted: Any, claimed: Any) -> bool:
+    def claimed(self, source: Source, claimer: int, want: int, forwarded: Any, claimed: Any) -> bool:
         """Take in what a claim brought. False: it was refused, and is asked for again.
 
-        ``promoted`` None: nobody looked at what is due, so a lane does.
+        ``forwarded`` None: nobody looked at what is due, so a lane does.
         """
         if isinstance(claimed, StoreError):
             source.unanswered[claimer] = want
@@ -286,12 +286,12 @@ class Pool:
                 self._fill()
                 self.buffer.watch()
         source.deep = got == want or size > CLAIM_BYTES
-        if source.deep or promoted is None:
+        if source.deep or forwarded is None:
             source.ready = True
-        if promoted is not None and not isinstance(promoted, StoreError):
-            if promoted[0]:
-                log.debug("promoted", queue=source.name, count=promoted[0])
-            self._watch(source, promoted[1])
+        if forwarded is not None and not isinstance(forwarded, StoreError):
+            if forwarded[0]:
+                log.debug("forwarded", queue=source.name, count=forwarded[0])
+            self._watch(source, forwarded[1])
         if self.room() <= 0:
             self._full = True
         else:

@@ -202,7 +202,7 @@ class Source:
                 flat += pair
             calls.append(("completed", store.complete(outbox.completed, flat)))
         if outbox.retried:
-            calls.append(("retried", store.retry(outbox.retried)))
+            calls.append(("retried", store.reschedule(outbox.retried)))
         if outbox.failed:
             calls.append(("failed", store.fail(outbox.failed)))
         if outbox.released:

@@ -1,0 +1,28 @@
+#!lua flags=allow-oom
+-- forward: due jobs go from delayed to waiting, in the order of their due times.
+-- KEYS delayed waiting priorities meta wake
+-- ARGV now, limit
+-- RETURNS how many were moved; ms until the next one is due (0: due already, -1: none)
+local delayed, waiting, priorities, meta, wake = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local limit = tonumber(ARGV[2])
+local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+local moved = #due
+if moved > 0 then
+    local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
+    local fifo = redis.call('HINCRBY', meta, 'fifo', moved) - moved
+    local ready = {}
+    for i = 1, moved do
+        local priority, lifo = string.match(columns[i] or '0', '^(%-?%d+)(L?)$')
+        local place = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or fifo + i
+        ready[2 * i - 1] = tonumber(priority) * 4398046511104 + 2199023255552 + place
+        ready[2 * i] = due[i]
+    end
+    redis.call('ZREM', delayed, unpack(due))
+    redis.call('ZADD', waiting, unpack(ready))
+    redis.call('ZADD', wake, 0, 't')
+end
+local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+local next_due = -1
+if head[2] then next_due = math.max(0, math.ceil(tonumber(head[2]) - now)) end
+return { moved, next_due }
