@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
@@ -179,28 +178,29 @@ def _body(kind: Kind, detail: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **fields}
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(.*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `(.*)`)?", re.DOTALL)
-_INVALID = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
+_UNKNOWN = "Object contains unknown field `"
+_MISSING = "Object missing required field `"
+_DETAIL_MAX = 1000
+"""Characters of msgspec's message that are sent back; it may quote a value of the client in full."""
 
 
 def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Struct] | None = None) -> HttpProblem:
     """What msgspec refused, by the name of the field. ``struct``: what was expected at the top."""
-    text = str(error)
-    for pattern, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):
-        if match := pattern.fullmatch(text):
-            name, path = match[1], match[2]
+    # the path is msgspec's own and stands last; what comes before it may quote the client, so no pattern is matched
+    message, _, path = str(error).rpartition(" - at `$")
+    message, path = (message, path.removesuffix("`").removeprefix(".")) if message else (str(error), "")
+    for start, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):
+        if message.startswith(start):
+            name = message.removeprefix(start).removesuffix("`")
             known = list(struct.__struct_fields__) if struct and not path else []
-            field = f"{path.removeprefix('$').removeprefix('.')}.{name}" if path else name
+            field = f"{path}.{name}" if path else name
             does = "there is no field" if kind is UNKNOWN_FIELD else "missing:"
             allowed = f"; the fields are: {', '.join(known)}" if known else ""
             return HttpProblem(kind, f"{does} {field[:200]!r}{allowed}", field=field[:200], **_known(known))
-    match = _INVALID.fullmatch(text)
-    message, path = (match[1], match[2]) if match else (text, None)
+    message = message[:_DETAIL_MAX]
     if not path:
         return HttpProblem(INVALID_FIELD, message)
-    field = path.removeprefix("$").removeprefix(".")
-    return HttpProblem(INVALID_FIELD, f"{field}: {message}", field=field)
+    return HttpProblem(INVALID_FIELD, f"{path}: {message}", field=path)
 
 
 def _known(known: list[str]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from jobq.engine.model.outcome import (
     ProcessCrashed,
     Reported,
     Timeout,
-    cut,
     encode_result,
     judge,
 )
@@ -170,11 +169,6 @@ def test_the_worst_record_still_fits_the_column():
     """Every character escaped: the column's bound is 65,536 bytes, and the last record is kept whole."""
     kept = verdict(ValueError("\x01" * 100_000)).record
     assert len(kept) < 65_536
-
-
-def test_what_is_cut_is_the_middle():
-    assert cut("abc", 3) == "abc"
-    assert cut("abcdefghij", 4) == "ab\n... 6 characters left out ...\nij"
 
 
 def test_causes_are_told():

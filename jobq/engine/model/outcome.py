@@ -13,7 +13,7 @@ from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.options import to_ms
 from jobq.errors import Discard, InvalidJob, Retry
-from jobq.redact import redact
+from jobq.redact import excerpt
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
@@ -99,15 +99,7 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a broken __str__ of a user's exception must not lose the job
         text = f"<{type(error).__name__} whose str() fails>"
     # lone surrogates have no UTF-8
-    return cut(redact(text), MESSAGE_MAX).encode(errors="backslashreplace").decode()
-
-
-def cut(text: str, most: int) -> str:
-    """At most ``most`` characters; what goes is the middle."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]}\n... {len(text) - most} characters left out ...\n{text[-half:]}"
+    return excerpt(text, MESSAGE_MAX).encode(errors="backslashreplace").decode()
 
 
 def format_traceback(error: BaseException) -> str | None:
@@ -121,7 +113,7 @@ def format_traceback(error: BaseException) -> str | None:
     if frames is None and error.__cause__ is None:
         return None
     lines = traceback.format_exception(type(error), error, frames)
-    return cut(redact("".join(lines)), TRACEBACK_MAX)
+    return excerpt("".join(lines), TRACEBACK_MAX)
 
 
 def type_name(error: BaseException) -> str:
