@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hostile import HOSTILE
 
 from jobq import AttemptError, Backoff, Discard, Retry
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
@@ -117,22 +118,20 @@ def test_type_names(error: BaseException, name: str):
     assert verdict(error).type == name
 
 
-class Unspeakable(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("not even this")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_exception_that_raises_when_it_is_looked_at_is_judged_all_the_same(kind: str):
+    failure = verdict(HOSTILE[kind]())
+    assert failure.delay == 100, "the backoff's"
+    kept = record(failure)
+    assert kept.type
+    assert len(failure.record) < 65_536, "the column's bound"
+    assert "test_outcome.py" in (kept.traceback or ""), "where it was raised"
 
 
-class Wordless(Exception):
-    def __str__(self) -> Any:
-        return None  # noqa: PLE0307 - that is the test
-
-
-@pytest.mark.parametrize("error", [Unspeakable(), Wordless()])
-def test_a_broken_str_does_not_lose_the_job(error: Exception):
-    failure = verdict(error)
-    assert failure.message == f"<{type(error).__name__} whose str() fails>"
-    assert failure.delay == 100
-    assert record(failure).traceback
+@pytest.mark.parametrize("kind", ["str raises", "str gives None"])
+def test_a_broken_str_is_named(kind: str):
+    error = HOSTILE[kind]()
+    assert verdict(error).message == f"<{type(error).__name__} whose str() fails>"
 
 
 def test_lone_surrogates_have_no_utf8():

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hostile import HOSTILE
 from tools import blocked, listening
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
@@ -42,6 +43,32 @@ async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue, 
         (job.id, "test", n, 3, "ValueError") for n in (1, 2, 3)
     ]
     assert [w.retry_in_ms for w in warnings] == [5, 5, None]
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_a_hostile_exception_ends_its_run_and_leaves_nothing_active(queue, start, kind, until):
+    """Whatever happens while an outcome is judged: no lease is renewed for ever, and the only slot is free again."""
+
+    @queue.task(name="async", attempts=1)
+    async def coroutine(which: str) -> None:
+        raise HOSTILE[which]()
+
+    @queue.task(name="thread", attempts=1)
+    def thread(which: str) -> None:
+        raise HOSTILE[which]()
+
+    @queue.task
+    async def fine() -> int:
+        return 1
+
+    worker = await start(concurrency=1)
+    jobs = [await queue.enqueue(kind, {"which": which}) for which in HOSTILE]
+    assert await (await fine.enqueue()).result(20) == 1
+    await until(lambda: _counts(queue, failed=len(jobs), active=0))
+    for job in jobs:
+        row = await job.row()
+        assert (row.state, row.attempts_made, len(row.errors)) == (State.FAILED, 1, 1)
+    assert worker.running == 0
 
 
 async def test_a_later_attempt_completes_the_job_and_the_errors_stay_readable(queue, start):

@@ -5,24 +5,34 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
 from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.options import to_ms
-from jobq.errors import Discard, InvalidJob, Retry
+from jobq.errors import Discard, Retry
 from jobq.redact import excerpt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
     from jobq.engine.model.job import Spec
 
 MESSAGE_MAX: Final = 2_000
 TRACEBACK_MAX: Final = 8_000
 """Characters kept of an attempt's traceback: half from its start, half from its end."""
 
+NAME_MAX: Final = 200
+"""Characters kept of an exception's type name."""
+LEAVES_MAX: Final = 1_000
+"""How many errors of a group are looked at."""
+
 _OURS = re.compile(r"[/\\](jobq[/\\]engine|concurrent[/\\]futures|asyncio)[/\\]")
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,10 +61,7 @@ class Reported(Exception):
     """An error that a child process reported: its own type, message and traceback."""
 
     def __init__(self, type_: str, message: str, trace: str | None, *, final: bool, delay: int | None) -> None:
-        self.type = type_
-        self.trace = trace
-        self.final = final
-        self.delay = delay
+        self.facts = Facts(type_, message, trace, final, delay)
         super().__init__(message)
 
 
@@ -62,13 +69,24 @@ FINAL: Final = (Discard, InvalidPayload, InvalidResult)
 """No other attempt follows from these."""
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What an exception says. ``final``: no other attempt follows; ``delay``: ms until the next one, if it asks."""
+
+    type: str
+    message: str
+    trace: str | None
+    final: bool
+    delay: int | None
+
+
 class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt. ``delay`` ms until the next one; None: there is none."""
+    """A failed attempt. ``delay``: ms until the next one, None after the last one."""
 
     record: bytes
     delay: int | None
     type: str
     message: str
+    trace: str | None
 
 
 def encode_result(value: Any) -> bytes | msgspec.Raw:
@@ -82,66 +100,96 @@ def encode_result(value: Any) -> bytes | msgspec.Raw:
         raise InvalidResult(f"the handler's result has no JSON form: {error}") from None
 
 
-def asked_delay(error: BaseException) -> int | None:
-    """The delay before the next attempt that a handler asked for, ms; None: it did not, or it is no time."""
-    if not isinstance(error, Retry) or error.delay is None:
-        return None
+def facts(error: BaseException) -> Facts:
+    """Read an exception. Never raises: the exception belongs to a user, and all of its attributes may raise."""
+    if issubclass(type(error), Reported):
+        return cast("Reported", error).facts
+    name = _guarded(lambda: _type_name(type(error)), "an exception without a name")
+    message = _guarded(lambda: _text(str(error), MESSAGE_MAX), f"<{name.rpartition('.')[2]} whose str() fails>")
+    leaves = _leaves(error)
+    return Facts(
+        type=name,
+        message=message,
+        trace=_guarded(lambda: _trace(error, name, message), None),
+        final=any(issubclass(type(leaf), FINAL) for leaf in leaves),
+        delay=max((delay for leaf in leaves if (delay := _asked_delay(leaf)) is not None), default=None),
+    )
+
+
+def _guarded(read: Callable[[], T], otherwise: T) -> T:
     try:
-        return min(max(0, to_ms(error.delay)), DELAY_MAX_MS)
-    except InvalidJob:
+        return read()
+    except BaseException:  # noqa: BLE001 - a run must end, whatever its exception does while it is looked at
+        return otherwise
+
+
+def _type_name(kind: type) -> str:
+    """``ValueError``, ``package.SomeError``; the engine's own verdicts by their bare names."""
+    bare = kind.__module__ in ("builtins", "jobq.errors", __name__)
+    return _text(kind.__qualname__ if bare else f"{kind.__module__}.{kind.__qualname__}", NAME_MAX)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors of a group, as a TaskGroup raises it; of any other exception, itself."""
+    leaves: list[BaseException] = []
+    groups: list[BaseException] = [error]
+    while groups and len(leaves) < LEAVES_MAX:
+        one = groups.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            # the attribute of the base class: a subclass may have replaced it
+            groups += cast("tuple[BaseException, ...]", vars(BaseExceptionGroup)["exceptions"].__get__(one))
+        else:
+            leaves.append(one)
+    return leaves
+
+
+def _asked_delay(error: BaseException) -> int | None:
+    """The delay before the next attempt that a handler asked for, ms; None if it did not, or if it is no time."""
+    if not issubclass(type(error), Retry):
         return None
+    delay = _guarded(lambda: cast("Retry", error).delay, None)
+    return None if delay is None else _guarded(lambda: min(max(0, to_ms(delay)), DELAY_MAX_MS), None)
 
 
-def describe(error: BaseException) -> str:
-    """An error's message, bounded, without passwords in URLs."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ of a user's exception must not lose the job
-        text = f"<{type(error).__name__} whose str() fails>"
-    # lone surrogates have no UTF-8
-    return excerpt(text, MESSAGE_MAX).encode(errors="backslashreplace").decode()
+def _text(text: str, most: int) -> str:
+    """Bounded, without passwords in URLs, and with a UTF-8 form, which lone surrogates do not have."""
+    # a subclass of str may have replaced its methods
+    text = str.encode(text, errors="backslashreplace").decode()
+    return excerpt(text, most)
 
 
-def format_traceback(error: BaseException) -> str | None:
+def _trace(error: BaseException, name: str, message: str) -> str | None:
     """The handler's part of the traceback, bounded, without passwords in URLs."""
-    if isinstance(error, Reported):
-        return error.trace
-    frames = error.__traceback__
+    frames = cast("TracebackType | None", _attribute(error, "__traceback__"))
     # the first frames are the engine's own, and what stands between it and the handler
     while frames is not None and _OURS.search(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    if frames is None and error.__cause__ is None:
+    if frames is None and _attribute(error, "__cause__") is None:
         return None
-    lines = traceback.format_exception(type(error), error, frames)
-    return excerpt("".join(lines), TRACEBACK_MAX)
+    lines = _guarded(lambda: traceback.format_exception(type(error), error, frames), None)
+    if lines is None:
+        # it cannot be formatted, but the way to where it was raised can
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(frames), f"{name}: {message}\n"]
+    return _text("".join(lines), TRACEBACK_MAX)
 
 
-def type_name(error: BaseException) -> str:
-    """``ValueError``, ``package.SomeError``; the engine's own verdicts by their bare names."""
-    if isinstance(error, Reported):
-        return error.type
-    kind = type(error)
-    if kind.__module__ in ("builtins", "jobq.errors", __name__):
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _attribute(error: BaseException, name: str) -> Any:
+    """An attribute that every exception has, even if its class replaced the way to it."""
+    return vars(BaseException)[name].__get__(error)
 
 
 def judge(spec: Spec, attempt: int, error: BaseException, worker: str, now_ms: int | None = None) -> Failure:
-    """What follows from an error in run number ``attempt``: another run after a delay, or the end."""
-    final = attempt >= spec.attempts or (error.final if isinstance(error, Reported) else isinstance(error, FINAL))
+    """What follows from an error in run number ``attempt``: another run after a delay, or the end. Never raises."""
+    told = facts(error)
     delay = None
-    if not final:
-        delay = error.delay if isinstance(error, Reported) else asked_delay(error)
-        if delay is None:
-            delay = delay_ms(spec.backoff, attempt)
-    name, message = type_name(error), describe(error)
-    trace = format_traceback(error)
+    if attempt < spec.attempts and not told.final:
+        delay = told.delay if told.delay is not None else delay_ms(spec.backoff, attempt)
     record = AttemptError(
         attempt=attempt,
         at=now_ms if now_ms is not None else time.time_ns() // 1_000_000,
-        type=name,
-        message=message,
-        traceback=trace.encode(errors="backslashreplace").decode() if trace else None,
+        type=told.type,
+        message=told.message,
+        traceback=told.trace,
         worker=worker,
     )
-    return Failure(_encode(record), delay, name, message)
+    return Failure(_encode(record), delay, told.type, told.message, told.trace)

@@ -21,15 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 from structlog.contextvars import bind_contextvars
 
-from jobq.engine.model.outcome import (
-    FINAL,
-    InvalidPayload,
-    asked_delay,
-    describe,
-    encode_result,
-    format_traceback,
-    type_name,
-)
+from jobq.engine.model.outcome import InvalidPayload, encode_result, facts
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, current
 from jobq.engine.task.inject import Resources, provide
@@ -137,14 +129,8 @@ def answer(order: Order, mouth: Mouth, runner: asyncio.Runner, resources: Resour
         coroutine = run(order, mouth, resources)
         return Word("done", bytes(encode_result(runner.run(coroutine, context=copy_context()))))
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
-        return Word(
-            "error",
-            type=type_name(error),
-            message=describe(error),
-            trace=format_traceback(error),
-            final=isinstance(error, FINAL),
-            delay=asked_delay(error),
-        )
+        told = facts(error)
+        return Word("error", type=told.type, message=told.message, trace=told.trace, final=told.final, delay=told.delay)
 
 
 def main() -> None:

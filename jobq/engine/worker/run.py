@@ -184,7 +184,7 @@ async def execute(run: Run) -> None:
                 source.failed(run, error)
             else:
                 run.settle_stopped()
-        if isinstance(error, KeyboardInterrupt):
+        if issubclass(type(error), KeyboardInterrupt):
             raise
         return
     if run.abandoned:
@@ -217,7 +217,7 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
             # the thread sees the context variables of this run: structlog's, and `current`
             here = contextvars.copy_context()
             try:
-                return await source.loop.run_in_executor(
+                value = await source.loop.run_in_executor(
                     source.threads.executor, lambda: here.run(_call_sync, task.fn, kwargs)
                 )
             except asyncio.CancelledError:
@@ -229,6 +229,9 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
                 )
                 source.threads.abandon()
                 raise
+            if type(value) is _Raised:
+                raise value.error
+            return value
 
         chain = innermost
         for middleware in reversed(source.middlewares):
@@ -237,12 +240,20 @@ async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Co
     raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
 
 
+class _Raised:
+    """What a handler raised in its thread. Some exceptions cannot travel through a future: StopIteration, say."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 def _call_sync(fn: Any, kwargs: dict[str, Any]) -> Any:
     try:
         return fn(**kwargs)
-    except StopIteration as error:
-        # cannot travel through a future
-        raise RuntimeError("the handler raised StopIteration") from error
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+        return _Raised(error)
 
 
 def _wrap(middleware: Any, context: Context, inner: Any) -> Any:
