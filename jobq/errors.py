@@ -10,6 +10,7 @@ JobqError
   x WrongState              the job stands in a state that the verb does not move
   x JobFailed               raised by ``job.result()``: the job ended in failed
     + JobKilled
+  x UnreadableResult        raised by ``job.result()``: the stored result is damaged
   x ResultTimeout           the job had no result within the time given
   x StoreError
     + StoreUnavailable      no answer from Redis; nothing is known to be lost
@@ -111,6 +112,14 @@ class JobFailed(JobqError):
 
 class JobKilled(JobFailed):
     """The awaited job was killed."""
+
+
+class UnreadableResult(JobqError):
+    """The job completed, but its stored result cannot be read: it is damaged, or another program wrote it."""
+
+    def __init__(self, job_id: str, found: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"job {job_id} completed, but its stored result cannot be read: {found}")
 
 
 class ResultTimeout(JobqError, TimeoutError):

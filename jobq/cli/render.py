@@ -60,7 +60,10 @@ def clock(ms: int | None) -> str:
     """Unix ms as local time."""
     if ms is None:
         return "-"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) + f".{ms % 1000:03}"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) + f".{ms % 1000:03}"
+    except (OverflowError, ValueError, OSError):
+        return f"{ms} ms"  # a damaged row may hold any number
 
 
 STATS_HEAD = ("QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "WAIT P99", "RUN P99", "")
@@ -112,8 +115,9 @@ def job_text(row: JobRow) -> str:
         ("unserved", row.unserved and f"{row.unserved} times: no worker that claimed it knew its type"),
         ("progress", _json(row.progress)),
         ("result", _json(row.result)),
+        *((f"{column}: unreadable:", repr(raw)) for column, raw in row.unreadable.items()),
     ]
-    lines = [f"{name:<11}{value}" for name, value in facts if value not in (None, 0, "")]
+    lines = [f"{name:<10} {value}" for name, value in facts if value not in (None, 0, "")]
     return "\n".join([*lines, *map(_error, row.errors)])
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import asdict, astuple, replace
 from jobq.engine.model import job
 from jobq.engine.model.job import PLAIN, Accepted, AttemptError, Durability, JobRow, NewJob, State, Stats
 from jobq.engine.queue.results import KILLED
-from jobq.errors import InvalidJob, JobFailed, JobKilled
+from jobq.errors import InvalidJob, JobFailed, JobKilled, UnreadableResult
 from jobq.http import problems, schema
 from jobq.http.call import Call, decode, no_content, reply
 
@@ -156,6 +156,8 @@ async def result(call: Call) -> web.Response:
 
 def _outcome(row: JobRow) -> web.Response:
     if row.state is State.COMPLETED:
+        if "result" in row.unreadable:
+            raise UnreadableResult(row.id, row.unreadable["result"])
         return reply(row.result)
     if row.state is State.FAILED:
         last = row.errors[-1] if row.errors else AttemptError(0, row.finished_at or 0, "unknown", "no record")

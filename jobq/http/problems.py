@@ -56,6 +56,7 @@ TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
 WRONG_STATE = Kind("wrong-state", 409, "The job's state does not allow this")
 JOB_FAILED = Kind("job-failed", 409, "The job has failed, there is no result")
 JOB_KILLED = Kind("job-killed", 409, "The job was killed, there is no result")
+UNREADABLE_RESULT = Kind("unreadable-result", 409, "The job has completed, but its stored result cannot be read")
 TOO_LARGE = Kind("too-large", 413, "The request is over a limit")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The body must be JSON")
 EXPECTATION_FAILED = Kind("expectation-failed", 417, "Only Expect: 100-continue is known")
@@ -113,6 +114,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),
     errors.JobFailed: _Row(JOB_FAILED, _FAILURE),
     errors.JobKilled: _Row(JOB_KILLED, _FAILURE),
+    errors.UnreadableResult: _Row(UNREADABLE_RESULT),
     errors.StoreUnavailable: _Row(
         UNAVAILABLE,
         detail="Redis does not answer; repeat the request (with an Idempotency-Key, it enqueues once)",

@@ -121,7 +121,8 @@ ROUTES: tuple[Route, ...] = (
         summary="Wait for the result", query=schema.WaitQuery,
         description="200 with what the handler returned; 202 while the job has not ended after `wait` ms;"
         " 409 when it failed or was killed.",
-        responses={200: Any, 202: schema.Moved}, errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED),
+        responses={200: Any, 202: schema.Moved},
+        errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED, p.UNREADABLE_RESULT),
     ),
     Route(
         method="GET", path=f"{_JOB}/logs", scope=Scope.READ, handler=handlers.logs,

@@ -33,6 +33,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.WrongState: (errors.WrongState("j", "kill", "failed", ["waiting"]), 409, "wrong-state"),
     errors.JobFailed: (errors.JobFailed("j", "E", "m", "t"), 409, "job-failed"),
     errors.JobKilled: (errors.JobKilled("j", "E", "m"), 409, "job-killed"),
+    errors.UnreadableResult: (errors.UnreadableResult("j", "oops"), 409, "unreadable-result"),
     errors.StoreUnavailable: (errors.StoreUnavailable("redis://:secret@host"), 503, "redis-unavailable"),
     errors.StoreFull: (errors.StoreFull("secret"), 503, "redis-full"),
     errors.StoreRefused: (errors.StoreRefused("secret"), 503, "redis-unfit"),

@@ -117,6 +117,15 @@ async def _(world: World) -> None:
     await job.result(timeout=5)
 
 
+@brings("UnreadableResult", r"job .* completed, but its stored result cannot be read: oops")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send")
+    claimed = await world.claim()
+    store = world.queue.store
+    await store.do(store.complete([job.id, claimed.token, b"oops", ""], []))
+    await job.result(timeout=5)
+
+
 @brings("ResultTimeout", r"job \w{17} had not ended after 0.01 s; it goes on")
 async def _(world: World) -> None:
     job = await world.queue.enqueue("send")

@@ -66,7 +66,7 @@ async def test_rows_of_megabytes_come_a_few_at_a_time(queue: Queue, monkeypatch:
 
 
 def test_cursors_come_back_as_they_went():
-    for cursor in (Cursor(State.WAITING), Cursor(State.FAILED, "1722470400123", "0htk3v9c20047qm2x")):
+    for cursor in (Cursor(State.WAITING), Cursor(State.FAILED, "1722470400123", b"0htk3v9c20047qm2x\xff")):
         assert read_cursor(write_cursor(cursor)) == cursor
 
 
@@ -76,10 +76,10 @@ def test_cursors_come_back_as_they_went():
         "nonsense",
         "====",
         "WzFd",
-        write_cursor(Cursor(State.FAILED, "five", "x")),
-        write_cursor(Cursor(State.FAILED, "NaN", "x")),
-        write_cursor(Cursor(State.FAILED, " 1 ", "x")),
-        write_cursor(Cursor(State.FAILED, "1_0", "x")),
+        write_cursor(Cursor(State.FAILED, "five", b"x")),
+        write_cursor(Cursor(State.FAILED, "NaN", b"x")),
+        write_cursor(Cursor(State.FAILED, " 1 ", b"x")),
+        write_cursor(Cursor(State.FAILED, "1_0", b"x")),
         "\u00e9",
         "W10",
         "\ud83d",

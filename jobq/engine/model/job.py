@@ -136,6 +136,8 @@ class JobRow(msgspec.Struct, frozen=True):
 
     ``attempts_made`` counts the runs that were charged, the running one included.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
+    ``unreadable``: stored values that cannot be read, cut, by the name of their column; the fields that they would have
+    filled stand at their defaults.
     """
 
     id: str
@@ -164,6 +166,7 @@ class JobRow(msgspec.Struct, frozen=True):
     result: msgspec.Raw | None = None
     errors: list[AttemptError] = []
     unserved: int = 0
+    unreadable: dict[str, str] = {}
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -174,7 +177,10 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
-    """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms."""
+    """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms.
+
+    ``unreadable``: what its heartbeat wrote, cut, where this program cannot read it.
+    """
 
     id: str
     host: str
@@ -186,6 +192,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     started: int
     seen: int
     version: str = ""
+    unreadable: str | None = None
 
 
 class Minute(msgspec.Struct, frozen=True):
@@ -207,7 +214,10 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began."""
+    """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began.
+
+    ``unreadable``: stored counts that are not numbers, by name.
+    """
 
     queue: str
     waiting: int
@@ -227,6 +237,7 @@ class Stats(msgspec.Struct, frozen=True):
     wait: Latency | None = None
     run: Latency | None = None
     minutes: list[Minute] = []
+    unreadable: dict[str, str] = {}
 
 
 class NewJob(msgspec.Struct, frozen=True):

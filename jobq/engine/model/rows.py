@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -19,18 +19,36 @@ from jobq.engine.model.job import (
     Stats,
     WorkerRow,
 )
+from jobq.errors import UnreadableResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _spec = msgspec.json.Decoder(Spec).decode
 _error = msgspec.json.Decoder(AttemptError).decode
 _result = msgspec.json.Decoder(Result).decode
 _line = msgspec.json.Decoder(LogLine).decode
 _worker = msgspec.json.Decoder(WorkerRow).decode
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_fields = {field.encode_name: field for field in msgspec.structs.fields(Spec)}
 
 MINUTES_SHOWN: Final = 60
+UNREADABLE_SHOWN: Final = 200
+"""Characters shown of a stored value that cannot be read."""
+UNREADABLE_TYPE: Final = "Unreadable"
+"""The error type that stands for an error record that cannot be read."""
+
+_BITS: Final = frozenset(str(bits) for bits in range(65))
+"""The buckets of the histograms: bit lengths of times in microseconds."""
+_FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, LookupError)
+"""What reading a damaged row may raise. ``UnicodeDecodeError`` is a ``ValueError``."""
+
+T = TypeVar("T")
 
 
 def read_spec(raw: bytes) -> Spec:
-    """The spec of a job.
+    """The spec of a job, for the worker that runs it.
 
     :raises msgspec.MsgspecError: the row is not one of ours.
     """
@@ -38,40 +56,108 @@ def read_spec(raw: bytes) -> Spec:
 
 
 UNREADABLE: Final = Spec(type="?", at=0, attempts=1)
-"""Stands in for a row that is damaged, or not ours: it must end, and show, where an operator looks."""
+"""Stands in for a spec that cannot be read: its job must still end, and operators must still see it."""
 
 
-def shown_spec(raw: bytes) -> Spec:
-    """The spec of a job, or ``UNREADABLE``: one bad row must not hide the others."""
-    try:
-        return _spec(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return UNREADABLE
+class Unreadable:
+    """Collects the columns of one row that cannot be read, so that one damaged column hides nothing else."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def read(self, column: str, raw: bytes | None, decode: Callable[[bytes], T], otherwise: T) -> T:
+        """The decoded value, or ``otherwise`` where there is none or it cannot be read."""
+        if raw is None:
+            return otherwise
+        try:
+            return _strictly(decode, raw)
+        except _FAULTS:
+            self.found[column] = shown(raw)
+            return otherwise
+
+    def spec(self, raw: bytes | None) -> Spec:
+        """The spec. Of one that another version wrote, or that is damaged, every field that can be read."""
+        try:
+            return _strictly(_spec, raw or b"")
+        except _FAULTS:
+            pass
+        try:
+            parts = _object(raw or b"")
+        except _FAULTS:
+            self.found["spec"] = shown(raw or b"")
+            return UNREADABLE
+        values: dict[str, Any] = {}
+        for name, part in parts.items():
+            if field := _fields.get(name):
+                otherwise = getattr(UNREADABLE, field.name)
+                decoder = msgspec.json.Decoder(field.type)
+                values[field.name] = self.read(name, bytes(part), decoder.decode, otherwise)
+        if "type" not in values:
+            self.found["spec"] = shown(raw or b"")
+        return msgspec.structs.replace(UNREADABLE, **values)
+
+
+def _strictly(decode: Callable[[bytes], T], raw: bytes) -> T:
+    """Decode. msgspec passes over the text inside a ``Raw`` without looking whether it is UTF-8; this looks."""
+    raw.decode()
+    return decode(raw)
+
+
+def shown(raw: bytes) -> str:
+    """A stored value that cannot be read, cut, as text that can always be encoded."""
+    text = raw[:UNREADABLE_SHOWN].decode(errors="backslashreplace")
+    return text if len(raw) <= UNREADABLE_SHOWN else f"{text}... ({len(raw)} bytes)"
+
+
+def as_text(raw: bytes) -> str:
+    """An id or a name, whatever its bytes."""
+    return raw.decode(errors="backslashreplace")
 
 
 def read_errors(raw: bytes | None) -> list[AttemptError]:
-    """Error records, oldest first."""
-    return [_error(line) for line in raw.split(b"\n")] if raw else []
+    """Error records, oldest first. A record that cannot be read becomes one that says so."""
+    return [_read_error(line) for line in raw.split(b"\n")] if raw else []
+
+
+def _read_error(line: bytes) -> AttemptError:
+    try:
+        return _error(line)
+    except _FAULTS:
+        return AttemptError(0, 0, UNREADABLE_TYPE, f"this stored error record cannot be read: {shown(line)}")
 
 
 def read_logs(raw: bytes) -> list[LogLine]:
-    """Log lines, oldest first."""
-    return [_line(line) for line in raw.split(b"\n")] if raw else []
+    """Log lines, oldest first. A line that cannot be read becomes one that says so."""
+    return [_read_line(line) for line in raw.split(b"\n")] if raw else []
 
 
-def read_result(raw: bytes) -> Result:
-    """The result record of a completed job."""
-    return _result(raw)
+def _read_line(line: bytes) -> LogLine:
+    try:
+        return _line(line)
+    except _FAULTS:
+        return LogLine(0, f"this stored log line cannot be read: {shown(line)}")
+
+
+def read_result(job_id: str, raw: bytes) -> Result:
+    """The result record of a completed job.
+
+    :raises UnreadableResult: it is damaged, or another program wrote it.
+    """
+    try:
+        return _strictly(_result, raw)
+    except _FAULTS:
+        raise UnreadableResult(job_id, shown(raw)) from None
 
 
 def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
-    """One row of rows.lua."""
+    """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
     state_, score_, token, spec_, priority, attempts, errors_, result_, progress, unserved, _keys = row
-    state, score = State(state_.decode()), int(float(score_))
-    spec = shown_spec(spec_)
+    bad = Unreadable()
+    state, score = State(state_.decode()), bad.read("score", score_, _score, 0)
+    spec = bad.spec(spec_)
     errors = read_errors(errors_)
-    result = _result(result_) if result_ else None
-    charged = int(attempts or 0)
+    result = bad.read("result", result_, _result, None)
+    charged = bad.read("attempts", attempts, _count, 0)
     finished = state in (State.COMPLETED, State.FAILED)
     return JobRow(
         id=job_id,
@@ -79,7 +165,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         type=spec.type,
         state=state,
         payload=spec.payload,
-        priority=int(priority.rstrip(b"L")) if priority else spec.priority,
+        priority=bad.read("priority", priority, _priority, spec.priority),
         attempts=spec.attempts,
         attempts_made=charged + (state in (State.ACTIVE, State.COMPLETED)),
         enqueued_at=spec.at or time_of(job_id),
@@ -92,26 +178,54 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         metadata=spec.metadata,
         run_at=score if state is State.DELAYED else None,
         lease_until=score if state is State.ACTIVE else None,
-        worker=token.split(b" ", 1)[1].decode() if token else (result.worker or None) if result else None,
+        worker=bad.read("lease", token, _holder, None) or (result.worker or None if result else None),
         started_at=result.started if result else None,
         finished_at=score if finished else None,
         duration=result.ran if result else None,
-        progress=msgspec.Raw(progress) if progress else None,
+        progress=bad.read("progress", progress, _raw, None),
         result=result.result if result else None,
         errors=errors,
-        unserved=int(unserved or 0),
+        unserved=bad.read("unserved", unserved, _count, 0),
+        unreadable=bad.found,
     )
 
 
-def worker_row(info: bytes, seen: int) -> WorkerRow:
-    """One row of the worker registry."""
-    return msgspec.structs.replace(_worker(info), seen=seen)
+def _count(raw: bytes) -> int:
+    """A whole number as HINCRBY writes it."""
+    count = int(raw)
+    if not -(2**63) <= count < 2**63:
+        raise OverflowError
+    return count
+
+
+def _score(raw: bytes) -> int:
+    return _count(b"%d" % float(raw))
+
+
+def _priority(raw: bytes) -> int:
+    return _count(raw.rstrip(b"L"))
+
+
+def _holder(token: bytes) -> str:
+    return token.split(b" ", 1)[1].decode()
+
+
+def worker_row(worker: bytes, info: bytes, seen: int) -> WorkerRow:
+    """One row of the worker registry. Of a row that cannot be read: the worker's id, and what stands there."""
+    try:
+        return msgspec.structs.replace(_strictly(_worker, info), seen=seen)
+    except _FAULTS:
+        return WorkerRow(as_text(worker), "?", 0, [], [], 0, 0, seen, seen, unreadable=shown(info))
 
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
     now, waiting, delayed, active, completed, failed, blocked, paused, workers, first, spec, due, flat = reply
-    metrics = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
+    bad = Unreadable()
+    metrics = {
+        as_text(name): bad.read(as_text(name), count, _count, 0)
+        for name, count in zip(flat[::2], flat[1::2], strict=True)
+    }
     this_minute = now // 60_000
     minutes = [
         Minute(
@@ -139,12 +253,13 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         wait=latency(metrics, "wait:"),
         run=latency(metrics, "run:"),
         minutes=[minute for minute in minutes if minute.completed or minute.failed or minute.retried],
+        unreadable=bad.found,
     )
 
 
 def ready_at(job_id: bytes, spec_: bytes | None) -> int:
     """When the job first stood in waiting, unix ms."""
-    spec = shown_spec(spec_ or b"")
+    spec = Unreadable().spec(spec_)
     return (spec.at or time_of(job_id)) + spec.delay
 
 
@@ -154,7 +269,9 @@ def latency(metrics: dict[str, int], prefix: str) -> Latency | None:
     A quantile is placed inside its bucket by its rank, as in Prometheus' ``histogram_quantile``.
     """
     buckets = sorted(
-        (int(name.removeprefix(prefix)), count) for name, count in metrics.items() if name.startswith(prefix)
+        (int(bits), count)
+        for name, count in metrics.items()
+        if name.startswith(prefix) and (bits := name.removeprefix(prefix)) in _BITS
     )
     total = sum(count for _, count in buckets)
     if not total:

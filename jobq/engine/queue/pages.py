@@ -11,7 +11,7 @@ import msgspec
 
 from jobq.engine.model.job import Page, State
 from jobq.engine.model.options import to_ms
-from jobq.engine.model.rows import job_row
+from jobq.engine.model.rows import as_text, job_row
 from jobq.errors import InvalidQuery
 
 if TYPE_CHECKING:
@@ -33,11 +33,14 @@ _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page ended: the state, and the score and id of its last job ('' before the first)."""
+    """Where a page ended: the state, and the score and id of its last job ('' before the first).
+
+    The id is kept as bytes: a damaged one need not be text, and the next page must start behind it all the same.
+    """
 
     state: State
     score: str = ""
-    id: str = ""
+    id: bytes = b""
 
 
 def write_cursor(cursor: Cursor) -> str:
@@ -92,7 +95,7 @@ class Pager:
             )
             rows += await self._rows(ids)
             if last:
-                return Page(rows, write_cursor(Cursor(current, score.decode(), last.decode())))
+                return Page(rows, write_cursor(Cursor(current, score.decode(), last)))
             if len(rows) >= limit and current is not states[-1]:
                 return Page(rows, write_cursor(Cursor(states[states.index(current) + 1])))
         return Page(rows)
@@ -104,7 +107,7 @@ class Pager:
             found = await self._store.do(self._store.rows(ids[at : at + CHUNK]))  # of fewer, where they are large
             for job_id, row in zip(ids[at:], found, strict=False):
                 if row and row[3] is not None:  # else it left between the two reads
-                    rows.append(job_row(self._store.name, job_id.decode(), row))
+                    rows.append(job_row(self._store.name, as_text(job_id), row))
             at += len(found)
         return rows
 
@@ -112,7 +115,7 @@ class Pager:
         self,
         state: State,
         verb: str,
-        call: Callable[[Sequence[str]], Call[list[str]]],
+        call: Callable[[Sequence[str | bytes]], Call[list[str]]],
         older_than: Seconds | None,
         limit: int | None,
         progress: Callable[[int], None] | None,
@@ -134,7 +137,7 @@ class Pager:
         if state is State.DELAYED and older_than is None:
             highest = ""
         moved = 0
-        cursor: tuple[str, str] = ("", "")
+        cursor: tuple[str, bytes] = ("", b"")
         while limit is None or moved < limit:
             size = CHUNK if limit is None else min(CHUNK, limit - moved)
             reply: list[Any] = await self._store.do(
@@ -142,7 +145,7 @@ class Pager:
                     state, reverse=False, limit=size, scan=size, prefix=b"", highest=highest, cursor=cursor
                 )
             )
-            ids = [job_id.decode() for job_id in reply[0]]
+            ids: list[bytes] = reply[0]
             if not ids:
                 break
             answers = await self._store.do_all([call(ids[at : at + CALL]) for at in range(0, len(ids), CALL)])
@@ -154,6 +157,6 @@ class Pager:
                 # what could not be moved stays in front: go on behind it
                 if not reply[2]:
                     break
-                cursor = (reply[1].decode(), reply[2].decode())
+                cursor = (reply[1].decode(), reply[2])
             # otherwise the page is gone, and the next one starts where the cursor already is
         return moved

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.rows import read_errors, read_result
-from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError, StoreUnavailable
+from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError, StoreUnavailable, UnreadableResult
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
@@ -83,7 +83,12 @@ class Waiters:
 
     def _answer(self, job_id: str, state: bytes, row: bytes) -> None:
         if state == b"completed":
-            result = read_result(row).result if row else msgspec.Raw(b"null")
+            try:
+                result = read_result(job_id, row).result if row else msgspec.Raw(b"null")
+            except UnreadableResult as error:
+                # this job's waiters only: the others' answers stand in the same page
+                self._fail(job_id, error)
+                return
             for waiter in self._waiting.get(job_id, ()):
                 if not waiter.done():
                     waiter.set_result(result)

@@ -91,7 +91,7 @@ class Verbs(ABC):
 
     async def workers(self) -> list[WorkerRow]:
         """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
-        rows = [worker_row(info, seen) for info, seen in await self.store.workers()]
+        rows = [worker_row(worker, info, seen) for worker, info, seen in await self.store.workers()]
         return sorted(rows, key=lambda row: -row.seen)
 
     async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:

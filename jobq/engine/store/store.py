@@ -251,7 +251,7 @@ class Store(Sender):
         """Unfinished jobs to failed. Answers per id the state it stood in, or ''."""
         return Call("kill", [self.now, record, *ids], read_states)
 
-    def retry(self, ids: Sequence[str]) -> Call[list[str]]:
+    def retry(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Finished jobs to waiting. Answers per id the state it stood in, '' or 'key <holder>'."""
         return Call("retry", [self.now, *ids], read_states)
 
@@ -263,7 +263,7 @@ class Store(Sender):
         """Another priority for unstarted jobs. Answers per id its state, or ''."""
         return Call("reprioritise", [self.now, priority, *ids], read_states)
 
-    def remove(self, ids: Sequence[str]) -> Call[list[str]]:
+    def remove(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Jobs that are not active go altogether. Answers per id the state it stood in, or ''."""
         return Call("remove", [self.now, *ids], read_states)
 
@@ -282,7 +282,7 @@ class Store(Sender):
         scan: int,
         prefix: bytes,
         highest: str,
-        cursor: tuple[str, str],
+        cursor: tuple[str, bytes],
     ) -> Call[list[Any]]:
         """Ids of one state: ids, then score and id to go on from ('' at the end)."""
         args: list[Argument] = [int(reverse), limit, scan, prefix, highest, *cursor]
@@ -300,13 +300,15 @@ class Store(Sender):
         """The lines of one job, JSON, one a line."""
         return await self.command(b"HGET", self.keys["logs"], job_id) or b""
 
-    async def workers(self) -> list[tuple[bytes, int]]:
-        """Rows of the registry: info and last heartbeat, unix ms."""
+    async def workers(self) -> list[tuple[bytes, bytes, int]]:
+        """Rows of the registry: worker, info and last heartbeat, unix ms."""
         seen = await self.command(b"ZRANGE", self.keys["workers"], 0, -1, b"WITHSCORES")
         if not seen:
             return []
         info = await self.command(b"HMGET", self.keys["workers_info"], *seen[::2])
-        return [(row, int(float(at))) for row, at in zip(info, seen[1::2], strict=True) if row]
+        rows = zip(seen[::2], info, seen[1::2], strict=True)
+        # a row without info has just left
+        return [(worker, row, int(float(at))) for worker, row, at in rows if row is not None]
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 
