@@ -1,12 +1,15 @@
-"""The heartbeat: a thread with its own event loop and connection renews the leases of a worker.
+"""The heartbeat: a thread with its own event loop renews the leases of a worker.
 
-So a handler that blocks the worker's event loop keeps its leases instead of being run a second time elsewhere. The
-thread also watches that loop: it says where it hangs, and gives it up after ``stuck_after``.
+A handler that blocks the worker's event loop therefore keeps its leases, instead of being run a second time elsewhere.
+Each Redis server has its own task and its own connection here, so a server that does not answer delays the renewals
+on no other. The thread also watches the worker's loop: it logs where the loop hangs, and stops renewing when the loop
+has hung for ``stuck_after`` seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -22,28 +25,40 @@ from jobq.engine.worker.source import RENEW_PAGE
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from jobq.engine.model.job import WorkerRow
     from jobq.engine.worker.pool import Pool
     from jobq.engine.worker.run import Run
     from jobq.engine.worker.source import Source
 
+    Stores = list[tuple[Source, Store]]
+    """Sources with their verbs on the heartbeat's own connection."""
+
 log = get_logger("jobq.heartbeat")
 
 STALL_SECONDS: Final = 1.0
 """A loop that does not answer for longer is reported."""
+RESTART_SECONDS: Final = 1.0
+"""Pause before a heartbeat that failed starts again."""
+LEAVE_SECONDS: Final = 1.0
+"""Time to remove the worker's row from each server."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Heartbeat(threading.Thread):
-    """Renews until ``stop``. A loop blocked for ``stuck_after`` seconds is given up: ``given_up``, in this thread."""
+    """Renews until ``halt``, or until the worker's event loop is closed.
+
+    ``given_up`` is called in this thread when the worker's loop has been blocked for ``stuck_after`` seconds.
+    """
 
     def __init__(
         self, pool: Pool, describe: Callable[[], WorkerRow], stuck_after: float, given_up: Callable[[], None] | None
     ) -> None:
         super().__init__(name="jobq-heartbeat", daemon=True)
+        self.ended: asyncio.Future[None] = pool.loop.create_future()
+        """A future of the worker's loop, done when the thread has ended."""
         self._pool = pool
         self._describe = describe
         self._stuck_after = stuck_after
@@ -52,65 +67,111 @@ class Heartbeat(threading.Thread):
         self._watched = threading.get_ident()
         self._answered = time.monotonic()
         self._reported = False
-        self._dead = False
-        self._begun = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._halt: asyncio.Event | None = None
+        self._stuck = False
+        """The worker's loop is given up: nothing is renewed until it answers again."""
+        self._failing: set[Source] = set()
+        self._halted = threading.Event()
+        self._waking: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
-    def stop(self, timeout: float) -> None:
-        """End the thread; waits up to ``timeout`` seconds."""
-        self._begun.wait(timeout)
-        if self._loop is not None and self._halt is not None and self.is_alive():
-            self._loop.call_soon_threadsafe(self._halt.set)
-            self.join(timeout)
+    def halt(self) -> None:
+        """Ask the thread to end. Does not wait, so that every way out of a worker can call it, a cancelled one too."""
+        self._halted.set()
+        if self._waking is not None:
+            loop, halt = self._waking
+            with contextlib.suppress(RuntimeError):  # its loop is closed: the thread has ended
+                loop.call_soon_threadsafe(halt.set)
 
     def word(self) -> bytes:
         """What the worker says of itself, JSON."""
         return _encode(self._describe())
 
     def run(self) -> None:
-        """The thread."""
-        asyncio.run(self._main())
+        """The thread. An error inside starts the heartbeat again: without it, every job would lose its lease."""
+        try:
+            while not self._run_once():
+                pass
+        finally:
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                self._pool.loop.call_soon_threadsafe(self._end)
+
+    def _run_once(self) -> bool:
+        """False: it failed, and has to start again."""
+        try:
+            asyncio.run(self._main())
+        except Exception:
+            log.exception("the heartbeat failed; it starts again", in_s=RESTART_SECONDS)
+            return self._halted.wait(RESTART_SECONDS)
+        return True
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._halt = asyncio.Event()
-        self._begun.set()
-        connections: dict[int, Connection] = {}
-        stores: list[tuple[Source, Store]] = []
-        # a dead connection must be noticed, and replaced, before the leases run out
-        timeout = min(self._pool.sources[0].store.connection.timeout, max(self._pool.lease_ms / 6000, 0.25))
+        halt = asyncio.Event()
+        self._waking = asyncio.get_running_loop(), halt
+        if self._halted.is_set():  # asked before there was a loop to wake
+            return
+        servers = self._servers()
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(halt.wait()),
+            asyncio.create_task(self._watch(servers)),
+            *(asyncio.create_task(self._renew_until_cancelled(stores)) for stores in servers),
+        ]
+        try:
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for task in done:
+                task.result()
+            await asyncio.gather(*(self._leave(stores) for stores in servers))
+        finally:
+            for stores in servers:
+                await stores[0][1].connection.aclose()
+
+    def _servers(self) -> list[Stores]:
+        """The sources by the server that they are on, each server with a connection of the heartbeat's own."""
+        servers: dict[int, Stores] = {}
         for source in self._pool.sources:
             shared = source.store.connection
-            own = connections.setdefault(id(shared), Connection(shared.url, timeout=timeout))
+            stores = servers.setdefault(id(shared), [])
+            if stores:
+                own = stores[0][1].connection
+            else:
+                # a dead connection must be noticed, and replaced, before the leases run out
+                timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
+                own = Connection(shared.url, timeout=timeout)
             stores.append((source, source.queue.new_store(own)))
-        try:
-            watch = asyncio.create_task(self._watch(stores))
-            while not self._halt.is_set() and not self._pool.loop.is_closed():
-                renewed = self._dead or await self._beat(stores)
-                try:
-                    # soon again after a failure: others may reap from a third of the lease after an outage on
-                    await asyncio.wait_for(self._halt.wait(), self._interval if renewed else self._interval / 5)
-                except TimeoutError:
-                    continue
-            watch.cancel()
-            await self._leave(stores)
-        finally:
-            for connection in connections.values():
-                await connection.aclose()
+        return list(servers.values())
 
-    async def _beat(self, stores: list[tuple[Source, Store]]) -> bool:
-        """Renew everything that is held. False: something was not renewed. Whatever happens, this thread goes on."""
+    async def _renew_until_cancelled(self, stores: Stores) -> None:
+        while True:
+            renewed = self._stuck or await self._beat(stores)
+            # soon again after a failure: others may reap from a third of the lease after an outage on
+            await asyncio.sleep(self._interval if renewed else self._interval / 5)
+
+    async def _beat(self, stores: Stores) -> bool:
+        """Renew everything that is held on one server. False: something was not renewed, and is tried again soon."""
         renewed = True
         for source, store in stores:
             try:
                 await self._renew(source, store)
             except StoreError as error:
                 renewed = False
-                log.warning("leases not renewed; tried again soon", queue=source.name, error=str(error))
+                # one line when an outage begins, one when it ends
+                level = log.debug if source in self._failing else log.warning
+                level("leases not renewed; tried again soon", queue=source.name, error=str(error))
+                self._failing.add(source)
             except Exception:
                 renewed = False
                 log.exception("leases not renewed; tried again soon", queue=source.name)
+            else:
+                if source in self._failing:
+                    self._failing.discard(source)
+                    log.warning("leases are renewed again", queue=source.name)
         return renewed
 
     async def _renew(self, source: Source, store: Store) -> None:
@@ -130,37 +191,40 @@ class Heartbeat(threading.Thread):
             for job_id in answer
         ]
         if lost:
-            self._pool.loop.call_soon_threadsafe(source.lost, lost)
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed: no run is left to be stopped
+                self._pool.loop.call_soon_threadsafe(source.lost, lost)
         if refused:
             raise refused[0]
 
-    async def _leave(self, stores: list[tuple[Source, Store]]) -> None:
-        for _, store in stores:
-            try:
-                async with asyncio.timeout(1.0):
+    async def _leave(self, stores: Stores) -> None:
+        """Remove the worker's row from one server. Where that fails, the row goes with time."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                for _, store in stores:
                     await store.do(store.heartbeat(self._pool.worker, b""))
-            except (StoreError, TimeoutError):
-                return  # its row goes with time
 
-    async def _watch(self, stores: list[tuple[Source, Store]]) -> None:
-        """Ask the worker's loop to answer, again and again."""
+    async def _watch(self, servers: list[Stores]) -> None:
+        """Ask the worker's loop to answer, again and again. Returns when that loop is closed."""
         pause = min(STALL_SECONDS / 2, self._interval)
         while True:
             try:
                 self._pool.loop.call_soon_threadsafe(self._answer)
             except RuntimeError:
-                return  # closed: nobody waits for this worker any more
+                return
             await asyncio.sleep(pause)
             silent = time.monotonic() - self._answered
             if silent < STALL_SECONDS:
                 self._reported = False
+                if self._stuck:
+                    self._stuck = False
+                    log.warning("the event loop answers again: leases are renewed again")
                 continue
             if not self._reported:
                 self._reported = True
                 log.warning("a handler blocks the event loop", silent_s=round(silent, 1), stack=self._stack())
-                await self._give_back(stores)
-            if silent >= self._stuck_after and not self._dead:
-                self._dead = True
+                await asyncio.gather(*self._give_back(servers))
+            if silent >= self._stuck_after and not self._stuck:
+                self._stuck = True
                 log.error(
                     "the event loop is stuck: its leases are not renewed any more",
                     silent_s=round(silent),
@@ -169,23 +233,28 @@ class Heartbeat(threading.Thread):
                 if self._given_up is not None:
                     self._given_up()
 
-    async def _give_back(self, stores: list[tuple[Source, Store]]) -> None:
-        """What was claimed ahead of a free slot should not wait behind the handler that blocks."""
+    def _give_back(self, servers: list[Stores]) -> list[Coroutine[Any, Any, None]]:
+        """Hand back what was claimed ahead of a free slot: it should not wait behind the handler that blocks."""
         unstarted = self._pool.buffer.take_all()
-        for source, store in stores:
-            runs = [run for run in unstarted if run.source is source]
-            for at in range(0, len(runs), HAND_BACK_MAX):
-                page = runs[at : at + HAND_BACK_MAX]
-                try:
-                    await store.do(store.release([word for run in page for word in (run.id, run.token)]))
-                except StoreError as error:
-                    # still in `runs`, so still renewed: the loop hands them back once it answers
-                    log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
-                    self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[at:])
-                    break
-                for run in page:
-                    if source.runs.get(run.id) is run:
-                        del source.runs[run.id]
+        return [
+            self._release(source, store, [run for run in unstarted if run.source is source])
+            for stores in servers
+            for source, store in stores
+        ]
+
+    async def _release(self, source: Source, store: Store, runs: list[Run]) -> None:
+        for at in range(0, len(runs), HAND_BACK_MAX):
+            page = runs[at : at + HAND_BACK_MAX]
+            try:
+                await store.do(store.release([word for run in page for word in (run.id, run.token)]))
+            except StoreError as error:
+                # they are still in `source.runs`, so still renewed: the loop hands them back once it answers
+                log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
+                self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[at:])
+                return
+            for run in page:
+                if source.runs.get(run.id) is run:
+                    del source.runs[run.id]
 
     @staticmethod
     def _release_later(source: Source, runs: list[Run]) -> None:

@@ -1,6 +1,6 @@
-"""The sweeper: recovers jobs whose lease ran out, and keeps what is finished within its bounds.
+"""The sweeper: recovers jobs whose lease ran out, and removes finished jobs beyond their retention.
 
-Every worker has one. A recovered job is a failed attempt like any other: ``judge`` decides, the pool settles.
+Every worker has one. A recovered job is a failed attempt like any other: ``judge`` decides whether it is tried again.
 """
 
 from __future__ import annotations
@@ -40,21 +40,24 @@ class Sweeper:
         self._interval = interval(pool.lease_ms)
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Sweep until cancelled, each source by itself: one whose server does not answer delays no other."""
+        async with asyncio.TaskGroup() as group:
+            for source in self._pool.sources:
+                group.create_task(self._sweep(source), name=f"jobq-sweeper-{source.name}")
+
+    async def _sweep(self, source: Source) -> None:
         tidied = float("-inf")
         while True:
-            # apart from the other workers' sweeps
+            # at other moments than the other workers
             await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
-            for source in self._pool.sources:
-                try:
-                    while await self.reap(source):
-                        pass
-                    if perf_counter() - tidied > TIDY_SECONDS:
-                        await self.tidy(source)
-                except StoreError as error:
-                    log.warning("sweep failed; tried again", queue=source.name, error=str(error))
-            if perf_counter() - tidied > TIDY_SECONDS:
-                tidied = perf_counter()
+            try:
+                while await self.reap(source):
+                    pass
+                if perf_counter() - tidied > TIDY_SECONDS:
+                    tidied = perf_counter()
+                    await self.tidy(source)
+            except StoreError as error:
+                log.warning("sweep failed; tried again", queue=source.name, error=str(error))
 
     async def reap(self, source: Source) -> int:
         """Recover up to a page of jobs whose lease ran out. Returns how many."""
@@ -70,12 +73,12 @@ class Sweeper:
         if claimed is None:
             return 0
         for run, holder in zip(source.took(claimed, perf_counter()), claimed.holders, strict=True):
-            # never started here: only its outcome is settled
+            # it never started here: only its outcome is settled
             run.ended = True
             worker = holder.partition(b" ")[2].decode() if holder else "unknown"
             try:
                 run.spec = read_spec(run.raw)
-            except Exception:  # noqa: BLE001 - an unreadable row still has to end somewhere
+            except Exception:  # noqa: BLE001 - an unreadable job must end as failed, too
                 log.warning("unreadable job", queue=source.name, job_id=run.id.decode())
             source.failed(
                 run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network")

@@ -38,6 +38,9 @@ _numbers = itertools.count()
 SETTLE_SECONDS = 5.0
 """How long a stopping worker tries to settle its last outcomes; then the leases take over."""
 
+HEARTBEAT_SECONDS = 3.0
+"""How long a stopping worker waits for its heartbeat's end."""
+
 
 def _version() -> str:
     try:
@@ -180,7 +183,8 @@ class Worker:
         stack.push_async_callback(children.aclose)
         heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)
         heartbeat.start()
-        stack.push_async_callback(asyncio.to_thread, heartbeat.stop, 3.0)
+        stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
+        stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
         for queue, _ in self._queues:
             # known before the first claim: what is recorded of claims is kept for known workers only
             await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word()))

@@ -1,0 +1,85 @@
+"""A worker with queues on two Redis servers: what one server does must not touch the jobs on the other."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq import Queue, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Server
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[Server]:
+    """A second server. It may be frozen or killed."""
+    other = type(server)().start()
+    yield other
+    assert other.process is not None
+    other.process.send_signal(signal.SIGCONT)
+    other.stop()
+
+
+@pytest.fixture
+def away(other: Server) -> list[Queue]:
+    """Eight queues on the second server: what waits for one after the other waits for longer than a lease."""
+    queues = [Queue(f"away-{number}", other.url) for number in range(8)]
+    for queue in queues:
+
+        @queue.task
+        async def never() -> None: ...
+
+    return queues
+
+
+def freeze(server: Server) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+
+
+def thaw(server: Server) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGCONT)
+
+
+async def lease_end(admin) -> float:
+    """When the lease of the only active job of the queue "test" ends, seconds on the server's clock."""
+    ((_, end),) = [await admin.command(b"ZRANGE", admin.keys["active"], 0, 0, b"WITHSCORES")]
+    return float(end) / 1000
+
+
+@pytest.mark.parametrize("fault", ["frozen", "dead"])
+async def test_leases_are_renewed_while_another_server_is_away(
+    queue, away, other, admin, gate, start, until, connection, fault
+):
+    @queue.task(attempts=1)
+    async def slow() -> str:
+        await gate.passing()
+        return "once"
+
+    # the queues that are away come first: renewals that go one after another would wait for them
+    await start(*away, queue, lease=2)
+    twin = Queue("test", connection)
+    twin.tasks = queue.tasks
+    job = await slow.enqueue()
+    await gate.arrival()
+    await start(twin, lease=2)  # it would recover the job, were its lease to run out
+    if fault == "frozen":
+        freeze(other)
+    else:
+        other.kill()
+    before = await lease_end(admin)
+
+    async def renewed() -> bool:
+        return await lease_end(admin) > before + 8
+
+    await until(renewed, "four leases", timeout=30)
+    row = await job.row()
+    assert (row.state, row.attempts_made, row.errors) == (State.ACTIVE, 1, [])
+    assert gate.arrivals.empty(), "the job was started a second time"
+    thaw(other)
