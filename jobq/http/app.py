@@ -182,5 +182,6 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
 def _end_polls(hub: Hub) -> Callable[[web.Application], Awaitable[None]]:
     async def end(_: web.Application) -> None:
         hub.end_polls()
+        await hub.readiness.aclose()
 
     return end

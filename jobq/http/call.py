@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.ids import is_id
@@ -27,6 +28,7 @@ from jobq.http.problems import (
     not_found,
     validation_problem,
 )
+from jobq.http.ready import Readiness
 from jobq.http.strict import check_body
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _audit = get_logger("jobq.audit")
 _encode = msgspec.json.Encoder().encode
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
+T = TypeVar("T")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -58,6 +61,7 @@ class Hub:
         self.guard = guard
         self.limits = limits
         self.feeds = Feeds()
+        self.readiness = Readiness(queues)
         self._polls: set[asyncio.Timeout] = set()
         self._closing = False
 
@@ -164,23 +168,35 @@ class Call:
         :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
         :raises BadJSON: it is no JSON.
         """
+        body = await self.unchecked_body(limit)
+        await check_body(body)
+        return body
+
+    async def unchecked_body(self, limit: int | None = None) -> bytes:
+        """As ``body``, but JSON by its headers only. Pass it to ``check_body`` before any of it is kept.
+
+        :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
+        """
         kind = self.request.headers.get("Content-Type")
         if kind != "application/json":
             _check_content_type(kind)
-        content = self.request.content
         limit = limit or self.hub.limits.body
-        # what came with its head needs no waiting
-        body = content.read_nowait() if content.is_eof() else await self.read(limit)
+        content = self.request.content
+        if not content.is_eof():
+            return await self.read(limit)
+        # It came together with its head: no need to wait.
+        self._refuse_encodings()
+        body = content.read_nowait()
         if len(body) > limit:
             _too_large(len(body), limit)
-        await check_body(body)
         return body
 
     async def read(self, limit: int) -> bytes:
         """The body as it is.
 
-        :raises HttpProblem: it is larger than ``limit`` bytes, or too slow.
+        :raises HttpProblem: it is compressed, larger than ``limit`` bytes, or too slow.
         """
+        self._refuse_encodings()
         content = self.request.content
         if (self.request.content_length or 0) > limit:
             _too_large(self.request.content_length or 0, limit)
@@ -200,6 +216,16 @@ class Call:
             ) from None
         return b"".join(chunks)
 
+    def _refuse_encodings(self) -> None:
+        """A few hundred bytes can inflate to gigabytes, so nothing is inflated here."""
+        encoding = self.request.headers.get("Content-Encoding")
+        if encoding is not None and encoding.strip().lower() != "identity":
+            raise HttpProblem(
+                UNSUPPORTED_MEDIA_TYPE,
+                f"the header Content-Encoding says {encoding[:40]!r}; send the body uncompressed",
+                headers={"Accept-Encoding": "identity"},
+            )
+
     def audit(self, action: str, queue: Queue, **facts: Any) -> None:
         """Write down who changed what."""
         _audit.info(action, queue=queue.name, key=self.key.name, remote=self.request.remote, **facts)
@@ -213,6 +239,11 @@ def reply(value: Any, status: int = 200) -> web.Response:
 def no_content() -> web.Response:
     """Done, and nothing to say."""
     return web.Response(status=204, headers=COMMON_HEADERS)
+
+
+def given(value: T | UnsetType) -> T | None:
+    """None where a query says nothing."""
+    return None if value is UNSET else value
 
 
 def decode(decoder: msgspec.json.Decoder[Struct], body: bytes | msgspec.Raw) -> Struct:

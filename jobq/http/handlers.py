@@ -4,112 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict, astuple, replace
 
-from jobq.engine.model import job
-from jobq.engine.model.job import PLAIN, Accepted, AttemptError, Durability, JobRow, NewJob, State, Stats
+from jobq.engine.model.job import AttemptError, JobRow, State, Stats
 from jobq.engine.queue.results import KILLED
-from jobq.errors import InvalidJob, JobFailed, JobKilled, UnreadableResult
+from jobq.errors import JobFailed, JobKilled, UnreadableResult
 from jobq.http import problems, schema
-from jobq.http.call import Call, decode, no_content, reply
+from jobq.http.call import Call, decode, given, no_content, reply
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from jobq.engine.queue.queue import Queue
 
-_enqueue = msgspec.json.Decoder(schema.Enqueue)
 _priority = msgspec.json.Decoder(schema.SetPriority)
-_items = msgspec.json.Decoder(list[msgspec.Raw])
-_OPTIONS = schema.Enqueue.__struct_fields__[2:]
-"""All but the type and the payload."""
-_NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
-
-T = TypeVar("T")
-
-
-async def enqueue(call: Call) -> web.Response:
-    durability: Durability | None = given(call.query(schema.EnqueueQuery).durability)
-    body = await call.body()
-    if body.lstrip()[:1] == b"[":
-        return await _enqueue_many(call, body, durability)
-    queue = call.queue
-    new = _new_job(queue, decode(_enqueue, body), call.idempotency_key)
-    accepted = await queue.submit(new, durability=durability)
-    return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
-
-
-async def _enqueue_many(call: Call, body: bytes, durability: Durability | None) -> web.Response:
-    items = _items.decode(body)
-    if not 1 <= len(items) <= call.hub.limits.bulk:
-        limit = call.hub.limits.bulk
-        raise problems.HttpProblem(
-            problems.TOO_LARGE, f"{len(items)} jobs at once; send 1 to {limit} a request", limit=limit
-        )
-    key = call.idempotency_key
-    queue = call.queue
-    answers: list[Any] = []
-    news: dict[int, NewJob] = {}
-    for place, item in enumerate(items):
-        try:
-            new = _new_job(queue, decode(_enqueue, item), None if key is None else f"{key}/{place}")
-            queue.check(new)
-        except (InvalidJob, problems.HttpProblem) as error:
-            answers.append(problems.describe(error)[1])
-        else:
-            news[place] = new
-            answers.append(None)
-    submitted = await _submit_many(queue, list(news.values()), durability, each=key is not None)
-    for place, answer in zip(news, submitted, strict=True):
-        answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
-    refused = sum(isinstance(answer, dict) for answer in answers)
-    return reply(answers, 207 if refused else 201)
-
-
-async def _submit_many(
-    queue: Queue, news: list[NewJob], durability: Durability | None, *, each: bool
-) -> list[Accepted | InvalidJob]:
-    if not each:
-        return [*await queue.submit_many(news, durability=durability)]
-    # with keys each may be refused by itself; they still share trips
-    submits = [queue.submit(new, durability=durability) for new in news]
-    answers = await asyncio.gather(*submits, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):
-            raise answer
-    return [answer for answer in answers if isinstance(answer, Accepted | InvalidJob)]
-
-
-def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None) -> NewJob:
-    task = queue.tasks.get(body.type)
-    options = task.defaults if task else PLAIN
-    values = astuple(body)[2:]
-    if values != _NOTHING_GIVEN:
-        given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
-        if isinstance(body.backoff, schema.Backoff):
-            given["backoff"] = job.Backoff(**asdict(body.backoff))
-        options = replace(options, **given)
-    if isinstance(body.payload, msgspec.Raw):
-        return NewJob(body.type, body.payload, options, idempotency_key)
-    return NewJob(body.type, options=options, idempotency_key=idempotency_key)
-
-
-def _enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
-    return schema.Enqueued(f"{queue.name}:{accepted.id}", accepted.duplicate)
 
 
 async def show(call: Call) -> web.Response:
     queue, job_id = call.job()
     return reply(schema.public(await queue.get(job_id), tracebacks=call.tracebacks))
-
-
-def given(value: T | UnsetType) -> T | None:
-    """None where a query says nothing."""
-    return None if value is UNSET else value
 
 
 async def page(call: Call) -> web.Response:
@@ -255,5 +171,5 @@ async def alive(_: Call) -> web.Response:
 
 
 async def ready(call: Call) -> web.Response:
-    await asyncio.gather(*(queue.ready() for queue in call.hub.queues.values()))
-    return reply(schema.Health())
+    error = await call.hub.readiness.check()
+    return reply(schema.Health()) if error is None else problems.response(error)

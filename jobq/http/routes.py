@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.job import JobRow, Stats
-from jobq.http import events, handlers, schema
+from jobq.http import enqueue, events, handlers, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -50,7 +50,7 @@ _JOB = "/jobs/{id}"
 
 ROUTES: tuple[Route, ...] = (
     Route(
-        method="POST", path="/jobs/enqueue", scope=Scope.WRITE, handler=handlers.enqueue,
+        method="POST", path="/jobs/enqueue", scope=Scope.WRITE, handler=enqueue.enqueue,
         summary="Enqueue a job, or many",
         description="201 for a new job, 200 with `duplicate` for one that was there already (by `key` or"
         " Idempotency-Key). An array of jobs gets an array of answers in its order: 201 when all were taken, 207"

@@ -6,7 +6,7 @@ Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -30,6 +30,13 @@ MAX_MANY = 10_000
 MAX_WAIT = 60_000
 
 _Payload = Annotated[msgspec.Raw, Meta(description="Any JSON; kept byte for byte.", extra_json_schema={"default": {}})]
+_Metadata = Annotated[
+    msgspec.Raw,
+    Meta(
+        description="An object for your own use, kept with the job.",
+        extra_json_schema={"anyOf": [{"type": "object"}, {"type": "null"}]},
+    ),
+]
 _Ms = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS)]
 _Delay = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms from now until it may run.")]
 _Timeout = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that one run may take.")]
@@ -85,7 +92,7 @@ class Enqueue(In):
     key: _Key | UnsetType | None = UNSET
     key_ttl: _KeyTtl | UnsetType | None = UNSET
     retention: _Retention | UnsetType | None = UNSET
-    metadata: dict[str, Any] | UnsetType | None = UNSET
+    metadata: _Metadata | UnsetType = UNSET
 
 
 class EnqueueQuery(In):

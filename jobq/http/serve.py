@@ -121,6 +121,8 @@ class _Connections:
             access_log=None,
             keepalive_timeout=self._deadlines.idle,
             lingering_time=min(5.0, self._deadlines.head),
+            # A compressed body is refused, and inflating it first would hold up everybody.
+            auto_decompress=False,
         )
 
     def opened(self, connection: _Connection) -> None:

@@ -70,8 +70,8 @@ def _split(text: bytes, level: int) -> Collection[msgspec.Raw] | None:
         found: list[msgspec.Raw] | dict[str, msgspec.Raw] = _outermost(text)
     except msgspec.ValidationError:
         return None  # one long string or number
-    except _REFUSALS as error:
-        raise _said(error) from None
+    except REFUSALS as error:
+        raise refusal(error) from None
     if level >= MAX_DEPTH:
         raise _too_deep()
     if isinstance(found, list):
@@ -100,14 +100,16 @@ def check_json(text: bytes, level: int = 0) -> None:
             json.loads(text, object_pairs_hook=_unique)
         if text.count(b"[") + text.count(b"{") > most and _deeper_than(value, most):
             raise _too_deep()
-    except _REFUSALS as error:
-        raise _said(error) from None
+    except REFUSALS as error:
+        raise refusal(error) from None
 
 
-_REFUSALS: Final = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
+REFUSALS: Final = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
+"""What msgspec raises for a text that it cannot read."""
 
 
-def _said(error: Exception) -> BadJSON:
+def refusal(error: Exception) -> BadJSON:
+    """One of ``REFUSALS`` in words for the client."""
     if isinstance(error, RecursionError):
         return _too_deep()
     if isinstance(error, UnicodeDecodeError):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rest import problem
+from aiohttp import ClientSession
+from aiohttp.http_parser import DeflateBuffer
+from rest import problem, serving
 
-from jobq import Connection, Queue
+from jobq import Connection, Queue, create_app
 from jobq.http import strict
 from jobq.http.strict import MAX_DEPTH, BadJSON, check_body, check_json
 
@@ -50,7 +54,7 @@ BAD_JSON = {
     "key twice, colon escaped": b'{"type": "a", "payload": {"a": 1, "a": 2, "b": "\\u003a"}}',
     "too deep": b'{"type": "a", "payload": %b%b}' % (b"[" * (DEEP + 1), b"]" * (DEEP + 1)),
     "2000 levels": b'{"type": "a", "payload": %b%b}' % (b"[" * 2000, b"]" * 2000),
-    "100000 levels": b'{"a":' * 100_000,
+    "100000 levels": b'{"type": "a", "payload": %b' % (b"[" * 100_000),
     "NUL": b"\x00",
     "bulk cut": b'[{"type": "a"}',
 }
@@ -253,16 +257,73 @@ async def test_a_body_over_the_limit_is_413(new_client: NewClient, connection: C
     await problem(response, 413, "too-large")
 
 
-async def test_small_when_packed_is_still_too_large(new_client: NewClient, connection: Connection):
-    client = await new_client(Queue("main", connection), max_body=100_000)
-    bomb = gzip.compress(b" " * 50_000_000)
-    response = await client.post("/jobs/enqueue", data=bomb, headers=JSON | {"Content-Encoding": "gzip"})
-    await problem(response, 413, "too-large")
+PACKED = {
+    "gzip": gzip.compress(b" " * 50_000_000),
+    "deflate": zlib.compress(b" " * 50_000_000),
+    "br": b"anything",
+    "identity, gzip": gzip.compress(b'{"type":"a"}'),
+    "GZip": gzip.compress(b'{"type":"a"}'),
+}
 
 
-async def test_packed_bodies_are_unpacked_and_broken_ones_refused(client: Client):
-    packed = gzip.compress(b'{"type":"a"}')
+@pytest.mark.parametrize("encoding", PACKED)
+async def test_a_compressed_body_is_415_and_is_not_inflated(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, encoding: str
+):
+    inflated: list[int] = []
+    monkeypatch.setattr(DeflateBuffer, "feed_data", lambda _, chunk, *more: inflated.append(len(chunk)) or True)
+    async with serving(create_app(Queue("main", connection))) as served, ClientSession() as session:
+        base = f"http://127.0.0.1:{served.port}"
+        for path in ("/jobs/enqueue", "/jobs/main:00000000000000000/priority", "/dashboard/login"):
+            response = await session.post(
+                base + path, data=PACKED[encoding], headers=JSON | {"Content-Encoding": encoding}
+            )
+            await problem(response, 415, "unsupported-media-type")
+            assert response.headers["Accept-Encoding"] == "identity"
+        response = await session.post(
+            base + "/jobs/enqueue", data=b'{"type":"a"}', headers=JSON | {"Content-Encoding": "identity"}
+        )
+        assert response.status == 201
+    assert not inflated
+
+
+async def test_under_a_server_that_inflates_a_compressed_body_is_415_too(client: Client):
     headers = JSON | {"Content-Encoding": "gzip"}
-    assert (await client.post("/jobs/enqueue", data=packed, headers=headers)).status == 201
-    response = await client.post("/jobs/enqueue", data=b"no gzip at all", headers=headers)
-    await problem(response, 400, "malformed-request")
+    for body in (gzip.compress(b'{"type":"a"}'), PACKED["gzip"], b"no gzip at all"):
+        response = await client.post("/jobs/enqueue", data=body, headers=headers)
+        assert response.status in (400, 415)
+
+
+MANY_AND_LARGE = {
+    "too many": (b"[%b]" % b",".join([b"{}"] * 1_000_000), 413, "too-large"),
+    "payload": (b'{"type":"a","payload":[%b]}' % b",".join([b"[]"] * 500_000), 413, "too-large"),
+    "metadata": (
+        b'{"type":"a","metadata":{%b}}' % b",".join(b'"k%d":[]' % n for n in range(200_000)),
+        413,
+        "too-large",
+    ),
+    "unknown field": (b'{"type":"a","%b":1}' % (b"//a://a:" * 250_000), 422, "unknown-field"),
+    "type": (b'{"type":"%b"}' % (b"x" * 2_000_000), 422, "invalid-field"),
+}
+
+
+@pytest.mark.parametrize("name", MANY_AND_LARGE)
+async def test_what_is_refused_for_its_size_is_not_looked_at_further(
+    client: Client, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    body, status, slug = MANY_AND_LARGE[name]
+    checked: list[int] = []
+    monkeypatch.setattr("jobq.http.strict.check_json", lambda text, *_: checked.append(len(text)))
+    monkeypatch.setattr("jobq.http.enqueue.check_json", lambda text, *_: checked.append(len(text)))
+    response = await client.post("/jobs/enqueue", data=io.BytesIO(body), headers=JSON)
+    found = await problem(response, status, slug)
+    assert not checked
+    assert len(found["detail"]) < 500
+
+
+async def test_metadata_is_an_object_or_null(client: Client):
+    for metadata in ({"a": 1}, {}, None):
+        assert (await client.post("/jobs/enqueue", json={"type": "a", "metadata": metadata})).status == 201
+    for metadata in ([], "x", 1):
+        response = await client.post("/jobs/enqueue", json={"type": "a", "metadata": metadata})
+        assert (await problem(response, 422, "invalid-field"))["field"] == "metadata"

@@ -105,11 +105,11 @@ class Verbs(ABC):
         return await self._waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
-        """Run a script on Redis.
+        """Run a script on Redis, one that reads nothing.
 
         :raises StoreError: it did not run.
         """
-        await self.store.do(self.store.stats())
+        await self.store.do(self.store.results([]))
 
     async def queues(self) -> list[str]:
         """Names of all queues under the prefix."""

@@ -1,0 +1,47 @@
+"""Readiness: whether every Redis server behind this application runs scripts.
+
+/readyz needs no key, so strangers may call it as often as they like. Therefore a probe costs one script per server that
+reads nothing, calls that come meanwhile share it, and its answer is kept for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from jobq.engine.queue.queue import Queue
+
+KEPT: Final = 0.5
+"""Seconds that an answer is kept."""
+
+
+class Readiness:
+    """The readiness of these queues' servers."""
+
+    def __init__(self, queues: Collection[Queue]) -> None:
+        self._queues = queues
+        self._probe: asyncio.Task[Exception | None] | None = None
+        self._stale_at = 0.0
+
+    async def check(self) -> Exception | None:
+        """None when every server runs scripts, otherwise the first error. It is at most ``KEPT`` seconds old."""
+        loop = asyncio.get_running_loop()
+        if self._probe is None or (self._probe.done() and loop.time() >= self._stale_at):
+            self._probe = loop.create_task(self._ask(), name="jobq-ready")
+        # The client that started the probe may leave; the others still wait for it.
+        return await asyncio.shield(self._probe)
+
+    async def _ask(self) -> Exception | None:
+        one_per_server = {id(queue.store.connection): queue for queue in self._queues}.values()
+        answers = await asyncio.gather(*(queue.ready() for queue in one_per_server), return_exceptions=True)
+        self._stale_at = asyncio.get_running_loop().time() + KEPT
+        return next((answer for answer in answers if isinstance(answer, Exception)), None)
+
+    async def aclose(self) -> None:
+        """Give up a probe that still runs."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
