@@ -90,7 +90,18 @@ def _circle() -> list[Any]:
     return circle
 
 
-@pytest.mark.parametrize("make", [object, lambda: {1: object()}, _circle], ids=["object", "nested", "circle"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        object,
+        lambda: {1: object()},
+        _circle,
+        lambda: msgspec.Raw(b"oops"),
+        lambda: [msgspec.Raw(b"oops")],
+        lambda: float("nan"),
+    ],
+    ids=["object", "nested", "circle", "raw", "nested raw", "nan"],
+)
 async def test_a_result_without_json_form_fails_at_once_and_says_so(queue, start, make):
     runs = 0
 
@@ -274,14 +285,17 @@ async def test_words_of_a_run_that_lost_its_job_are_refused(queue, start, gate, 
     assert await queue.logs(job.id) == []
 
 
-async def test_progress_without_json_form_is_the_handlers_error(queue, start):
+@pytest.mark.parametrize("value", [object(), msgspec.Raw(b"oops"), {"a": float("inf")}], ids=["object", "raw", "inf"])
+async def test_progress_without_json_form_is_the_handlers_error(queue, start, value):
     @queue.task(attempts=1)
     async def talk(ctx: Context = inject) -> None:
-        ctx.progress(object())
+        ctx.progress(value)
 
     await start()
-    with pytest.raises(JobFailed, match="TypeError"):
-        await (await talk.enqueue()).result(5)
+    job = await talk.enqueue()
+    with pytest.raises(JobFailed, match="TypeError: progress takes a value with a JSON form"):
+        await job.result(5)
+    assert (await job.row()).progress is None
 
 
 async def test_queue_job_and_attempt_are_bound_in_async_and_sync_handlers(queue, start):

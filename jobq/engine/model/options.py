@@ -7,6 +7,7 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
+from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
@@ -98,6 +99,10 @@ def check(options: Options) -> None:
     _kind("lifo", options.lifo, bool, "True or False")
     if options.metadata is not None:
         _kind("metadata", options.metadata, dict, "a dict")
+        try:
+            encode(options.metadata)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidJob(f"metadata has no JSON form: {error}") from None
     if options.backoff is not None:
         _kind("backoff", options.backoff, Backoff, "a Backoff")
         if options.backoff.type not in ("fixed", "exponential"):

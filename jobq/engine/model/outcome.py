@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import msgspec
 
 from jobq.engine.model.backoff import delay_ms
+from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.options import to_ms
 from jobq.errors import Discard, Retry
@@ -89,13 +90,13 @@ class Failure(msgspec.Struct, frozen=True):
     trace: str | None
 
 
-def encode_result(value: Any) -> bytes | msgspec.Raw:
+def encode_result(value: Any) -> bytes:
     """A handler's result as JSON.
 
     :raises InvalidResult: it has no JSON form.
     """
     try:
-        return value if isinstance(value, msgspec.Raw) else _encode(value)
+        return encode(value)
     except Exception as error:  # noqa: BLE001 - values can do what they like while they are encoded
         raise InvalidResult(f"the handler's result has no JSON form: {error}") from None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import msgspec
 
+from jobq.engine.model.encoding import encode
 from jobq.engine.model.ids import is_id, new_id
 from jobq.engine.model.job import (
     PLAIN,
@@ -297,10 +298,7 @@ class Queue(Registry, Verbs):
         task = self.tasks.get(type)
         options = merge(task.defaults if task else PLAIN, given)
         try:
-            if isinstance(payload, msgspec.Raw):
-                # it becomes a part of the row as it stands: anything but one JSON value would spoil it
-                return NewJob(type, msgspec.json.decode(payload, type=msgspec.Raw), options)
-            return NewJob(type, msgspec.Raw(_encode({} if payload is None else payload)), options)
+            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import msgspec
-
+from jobq.engine.model.encoding import encode
 from jobq.engine.model.ids import time_of
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
 
 T = TypeVar("T")
-
-_encode = msgspec.json.Encoder().encode
 
 current: ContextVar[Context] = ContextVar("jobq_context")
 """The run that this code belongs to; set while a handler runs."""
@@ -78,7 +75,11 @@ class Context:
 
         :raises TypeError: the value has no JSON form.
         """
-        self._say(self, "progress", _encode(value))
+        try:
+            data = encode(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"progress takes a value with a JSON form: {error}") from None
+        self._say(self, "progress", data)
 
     def log(self, message: str) -> None:
         """Write a line into the job's own log, which ``GET /jobs/{id}/logs`` and ``jobq logs`` show."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args, get_ori
 
 import msgspec
 
+from jobq.engine.model.encoding import refuse_non_finite
 from jobq.engine.task.context import Context, Depends
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Signature:
         """A payload out of a call's arguments. It holds what was given; defaults are the handler's at the run.
 
         :raises TypeError: more positional arguments than parameters, one given twice, or a value without JSON form.
+        :raises ValueError: a value is NaN or infinite.
         """
         if args:
             if len(args) > len(self.names):
@@ -110,7 +112,10 @@ class Signature:
                 if name in kwargs:
                     raise TypeError(f"argument {name!r} given twice")
                 kwargs[name] = value
-        return _encode(kwargs)
+        payload = _encode(kwargs)
+        if payload.find(b"null") >= 0:
+            refuse_non_finite(kwargs)
+        return payload
 
 
 def _copier(default: Any) -> Callable[[], Any]:

@@ -78,7 +78,7 @@ class Task(Generic[P, R]):
         """
         try:
             payload = self.signature.encode(args, kwargs)
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidJob(f"payload of {self.name!r}: {error}") from None
         return NewJob(self.name, msgspec.Raw(payload), options)
 

@@ -1,0 +1,77 @@
+"""The JSON form of values that users hand over: payloads, metadata, results, progress.
+
+What is stored must be readable by everybody. Two things that msgspec encodes are not: the bytes of a ``msgspec.Raw``
+go out as they are, JSON or not, and NaN and the infinities become ``null``, so that another value is read than was
+written. Both are refused here.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_SCALARS: Final = frozenset((type(None), bool, int, str))
+_LEAVES: Final = _SCALARS | {float, bytes, bytearray, msgspec.Raw}
+
+_encode = msgspec.json.Encoder().encode
+_one_value = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def encode(value: Any) -> bytes:
+    """A value as JSON.
+
+    :raises TypeError: it has no JSON form.
+    :raises ValueError: it holds NaN or an infinity, or a ``msgspec.Raw`` that is not one JSON value.
+    """
+    data = _encode(value)
+    if type(value) in _SCALARS:
+        return data
+    try:
+        # reads over the text without making objects of it
+        _one_value(data)
+        text = data.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"a msgspec.Raw in it is not one JSON value: {error}") from None
+    if "null" in text:
+        refuse_non_finite(value)
+    return data
+
+
+def refuse_non_finite(value: Any) -> None:
+    """Look for NaN and the infinities, which would be encoded as ``null``.
+
+    Not for the common case: call it if the encoded value has a ``null`` in it.
+
+    :raises ValueError: there is one.
+    """
+    found: list[Collection[Any]] = [(value,)]
+    while found:
+        values = found.pop()
+        kinds = set(map(type, values))
+        if float in kinds:
+            for one in values:
+                if type(one) is float and not isfinite(one):
+                    raise ValueError(f"{one} has no JSON form; use None or a text in its place")
+        if not kinds <= _LEAVES:
+            found += [_inside(one) for one in values if type(one) not in _LEAVES]
+
+
+def _inside(value: Any) -> Collection[Any]:
+    """What a value consists of, as far as msgspec would encode it."""
+    if isinstance(value, dict):
+        return cast("dict[Any, Any]", value).values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return cast("Collection[Any]", value)
+    if isinstance(value, Enum):
+        return (value.value,)
+    if isinstance(value, msgspec.Struct):
+        return [getattr(value, name) for name in value.__struct_fields__]
+    if fields := getattr(value, "__dataclass_fields__", None):
+        return [getattr(value, name, None) for name in fields]
+    return [getattr(value, field.name, None) for field in getattr(value, "__attrs_attrs__", ())]

@@ -1,0 +1,92 @@
+"""What users hand over is stored only if everybody can read the same value back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobq import Queue
+from jobq.engine.model.encoding import encode
+from jobq.engine.model.outcome import InvalidResult, encode_result
+from jobq.errors import InvalidJob
+
+
+class Point(msgspec.Struct):
+    x: float
+    more: Any = None
+
+
+@dataclass
+class Size:
+    width: float
+
+
+class Level(Enum):
+    NONE = math.nan
+    HIGH = 1.5
+
+
+NAN, INFINITE = math.nan, math.inf
+
+UNSOUND = [
+    msgspec.Raw(b"oops"),
+    msgspec.Raw(b""),
+    msgspec.Raw(b"1 2"),
+    msgspec.Raw(b'{"a":1'),
+    msgspec.Raw(b'"\xff"'),
+    {"a": msgspec.Raw(b"oops")},
+    [1, [msgspec.Raw(b",")]],
+    Point(1.0, msgspec.Raw(b"}")),
+    NAN,
+    INFINITE,
+    -INFINITE,
+    {"a": NAN},
+    [None, [1.5, INFINITE]],
+    {"a": ({"b": {1, NAN}},)},
+    Point(NAN),
+    Size(INFINITE),
+    [Level.NONE],
+]
+
+
+@pytest.mark.parametrize("value", UNSOUND, ids=lambda value: repr(value)[:40])
+def test_values_that_could_not_be_read_back_are_refused(value: Any):
+    with pytest.raises(ValueError, match=r"not one JSON value|has no JSON form"):
+        encode(value)
+    with pytest.raises(InvalidResult, match="the handler's result has no JSON form"):
+        encode_result(value)
+    with pytest.raises(InvalidJob, match="payload of 't'"):
+        Queue("q", "unix:///nowhere").new("t", value)
+    with pytest.raises(InvalidJob, match="metadata has no JSON form"):
+        Queue("q", "unix:///nowhere").new("t", metadata={"m": value})
+
+
+@pytest.mark.parametrize("value", [NAN, [INFINITE], {"a": [None, NAN]}], ids=repr)
+def test_a_call_with_a_number_that_json_lacks_is_refused(value: Any):
+    def handler(value: Any, other: Any = None) -> None: ...
+
+    task = Queue("q", "unix:///nowhere").task(handler)
+    with pytest.raises(InvalidJob, match=r"payload of 'handler': (nan|inf) has no JSON form; use None"):
+        task.new((value,), {}, task.defaults)
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded"),
+    [
+        (None, b"null"),
+        ("null", b'"null"'),
+        (1.5, b"1.5"),
+        ([None, 1.5, "nan"], b'[null,1.5,"nan"]'),
+        ([None, Point(1.5), Size(2.5), Level.HIGH], b'[null,{"x":1.5,"more":null},{"width":2.5},1.5]'),
+        (msgspec.Raw(b'{"big":123456789012345678901234567890}'), b'{"big":123456789012345678901234567890}'),
+        ({"a": msgspec.Raw(b" [null] ")}, b'{"a": [null] }'),
+    ],
+    ids=repr,
+)
+def test_sound_values_are_encoded(value: Any, encoded: bytes):
+    assert encode(value) == encoded
