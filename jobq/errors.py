@@ -30,11 +30,13 @@ Raised by handlers, to steer their own job:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
+
+E = TypeVar("E", bound=BaseException)
 
 
 class JobqError(Exception):
@@ -172,3 +174,11 @@ class Retry(Exception):
     def __init__(self, message: str = "retry requested", *, delay: float | timedelta | None = None) -> None:
         self.delay = delay
         super().__init__(message)
+
+
+def twin(error: E) -> E:
+    """The same error once more, for another caller: an exception object keeps the tracebacks of all who raise it."""
+    copy = type(error).__new__(type(error), *error.args)
+    vars(copy).update(vars(error))
+    copy.__cause__ = error.__cause__
+    return copy

@@ -35,7 +35,9 @@ class FaultyConnection(Connection):
         self.hit = ""
         """What the broken trip carried: its scripts, or its command."""
 
-    async def trip(self, payload: bytes, replies: int, *, patience: float = 0.0) -> list[Any]:
+    async def trip(
+        self, payload: bytes, replies: int, *, patience: float = 0.0, within: float | None = None
+    ) -> list[Any]:
         """As ``Connection.trip``, with the fault."""
         if self.dead:
             raise StoreUnavailable("the connection is dead")
@@ -44,10 +46,10 @@ class FaultyConnection(Connection):
         if self.next_of and any(lua.scripts()[name].sha.encode() in payload for name in self.next_of.split()):
             self.next_of, self.at = "", number
         if number != self.at:
-            return await super().trip(payload, replies, patience=patience)
+            return await super().trip(payload, replies, patience=patience, within=within)
         names = [script.name for script in lua.scripts().values() if script.sha.encode() in payload]
         self.hit = ", ".join(names) or payload[:80].decode(errors="replace")
         if self.fault in (Fault.REPLY_LOST, Fault.CRASH_AFTER):
-            await super().trip(payload, replies, patience=patience)
+            await super().trip(payload, replies, patience=patience, within=within)
         self.dead = self.fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
         raise StoreUnavailable(f"{self.fault} at trip {number}")

@@ -165,12 +165,14 @@ class Watched(Connection):
         self._looking = asyncio.Lock()
         self._since = time.clock_gettime(self._clock)
 
-    async def trip(self, payload: bytes, replies: int, *, patience: float = 0.0) -> list[Any]:
+    async def trip(
+        self, payload: bytes, replies: int, *, patience: float = 0.0, within: float | None = None
+    ) -> list[Any]:
         """As ``Connection.trip``, and a look."""
         for sha, name in self._names.items():
             self.seen[name].calls += payload.count(sha)
         try:
-            return await super().trip(payload, replies, patience=patience)
+            return await super().trip(payload, replies, patience=patience, within=within)
         finally:
             await self.look()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -23,7 +23,7 @@ class Counted(Connection):
 
     trips = calls = 0
 
-    async def trip(self, payload: bytes, replies: int, **options: float) -> list[object]:
+    async def trip(self, payload: bytes, replies: int, **options: Any) -> list[Any]:
         self.trips += 1
         self.calls += payload.count(b"EVALSHA")
         return await super().trip(payload, replies, **options)

@@ -13,36 +13,47 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """A connection in use; ``release`` when done."""
+    """A connection in use by the event loop that runs now. Call ``release`` when done.
 
-    def __init__(self, connection: Connection, release: Callable[[], Awaitable[None]]) -> None:
+    Call ``abandon`` instead when the event loop was closed first: it closes no socket of that loop.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        release: Callable[[], Awaitable[None]],
+        abandon: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.connection = connection
         self.release = release
+        self.abandon = abandon or _nothing
 
 
-async def _keep() -> None:
-    """A connection made by the user is the user's to close."""
+async def _nothing() -> None:
+    """There is nothing to do."""
 
 
 async def acquire(redis: str | Connection | None, settings: Settings) -> Lease:
-    """The connection for a queue.
+    """The connection for a queue in the event loop that runs now.
 
     :raises NoServer: no URL is given and no server can be started.
     :raises SettingsError: the URL cannot be used.
     """
     if isinstance(redis, Connection):
-        return Lease(redis, _keep)
+        shared = redis
+        mine = shared.here()
+        return Lease(mine, lambda: shared.leave(mine))
     url = redis or settings.redis_url
     if url is not None:
-        connection = Connection(url)
+        connection = Connection(url).here()
         return Lease(connection, connection.aclose)
     from jobq.engine.server.embedded import EmbeddedServer
 
     server = await EmbeddedServer.join_or_start(settings.data_path)
-    connection = Connection(server.url)
+    connection = Connection(server.url).here()
 
     async def close() -> None:
         await connection.aclose()
         await server.stop()
 
-    return Lease(connection, close)
+    return Lease(connection, close, server.stop)

@@ -8,11 +8,12 @@ less than it was asked for, and none waits for more.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.job import Accepted
-from jobq.errors import IdempotencyConflict
+from jobq.errors import IdempotencyConflict, StoreUnavailable, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,10 @@ BATCH_BYTES: Final = 1 << 20
 Row = tuple[str, bytes, str | bytes, str]
 """id, spec, options as enqueue.lua reads them, fingerprint ('-': none)."""
 
+_Waiting = tuple[Row, "asyncio.Future[Accepted]", float]
+"""A row that waits for the next trip, its caller, and since when (monotonic seconds)."""
+_TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
+
 
 class Producer:
     """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns.
@@ -46,7 +51,7 @@ class Producer:
         self._store = store
         self._durability = durability
         self._timeout_ms = durability_timeout_ms
-        self._pending: list[tuple[Row, asyncio.Future[Accepted]]] = []
+        self._pending: list[_Waiting] = []
         self._flights = 0
         self._checked = checked
         self._registered = False
@@ -69,7 +74,7 @@ class Producer:
                     self._start_flight()
         else:
             future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-            self._pending.append((row, future))
+            self._pending.append((row, future, monotonic()))
             answer = await future
         if isinstance(answer, IdempotencyConflict):
             raise answer
@@ -92,19 +97,26 @@ class Producer:
         task.add_done_callback(self._tasks.discard)
 
     async def _fly(self) -> None:
+        timeout = self._store.connection.timeout
         try:
             while self._pending:
                 batch = self._take()
+                # The wait for this trip counts: who waits a whole timeout is told so, and no trip is made for it. For
+                # the others the oldest one's time holds, or a fifth of the timeout.
+                left = batch[0][2] + timeout - monotonic()
+                if left <= 0:
+                    late = monotonic() - timeout
+                    _fail([one for one in batch if one[2] <= late], _TOO_LATE)
+                    self._pending[:0] = [one for one in batch if one[2] > late]
+                    continue
                 try:
-                    answers = await self._trip([row for row, _ in batch])
+                    answers = await self._trip([one[0] for one in batch], max(left, timeout / 5))
                 except BaseException as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    _fail(batch, error if isinstance(error, Exception) else asyncio.CancelledError())
                     if not isinstance(error, Exception):
                         raise
                     continue
-                for (_, future), answer in zip(batch, answers, strict=True):
+                for (_, future, _), answer in zip(batch, answers, strict=True):
                     if future.done():
                         continue
                     if isinstance(answer, Accepted):
@@ -114,12 +126,12 @@ class Producer:
         finally:
             self._flights -= 1
 
-    def _take(self) -> list[tuple[Row, asyncio.Future[Accepted]]]:
-        count = _fitting([row for row, _ in self._pending[:BATCH]], 0)
+    def _take(self) -> list[_Waiting]:
+        count = _fitting([one[0] for one in self._pending[:BATCH]], 0)
         batch, self._pending = self._pending[:count], self._pending[count:]
         return batch
 
-    async def _trip(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
+    async def _trip(self, rows: list[Row], within: float | None = None) -> list[Accepted | IdempotencyConflict]:
         step = len(rows)
         if step > CALL // WITH_OPTIONS:
             step = CALL // WITH_OPTIONS if any(options for _, _, options, _ in rows) else CALL
@@ -139,9 +151,9 @@ class Producer:
         if self._durability != "none":
             replies = await self._store.do_durably(calls, self._durability, self._timeout_ms)
         elif len(calls) > 1:
-            replies = await self._store.do_all(calls)
+            replies = await self._store.do_all(calls, within=within)
         else:
-            replies = [await self._store.do(calls[0])]  # the shorter way: that of every lone enqueue
+            replies = [await self._store.do(calls[0], within=within)]  # the shorter way: that of every lone enqueue
         answers = _read(rows, step, replies)
         if debugging("jobq.queue"):
             for answer in answers:
@@ -154,6 +166,13 @@ class Producer:
         """Wait for what is under way; failures belong to the callers of ``send``."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _fail(batch: list[_Waiting], error: BaseException) -> None:
+    """Each caller gets an exception of its own: one that several raise collects the tracebacks of all."""
+    for _, future, _ in batch:
+        if not future.done():
+            future.set_exception(twin(error))
 
 
 def _read(rows: list[Row], step: int, replies: list[list[Any]]) -> list[Accepted | IdempotencyConflict]:

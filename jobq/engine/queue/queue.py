@@ -22,9 +22,7 @@ from jobq.engine.model.job import (
 from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, merge, to_ms
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.handle import Job
-from jobq.engine.queue.pages import Pager
-from jobq.engine.queue.producer import Producer, Row
-from jobq.engine.queue.results import Waiters
+from jobq.engine.queue.session import Session
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
@@ -39,7 +37,9 @@ from jobq.errors import (
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
+
+    from jobq.engine.queue.producer import Row
 
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
@@ -87,8 +87,11 @@ class Queue(Registry, Verbs):
         self.clock = clock
         self._redis = redis
         self._durability_timeout_ms = to_ms(durability_timeout)
-        self._depth = 0
-        self._store: Store | None = None
+        self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
+        self._last: Session | None = None
+        """The session that was opened last: nearly always the only one."""
+        self._looked_at = False
+        """Whether the log has the warnings about the server. They are not repeated by each event loop."""
         self._checked = PLAIN
         """The last options that were found well: thousands of jobs of one call share theirs."""
 
@@ -98,53 +101,72 @@ class Queue(Registry, Verbs):
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:
-        """Connect and check the server. Opening twice is fine: the last ``aclose`` closes.
+        """Connect and check the server, in the event loop that runs now. Each further loop opens the queue for itself.
+
+        Opening twice in one loop is fine: the last ``aclose`` closes.
 
         :raises StoreUnavailable: no answer from Redis.
         :raises StoreRefused: the server or its data do not fit this jobq.
         :raises NoServer: no URL, and no server binary to start.
         """
-        if not self._depth:
-            self._opening = asyncio.Lock()  # of the loop that runs now; it may be another one than the last time
-        self._depth += 1
+        loop = asyncio.get_running_loop()
+        dead = self._take_dead_sessions()
+        session = self._sessions.get(loop)
+        if session is None:
+            session = self._sessions[loop] = Session(loop)
+        session.depth += 1
         try:
-            async with self._opening:
-                if self._store is None:
-                    await self._connect()
+            async with session.opening:
+                if not session.is_open:
+                    await self._connect(session)
+            self._last = session
         except BaseException:
-            self._depth -= 1
+            session.depth -= 1
+            if not session.depth:
+                self._sessions.pop(loop, None)
             raise
+        finally:
+            # only now: an embedded server that a dead loop held must not stop before it is held here
+            for one in dead:
+                await one.abandon()
         return self
 
-    async def _connect(self) -> None:
+    def _take_dead_sessions(self) -> list[Session]:
+        """Drop the sessions of closed loops; asyncio.run() may have ended before the queue was closed.
+
+        After a fork the parent's sessions are dropped too, and left alone.
+        """
+        dead: list[Session] = []
+        for loop, session in list(self._sessions.items()):
+            if session.loop is None or loop.is_closed():
+                del self._sessions[loop]
+                if session.loop is not None:
+                    dead.append(session)
+        return dead
+
+    async def _connect(self, session: Session) -> None:
         lease = await acquire(self._redis, self.settings)
         try:
             store = self.new_store(lease.connection)
+            lease.connection.looked_at |= self._looked_at
             await store.open(self.durability)
+            self._looked_at = True
         except BaseException:
             await lease.release()
             raise
-        self._lease = lease
-        self._store = store
-        self._producer = Producer(store, self.durability, self._durability_timeout_ms, checked=True)
-        self._producers: dict[Durability | None, Producer] = {None: self._producer, self.durability: self._producer}
-        self._waiters = Waiters(store)
-        self._pager = Pager(store)
+        session.begin(lease, store, self.durability, self._durability_timeout_ms)
 
     async def aclose(self) -> None:
-        """Finish what is being sent, and let the connection go."""
-        self._depth -= 1
-        if self._depth or self._store is None:
+        """Finish what is being sent, and let the connection go. Closing a queue that is not open does nothing."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.loop is None:
             return
-        # first, so that an opening meanwhile makes its own
-        self._store = None
-        lease, waiters, producers = self._lease, self._waiters, set(self._producers.values())
-        try:
-            await waiters.aclose()
-            for producer in producers:
-                await producer.drain()
-        finally:
-            await lease.release()
+        session.depth -= 1
+        if not session.depth:
+            # first, so that an opening meanwhile makes its own
+            del self._sessions[loop]
+            await session.aclose()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -154,18 +176,38 @@ class Queue(Registry, Verbs):
 
     @property
     def is_open(self) -> bool:
-        """Whether the verbs can be used."""
-        return self._store is not None
+        """Whether the verbs can be used in the event loop that runs now (without one: in any)."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return any(one.is_open and one.loop and not one.loop.is_closed() for one in list(self._sessions.values()))
+        session = self._sessions.get(loop)
+        return session is not None and session.is_open and session.loop is loop
+
+    @property
+    def _session(self) -> Session:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise StoreError(f"queue {self.name!r} is used outside of an event loop: await it in a coroutine") from None
+        session = self._last
+        if session is None or session.loop is not loop or not session.is_open:
+            session = self._sessions.get(loop)
+            if session is None or session.loop is not loop or not session.is_open:
+                elsewhere = " in this event loop (each loop opens it for itself)" if self._sessions else ""
+                raise StoreError(
+                    f"queue {self.name!r} is not open{elsewhere}: use 'async with queue:' or 'await queue.open()'"
+                )
+            self._last = session
+        return session
 
     @property
     def store(self) -> Store:
         """The verbs underneath.
 
-        :raises StoreError: the queue is not open.
+        :raises StoreError: the queue is not open in the event loop that runs now.
         """
-        if self._store is None:
-            raise StoreError(f"queue {self.name!r} is not open: use 'async with queue:' or 'await queue.open()'")
-        return self._store
+        return self._session.store
 
     def new_store(self, connection: Connection) -> Store:
         """The same verbs on another connection; a worker's heartbeat thread has its own."""
@@ -199,8 +241,8 @@ class Queue(Registry, Verbs):
         if new.id is not None and not is_id(new.id):
             raise InvalidJob(f"id {new.id[:80]!r} is not of the form of jobq.new_id()")
 
-    def _row(self, new: NewJob) -> Row:
-        now = self.store.now_ms()
+    def _row(self, new: NewJob, store: Store) -> Row:
+        now = store.now_ms()
         # an id made here says the time already: 19 bytes less in every row
         job_id, at = (new.id, now) if new.id else (new_id(now), 0)
         options = new.options
@@ -233,19 +275,6 @@ class Queue(Registry, Verbs):
                 words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
         return job_id, encoded, words, fingerprint
 
-    def _producer_for(self, durability: Durability | None) -> Producer:
-        """The one that waits for it; None: for what the queue says.
-
-        :raises InvalidJob: there is no such durability.
-        """
-        producer = self._producers.get(durability)
-        if producer is None:
-            assert durability is not None
-            check_durability(durability)
-            producer = Producer(self.store, durability, self._durability_timeout_ms, checked=durability == "none")
-            self._producers[durability] = producer
-        return producer
-
     async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
         """Check and enqueue one job, in one trip with whatever else is being enqueued.
 
@@ -258,21 +287,24 @@ class Queue(Registry, Verbs):
         :raises StoreFull: Redis is at maxmemory; nothing was written.
         """
         self.check(new)
-        row = self._row(new)
-        producer = self._producer if durability is None else self._producer_for(durability)
+        session = self._session
+        row = self._row(new, session.store)
+        producer = session.producer if durability is None else session.producer_for(durability)
         return await producer.send(row)
 
-    async def submit_many(self, news: Sequence[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
+    async def submit_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
         """Check all, then enqueue all, hundreds a trip. ``durability``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written (``IdempotencyConflict``: the others are).
         :raises StoreError: some may be written.
         """
+        session = self._session
+        news = list(news)
         for new in news:
             self.check(new)
         accepted: list[Accepted] = []
-        rows = [self._row(new) for new in news]
-        for answer in await self._producer_for(durability).send_many(rows):
+        rows = [self._row(new, session.store) for new in news]
+        for answer in await session.producer_for(durability).send_many(rows):
             if isinstance(answer, IdempotencyConflict):
                 raise answer
             accepted.append(answer)
@@ -284,7 +316,7 @@ class Queue(Registry, Verbs):
         return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
 
     async def send_many(
-        self, news: Sequence[NewJob], returns: Any = Any, *, durability: Durability | None = None
+        self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
     ) -> list[Job[Any]]:
         """As ``submit_many``, answering with handles."""
         accepted = await self.submit_many(news, durability=durability)
@@ -314,7 +346,7 @@ class Queue(Registry, Verbs):
         """
         return await self.send(self.new(type, payload, **given), durability=durability)
 
-    async def enqueue_many(self, jobs: Sequence[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+    async def enqueue_many(self, jobs: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
         """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written.

@@ -17,8 +17,7 @@ from jobq.errors import JobNotFound, WrongState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobq.engine.queue.pages import Pager
-    from jobq.engine.queue.results import Waiters
+    from jobq.engine.queue.session import Session
     from jobq.engine.store import Call, Store
 
 log = get_logger("jobq.queue")
@@ -37,8 +36,14 @@ class Verbs(ABC):
     """The verbs of one open queue."""
 
     name: str
-    _pager: Pager
-    _waiters: Waiters
+
+    @property
+    @abstractmethod
+    def _session(self) -> Session:
+        """What the queue has in the event loop that runs now.
+
+        :raises StoreError: the queue is not open there.
+        """
 
     @property
     @abstractmethod
@@ -72,8 +77,7 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
         """
-        _ = self.store
-        return await self._pager.page(state, type, limit, cursor)
+        return await self._session.pager.page(state, type, limit, cursor)
 
     async def logs(self, job_id: str) -> list[LogLine]:
         """What the job's handler logged.
@@ -101,8 +105,7 @@ class Verbs(ABC):
         :raises JobNotFound: never enqueued, removed, or past its retention.
         :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
         """
-        _ = self.store
-        return await self._waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
+        return await self._session.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
         """Run a script on Redis, one that reads nothing.
@@ -210,8 +213,7 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is not failed or completed.
         """
-        _ = self.store
-        return await self._pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
+        return await self._session.pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
 
     async def remove_all(
         self,
@@ -227,5 +229,4 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is active, or an age is given for waiting.
         """
-        _ = self.store
-        return await self._pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)
+        return await self._session.pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)

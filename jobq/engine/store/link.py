@@ -8,25 +8,28 @@ Connections are never shared by two trips at once, so a cancelled trip spoils it
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
+from jobq.engine.store.url import make_pool
 from jobq.engine.store.wire import Wire
-from jobq.errors import SettingsError, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
 from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio.sentinel import Sentinel
 
 Argument = bytes | str | int | float
 pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
@@ -59,78 +62,159 @@ def translate(error: Exception) -> StoreError:
     return StoreError(f"Redis: {text}")
 
 
-def _make_pool(url: str, options: dict[str, Any]) -> ConnectionPool:
-    """A redis-py pool used only to make connections.
-
-    ``redis+sentinel://host:port,host:port/service?db=0&password=...`` leads to the master that Sentinel names.
-    """
-    scheme = urlsplit(url).scheme
-    if scheme == "valkey":
-        url = "redis" + url.removeprefix("valkey")
-    elif scheme == "valkeys":
-        url = "rediss" + url.removeprefix("valkeys")
-    if scheme != "redis+sentinel":
-        return ConnectionPool.from_url(url, **options)
-    parts = urlsplit(url)
-    nodes = parts.netloc.rpartition("@")[2].split(",")
-    addresses = [(node.rpartition(":")[0] or node, int(node.rpartition(":")[2] or 26379)) for node in nodes]
-    service = parts.path.strip("/") or "mymaster"
-    sentinel = Sentinel(addresses, username=parts.username, password=parts.password, **options)
-    return sentinel.master_for(service).connection_pool
-
-
 class Connection:
     """Shared by the queues made on it: ``Queue(name, redis=Connection(url))``.
 
-    ``timeout`` (seconds) bounds every trip, connecting included: no wait is for ever.
+    ``timeout`` (seconds) bounds every trip, waiting for a free connection and connecting included: no wait is for ever.
+
+    Sockets belong to one event loop of one process. ``here`` gives each loop its own; after a fork the child forgets
+    those of its parent, and touches none of them.
     """
+
+    _all: ClassVar[weakref.WeakSet[Connection]] = weakref.WeakSet()
+    _inherited: ClassVar[list[object]] = []
+    """What the parent process had. It is kept for ever: if it were collected, closing its TLS connections and removing
+    its sockets from the epoll instance that both processes share would disturb the parent."""
+    _inherited_loops: ClassVar[set[asyncio.AbstractEventLoop]] = set()
 
     def __init__(self, url: str, *, timeout: float = 5.0, max_connections: int = 16) -> None:
         self.url = url
         self.timeout = timeout
+        self.max_connections = max_connections
+        self.looked_at = False
+        """Whether the server's operator has been warned of what may disappoint."""
+        self._begin()
+        self._all.add(self)
+
+    def _begin(self) -> None:
+        """As new: no loop, no sockets. Those that were there are dropped, and not closed."""
         options: dict[str, Any] = {
             "protocol": 2,
             # redis-py would repeat a script whose reply was lost, ten times, without asking
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
-            "socket_connect_timeout": timeout,
+            "socket_connect_timeout": self.timeout,
             "socket_keepalive": True,
             "decode_responses": False,
             "client_name": "jobq",
         }
-        if url.startswith("unix:"):
+        if self.url.startswith("unix:"):
             options.pop("socket_keepalive")
-        try:
-            self._pool = _make_pool(url, options)
-        except (ValueError, exceptions.RedisError) as error:
-            raise SettingsError(
-                f"Redis URL {redact(url)!r}: {redact(str(error))} (redis://host:6379/0, rediss://, unix:///path, valkey://)"
-            ) from None
+        self._pool = make_pool(self.url, options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._others: dict[asyncio.AbstractEventLoop, Connection] = {}
+        self._users = 0
+        self._lock = threading.Lock()
         self._idle: list[Wire] = []
-        self._free = asyncio.Semaphore(max_connections)
+        self._free = self.max_connections
+        self._queue: deque[asyncio.Future[None]] = deque()
         self._closed = False
-        self.looked_at = False
-        """Whether the server's operator has been warned of what may disappoint."""
 
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r})"
 
-    async def trip(self, payload: bytes, replies: int, *, patience: float = 0.0) -> list[Any]:
+    def here(self) -> Connection:
+        """The connection for the event loop that runs now: this one in the first loop, a twin in each further one.
+
+        Give it back with ``leave``.
+
+        :raises StoreError: the loop was made before a fork, in the parent process.
+        """
+        loop = asyncio.get_running_loop()
+        if loop in self._inherited_loops:
+            raise StoreError(
+                "this event loop belongs to the parent process: start a new one in the child, as asyncio.run() does"
+            )
+        with self._lock:
+            if self._loop is not None and self._loop is not loop and self._loop.is_closed():
+                # its sockets were of that loop, and cannot even be closed without it
+                others = self._others
+                self._begin()
+                self._others = others
+            if self._loop is None:
+                self._loop = loop
+            if self._loop is loop:
+                self._users += 1
+                return self
+            for other in [other for other in self._others if other.is_closed()]:
+                del self._others[other]
+            twin = self._others.get(loop)
+            if twin is None:
+                twin = Connection(self.url, timeout=self.timeout, max_connections=self.max_connections)
+                self._others[loop] = twin
+                twin._loop, twin.looked_at = loop, self.looked_at
+            twin._users += 1
+            return twin
+
+    async def leave(self, connection: Connection) -> None:
+        """Give back what ``here`` gave. Where nobody uses it any more, no socket stays open: the loop may end now."""
+        with self._lock:
+            connection._users -= 1
+            if connection._users:
+                return
+            self._others = {loop: twin for loop, twin in self._others.items() if twin is not connection}
+        if connection is self:
+            self._close_idle()
+        else:
+            await connection.aclose()
+
+    async def trip(
+        self, payload: bytes, replies: int, *, patience: float = 0.0, within: float | None = None
+    ) -> list[Any]:
         """Write the packed commands, read their replies. A command's own error is returned in its place.
 
-        ``patience``: seconds that the server may keep a blocking command on top of the timeout.
+        ``patience``: seconds that the server may keep a blocking command on top of the timeout. ``within``: seconds for
+        all of it, where that is less than the timeout.
 
         :raises StoreUnavailable: nothing can be said of what ran.
         :raises StoreRefused: the server refuses this user.
         """
+        timeout = self.timeout if within is None else within
         if patience:
             # a blocked command keeps its connection for seconds: it must not use up what trips share
-            return await self._trip(payload, replies, self.timeout + patience)
-        await self._free.acquire()  # `async with` takes two more coroutines
+            return await self._trip(payload, replies, timeout + patience)
+        if self._free:
+            self._free -= 1
+        else:
+            timeout = await self._wait_for_a_free_one(timeout)
         try:
-            return await self._trip(payload, replies, self.timeout)
+            return await self._trip(payload, replies, timeout)
         finally:
-            self._free.release()
+            self._hand_on()
+
+    async def _wait_for_a_free_one(self, timeout: float) -> float:
+        """Queue for a connection. Returns what is left of the timeout.
+
+        :raises StoreUnavailable: nothing is left of it.
+        """
+        began = time.monotonic()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            async with asyncio.timeout(timeout):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._hand_on()  # it came just now
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(
+                    f"no answer from Redis: all {self.max_connections} connections waited for one for {timeout:.3g} s"
+                ) from None
+            raise
+        left = timeout - (time.monotonic() - began)
+        if left <= 0:
+            self._hand_on()
+            raise StoreUnavailable(f"no answer from Redis: a free connection came only after {timeout:.3g} s")
+        return left
+
+    def _hand_on(self) -> None:
+        """A connection is free: for the one that waits longest, if any."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     async def _trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
         wire, clean = None, False
@@ -204,10 +288,34 @@ class Connection:
     async def aclose(self) -> None:
         """Close what is idle; trips under way close their own."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        running = asyncio.get_running_loop()
+        if self._loop in (None, running):
+            self._close_idle()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close_idle)
         await self._pool.disconnect()
         # a Sentinel's pool asks over connections of its own
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
         for client in sentinel.sentinels if sentinel else ():
             await cast("Any", client).aclose()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def disown(self) -> None:
+        """In a forked child: begin anew, with what is the parent's kept aside."""
+        loops = [*self._others, self._loop] if self._loop else [*self._others]
+        self._inherited_loops.update(loops)
+        self._inherited.append(dict(vars(self)))
+        self._begin()
+
+    @classmethod
+    def disown_all(cls) -> None:
+        """In a forked child: the sockets are the parent's, and locks may be held by threads that are not here."""
+        for connection in list(cls._all):
+            connection.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Connection.disown_all)

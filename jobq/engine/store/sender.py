@@ -60,17 +60,21 @@ class Sender:
         return pack((b"EVAL", script.source, len(keys), *keys, *call.args))
 
     async def trip(
-        self, *calls: Call[Any], extra: tuple[Argument, ...] | None = None, patience: float = 0.0
+        self,
+        *calls: Call[Any],
+        extra: tuple[Argument, ...] | None = None,
+        patience: float = 0.0,
+        within: float | None = None,
     ) -> list[Any]:
         """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
 
         ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
-        block for ``patience`` seconds; its reply comes last.
+        block for ``patience`` seconds; its reply comes last. ``within``: as for ``do``.
 
         :raises StoreUnavailable: no answer, however often it was tried.
         """
         behind = pack(extra) if extra else b""
-        answers = await self._persist(self._pack, calls, behind, patience)
+        answers = await self._persist(self._pack, calls, behind, patience, 1, within)
         return await self._read(calls, answers, behind, patience)
 
     async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
@@ -110,30 +114,34 @@ class Sender:
         behind: bytes,
         patience: float,
         commands: int = 1,
+        within: float | None = None,
     ) -> list[Any]:
         replies = len(calls) + (commands if behind else 0)
         payload = b"".join([pack_call(call) for call in calls]) + behind
-        # a refused connection is tried again soon; after a silence of a whole timeout, callers have waited enough
-        deadline = time.monotonic() + self.connection.timeout
+        # One deadline for all sendings. A refused connection is tried again soon; after a silence of a whole timeout
+        # callers have waited enough.
+        began = time.monotonic()
+        limit = self.connection.timeout if within is None else within
         for pause in PAUSES:
             try:
-                return await self.connection.trip(payload, replies, patience=patience)
+                return await self.connection.trip(payload, replies, patience=patience, within=within)
             except StoreUnavailable:
-                if time.monotonic() + pause > deadline:
+                within = limit - (time.monotonic() - began) - pause
+                if within <= 0:
                     raise
                 await asyncio.sleep(pause)
                 for call in calls:
                     call.send_again()
                 payload = b"".join([pack_call(call) for call in calls]) + behind
-        return await self.connection.trip(payload, replies, patience=patience)
+        return await self.connection.trip(payload, replies, patience=patience, within=within)
 
-    async def do(self, call: Call[T]) -> T:
-        """Send one call.
+    async def do(self, call: Call[T], *, within: float | None = None) -> T:
+        """Send one call. ``within``: seconds for all of it, where that is less than the connection's timeout.
 
         :raises StoreError: what the server said.
         """
         # as `trip` of one, without its lists and coroutines: the way of every lone enqueue
-        answer = (await self._persist(self._pack, (call,), b"", 0.0))[0]
+        answer = (await self._persist(self._pack, (call,), b"", 0.0, 1, within))[0]
         if isinstance(answer, Exception):
             answer = (await self._read((call,), [answer], b"", 0.0))[0]
             if isinstance(answer, StoreError):
@@ -141,12 +149,13 @@ class Sender:
             return answer
         return call.read(answer)
 
-    async def do_all(self, calls: Sequence[Call[T]]) -> list[T]:
-        """Send several calls in one write, each of a size that does not hold the server for long.
+    async def do_all(self, calls: Sequence[Call[T]], *, within: float | None = None) -> list[T]:
+        """Send several calls in one write, each of a size that does not hold the server for long. ``within``: as for
+        ``do``.
 
         :raises StoreError: what the server said of one; the others may have run.
         """
-        answers = await self.trip(*calls)
+        answers = await self.trip(*calls, within=within)
         for answer in answers:
             if isinstance(answer, StoreError):
                 raise answer
