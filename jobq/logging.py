@@ -5,12 +5,14 @@ Only the command line calls ``configure``; a service that embeds jobq keeps its 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
+from jobq.printable import printable, printable_lines
 from jobq.redact import redact
 
 if TYPE_CHECKING:
@@ -18,18 +20,58 @@ if TYPE_CHECKING:
 
     from jobq.settings import Settings
 
+_OF_STRUCTLOG = ("_record", "_from_structlog")
+_TRACES = ("exception", "stack")
+"""Fields that have several lines by right."""
+
+
+class _Lenient:
+    """A stream whose reader may leave. A log line that nobody can read must not stop a worker."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _redacted(value: Any) -> Any:
+    """The value without passwords. Anything that is not plain data is written as its repr, so that is searched too."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(str(key)): _redacted(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in cast("list[Any]", value)]
+    return redact(repr(value))
+
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = redact(value)
-    return event
+    return {name: value if name in _OF_STRUCTLOG else _redacted(value) for name, value in event.items()}
+
+
+def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For a terminal: an event is one line whatever it quotes, and a traceback is indented."""
+    shown: dict[str, Any] = {}
+    for name, value in event.items():
+        text = value if isinstance(value, str) else repr(value)
+        shown[printable(name)] = "\n".join(printable_lines(text, "    ")) if name in _TRACES else printable(text)
+    return shown
 
 
 def configure(settings: Settings) -> None:
     """Write to stderr, from ``settings.log_level`` up: for people on a terminal, as JSON elsewhere."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    stream = cast("TextIO", _Lenient(sys.stderr))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,  # queue, job id and attempt, while a handler runs
         structlog.stdlib.add_log_level,
@@ -39,23 +81,22 @@ def configure(settings: Settings) -> None:
         structlog.processors.format_exc_info,
         _redact_event,
     ]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(
+    written: list[Any] = [structlog.processors.JSONRenderer()]
+    if console:
+        renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=30
         )
-        if console
-        else structlog.processors.JSONRenderer()
-    )
+        written = [_make_printable, renderer]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *written],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *written],
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
         )
     )

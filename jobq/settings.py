@@ -11,13 +11,17 @@ import msgspec
 from msgspec import Meta
 
 from jobq.errors import SettingsError
+from jobq.redact import MASK, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+_SECRETS = frozenset({"api_keys", "session_secret"})
 
 
-def default_data_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the embedded server keeps its data: the user's own data directory."""
+def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
+    """Where the embedded server keeps its data: the user's own data directory. ``env``: default ``os.environ``."""
+    env = os.environ if env is None else env
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "jobq"
     return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
@@ -50,11 +54,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Literal["auto", "console", "json"] = "auto"
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-        """Read ``JOBQ_*``; an override that is not None wins.
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read ``JOBQ_*`` from ``env`` (default: ``os.environ``); an override that is not None wins.
 
         :raises SettingsError: naming the variable and what it takes.
         """
+        env = os.environ if env is None else env
         found: dict[str, Any] = {
             field: value for field in cls.__struct_fields__ if (value := env.get(f"JOBQ_{field.upper()}"))
         }
@@ -63,12 +68,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             try:
                 msgspec.convert({field: value}, cls, strict=False)
             except msgspec.ValidationError as error:
-                raise SettingsError(f"JOBQ_{field.upper()}={value!r}: {error}") from None
+                raise SettingsError(f"JOBQ_{field.upper()}={redact(value)!r}: {error}") from None
         found |= {field: value for field, value in overrides.items() if value is not None}
         try:
             return msgspec.convert(found, cls, strict=False)
         except msgspec.ValidationError as error:
             raise SettingsError(str(error)) from None
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Settings({fields})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        """The fields without secrets, for ``repr`` and for rich, which asks here and not for the repr."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and name in _SECRETS:
+                value = MASK
+            yield name, redact(value) if isinstance(value, str) else value
 
     @property
     def data_path(self) -> Path:

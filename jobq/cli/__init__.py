@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from jobq.cli import render
 from jobq.cli.parser import build_parser
 from jobq.errors import JobqError, SettingsError, TargetError
 from jobq.settings import Settings
@@ -20,9 +22,11 @@ OK, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 used wrongly."""
-    args = build_parser().parse_args(argv)
+    _write_what_cannot_be_encoded()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return _run(args)
+        _must_be_text(words)
+        return _run(build_parser().parse_args(words))
     except (TargetError, SettingsError) as error:
         return _complain(error, USAGE)
     except JobqError as error:
@@ -30,17 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output left, as `| head` does; Python would complain once more while it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return OK  # the reader of our output left, as `| head` does
+    finally:
+        _let_go_of_lost_readers()
+
+
+def _must_be_text(words: Sequence[str]) -> None:
+    """Bytes of the shell that are not UTF-8 arrive as lone surrogates, which Redis and JSON cannot take."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"argument {number} is not UTF-8") from None
 
 
 def _run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     module, _, function = args.run.partition(":")
-    code = getattr(importlib.import_module(f"jobq.cli.{module}"), function)(args, settings) or OK
-    sys.stdout.flush()  # a reader that left is noticed here, not while Python exits
-    return code
+    return getattr(importlib.import_module(f"jobq.cli.{module}"), function)(args, settings) or OK
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -56,6 +67,21 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def _complain(error: JobqError, code: int) -> int:
-    message = " ".join(str(error).split())
-    print(f"jobq: {message}", file=sys.stderr)
+    render.complain(str(error))
     return code
+
+
+def _write_what_cannot_be_encoded() -> None:
+    """With LANG=C an é in a payload would otherwise end the command with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_lost_readers() -> None:
+    """Python writes once more to stdout and stderr while it exits, and complains if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jobq.cli import render
 from jobq.cli.serve import check_bind, listen, url
 from jobq.cli.session import on_stop_signals, run
 from jobq.cli.supervisor import Supervisor
@@ -43,17 +44,19 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
     supervisor = Supervisor(command(target), processes, name="worker", grace=settings.grace + SETTLING)
 
     def on_signal() -> None:
-        if not stop.is_set():
-            print("\nstopping; once more to stop at once", file=sys.stderr)
+        first = not stop.is_set()
         stop.set()
         supervisor.stop()
+        if first:
+            render.complain("stopping; once more to stop at once")
 
     on_stop_signals(on_signal)
     bound: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(listen(queues, settings, stop, lambda host, port: bound.set_result((host, port))))
     await asyncio.wait([serving, bound], return_when=asyncio.FIRST_COMPLETED)
     if bound.done():
-        print(screen(queues, settings, url(*bound.result()), processes), flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever reads the output may leave; the work goes on
+            render.say(*screen(queues, settings, url(*bound.result()), processes))
         serving.add_done_callback(lambda _: stop.is_set() or supervisor.stop())
         code = await supervisor.run()
         stop.set()
@@ -64,7 +67,7 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
     return 0
 
 
-def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -> str:
+def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -> list[str]:
     """What runs where, and three lines to try."""
     first = queues[0]
     jobs = f"{settings.concurrency} jobs at a time each"
@@ -83,19 +86,17 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
         f"curl {key}{rest}/jobs/stats",
         f"curl {key}'{rest}/jobs?state=completed&limit=3'",
     ]
-    return "\n".join(
-        [
-            "",
-            *(f"  {name:<9}{words}" for name, words in rows),
-            "",
-            "  Try, in another terminal:",
-            "",
-            *(f"  {line}" for line in curls),
-            "",
-            "  Ctrl-C stops all of it and keeps the data.",
-            "",
-        ]
-    )
+    return [
+        "",
+        *(f"  {name:<9}{words}" for name, words in rows),
+        "",
+        "  Try, in another terminal:",
+        "",
+        *(f"  {line}" for line in curls),
+        "",
+        "  Ctrl-C stops all of it and keeps the data.",
+        "",
+    ]
 
 
 def _server(queue: Queue) -> str:

@@ -40,14 +40,14 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
             job_id = f"{queue.name}:{job.id}"
             if args.wait is None:
                 if args.json:
-                    render.print_json({"id": job_id, "duplicate": job.duplicate})
+                    render.say_json({"id": job_id, "duplicate": job.duplicate})
                 else:
-                    print(f"{job_id} (enqueued before, with the same key)" if job.duplicate else job_id)
+                    render.say(f"{job_id} (enqueued before, with the same key)" if job.duplicate else job_id)
                 return
             result = await queue.result(job.id, timeout=args.wait)
             if args.json:
-                render.print_json({"id": job_id, "duplicate": job.duplicate, "result": result})
+                render.say_json({"id": job_id, "duplicate": job.duplicate, "result": result})
             else:
-                print(bytes(result).decode())
+                render.say_json(result)
 
     run(main())

@@ -26,11 +26,11 @@ def stats(args: argparse.Namespace, settings: Settings) -> None:
             found = [await queue.stats() for queue in queues]
         if args.json:
             for one in found:
-                render.print_json(one)
+                render.say_json(one)
         elif found:
-            print(render.table(render.STATS_HEAD, [render.stats_row(one) for one in found]))
+            render.say(*render.table(render.STATS_HEAD, [render.stats_row(one) for one in found]))
         else:
-            print("no queues yet: enqueue a job, or start a worker")
+            render.say("no queues yet: enqueue a job, or start a worker")
 
     run(main())
 
@@ -43,11 +43,11 @@ def workers(args: argparse.Namespace, settings: Settings) -> None:
             rows = await known_workers(queues)
         if args.json:
             for row in rows:
-                render.print_json(row)
+                render.say_json(row)
         elif rows:
-            print(render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in rows]))
+            render.say(*render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in rows]))
         else:
-            print("no workers; start some: jobq work TARGET")
+            render.say("no workers; start some: jobq work TARGET")
 
     run(main())
 
@@ -75,7 +75,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
                 if cursor is None:
                     return
             if not args.json:
-                print("... there are more: --limit N or --all")
+                render.say("... there are more: --limit N or --all")
 
     run(main())
 
@@ -83,11 +83,11 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
 def _print_jobs(rows: list[JobRow], *, as_json: bool, first: bool) -> None:
     if as_json:
         for row in rows:
-            render.print_json(row)
+            render.say_json(row)
         return
     now = time.time() * 1000
-    text = render.table(render.JOBS_HEAD, [render.job_line(row, now) for row in rows])
-    print(text if first else text.partition("\n")[2])
+    head, *lines = render.table(render.JOBS_HEAD, [render.job_line(row, now) for row in rows])
+    render.say(*([head] if first else []), *lines)
 
 
 def show(args: argparse.Namespace, settings: Settings) -> None:
@@ -98,9 +98,9 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
         async with one_queue(name, settings) as queue:
             row = await queue.get(job_id)
         if args.json:
-            render.print_json(row)
+            render.say_json(row)
         else:
-            print(render.job_text(row))
+            render.say(*render.job_lines(row))
 
     run(main())
 
@@ -113,8 +113,8 @@ def logs(args: argparse.Namespace, settings: Settings) -> None:
         async with one_queue(name, settings) as queue:
             for line in await queue.logs(job_id):
                 if args.json:
-                    render.print_json(line)
+                    render.say_json(line)
                 else:
-                    print(render.log_line(line))
+                    render.say(*render.log_lines(line))
 
     run(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from jobq.cli import render
@@ -58,9 +57,9 @@ def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: 
         async with one_queue(args.queue, settings, new=True) as queue:
             await getattr(queue, verb)()
             if args.json:
-                render.print_json({"queue": queue.name, "paused": paused})
+                render.say_json({"queue": queue.name, "paused": paused})
             else:
-                print(f"{verb}d {queue.name}")
+                render.say(f"{verb}d {queue.name}")
 
     run(main())
 
@@ -78,13 +77,13 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
                 try:
                     await getattr(queue, verb)(job_id)
                 except JobqError as error:
-                    print(f"jobq: {error}", file=sys.stderr)
+                    render.complain(str(error))
                     code = 1
                     continue
                 if args.json:
-                    render.print_json({"id": f"{queue.name}:{job_id}", done: True})
+                    render.say_json({"id": f"{queue.name}:{job_id}", done: True})
                 else:
-                    print(f"{done} {queue.name}:{job_id}")
+                    render.say(f"{done} {queue.name}:{job_id}")
         return code
 
     return run(main())
@@ -104,14 +103,14 @@ def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, ve
             with render.progress(f"{doing} jobs of {queue.name}", total, quiet=args.json) as heard:
                 count = await move(state, older_than=args.older_than, limit=args.limit, progress=heard)
             if args.json:
-                render.print_json({"queue": queue.name, "state": state, done: count})
+                render.say_json({"queue": queue.name, "state": state, done: count})
             else:
-                print(f"{done} {count} {state} {'job' if count == 1 else 'jobs'} of {queue.name}")
+                render.say(f"{done} {count} {state} {'job' if count == 1 else 'jobs'} of {queue.name}")
         return 0
 
     return run(main())
 
 
 def _refuse(words: str) -> int:
-    print(f"jobq: {words}", file=sys.stderr)
+    render.complain(words)
     return 2

@@ -1,7 +1,12 @@
-"""What commands print: text for people, one JSON document a line for programs."""
+"""What commands print: text for people, one JSON document a line for programs.
+
+Every word reaches the terminal through ``say``, ``say_json`` and ``complain``, which make it printable: most of it was
+chosen by somebody else. A test refuses a ``print`` anywhere else in the command line.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from contextlib import contextmanager
@@ -10,21 +15,44 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.job import AttemptError, JobRow, LogLine, Stats, WorkerRow
+from jobq.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
 
-def print_json(value: Any) -> None:
+def say(*lines: str) -> None:
+    """Write lines to stdout. A newline inside of one is shown as ``\\n``, so that nothing can forge a line."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
     """One JSON document on one line. A job's id carries its queue."""
     if isinstance(value, JobRow):
         value = msgspec.structs.replace(value, id=f"{value.queue}:{value.id}")
-    print(msgspec.json.encode(value).decode())
+    sys.stdout.write(f"{_one_line(msgspec.json.encode(value))}\n")
+    sys.stdout.flush()
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns under their heads: numbers to the right, text to the left."""
-    cells = [[str(cell) for cell in row] for row in rows]
+def complain(words: str) -> None:
+    """One line on stderr, whose reader may be gone."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"jobq: {printable(' '.join(words.split()))}\n")
+        sys.stderr.flush()
+
+
+def _one_line(document: bytes) -> str:
+    """JSON without the newlines that a producer may have written between its values."""
+    try:
+        return printable_json(msgspec.json.format(document, indent=-1).decode())
+    except (msgspec.DecodeError, UnicodeError):
+        return printable(document.decode(errors="replace"))  # what stands in Redis is not sound; show it all the same
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table: its head, then the rows. Numbers stand to the right, text to the left."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
 
@@ -35,7 +63,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         )
         return "  ".join(words).rstrip()
 
-    return "\n".join(line(row) for row in [head, *cells])
+    return [line(row) for row in [head, *cells]]
 
 
 def ago(ms: int | None, now_ms: float | None = None) -> str:
@@ -92,8 +120,8 @@ def job_line(row: JobRow, now_ms: float) -> tuple[Any, ...]:
     return (f"{row.queue}:{row.id}", row.type, str(row.state), row.priority, attempts, enqueued, when)
 
 
-def job_text(row: JobRow) -> str:
-    """All of a job, a line for each thing there is to say."""
+def job_lines(row: JobRow) -> list[str]:
+    """All that is known of a job, one fact a line, then its errors."""
     facts: list[tuple[str, Any]] = [
         ("id", f"{row.queue}:{row.id}"),
         ("type", row.type),
@@ -118,21 +146,26 @@ def job_text(row: JobRow) -> str:
         *((f"{column}: unreadable:", repr(raw)) for column, raw in row.unreadable.items()),
     ]
     lines = [f"{name:<10} {value}" for name, value in facts if value not in (None, 0, "")]
-    return "\n".join([*lines, *map(_error, row.errors)])
+    return lines + [line for error in row.errors for line in _error(error)]
 
 
 def _json(raw: msgspec.Raw | bytes | None) -> str | None:
-    return None if raw is None else bytes(raw).decode(errors="replace")
+    return None if raw is None else _one_line(bytes(raw))
 
 
-def _error(error: AttemptError) -> str:
-    head = f"\nattempt {error.attempt} failed at {clock(error.at)}: {error.type}: {error.message}"
-    return f"{head}\n{error.traceback.rstrip()}" if error.traceback else head
+def _error(error: AttemptError) -> list[str]:
+    # a kill ends a job without charging an attempt
+    what = f"attempt {error.attempt} failed" if error.attempt else "killed"
+    message, *more = printable_lines(f"{error.type}: {error.message}", "  ")
+    trace = printable_lines(error.traceback, "  ") if error.traceback else more
+    return ["", f"{what} at {clock(error.at)}: {message.strip()}", *trace]
 
 
-def log_line(line: LogLine) -> str:
-    """One line of a job's log."""
-    return f"{clock(line.at)}  {line.message}"
+def log_lines(line: LogLine) -> list[str]:
+    """An entry of a job's log; its further lines are indented."""
+    start = f"{clock(line.at)}  "
+    first, *more = printable_lines(line.message, " " * len(start))
+    return [start + first[len(start) :], *more]
 
 
 WORKERS_HEAD = ("WORKER", "HOST", "PID", "QUEUES", "RUNNING", "OF", "STARTED", "SEEN", "VERSION")
@@ -155,8 +188,13 @@ def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int]
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        yield lambda done: print(f"\r{words}: {done} of {total}", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+
+        def count(done: int) -> None:
+            sys.stderr.write(f"\r{words}: {done} of {total}")
+            sys.stderr.flush()
+
+        yield count
+        sys.stderr.write("\n")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

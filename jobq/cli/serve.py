@@ -8,6 +8,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING
 
+from jobq.cli import render
 from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.cli.supervisor import Supervisor, follow_supervisor
 from jobq.cli.target import load_target
@@ -53,7 +54,7 @@ def key(args: argparse.Namespace, _: Settings) -> None:
     """``jobq key``: the secret for its owner, the entry for JOBQ_API_KEYS."""
     scope = auth.Scope[args.scope.upper()]
     secret, made = auth.new_key(args.name, scope, args.queue or ("*",))
-    print(f"key for {args.name}, shown this once:\n  {secret}\nentry for JOBQ_API_KEYS:\n  {made.entry()}")
+    render.say(f"key for {args.name}, shown this once:", f"  {secret}", "entry for JOBQ_API_KEYS:", f"  {made.entry()}")
 
 
 def check_bind(settings: Settings) -> None:

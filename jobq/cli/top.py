@@ -15,6 +15,7 @@ from jobq.cli.look import known_workers
 from jobq.cli.session import all_queues, on_stop_signals, run
 from jobq.engine.model.job import State, Stats
 from jobq.errors import StoreUnavailable
+from jobq.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -62,27 +63,27 @@ def top(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
-async def _look(queues: list[Queue], rates: Rates) -> str:
-    """All that is shown, as text."""
+async def _look(queues: list[Queue], rates: Rates) -> list[str]:
+    """The lines of one look."""
     head = f"jobq top  {time.strftime('%H:%M:%S')}  q quits"
     try:
         found = [await queue.stats() for queue in queues]
         workers = await known_workers(queues)
         failures = [row for queue in queues for row in (await queue.page(State.FAILED, limit=FAILURES)).jobs]
     except StoreUnavailable as error:
-        return f"{head}\n\n{error}; trying again"
+        return [head, "", f"{error}; trying again"]
     now = time.monotonic()
     rows = [(*(row := render.stats_row(one))[:-1], *rates.of(one, now), row[-1]) for one in found]
-    parts = [head, render.table(HEAD, rows)]
+    lines = [head, "", *render.table(HEAD, rows)]
     if workers:
-        parts.append(render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in workers]))
+        lines += ["", *render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in workers])]
     if failures:
         latest = sorted(failures, key=lambda row: -(row.finished_at or 0))[:FAILURES]
-        lines = [
+        reasons = [
             (render.ago(row.finished_at), f"{row.queue}:{row.id}", row.type, _reason(row.errors)) for row in latest
         ]
-        parts.append(render.table(("FAILED", "ID", "TYPE", "WHY"), lines))
-    return "\n\n".join(parts)
+        lines += ["", *render.table(("FAILED", "ID", "TYPE", "WHY"), reasons)]
+    return lines
 
 
 def _reason(errors: list[render.AttemptError]) -> str:
@@ -92,25 +93,24 @@ def _reason(errors: list[render.AttemptError]) -> str:
 
 
 @contextmanager
-def _display() -> Generator[Callable[[str], None], None, None]:
+def _display() -> Generator[Callable[[list[str]], None], None, None]:
     """Where to draw: the terminal's other screen with rich, plain lines without or into a file."""
     try:
         from rich.live import Live
         from rich.text import Text
     except ImportError:
-        yield lambda text: print(f"{text}\n", flush=True)
+        yield lambda lines: render.say(*lines, "")
         return
     if not sys.stdout.isatty():
-        yield lambda text: print(f"{text}\n", flush=True)
+        yield lambda lines: render.say(*lines, "")
         return
 
-    def fitted(text: str) -> Text:
-        size = shutil.get_terminal_size()
-        lines = text.splitlines()[: size.lines - 1]
-        return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+    def fitted(lines: list[str]) -> Text:
+        fitting = lines[: shutil.get_terminal_size().lines - 1]
+        return Text("\n".join(map(printable, fitting)), no_wrap=True, overflow="ellipsis")
 
     with Live(screen=True, auto_refresh=False) as live:
-        yield lambda text: live.update(fitted(text), refresh=True)
+        yield lambda lines: live.update(fitted(lines), refresh=True)
 
 
 @contextmanager

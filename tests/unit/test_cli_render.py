@@ -37,8 +37,8 @@ def test_ago():
 
 
 def test_table_puts_numbers_to_the_right_and_words_to_the_left():
-    text = render.table(("NAME", "N"), [("a", 1), ("long name", 200)])
-    assert text == "NAME         N\na            1\nlong name  200"
+    lines = render.table(("NAME", "N"), [("a", 1), ("long name", 200)])
+    assert lines == ["NAME         N", "a            1", "long name  200"]
 
 
 def test_progress_with_and_without_rich(capsys, monkeypatch):
@@ -61,7 +61,7 @@ def test_no_progress_for_programs(capsys):
 
 
 def test_table_of_nothing_is_its_head():
-    assert render.table(("NAME", "N"), []) == "NAME  N"
+    assert render.table(("NAME", "N"), []) == ["NAME  N"]
 
 
 @pytest.mark.parametrize(

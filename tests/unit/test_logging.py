@@ -65,3 +65,53 @@ def test_passwords_and_locals_stay_out(capsys, log_format):
     assert "user:***@host" in written
     assert "hunter2" not in written
     assert "local-secret" not in written
+
+
+FORGED = "line\n12:00:00.000000 [error    ] forged \x1b[31m\x9b2J\u202e\r\ud800"
+
+
+def test_no_text_of_others_acts_on_the_terminal_or_forges_a_line(capsys):
+    configure(Settings(log_format="console"))
+    try:
+        raise ValueError(FORGED)
+    except ValueError as error:
+        logging.getLogger("x").exception(FORGED, extra={"field": FORGED, "listed": [FORGED], "error": error})
+        structlog.get_logger().error(FORGED, **{"field": FORGED, FORGED: 1})
+        get_logger("y").warning(FORGED, stack_info=True)
+    written = capsys.readouterr().err
+    assert written.replace("\n", "").isprintable()
+    assert "\\x1b[31m" in written
+    starts = [line for line in written.splitlines() if not line.startswith("    ") and line.strip("= ")]
+    assert len(starts) == 3, "one line for each event; only tracebacks have more, and those are indented"
+    assert all(" line\\n12:00:00" in line for line in starts)
+
+
+def test_values_that_are_no_text_are_redacted_too(capsys):
+    configure(Settings(log_format="json"))
+    url = "redis://u:hunter2@h"
+    structlog.get_logger().error("failed", listed=[url], mapped={url: url}, error=ValueError(url), number=1, none=None)
+    written = capsys.readouterr().err
+    assert "hunter2" not in written
+    line = json.loads(written)
+    assert (line["listed"], line["number"], line["none"]) == (["redis://u:***@h"], 1, None)
+
+
+class Gone:
+    """A stderr whose reader left."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Gone())
+    configure(Settings(log_format="json"))
+    structlog.get_logger().error("one")
+    logging.getLogger("x").error("two")
+    get_logger("y").error("three")

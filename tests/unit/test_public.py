@@ -69,6 +69,7 @@ KNOWN = {
         ("http", ("jobq.cli", "jobq.engine.store.lua", "jobq.engine.store.keys")),
         ("errors.py", ("jobq.",)),
         ("redact.py", ("jobq.",)),
+        ("printable.py", ("jobq.",)),
         ("settings.py", ("jobq.engine", "jobq.http", "jobq.cli")),
     ],
 )

