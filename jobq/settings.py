@@ -14,7 +14,7 @@ from jobq.errors import SettingsError
 from jobq.redact import MASK, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 _SECRETS = frozenset({"api_keys", "session_secret"})
 
@@ -79,15 +79,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"Settings({fields})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """The fields without secrets, for ``repr`` and for rich, which asks here and not for the repr."""
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if value is not None and name in _SECRETS:
-                value = MASK
-            yield name, redact(value) if isinstance(value, str) else value
+        return [(name, _shown(name, getattr(self, name))) for name in self.__struct_fields__]
 
     @property
     def data_path(self) -> Path:
         """The embedded server's data directory."""
         return Path(self.data_dir) if self.data_dir else default_data_dir()
+
+
+def _shown(name: str, value: Any) -> Any:
+    if value is not None and name in _SECRETS:
+        return MASK
+    return redact(value) if isinstance(value, str) else value
