@@ -1,7 +1,7 @@
 """Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test.
 
 With JOBQ_TEST_ACL=1 jobq comes to them as the user with the documented least rights; what tests look at or disturb
-themselves they do as the default user (``admin``, ``Server.admin_url``).
+themselves they do as the default user (``admin``, ``Server.admin_url``). With JOBQ_TEST_LOOP=uvloop all tests run on uvloop.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ def pytest_configure() -> None:
     """Broken scripts in place of the real ones: tests/mutations.py asks whether the tests notice."""
     if broken := os.environ.get("JOBQ_TEST_LUA"):
         lua.folder = lambda: Path(broken)
+
+
+LOOP = os.environ.get("JOBQ_TEST_LOOP", "asyncio")
+if LOOP == "uvloop":
+
+    def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+        """Every test runs on uvloop. Defined only then: the name of the loop would become a part of all test names."""
+        import uvloop
+
+        return {"uvloop": uvloop.new_event_loop}
+
+elif LOOP != "asyncio":
+    raise pytest.UsageError(f"JOBQ_TEST_LOOP={LOOP}: it takes asyncio or uvloop")
 
 
 def server_binary(kind: str) -> str:
