@@ -1,7 +1,7 @@
 """Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test.
 
 With JOBQ_TEST_ACL=1 jobq comes to them as the user with the documented least rights; what tests look at or disturb
-themselves they do as the default user (``admin``, ``Server.admin_url``). With JOBQ_TEST_LOOP=uvloop all tests run on uvloop.
+themselves they do as the default user (``admin``, ``Server.admin_url``). JOBQ_TEST_LOOP=uvloop: tests run on uvloop.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_each_promise_names_a_test_that_exists() -> None:
-    promises = re.findall(r"^- .*?(?=^- |^$)", README_PROMISES, re.MULTILINE | re.DOTALL)
-    assert len(promises) >= 8
+    promises = re.findall(r"^- .*?(?=^- |^$)", PROMISES, re.MULTILINE | re.DOTALL)
+    assert len(promises) >= 12
     for promise in promises:
         names = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", promise)
         assert names, f"no test named: {promise}"
@@ -64,4 +64,12 @@ def test_each_promise_names_a_test_that_exists() -> None:
             assert f"def {test}(" in (ROOT / path).read_text(), f"{path} has no {test}"
 
 
-README_PROMISES = (ROOT / "README.md").read_text().partition("## What is promised\n")[2].partition("\n## ")[0]
+PROMISES = (ROOT / "docs" / "reliability.md").read_text().partition("## The promises\n")[2].partition("\n## ")[0]
+
+
+def test_each_promise_of_the_readme_is_one_of_the_page() -> None:
+    table = (ROOT / "README.md").read_text().partition("## What is promised\n")[2].partition("\n## ")[0]
+    short = re.findall(r"^\| ([\w ]+) \| (?!in short)", table, re.MULTILINE)
+    assert len(short) >= 12
+    named = {name.rstrip(".").lower() for name in re.findall(r"^- \*\*(.+?)\*\*", PROMISES, re.MULTILINE)}
+    assert set(short) <= named
