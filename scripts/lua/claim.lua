@@ -5,6 +5,7 @@
 --   room (1: the worker has room beyond `want`, and looks again by itself), bytes of specs after which it is enough
 -- RETURNS {} when there is nothing or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
 --   token: "fence worker"; whoever shows it holds the lease. A repeated request gets the recorded answer.
+--   A request that is executed after its own repetition, or after a later request of its lane, gets {} and changes nothing.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
@@ -13,26 +14,32 @@ local function charged(ids)
     return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
 end
 
-if ARGV[7] == '1' then
-    local record = redis.call('HGET', claims, lane)
-    local recorded, token, list = string.match(record or '', '^(%S+) (%S+ %S+) (.*)$')
-    if recorded == request then
-        local ids, held = {}, {}
-        for id in string.gmatch(list, '%S+') do ids[#ids + 1] = id end
-        for i, lease_token in ipairs(redis.call('HMGET', leases, unpack(ids))) do
-            if lease_token == token then held[#held + 1] = ids[i] end
-        end
-        if #held == 0 then return {} end
-        return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
+-- A claim can be executed late: a frozen server reads the repetition on a new connection before the original on the old
+-- one. Nobody hears that reply, so jobs leased by it would wait until their leases run out.
+local record = redis.call('HGET', claims, lane)
+local last = record and tonumber(string.match(record, '^%d+')) or -1
+local repeated = ARGV[7] == '1'
+if last > tonumber(request) or last == tonumber(request) and not repeated then return {} end
+if last == tonumber(request) then
+    local token, list = string.match(record, '^%d+ (%S+ %S+) (.*)$')
+    if not token then return {} end
+    local ids, held = {}, {}
+    for id in string.gmatch(list, '%S+') do ids[#ids + 1] = id end
+    for i, lease_token in ipairs(redis.call('HMGET', leases, unpack(ids))) do
+        if lease_token == token then held[#held + 1] = ids[i] end
     end
+    if #held == 0 then return {} end
+    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
 end
 
+-- A repetition is recorded before it looks for jobs, so that the late original is refused even if there are none.
+if repeated then redis.call('HSET', claims, lane, request) end
 local facts = redis.call('HMGET', meta, 'paused', 'fence')
 if facts[1] or want < 1 then return {} end
--- not ZPOPMIN: writing the scores as text, which nobody reads, costs more than a second walk to the head
+-- Not ZPOPMIN: it would write the scores as text, which nobody reads. That costs more than a second walk to the head.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
--- In growing steps: nobody knows how large they are, and 125 jobs of a megabyte would hold Redis for half a second.
+-- Read in growing steps. The sizes are unknown, and 125 jobs of a megabyte would hold Redis for half a second.
 local specs, bytes, count = {}, 0, 0
 while count < #ids and bytes <= tonumber(ARGV[9]) do
     local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))
@@ -47,7 +54,7 @@ for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = math.max((tonumber(facts[2]) or 0) + 1, now * 1000)
 local text = string.format('%.0f', fence)
 local token = text .. ' ' .. worker
--- as text once, not by every redis.call() for every job
+-- The number becomes text once here, and not in every redis.call() for every job.
 local expiry = string.format('%.0f', now + lease)
 local expiries, tokens = {}, {}
 for i, id in ipairs(ids) do
@@ -57,8 +64,8 @@ end
 redis.call('HSET', meta, 'fence', text)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
 if count > 16 then
-    -- What is small is kept as a list, in which each of these words would be looked up from the start; a word too long
-    -- for a list makes it a table. See decision 20.
+    -- Redis keeps a small set or hash as a list and searches it from the start for each word. One word that is too long
+    -- for a list turns it into a table. See decision 20.
     local long = string.rep('x', 65)
     redis.call('ZADD', active, 0, long, unpack(expiries))
     redis.call('ZREM', active, long)
@@ -69,8 +76,8 @@ else
     redis.call('HSET', leases, unpack(tokens))
 end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
--- A worker that is full stops listening. It passes the baton on: to somebody who takes the rest,
--- or who watches the clock for what is delayed.
+-- A full worker stops listening for the wake token. It sets the token again, so that another worker takes the rest
+-- or watches the clock for delayed jobs.
 if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end

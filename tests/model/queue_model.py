@@ -122,7 +122,10 @@ class Model:
             "unique": {name: " ".join(value) for name, value in self.unique.items()},
             "unique_until": dict(self.until),
             "expires": {job.id: job.expires for job in jobs if job.expires is not None},
-            "claims": {lane: f"{number} {token} {' '.join(ids)}" for lane, (number, token, ids) in self.claims.items()},
+            "claims": {
+                lane: f"{number} {token} {' '.join(ids)}" if ids else str(number)
+                for lane, (number, token, ids) in self.claims.items()
+            },
             "totals": dict(self.totals),
             "paused": self.paused,
             "fence": self.fence,
@@ -204,10 +207,14 @@ class Model:
         return refused
 
     def claim(self, want: int, lease: int, worker: str, lane: str, request: int, *, repeated: bool) -> Any:
-        if repeated and lane in self.claims and self.claims[lane][0] == request:
-            _, token, ids = self.claims[lane]
+        last, token, ids = self.claims.get(lane, (-1, "", []))
+        if last > request or (last == request and not repeated):
+            return None
+        if last == request:
             held = [job for job, _ in self._held([word for job_id in ids for word in (job_id, token)], 2, [])]
             return self._taken(token, held) if held else None
+        if repeated:
+            self.claims[lane] = (request, "", [])
         first = self.of("waiting")[:want]
         if self.paused or not first:
             return None

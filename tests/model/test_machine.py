@@ -161,7 +161,7 @@ class Machine(RuleBasedStateMachine):
     def take(self, worker: str, want: int, *, repeated: bool = False) -> Any:
         lane = f"{worker}:0"
         self.requests[lane] += not repeated
-        recorded = repeated and self.model.claims.get(lane, (0,))[0] == self.requests[lane]
+        recorded = repeated and self.model.claims.get(lane, (-1,))[0] == self.requests[lane]
         reply = self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=repeated)
         if reply and len(reply[2]) == want and not recorded:
             self.watch = None  # it may have been the one that watched, and is full now
@@ -175,6 +175,13 @@ class Machine(RuleBasedStateMachine):
     def claim_again(self, worker: str, want: int) -> Any:
         """The reply to the lane's last claim was lost, some time ago."""
         return self.take(worker, want, repeated=True)
+
+    @rule(worker=WORKERS, want=st.integers(1, 3))
+    def claim_late(self, worker: str, want: int) -> None:
+        """The lane's last claim is executed once more, without the flag: it was stuck on the way."""
+        lane = f"{worker}:0"
+        if self.model.claims.get(lane, (-1,))[0] == self.requests[lane]:
+            assert self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=False) is None
 
     @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
     def wake(self, worker: str, want: int) -> Any:
@@ -259,7 +266,11 @@ class Machine(RuleBasedStateMachine):
         before = self.model.columns()
         reply = self.do(verb, *args, **named)
         if verb not in MOVES_ON:
-            assert self.model.columns() == before, "a repeated call has no effect of its own"
+            after = self.model.columns()
+            if verb == "claim":
+                # a repetition that finds nothing is recorded, so that the original cannot be executed after it
+                after["claims"] = before["claims"]
+            assert after == before, "a repeated call has no effect of its own"
         return self.took(reply) if verb in ("claim", "reap") else multiple()
 
     # -- what holds at all times -----------------------------------------------------------------------------------
