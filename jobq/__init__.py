@@ -23,7 +23,17 @@ from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject
 from jobq.engine.task.task import Task
 from jobq.engine.worker.worker import Worker
-from jobq.errors import Discard, JobFailed, JobKilled, JobNotFound, JobqError, ResultTimeout, Retry, StoreError
+from jobq.errors import (
+    Discard,
+    JobFailed,
+    JobKilled,
+    JobNotFound,
+    JobqError,
+    RemoteError,
+    ResultTimeout,
+    Retry,
+    StoreError,
+)
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +58,7 @@ __all__ = [
     "Options",
     "Page",
     "Queue",
+    "RemoteError",
     "ResultTimeout",
     "Retry",
     "Settings",

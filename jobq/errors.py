@@ -21,6 +21,7 @@ JobqError
   x NoServer                no Redis URL and no server binary to start
   x TargetError             "module:name" on the command line does not lead to a queue
   x SettingsError           an environment variable or flag that cannot be used
+  x RemoteError             what middleware sees of an isolated handler's exception that cannot be sent
 
 Raised by handlers, to steer their own job:
 
@@ -162,6 +163,25 @@ class TargetError(JobqError):
 
 class SettingsError(JobqError, ValueError):
     """An environment variable or flag that cannot be used."""
+
+
+class RemoteError(JobqError):
+    """A handler with ``isolate="process"`` raised an exception that cannot be made again in the worker.
+
+    Middleware sees it in place of that exception. ``type`` is the exception's name (``package.SomeError``), ``message``
+    its text and ``traceback`` the traceback in the child process. ``final``: no other attempt follows. ``delay``: ms
+    until the next attempt, if the handler asked for that.
+    """
+
+    def __init__(
+        self, type_: str, message: str, traceback: str | None = None, *, final: bool = False, delay: int | None = None
+    ) -> None:
+        self.type = type_
+        self.message = message
+        self.traceback = traceback
+        self.final = final
+        self.delay = delay
+        super().__init__(message)
 
 
 class Discard(Exception):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # logging looks it up under a lock
 _standard = functools.cache(logging.getLogger)
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def _to_extra(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -27,7 +27,7 @@ def _to_extra(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
     out: dict[str, Any] = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
     return out | {
         "msg": message,
-        "extra": {f"{name}_" if name in _RESERVED else name: value for name, value in event.items()},
+        "extra": {f"{name}_" if name in RESERVED else name: value for name, value in event.items()},
     }
 
 

@@ -19,7 +19,7 @@ from jobq.engine.model.outcome import (
     InvalidResult,
     LeaseExpired,
     ProcessCrashed,
-    Reported,
+    RemoteError,
     Timeout,
     encode_result,
     judge,
@@ -72,9 +72,9 @@ def test_one_attempt_is_no_retry():
         (Retry(delay=float("inf")), 100),
         (Retry(delay=float("nan")), 100),
         (Retry(delay="soon"), 100),  # type: ignore[arg-type]
-        (Reported("pkg.Error", "no", None, final=False, delay=None), 100),
-        (Reported("pkg.Error", "no", None, final=False, delay=700), 700),
-        (Reported("Discard", "no", None, final=True, delay=None), None),
+        (RemoteError("pkg.Error", "no", None, final=False, delay=None), 100),
+        (RemoteError("pkg.Error", "no", None, final=False, delay=700), 700),
+        (RemoteError("Discard", "no", None, final=True, delay=None), None),
         (KeyboardInterrupt(), 100),
     ],
     ids=repr,
@@ -83,7 +83,7 @@ def test_delay(error: BaseException, delay: int | None):
     assert verdict(error).delay == delay
 
 
-@pytest.mark.parametrize("error", [Retry("once more", delay=5), Reported("E", "m", None, final=False, delay=5)])
+@pytest.mark.parametrize("error", [Retry("once more", delay=5), RemoteError("E", "m", None, final=False, delay=5)])
 def test_asking_for_a_retry_is_charged_like_any_other(error: BaseException):
     assert verdict(error, attempt=3).delay is None
 
@@ -111,7 +111,7 @@ class Outer:
         (Timeout(), "Timeout"),
         (msgspec.DecodeError(), "msgspec.DecodeError"),
         (Outer.Error(), f"{__name__}.Outer.Error"),
-        (Reported("pkg.Error", "no", None, final=False, delay=None), "pkg.Error"),
+        (RemoteError("pkg.Error", "no", None, final=False, delay=None), "pkg.Error"),
     ],
 )
 def test_type_names(error: BaseException, name: str):
@@ -189,7 +189,7 @@ def test_an_error_without_frames_of_a_handler_has_no_traceback():
 
 
 def test_a_childs_traceback_is_its_own():
-    failure = verdict(Reported("pkg.Error", "no", "Traceback of the child\n", final=False, delay=None))
+    failure = verdict(RemoteError("pkg.Error", "no", "Traceback of the child\n", final=False, delay=None))
     assert record(failure).traceback == "Traceback of the child\n"
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,3 +99,168 @@ def use_noted(value: Annotated[str, Depends(noted, scope="worker")] = inject) ->
 
 def use(value: Annotated[int, Depends(resource, scope="worker")] = inject) -> list[int]:
     return [os.getpid(), value]
+
+
+def pool_then_die() -> None:
+    """The pool's processes are forks: they hold what this process has open."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map_async(time.sleep, [60, 60])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pool() -> int:
+    """Leaving the pool sends SIGTERM to its processes and waits for them."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(abs, (-3,))
+
+
+def fork(how: str) -> str:
+    """The copy of this process leaves the handler as well."""
+    if os.fork() == 0:
+        if how == "exit":
+            sys.exit(0)
+        if how == "raise":
+            raise ValueError("in the copy")
+        return "the copy"
+    os.wait()
+    return "the original"
+
+
+async def fork_async() -> str:
+    if os.fork() == 0:
+        return "the copy"
+    await asyncio.to_thread(os.wait)
+    return "the original"
+
+
+def fork_and_talk(ctx: Context = inject) -> str:
+    """What the copy gets when it calls ``ctx.log``."""
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        try:
+            ctx.log("from the copy")
+        except RuntimeError as error:
+            os.write(theirs, str(error).encode())
+        os._exit(0)
+    os.wait()
+    ctx.log("from the original")
+    return os.read(ours, 1000).decode()
+
+
+def daemonise(where: str) -> None:
+    """The classic double fork. The daemon is in a session of its own and lives on."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(where).write_text(str(os.getpid()))
+            time.sleep(60)
+        os._exit(0)
+    os.wait()
+    os._exit(0)
+
+
+_asked, _said = threading.Event(), threading.Event()
+
+
+def leave_a_thread(ctx: Context = inject) -> None:
+    def talk() -> None:
+        _asked.wait()
+        ctx.log("of the first job")
+        ctx.progress("of the first job")
+        logging.getLogger("app").warning("of a left-over thread")
+        _said.set()
+
+    threading.Thread(target=talk, daemon=True).start()
+
+
+def let_it_talk(ctx: Context = inject) -> None:
+    ctx.log("mine")
+    ctx.progress("mine")
+    _asked.set()
+    _said.wait(10)
+
+
+def start_program(where: str) -> None:
+    program = subprocess.Popen(["sleep", "60"])
+    Path(where).write_text(str(program.pid))
+    program.wait()
+
+
+def leave_program(where: str) -> None:
+    Path(where).write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+
+
+def stop_program() -> int:
+    """A program that is asked to end does so: it has not inherited an ignored signal."""
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    return program.wait()
+
+
+def get_signals() -> str:
+    """What Ctrl-C or a service manager sends to every process."""
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return "still here"
+
+
+def read_stdin() -> str:
+    return input()
+
+
+def print_much(lines: int) -> int:
+    for _ in range(lines):
+        print("x" * 1000)
+    return lines
+
+
+def close_all() -> None:
+    os.closerange(3, 256)
+
+
+def write_nonsense(data: str) -> None:
+    """Into the connection to the worker, whose number is the argument of this process."""
+    os.write(int(sys.argv[1]), bytes.fromhex(data))
+    time.sleep(60)
+
+
+def big(size: int) -> str:
+    return "x" * size
+
+
+def write_log() -> None:
+    log = logging.getLogger("app")
+    log.debug("not sent")
+    log.info("a line with %s", "an argument", extra={"customer": 7, "odd": 1 + 2j})
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        log.exception("it failed")
+    structlog.get_logger().warning("an event", customer=8)
+    log.info("x" * 100_000)
+    log.info("large fields", extra={"field": "y" * 100_000})
+
+
+class Odd(Exception):
+    """Its arguments are not those of its __init__."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(f"{where}: {code}")
+        self.code = code
+
+
+def raise_(how: str) -> None:
+    if how == "os":
+        open("/does/not/exist")  # noqa: PTH123, SIM115
+    if how == "odd":
+        raise Odd(7, "here")
+    if how == "json":
+        raise structlog.DropEvent("from a library")
+    if how == "object":
+        raise ValueError(object())
+    if how == "group":
+        raise ExceptionGroup("several", [ValueError(1)])
+
+    class Local(Exception): ...
+
+    raise Local("of nowhere")

@@ -13,7 +13,7 @@ from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.options import to_ms
-from jobq.errors import Discard, Retry
+from jobq.errors import Discard, RemoteError, Retry
 from jobq.redact import excerpt
 
 if TYPE_CHECKING:
@@ -58,14 +58,6 @@ class ProcessCrashed(Exception):
     """The child process that ran the handler died."""
 
 
-class Reported(Exception):
-    """An error that a child process reported: its own type, message and traceback."""
-
-    def __init__(self, type_: str, message: str, trace: str | None, *, final: bool, delay: int | None) -> None:
-        self.facts = Facts(type_, message, trace, final, delay)
-        super().__init__(message)
-
-
 FINAL: Final = (Discard, InvalidPayload, InvalidResult)
 """No other attempt follows from these."""
 
@@ -78,6 +70,14 @@ class Facts(msgspec.Struct, frozen=True):
     trace: str | None
     final: bool
     delay: int | None
+
+
+class RemoteTraceback(Exception):
+    """The cause of an exception that a child process raised: its text is the traceback there."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        super().__init__(facts.trace)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -103,8 +103,12 @@ def encode_result(value: Any) -> bytes:
 
 def facts(error: BaseException) -> Facts:
     """Read an exception. Never raises: the exception belongs to a user, and all of its attributes may raise."""
-    if issubclass(type(error), Reported):
-        return cast("Reported", error).facts
+    if issubclass(type(error), RemoteError):
+        remote = cast("RemoteError", error)
+        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay)
+    cause = _attribute(error, "__cause__")
+    if type(cause) is RemoteTraceback:
+        return cause.facts
     name = _guarded(lambda: _type_name(type(error)), "an exception without a name")
     message = _guarded(lambda: _text(str(error), MESSAGE_MAX), f"<{name.rpartition('.')[2]} whose str() fails>")
     leaves = _leaves(error)

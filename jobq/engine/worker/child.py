@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -10,30 +11,34 @@ import os
 import queue
 import signal
 import socket
-import struct
 import sys
 import threading
+import traceback
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 from structlog.contextvars import bind_contextvars
 
-from jobq.engine.model.outcome import InvalidPayload, encode_result, facts
+from jobq.engine.model.outcome import InvalidPayload, InvalidResult, encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, current
 from jobq.engine.task.inject import Resources, provide
 from jobq.engine.task.signature import Signature
 from jobq.engine.task.task import Task
-from jobq.engine.worker.children import CLOSING, Order, Word, frame
+from jobq.engine.worker.child_errors import MAIN, pack
+from jobq.engine.worker.child_logging import install, set_levels
+from jobq.engine.worker.child_messages import CLOSING, HEAD, MESSAGE_MAX, Message, Request, decode_request, frame
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import FrameType, ModuleType
 
-
-_order = msgspec.msgpack.Decoder(Order).decode
+RESULT_MAX: Final = MESSAGE_MAX - 1024
+"""Bytes of a result that fit into a message."""
+LOG_LINE_MAX: Final = 65_536
+"""Characters of a log line that are sent. The worker keeps fewer."""
 
 
 def load(module: str, file: str | None) -> ModuleType:
@@ -41,7 +46,7 @@ def load(module: str, file: str | None) -> ModuleType:
     if module in sys.modules and module != "__main__":
         return sys.modules[module]
     if file is not None:
-        name = "__jobq_main__" if module == "__main__" else module
+        name = MAIN if module == "__main__" else module
         if name in sys.modules:
             return sys.modules[name]
         try:
@@ -54,103 +59,238 @@ def load(module: str, file: str | None) -> ModuleType:
             assert spec.loader is not None
             loaded = importlib.util.module_from_spec(spec)
             sys.modules[name] = loaded
-            spec.loader.exec_module(loaded)
+            try:
+                spec.loader.exec_module(loaded)
+            except BaseException:
+                del sys.modules[name]
+                raise
             return loaded
     return importlib.import_module(module)
 
 
-class Mouth:
-    """Says words to the parent, from any thread."""
+class Channel:
+    """The child's end of the connection, for any thread.
+
+    It sends only for the current request. What a thread or task of an earlier job says later belongs to no job of now.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._number = 0
 
-    def say(self, word: Word) -> None:
+    def begin(self, number: int) -> None:
+        """A request is taken."""
         with self._lock:
-            self._sock.sendall(frame(word))
+            self._number = number
+            self._send("taken", b"")
 
-    def relay(self, _: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
-        self.say(Word(what, value if isinstance(value, bytes) else value.encode(errors="replace")))
+    def finish(self, message: Message) -> None:
+        """Send the last message of the current request. It is sent even if handlers use the channel meanwhile."""
+        with self._lock:
+            self._number = 0
+            self._sock.sendall(frame(message))
+
+    def _send(self, kind: Any, data: bytes) -> None:
+        self._sock.sendall(frame(Message(kind, self._number, self._pid, data)))
+
+    def say(self, number: int, what: Literal["progress", "log"], value: bytes | str) -> None:
+        """Progress, or a line of the job's own log.
+
+        :raises RuntimeError: this process is a copy that the handler forked.
+        :raises ValueError: the value is too large to be sent.
+        """
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "only the process that runs the handler can report progress and log lines: this is a copy of it that "
+                "the handler forked; pass them to the handler first, for example through a multiprocessing.Queue"
+            )
+        data = value if isinstance(value, bytes) else value[:LOG_LINE_MAX].encode(errors="replace")
+        with self._lock:
+            if self._number == number:
+                self._send(what, data)
+
+    def send_line(self, kind: Literal["record", "event"], data: bytes) -> bool:
+        """Send what was logged; see child_logging.py."""
+        if self._pid != os.getpid():
+            return False
+        with self._lock:
+            if not self._number:
+                return False
+            self._send(kind, data)
+            return True
+
+    def leave_to_original(self) -> None:
+        """In a forked copy: the connection is the original's. The copy's descriptor would keep it open."""
+        self._sock.close()
 
 
-def listen(sock: socket.socket, orders: queue.SimpleQueue[Order | None], busy: threading.Event) -> None:
-    """Read orders, and put None when there will be no more. The parent's end closes when it dies: then so does this
-    process, whatever it is doing; one that does nothing closes what it has opened first."""
+def listen(sock: socket.socket, requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:
+    """Read requests, and put None when there will be no more.
+
+    The worker's end of the connection closes when the worker dies. A busy child then ends at once, with the programs
+    that its handler started. An idle child closes what it has opened first.
+    """
     try:
         stream = sock.makefile("rb")
         while True:
-            head = stream.read(4)
-            if len(head) < 4:
+            head = stream.read(HEAD.size)
+            if len(head) < HEAD.size:
                 if busy.is_set():
-                    os._exit(0)
-                last = threading.Timer(CLOSING, os._exit, [0])
+                    end_group()
+                last = threading.Timer(CLOSING, end_group)
                 last.daemon = True
                 last.start()
-                orders.put(None)
+                requests.put(None)
                 return
             busy.set()
-            orders.put(_order(stream.read(struct.unpack("!I", head)[0])))
+            requests.put(decode_request(stream.read(HEAD.unpack(head)[0])))
     except BaseException:  # noqa: BLE001 - a handler may have left no memory to read with
-        # deaf, it would wait for orders for ever, also when the parent is gone
+        # Without this thread the process would wait for requests for ever, also when the worker is gone.
         os._exit(1)
 
 
-async def run(order: Order, mouth: Mouth, resources: Resources) -> Any:
-    """Run one order's handler."""
-    found: Any = load(order.module, order.file)
-    for name in order.qualname.split("."):
-        found = getattr(found, name)
+def end_group() -> None:
+    """End this process and the programs that its handlers started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+async def call(fn: Any, kwargs: dict[str, Any]) -> Any:
+    """Call the handler. A copy of this process that the handler forks ends where the handler ends.
+
+    Otherwise the copy would report an outcome as well, close the original's dependencies and wait for requests.
+    """
+    pid = os.getpid()
+    try:
+        value = fn(**kwargs)
+        return await value if inspect.isawaitable(value) else value
+    finally:
+        if os.getpid() != pid:
+            _end_copy(sys.exc_info()[1])
+
+
+def _end_copy(error: BaseException | None) -> None:
+    """End this process as the interpreter would, but without its clean-up, which is the original's."""
+    code: Any = 0
+    if isinstance(error, SystemExit):
+        code = error.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+class LoadError(Exception):
+    """The handler could not be loaded. Its cause is the error."""
+
+
+async def run(request: Request, channel: Channel, resources: Resources) -> Any:
+    """Run one request's handler.
+
+    :raises LoadError: it cannot be loaded.
+    """
+    try:
+        found: Any = load(request.module, request.file)
+        for name in request.qualname.split("."):
+            found = getattr(found, name)
+    except BaseException as error:
+        raise LoadError from error
     # queue.task(module.function) leaves the plain function under its name
     fn: Any = cast("Any", found).fn if isinstance(found, Task) else found
     signature = Signature(fn)
-    spec = read_spec(order.spec)
+    spec = read_spec(request.spec)
     try:
         args = signature.decode(spec.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {error}") from None
-    context = Context(order.id, order.queue, spec, order.attempt, order.worker, order.fence, mouth.relay)
+
+    def say(_: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
+        channel.say(request.number, what, value)
+
+    context = Context(request.id, request.queue, spec, request.attempt, request.worker, request.fence, say)
     current.set(context)
-    bind_contextvars(queue=order.queue, job_id=order.id, attempt=order.attempt)
     async with AsyncExitStack() as stack:
         kwargs = {name: getattr(args, name) for name in signature.names}
         if signature.open:
             kwargs |= signature.extras(spec.payload)
         for name, marker in signature.injected.items():
             kwargs[name] = await provide(marker, context, resources, stack)
-        value = fn(**kwargs)
-        return await value if inspect.isawaitable(value) else value
+        return await call(fn, kwargs)
 
 
-def answer(order: Order, mouth: Mouth, runner: asyncio.Runner, resources: Resources) -> Word:
-    """The last word on an order."""
+def answer(request: Request, channel: Channel, runner: asyncio.Runner, resources: Resources) -> Message:
+    """The last message of a request. Never raises."""
+
+    def failed(error: BaseException, *, leaving: bool = False) -> Message:
+        return Message("error", request.number, os.getpid(), error=pack(error), leaving=leaving)
+
     try:
         # a context of its own: what one run sets, the next must not see
-        coroutine = run(order, mouth, resources)
-        return Word("done", bytes(encode_result(runner.run(coroutine, context=copy_context()))))
+        context = copy_context()
+        context.run(bind_contextvars, queue=request.queue, job_id=request.id, attempt=request.attempt)
+        result = bytes(encode_result(runner.run(run(request, channel, resources), context=context)))
+        if len(result) > RESULT_MAX:
+            raise InvalidResult(
+                f"the handler's result has {len(result)} bytes, the limit is {RESULT_MAX}; store it elsewhere and "
+                "return a reference"
+            )
+        return Message("done", request.number, os.getpid(), result)
+    except LoadError as error:
+        # A half-done import leaves its modules behind, and what it registered would be registered twice by another
+        # try. A new process starts from nothing.
+        cause = error.__cause__
+        assert cause is not None
+        return failed(cause, leaving=True)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
-        told = facts(error)
-        return Word("error", type=told.type, message=told.message, trace=told.trace, final=told.final, delay=told.delay)
+        return failed(error)
+
+
+def _ignore(_: int, __: FrameType | None) -> None:
+    """A signal that is the worker's to act on."""
 
 
 def main() -> None:
-    """Serve orders until the parent goes."""
-    # Ctrl-C reaches the whole group; the worker decides what becomes of its children
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Serve requests until the worker goes."""
     sock = socket.socket(fileno=int(sys.argv[1]))
-    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    sock.set_inheritable(False)
+    channel = Channel(sock)
+    # A service manager sends its stop signal to every process. The worker decides what becomes of its children. Not
+    # SIG_IGN: the programs that a handler starts would inherit it.
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def in_copy() -> None:
+        channel.leave_to_original()
+        for number, handler in before.items():
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=in_copy)
+    install(channel)
+    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=listen, args=(sock, orders, busy), daemon=True).start()
-    mouth = Mouth(sock)
+    threading.Thread(target=listen, args=(sock, requests, busy), daemon=True).start()
     with asyncio.Runner() as runner:
         resources = Resources()
-        while (order := orders.get()) is not None:
-            mouth.say(Word("taken"))
-            word = answer(order, mouth, runner, resources)
-            # before the word: the next order may be here as soon as it is out
+        while (request := requests.get()) is not None:
+            set_levels(request.levels)
+            channel.begin(request.number)
+            message = answer(request, channel, runner, resources)
+            # before the message: the next request may be here as soon as it is out
             busy.clear()
-            mouth.say(word)
+            channel.finish(message)
         runner.run(resources.aclose())
+    # A polite end for programs that handlers left behind. This process has a handler of its own for the signal.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Child processes for ``isolate="process"``: what a kill or a timeout can really end.
+"""Child processes for ``isolate="process"``: a kill or a timeout really ends them.
 
-A child runs one job at a time and is kept for the next. Parent and child talk in length-prefixed msgpack frames over a
-socket pair. The child loads the handler's module by name or file, as ``multiprocessing``'s spawn does; the parent's
-registry says which, never a payload.
+A child runs one job at a time and is kept for the next. Worker and child talk over a socket pair (child_messages.py).
+The child loads the handler's module by name or file, as ``multiprocessing``'s spawn does; the worker's registry says
+which, never a payload.
+
+A child has a session of its own. So Ctrl-C in a terminal does not reach it, and ending its process group ends the
+programs that its handlers started as well. A program that leaves the group on purpose (a daemon) is not reached.
 """
 
 from __future__ import annotations
@@ -12,77 +15,68 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.model.outcome import ProcessCrashed, Reported
+from jobq.engine.log import get_logger
+from jobq.engine.model.outcome import ProcessCrashed
+from jobq.engine.worker.child_errors import rebuild
+from jobq.engine.worker.child_logging import levels, write_received
+from jobq.engine.worker.child_messages import (
+    CLOSING,
+    HEAD,
+    MESSAGE_MAX,
+    Message,
+    Request,
+    decode_message,
+    frame,
+)
 
 if TYPE_CHECKING:
     from jobq.engine.task.context import Context
     from jobq.engine.task.task import Task
 
+log = get_logger("jobq.worker")
 
-class Order(msgspec.Struct, frozen=True):
-    """Parent to child: run this job. ``spec`` is the encoded row."""
+STARTING: Final = 60.0
+"""Seconds from the start of a child process until it takes its first job. The import of the handler's module comes
+later: it is part of the run, and the job's timeout bounds it."""
+ENDING: Final = 1.0
+"""Seconds for a child's end to be seen after its connection ended. A child that lives on is killed: it can neither
+report its job's outcome nor get another job."""
 
-    module: str
-    file: str | None
-    qualname: str
-    queue: str
-    id: str
-    attempt: int
-    worker: str
-    fence: int
-    spec: bytes
-
-
-class Word(msgspec.Struct, frozen=True):
-    """Child to parent. ``kind``: taken, progress, log, done or error; ``data``: JSON, or the text."""
-
-    kind: str
-    data: bytes = b""
-    type: str = ""
-    message: str = ""
-    trace: str | None = None
-    final: bool = False
-    delay: int | None = None
-
-
-CLOSING: Final = 2.0
-"""Seconds that a child may take to close its dependencies of scope "worker"."""
-
-_encode = msgspec.msgpack.Encoder().encode
-_word = msgspec.msgpack.Decoder(Word).decode
 _json = msgspec.json.Encoder().encode
 
 
-def frame(message: msgspec.Struct) -> bytes:
-    """A message with its length in front."""
-    body = _encode(message)
-    return struct.pack("!I", len(body)) + body
-
-
-class DiedIdle(Exception):
-    """The child had died since its last job, and never took this one: no job's fault."""
+class DiedIdleError(Exception):
+    """The child had died since its last job and never took this one. The job is not to blame."""
 
 
 class Child:
     """One child process and its socket."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        sock: socket.socket,
     ) -> None:
-        self.process = process
-        self._served = False
+        self._process = process
         self._reader = reader
         self._writer = writer
+        self._socket = sock
+        self._requests = 0
+        self._leaving = False
+        self._ended = asyncio.create_task(self._wait_for_end(), name="jobq-child")
 
     @classmethod
     async def start(cls) -> Child:
         ours, theirs = socket.socketpair()
+        # Streams own the socket that they get. This second descriptor is for its shutdown.
+        spare = ours.dup()
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
@@ -90,62 +84,139 @@ class Child:
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
                 )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
-            ours.close()  # its end ends the child, if there is one already
+            # a child that has started already ends when its connection does
+            spare.close()
+            ours.close()
             raise
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, spare)
 
-    async def run(self, order: Order, context: Context) -> msgspec.Raw:
-        """Send an order and hear its words until the last.
+    @property
+    def alive(self) -> bool:
+        """Whether it can take another job."""
+        return self._process.returncode is None and not self._leaving
 
-        :raises Reported: the handler failed.
-        :raises ProcessCrashed: the child died.
-        :raises DiedIdle: it had died before.
+    async def _wait_for_end(self) -> None:
+        """See the process's end by the process itself.
+
+        The connection may stay open: copies of the process that a handler forked hold it as well. The shutdown makes
+        ``run`` read what the child sent before its end, and then the end of the stream.
         """
+        await self._process.wait()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._kill_group()
+        self._socket.close()
+
+    def _kill_group(self) -> None:
+        # The system does not reuse the number while the group has members. macOS answers EPERM if it has only zombies.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def run(self, task: Task[Any, Any], context: Context) -> Message:
+        """Let the child run a job; its last message, "done" or "error".
+
+        :raises ProcessCrashed: the child died, or could not be understood.
+        :raises DiedIdleError: it had died before.
+        """
+        self._requests += 1
+        number = self._requests
         taken = False
         try:
-            self._writer.write(frame(order))
-            await self._writer.drain()
-            while True:
-                (size,) = struct.unpack("!I", await self._reader.readexactly(4))
-                word = _word(await self._reader.readexactly(size))
-                if word.kind == "taken":
-                    taken = True
-                elif word.kind == "done":
-                    self._served = True
-                    return msgspec.Raw(word.data)
-                elif word.kind == "error":
-                    self._served = True
-                    raise Reported(word.type, word.message, word.trace, final=word.final, delay=word.delay)
-                elif word.kind == "progress":
-                    context.progress(msgspec.Raw(word.data))
-                else:
-                    context.log(word.data.decode())
+            async with asyncio.timeout(STARTING) as starting:
+                self._writer.write(frame(_request(number, task, context)))
+                await self._writer.drain()
+                while True:
+                    message = await self._read()
+                    if message.pid != self._process.pid:
+                        continue  # from a copy of the child that a handler forked
+                    if message.kind in ("record", "event"):
+                        write_received(message.kind, message.data)
+                    elif message.number != number:
+                        continue  # from a thread or task that an earlier job left behind
+                    elif message.kind == "taken":
+                        taken = True
+                        starting.reschedule(None)
+                    elif message.kind == "progress":
+                        context.progress(msgspec.Raw(message.data))
+                    elif message.kind == "log":
+                        context.log(message.data.decode())
+                    else:
+                        self._leaving = message.leaving
+                        return message
         except (asyncio.IncompleteReadError, ConnectionError):
-            code = await self.process.wait()
-            if self._served and not taken:
-                raise DiedIdle from None
-            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-            if code == -signal.SIGKILL:
-                how += ", as the system sends it when memory runs out"
+            how = await self._how_it_ended()
+            if number > 1 and not taken:
+                raise DiedIdleError from None
             raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
+        except msgspec.MsgspecError:
+            raise ProcessCrashed(
+                "the child process that ran the handler was killed: something else than jobq wrote into its connection"
+            ) from None
+        except TimeoutError:
+            raise ProcessCrashed(f"the child process did not start within {STARTING:.0f} s and was killed") from None
+
+    async def _read(self) -> Message:
+        """The next message.
+
+        :raises msgspec.MsgspecError: the bytes are none.
+        """
+        (size,) = HEAD.unpack(await self._reader.readexactly(HEAD.size))
+        if size > MESSAGE_MAX:
+            raise msgspec.DecodeError(f"a message of {size} bytes")
+        return decode_message(await self._reader.readexactly(size))
+
+    async def _how_it_ended(self) -> str:
+        await asyncio.wait([self._ended], timeout=ENDING)
+        code = self._process.returncode
+        if code is None:
+            self._kill_group()
+            return "it closed its connection to the worker and was killed"
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = "unknown"
+        how = f"signal {-code} ({name})"
+        if code == -signal.SIGKILL:
+            how += ", as the system sends it when memory runs out"
+        return how
 
     async def end(self) -> None:
         """Let an idle one close what it has opened; killed if that takes longer than ``CLOSING``."""
         with contextlib.suppress(TimeoutError, OSError, RuntimeError):
             async with asyncio.timeout(CLOSING):
                 self._writer.write_eof()
-                await self.process.wait()
+                await self._process.wait()
         await self.kill()
 
     async def kill(self) -> None:
-        """End it now."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        """End it now, with the programs that it started."""
+        if self._process.returncode is None:
+            self._kill_group()
         self._writer.close()
-        await self.process.wait()
+        await self._ended
+
+
+def _request(number: int, task: Task[Any, Any], context: Context) -> Request:
+    module = sys.modules[task.fn.__module__]
+    return Request(
+        number=number,
+        module=task.fn.__module__,
+        file=getattr(module, "__file__", None),
+        qualname=task.fn.__qualname__,
+        queue=context.queue,
+        id=context.id,
+        attempt=context.attempt,
+        worker=context.worker,
+        fence=context.fence,
+        spec=_json(context.spec),
+        levels=levels(),
+    )
 
 
 class Children:
@@ -156,42 +227,40 @@ class Children:
         self._busy: set[Child] = set()
 
     async def run(self, task: Task[Any, Any], context: Context) -> msgspec.Raw:
-        """Run a task's handler in a child. Cancelled: the child is killed.
+        """Run a task's handler in a child; its result, encoded. Cancelled: the child is killed.
 
-        :raises Reported: the handler failed.
+        :raises Exception: what the handler raised, or a ``RemoteError`` that describes it.
         :raises ProcessCrashed: the child died.
         """
-        module = sys.modules[task.fn.__module__]
-        file = getattr(module, "__file__", None)
-        order = Order(
-            module=task.fn.__module__,
-            file=file,
-            qualname=task.fn.__qualname__,
-            queue=context.queue,
-            id=context.id,
-            attempt=context.attempt,
-            worker=context.worker,
-            fence=context.fence,
-            spec=_json(context.spec),
-        )
         while True:
-            child = self._idle.pop() if self._idle else await Child.start()
+            child = await self._take()
             self._busy.add(child)
             try:
-                result = await child.run(order, context)
-            except DiedIdle:
+                message = await child.run(task, context)
+            except DiedIdleError:
                 await child.kill()
-            except Reported:
-                self._idle.append(child)
-                raise
+                continue
             except BaseException:
                 await asyncio.shield(child.kill())
                 raise
-            else:
-                self._idle.append(child)
-                return result
             finally:
                 self._busy.discard(child)
+            if child.alive:
+                self._idle.append(child)
+            else:
+                log.warning("the child process could not load the handler and ends; the next job gets a new one")
+                await asyncio.shield(child.kill())
+            if message.error is not None:
+                raise rebuild(message.error)
+            return msgspec.Raw(message.data)
+
+    async def _take(self) -> Child:
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            await child.kill()
+        return await Child.start()
 
     async def aclose(self) -> None:
         """End all of them."""

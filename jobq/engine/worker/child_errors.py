@@ -1,0 +1,103 @@
+"""How the exception of an isolated handler gets from the child process to the worker.
+
+Middleware sees the handler's own exception if it can be made again in the worker: its class is found there by its name,
+and its arguments and attributes are plain values. Otherwise it sees a ``RemoteError``.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Any, cast
+
+import msgspec
+
+from jobq.engine.model.outcome import RemoteTraceback, facts
+from jobq.engine.worker.child_messages import RaisedError
+from jobq.errors import RemoteError, Retry
+
+STATE_MAX = 64_000
+"""Bytes of an exception's arguments and attributes. They travel beside the message, which is bounded as well."""
+MAIN = "__jobq_main__"
+"""The name under which a child loads the file that the worker has as ``__main__``."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def pack(error: BaseException) -> RaisedError:
+    """Describe an exception so that it can be sent. Never raises."""
+    kind = type(error)
+    told = facts(error)
+    args = state = None
+    # Only an Exception is made again: a SystemExit or a CancelledError would end or cancel the worker instead.
+    if issubclass(kind, Exception) and not issubclass(kind, StopIteration | StopAsyncIteration):
+        args, state = _parts(error)
+    return RaisedError(
+        module=_in_worker(str(kind.__module__)),
+        qualname=kind.__qualname__,
+        facts=msgspec.structs.replace(told, type=_in_worker(told.type)),
+        args=args,
+        state=state,
+    )
+
+
+def _in_worker(name: str) -> str:
+    return f"__main__{name.removeprefix(MAIN)}" if name.split(".", maxsplit=1)[0] == MAIN else name
+
+
+def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
+    """The arguments and attributes from which the exception can be made again, encoded."""
+    try:
+        made_by, args, *rest = cast("tuple[Any, ...]", error.__reduce__())
+        if made_by is not type(error) or len(rest) > 1:
+            return None, None
+        attributes: dict[str, Any] = dict(rest[0] or {}) if rest else {}
+        if issubclass(made_by, Retry) and isinstance(attributes.get("delay"), timedelta):
+            attributes["delay"] = attributes["delay"].total_seconds()
+        attributes.pop("__notes__", None)  # the traceback shows them
+        return _plain(list(args)), _plain(attributes)
+    except BaseException:  # noqa: BLE001 - a user's class may have a __reduce__ of any kind
+        return None, None
+
+
+def _plain(value: Any) -> bytes | None:
+    """The value encoded; None if decoding would not give the same value, or if it is too large."""
+    try:
+        encoded = _encode(value)
+        if len(encoded) <= STATE_MAX and msgspec.msgpack.decode(encoded) == value:
+            return encoded
+    except BaseException:  # noqa: BLE001, S110 - any object may raise while it is encoded or compared
+        pass
+    return None
+
+
+def rebuild(raised: RaisedError) -> Exception:
+    """The handler's exception, or a ``RemoteError`` that describes it."""
+    error, told = _rebuilt(raised), raised.facts
+    if error is None:
+        return RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay)
+    error.__cause__ = RemoteTraceback(told)
+    return error
+
+
+def _rebuilt(raised: RaisedError) -> Exception | None:
+    if raised.args is None or raised.state is None:
+        return None
+    # Modules that the worker has not loaded are not imported here: an import may take seconds on the event loop.
+    found: Any = sys.modules.get(raised.module)
+    for name in raised.qualname.split("."):
+        found = getattr(found, name, None)
+    if not isinstance(found, type) or not issubclass(found, Exception):
+        return None
+    kind = found
+    try:
+        args: list[Any] = msgspec.msgpack.decode(raised.args)
+        error = kind.__new__(kind, *args)
+        # The __init__ of a user's class may take other arguments than it passes on, as in pickle's well-known trap.
+        # The built-in base class gets what it was given before; attributes are restored below.
+        builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+        builtin.__init__(error, *args)
+        vars(error).update(msgspec.msgpack.decode(raised.state))
+    except Exception:  # noqa: BLE001 - a user's class may do anything; the RemoteError describes the error as well
+        return None
+    return error if facts(error).message == raised.facts.message else None

@@ -1,0 +1,84 @@
+"""What a worker and its child processes say to each other: msgpack messages, each with its length in front."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, Literal
+
+import msgspec
+
+from jobq.engine.model.outcome import Facts
+
+CLOSING: Final = 2.0
+"""Seconds that an idle child may take to close its dependencies of scope "worker"."""
+MESSAGE_MAX: Final = 64 << 20
+"""Bytes of one message. The worker holds a message in memory as a whole, so a child may not send a larger one."""
+
+HEAD: Final = struct.Struct("!I")
+"""The length in front of a message."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Request(msgspec.Struct, frozen=True):
+    """From the worker to a child: run this job.
+
+    ``number`` counts the requests of one child. ``spec`` is the encoded row. ``levels`` are the levels of the worker's
+    loggers by name; the root logger is "".
+    """
+
+    number: int
+    module: str
+    file: str | None
+    qualname: str
+    queue: str
+    id: str
+    attempt: int
+    worker: str
+    fence: int
+    spec: bytes
+    levels: dict[str, int]
+
+
+class RaisedError(msgspec.Struct, frozen=True):
+    """The error that a handler raised.
+
+    ``args`` and ``state`` are the encoded arguments and attributes of the exception. They are None if the exception
+    cannot be made again from them.
+    """
+
+    module: str
+    qualname: str
+    facts: Facts
+    args: bytes | None = None
+    state: bytes | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """From a child to the worker.
+
+    ``number`` is that of the request and ``pid`` is the sender's process id: the worker drops messages of earlier runs
+    and of forked copies. ``data`` is JSON; for "log" it is the text. After a message with ``leaving`` the child ends.
+    """
+
+    kind: Literal["taken", "progress", "log", "record", "event", "done", "error"]
+    number: int
+    pid: int
+    data: bytes = b""
+    error: RaisedError | None = None
+    leaving: bool = False
+
+
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_message = msgspec.msgpack.Decoder(Message).decode
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """A message with its length in front.
+
+    :raises ValueError: it is larger than ``MESSAGE_MAX``.
+    """
+    body = _encode(message)
+    if len(body) > MESSAGE_MAX:
+        raise ValueError(f"the message has {len(body)} bytes, the limit is {MESSAGE_MAX}")
+    return HEAD.pack(len(body)) + body
