@@ -19,11 +19,11 @@ from jobq.engine.model.outcome import (
     InvalidResult,
     LeaseExpired,
     ProcessCrashed,
-    RemoteError,
     Timeout,
     encode_result,
     judge,
 )
+from jobq.errors import RemoteError
 
 SPEC = Spec("t", 0, attempts=3, backoff=Backoff(delay=100, jitter=0))
 

@@ -78,8 +78,10 @@ async def test_kill_ends_the_process(queue, process, start, until, tmp_path):
 
 
 async def test_timeout_ends_the_process(process, start, until, tmp_path):
-    hang = process(isolated.hang, attempts=1, timeout=3)
-    await start()
+    hang, add = process(isolated.hang, attempts=1, timeout=3), process(isolated.add)
+    await start(concurrency=1)
+    # the timeout must not run while the child starts
+    await (await add.enqueue(a=1)).result(60)
     job = await hang.enqueue(where=str(tmp_path / "pid"))
     pid = await _alive(tmp_path / "pid", until)
     with pytest.raises(JobFailed, match="timeout of 3000 ms"):

@@ -128,7 +128,10 @@ async def test_a_left_over_thread_says_nothing_in_the_next_job(queue, process, s
 @pytest.mark.parametrize("how", ["kill", "timeout"])
 async def test_a_kill_and_a_timeout_end_the_programs_of_the_handler(queue, process, start, until, tmp_path, how):
     task = process(isolated.start_program, attempts=1, timeout=3 if how == "timeout" else None)
-    await start()
+    add = process(isolated.add)
+    await start(concurrency=1)
+    # the timeout must not run while the child starts
+    await (await add.enqueue(a=1)).result(60)
     job = await task.enqueue(where=str(tmp_path / "pid"))
     pid = await _alive(tmp_path / "pid", until)
     if how == "kill":

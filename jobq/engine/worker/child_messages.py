@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from jobq.engine.model.outcome import Facts
+from jobq.engine.model.outcome import Facts  # noqa: TC001 - msgspec reads the annotation
 
 CLOSING: Final = 2.0
 """Seconds that an idle child may take to close its dependencies of scope "worker"."""
