@@ -132,7 +132,7 @@ async def _promote_delayed(queue: Queue) -> None:
     """Delayed jobs run now, but for those whose type has no handler here: they would come back for ever."""
     cursor = None
     while True:
-        page = await queue.page(State.DELAYED, limit=1000, cursor=cursor)
+        page = await queue.briefs(State.DELAYED, limit=1000, cursor=cursor)
         for row in page.jobs:
             if row.type in queue.tasks:
                 try:

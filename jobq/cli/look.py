@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from jobq.cli import render
 from jobq.cli.session import all_queues, one_queue, run, split_id
-from jobq.engine.model.job import JobRow, State, WorkerRow
+from jobq.engine.model.job import JobBrief, JobRow, State, WorkerRow
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
@@ -68,7 +69,8 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
         async with one_queue(args.queue, settings) as queue:
             while left is None or left > 0:
                 limit = PAGE if left is None else min(PAGE, left)
-                page = await queue.page(state, type=args.type, limit=limit, cursor=cursor)
+                look = queue.page if args.json else queue.briefs
+                page = await look(state, type=args.type, limit=limit, cursor=cursor)
                 _print_jobs(page.jobs, as_json=args.json, first=first)
                 first, cursor = False, page.cursor
                 left = None if left is None else left - len(page.jobs)
@@ -80,7 +82,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
-def _print_jobs(rows: list[JobRow], *, as_json: bool, first: bool) -> None:
+def _print_jobs(rows: Sequence[JobRow | JobBrief], *, as_json: bool, first: bool) -> None:
     if as_json:
         for row in rows:
             render.say_json(row)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.model.job import AttemptError, JobRow, LogLine, Stats, WorkerRow
+from jobq.engine.model.job import AttemptError, JobBrief, JobRow, LogLine, Stats, WorkerRow
 from jobq.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def stats_row(stats: Stats) -> tuple[Any, ...]:
 JOBS_HEAD = ("ID", "TYPE", "STATE", "PRIORITY", "ATTEMPTS", "ENQUEUED", "WHEN")
 
 
-def job_line(row: JobRow, now_ms: float) -> tuple[Any, ...]:
+def job_line(row: JobRow | JobBrief, now_ms: float) -> tuple[Any, ...]:
     """A job's line under JOBS_HEAD."""
     when = {
         "delayed": f"due {ago(row.run_at, now_ms)}",

@@ -69,7 +69,7 @@ async def _look(queues: list[Queue], rates: Rates) -> list[str]:
     try:
         found = [await queue.stats() for queue in queues]
         workers = await known_workers(queues)
-        failures = [row for queue in queues for row in (await queue.page(State.FAILED, limit=FAILURES)).jobs]
+        failures = [row for queue in queues for row in (await queue.briefs(State.FAILED, limit=FAILURES)).jobs]
     except StoreUnavailable as error:
         return [head, "", f"{error}; trying again"]
     now = time.monotonic()
@@ -80,16 +80,14 @@ async def _look(queues: list[Queue], rates: Rates) -> list[str]:
     if failures:
         latest = sorted(failures, key=lambda row: -(row.finished_at or 0))[:FAILURES]
         reasons = [
-            (render.ago(row.finished_at), f"{row.queue}:{row.id}", row.type, _reason(row.errors)) for row in latest
+            (render.ago(row.finished_at), f"{row.queue}:{row.id}", row.type, _reason(row.error)) for row in latest
         ]
         lines += ["", *render.table(("FAILED", "ID", "TYPE", "WHY"), reasons)]
     return lines
 
 
-def _reason(errors: list[render.AttemptError]) -> str:
-    if not errors:
-        return ""
-    return f"{errors[-1].type}: {' '.join(errors[-1].message.split())}"
+def _reason(error: render.AttemptError | None) -> str:
+    return f"{error.type}: {' '.join(error.message.split())}" if error else ""
 
 
 @contextmanager

@@ -30,7 +30,7 @@ async def show(call: Call) -> web.Response:
 
 async def page(call: Call) -> web.Response:
     query = call.query(schema.ListQuery)
-    found = await call.queue.page(
+    found = await call.queue.briefs(
         given(query.state), type=given(query.type), limit=query.limit, cursor=given(query.cursor)
     )
     return reply(schema.Jobs([schema.JobBrief.of(row) for row in found.jobs], found.cursor))

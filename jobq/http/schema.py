@@ -24,6 +24,7 @@ from jobq.engine.model.job import (
     State,
     WorkerRow,
 )
+from jobq.engine.model.job import JobBrief as Brief
 
 MAX_PAGE = 500
 MAX_MANY = 10_000
@@ -231,11 +232,11 @@ class JobBrief(msgspec.Struct, frozen=True):
     error: str | None
 
     @classmethod
-    def of(cls, row: JobRow) -> JobBrief:
+    def of(cls, row: Brief) -> JobBrief:
         return cls(
             f"{row.queue}:{row.id}", row.type, row.state, row.priority, row.attempts, row.attempts_made,
             row.enqueued_at, row.run_at, row.started_at, row.finished_at, row.duration, row.worker,
-            last_error(row),
+            one_line(row.error),
         )  # fmt: skip
 
 
@@ -325,7 +326,12 @@ class Problem(msgspec.Struct, frozen=True):
 
 def last_error(row: JobRow) -> str | None:
     """The last attempt's error as one line."""
-    return f"{row.errors[-1].type}: {row.errors[-1].message}" if row.errors else None
+    return one_line(row.errors[-1] if row.errors else None)
+
+
+def one_line(error: AttemptError | None) -> str | None:
+    """An error without its traceback."""
+    return f"{error.type}: {error.message}" if error else None
 
 
 def without_tracebacks(errors: list[AttemptError]) -> list[AttemptError]:

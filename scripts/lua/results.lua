@@ -2,9 +2,10 @@
 -- results: how some jobs ended, as their waiters ask.
 -- KEYS completed failed jobs results errors
 -- ARGV ids
--- RETURNS flat pairs per id: state, row. "completed" and the result; "failed" and the error records; "pending" or "gone" and ''
+-- RETURNS flat pairs for each of the first ids, until 1 MB was read: state, row.
+--   "completed" and the result; "failed" and the error records; "pending" or "gone" and ''
 local completed, failed, jobs, results, errors = unpack(KEYS)
-local rows = {}
+local rows, bytes = {}, 0
 for i, id in ipairs(ARGV) do
     local state, row = 'gone', ''
     if redis.call('ZSCORE', completed, id) then
@@ -15,5 +16,7 @@ for i, id in ipairs(ARGV) do
         state = 'pending'
     end
     rows[2 * i - 1], rows[2 * i] = state, row
+    bytes = bytes + #row
+    if bytes > 1000000 then break end
 end
 return rows

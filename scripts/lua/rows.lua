@@ -1,26 +1,51 @@
 #!lua flags=no-writes
--- rows: all there is to know of some jobs.
--- KEYS waiting delayed active completed failed blocked leases jobs priorities attempts errors results progress unserved keys
--- ARGV ids
--- RETURNS for each of the first ids, until they come to 1 MB: nil (unknown), or state, score, lease token, spec, priority,
---   attempts, errors, result, progress, unserved, keys
-local rows, bytes = {}, 0
+-- rows: what is known of some jobs: everything, or what a list shows of them.
+-- KEYS waiting delayed active completed failed blocked expires leases jobs priorities attempts errors results progress unserved
+-- ARGV now, brief (1: the spec up to its payload, the last error, the result record without the result, no progress); then ids
+-- RETURNS for each of the first ids, until 1 MB was read: nil (unknown, or past a retention of its own), or state, score,
+--   lease token, spec, priority, attempts, errors, result, progress, unserved
+local expires, brief = KEYS[7], ARGV[2] == '1'
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked' }
-for i, id in ipairs(ARGV) do
-    rows[i] = false
+local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 8, 9, 12, 13, 14
+
+-- Redis reads values as a whole. What a list does not show is cut here, so that it does not leave the server.
+local function cut(column, value)
+    if column == SPEC then
+        -- a quote inside a JSON string is escaped, so these marks are found only where a field begins
+        local payload = string.find(value, ',"payload":', 1, true)
+        local text = payload and string.sub(value, 1, payload - 1) or value
+        local metadata = string.find(text, ',"metadata":', 1, true)
+        if metadata then text = string.sub(text, 1, metadata - 1) end
+        return (payload or metadata) and text .. '}' or string.sub(text, 1, 4096)
+    elseif column == ERRORS then
+        return string.match(value, '[^\n]*$')
+    elseif column == RESULT then
+        local record = string.match(value, '^%[%-?%d+,%-?%d+,"[^"]*"')
+        return record and record .. ']' or string.sub(value, 1, 256)
+    end
+    return value
+end
+
+local rows, bytes = {}, 0
+for i = 3, #ARGV do
+    local id, row = ARGV[i], false
     for s = 1, 6 do
         local score = redis.call('ZSCORE', KEYS[s], id)
         if score then
-            local row = { states[s], score }
-            for column = 7, #KEYS do
-                local value = redis.call('HGET', KEYS[column], id)
-                row[column - 4] = value
-                bytes = bytes + #(value or '')
-            end
-            rows[i] = row
+            row = { states[s], score }
             break
         end
     end
+    -- a job past its own retention may stand there until somebody trims, and nobody does while no worker runs
+    local till = row and redis.call('ZSCORE', expires, id)
+    if till and tonumber(till) <= now then row = false end
+    for column = FIRST, row and #KEYS or 0 do
+        local value = not (brief and column == PROGRESS) and redis.call('HGET', KEYS[column], id)
+        bytes = bytes + #(value or '')
+        row[column - 5] = value and brief and cut(column, value) or value
+    end
+    rows[i - 2] = row
     if bytes > 1000000 then break end
 end
 return rows

@@ -157,7 +157,6 @@ FULL: State = also(
         "results": {"a": "r"},
         "progress": {"a": "7"},
         "unserved": {"a": "3"},
-        "keys": {"a": "k\n\tl"},
     },
 )
 
@@ -170,7 +169,7 @@ FULL: State = also(
             FULL,
             lambda store: store.rows(["a"]),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3", "k\n\tl"]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3"]],
         ),
         Case(
             "little there is, in order of the question",
@@ -178,10 +177,55 @@ FULL: State = also(
             lambda store: store.rows(["b", "nobody", "a"]),
             {},
             [
-                ["failed", "900", None, "B", *[None] * 7],
+                ["failed", "900", None, "B", *[None] * 6],
                 None,
-                ["waiting", str(place(1)), None, "A", *[None] * 7],
+                ["waiting", str(place(1)), None, "A", *[None] * 6],
             ],
+        ),
+        *[
+            Case(
+                f"past its own retention: {till}",
+                standing("completed", "a") | {"expires": {"a": till}},
+                lambda store: store.rows(["a"]),
+                {},
+                [None if gone else ["completed", "900", None, "A", *[None] * 6]],
+            )
+            for till, gone in ((NOW - 1, True), (NOW, True), (NOW + 1, False))
+        ],
+        *[
+            Case(
+                f"brief: a spec {what}",
+                {"waiting": {"a": 1}, "jobs": {"a": spec}},
+                lambda store: store.rows(["a"], brief=True),
+                {},
+                [["waiting", "1", None, head, *[None] * 6]],
+            )
+            for what, spec, head in (
+                ("without more", '{"type":"t"}', '{"type":"t"}'),
+                ("with a payload", '{"type":"t","key":"k","payload":{"a":1}}', '{"type":"t","key":"k"}'),
+                ("with both", '{"type":"t","payload":[],"metadata":{"payload":1}}', '{"type":"t"}'),
+                ("with metadata only", '{"type":"t","metadata":{"a":1,"payload":2}}', '{"type":"t"}'),
+                (
+                    "that quotes the marks",
+                    r'{"type":",\"payload\":","key":",\"metadata\":","payload":1}',
+                    r'{"type":",\"payload\":","key":",\"metadata\":"}',
+                ),
+                ("that is none of ours", "x" * 5000, "x" * 4096),
+            )
+        ],
+        Case(
+            "brief: the last error, the head of the result, no progress",
+            FULL | {"results": {"a": '[1,2,"w",[3]]'}},
+            lambda store: store.rows(["a"], brief=True),
+            {},
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", '[1,2,"w"]', None, "3"]],
+        ),
+        Case(
+            "brief: a result that is none of ours",
+            FULL | {"results": {"a": "r" * 300}},
+            lambda store: store.rows(["a"], brief=True),
+            {},
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", "r" * 256, None, "3"]],
         ),
     ]
 )

@@ -9,6 +9,7 @@ import pytest
 
 from jobq import AttemptError, Connection, Queue, State
 from jobq.engine.model.job import NewJob, Options
+from jobq.engine.queue import pages
 from jobq.engine.queue.pages import CHUNK, Cursor, read_cursor, write_cursor
 from jobq.errors import InvalidQuery
 
@@ -40,14 +41,14 @@ async def filled(queue: Queue, count: int, *, state: State = State.WAITING) -> l
 
 async def walk(queue: Queue, state: State | None, limit: int, type_: str | None = None) -> list[list[str]]:
     """The ids of page after page."""
-    pages: list[list[str]] = []
+    found: list[list[str]] = []
     cursor = None
     while True:
         page = await queue.page(state, type=type_, limit=limit, cursor=cursor)
-        pages.append([job.id for job in page.jobs])
+        found.append([job.id for job in page.jobs])
         cursor = page.cursor
         if cursor is None:
-            return pages
+            return found
 
 
 async def test_rows_of_megabytes_come_a_few_at_a_time(queue: Queue, monkeypatch: pytest.MonkeyPatch):
@@ -55,14 +56,45 @@ async def test_rows_of_megabytes_come_a_few_at_a_time(queue: Queue, monkeypatch:
     asked: list[int] = []
     rows = queue.store.rows
 
-    def counted(ids: Sequence[str | bytes]) -> Call[list[Any]]:
+    def counted(ids: Sequence[str | bytes], *, brief: bool) -> Call[list[Any]]:
         asked.append(len(ids))
-        return rows(ids)
+        return rows(ids, brief=brief)
 
     monkeypatch.setattr(queue.store, "rows", counted)
     page = await queue.page(State.WAITING)
     assert [job.id for job in page.jobs] == [job.id for job in large]
     assert asked == [10, 7, 4, 1]
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.COMPLETED, None])
+async def test_a_page_of_large_jobs_ends_early(queue: Queue, state: State | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pages, "PAGE_BYTES", 1_500_000)
+    ids = [(await queue.enqueue("x", "y" * 400_000)).id for _ in range(10)]
+    if state is State.COMPLETED:
+        store = queue.store
+        token = ""
+        while claimed := await store.do(store.claim(10, 30_000, "w", "w:0", 1, repeated=False)):
+            token = claimed.token
+            done = [word for job in claimed.ids for word in (job, token, "[0,0]", "")]
+            await store.do(store.complete(done, []))
+    found = await walk(queue, state, 100)
+    assert sorted(job_id for page in found for job_id in page) == sorted(ids)
+    assert max(map(len, found)) == 6
+
+
+async def test_briefs_show_what_a_list_needs(queue: Queue):
+    await queue.enqueue("x", "y" * 1000, priority=3, key="k", metadata={"payload": 1}, delay=5)
+    await filled(queue, 1, state=State.FAILED)
+    await filled(queue, 1, state=State.COMPLETED)
+    rows = (await queue.page()).jobs
+    briefs = (await queue.briefs()).jobs
+    assert len(briefs) == 3
+    for row, brief in zip(rows, briefs, strict=True):
+        assert not brief.unreadable
+        assert brief.error == (row.errors[-1] if row.errors else None)
+        for name in brief.__struct_fields__:
+            if name != "error":
+                assert getattr(brief, name) == getattr(row, name), name
 
 
 def test_cursors_come_back_as_they_went():
@@ -98,9 +130,9 @@ async def test_limits(limit: int, queue: Queue):
 
 async def test_pages_of_one_state(queue: Queue):
     ids = await filled(queue, 7)
-    pages = await walk(queue, State.WAITING, 3)
-    assert [job_id for page in pages for job_id in page] == ids
-    assert all(len(page) <= 3 for page in pages)
+    found = await walk(queue, State.WAITING, 3)
+    assert [job_id for page in found for job_id in page] == ids
+    assert all(len(page) <= 3 for page in found)
 
 
 async def test_finished_ones_newest_first(connection: Connection):
@@ -109,8 +141,8 @@ async def test_finished_ones_newest_first(connection: Connection):
         first = await filled(queue, 2, state=State.COMPLETED)
         now += 1000
         second = await filled(queue, 2, state=State.COMPLETED)
-        pages = await walk(queue, State.COMPLETED, 3)
-        assert [job_id for page in pages for job_id in page] == [*sorted(second)[::-1], *sorted(first)[::-1]]
+        found = await walk(queue, State.COMPLETED, 3)
+        assert [job_id for page in found for job_id in page] == [*sorted(second)[::-1], *sorted(first)[::-1]]
 
 
 async def test_all_states_one_after_another(queue: Queue):
@@ -125,8 +157,8 @@ async def test_all_states_one_after_another(queue: Queue):
 async def test_of_one_type(queue: Queue):
     for i in range(10):
         await queue.enqueue("even" if i % 2 == 0 else "odd")
-    pages = await walk(queue, None, 2, "even")
-    assert sum(len(page) for page in pages) == 5
+    found = await walk(queue, None, 2, "even")
+    assert sum(len(page) for page in found) == 5
     assert await walk(queue, None, 2, 'ev"en') == [[]]
 
 

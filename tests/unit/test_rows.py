@@ -16,12 +16,12 @@ from jobq.engine.model.job import Backoff, Minute, Result, Spec
 from jobq.engine.model.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
 ID = "0htk3v9c20047qm2x"
-SPEC = Spec("send", 1000, msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})
+SPEC = Spec("send", 1000, payload=msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})
 
 
 def row(state: str, score: str, **columns: Any) -> list[Any]:
     """A reply of rows.lua for one job."""
-    names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved", "keys")
+    names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved")
     columns = {"spec": msgspec.json.encode(SPEC)} | columns
     return [state.encode(), score.encode(), *[columns.get(name) for name in names]]
 

@@ -58,14 +58,15 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The immutable row in the ``jobs`` column. ``type`` stays first: pages filter on the encoded prefix.
+    """The immutable row in the ``jobs`` column. The order counts, since scripts cut rows without decoding them.
+    ``type`` is first, so that a page can filter on the encoded prefix. What may be large is last, so that a list can
+    leave it out.
 
     ``at`` is unix ms by the server's clock, 0 when it is the time in the id. Other times are ms.
     """
 
     type: str
     at: int = 0
-    payload: msgspec.Raw = msgspec.Raw(b"null")
     priority: int = 0
     delay: int = 0
     attempts: int = 3
@@ -74,6 +75,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     lifo: bool = False
     key: str | None = None
     retention: int | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
 
 
@@ -169,10 +171,42 @@ class JobRow(msgspec.Struct, frozen=True):
     unreadable: dict[str, str] = {}
 
 
+class JobBrief(msgspec.Struct, frozen=True):
+    """What a list shows of a job: a ``JobRow`` without what may be large. ``error``: why its last attempt failed."""
+
+    id: str
+    queue: str
+    type: str
+    state: State
+    priority: int
+    attempts: int
+    attempts_made: int
+    enqueued_at: int
+    run_at: int | None = None
+    lease_until: int | None = None
+    worker: str | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    duration: int | None = None
+    error: AttemptError | None = None
+    unserved: int = 0
+    unreadable: dict[str, str] = {}
+
+
 class Page(msgspec.Struct, frozen=True):
-    """A page of jobs; ``cursor`` leads to the next one, None at the end."""
+    """A page of jobs; ``cursor`` leads to the next one, None at the end.
+
+    A page of large jobs holds fewer than were asked for.
+    """
 
     jobs: list[JobRow]
+    cursor: str | None = None
+
+
+class BriefPage(msgspec.Struct, frozen=True):
+    """A page of briefs; ``cursor`` leads to the next one, None at the end."""
+
+    jobs: list[JobBrief]
     cursor: str | None = None
 
 

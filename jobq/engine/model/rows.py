@@ -9,6 +9,7 @@ import msgspec
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.job import (
     AttemptError,
+    JobBrief,
     JobRow,
     Latency,
     LogLine,
@@ -149,25 +150,43 @@ def read_result(job_id: str, raw: bytes) -> Result:
         raise UnreadableResult(job_id, shown(raw)) from None
 
 
+class _Columns:
+    """One row of rows.lua, read. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
+
+    def __init__(self, row: list[Any]) -> None:
+        state, score, token, spec, priority, attempts, errors, result, progress, unserved = row
+        bad = Unreadable()
+        self.unreadable = bad.found
+        self.state = state = State(state.decode())
+        score = bad.read("score", score, _score, 0)
+        self.spec = bad.spec(spec)
+        self.priority = bad.read("priority", priority, _priority, self.spec.priority)
+        self.errors = read_errors(errors)
+        self.result = bad.read("result", result, _result, None)
+        self.progress = bad.read("progress", progress, _raw, None)
+        self.unserved = bad.read("unserved", unserved, _count, 0)
+        self.attempts_made = bad.read("attempts", attempts, _count, 0) + (state in (State.ACTIVE, State.COMPLETED))
+        self.run_at = score if state is State.DELAYED else None
+        self.lease_until = score if state is State.ACTIVE else None
+        self.finished_at = score if state in (State.COMPLETED, State.FAILED) else None
+        self.worker = bad.read("lease", token, _holder, None) or (self.result.worker or None if self.result else None)
+        self.started_at = self.result.started if self.result else None
+        self.duration = self.result.ran if self.result else None
+
+
 def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
-    """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
-    state_, score_, token, spec_, priority, attempts, errors_, result_, progress, unserved, _keys = row
-    bad = Unreadable()
-    state, score = State(state_.decode()), bad.read("score", score_, _score, 0)
-    spec = bad.spec(spec_)
-    errors = read_errors(errors_)
-    result = bad.read("result", result_, _result, None)
-    charged = bad.read("attempts", attempts, _count, 0)
-    finished = state in (State.COMPLETED, State.FAILED)
+    """One row of rows.lua."""
+    of = _Columns(row)
+    spec = of.spec
     return JobRow(
         id=job_id,
         queue=queue,
         type=spec.type,
-        state=state,
+        state=of.state,
         payload=spec.payload,
-        priority=bad.read("priority", priority, _priority, spec.priority),
+        priority=of.priority,
         attempts=spec.attempts,
-        attempts_made=charged + (state in (State.ACTIVE, State.COMPLETED)),
+        attempts_made=of.attempts_made,
         enqueued_at=spec.at or time_of(job_id),
         delay=spec.delay,
         backoff=spec.backoff,
@@ -176,17 +195,41 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         key=spec.key,
         retention=spec.retention,
         metadata=spec.metadata,
-        run_at=score if state is State.DELAYED else None,
-        lease_until=score if state is State.ACTIVE else None,
-        worker=bad.read("lease", token, _holder, None) or (result.worker or None if result else None),
-        started_at=result.started if result else None,
-        finished_at=score if finished else None,
-        duration=result.ran if result else None,
-        progress=bad.read("progress", progress, _raw, None),
-        result=result.result if result else None,
-        errors=errors,
-        unserved=bad.read("unserved", unserved, _count, 0),
-        unreadable=bad.found,
+        run_at=of.run_at,
+        lease_until=of.lease_until,
+        worker=of.worker,
+        started_at=of.started_at,
+        finished_at=of.finished_at,
+        duration=of.duration,
+        progress=of.progress,
+        result=of.result.result if of.result else None,
+        errors=of.errors,
+        unserved=of.unserved,
+        unreadable=of.unreadable,
+    )
+
+
+def job_brief(queue: str, job_id: str, row: list[Any]) -> JobBrief:
+    """One brief row of rows.lua."""
+    of = _Columns(row)
+    return JobBrief(
+        id=job_id,
+        queue=queue,
+        type=of.spec.type,
+        state=of.state,
+        priority=of.priority,
+        attempts=of.spec.attempts,
+        attempts_made=of.attempts_made,
+        enqueued_at=of.spec.at or time_of(job_id),
+        run_at=of.run_at,
+        lease_until=of.lease_until,
+        worker=of.worker,
+        started_at=of.started_at,
+        finished_at=of.finished_at,
+        duration=of.duration,
+        error=of.errors[-1] if of.errors else None,
+        unserved=of.unserved,
+        unreadable=of.unreadable,
     )
 
 

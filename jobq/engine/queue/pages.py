@@ -5,26 +5,30 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from jobq.engine.model.job import Page, State
+from jobq.engine.model.job import State
 from jobq.engine.model.options import to_ms
-from jobq.engine.model.rows import as_text, job_row
+from jobq.engine.model.rows import as_text
 from jobq.errors import InvalidQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jobq.engine.model.job import JobRow, Seconds
+    from jobq.engine.model.job import Seconds
     from jobq.engine.store import Call, Store
+
+Row = TypeVar("Row")
 
 LIMIT: Final = 1000
 SCAN: Final = 1000
 """How many ids one call looks at when it filters by type; then the page ends early, with a cursor."""
 CHUNK: Final = 100
 """Jobs per trip."""
+PAGE_BYTES: Final = 8_000_000
+"""Bytes of rows after which a page ends early."""
 CALL: Final = 50
 """Jobs per call of a verb: each is in up to a dozen tables, and one that was just enlarged or made smaller costs a page
 fault at nearly every touch."""
@@ -66,8 +70,17 @@ class Pager:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def page(self, state: State | None, type_: str | None, limit: int, cursor: str | None) -> Page:
-        """A page of rows; without a state, the states one after another.
+    async def page(
+        self,
+        read: Callable[[str, str, list[Any]], Row],
+        state: State | None,
+        type_: str | None,
+        limit: int,
+        cursor: str | None,
+        *,
+        brief: bool = False,
+    ) -> tuple[list[Row], str | None]:
+        """A page of rows and the cursor to the next; without a state, the states one after another.
 
         :raises InvalidQuery: the cursor is none of ours, or the limit is out of range.
         """
@@ -78,8 +91,9 @@ class Pager:
         if at.state not in states:
             raise InvalidQuery(f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them")
         # the spec starts with its type, so an encoded prefix finds it without decoding
-        prefix = b'{"type":%b,' % msgspec.json.encode(type_) if type_ else b""
-        rows: list[JobRow] = []
+        prefix = b'{"type":%b' % msgspec.json.encode(type_) if type_ else b""
+        rows: list[Row] = []
+        size = 0
         for current in states[states.index(at.state) :]:
             place = at if current is at.state else Cursor(current)
             ids, score, last = await self._store.do(
@@ -93,23 +107,21 @@ class Pager:
                     cursor=(place.score, place.id),
                 )
             )
-            rows += await self._rows(ids)
+            while ids:
+                asked = ids[:CHUNK]
+                found = await self._store.do(self._store.rows(asked, brief=brief))
+                for job_id, row in zip(asked, found, strict=False):  # fewer, where they are large
+                    if row and row[3] is not None:  # else it left between the two reads
+                        rows.append(read(self._store.name, as_text(job_id), row))
+                        size += sum(len(value or b"") for value in row)
+                ids = ids[len(found) :]
+                if ids and size > PAGE_BYTES and found[-1]:
+                    return rows, write_cursor(Cursor(current, found[-1][1].decode(), asked[len(found) - 1]))
             if last:
-                return Page(rows, write_cursor(Cursor(current, score.decode(), last)))
-            if len(rows) >= limit and current is not states[-1]:
-                return Page(rows, write_cursor(Cursor(states[states.index(current) + 1])))
-        return Page(rows)
-
-    async def _rows(self, ids: list[bytes]) -> list[JobRow]:
-        rows: list[JobRow] = []
-        at = 0
-        while at < len(ids):
-            found = await self._store.do(self._store.rows(ids[at : at + CHUNK]))  # of fewer, where they are large
-            for job_id, row in zip(ids[at:], found, strict=False):
-                if row and row[3] is not None:  # else it left between the two reads
-                    rows.append(job_row(self._store.name, as_text(job_id), row))
-            at += len(found)
-        return rows
+                return rows, write_cursor(Cursor(current, score.decode(), last))
+            if (len(rows) >= limit or size > PAGE_BYTES) and current is not states[-1]:
+                return rows, write_cursor(Cursor(states[states.index(current) + 1]))
+        return rows, None
 
     async def sweep(
         self,

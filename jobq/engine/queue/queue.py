@@ -249,7 +249,6 @@ class Queue(Registry, Verbs):
         spec = Spec(
             new.type,
             at,
-            new.payload,
             options.priority,
             options.delay,
             options.attempts,
@@ -258,6 +257,7 @@ class Queue(Registry, Verbs):
             options.lifo,
             options.key,
             options.retention,
+            new.payload,
             options.metadata,
         )
         try:

@@ -78,8 +78,10 @@ class Waiters:
                 for job_id in page:
                     self._fail(job_id, error)
                 continue
-            for job_id, state, row in zip(page, answers[::2], answers[1::2], strict=True):
+            # fewer than were asked for, where the results are large
+            for job_id, state, row in zip(page, answers[::2], answers[1::2], strict=False):
                 self._answer(job_id, state, row)
+            self._ask = page[len(answers) // 2 :] + self._ask
 
     def _answer(self, job_id: str, state: bytes, row: bytes) -> None:
         if state == b"completed":

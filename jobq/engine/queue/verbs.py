@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.job import AttemptError, JobRow, LogLine, Options, Page, Seconds, State, Stats, WorkerRow
+from jobq.engine.model.job import (
+    AttemptError,
+    BriefPage,
+    JobRow,
+    LogLine,
+    Options,
+    Page,
+    Seconds,
+    State,
+    Stats,
+    WorkerRow,
+)
 from jobq.engine.model.options import check, to_ms
-from jobq.engine.model.rows import job_row, read_logs, read_stats, worker_row
+from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, worker_row
 from jobq.engine.queue.results import KILLED
 from jobq.errors import JobNotFound, WrongState
 
@@ -75,9 +86,25 @@ class Verbs(ABC):
     ) -> Page:
         """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
 
+        A page ends early, with a cursor, once its jobs come to 8 MB. ``briefs`` leaves out what may be large.
+
         :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
         """
-        return await self._session.pager.page(state, type, limit, cursor)
+        return Page(*await self._session.pager.page(job_row, state, type, limit, cursor))
+
+    async def briefs(
+        self,
+        state: State | None = None,
+        *,
+        type: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> BriefPage:
+        """As ``page``, without payloads, metadata, progress, results and earlier errors: what a list shows.
+
+        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
+        """
+        return BriefPage(*await self._session.pager.page(job_brief, state, type, limit, cursor, brief=True))
 
     async def logs(self, job_id: str) -> list[LogLine]:
         """What the job's handler logged.

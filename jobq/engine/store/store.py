@@ -36,6 +36,9 @@ ALIVE_MS: Final = 30_000
 """A worker not heard of for longer is not counted."""
 FORGET_MS: Final = 24 * 3600 * 1000
 """A worker not heard of for longer loses its row."""
+WORKERS_SHOWN: Final = 1000
+LOGS_BYTES: Final = 65_536
+"""What the column of a job's log lines keeps, as log.lua says."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -218,7 +221,8 @@ class Store(Sender):
         words = iter(jobs)
         for job_id, token, line in zip(words, words, words, strict=True):
             pieces.setdefault((job_id, token), []).append(line if isinstance(line, bytes) else str(line).encode())
-        args = [word for (job_id, token), lines in pieces.items() for word in (job_id, token, b"\n".join(lines))]
+        # the column keeps no more than its bound, so no more than that is sent
+        args = [word for (job_id, token), lines in pieces.items() for word in (job_id, token, _last_lines(lines))]
         return Call("log", args, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
@@ -282,18 +286,18 @@ class Store(Sender):
         scan: int,
         prefix: bytes,
         highest: str,
-        cursor: tuple[str, bytes],
+        cursor: tuple[str, str | bytes],
     ) -> Call[list[Any]]:
         """Ids of one state: ids, then score and id to go on from ('' at the end)."""
         args: list[Argument] = [int(reverse), limit, scan, prefix, highest, *cursor]
         return Call("page", args, read_as_is, keys=(self.keys[state], self.keys["jobs"]))
 
-    def rows(self, ids: Sequence[str | bytes]) -> Call[list[Any]]:
-        """As rows.lua returns it."""
-        return Call("rows", list(ids), read_as_is)
+    def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
+        """Rows of the first of these jobs, as rows.lua returns them: fewer than asked for, where they are large."""
+        return Call("rows", [self.now, int(brief), *ids], read_as_is)
 
     def results(self, ids: Sequence[str | bytes]) -> Call[list[bytes]]:
-        """Flat pairs state, row."""
+        """Flat pairs state, row of the first of these jobs: fewer than were asked for, where they are large."""
         return Call("results", list(ids), read_as_is)
 
     async def logs(self, job_id: str) -> bytes:
@@ -302,7 +306,8 @@ class Store(Sender):
 
     async def workers(self) -> list[tuple[bytes, bytes, int]]:
         """Rows of the registry: worker, info and last heartbeat, unix ms."""
-        seen = await self.command(b"ZRANGE", self.keys["workers"], 0, -1, b"WITHSCORES")
+        # the latest: workers that crash at their start, all day long, leave thousands of rows
+        seen = await self.command(b"ZREVRANGE", self.keys["workers"], 0, WORKERS_SHOWN - 1, b"WITHSCORES")
         if not seen:
             return []
         info = await self.command(b"HMGET", self.keys["workers_info"], *seen[::2])
@@ -345,6 +350,14 @@ class Store(Sender):
         :raises StoreUnavailable: the connection broke.
         """
         await self.connection.listen([self.keys["control"]], heard, joined)
+
+
+def _last_lines(lines: list[bytes]) -> bytes:
+    """The last of the lines, up to the bound of the column and always one."""
+    size, first = 0, len(lines)
+    while first and (size := size + len(lines[first - 1]) + 1) <= LOGS_BYTES:
+        first -= 1
+    return b"\n".join(lines[min(first, len(lines) - 1) :])
 
 
 async def give_wake_back(store: Store) -> None:

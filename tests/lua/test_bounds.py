@@ -1,0 +1,86 @@
+"""What one call of a reading script may answer, where every value is as large as it can be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq.engine.store import CLAIM_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.store import Call, Store
+    from tests.lua.table import Bench
+
+MEGABYTE = 1_000_000
+MOST = 2 * MEGABYTE + 200_000
+"""A script stops behind the row with which it passes 1 MB; a row is a spec, a result and bounded columns."""
+IDS = [f"j{n}" for n in range(20)]
+
+READS: dict[str, tuple[Callable[[Store], Call[Any]], int]] = {
+    "claim": (lambda store: store.claim(20, 1000, "w", "w:0", 1, repeated=False), 3 * MEGABYTE),
+    "page": (
+        lambda store: store.page(
+            "completed", reverse=False, limit=20, scan=20, prefix=b"xx", highest="", cursor=("", "")
+        ),
+        1000,
+    ),
+    "reap": (lambda store: store.reap(20, 1000, "w", 10**9, 0), MOST),
+    "results": (lambda store: store.results(IDS), MOST),
+    "rows": (lambda store: store.rows(IDS), MOST),
+    "rows, brief": (lambda store: store.rows(IDS, brief=True), 10_000),
+    "stats": (lambda store: store.stats(), MOST),
+}
+
+
+def size(reply: Any) -> int:
+    """Bytes of a reply."""
+    if isinstance(reply, list | tuple):
+        return sum(map(size, reply))
+    return len(reply) if isinstance(reply, bytes) else 8
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_bytes_of_a_reply(name: str, bench: Bench) -> None:
+    admin = bench.admin
+    state = {"claim": "waiting", "reap": "active", "stats": "waiting"}.get(name, "completed")
+    for n, job_id in enumerate(IDS):
+        await admin.command(b"HSET", admin.keys["jobs"], job_id, b"x" * MEGABYTE)
+        await admin.command(b"HSET", admin.keys["results"], job_id, b"x" * MEGABYTE)
+        await admin.command(b"ZADD", admin.keys[state], n, job_id)
+    await admin.command(b"HSET", admin.keys["meta"], b"swept", 999)
+    make, most = READS[name]
+    call = make(bench.store)
+    call.read = lambda reply: reply  # as it came
+    reply = await bench.store.do(call)
+    assert 0 < size(reply) <= most, f"{size(reply)} bytes"
+
+
+async def test_a_filter_by_type_reads_a_megabyte_and_goes_on(bench: Bench) -> None:
+    """Which jobs are of a type is seen in their specs only: 1,000 of a megabyte would hold Redis for a second."""
+    admin = bench.admin
+    for n, job_id in enumerate(IDS):
+        await admin.command(b"HSET", admin.keys["jobs"], job_id, b'{"type":"a"%b}' % (b"x" * 400_000))
+        await admin.command(b"ZADD", admin.keys["failed"], n, job_id)
+    found: list[bytes] = []
+    cursor: Any = ("", b"")
+    calls = 0
+    while True:
+        ids, score, last = await bench.store.do(
+            bench.store.page(
+                "failed", reverse=False, limit=20, scan=20, prefix=b'{"type":"a"', highest="", cursor=cursor
+            )
+        )
+        found += ids
+        calls += 1
+        if not last:
+            break
+        cursor = (score.decode(), last)
+    assert [job_id.decode() for job_id in found] == IDS
+    assert calls == 7
+
+
+def test_a_claim_is_bounded_too() -> None:
+    assert CLAIM_BYTES <= 1 << 20
