@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from jobq.cli import render
 from jobq.cli.session import all_queues, one_queue, run, split_id
 from jobq.engine.model.job import JobBrief, JobRow, State, WorkerRow
@@ -55,7 +57,13 @@ def workers(args: argparse.Namespace, settings: Settings) -> None:
 
 async def known_workers(queues: list[Queue]) -> list[WorkerRow]:
     """The workers of all these queues, each once."""
-    return list({row.id: row for queue in queues for row in await queue.workers()}.values())
+    found: dict[str, WorkerRow] = {}
+    for queue in queues:
+        for row in await queue.workers():
+            known = found.get(row.id)
+            # Each queue has a row of its own for the worker.
+            found[row.id] = replace(row, queues=sorted({*known.queues, *row.queues})) if known else row
+    return list(found.values())
 
 
 def ls(args: argparse.Namespace, settings: Settings) -> None:

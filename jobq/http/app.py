@@ -12,7 +12,7 @@ from aiohttp import web
 from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
-from jobq.http.call import Call, Hub, Limits
+from jobq.http.call import HUB, Call, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.routes import ROUTES
 
@@ -60,6 +60,7 @@ def create_app(
     hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds))
 
     app = web.Application(client_max_size=body)
+    app[HUB] = hub
     _add_routes(app, hub)
     _add_documents(app, hub, keys=bool(keys))
     app.cleanup_ctx.append(_queues_of(hub))
@@ -79,7 +80,8 @@ def _add_routes(app: web.Application, hub: Hub) -> None:
     for route in ROUTES:
         door = _door(hub, route.scope, route.handler)
         for path in route.paths():
-            _add(app, route.method, path, door)
+            # aiohttp's own pattern leaves out braces, and an id may be anything that a client makes up.
+            _add(app, route.method, re.sub(r"{(\w+)}", r"{\1:[^/]+}", path), door)
 
 
 def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
@@ -126,6 +128,8 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Stream
             key = ANYONE if public else admit(request, scope)
             return await handler(Call(hub, request, key))
         except Exception as error:  # noqa: BLE001 - each becomes a problem, the unknown ones with a log line
+            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+                return web.Response(status=400)  # The client left in the middle of its request; nobody gets this.
             return problems.response(error)
 
     setattr(door, SCOPE, scope)

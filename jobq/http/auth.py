@@ -22,7 +22,7 @@ from jobq.errors import SettingsError
 from jobq.http.problems import FORBIDDEN, UNAUTHENTICATED, HttpProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 
 class Scope(IntEnum):
@@ -150,7 +150,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def check_bind(host: str, keys: Sequence[ApiKey] | str | None) -> None:
+def check_bind(host: str, keys: Collection[ApiKey] | Keyring) -> None:
     """Refuse to serve the world without keys.
 
     :raises SettingsError: the address can be reached from elsewhere and there is no API key.
@@ -158,5 +158,6 @@ def check_bind(host: str, keys: Sequence[ApiKey] | str | None) -> None:
     if not keys and not is_loopback(host):
         raise SettingsError(
             f"{host or 'every address'} can be reached from other machines, and no API key is set: anybody"
-            " could run and delete jobs. Set JOBQ_API_KEYS, or bind to 127.0.0.1"
+            " could run and delete jobs. Set JOBQ_API_KEYS (in Python: create_app(..., api_keys=...)), or bind to"
+            " 127.0.0.1"
         )

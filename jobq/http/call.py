@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -83,6 +83,10 @@ class Hub:
             poll.reschedule(now)
 
 
+HUB: Final = web.AppKey("jobq_hub", Hub)
+"""Where an application of ours keeps its hub."""
+
+
 class Call:
     """A request that was let in, and whose it is."""
 
@@ -105,39 +109,44 @@ class Call:
         :raises HttpProblem: it is not served here, or not for this key.
         """
         name = self.request.match_info.get("queue")
-        return self._reach(self.hub.default if name is None else self._serve(name))
+        return self._default() if name is None else self._find(name)
 
     def job(self) -> tuple[Queue, str]:
         """The queue and the id of the job in the path; an id without its queue means the path's, or the
         default.
 
-        :raises HttpProblem: the queue is not for this key.
-        :raises JobNotFound: no such job can be here.
+        :raises HttpProblem: the queue in the path is not served here, or the default is not for this key.
+        :raises JobNotFound: no such job can be here, or it is in a queue that is not for this key.
         """
         given = self.request.match_info["id"]
         prefix, _, job_id = given.rpartition(":")
-        named = self.request.match_info.get("queue") or prefix
-        queue = (
-            self._serve(named)
-            if self.request.match_info.get("queue")
-            else self.hub.queues.get(named or self.hub.default.name)
-        )
+        named = self.request.match_info.get("queue")
+        if named is not None:
+            queue = self._find(named)
+        elif prefix:
+            queue = self._reachable(prefix)
+        else:
+            queue = self._default()
         if queue is None or not is_id(job_id) or prefix not in ("", queue.name):
             raise JobNotFound(given[:200])
-        return self._reach(queue), job_id
+        return queue, job_id
 
-    def _serve(self, name: str) -> Queue:
-        queue = self.hub.queues.get(name)
+    def _reachable(self, name: str) -> Queue | None:
+        """None for a queue that is not served here and for one that is not for this key: a key must not learn from
+        the difference which queues there are."""
+        return self.hub.queues.get(name) if self.key.may_reach(name) else None
+
+    def _find(self, name: str) -> Queue:
+        queue = self._reachable(name)
         if queue is None:
             not_found(name, [known for known in self.hub.queues if self.key.may_reach(known)])
         return queue
 
-    def _reach(self, queue: Queue) -> Queue:
-        if not self.key.may_reach(queue.name):
-            raise HttpProblem(
-                FORBIDDEN, f"the key {self.key.name!r} is not for the queue {queue.name!r}", queue=queue.name
-            )
-        return queue
+    def _default(self) -> Queue:
+        if not self.key.may_reach(self.hub.default.name):
+            detail = f"the key {self.key.name!r} is not for the default queue; name yours: /queues/{{queue}}/..."
+            raise HttpProblem(FORBIDDEN, detail)
+        return self.hub.default
 
     def query(self, kind: type[Struct]) -> Struct:
         """The query string as a struct.

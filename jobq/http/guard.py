@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -16,17 +18,23 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+FAILURES_PER_SECOND: Final = 1.0
+"""How many requests without a valid key an address may send; more are 429 instead of 401."""
+FAILURES_AT_ONCE: Final = 20.0
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Rate:
-    """A token bucket for each caller. ``per_second``: calls; a second's worth may come at once."""
+    """A token bucket for each caller, in this process. ``per_second``: calls. ``burst``: how many may come at once, by
+    default a second's worth."""
 
     _MOST = 10_000  # callers remembered; those whose bucket is full again are forgotten first
 
-    def __init__(self, per_second: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_second: float, now: Callable[[], float] = time.monotonic, *, burst: float | None = None
+    ) -> None:
         self._rate = per_second
-        self._burst = max(per_second, 1.0)
+        self._burst = burst or max(per_second, 1.0)
         self._now = now
         self._buckets: dict[str, tuple[float, float]] = {}
 
@@ -64,6 +72,7 @@ class Guard:
         self._hosts = None if hosts is None else frozenset(name.lower().strip("[]") for name in hosts)
         self._seen: set[str] = set()
         self._rate = rate
+        self._failures = Rate(FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE)
 
     def admit(self, request: web.BaseRequest, scope: Scope) -> ApiKey:
         """Whose request it is.
@@ -75,11 +84,26 @@ class Guard:
         if self.keys:
             authorization = request.headers.get("Authorization")
             session = None if authorization is not None else request.cookies.get(COOKIE)
-            key = self.keys.find(authorization) if session is None else self._find_session(request, session)
+            key = self.find(request, authorization) if session is None else self._find_session(request, session)
             require(key, scope)
         if self._rate is not None:
-            _check_rate(self._rate, key.name if self.keys else str(request.remote))
+            _check_rate(self._rate, key.name if self.keys else address_of(request))
         return key
+
+    def find(self, request: web.BaseRequest, authorization: str | None) -> ApiKey:
+        """Whose key an Authorization header holds.
+
+        :raises HttpProblem: none that is valid, or there were too many of those from this address. A valid key is
+            let in even then: clients behind one proxy share an address.
+        """
+        try:
+            return self.keys.find(authorization)
+        except HttpProblem:
+            self._count_failure(request)
+            raise
+
+    def _count_failure(self, request: web.BaseRequest) -> None:
+        _check_rate(self._failures, address_of(request))
 
     def admit_anyone(self, request: web.BaseRequest) -> None:
         """Let somebody in who has no key yet.
@@ -88,10 +112,14 @@ class Guard:
         """
         self._screen(request)
         if self._rate is not None:
-            _check_rate(self._rate, str(request.remote))
+            _check_rate(self._rate, address_of(request))
 
     def _find_session(self, request: web.BaseRequest, session: str) -> ApiKey:
-        key = self.sessions.find(session)
+        try:
+            key = self.sessions.find(session)
+        except HttpProblem:
+            self._count_failure(request)
+            raise
         if request.method not in _SAFE:
             # a browser sends cookies by itself, so it has to say that one of our pages asks
             site = request.headers.get("Sec-Fetch-Site")
@@ -129,6 +157,23 @@ def host_name(host: str) -> str:
     """The name in a Host header, without port and brackets, in lower case."""
     name = host.rsplit(":", 1)[0] if ":" in host and not host.endswith("]") else host
     return name.strip("[]").rstrip(".").lower()
+
+
+@lru_cache
+def _network(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4 or found.ipv4_mapped:
+        return address
+    # One machine commonly has a whole /64 of IPv6 addresses.
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
+def address_of(request: web.BaseRequest) -> str:
+    """The caller's address, as limits count it."""
+    return _network(request.remote or "")
 
 
 def _check_origin(site: str | None, origin: str | None, host: str) -> None:

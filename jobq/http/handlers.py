@@ -66,8 +66,10 @@ async def result(call: Call) -> web.Response:
                     return reply(await queue.result(job_id))
         return _outcome(await queue.get(job_id))
     except JobFailed as error:
-        error.traceback = error.traceback if call.tracebacks else None
-        raise
+        if call.tracebacks:
+            raise
+        # All waiters of a job share the exception, and others of them may see the traceback.
+        raise type(error)(error.job_id, error.type, error.message) from None
 
 
 def _outcome(row: JobRow) -> web.Response:

@@ -136,10 +136,7 @@ TABLE: dict[type[BaseException], _Row] = {
 
 
 def response(error: Exception) -> web.Response:
-    """The answer to an exception: the table's problem, or 500 with a line in the log.
-
-    :raises ConnectionError: the client itself is gone.
-    """
+    """The answer to an exception: the table's problem, or 500 with a line in the log."""
     kind, body, headers = describe(error)
     return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
 
@@ -158,8 +155,6 @@ def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]
                 name: getattr(error, attribute or name) for name, _, attribute in (f.partition("=") for f in row.fields)
             }
             return row.kind, _body(row.kind, row.detail or str(error), fields), {}
-    if isinstance(error, ConnectionError):
-        raise error
     _log.error("request failed", exc_info=error)
     return INTERNAL, _body(INTERNAL, "the server's log has the traceback; please report it", {}), {}
 

@@ -17,6 +17,8 @@ import msgspec
 from aiohttp import web
 
 from jobq.http import problems
+from jobq.http.auth import check_bind
+from jobq.http.call import HUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,9 +206,13 @@ async def serve(
     limit leaves room for fewer, there are fewer. ``reuse_port``: several processes on one port, the kernel
     spreads connections over them (SO_REUSEPORT).
 
+    :raises SettingsError: other machines can reach the address, and the application has no API keys.
     :raises OSError: the address cannot be bound.
     :raises StoreError: a queue cannot be opened.
     """
+    hub = app.get(HUB)  # an application of somebody else's, around ours, has doors of its own
+    if hub is not None:
+        check_bind(host, hub.guard.keys)
     deadlines = deadlines or Deadlines()
     stop = stop or asyncio.Event()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=deadlines.close)

@@ -78,11 +78,6 @@ def test_unknown_exceptions_are_500_and_say_nothing_of_the_inside(caplog: pytest
     assert "secret" in caplog.text  # the log has it
 
 
-def test_a_client_that_left_is_no_problem():
-    with pytest.raises(ConnectionResetError):
-        problems.response(ConnectionResetError())
-
-
 def test_text_that_is_no_text_is_made_visible():
     response = problems.response(HttpProblem(problems.NOT_FOUND, "a\udc80b"))
     assert json.loads(response.body)["detail"] == "a\\udc80b"  # pyright: ignore

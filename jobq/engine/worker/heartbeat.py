@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from jobq.engine.model.job import WorkerRow
+    from jobq.engine.queue.queue import Queue
     from jobq.engine.worker.pool import Pool
     from jobq.engine.worker.run import Run
     from jobq.engine.worker.source import Source
@@ -54,7 +55,11 @@ class Heartbeat(threading.Thread):
     """
 
     def __init__(
-        self, pool: Pool, describe: Callable[[], WorkerRow], stuck_after: float, given_up: Callable[[], None] | None
+        self,
+        pool: Pool,
+        describe: Callable[[Queue], WorkerRow],
+        stuck_after: float,
+        given_up: Callable[[], None] | None,
     ) -> None:
         super().__init__(name="jobq-heartbeat", daemon=True)
         self.ended: asyncio.Future[None] = pool.loop.create_future()
@@ -81,9 +86,9 @@ class Heartbeat(threading.Thread):
             with contextlib.suppress(RuntimeError):  # its loop is closed: the thread has ended
                 loop.call_soon_threadsafe(halt.set)
 
-    def word(self) -> bytes:
-        """What the worker says of itself, JSON."""
-        return _encode(self._describe())
+    def word(self, queue: Queue) -> bytes:
+        """What the worker says of itself to those who read this queue, JSON."""
+        return _encode(self._describe(queue))
 
     def run(self) -> None:
         """The thread. An error inside starts the heartbeat again: without it, every job would lose its lease."""
@@ -180,7 +185,7 @@ class Heartbeat(threading.Thread):
         calls: list[Any] = [
             store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
         ]
-        calls.append(store.heartbeat(self._pool.worker, self.word()))
+        calls.append(store.heartbeat(self._pool.worker, self.word(source.queue)))
         answers = await store.trip(*calls)
         tokens = dict(held)
         refused = [answer for answer in answers if isinstance(answer, StoreError)]

@@ -136,15 +136,16 @@ class Worker:
         """How many handlers run now."""
         return self._pool.running if self._pool else 0
 
-    def _describe(self) -> WorkerRow:
+    def _describe(self, queue: Queue) -> WorkerRow:
+        # Whoever may read a queue reads its row. So the row names this queue only, and the types that it runs for it.
         pool = self._pool
         assert pool is not None
         return WorkerRow(
             id=self.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=[queue.name for queue, _ in self._queues],
-            types=sorted({name for queue, _ in self._queues for name in queue.tasks}),
+            queues=[queue.name],
+            types=sorted(queue.tasks),
             concurrency=self.concurrency,
             running=pool.running,
             started=self._started,
@@ -187,7 +188,7 @@ class Worker:
         stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
         for queue, _ in self._queues:
             # known before the first claim: what is recorded of claims is kept for known workers only
-            await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word()))
+            await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word(queue)))
         tasks = [
             *(asyncio.create_task(pool.lane(index), name=f"jobq-lane-{index}") for index in range(LANES)),
             *(asyncio.create_task(wait_for_work(pool, source), name="jobq-waker") for source in pool.sources),

@@ -15,7 +15,7 @@ from aiohttp import web
 from jobq.engine.log import get_logger
 from jobq.http.auth import Scope
 from jobq.http.call import decode, no_content, reply
-from jobq.http.problems import COMMON_HEADERS, INVALID_FIELD, HttpProblem
+from jobq.http.problems import COMMON_HEADERS, INVALID_FIELD, UNAUTHENTICATED, HttpProblem
 from jobq.http.schema import Login, Session
 from jobq.http.sessions import COOKIE
 
@@ -72,9 +72,10 @@ async def login(call: Call) -> web.Response:
     guard.admit_anyone(request)
     secret = await _given_key(call)
     try:
-        key = guard.keys.find(f"Bearer {secret}")
-    except HttpProblem:
-        _audit.warning("login refused", remote=request.remote)
+        key = guard.find(request, f"Bearer {secret}")
+    except HttpProblem as problem:
+        if problem.kind is UNAUTHENTICATED:  # else there are too many, and the log would fill up with them
+            _audit.warning("login refused", remote=request.remote)
         raise
     value, seconds = guard.sessions.new(key)
     response = _done(request)
