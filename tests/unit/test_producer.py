@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,10 +13,11 @@ from jobq import Connection, Queue, StoreError
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Accepted, NewJob, Options
 from jobq.engine.queue.producer import BATCH, BATCH_BYTES, CALL
-from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull
+from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
+    from tests.conftest import Server
 
 
 class Counted(Connection):
@@ -182,6 +184,26 @@ async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue, admin:
     assert {type(answer) for answer in answers} == {StoreFull}
     await queue.enqueue("x")
     assert (await queue.stats()).waiting == 1
+
+
+async def test_callers_behind_a_trip_without_an_answer_do_not_wait_for_another_one(server: Server):
+    frozen = type(server)().start()
+    connection = Counted(frozen.url, timeout=0.5)
+    async with Queue("test", connection) as queue:
+        await queue.enqueue("x")
+        connection.trips = 0
+        assert frozen.process
+        frozen.process.send_signal(signal.SIGSTOP)
+        try:
+            answers = await asyncio.gather(*[queue.enqueue("x") for _ in range(160)], return_exceptions=True)
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
+        assert len({id(answer) for answer in answers}) == 160, "an exception object belongs to one caller"
+        assert connection.trips == 1
+        await queue.enqueue("x")
+    await connection.aclose()
+    frozen.stop()
 
 
 async def test_a_caller_that_gives_up_takes_nobody_along(queue: Queue):

@@ -39,12 +39,18 @@ class Server:
         self._server.close()
         await asyncio.wait(self._serving)
 
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.read(1 << 16)
+        except ConnectionResetError:
+            return b""
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
-        while data := await reader.read(1 << 16):
+        while data := await self._read(reader):
             if PING in data:
                 for answer in self._answers:
                     writer.write(answer)
@@ -70,6 +76,34 @@ async def test_silence_ends_with_the_timeout():
     async with Server() as connection:
         with pytest.raises(StoreUnavailable, match="did not answer in time"):
             await connection.trip(PING, 1)
+
+
+async def test_waiting_for_a_connection_counts_as_waiting_for_the_answer():
+    """With a server that is silent, those who wait for a connection fail with those who have one, and send nothing."""
+    server = Server()
+    async with server as connection:
+        connection.timeout = 1.0
+        trips = [connection.trip(PING, 1) for _ in range(5 * connection.max_connections)]
+        answers = await asyncio.gather(*trips, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
+        assert server.connections == connection.max_connections
+
+
+async def test_those_who_wait_for_a_connection_get_it_in_their_order():
+    async with Server(b"+PONG\r\n") as connection:
+        order: list[int] = []
+
+        async def trip(n: int) -> None:
+            await connection.trip(PING, 1)
+            order.append(n)
+
+        connection._free = 1  # noqa: SLF001 # pyright: ignore
+        tasks = [asyncio.create_task(trip(n)) for n in range(6)]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == [0, 1, 3, 4, 5]
+        assert connection._free == 1  # noqa: SLF001 # pyright: ignore
 
 
 async def test_a_shorter_wait_behind_a_longer_one_is_not_as_long():

@@ -101,11 +101,11 @@ class Producer:
         try:
             while self._pending:
                 batch = self._take()
-                # The wait for this trip counts: who waits a whole timeout is told so, and no trip is made for it. For
-                # the others the oldest one's time holds, or a fifth of the timeout.
+                # The wait for this trip counts as well. A caller that has waited for nearly a whole timeout gets its
+                # error without another trip. For the others the oldest one's time holds, or a fifth of the timeout.
                 left = batch[0][2] + timeout - monotonic()
-                if left <= 0:
-                    late = monotonic() - timeout
+                if left <= timeout / 10:
+                    late = monotonic() - timeout * 0.9
                     _fail([one for one in batch if one[2] <= late], _TOO_LATE)
                     self._pending[:0] = [one for one in batch if one[2] > late]
                     continue

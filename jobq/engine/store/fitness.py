@@ -18,11 +18,16 @@ REDIS_FLOOR: Final = (7, 0)
 """Scripts declare their flags (allow-oom) from here on."""
 VALKEY_FLOOR: Final = (7, 2)
 WAITAOF_FLOOR: Final = (7, 2)
+CLUSTER: Final = (
+    "this server is a node of a Redis Cluster, which jobq does not support:"
+    " use a server that is no cluster, with Sentinel (redis+sentinel://) where failover is needed"
+)
 
 QUESTIONS: Final = (
     (b"INFO", b"server"),
     (b"INFO", b"persistence"),
     (b"INFO", b"replication"),
+    (b"INFO", b"cluster"),
     (b"CONFIG", b"GET", b"maxmemory-policy"),
     (b"CONFIG", b"GET", b"maxmemory"),
     (b"CONFIG", b"GET", b"save"),
@@ -73,6 +78,8 @@ def refuse_unfit(facts: dict[str, str], durability: str) -> None:
         raise StoreRefused(
             f"this is {name} {'.'.join(map(str, version))}: jobq needs Redis 7.0 or Valkey 7.2, or newer"
         )
+    if facts.get("cluster_enabled") == "1":
+        raise StoreRefused(CLUSTER)
     policy = facts.get("maxmemory-policy", "")
     if policy.startswith("allkeys-") and facts.get("maxmemory", "0") != "0":
         raise StoreRefused(

@@ -20,6 +20,7 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from jobq.engine.store.fitness import CLUSTER
 from jobq.engine.store.url import make_pool
 from jobq.engine.store.wire import Wire
 from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
@@ -44,6 +45,7 @@ _TRANSIENT = (
     "MISCONF ",
     "UNBLOCKED ",
 )
+_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT ")
 _REFUSED = ("NOAUTH ", "NOPERM ", "WRONGPASS ")
 
 
@@ -55,6 +57,9 @@ def translate(error: Exception) -> StoreError:
     refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
     if isinstance(error, refusals) or text.startswith(_REFUSED):
         return StoreRefused(f"Redis refuses this user: {text}")
+    if text.startswith(_CLUSTER):
+        # only a user without the right to INFO gets here: fitness.py refuses the others when the queue is opened
+        return StoreRefused(CLUSTER)
     if text.startswith(_TRANSIENT):
         return StoreUnavailable(f"Redis cannot write now: {text}")
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError):
@@ -185,7 +190,7 @@ class Connection:
     async def _wait_for_a_free_one(self, timeout: float) -> float:
         """Queue for a connection. Returns what is left of the timeout.
 
-        :raises StoreUnavailable: nothing is left of it.
+        :raises StoreUnavailable: less than a tenth is left: too little to wait for an answer with.
         """
         began = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -202,7 +207,7 @@ class Connection:
                 ) from None
             raise
         left = timeout - (time.monotonic() - began)
-        if left <= 0:
+        if left < timeout / 10:
             self._hand_on()
             raise StoreUnavailable(f"no answer from Redis: a free connection came only after {timeout:.3g} s")
         return left

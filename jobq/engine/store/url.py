@@ -28,6 +28,8 @@ _TLS: Final = frozenset(
     }
 )  # fmt: skip
 """Parameters that redis-py reads from the URL of a TLS connection."""
+_NODE: Final = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+"""Host and port; an IPv6 address stands in brackets."""
 _INSTEAD: Final = {
     "protocol": "jobq always speaks RESP2",
     "timeout": "use Connection(url, timeout=seconds)",
@@ -79,7 +81,10 @@ def _parameters(parts: SplitResult, scheme: str) -> dict[str, str]:
 
 def _sentinel_pool(parts: SplitResult, parameters: dict[str, str], options: Mapping[str, Any]) -> ConnectionPool:
     nodes = parts.netloc.rpartition("@")[2].split(",")
-    addresses = [(node.rpartition(":")[0] or node, int(node.rpartition(":")[2] or 26379)) for node in nodes]
+    found = [_NODE.fullmatch(node) for node in nodes]
+    if not all(found):
+        raise ValueError("the addresses of the Sentinels must be host:port,host:port")
+    addresses = [(node[1].strip("[]"), int(node[2] or 26379)) for node in found if node]
     service = parts.path.strip("/") or "mymaster"
     login = {
         "username": unquote(parts.username) if parts.username else parameters.get("username"),

@@ -1,0 +1,76 @@
+"""Redis URLs: what jobq takes, and what it refuses with a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq import Connection, Queue
+from jobq.engine.store.link import translate
+from jobq.engine.store.url import make_pool
+from jobq.errors import SettingsError, StoreRefused
+
+if TYPE_CHECKING:
+    from tests.conftest import Server
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h", {"host": "h"}),
+        ("redis://h:7000/3", {"host": "h", "port": 7000, "db": 3}),
+        ("valkey://u:p%40@h?db=2", {"host": "h", "username": "u", "password": "p@", "db": 2}),
+        ("valkeys://h?ssl_check_hostname=no", {"host": "h", "ssl_check_hostname": False}),
+        ("unix:///run/redis.sock?db=4", {"path": "/run/redis.sock", "db": 4}),
+        ("redis+sentinel://u:p%40@a:1,b/jobs?db=5", {"username": "u", "password": "p@", "db": 5}),
+        ("redis+sentinel://a/jobs?password=secret", {"password": "secret", "db": 0}),
+    ],
+)
+def test_what_a_url_says(url: str, expected: dict[str, object]):
+    found = make_pool(url, {"protocol": 2}).connection_kwargs
+    assert {name: found.get(name) for name in expected} == expected
+    assert found["protocol"] == 2
+
+
+def test_the_addresses_of_sentinels():
+    pool = make_pool("redis+sentinel://a:1,b,[::1]:3/jobs", {})
+    sentinels = pool.sentinel_manager.sentinels  # pyright: ignore
+    addresses = [one.connection_pool.connection_kwargs for one in sentinels]
+    assert [(one["host"], one["port"]) for one in addresses] == [("a", 1), ("b", 26379), ("::1", 3)]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://h?protocol=3", "'protocol' is not supported here: jobq always speaks RESP2"),
+        ("redis://h?timeout=20", r"'timeout' is not supported here: use Connection\(url, timeout=seconds\)"),
+        ("redis://h?max_connections=5", r"use Connection\(url, max_connections=n\)"),
+        ("redis://h?decode_responses=1", "'decode_responses' is not supported here: leave it out"),
+        ("redis://h?ssl_ca_certs=x", "'ssl_ca_certs' is not supported here"),
+        ("redis+sentinel://h/s?quorum=2", "'quorum' is not supported here"),
+        ("redis://h/jobs", "the path '/jobs' is not the number of a database"),
+        ("redis://h?db=jobs", "db must be the number of a database"),
+        ("redis://h:port", "Port could not be cast"),
+        ("redis+sentinel://h:port/s", "addresses of the Sentinels must be host:port"),
+        ("http://h", "Redis URL must specify one of the following schemes"),
+        ("", "Redis URL must specify one of the following schemes"),
+    ],
+)
+def test_what_jobq_cannot_use_is_refused_when_the_connection_is_made(url: str, says: str):
+    with pytest.raises(SettingsError, match=says):
+        Connection(url)
+
+
+async def test_a_redis_cluster_is_refused_when_the_queue_is_opened(server: Server):
+    cluster = type(server)("--cluster-enabled", "yes").start()
+    with pytest.raises(StoreRefused, match="a node of a Redis Cluster, which jobq does not support"):
+        await Queue("test", cluster.url).open()
+    cluster.stop()
+
+
+@pytest.mark.parametrize("said", ["MOVED 15495 127.0.0.1:7001", "ASK 3999 h:6381", "CROSSSLOT Keys in request"])
+def test_where_info_is_not_allowed_the_reply_of_a_cluster_is_translated(said: str):
+    error = translate(Exception(said))
+    assert type(error) is StoreRefused
+    assert "Redis Cluster" in str(error)
