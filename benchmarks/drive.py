@@ -179,6 +179,7 @@ async def drain(
     concurrency: int = 100,
     waiting: int = 0,
     keep: int = 0,
+    settings: str = "",
     timeout: float = 120.0,
     env: dict[str, str] | None = None,
     envs: Sequence[dict[str, str]] = (),
@@ -200,6 +201,8 @@ async def drain(
             words: dict[str, Any] = {"redis": url, "concurrency": concurrency}
             if keep:
                 words["keep"] = keep
+            if settings:
+                words["settings"] = settings
             drivers.append(
                 await Driver.start(subject, peers, folder, "work", env={"BENCHMARK_TALLY": str(path), **own}, **words)
             )

@@ -64,6 +64,12 @@ def goals(report: Report) -> Iterator[Goal]:
         yield from made(f"drain, 1 process: over the best pure-Python peer ({best[0]})", 25, best[1])
     yield from made("drain, 1 process: of the bare limit", 0.6, report.ratio("drain-1", "rate", "jobq", "limit"))
     yield from made("drain, 2 processes: over 1 process", 1.0, _two_processes(report))
+    yield from made(
+        "realistic job (2 dependencies, middleware, timeout, log line, progress): worker CPU over a plain one's",
+        2.5,
+        figure("realistic", "cost"),
+        least=False,
+    )
     yield from made("enqueue one by one: of redis.asyncio's PING", 0.8, figure("enqueue-one", "of_ping"))
     if best := _best_peer(report, "enqueue-one", (*PURE_PYTHON, "ardiq")):
         yield from made(f"enqueue one by one: over the best Python peer ({best[0]})", 1.0, best[1])

@@ -8,15 +8,50 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import kit
 import redis.asyncio
 
-from jobq import Connection, Queue, Worker
+from jobq import Connection, Context, Depends, Queue, Worker, inject
 
 PINGS = 500
 """Enqueues and PINGs take turns in rounds of this size, so that both see the same machine."""
+
+
+async def database() -> object:
+    """A dependency that is awaited."""
+    return database
+
+
+def settings() -> dict[str, int]:
+    """A plain dependency."""
+    return {"size": 1}
+
+
+def _realistic(queue: Queue) -> Any:
+    """A job as services have them: two dependencies, one middleware, a timeout, a log line and progress."""
+
+    @queue.middleware
+    async def measured(context: Context, call_next: Any) -> Any:
+        begun = time.perf_counter()
+        value = await call_next()
+        assert time.perf_counter() >= begun
+        return value
+
+    @queue.task(timeout=30)
+    async def realistic(
+        n: int,
+        x: str,
+        db: Annotated[object, Depends(database)],
+        config: Annotated[dict[str, int], Depends(settings)],
+        ctx: Context = inject,
+    ) -> None:
+        ctx.log("halfway")
+        ctx.progress(50)
+        kit.ran(n)
+
+    return realistic
 
 
 class Jobq(kit.Peer):
@@ -41,6 +76,8 @@ class Jobq(kit.Peer):
             self.naps.append((begun, time.time()))
             kit.ran(n)
 
+        if options.settings == "realistic":
+            noop = _realistic(queue)
         self.noop, self.timed, self.nap = noop, timed, nap
 
     async def open(self) -> None:

@@ -44,6 +44,37 @@ async def drain_2(bench: Bench, subject: Subject) -> Figures:
     return await _drain(bench, subject, 2)
 
 
+async def realistic(bench: Bench, subject: Subject) -> Figures:
+    """Drains of plain jobs and of jobs as services have them, in turns. ``cost``: worker CPU of the second over the first.
+
+    Two dependencies, one middleware, a timeout, one log line, progress.
+    """
+    jobs = bench.jobs_of(subject, 0.25)
+    spent = {"": 0.0, "realistic": 0.0}
+    took = dict(spent)
+    for _ in range(3):
+        for settings in spent:
+            with Server(bench.server) as server:
+                await drive.produce(
+                    subject, bench.peers, bench.folder, server.url, jobs, "bulk", settings=settings or "plain"
+                )
+                seconds, worker, exact, _ = await drive.drain(
+                    subject, bench.peers, bench.folder, server.url, jobs, settings=settings
+                )
+            if not exact:
+                raise drive.DriverFailed(f"{subject.name}: not every job ran exactly once")
+            spent[settings] += worker
+            took[settings] += seconds
+    return {
+        "jobs": 3 * jobs,
+        "rate": 3 * jobs / took["realistic"],
+        "worker_us": spent["realistic"] * 1e6 / jobs / 3,
+        "plain_worker_us": spent[""] * 1e6 / jobs / 3,
+        "cost": spent["realistic"] / spent[""],
+        "rate_kept": took[""] / took["realistic"],
+    }
+
+
 async def _enqueue(bench: Bench, subject: Subject, how: str, part: float) -> Figures:
     jobs = bench.jobs_of(subject, part)
     with Server(bench.server) as server:
@@ -95,6 +126,7 @@ async def memory(bench: Bench, subject: Subject) -> Figures:
 WORKLOADS = [
     Workload("drain-1", "Drain, one worker process", drain_1, frozenset({"drain"})),
     Workload("drain-2", "Drain, two worker processes", drain_2, frozenset({"drain"})),
+    Workload("realistic", "Drain of realistic jobs", realistic, only=frozenset({"jobq"})),
     Workload("enqueue-one", "Enqueue, awaited one by one", enqueue_one, frozenset({"one"})),
     Workload("enqueue-gathered", "Enqueue, gathered", enqueue_gathered, frozenset({"gathered"})),
     Workload("enqueue-bulk", "Enqueue, bulk", enqueue_bulk, frozenset({"bulk"})),
