@@ -45,9 +45,10 @@ async def drain_2(bench: Bench, subject: Subject) -> Figures:
 
 
 async def realistic(bench: Bench, subject: Subject) -> Figures:
-    """Drains of plain jobs and of jobs as services have them, in turns. ``cost``: worker CPU of the second over the first.
+    """Drains of plain jobs and of jobs as services have them, in turns.
 
-    Two dependencies, one middleware, a timeout, one log line, progress.
+    The latter have two dependencies, one middleware, a timeout, one log line and progress. ``cost`` is the worker CPU of
+    such a job over that of a plain one.
     """
     jobs = bench.jobs_of(subject, 0.25)
     spent = {"": 0.0, "realistic": 0.0}

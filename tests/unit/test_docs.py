@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,8 +49,17 @@ def test_example_prints_what_the_page_says(
         assert done.stdout == output, place
 
 
+def test_each_decision_has_a_number_of_its_own_and_a_status() -> None:
+    numbers = [page.name[:4] for page in DECISIONS]
+    assert numbers == [f"{n:04}" for n in range(1, len(DECISIONS) + 1)]
+    for page in DECISIONS:
+        lines = page.read_text().splitlines()
+        assert lines[0].startswith(f"# {int(page.name[:4])}. "), page.name
+        assert re.match(r"Status: (accepted|replaced)\b.*\.$", lines[2]), f"{page.name}: its third line is its status"
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "scripts" / "lua" / "README.md", ROOT / "CONTRIBUTING.md"]:
+    for page in [*PAGES, *DECISIONS, ROOT / "scripts" / "lua" / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
