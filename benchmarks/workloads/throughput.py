@@ -47,7 +47,7 @@ async def drain_2(bench: Bench, subject: Subject) -> Figures:
 async def realistic(bench: Bench, subject: Subject) -> Figures:
     """Drains of plain jobs and of jobs as services have them, in turns.
 
-    The latter have two dependencies, one middleware, a timeout, one log line and progress. ``cost`` is the worker CPU of
+    The latter have two dependencies, one middleware, a timeout, one log line and progress. ``cost``: the worker CPU of
     such a job over that of a plain one.
     """
     jobs = bench.jobs_of(subject, 0.25)
