@@ -8,6 +8,8 @@ JobqError
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
   x WrongState              the job stands in a state that the verb does not move
+  x UnknownQueue            Redis knows no queue of that name
+  x QueueInUse              the queue has jobs or workers and is not dropped
   x JobFailed               raised by ``job.result()``: the job ended in failed
     + JobKilled
   x UnreadableResult        raised by ``job.result()``: the stored result is damaged
@@ -100,6 +102,21 @@ class WrongState(JobqError):
         self.allowed = tuple(allowed)
         hint = f"; {hint}" if hint else ""
         super().__init__(f"cannot {verb} job {job_id}: it is {state}, and {verb} takes {' or '.join(allowed)}{hint}")
+
+
+class UnknownQueue(JobqError, LookupError):
+    """Redis knows no queue of that name."""
+
+
+class QueueInUse(JobqError):
+    """The queue has jobs or living workers; it is dropped only with ``force``."""
+
+    def __init__(self, name: str, jobs: int, workers: int) -> None:
+        self.queue = name
+        self.jobs = jobs
+        self.workers = workers
+        parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((jobs, "job"), (workers, "living worker")) if n]
+        super().__init__(f"queue {name!r} has {' and '.join(parts)}; force removes it all the same")
 
 
 class JobFailed(JobqError):

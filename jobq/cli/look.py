@@ -1,19 +1,20 @@
-"""Commands that look and change nothing: stats, workers, ls, show, logs."""
+"""Commands that look and change nothing: queues, stats, workers, ls, show, logs."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from jobq.cli import render
-from jobq.cli.session import all_queues, one_queue, run, split_id
-from jobq.engine.model.job import JobBrief, JobRow, State, WorkerRow
+from jobq.cli.session import Queues, all_queues, one_queue, run, split_id
+from jobq.engine.model.job import JobBrief, JobRow, LogLine, State, Stats, WorkerRow
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
@@ -23,17 +24,32 @@ PAGE = 200
 
 def stats(args: argparse.Namespace, settings: Settings) -> None:
     """``jobq stats``."""
+    _of_queues(args, settings, render.STATS_HEAD, render.stats_row)
 
+
+def queues(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq queues``."""
+    _of_queues(args, settings, render.QUEUES_HEAD, render.queue_row, as_json=render.queue_facts)
+
+
+def _of_queues(
+    args: argparse.Namespace,
+    settings: Settings,
+    head: Sequence[str],
+    row: Callable[[Stats], tuple[Any, ...]],
+    *,
+    as_json: Callable[[Stats], Any] = lambda one: one,
+) -> None:
     async def main() -> None:
-        async with all_queues(args.queue, settings) as queues:
-            found = [await queue.stats() for queue in queues]
-        if args.json:
-            for one in found:
-                render.say_json(one)
-        elif found:
-            render.say(*render.table(render.STATS_HEAD, [render.stats_row(one) for one in found]))
-        else:
-            render.say("no queues yet: enqueue a job, or start a worker")
+        async with Queues(settings) as opened:
+            found = [await queue.stats() for queue in await opened.all(args.queue)]
+            if args.json:
+                for one in found:
+                    render.say_json(as_json(one))
+            elif found:
+                render.say(*render.table(head, [row(one) for one in found]))
+            else:
+                render.say(opened.nothing)
 
     run(main())
 
@@ -116,15 +132,33 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def logs(args: argparse.Namespace, settings: Settings) -> None:
-    """``jobq logs``."""
+    """``jobq logs``; with --follow until the job is finished."""
 
     async def main() -> None:
         name, job_id = split_id(args.id, args.queue)
         async with one_queue(name, settings) as queue:
-            for line in await queue.logs(job_id):
-                if args.json:
-                    render.say_json(line)
-                else:
-                    render.say(*render.log_lines(line))
+            shown: list[LogLine] = []
+            finished = not args.follow
+            while True:
+                # look at the state first: what was logged before the end is then read after it
+                finished = finished or (await queue.get(job_id)).state in (State.COMPLETED, State.FAILED)
+                lines = await queue.logs(job_id)
+                for line in unseen(shown, lines):
+                    if args.json:
+                        render.say_json(line)
+                    else:
+                        render.say(*render.log_lines(line))
+                if finished:
+                    return
+                shown = lines
+                await asyncio.sleep(args.interval)
 
     run(main())
+
+
+def unseen(shown: list[LogLine], lines: list[LogLine]) -> list[LogLine]:
+    """The lines behind those that were shown. Redis keeps the last 64 KiB, so the first ones may be gone by now."""
+    for kept in range(min(len(shown), len(lines)), 0, -1):
+        if shown[-kept] == lines[0] and shown[-kept:] == lines[:kept]:
+            return lines[kept:]
+    return lines

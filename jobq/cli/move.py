@@ -1,13 +1,13 @@
-"""Commands that move jobs: retry, kill, promote, rm, pause, resume."""
+"""Commands that move jobs: retry, kill, promote, rm; and those of whole queues: pause, resume, queue rm."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from jobq.cli import render
-from jobq.cli.session import one_queue, run, split_id
+from jobq.cli.session import Queues, one_queue, run, split_id
 from jobq.engine.model.job import State
-from jobq.errors import JobqError
+from jobq.errors import JobqError, QueueInUse
 
 if TYPE_CHECKING:
     import argparse
@@ -52,9 +52,26 @@ def resume(args: argparse.Namespace, settings: Settings) -> None:
     _switch(args, settings, "resume", paused=False)
 
 
+def queue_rm(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq queue rm``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            try:
+                await queue.drop(force=args.force)
+            except QueueInUse as error:
+                raise JobqError(str(error).replace("force", "--force")) from None
+            if args.json:
+                render.say_json({"queue": queue.name, "removed": True})
+            else:
+                render.say(f"removed queue {queue.name}")
+
+    run(main())
+
+
 def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: bool) -> None:
     async def main() -> None:
-        async with one_queue(args.queue, settings, new=True) as queue:
+        async with one_queue(args.queue, settings) as queue:
             await getattr(queue, verb)()
             if args.json:
                 render.say_json({"queue": queue.name, "paused": paused})
@@ -71,9 +88,10 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
 
     async def main() -> int:
         code = 0
-        for word in args.ids:
-            name, job_id = split_id(word, args.queue)
-            async with one_queue(name, settings) as queue:
+        async with Queues(settings) as queues:
+            for word in args.ids:
+                name, job_id = split_id(word, args.queue)
+                queue = await queues.one(name)
                 try:
                     await getattr(queue, verb)(job_id)
                 except JobqError as error:

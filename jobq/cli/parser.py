@@ -89,6 +89,9 @@ def _add_processes(commands: Commands) -> None:
 
 
 def _add_looking(commands: Commands) -> None:
+    queues = _command(commands, "queues", "look:queues", "list queues with their jobs and workers", shown=True)
+    queues.add_argument("queue", metavar="QUEUE", nargs="?", help="name or TARGET (default: all queues)")
+
     stats = _command(commands, "stats", "look:stats", "counts, rates and latencies", shown=True)
     stats.add_argument("queue", metavar="QUEUE", nargs="?", help="name or TARGET (default: all queues)")
 
@@ -110,6 +113,10 @@ def _add_looking(commands: Commands) -> None:
 
     logs = _command(commands, "logs", "look:logs", "what a job's handler logged", shown=True, queue=True)
     logs.add_argument("id", metavar="ID", help="the job")
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for more lines until the job is finished")
+    logs.add_argument(
+        "--interval", type=values.seconds, default=0.5, metavar="TIME", help="with -f: between looks (500ms)"
+    )
 
 
 def _add_moving(commands: Commands) -> None:
@@ -118,6 +125,7 @@ def _add_moving(commands: Commands) -> None:
     enqueue.add_argument(
         "payload", metavar="JSON", nargs="?", type=values.json, help="its arguments (default: {}); - reads stdin"
     )
+    enqueue.add_argument("--create", action="store_true", help="--queue may name a queue that does not exist yet")
     times: dict[str, Any] = {"type": values.seconds, "metavar": "TIME"}
     enqueue.add_argument("--delay", **times, help="not before: 5 (seconds), 250ms, 10m, 2h, 7d")
     enqueue.add_argument("--priority", type=int, metavar="N", help="lower runs first (default: 0)")
@@ -158,9 +166,22 @@ def _add_moving(commands: Commands) -> None:
         verb = _command(commands, name, f"move:{name}", words, shown=True)
         verb.add_argument("queue", metavar="QUEUE", nargs="?", help="name or TARGET")
 
+    verbs = _command(commands, "queue", "", "do something to a whole queue: 'jobq queue rm NAME'", settings=False)
+    of_queues: Commands = verbs.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    drop = _command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
+    drop.add_argument("queue", metavar="QUEUE", help="name or TARGET")
+    drop.add_argument("--force", action="store_true", help="remove its jobs too, and do not ask for living workers")
+
 
 def _command(
-    commands: Commands, name: str, run: str, words: str, *, shown: bool = False, queue: bool = False
+    commands: Commands,
+    name: str,
+    run: str,
+    words: str,
+    *,
+    shown: bool = False,
+    queue: bool = False,
+    settings: bool = True,
 ) -> argparse.ArgumentParser:
     """A command with the settings that all have. ``shown``: it prints data, as JSON on request."""
     parser = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
@@ -169,6 +190,8 @@ def _command(
         parser.add_argument("--json", action="store_true", help="one JSON document a line")
     if queue:
         parser.add_argument("--queue", metavar="QUEUE", help="name or TARGET")
+    if not settings:
+        return parser
     group = parser.add_argument_group("settings")
     group.add_argument("--redis", dest="redis_url", metavar="URL", help="redis://, rediss://, unix://, valkey://")
     group.add_argument("--data-dir", metavar="PATH", help="of the embedded server")

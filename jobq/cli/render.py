@@ -104,6 +104,20 @@ def stats_row(stats: Stats) -> tuple[Any, ...]:
     return (stats.queue, *counts, *latencies, "paused" if stats.paused else "")
 
 
+QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "")
+
+
+def queue_row(stats: Stats) -> tuple[Any, ...]:
+    """A queue's line under QUEUES_HEAD."""
+    return (*list(queue_facts(stats).values())[:-1], "paused" if stats.paused else "")
+
+
+def queue_facts(stats: Stats) -> dict[str, Any]:
+    """What ``jobq queues`` says of a queue. The workers are those that are alive."""
+    names = ("queue", "waiting", "delayed", "active", "completed", "failed", "workers", "paused")
+    return {name: getattr(stats, name) for name in names}
+
+
 JOBS_HEAD = ("ID", "TYPE", "STATE", "PRIORITY", "ATTEMPTS", "ENQUEUED", "WHEN")
 
 

@@ -7,17 +7,19 @@ import gc
 import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobq.cli.target import load_target
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Store
-from jobq.errors import TargetError
+from jobq.errors import TargetError, UnknownQueue
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
+    from jobq.engine.store import Connection
     from jobq.settings import Settings
 
 T = TypeVar("T")
@@ -38,70 +40,135 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def loaded() -> None:
-    """What a process that runs for long has loaded by now stays for ever: no collection looks at it again."""
+    """Exempt all objects that exist now from garbage collection. Call it when a long-running process has loaded all."""
     gc.collect()
     gc.freeze()
 
 
 def on_stop_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C), instead of dying of them."""
+    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C); the process does not end by itself."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
 
 
 def is_target(word: str) -> bool:
-    """Whether it leads to code, and is no queue's name: a name has neither ":" nor "/", and does not end in ".py"."""
-    return ":" in word or "/" in word or word.endswith(".py")
+    """Whether it leads to code: it has a ":" or a "/", which a queue's name cannot have.
+
+    So ``x.py`` is a queue's name. A name comes from Redis or from somebody's job id, and must never run a file.
+    """
+    return ":" in word or "/" in word
 
 
 @asynccontextmanager
-async def one_queue(word: str | None, settings: Settings, *, new: bool = False) -> AsyncGenerator[Queue, None]:
-    """The queue that is meant, open. Not said which: the only one there is, else "default".
+async def one_queue(word: str | None, settings: Settings, *, create: bool = False) -> AsyncGenerator[Queue, None]:
+    """The queue that is meant, open. If it is not said which: the only one there is, else "default".
 
-    ``new``: it need not be known in Redis yet. Others must, lest a mistyped name makes a queue.
-
-    :raises TargetError: it is not clear which one is meant, or there is none of that name.
+    :raises TargetError: it is not clear which one is meant.
+    :raises UnknownQueue: Redis has none of that name. ``create`` allows it; else a mistyped name would make a queue.
     """
-    async with AsyncExitStack() as stack:
-        stack.enter_context(_without_warnings())
-        if word is not None and is_target(word):
-            queues = load_target(word)
-        else:
-            names = await stack.enter_async_context(_known(settings))
-            name = word or _choose(names)
-            if not new:
-                _must_be_known(name, names)
-            queues = [Queue(name, settings=settings)]
-        if len(queues) > 1:
-            listed = ", ".join(queue.name for queue in queues)
-            raise TargetError(f"{word} has several queues ({listed}); say which one by its name")
-        yield await stack.enter_async_context(queues[0])
+    async with Queues(settings) as queues:
+        yield await queues.one(word, create=create)
 
 
 @asynccontextmanager
 async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[list[Queue], None]:
-    """The queues of a name or target, open; not said which: all that are known in Redis.
+    """The queues of a name or target, open; if it is not said which: all that are known in Redis.
 
-    :raises TargetError: there is no queue of that name.
+    :raises UnknownQueue: Redis has none of that name.
     """
-    async with AsyncExitStack() as stack:
-        stack.enter_context(_without_warnings())
+    async with Queues(settings) as queues:
+        yield await queues.all(word)
+
+
+class Queues:
+    """Queues by name or target. All those by name share one connection, which is made when it is needed first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._connection: Connection | None = None
+        self._names: list[str] = []
+        self._open: dict[str, Queue] = {}
+
+    async def __aenter__(self) -> Self:
+        self._stack.enter_context(_without_warnings())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def one(self, word: str | None, *, create: bool = False) -> Queue:
+        """As ``one_queue``. Asked again for the same name, it answers with the same queue."""
         if word is not None and is_target(word):
             queues = load_target(word)
-        else:
-            names = await stack.enter_async_context(_known(settings))
-            if word is not None:
-                _must_be_known(word, names)
-            queues = [Queue(name, settings=settings) for name in ([word] if word else names)]
-        for queue in queues:
-            await stack.enter_async_context(queue)
-        yield queues
+            if len(queues) > 1:
+                listed = ", ".join(queue.name for queue in queues)
+                raise TargetError(f"{word} has several queues ({listed}); say which one by its name")
+            return await self._stack.enter_async_context(queues[0])
+        await self._connect()
+        name = word or self._choose()
+        if not create and name not in self._names:
+            raise UnknownQueue(self._unknown(name))
+        return await self._named(name)
+
+    async def all(self, word: str | None) -> list[Queue]:
+        """As ``all_queues``."""
+        if word is not None and is_target(word):
+            return [await self._stack.enter_async_context(queue) for queue in load_target(word)]
+        await self._connect()
+        if word is not None and word not in self._names:
+            raise UnknownQueue(self._unknown(word))
+        return [await self._named(name) for name in ([word] if word else self._names)]
+
+    @property
+    def nothing(self) -> str:
+        """What to say when Redis knows no queue at all."""
+        assert self._connection
+        where = redact(self._connection.url)
+        if self._settings.redis_url is None:
+            where = f"the embedded server of {self._settings.data_path}"
+        return (
+            f"{where} has no queues under the prefix {self._settings.prefix!r}. Enqueue a job or start a worker. "
+            "If there were queues: look at --redis, --data-dir and --prefix, or the server has lost its data"
+        )
+
+    async def _connect(self) -> None:
+        """Ask for the names of all queues. No queue is opened for it: that alone would enter its name."""
+        if self._connection is None:
+            lease = await acquire(None, self._settings)
+            self._stack.push_async_callback(lease.release)
+            self._connection = lease.connection
+            self._names = await Store(lease.connection, "default", prefix=self._settings.prefix).queues()
+
+    async def _named(self, name: str) -> Queue:
+        if name not in self._open:
+            queue = Queue(name, self._connection, settings=self._settings)
+            self._open[name] = await self._stack.enter_async_context(queue)
+        return self._open[name]
+
+    def _choose(self) -> str:
+        if len(self._names) == 1:
+            return self._names[0]
+        if not self._names or "default" in self._names:
+            return "default"
+        raise TargetError(f"there are several queues ({_listed(self._names)}); say which one: --queue NAME")
+
+    def _unknown(self, name: str) -> str:
+        if not self._names:
+            return self.nothing
+        hint = f"; for the file write ./{name}" if name.endswith(".py") else ""
+        return f"there is no queue {name[:80]!r}; there are: {_listed(self._names)}{hint}"
+
+
+def _listed(names: list[str]) -> str:
+    """Names for one line: a server may have thousands."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 @contextmanager
 def _without_warnings() -> Generator[None]:
-    """What a server's operator should know is said by `serve`, `work` and `dev`, not by every look at a queue."""
+    """The warnings about a server are for its operator: `serve`, `work` and `dev` log them, other commands do not."""
     logger = logging.getLogger("jobq")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -111,39 +178,16 @@ def _without_warnings() -> Generator[None]:
         logger.setLevel(before)
 
 
-@asynccontextmanager
-async def _known(settings: Settings) -> AsyncGenerator[list[str], None]:
-    """The names of all queues in Redis. No queue is opened for it: that alone would enter its name."""
-    lease = await acquire(None, settings)
-    try:
-        yield await Store(lease.connection, "default", prefix=settings.prefix).queues()
-    finally:
-        await lease.release()
-
-
-def _choose(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    if not names or "default" in names:
-        return "default"
-    raise TargetError(f"there are several queues ({', '.join(names)}); say which one: --queue NAME")
-
-
-def _must_be_known(name: str, names: list[str]) -> None:
-    if not names:
-        raise TargetError("there are no queues yet: enqueue a job, or start a worker")
-    if name not in names:
-        raise TargetError(f"there is no queue {name!r}; there are: {', '.join(names)}")
-
-
 def split_id(word: str, queue: str | None) -> tuple[str | None, str]:
-    """ "email:0h2k..." in its queue (None: not said) and the plain id.
+    """ "email:0h2k..." as its queue (None: not said) and the plain id.
 
-    :raises TargetError: the id's queue is not the one given with --queue.
+    :raises TargetError: the id's queue is not the one given with --queue, or is no queue's name.
     """
     name, colon, job_id = word.rpartition(":")
     if not colon:
         return queue, word
-    if queue is not None and queue != name and ":" not in queue:
+    if is_target(name) or not name:
+        raise TargetError(f"{word[:80]!r} is no job id: it takes QUEUE:ID, or ID with --queue")
+    if queue is not None and queue != name and not is_target(queue):
         raise TargetError(f"job {word} is not in queue {queue}")
     return name, job_id

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq import JobFailed, Queue, Worker
+from jobq import JobFailed, LogLine, Queue, Worker
+from jobq.cli.look import unseen
 from jobq.cli.target import load_target
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def test_enqueue_takes_every_option(jobq):
     words = ["--priority", "-5", "--delay", "1h", "--attempts", "7", "--backoff", "exponential:2s:1m"]
     words += ["--timeout", "90", "--lifo"]
     words += ["--retention", "1d", "--metadata", '{"by": "me"}', "--key", "k1", "--json"]
-    (answer,) = jobq("enqueue", "anything", "--queue", "tasks", *words).json
+    (answer,) = jobq("enqueue", "anything", "--create", "--queue", "tasks", *words).json
     assert answer["duplicate"] is False
     (row,) = jobq("show", answer["id"], "--json").json
     assert row["state"] == "delayed"
@@ -67,9 +68,9 @@ def test_enqueue_takes_every_option(jobq):
     assert row["delay"] == 3_600_000
     assert (row["backoff"]["delay"], row["backoff"]["max"]) == (2000, 60_000)
     assert (row["retention"], row["metadata"], row["key"]) == (86_400_000, {"by": "me"}, "k1")
-    again = jobq("enqueue", "anything", "--queue", "tasks", "--key", "k1")
+    again = jobq("enqueue", "anything", "--create", "--queue", "tasks", "--key", "k1")
     assert again.out.strip() == f"{answer['id']} (enqueued before, with the same key)"
-    unconfirmed = jobq("enqueue", "anything", "--queue", "tasks", "--durability", "replicated")
+    unconfirmed = jobq("enqueue", "anything", "--create", "--queue", "tasks", "--durability", "replicated")
     assert unconfirmed.code == 1
     assert "'replicated' was not confirmed within 2000 ms; the jobs are enqueued" in unconfirmed.err
 
@@ -117,23 +118,36 @@ def test_one_clear_line_says_what_is_wrong(jobq, tasks, words, code, error):
 
 
 def test_a_mistyped_queue_is_named_and_not_made(jobq):
-    assert "there are no queues yet" in jobq("ls").err
-    jobq("enqueue", "x", "--queue", "real")
-    for command in ("ls", "stats", "workers"):
-        said = jobq(command, *(["--queue", "reel"] if command == "ls" else ["reel"]))
-        assert said.code == 2
+    assert "has no queues under the prefix 'jobq'" in jobq("ls").err
+    jobq("enqueue", "x", "--create", "--queue", "real")
+    by_flag = [
+        ["ls"],
+        ["enqueue", "x"],
+        ["kill", "a"],
+        ["show", "a"],
+        ["logs", "a"],
+        ["rm", "--all", "--state", "failed"],
+    ]
+    by_name = ["stats", "workers", "queues", "pause", "resume", "top"]
+    for words in [
+        *([*words, "--queue", "reel"] for words in by_flag),
+        *([word, "reel"] for word in by_name),
+        ["queue", "rm", "reel"],
+    ]:
+        said = jobq(*words)
+        assert said.code == 1
         assert "there is no queue 'reel'; there are: real" in said.err
     assert [row["queue"] for row in jobq("stats", "--json").json] == ["real"]
 
 
 def test_the_only_queue_needs_no_name_several_do(jobq):
-    jobq("enqueue", "x", "--queue", "one")
+    jobq("enqueue", "x", "--create", "--queue", "one")
     assert len(jobq("ls", "--json").json) == 1
-    jobq("enqueue", "x", "--queue", "two")
+    jobq("enqueue", "x", "--create", "--queue", "two")
     said = jobq("ls")
     assert said.code == 2
     assert "there are several queues (one, two); say which one: --queue NAME" in said.err
-    jobq("enqueue", "x", "--queue", "default")
+    jobq("enqueue", "x", "--create", "--queue", "default")
     assert [row["queue"] for row in jobq("ls", "--json").json] == ["default"]
 
 
@@ -146,7 +160,11 @@ def test_stats(jobq, finished):
 
 
 def test_stats_before_there_is_anything(jobq):
-    assert jobq("stats").out == "no queues yet: enqueue a job, or start a worker\n"
+    said = jobq("stats")
+    assert said.code == 0
+    assert "has no queues under the prefix 'jobq'. Enqueue a job or start a worker." in said.out
+    assert "the server has lost its data" in said.out, "as after FLUSHALL"
+    assert jobq("queues").out == said.out
     assert jobq("stats", "--json").out == ""
 
 
@@ -194,7 +212,7 @@ def test_retry_kill_promote_rm(jobq, finished):
     assert jobq("kill", job, "--json").json == [{"id": job, "killed": True}]
     assert jobq("rm", job).out == f"removed {job}\n"
     assert jobq("show", job).code == 1
-    delayed = jobq("enqueue", "x", "--queue", "tasks", "--delay", "1h").out.strip()
+    delayed = jobq("enqueue", "x", "--create", "--queue", "tasks", "--delay", "1h").out.strip()
     assert jobq("promote", delayed).out == f"promoted {delayed}\n"
     said = jobq("promote", delayed)
     assert said.code == 1
@@ -265,3 +283,84 @@ def test_a_key_is_made(jobq):
     said = jobq("key", "ci", "--scope", "read", "--queue", "mail*")
     assert re.search(r"^  jobq_\S{20,}$", said.out, re.MULTILINE)
     assert re.search(r"^  ci:[0-9a-f]{64}:read:mail\*$", said.out, re.MULTILINE)
+
+
+def test_a_queue_is_made_on_request_or_by_its_code(jobq, tasks):
+    assert jobq("enqueue", "x").out.startswith("default:"), "unnamed, there can be no typing error"
+    assert jobq("enqueue", "x", "--queue", "one").code == 1
+    assert jobq("enqueue", "x", "--queue", "one", "--create").code == 0
+    assert jobq("pause", tasks).out == "paused tasks\n", "the code says that there is such a queue"
+    assert jobq("enqueue", "echo", "--queue", tasks).code == 0
+
+
+def test_queues(jobq, finished):
+    jobq("enqueue", "x", "--queue", "other", "--create")
+    jobq("pause", "other")
+    head, first, second = (line.split() for line in jobq("queues").out.splitlines())
+    assert head == ["QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS"]
+    assert first == ["other", "1", "0", "0", "0", "0", "0", "paused"]
+    assert second == ["tasks", "0", "0", "0", "1", "1", "0"]
+    (row,) = jobq("queues", "other", "--json").json
+    assert (row["queue"], row["waiting"], row["workers"], row["paused"]) == ("other", 1, 0, True)
+
+
+def test_queue_rm(jobq):
+    jobq("enqueue", "x", "--queue", "tipo", "--create")
+    said = jobq("queue", "rm", "tipo")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "jobq: queue 'tipo' has 1 job; --force removes it all the same\n"
+    assert jobq("queue", "rm", "tipo", "--force").out == "removed queue tipo\n"
+    assert jobq("queues", "--json").out == ""
+    assert jobq("queue", "rm", "tipo").code == 1
+
+
+def test_many_queues_share_one_connection(jobq, redis_url):
+    async def connections() -> int:
+        async with Queue("n0") as queue:
+            text: bytes = await queue.store.command(b"INFO", b"stats")
+        return int(text.decode().partition("total_connections_received:")[2].split()[0])
+
+    async def fill() -> None:
+        for n in range(30):
+            async with Queue(f"n{n}") as queue:
+                await queue.enqueue("x")
+
+    asyncio.run(fill())
+    before = asyncio.run(connections())
+    for command in ("stats", "queues", "workers"):
+        assert jobq(command).code == 0
+    assert asyncio.run(connections()) - before < 10
+
+
+def test_a_name_is_never_run_as_code(jobq, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").write_text("raise SystemExit('it ran')")
+    jobq("enqueue", "y", "--queue", "other", "--create")
+    assert "there is no queue 'x.py'; there are: other; for the file write ./x.py" in jobq("stats", "x.py").err
+    assert jobq("enqueue", "y", "--queue", "x.py", "--create").out.startswith("x.py:")
+    job = jobq("ls", "--queue", "x.py", "--json").json[0]["id"]
+    assert jobq("show", job).code == 0
+    for word in ("./x.py:abc", "x:y:abc", ":abc"):
+        said = jobq("show", word)
+        assert (said.code, said.out) == (2, "")
+        assert "is no job id" in said.err
+
+
+def test_logs_follow_until_the_job_is_finished(jobq, tasks, start, redis_url):
+    job = jobq("enqueue", "echo", "--delay", "1h", "--queue", tasks).out.strip()
+    follow = start("logs", job, "--follow", "--interval", "20ms", JOBQ_REDIS_URL=redis_url)
+    start("work", tasks, "--processes", "1", JOBQ_REDIS_URL=redis_url).wait_line("worker started")
+    assert follow.popen.poll() is None, "the job is delayed, so there is more to come"
+    jobq("promote", job)
+    follow.wait_line("got hello")
+    assert follow.end() == 0
+
+
+def test_lines_that_were_shown_are_not_shown_again():
+    lines = [LogLine(at=n // 2, message=str(n % 3)) for n in range(20)]
+    assert unseen([], lines) == lines
+    assert unseen(lines[:5], lines) == lines[5:]
+    assert unseen(lines, lines) == []
+    assert unseen(lines[:10], lines[4:]) == lines[10:], "the first ones are gone by now"
+    assert unseen(lines[:5], lines[10:]) == lines[10:]
+    assert unseen(lines, []) == []

@@ -111,7 +111,7 @@ def test_only_one_module_writes():
 def test_text_that_the_terminal_cannot_encode_is_escaped(
     jobq: Callable[..., Said], start: Callable[..., Process], redis_url: str
 ):
-    job = jobq("enqueue", "x", "--queue", "tasks", "--metadata", '{"name": "Zoë"}').out.strip()
+    job = jobq("enqueue", "x", "--create", "--queue", "tasks", "--metadata", '{"name": "Zoë"}').out.strip()
     process = start("show", job, JOBQ_REDIS_URL=redis_url, PYTHONIOENCODING="ascii")
     process.wait_line(r"Zo\xeb")
     assert process.end() == 0

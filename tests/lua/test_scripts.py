@@ -30,6 +30,7 @@ CALLS: dict[str, Any] = {
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
     "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000, b"[]"),
+    "drop": lambda s: s.drop(force=True),
     "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
@@ -114,6 +115,10 @@ def test_what_a_removed_job_leaves_is_known_to_both_who_remove():
     assert columns("remove") == columns("trim")
     per_job = {column for column, text in COLUMNS.items() if text.startswith("hash: id ->")}
     assert columns("remove") == per_job - {"leases"}, "a new column of jobs must be removed with them"
+
+
+def test_a_dropped_queue_leaves_no_key():
+    assert set(SCRIPTS["drop"].keys) == set(COLUMNS) - {"control"}, "a new column must be dropped too"
 
 
 @every_script

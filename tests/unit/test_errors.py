@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Discard, Queue, Retry, Settings, errors
+from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
 from jobq.engine.model.outcome import judge
@@ -87,6 +88,21 @@ async def _(world: World) -> None:
 @brings("InvalidQuery", "cursor 'nonsense' is none of ours: pass the one that the last page gave")
 async def _(world: World) -> None:
     await world.queue.page(cursor="nonsense")
+
+
+@brings("QueueInUse", "has 1 job; force removes it all the same")
+async def _(world: World) -> None:
+    await world.queue.enqueue("send")
+    await world.queue.drop()
+
+
+@brings("UnknownQueue", "there is no queue 'nope'; there are: real")
+async def _(world: World) -> None:
+    url = world.queue.store.connection.url
+    async with Queue("real", url) as real:
+        await real.enqueue("x")
+    async with one_queue("nope", Settings(redis_url=url)):
+        pass
 
 
 @brings("JobNotFound", f"no job '{ID}': never enqueued, removed, or past its retention")

@@ -23,7 +23,7 @@ from jobq.engine.model.job import (
 from jobq.engine.model.options import check, to_ms
 from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, worker_row
 from jobq.engine.queue.results import KILLED
-from jobq.errors import JobNotFound, WrongState
+from jobq.errors import JobNotFound, QueueInUse, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,6 +156,20 @@ class Verbs(ABC):
         """Claims go on."""
         if await self.store.do(self.store.resume()):
             log.info("resumed", queue=self.name)
+
+    async def drop(self, *, force: bool = False) -> None:
+        """Remove the queue itself, with its jobs, its metrics and its place in the list of queues.
+
+        ``force``: although it has jobs or living workers. Running jobs then lose their leases. A worker or a producer
+        that goes on makes the queue anew.
+
+        :raises QueueInUse: it has jobs or living workers; nothing was removed.
+        """
+        jobs, workers, dropped = await self.store.do(self.store.drop(force=force))
+        if not dropped:
+            raise QueueInUse(self.name, jobs, workers)
+        await self.store.unregister()
+        log.info("queue dropped", queue=self.name, jobs=jobs)
 
     async def kill(self, job_id: str) -> None:
         """An unfinished job goes to failed as killed; a running handler is stopped.

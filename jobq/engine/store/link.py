@@ -88,6 +88,8 @@ class Connection:
         self.max_connections = max_connections
         self.looked_at = False
         """Whether the server's operator has been warned of what may disappoint."""
+        self.has_scripts = False
+        """Whether the server was given all scripts over this connection."""
         self._begin()
         self._all.add(self)
 

@@ -78,7 +78,9 @@ class Store(Sender):
         :raises StoreRefused: the layout is newer than this program's, or the server is unfit: see fitness.py.
         """
         await self.check(durability)
-        await self.load()
+        if not self.connection.has_scripts:  # once for all queues of a connection; NOSCRIPT is answered anyway
+            await self.load()
+            self.connection.has_scripts = True
         layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
         if layout > LAYOUT:
             raise StoreRefused(
@@ -101,6 +103,13 @@ class Store(Sender):
         # asked first: a worker that is to drain a full server has to get in, and SADD is refused there
         registry = registry_key(self.prefix)
         if not await self.command(b"SISMEMBER", registry, self.name):
+            await self.command(b"SADD", registry, self.name)
+
+    async def unregister(self) -> None:
+        """Take a dropped queue out of the registry, unless somebody has used it again meanwhile."""
+        registry = registry_key(self.prefix)
+        await self.command(b"SREM", registry, self.name)
+        if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
             await self.command(b"SADD", registry, self.name)
 
     async def look_at_clock(self) -> None:
@@ -270,6 +279,10 @@ class Store(Sender):
     def remove(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Jobs that are not active go altogether. Answers per id the state it stood in, or ''."""
         return Call("remove", [self.now, *ids], read_states)
+
+    def drop(self, *, force: bool) -> Call[list[int]]:
+        """The queue with all its keys. Answers how many jobs and living workers it has, and 1 when it was dropped."""
+        return Call("drop", [self.now, ALIVE_MS, int(force)], read_as_is)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

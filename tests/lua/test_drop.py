@@ -1,0 +1,72 @@
+"""drop.lua and the verb on top of it: an unused queue goes without a trace, a used one only when forced."""
+
+from __future__ import annotations
+
+import pytest
+from columns import also
+from table import NOW, Bench, Case, held, standing, table, waiting
+
+from jobq import Queue
+from jobq.engine.store import Store
+from jobq.engine.store.keys import COLUMNS
+from jobq.errors import QueueInUse
+
+USED = also(waiting("a"), standing("delayed", "d"), held("h"), standing("completed", "c"), {"meta": {"layout": "1"}})
+
+
+@table(
+    [
+        Case("an empty queue", {"meta": {"layout": "1"}}, lambda s: s.drop(force=False), {"meta": {}}, [0, 0, 1]),
+        Case("nothing at all, as when it is repeated", {}, lambda s: s.drop(force=False), {}, [0, 0, 1]),
+        Case("one with jobs is refused", USED, lambda s: s.drop(force=False), {}, [4, 0, 0]),
+        Case("one with jobs, forced", USED, lambda s: s.drop(force=True), {column: {} for column in USED}, [4, 0, 1]),
+        Case(
+            "one with a living worker is refused",
+            {"workers": {"w": NOW}},
+            lambda s: s.drop(force=False),
+            {},
+            [0, 1, 0],
+        ),
+        Case(
+            "a dead worker does not count",
+            {"workers": {"w": NOW}},
+            lambda s: s.drop(force=False),
+            {"workers": {}},
+            [0, 0, 1],
+            now=NOW + 60_000,
+        ),
+    ]
+)
+async def test_drop(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+async def test_no_key_is_left_and_the_name_is_forgotten(bench: Bench):
+    async with Queue("test", bench.store.connection) as queue, Queue("other", bench.store.connection) as other:
+        await queue.enqueue_many([queue.new("x", key=f"k{n}") for n in range(5)])
+        await other.enqueue("x")
+        with pytest.raises(QueueInUse, match=r"queue 'test' has 5 jobs; force removes it all the same"):
+            await queue.drop()
+        await queue.drop(force=True)
+        assert await queue.queues() == ["other"]
+        keys = [bench.store.keys[column] for column in COLUMNS]
+        assert await bench.admin.command(b"EXISTS", *keys) == 0
+        await queue.drop()
+
+
+async def test_a_queue_that_is_used_again_meanwhile_keeps_its_place_in_the_list(bench: Bench):
+    async with Queue("test", bench.store.connection) as queue:
+        await queue.enqueue("x")
+        await Store(bench.store.connection, "test").unregister()
+        assert await queue.queues() == ["test"]
+
+
+async def test_a_large_queue_goes_at_once(bench: Bench):
+    """The keys are unlinked, not emptied: the call does not hold the server."""
+    async with Queue("test", bench.store.connection) as queue:
+        await queue.enqueue_many([queue.new("x") for _ in range(20_000)])
+        await bench.admin.command(b"CONFIG", b"RESETSTAT")
+        await queue.drop(force=True)
+        stats = (await bench.admin.command(b"INFO", b"commandstats")).decode()
+    assert "cmdstat_unlink:calls=1," in stats
+    assert "cmdstat_del:" not in stats
