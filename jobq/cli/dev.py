@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from jobq.cli import render
+from jobq.cli.example import example
 from jobq.cli.serve import check_bind, listen, url
 from jobq.cli.session import on_stop_signals, run
 from jobq.cli.supervisor import Supervisor
@@ -68,7 +69,7 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
 
 
 def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -> list[str]:
-    """What runs where, and three lines to try."""
+    """What runs where, and three commands to try. The first one enqueues a job that the queue takes."""
     first = queues[0]
     jobs = f"{settings.concurrency} jobs at a time each"
     servers = dict.fromkeys(_server(queue) for queue in queues)
@@ -80,9 +81,12 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
         ("workers", f"{processes} {'process' if processes == 1 else 'processes'}, {jobs}"),
     ]
     key = '-H "Authorization: Bearer $KEY" ' if settings.api_keys else ""
-    job = msgspec.json.encode(example(first)).decode()
+    job = example(first)
+    body = "" if job is None else shlex.quote(msgspec.json.encode(job).decode())
     curls = [
-        f"curl {key}{rest}/jobs/enqueue -H 'Content-Type: application/json' -d {shlex.quote(job)}",
+        f"curl {key}{rest}/jobs/enqueue -H 'Content-Type: application/json' -d {body}"
+        if body
+        else f"open {rest}/docs  # how to enqueue jobs of {', '.join(first.tasks)}",
         f"curl {key}{rest}/jobs/stats",
         f"curl {key}'{rest}/jobs?state=completed&limit=3'",
     ]
@@ -103,32 +107,3 @@ def _server(queue: Queue) -> str:
     address = queue.store.connection.url
     embedded = queue.settings.redis_url is None and address.endswith(".server")
     return f"embedded, its data in {queue.settings.data_path}" if embedded else redact(address)
-
-
-def example(queue: Queue) -> dict[str, Any]:
-    """A job that the queue's first type takes."""
-    for task in queue.tasks.values():
-        return {"type": task.name, "payload": _sample(task.schema(), task.schema())}
-    return {"type": "anything", "payload": {}}
-
-
-_BY_TYPE: dict[str, Any] = {"string": "text", "integer": 1, "number": 1.5, "boolean": True, "array": [], "null": None}
-
-
-def _sample(schema: dict[str, Any], root: dict[str, Any]) -> Any:
-    """A value that a JSON schema made by msgspec takes; only what is required."""
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return _sample(root.get("$defs", {}).get(name, {}), root)
-    if "examples" in schema:
-        return schema["examples"][0]
-    for one_of in ("enum", "anyOf", "oneOf"):
-        if one_of in schema:
-            first = schema[one_of][0]
-            return first if one_of == "enum" else _sample(first, root)
-    if "const" in schema:
-        return schema["const"]
-    if schema.get("type") == "object" or "properties" in schema:
-        required = schema.get("required", [])
-        return {name: _sample(schema["properties"][name], root) for name in required}
-    return schema.get("minimum", _BY_TYPE.get(str(schema.get("type"))))

@@ -123,7 +123,7 @@ def _add_moving(commands: Commands) -> None:
     enqueue = _command(commands, "enqueue", "enqueue:enqueue", "add a job", shown=True, queue=True)
     enqueue.add_argument("type", metavar="TYPE", help="the job's type")
     enqueue.add_argument(
-        "payload", metavar="JSON", nargs="?", type=values.json, help="its arguments (default: {}); - reads stdin"
+        "payload", metavar="JSON", nargs="?", type=values.payload, help="its arguments (default: {}); - reads stdin"
     )
     enqueue.add_argument("--create", action="store_true", help="--queue may name a queue that does not exist yet")
     times: dict[str, Any] = {"type": values.seconds, "metavar": "TIME"}

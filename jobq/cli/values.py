@@ -61,12 +61,20 @@ def backoff(word: str) -> Backoff:
 
 def json(word: str) -> msgspec.Raw:
     """A JSON document, kept byte for byte; "-" reads it from stdin."""
-    text = sys.stdin.read().strip() if word == "-" else word
+    text = sys.stdin.read() if word == "-" else word
     try:
         msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"this is no JSON: {error}") from None
-    return msgspec.Raw(text.encode())
+    return msgspec.Raw(text.strip().encode())
+
+
+def payload(word: str) -> msgspec.Raw:
+    """The arguments of a handler: a JSON object, kept byte for byte; "-" reads it from stdin."""
+    document = json(word)
+    if not bytes(document).startswith(b"{"):
+        raise argparse.ArgumentTypeError("the payload is no JSON object: it takes the handler's arguments by name")
+    return document
 
 
 def json_object(word: str) -> dict[str, object]:

@@ -65,8 +65,17 @@ def hash_key(secret: str) -> str:
 def new_key(
     name: str, scope: Scope = Scope.WRITE, queues: Sequence[str] = ("*",), expires: float | None = None
 ) -> tuple[str, ApiKey]:
-    """Make a key: the secret for its owner, and what the server may know of it."""
+    """Make a key: the secret for its owner, and what the server may know of it.
+
+    :raises SettingsError: the name or a queue's pattern has characters that its entry in the settings cannot hold.
+    """
     secret = f"jobq_{secrets.token_urlsafe(32)}"
+    _check_name(name, "API key")
+    for pattern in queues:
+        if not _PATTERN.fullmatch(pattern):
+            raise SettingsError(
+                f"queue pattern {pattern[:80]!r}: it takes letters, digits, '.', '_', '-' and the wildcards * ? []"
+            )
     return secret, ApiKey(name, hash_key(secret), scope, tuple(queues), expires)
 
 
@@ -84,8 +93,7 @@ def _parse(position: int, entry: str) -> ApiKey:
     if len(parts) < 3:
         raise SettingsError(f"{where}: it takes name:sha256-of-the-key:scope[:queues[:expires]]")
     name, digest, scope, queues, expires = (*parts, "", "")[:5]
-    if not re.fullmatch(r"[\w.-]{1,64}", name):
-        raise SettingsError(f"{where}: the name takes 1 to 64 letters, digits, '_', '.', '-'")
+    _check_name(name, where)
     if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()):
         raise SettingsError(f"{where} ({name}): the second field is the key's sha256 in hex, never the key itself")
     if scope not in ("read", "write", "admin"):
@@ -95,6 +103,14 @@ def _parse(position: int, entry: str) -> ApiKey:
     except ValueError:
         raise SettingsError(f"{where} ({name}): expires takes a date or time like 2030-12-31") from None
     return ApiKey(name, digest.lower(), Scope[scope.upper()], tuple(queues.split("|")) if queues else ("*",), until)
+
+
+_PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]{1,128}")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not re.fullmatch(r"[\w.-]{1,64}", name):
+        raise SettingsError(f"{where}: the name takes 1 to 64 letters, digits, '_', '.', '-'")
 
 
 def _timestamp(text: str) -> float:

@@ -12,6 +12,7 @@ import pytest
 from jobq import JobFailed, LogLine, Queue, Worker
 from jobq.cli.look import unseen
 from jobq.cli.target import load_target
+from jobq.http.auth import parse_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,8 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
         (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, frozen, pid, sleepy"),
         (["enqueue", "echo", '{"words": 1}'], 1, "unknown field `words`"),
         (["enqueue", "echo", "{"], 2, "this is no JSON"),
+        (["enqueue", "echo", "[1,2]"], 2, "the payload is no JSON object: it takes the handler's arguments by name"),
+        (["enqueue", "echo", "null"], 2, "the payload is no JSON object"),
         (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: 5 (seconds), 250ms, 10m, 2h or 7d"),
         (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY or exponential:DELAY[:LONGEST]"),
         (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
@@ -282,7 +285,19 @@ def test_settings_that_cannot_be_used(jobq, monkeypatch):
 def test_a_key_is_made(jobq):
     said = jobq("key", "ci", "--scope", "read", "--queue", "mail*")
     assert re.search(r"^  jobq_\S{20,}$", said.out, re.MULTILINE)
-    assert re.search(r"^  ci:[0-9a-f]{64}:read:mail\*$", said.out, re.MULTILINE)
+    entry = re.search(r"^  (ci:[0-9a-f]{64}:read:mail\*)$", said.out, re.MULTILINE)
+    assert entry
+    assert parse_keys(entry[1])[0].queues == ("mail*",)
+
+
+@pytest.mark.parametrize(
+    "words", [["a:b"], ["a,b"], [""], ["a b"], ["x" * 65], ["ok", "--queue", "a:b"], ["ok", "--queue", "a|b"]]
+)
+def test_a_key_that_serve_would_refuse_is_not_made(jobq, words):
+    said = jobq("key", *words)
+    assert (said.code, said.out) == (2, "")
+    assert "it takes" in said.err or "the name takes" in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_a_queue_is_made_on_request_or_by_its_code(jobq, tasks):

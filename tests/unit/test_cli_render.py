@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import date, datetime  # noqa: TC003 - handlers' types are looked up at run time
+from decimal import Decimal  # noqa: TC003
 from typing import Annotated, Literal
+from uuid import UUID  # noqa: TC003
 
 import msgspec
 import pytest
 
 from jobq import Backoff, Queue
 from jobq.cli import dev, render, values
+from jobq.cli.example import example
 
 
 @pytest.mark.parametrize(
@@ -111,11 +115,57 @@ async def test_the_example_on_the_screen_is_a_job_that_the_queue_takes(queue: Qu
         optional: str = "",
     ) -> None: ...
 
-    job = dev.example(queue)
+    job = example(queue)
+    assert job is not None
     assert "optional" not in job["payload"]
     new = queue.new(job["type"], job["payload"])
     queue.check(new)
 
 
+class Tree(msgspec.Struct):
+    """A type that contains itself."""
+
+    left: Tree | None
+    items: list[Tree]
+
+
+async def test_the_example_is_of_a_type_for_which_one_can_be_made(queue: Queue):
+    @queue.task
+    async def odd(what: Annotated[str, msgspec.Meta(pattern="^[0-9]{7}$")]) -> None: ...
+
+    assert example(queue) is None, "the server would refuse it"
+    screen = dev.screen([queue], queue.settings, "http://x", 1)
+    assert "  open http://x/docs  # how to enqueue jobs of odd" in screen
+
+    @queue.task
+    async def moments(
+        at: Annotated[datetime, msgspec.Meta(tz=True)],
+        day: date,
+        id: UUID,
+        price: Decimal,
+        tree: Tree,
+        long: Annotated[str, msgspec.Meta(min_length=9)],
+        pair: Annotated[list[int], msgspec.Meta(min_length=2)],
+        counts: dict[str, int],
+        above: Annotated[int, msgspec.Meta(gt=3)],
+    ) -> None: ...
+
+    job = example(queue)
+    assert job is not None
+    assert job["type"] == "moments"
+    queue.check(queue.new(job["type"], job["payload"]))
+
+
+async def test_a_type_without_a_schema_is_skipped(queue: Queue, monkeypatch: pytest.MonkeyPatch):
+    @queue.task
+    async def odd() -> None: ...
+
+    def no_schema() -> dict[str, object]:
+        raise TypeError("Generating JSON schema for custom types requires a schema_hook")
+
+    monkeypatch.setattr(queue.tasks["odd"], "schema", no_schema)
+    assert example(queue) is None
+
+
 def test_the_example_of_a_queue_without_tasks():
-    assert dev.example(Queue("empty")) == {"type": "anything", "payload": {}}
+    assert example(Queue("empty")) == {"type": "anything", "payload": {}}

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -276,3 +277,23 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def test_nobody_else_can_read_the_data_in_a_directory_that_all_can_enter(tmp_path: Path):
+    """Whoever made the directory with mkdir gave it mode 755; the append-only file holds every payload."""
+    data = tmp_path / "data"
+    (data / "appendonlydir").mkdir(parents=True)
+    (data / "server.log").touch()
+    for path, mode in ((data, 0o755), (data / "appendonlydir", 0o755), (data / "server.log", 0o644)):
+        path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        server = await EmbeddedServer.join_or_start(data)
+        await server.stop()
+    finally:
+        os.umask(before)
+    written = [path for path in data.rglob("*") if path.is_file() and path.name != "server.socket"]
+    assert any(path.name.endswith(".aof") for path in written)
+    for path in [*written, data / "appendonlydir"]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert stat.S_IMODE(data.stat().st_mode) == 0o755, "the directory itself is its owner's choice"

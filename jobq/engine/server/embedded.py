@@ -164,9 +164,21 @@ def _made(data_dir: Path) -> Path:
         data_dir = data_dir.expanduser().resolve()
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / "server.lock").touch(mode=0o600)
+        _close_to_others(data_dir)
     except OSError as error:
         raise NoServer(f"the data directory cannot be used: {error}; JOBQ_DATA_DIR chooses another") from None
     return data_dir
+
+
+def _close_to_others(data_dir: Path) -> None:
+    """Take the rights of group and others from data that an older server wrote; the keeper's umask does the rest.
+
+    The directory itself keeps its mode. It may be a mount or hold other files, and its owner chose the mode.
+    """
+    for name in ("appendonlydir", "server.log"):
+        path = data_dir / name
+        if path.exists() and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+            path.chmod(mode & 0o700)
 
 
 def _sockets(data_dir: Path) -> str:

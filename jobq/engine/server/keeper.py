@@ -203,6 +203,7 @@ def main() -> None:
     """Detach from the starter, then keep."""
     if os.fork():
         os._exit(0)  # the keeper is nobody's child: no zombie in the starter, however long it lives
+    os.umask(0o077)  # the data is its owner's alone, whatever the mode of the directory that was given
     lock, first, sockets, log, *command = sys.argv[1:]
     Keeper(int(lock), int(first), sockets, log, command).run()
 
