@@ -129,12 +129,12 @@ def _ends(stats: Stats) -> tuple[int, int, int]:
 
 
 async def _promote_delayed(queue: Queue) -> None:
-    """Delayed jobs run now, but for those whose type has no handler here: they would come back for ever."""
+    """Delayed jobs run now, but for those that no handler here can read: they would come back for ever."""
     cursor = None
     while True:
         page = await queue.briefs(State.DELAYED, limit=1000, cursor=cursor)
         for row in page.jobs:
-            if row.type in queue.tasks:
+            if row.type in queue.tasks and not row.unserved:
                 try:
                     await queue.promote(row.id)
                 except WrongState:

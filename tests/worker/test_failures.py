@@ -12,8 +12,11 @@ from hostile import HOSTILE
 from tools import blocked, listening
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
+from jobq.engine.version import jobq_version
 from jobq.engine.worker import source as source_module
 from jobq.engine.worker.outbox import FAIL_MAX
+from jobq.errors import InvalidJob
+from jobq.testing import ManualClock
 
 SOON = Backoff(type="fixed", delay=5, jitter=0)
 
@@ -162,32 +165,173 @@ async def test_discard_fails_at_once(queue, start):
     assert (row.state, row.attempts_made, row.errors[0].type) == (State.FAILED, 1, "Discard")
 
 
-async def test_an_old_payload_after_a_deploy_fails_at_once_and_says_what_does_not_fit(queue, redis_url, start):
-    async with Queue("test", redis_url) as before:  # knows no types: enqueues what the old version did
-        jobs = [
-            await before.enqueue("send", {"to": 1}, attempts=5),
-            await before.enqueue("send", {}, attempts=5),
-            await before.enqueue("send", {"to": "a", "cc": "b"}, attempts=5),
-            await before.enqueue("send", [1], attempts=5),
-        ]
-    runs = 0
+PAYLOADS = [
+    ({"to": 1}, "Expected `str`"),
+    ({}, "missing required field `to`"),
+    ([1], "Expected `object`"),
+]
+"""What another version's handler of ``send(to: str)`` may take, and what this one says."""
 
-    @queue.task
-    async def send(to: str) -> None:
-        nonlocal runs
-        runs += 1
 
-    await start()
-    for job, says in zip(
-        jobs, ("Expected `str`", "missing required field `to`", "unknown field `cc`", "Expected `object`"), strict=True
-    ):
-        with pytest.raises(JobFailed, match=says) as failed:
+async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue, redis_url, start, until, logs):
+    async with Queue("test", redis_url) as before:  # knows no types: enqueues what the other version did
+        jobs = [await before.enqueue("send", payload, attempts=1) for payload, _ in PAYLOADS]
+
+        @queue.task
+        async def send(to: str) -> None:
+            raise AssertionError("it cannot read them")
+
+        await start()
+
+        async def handed_back() -> bool:
+            return all([(await job.row()).unserved for job in jobs])
+
+        await until(handed_back)
+        for job, (_, says) in zip(jobs, PAYLOADS, strict=True):
+            row = await job.row()
+            assert (row.state in (State.DELAYED, State.WAITING, State.ACTIVE), row.attempts_made, row.errors) == (
+                True, 0 + (row.state is State.ACTIVE), [],
+            )  # fmt: skip
+            line = next(line for line in logs.all("handed back", "WARNING") if line.job_id == job.id)
+            assert f"Job send {job.id} was handed back" in line.getMessage()
+            assert says in line.getMessage()
+
+    async with Queue("test", redis_url) as other:
+
+        @other.task(name="send")
+        async def other_send(to: Any = None) -> Any:
+            return to
+
+        await start(other)
+
+        async def completed() -> bool:
+            for job in jobs:
+                if (await queue.get(job.id)).state is State.DELAYED:
+                    await queue.promote(job.id)
+            return (await queue.stats()).completed == 2  # [1] is for none of both
+
+        await until(completed)
+
+
+@pytest.mark.parametrize("payload", [payload for payload, _ in PAYLOADS], ids=str)
+async def test_what_nobody_can_read_for_long_fails_and_names_both_versions(redis_url, start, payload):
+    seen: list[str] = []
+    async with Queue("test", redis_url) as before:
+        job = await before.enqueue("send", payload, attempts=5)
+        strange = await before.enqueue("strange", attempts=5)
+    async with Queue("test", redis_url, unserved_for=0) as queue:
+
+        @queue.task
+        async def send(to: str, subject: str = "") -> None: ...
+
+        @queue.middleware
+        async def watch(context, call_next):
+            try:
+                return await call_next()
+            except Exception as error:
+                seen.append(f"{context.type}: {type(error).__name__}")
+                raise
+
+        worker = await start(queue)
+        with pytest.raises(JobFailed, match="does not fit send's signature") as failed:
             await queue.result(job.id, timeout=5)
         assert failed.value.type == "InvalidPayload"
-        assert "send" in failed.value.message
-        row = await queue.get(job.id)
-        assert (row.state, row.attempts_made) == (State.FAILED, 1)
-    assert runs == 0
+        fields = ", ".join(payload) if isinstance(payload, dict) else ""
+        assert f"it has the fields {fields or 'none'}, the signature has to, subject" in failed.value.message
+        assert f"the last one was {worker.name} with jobq {jobq_version()}" in failed.value.message
+        assert (await queue.get(job.id)).attempts_made == 1
+        with pytest.raises(JobFailed, match=r"no handler for its type\. No worker could run the job for 0 h") as failed:
+            await queue.result(strange.id, timeout=5)
+        assert failed.value.type == "Unserved"
+    assert sorted(seen) == ["send: InvalidPayload", "strange: Unserved"], "middleware is told"
+
+
+async def test_time_that_a_job_waited_for_its_turn_does_not_count_as_unserved(redis_url, start, until, monkeypatch):
+    """A job that was delayed for longer than ``unserved_for`` is given its time all the same."""
+    clock = ManualClock()
+    async with Queue("test", redis_url, clock=clock, unserved_for=1) as queue:
+
+        @queue.task
+        async def known() -> None: ...
+
+        async with Queue("test", redis_url, clock=clock) as other:
+            job = await other.enqueue("strange", delay=3600)
+        clock.advance(3601)
+        await start(queue)
+        for times in (1, 2, 3):
+
+            async def handed_back(times: int = times) -> bool:
+                row = await queue.get(job.id)
+                return row.unserved == times and row.state is State.DELAYED
+
+            await until(handed_back)
+            await queue.promote(job.id)
+        # 250, 500 and 1000 ms come to more than a second
+        with pytest.raises(JobFailed, match="no handler for its type"):
+            await queue.result(job.id, timeout=5)
+
+
+async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(queue, redis_url, start, logs):
+    @queue.task
+    async def send(to: str) -> str:
+        return to
+
+    async with Queue("test", redis_url) as newer:
+        jobs = [await newer.enqueue("send", {"to": "a", "locale": "en"}) for _ in range(3)]
+        await start()
+        assert [await job.result(5) for job in jobs] == ["a"] * 3
+    line = logs.one("A field of the payload is ignored", "WARNING").getMessage()
+    assert "`locale`" in line
+    assert f"The first such job is send {jobs[0].id}" in line
+
+
+async def test_unknown_fields_are_refused_at_the_door_unless_the_queue_says_otherwise(queue, redis_url):
+    async def send(to: str) -> None: ...
+
+    queue.task(send)
+    with pytest.raises(InvalidJob, match="unknown field `locale`"):
+        await queue.enqueue("send", {"to": "a", "locale": "en"})
+    async with Queue("test", redis_url, unknown_fields="ignore") as lenient:
+        lenient.task(send)
+        await lenient.enqueue("send", {"to": "a", "locale": "en"})
+        with pytest.raises(InvalidJob, match="missing required field `to`"):
+            await lenient.enqueue("send", {"locale": "en"})
+    with pytest.raises(InvalidJob, match="unknown_fields is 'forbid': it takes 'refuse' or 'ignore'"):
+        Queue("test", unknown_fields="forbid")  # type: ignore[arg-type]
+
+
+async def _rewrite(queue: Queue, job_id: str, old: bytes, new: bytes) -> None:
+    """Make the row of a job what another version of jobq would have written."""
+    key = queue.store.keys["jobs"]
+    raw = await queue.store.command(b"HGET", key, job_id)
+    assert old in raw
+    await queue.store.command(b"HSET", key, job_id, raw.replace(old, new))
+
+
+async def test_a_row_with_fields_of_a_newer_jobq_runs(queue, start):
+    @queue.task(backoff=Backoff(delay=7))
+    async def fine() -> int:
+        return 1
+
+    job = await fine.enqueue()
+    await _rewrite(queue, job.id, b'"backoff":{', b'"tags":["x"],"backoff":{"factor":3,')
+    await start()
+    assert await job.result(5) == 1
+
+
+async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ran_out(queue, start, until, logs):
+    @queue.task
+    async def fine() -> None: ...
+
+    job = await queue.enqueue("fine", backoff=Backoff(delay=7), attempts=1)
+    await _rewrite(queue, job.id, b'"backoff":{', b'"backoff":{"type":"linear",')
+    # its worker of the newer version dies
+    claim = queue.store.claim(1, 1, "newer", "newer:0", 1, repeated=False)
+    await queue.store.do(claim)
+    await start(lease=0.2)
+    await until(lambda: logs.all("this version of jobq cannot read the job's row", "WARNING"))
+    row = await queue.get(job.id)
+    assert (row.errors, row.state is State.FAILED) == ([], False)
 
 
 async def test_a_row_that_cannot_be_read_ends_in_failed_and_harms_nobody(queue, connection, start, until):
@@ -237,7 +381,7 @@ async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
         delays.append(stats.next_due_ms)
         await queue.promote(job.id)
     assert delays == [pytest.approx(ms, rel=0.3) for ms in (1000, 2000, 4000)]
-    assert all(w.type == "newer" and w.job_id == job.id for w in logs.all("unknown job type", "WARNING"))
+    assert all(w.type == "newer" and w.job_id == job.id for w in logs.all("no handler for its type", "WARNING"))
 
     async with Queue("test", redis_url) as newer:
 

@@ -84,7 +84,7 @@ async def test_timeout_ends_the_process(process, start, until, tmp_path):
     await (await add.enqueue(a=1)).result(60)
     job = await hang.enqueue(where=str(tmp_path / "pid"))
     pid = await _alive(tmp_path / "pid", until)
-    with pytest.raises(JobFailed, match="timeout of 3000 ms"):
+    with pytest.raises(JobFailed, match="timeout of 3 s"):
         await job.result(10)
     await until(lambda: _gone(pid), "the child to be killed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
 from typing import Annotated, Any
 
@@ -48,6 +49,24 @@ async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue, start, 
     assert {await gate.arrival() for _ in jobs} == {0, 1, 2}  # at the same time, and this loop runs
     gate.open()
     assert all([(await job.result(5)).startswith("jobq") for job in jobs])
+
+
+async def test_an_async_handler_behind_a_plain_wrapper_is_awaited_on_the_loop(queue, start):
+    def traced(fn):
+        @functools.wraps(fn)
+        def wrapper(*args, **kwargs):
+            return fn(*args, **kwargs)
+
+        return wrapper
+
+    @queue.task
+    @traced
+    async def hello(n: int) -> list[Any]:
+        await asyncio.sleep(0)
+        return [n, threading.current_thread() is threading.main_thread(), current.get().type]
+
+    await start()
+    assert await (await hello.enqueue(n=1)).result(5) == [1, True, "hello"]
 
 
 @pytest.mark.parametrize(

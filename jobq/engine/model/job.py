@@ -44,7 +44,7 @@ class State(StrEnum):
     BLOCKED = "blocked"
 
 
-class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Backoff(msgspec.Struct, frozen=True, omit_defaults=True):
     """How long a failed attempt waits for the next one. Times in ms.
 
     ``fixed``: always ``delay``. ``exponential``: ``delay * 2**(attempt - 1)``, at most ``max``.

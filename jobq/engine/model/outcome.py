@@ -38,6 +38,17 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
+class Unserved(Exception):
+    """The worker has no handler for the job's type, or cannot read the job: a worker of another version might.
+
+    ``invalid``: the payload does not fit the handler's signature.
+    """
+
+    def __init__(self, message: str, *, invalid: bool = False) -> None:
+        self.invalid = invalid
+        super().__init__(message)
+
+
 class InvalidPayload(Exception):
     """The payload does not fit the handler's signature (any more); running it again cannot help."""
 
@@ -58,7 +69,7 @@ class ProcessCrashed(Exception):
     """The child process that ran the handler died."""
 
 
-FINAL: Final = (Discard, InvalidPayload, InvalidResult)
+FINAL: Final = (Discard, InvalidPayload, InvalidResult, Unserved)
 """No other attempt follows from these."""
 
 

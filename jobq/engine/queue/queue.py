@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import msgspec
 
@@ -54,6 +54,10 @@ class Queue(Registry, Verbs):
     ``durability``: what must be confirmed before an enqueue returns: nothing beyond Redis's answer, an fsync
     ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds. A call may
     say its own, which then counts for it in place of the queue's.
+    ``unknown_fields``: what an enqueue does with fields of a payload that the handler has no argument for: "refuse" or
+    "ignore". A worker always ignores them, because a newer version of the program may have enqueued the job.
+    ``unserved_for``: how long a job is handed on among workers that do not know its type or cannot read its payload,
+    because a newer or older version may know it; then it fails.
     ``clock``: gives unix ms in place of the server's time; for tests.
 
     :raises InvalidJob: the name has characters other than letters, digits and ``._-``; there is no such durability.
@@ -72,6 +76,8 @@ class Queue(Registry, Verbs):
         keep_for: Seconds = timedelta(days=7),
         durability: Durability = "none",
         durability_timeout: Seconds = 2.0,
+        unknown_fields: Literal["refuse", "ignore"] = "refuse",
+        unserved_for: Seconds = timedelta(days=1),
         clock: Callable[[], int] | None = None,
     ) -> None:
         super().__init__()
@@ -82,6 +88,12 @@ class Queue(Registry, Verbs):
         self.keep_completed = keep_completed
         self.keep_failed = keep_failed
         self.keep_for_ms = to_ms(keep_for)
+        if unknown_fields not in ("refuse", "ignore"):
+            raise InvalidJob(f"unknown_fields is {unknown_fields!r:.80}: it takes 'refuse' or 'ignore'")
+        self.unknown_fields = unknown_fields
+        self.unserved_for_ms = to_ms(unserved_for)
+        if self.unserved_for_ms < 0:
+            raise InvalidJob(f"unserved_for is {unserved_for!r:.80}: it takes 0 or more seconds")
         check_durability(durability)
         self.durability: Durability = durability
         self.clock = clock

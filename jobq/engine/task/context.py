@@ -27,7 +27,7 @@ class Context:
     ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
-    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "spec", "worker")
+    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "spec", "stopped", "worker")
 
     def __init__(
         self,
@@ -46,8 +46,11 @@ class Context:
         self.worker = worker
         self.fence = fence
         self.lost = False
-        """True once the job was killed or its lease ran out: whatever the handler still does counts for nothing.
-        A thread cannot be stopped; long sync handlers look here from time to time."""
+        """True once the job is no longer this run's: it was killed, timed out, lost its lease, or was handed back
+        because the worker stops. Whatever the handler still does counts for nothing. A thread cannot be stopped, so
+        long sync handlers should look here from time to time."""
+        self.stopped: Literal["killed", "lost", "timeout", "shutdown"] | None = None
+        """Why the worker cancelled the handler, None if it did not."""
         self._say = say
 
     @property

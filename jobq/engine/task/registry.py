@@ -23,6 +23,7 @@ class Registry:
     """What is registered with a queue: tasks by type, middleware, hooks."""
 
     name: str
+    unknown_fields: Literal["refuse", "ignore"] = "refuse"
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task[Any, Any]] = {}

@@ -11,6 +11,7 @@ import msgspec
 
 from jobq.engine.model.encoding import refuse_non_finite
 from jobq.engine.task.context import Context, Depends
+from jobq.redact import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,8 @@ class Signature:
                 fn.__name__, fields, kw_only=True, forbid_unknown_fields=not self.open
             )
             self._decode = msgspec.json.Decoder(self.struct).decode
+            lenient = msgspec.defstruct(fn.__name__, fields, kw_only=True)
+            self._read = msgspec.json.Decoder(lenient).decode
         except TypeError as error:
             raise TypeError(f"{fn.__qualname__}: {error}") from None
         self.plain = not (self._keywords or self.injected or self.open)
@@ -82,6 +85,13 @@ class Signature:
             if bytes(payload).strip() == b"null":
                 return self._decode(b"{}")
             raise
+
+    def read(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
+        """As ``decode``, but fields that the signature does not have are ignored: another version may have them.
+
+        :raises msgspec.ValidationError: it does not fit the signature.
+        """
+        return self._read(b"{}" if bytes(payload).strip() == b"null" else payload)
 
     def _decode_large(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
         # It makes objects by the million, and the collector would look through them again and again for cycles, of
@@ -116,6 +126,15 @@ class Signature:
         if payload.find(b"null") >= 0:
             refuse_non_finite(kwargs)
         return payload
+
+
+def field_names(payload: bytes | msgspec.Raw) -> list[str]:
+    """The first names of a payload's fields, for an error text; empty if it is no object."""
+    try:
+        fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    return [excerpt(name, 40) for name in list(fields)[:20]]
 
 
 def _copier(default: Any) -> Callable[[], Any]:

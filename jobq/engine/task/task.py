@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, Unpack
 
 import msgspec
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+SAID_MAX: Final = 100
+"""How many different warnings about one task a worker logs."""
 
 Kind = Literal["async", "thread", "process"]
 
@@ -45,6 +48,9 @@ class Task(Generic[P, R]):
         self.defaults = defaults
         self.signature = Signature(fn)
         self.kind: Kind = "process" if isolate else "async" if inspect.iscoroutinefunction(fn) else "thread"
+        self.inline = self.kind == "async" and self.signature.plain
+        """The handler is called with the payload's values and nothing else."""
+        self._said: set[str] = set()
         if isolate and "<locals>" in fn.__qualname__:
             raise TypeError(f"{fn.__qualname__}: a child process can only find handlers at the top level of a module")
         self.__doc__ = fn.__doc__
@@ -64,12 +70,22 @@ class Task(Generic[P, R]):
     def check(self, payload: bytes | msgspec.Raw) -> None:
         """Validate a payload against the signature.
 
-        :raises InvalidJob: it does not fit.
+        :raises InvalidJob: it does not fit. Unknown fields do, if the queue's ``unknown_fields`` is "ignore".
         """
         try:
-            self.signature.decode(payload)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            if self.queue.unknown_fields == "ignore":
+                self.signature.read(payload)
+            else:
+                self.signature.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {self.name!r}: {error}") from None
+
+    def first_time(self, text: str) -> bool:
+        """Whether a warning about this task is said for the first time. A client may have chosen its text."""
+        if text in self._said or len(self._said) >= SAID_MAX:
+            return False
+        self._said.add(text)
+        return True
 
     def new(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> NewJob:
         """A job with these arguments; the queue checks them against the signature before it enqueues.

@@ -64,7 +64,7 @@ class Pool:
         """Seconds that a run takes, as a moving average; starts high: nothing is prefetched on trust."""
         self._sleepers: deque[asyncio.Future[None]] = deque()
         self._passing: set[asyncio.Task[None]] = set()
-        self.threads = Threads(concurrency)
+        self.threads = Threads(loop, concurrency, self.widen)
         self._clock_ms = 0.0
         self._flying = 0
         self._idle = asyncio.Event()
@@ -103,6 +103,20 @@ class Pool:
         self.running -= 1
         if run.started:
             self._typical += 0.1 * (perf_counter() - run.started - self._typical)
+        self._room_again()
+        if self.stopping and not self.running:
+            self._idle.set()
+            self.notify()
+
+    def widen(self, by: int) -> None:
+        """Have more slots, or fewer: those that run keep theirs."""
+        self.concurrency += by
+        if by > 0:
+            # nobody may have looked for work while there were no slots
+            self._full = True
+            self._room_again()
+
+    def _room_again(self) -> None:
         if self.buffer:
             self._fill()
         if self._full:
@@ -110,9 +124,6 @@ class Pool:
             self._full = False
             for source in self.sources:
                 source.ready = True
-            self.notify()
-        if self.stopping and not self.running:
-            self._idle.set()
             self.notify()
 
     def give_back_buffer(self) -> None:

@@ -1,7 +1,7 @@
-"""One run of one job: decode, validate, inject, call, and an outcome handed to its source.
+"""One run of one job, from its claim to its outcome: prepare, invoke, conclude.
 
-The steps of a plain async handler stand in one coroutine, ``execute``; everything a job may ask for beyond that (a
-timeout, injection, middleware, a thread, a process) is in ``call``.
+A plain async handler is called in ``execute`` itself. ``invoke`` does what a job may ask for beyond that: injection,
+middleware, a thread, a process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import traceback
-from contextlib import AsyncExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,12 +16,16 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.outcome import InvalidPayload, Timeout, encode_result
+from jobq.engine.model.outcome import InvalidPayload, Timeout, Unserved, encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, current
-from jobq.engine.task.inject import provide
+from jobq.engine.task.signature import field_names
+from jobq.engine.version import jobq_version
+from jobq.engine.worker.invoke import invoke, surround
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from jobq.engine.model.job import Spec
     from jobq.engine.task.task import Task
     from jobq.engine.worker.source import Source
@@ -75,13 +78,20 @@ class Run:
         self.ended = False
         self.abandoned = False
 
+    @property
+    def name(self) -> str:
+        """For people: the job's type and id."""
+        return f"{self.spec.type if self.spec else 'of an unknown type'} {self.id.decode()}"
+
     def stop(self, reason: Reason) -> None:
         """Cancel the handler. One that does not end within ``CANCEL_GRACE`` loses its slot and is reported."""
         if self.ended or self.reason is not None:
             return
         self.reason = reason
-        if self.context is not None and reason != "shutdown":
-            self.context.lost = True
+        if self.context is not None:
+            self.context.stopped = reason
+            # a job that is to be handed back at a shutdown is this run's until then
+            self.context.lost = reason != "shutdown"
         if self.task is not None:
             self.task.cancel()
             if not self.started:
@@ -96,16 +106,16 @@ class Run:
     def _abandon(self) -> None:
         if self.ended or self.task is None:
             return
-        log.error(
-            "handler ignores its cancellation; its slot goes to the next job",
-            queue=self.source.name, job_id=self.id.decode(), reason=self.reason, stack=_stack(self.task),
-        )  # fmt: skip
         self.abandoned = True
         self.finish()
         self.settle_stopped()
+        log.error(
+            f"The handler of job {self.name} ignores its cancellation ({self.reason}); its slot goes to the next job",
+            queue=self.source.name, job_id=self.id.decode(), reason=self.reason, stack=_stack(self.task),
+        )  # fmt: skip
 
     def finish(self) -> None:
-        """Give the slot free, once."""
+        """Free the slot, once."""
         if not self.ended:
             self.ended = True
             if self.deadline is not None:
@@ -115,19 +125,25 @@ class Run:
             self.source.freed(self)
 
     def settle_stopped(self) -> None:
-        """What follows for a run that was stopped from outside."""
+        """Hand over the outcome of a run that was stopped from outside."""
+        if self.context is not None:
+            # a thread may still run: whatever it does from now on counts for nothing
+            self.context.lost = True
         if self.reason == "shutdown":
             self.source.released(self)
         elif self.reason == "timeout":
-            spec = self.spec
-            limit = spec.timeout if spec else None
-            self.source.failed(self, Timeout(f"the run took longer than its timeout of {limit} ms"))
+            self.source.failed(self, self.timeout())
         else:  # killed or lost: somebody else has the job, or it is over
             self.source.forget(self)
 
+    def timeout(self) -> Timeout:
+        """The error of a run that took too long."""
+        limit = (self.spec and self.spec.timeout) or 0
+        return Timeout(f"the run took longer than its timeout of {limit / 1000:g} s")
+
 
 def _stack(task: asyncio.Task[None]) -> str:
-    """Where a suspended task waits: ``Task.get_stack`` knows its outermost coroutine only."""
+    """The stack of a suspended task. ``Task.get_stack`` knows its outermost coroutine only."""
     lines: list[str] = []
     waits: Any = task.get_coro()
     while (frame := getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None)) is not None:
@@ -139,125 +155,135 @@ def _stack(task: asyncio.Task[None]) -> str:
 
 
 async def execute(run: Run) -> None:
-    """Run a job to its outcome. Never raises; a cancellation is one of the outcomes."""
+    """Run a job to its outcome: prepare, invoke, conclude. Never raises; a cancellation is one of the outcomes."""
     source = run.source
     run.started = started = perf_counter()
     try:
-        spec = run.spec = read_spec(run.raw)
-        task = source.tasks.get(spec.type)
-        if task is None:
-            run.finish()
-            source.deferred(run)
-            return
         try:
-            args = task.signature.decode(spec.payload)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise InvalidPayload(f"the payload does not fit {task.name}'s signature: {error}") from None
-        job_id = run.id.decode()
-        fence = int(run.token.partition(b" ")[0])
-        context = run.context = Context(job_id, source.name, spec, run.attempt, source.worker, fence, source.say)
-        current.set(context)
-        _set_job_id(job_id)
-        _set_attempt(run.attempt)
-        if spec.timeout is not None:
-            run.deadline = source.loop.call_later(spec.timeout / 1000, run.stop, "timeout")
-        if task.kind == "async" and task.signature.plain and not source.middlewares:
+            task, args = prepare(run)
+        except Unserved as miss:
+            await hand_back(run, miss)
+            return
+        if task.inline and not source.middlewares:
             value = await task.fn(*_astuple(args))
         else:
-            value = await call(run, task, args, context)
-        result = encode_result(value)
-    except asyncio.CancelledError:
-        if run.abandoned:
-            return
-        run.finish()
-        if run.reason is None:
-            # nobody stopped it: the handler awaited something that was cancelled
-            source.failed(run, RuntimeError("the handler was cancelled by something it awaited"))
-        else:
-            run.settle_stopped()
-        return
+            value = await invoke(run, task, args)
+        result = b"null" if value is None else encode_result(value)
     except BaseException as error:
-        # whatever a handler raises is its outcome; one that was stopped may raise anything on its way out
-        if not run.abandoned:
-            run.finish()
-            if run.reason is None:
-                source.failed(run, error)
-            else:
-                run.settle_stopped()
+        # whatever a handler raises is its outcome
+        conclude(run, error)
         if issubclass(type(error), KeyboardInterrupt):
             raise
+    else:
+        conclude(run, None, result, perf_counter() - started)
+
+
+def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
+    """Read the job, and set what its handler can know of its own run.
+
+    :raises Unserved: this worker has no handler for the job, or cannot read it.
+    :raises InvalidPayload: no version of the handler can read it.
+    """
+    source = run.source
+    try:
+        spec = run.spec = read_spec(run.raw)
+    except msgspec.ValidationError as error:
+        raise Unserved(f"this version of jobq cannot read the job's row: {error}") from None
+    task = source.tasks.get(spec.type)
+    if task is None:
+        raise Unserved("this worker has no handler for its type")
+    try:
+        args = task.signature.decode(spec.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        args = read_leniently(run, task, error)
+    job_id = run.id.decode()
+    context = run.context = Context(
+        job_id, source.name, spec, run.attempt, source.worker, int(run.token.partition(b" ")[0]), source.say
+    )
+    current.set(context)
+    _set_job_id(job_id)
+    _set_attempt(run.attempt)
+    if spec.timeout is not None:
+        run.deadline = source.loop.call_later(spec.timeout / 1000, run.stop, "timeout")
+    return task, args
+
+
+def read_leniently(run: Run, task: Task[Any, Any], error: Exception) -> msgspec.Struct:
+    """Read a payload that another version of the handler may have written: unknown fields are ignored.
+
+    :raises Unserved: another version may be able to read it.
+    :raises InvalidPayload: it is not JSON.
+    """
+    signature, spec = task.signature, run.spec
+    assert spec is not None
+    if not isinstance(error, msgspec.ValidationError):
+        raise InvalidPayload(f"the payload is not JSON: {error}") from None
+    try:
+        args = signature.read(spec.payload)
+    except msgspec.ValidationError as misfit:
+        raise Unserved(
+            f"the payload does not fit {task.name}'s signature: {misfit}; it has the fields"
+            f" {_listed(field_names(spec.payload))}, the signature has {_listed(signature.names)}",
+            invalid=True,
+        ) from None
+    if task.first_time(str(error)):
+        log.warning(
+            f"A field of the payload is ignored, because this version of {task.name} has no such argument: {error}."
+            f" The first such job is {run.name}. This is said once for each field.",
+            queue=run.source.name, job_id=run.id.decode(), type=task.name,
+        )  # fmt: skip
+    return args
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+async def hand_back(run: Run, miss: Unserved) -> None:
+    """Give a job to workers of another version, uncharged; for good only after the queue's ``unserved_for``.
+
+    :raises InvalidPayload: its time is over.
+    :raises Unserved: its time is over.
+    """
+    source = run.source
+    limit = source.queue.unserved_for_ms
+    if await source.unserved_ms(run) < limit:
+        run.finish()
+        source.deferred(run, str(miss))
         return
+    error = (InvalidPayload if miss.invalid else Unserved)(
+        f"{miss}. No worker could run the job for {limit / 3_600_000:g} h;"
+        f" the last one was {source.worker} with jobq {jobq_version()}"
+    )
+    if run.spec is not None and source.middlewares:
+        raise_it = _raiser(error)
+        context = Context(run.id.decode(), source.name, run.spec, run.attempt, source.worker, 0, source.say)
+        await surround(source.middlewares, context, raise_it)
+    raise error
+
+
+def _raiser(error: Exception) -> Callable[[], Any]:
+    async def raise_it() -> Any:
+        raise error
+
+    return raise_it
+
+
+def conclude(run: Run, error: BaseException | None, result: bytes = b"", seconds: float = 0.0) -> None:
+    """Free the slot and hand the outcome to the source, which brings it to Redis."""
     if run.abandoned:
         return
     run.finish()
-    if run.reason in ("killed", "lost"):
+    source, reason = run.source, run.reason
+    if reason in ("killed", "lost"):
         source.forget(run)
-    else:
+    elif error is None:
         # finished in time after all, even if a timeout or a shutdown had just asked it to stop
-        source.completed(run, result, perf_counter() - started)
-
-
-async def call(run: Run, task: Task[Any, Any], args: msgspec.Struct, context: Context) -> Any:
-    """Call the handler with everything that it, or its queue, asks for beyond plain arguments."""
-    source = run.source
-    spec = context.spec
-    async with AsyncExitStack() as stack:
-        kwargs = {name: getattr(args, name) for name in task.signature.names}
-        if task.signature.open:
-            kwargs |= task.signature.extras(spec.payload)
-        if task.kind != "process":
-            for name, marker in task.signature.injected.items():
-                kwargs[name] = await provide(marker, context, source.resources, stack)
-
-        async def innermost() -> Any:
-            if task.kind == "async":
-                return await task.fn(**kwargs)
-            if task.kind == "process":
-                return await source.children.run(task, context)
-            # the thread sees the context variables of this run: structlog's, and `current`
-            here = contextvars.copy_context()
-            try:
-                value = await source.loop.run_in_executor(
-                    source.threads.executor, lambda: here.run(_call_sync, task.fn, kwargs)
-                )
-            except asyncio.CancelledError:
-                log.warning(
-                    "a thread cannot be stopped; it is fenced off",
-                    queue=source.name,
-                    job_id=context.id,
-                    reason=run.reason,
-                )
-                source.threads.abandon()
-                raise
-            if type(value) is _Raised:
-                raise value.error
-            return value
-
-        chain = innermost
-        for middleware in reversed(source.middlewares):
-            chain = _wrap(middleware, context, chain)
-        return await chain()
-    raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
-
-
-class _Raised:
-    """What a handler raised in its thread. Some exceptions cannot travel through a future: StopIteration, say."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _call_sync(fn: Any, kwargs: dict[str, Any]) -> Any:
-    try:
-        return fn(**kwargs)
-    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
-        return _Raised(error)
-
-
-def _wrap(middleware: Any, context: Context, inner: Any) -> Any:
-    async def step() -> Any:
-        return await middleware(context, inner)
-
-    return step
+        source.completed(run, result, seconds)
+    elif reason is not None:
+        # it was stopped, and may raise anything on its way out
+        run.settle_stopped()
+    elif issubclass(type(error), asyncio.CancelledError):
+        source.failed(run, RuntimeError("the handler was cancelled by something it awaited"))
+    else:
+        source.failed(run, error)

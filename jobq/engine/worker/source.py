@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from threading import get_ident
-from time import time_ns
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,6 +17,7 @@ from jobq.engine.model.outcome import judge
 from jobq.engine.model.rows import UNREADABLE
 from jobq.engine.worker.outbox import OUTCOMES, WORDS, Outbox
 from jobq.engine.worker.run import Run, base_context
+from jobq.errors import JobqError, StoreError
 
 if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
     from jobq.engine.worker.pool import Pool
-    from jobq.errors import StoreError
 
 log = get_logger("jobq.worker")
 
@@ -139,13 +139,31 @@ class Source:
             error=failure.type, why=failure.message, retry_in_ms=failure.delay,
         )  # fmt: skip
 
-    def deferred(self, run: Run) -> None:
-        """No handler here knows the job's type."""
-        spec = run.spec
-        log.warning("unknown job type; handed back", queue=self.name, job_id=run.id.decode(), type=spec and spec.type)
+    def deferred(self, run: Run, why: str) -> None:
+        """This worker cannot run the job, but another version of it might: handed back, uncharged."""
         self.outbox.deferred += (run.id, run.token)
         self.hesitate()
         self._pool.notify()
+        log.warning(
+            f"Job {run.name} was handed back for workers of another version: {why}",
+            queue=self.name, job_id=run.id.decode(), type=run.spec and run.spec.type, why=why,
+        )  # fmt: skip
+
+    async def unserved_ms(self, run: Run) -> int:
+        """For how long a job has been handed back by workers that could not run it."""
+        spec = run.spec
+        if spec is not None and self._pool.server_ms(perf_counter()) < (
+            (spec.at or time_of(run.id)) + self.queue.unserved_for_ms
+        ):
+            # most are younger than the time in question, and need no trip
+            return 0
+        try:
+            times = (await self.queue.get(run.id.decode())).unserved
+        except (JobqError, msgspec.MsgspecError):
+            return 0
+        return sum(min(DEFER_LONGEST_MS, DEFER_FIRST_MS << n) for n in range(min(times, 9))) + DEFER_LONGEST_MS * max(
+            0, times - 9
+        )
 
     def released(self, run: Run) -> None:
         """Handed back, uncharged."""

@@ -10,6 +10,8 @@ import random
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from jobq.engine.log import get_logger
 from jobq.engine.model.outcome import LeaseExpired
 from jobq.engine.model.rows import read_spec
@@ -78,6 +80,10 @@ class Sweeper:
             worker = holder.partition(b" ")[2].decode() if holder else "unknown"
             try:
                 run.spec = read_spec(run.raw)
+            except msgspec.ValidationError as error:
+                # a newer version wrote it, and knows how many attempts it has
+                source.deferred(run, f"this version of jobq cannot read the job's row: {error}")
+                continue
             except Exception:  # noqa: BLE001 - an unreadable job must end as failed, too
                 log.warning("unreadable job", queue=source.name, job_id=run.id.decode())
             source.failed(

@@ -1,29 +1,72 @@
-"""The threads of sync handlers."""
+"""The threads of sync handlers.
+
+A thread cannot be stopped. The thread of a run that was given up (a timeout, a kill) may run on for ever, so a handler
+that hangs now and then would fill the process with threads. Their number is bounded: as many as the worker has slots
+may run on beside the slots, and each one more keeps a slot taken until one of them ends.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = get_logger("jobq.worker")
+
+THREADS_MAX: Final = 1_000_000
+"""No bound: the slots bound the threads in use. The executor starts a thread only if none is idle."""
 
 
 class Threads:
-    """A thread per slot, made when they are needed."""
+    """``widen`` changes the number of the worker's slots by so many."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, loop: asyncio.AbstractEventLoop, slots: int, widen: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._most = slots
+        self._widen = widen
         self._executor: ThreadPoolExecutor | None = None
+        self.left = 0
+        """Threads that run on although their runs were given up."""
 
-    @property
-    def executor(self) -> Executor:
-        """Where the next sync handler runs."""
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """Call in a thread. Cancelled, the thread runs on and is counted."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="jobq")
-        return self._executor
+            self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="jobq")
+        future = self._executor.submit(call)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                self._leave(future)
+            raise
 
-    def abandon(self) -> None:
-        """A thread is stuck in a run that was given up: later runs get new threads, so it blocks nobody."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
-            self._executor = None
+    def _leave(self, future: Future[Any]) -> None:
+        self.left += 1
+        if self.left > self._most:
+            log.error(
+                f"{self.left} threads of handlers that timed out or were killed still run, and {self._most} may:"
+                f" {self.left - self._most} of this worker's slots stay taken until some end."
+                " Give the blocking calls in these handlers a timeout, or let them look at context.lost",
+                threads=self.left,
+            )
+            self._widen(-1)
+        future.add_done_callback(self._ended)
+
+    def _ended(self, _: Future[Any]) -> None:
+        """In the thread itself, perhaps long after the worker's end."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._came_back)
+
+    def _came_back(self) -> None:
+        self.left -= 1
+        if self.left >= self._most:
+            self._widen(1)
 
     def close(self) -> None:
         """No more runs. Threads that still run cannot be stopped and are not waited for."""

@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
 from jobq.engine.log import get_logger
@@ -19,6 +18,7 @@ from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Seconds, WorkerRow
 from jobq.engine.model.options import to_ms
 from jobq.engine.task.inject import Resources
+from jobq.engine.version import jobq_version
 from jobq.engine.worker.children import Children
 from jobq.engine.worker.heartbeat import Heartbeat
 from jobq.engine.worker.pool import LANES, Pool
@@ -40,13 +40,6 @@ SETTLE_SECONDS = 5.0
 
 HEARTBEAT_SECONDS = 3.0
 """How long a stopping worker waits for its heartbeat's end."""
-
-
-def _version() -> str:
-    try:
-        return version("jobq")
-    except PackageNotFoundError:
-        return ""
 
 
 class Worker:
@@ -150,7 +143,7 @@ class Worker:
             running=pool.running,
             started=self._started,
             seen=0,
-            version=_version(),
+            version=jobq_version(),
         )
 
     async def run(self) -> None:

@@ -1,0 +1,101 @@
+"""Calling a handler with everything that it, or its queue, asks for beyond plain arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from jobq.engine.log import get_logger
+from jobq.engine.task.inject import provide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import msgspec
+
+    from jobq.engine.task.context import Context
+    from jobq.engine.task.task import Task
+    from jobq.engine.worker.run import Run
+
+log = get_logger("jobq.worker")
+
+
+async def invoke(run: Run, task: Task[Any, Any], args: msgspec.Struct) -> Any:
+    """Call the handler with its dependencies, inside the middleware, on the loop or in a thread or a process."""
+    source, context = run.source, run.context
+    assert context is not None
+    async with AsyncExitStack() as stack:
+        kwargs = {name: getattr(args, name) for name in task.signature.names}
+        if task.signature.open:
+            kwargs |= task.signature.extras(context.spec.payload)
+        if task.kind != "process":
+            for name, marker in task.signature.injected.items():
+                kwargs[name] = await provide(marker, context, source.resources, stack)
+
+        async def handler() -> Any:
+            try:
+                if task.kind == "async":
+                    return await task.fn(**kwargs)
+                if task.kind == "process":
+                    return await source.children.run(task, context)
+                return await in_a_thread(run, task.fn, kwargs)
+            except asyncio.CancelledError:
+                if run.reason != "timeout":
+                    raise
+                # middleware and dependencies see why: to them, a cancellation is none of the job's errors
+                if (this := asyncio.current_task()) is not None:
+                    this.uncancel()
+                raise run.timeout() from None
+
+        return await surround(source.middlewares, context, handler)
+    raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
+
+
+async def surround(middlewares: Sequence[Any], context: Context, inner: Callable[[], Any]) -> Any:
+    """Call ``inner`` inside the middleware; the first is the outermost."""
+    for middleware in reversed(middlewares):
+        inner = _wrap(middleware, context, inner)
+    return await inner()
+
+
+def _wrap(middleware: Any, context: Context, inner: Any) -> Any:
+    async def step() -> Any:
+        return await middleware(context, inner)
+
+    return step
+
+
+async def in_a_thread(run: Run, fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    """Call a sync handler in a thread, which sees the context variables of this run: structlog's, and ``current``."""
+    here = contextvars.copy_context()
+    try:
+        value = await run.source.threads.run(lambda: here.run(_call, fn, kwargs))
+    except asyncio.CancelledError:
+        log.warning(
+            f"The thread of job {run.name} cannot be stopped ({run.reason}); what it still does counts for nothing",
+            queue=run.source.name, job_id=run.id.decode(), reason=run.reason,
+        )  # fmt: skip
+        raise
+    if type(value) is _Raised:
+        raise value.error
+    # a coroutine, from a plain wrapper around an async function
+    return await value if inspect.isawaitable(value) else value
+
+
+class _Raised:
+    """What a handler raised in its thread. Some exceptions cannot travel through a future: StopIteration, say."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _call(fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        return fn(**kwargs)
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+        return _Raised(error)
