@@ -8,14 +8,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-_INTRO = """<h1>jobq</h1>
+_INTRO = """<header><h1>jobq</h1>
 <p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> says the same to machines.</p>
 <p>JSON in, JSON out. Moments are unix ms, durations ms. Every error is a problem (RFC 9457): branch on its
 <code>type</code>, show its <code>detail</code>. A job's id is <code>queue:id</code>. The routes below serve the
 default queue; all but those of the server also stand under <code>/queues/{queue}</code>.</p>
 <pre>curl --json '{"type": "send", "payload": {"to": "user@example.com"}}' localhost:7800/jobs/enqueue
 curl 'localhost:7800/jobs/{id}/result?wait=5000'
-curl localhost:7800/jobs/stats</pre>
+curl localhost:7800/jobs/stats</pre></header>
 """
 
 
@@ -32,7 +32,7 @@ def page(document: dict[str, Any]) -> tuple[bytes, str]:
     html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>jobq REST</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body>{_INTRO}{''.join(sections)}{_structs(schemas)}</body></html>\n"
+        f"<style>{style}</style></head><body>{_INTRO}<main>{''.join(sections)}{_structs(schemas)}</main></body></html>\n"
     )
     return html.encode(), policy
 
@@ -89,7 +89,7 @@ def _structs(schemas: dict[str, Any]) -> str:
                 for field, one in shape["properties"].items()
             ]
             inner = f"{_prose(shape.get('description', ''))}{_table(rows)}"
-            parts.append(f'<section id="{escape(name)}"><h4><code>{escape(name)}</code></h4>{inner}</section>')
+            parts.append(f'<section id="{escape(name)}"><h3 class="name"><code>{escape(name)}</code></h3>{inner}</section>')
     return "".join(parts)
 
 

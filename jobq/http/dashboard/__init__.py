@@ -30,7 +30,8 @@ POLICY = (
     # and where the browser knows it, a text that would be read as HTML is an error
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
-SCRIPTS = ("app.js", "draw.js", "parts.js")
+SCRIPTS = ("app.js", "draw.js", "actions.js", "why.js", "state.js", "parts.js")
+"""Each loads only those that stand after it."""
 _LOGIN_BYTES = 4096
 _FORM = "application/x-www-form-urlencoded"
 

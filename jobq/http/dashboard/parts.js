@@ -1,19 +1,65 @@
-// What the page is made of: elements and words. What jobs bring along (types, payloads, errors, logs) becomes text nodes
-// only: no text is ever read as HTML.
+// Elements and words. What jobs bring along (types, payloads, errors, logs) becomes text nodes only: no text is ever read
+// as HTML, and characters that nobody sees but that move or hide others are written as escapes.
 
 const SHOWN = 100_000; // characters of a payload or result that are shown
 export const now = { skew: 0 }; // the server's clock against ours, ms
 export const $ = (id) => document.getElementById(id);
 
+// Control characters, marks of the writing direction, separators of lines, and characters without a width.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+export const visible = (words) => String(words).replace(UNSEEN, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+// `key` tells which node of the last drawing this one is, see patch().
 export function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
+  node.on = {};
   for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (typeof value === "function") node.addEventListener(name, value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value != null) node.setAttribute(name, value);
+    if (name === "key") node.key = value;
+    else if (typeof value === "function") {
+      node.on[name] = value;
+      node.addEventListener(name, (event) => node.on[name]?.(event));
+    } else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, visible(value));
   }
-  node.append(...children.flat(9).filter((child) => child != null && child !== false).map((child) => (child instanceof Node ? child : String(child))));
+  node.append(...nodes(children));
   return node;
+}
+
+const nodes = (children) => children.flat(9).filter((child) => child != null && child !== false).map((child) => (child instanceof Node ? child : visible(child)));
+
+// Make a node hold these children by changing as little as possible: what is focused, hovered, opened or selected stays.
+export function patch(node, ...children) {
+  const fresh = nodes(children).map((child) => (child instanceof Node ? child : document.createTextNode(child)));
+  const keyed = new Map([...node.childNodes].filter((child) => child.key !== undefined).map((child) => [child.key, child]));
+  let at = node.firstChild;
+  for (const next of fresh) {
+    const old = next.key === undefined ? at : keyed.get(next.key);
+    if (!old || !alike(old, next)) {
+      node.insertBefore(next, at);
+      continue;
+    }
+    if (old === at) at = at.nextSibling;
+    else node.insertBefore(old, at);
+    adopt(old, next);
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
+  }
+}
+
+const alike = (old, next) => old.nodeType === next.nodeType && old.nodeName === next.nodeName && old.key === next.key;
+
+function adopt(old, next) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== next.data) old.data = next.data;
+    return;
+  }
+  old.on = next.on;
+  for (const { name } of [...old.attributes]) if (!next.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  for (const { name, value } of next.attributes) if (old.getAttribute(name) !== value && name !== "open") old.setAttribute(name, value);
+  patch(old, ...next.childNodes);
 }
 
 export const text = (value, kind = "") => el("span", { class: `data ${kind}` }, value);
@@ -47,18 +93,11 @@ export function block(value) {
 
 export function toast(words, bad = false) {
   const node = $("toast");
-  node.textContent = words;
+  node.textContent = visible(words);
   node.className = bad ? "bad" : "";
   node.hidden = false;
   clearTimeout(toast.timer);
   toast.timer = setTimeout(() => (node.hidden = true), bad ? 8000 : 4000);
-}
-
-// Replace what a node holds only when it would differ: what is hovered, focused or selected stays.
-export function put(node, key, make) {
-  if (node.key === key) return;
-  node.key = key;
-  node.replaceChildren(...make().filter(Boolean));
 }
 
 export const fact = (name, ...value) => [el("dt", null, name), el("dd", { class: "data" }, ...value)];
@@ -67,7 +106,7 @@ export const notes = (lines) => el("ul", { class: "notes" }, lines.map(([kind, w
 
 export function svg(tag, attributes, children = []) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, visible(value));
   node.append(...children.filter(Boolean));
   return node;
 }

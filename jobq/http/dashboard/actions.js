@@ -1,0 +1,77 @@
+// What the buttons do. Each asks first.
+import { $, el, plural, toast, visible } from "./parts.js";
+import { api, hrefOf, jobPath, may, of, page, tell } from "./state.js";
+
+export function verbs(row) {
+  const { id, state } = row;
+  const post = (verb, done, body) => async () => { await api(jobPath(id, `/${verb}`), { method: "POST", body }); toast(done); };
+  const button = (scope, name, words, act, more) => may(scope) &&
+    el("button", { class: more?.danger ? "danger" : "", click: () => ask(name, words, act, more) }, name);
+  const ended = state === "failed" || state === "completed", startable = state === "waiting" || state === "delayed";
+  return [
+    ended && button("write", state === "failed" ? "Retry" : "Run again", "It goes back to waiting with fresh attempts.", post("retry", "It is waiting again.")),
+    state === "delayed" && button("write", "Run now", "It goes to waiting at once.", post("promote", "It is waiting.")),
+    startable && button("write", "Priority", "It keeps its place among those of the same priority.", (value) => post("priority", `Its priority is ${value}.`, { priority: value })(), { number: row.priority }),
+    !ended && button("write", "Kill", state === "active" ? "Its handler is stopped, and it goes to failed." : "It goes to failed without having run.", post("kill", "It is killed."), { danger: true }),
+    state !== "active" && button("admin", "Remove", "It goes with all that is known of it, for good.", async () => {
+      await api(jobPath(id), { method: "DELETE" });
+      toast("It is removed.");
+      location.hash = hrefOf(row.queue, state);
+    }, { danger: true }),
+  ].filter(Boolean);
+}
+
+function ask(name, words, act, { number = null, danger = false } = {}) {
+  $("asked").textContent = `${name}?`;
+  $("said").textContent = visible(words);
+  $("yes").textContent = name;
+  $("number").hidden = number === null;
+  $("value").disabled = number === null;
+  $("value").value = number ?? 0;
+  const dialog = $("dialog");
+  dialog.returnValue = "";
+  $("no").onclick = () => dialog.close("");
+  dialog.onclose = async () => {
+    if (dialog.returnValue !== "yes") return;
+    try {
+      await act(Number($("value").value));
+      tell("changed");
+    } catch (error) {
+      tell("failed", error);
+    }
+  };
+  dialog.showModal();
+  // Enter does what was asked for, except where that cannot be taken back.
+  (number !== null ? $("value") : danger ? $("no") : $("yes")).focus();
+}
+
+export const pause = () => ask("Pause", `No worker takes another job of "${page.route.queue}", on any machine, until it is resumed. Running jobs go on.`, set("pause", "The queue is paused."));
+export const resume = () => ask("Resume", `Workers take jobs of "${page.route.queue}" again.`, set("resume", "The queue goes on."));
+
+function set(verb, done) {
+  const queue = page.route.queue;
+  return async () => { await api(of(queue, `jobs/${verb}`), { method: "POST" }); toast(done); };
+}
+
+export function retryAll() {
+  const queue = page.route.queue;
+  ask("Retry all failed", `All ${plural(page.stats?.failed ?? 0, "failed job")} of "${queue}", whatever their type, go back to waiting with fresh attempts.`, async () => {
+    const began = Date.now();
+    let moved = 0, count;
+    do {
+      // what fails again meanwhile is not meant
+      count = (await api(of(queue, `jobs/retry?state=failed&limit=1000&older_than=${Date.now() - began}`), { method: "POST" })).count;
+      moved += count;
+      toast(`${plural(moved, "job")} waiting again.`);
+    } while (count === 1000);
+  });
+}
+
+export async function logout() {
+  try {
+    await api("dashboard/logout", { method: "POST" });
+  } catch (error) {
+    tell("failed", error);
+  }
+  tell("locked");
+}

@@ -1,0 +1,55 @@
+// Why a job does not run, in words.
+import { clock, plural, span, sum, time } from "./parts.js";
+import { page } from "./state.js";
+
+const ALIVE = 30_000; // ms since its last heartbeat that a worker counts as alive
+
+export const isAlive = (worker) => time() - worker.seen < ALIVE;
+
+// What keeps any job of the queue from running, most important first: [[kind, words]].
+export function obstacles(type = null) {
+  const found = [];
+  if (page.stats?.paused) found.push(["warn", "The queue is paused: no worker takes a job until it is resumed."]);
+  const { workers } = page;
+  if (!workers) return found;
+  const alive = workers.filter(isAlive);
+  if (!alive.length) {
+    const last = workers.length ? ` The last one was heard of ${span(time() - Math.max(...workers.map((one) => one.seen)))} ago.` : "";
+    found.push(["bad", `No worker is alive: nothing runs until one starts (jobq work TARGET).${last}`]);
+  } else if (type !== null && !alive.some((one) => one.types.includes(type))) {
+    const known = [...new Set(alive.flatMap((one) => one.types))].sort().join(", ");
+    found.push(["bad", `No live worker knows the type "${type}"; they know: ${known || "none"}. Start one that has the task.`]);
+  } else if (alive.every((one) => one.running >= one.concurrency)) {
+    found.push(["warn", `All ${plural(sum(alive, "concurrency"), "place")} of the live workers are taken.`]);
+  }
+  return found;
+}
+
+export function why({ row, ahead }) {
+  const last = row.errors.at(-1);
+  const tried = `attempt ${row.attempts_made} of ${row.attempts}`;
+  const unserved = row.unserved ? [["warn", `${plural(row.unserved, "time")} a worker took it and gave it back: it did not know its type.`]] : [];
+  if (row.state === "completed") return [["good", `It has run: ${tried}, in ${span(row.duration ?? 0)}.`]];
+  if (row.state === "failed") {
+    const words = last ? `${last.type}: ${last.message}` : "no record of the error is left";
+    return [["bad", `It has failed for good after ${plural(row.attempts_made, "attempt")}: ${words}`], ["", "Retry gives it fresh attempts."]];
+  }
+  if (row.state === "active") {
+    const mine = page.workers?.find((one) => one.id === row.worker);
+    const left = row.lease_until - time();
+    if (left < 0) return [["warn", `Its worker has not renewed the lease for ${span(-left)}: it is about to be taken from it and run elsewhere.`]];
+    if (mine && !isAlive(mine)) return [["warn", `Its worker was last heard of ${span(time() - mine.seen)} ago. Unless it comes back, the job runs elsewhere in ${span(left)}.`]];
+    return [["good", `It runs now (${tried}) on ${row.worker ?? "a worker"}.`]];
+  }
+  if (row.state === "blocked") return [["warn", "It waits for other jobs, which have to end first."]];
+  const held = obstacles(row.type);
+  const key = row.key ? [["", `It holds the key "${row.key}": until it ends, enqueueing with that key answers with this job.`]] : [];
+  if (row.state === "delayed") {
+    const due = row.run_at - time();
+    const when = due > 0 ? `${clock(row.run_at)}, in ${span(due)}` : "now: a live worker moves it to waiting within a second";
+    const reason = row.unserved && !row.attempts_made ? "It is offered again" : last ? `Attempt ${last.attempt} of ${row.attempts} failed; the next one is due` : "It is delayed until";
+    return [["warn", `${reason} ${when}.`], ...unserved, ...held, ...key];
+  }
+  const place = ahead === null ? [] : [["", ahead === 0 ? "It is the next one." : `${typeof ahead === "number" ? plural(ahead, "job stands", "jobs stand") : `${ahead} jobs stand`} before it.`]];
+  return [...held, ...unserved, ...place, ...key];
+}

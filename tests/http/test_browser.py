@@ -1,0 +1,228 @@
+"""The dashboard and /docs in a real Chromium: what is clicked, what is focused, what is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+from rest import serving, working
+
+from jobq import Connection, Context, Queue, create_app, inject
+from jobq.http.auth import Scope, new_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+AXE = Path(os.environ.get("JOBQ_TEST_AXE", "node_modules/axe-core/axe.min.js"))
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install -y chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@asynccontextmanager
+async def browsing(*queues: Queue, **options: Any) -> AsyncIterator[Page]:
+    """A page of a browser in front of these queues' application. An error on the page fails the test."""
+    errors: list[str] = []
+    async with serving(create_app(*queues, **options)) as served, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        context = await browser.new_context(base_url=f"http://127.0.0.1:{served.port}", locale="en", timezone_id="UTC")
+        context.set_default_timeout(15_000)
+        page = await context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            yield page
+        finally:
+            await browser.close()
+    assert errors == []
+
+
+async def test_enter_in_the_priority_dialog_does_it_and_escape_does_not(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        job = await queue.enqueue("send")
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        await page.get_by_role("button", name="Priority").click()
+        await page.get_by_label("Priority, lower runs first").fill("-7")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("status").filter(has_text="Its priority is -7.")).to_be_visible()
+        assert (await queue.get(job.id)).priority == -7
+        await page.get_by_role("button", name="Kill").click()
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Kill").click()
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.locator("#dialog")).to_be_hidden()
+        assert (await queue.get(job.id)).state == "waiting"
+        await page.get_by_role("button", name="Kill").click()
+        await page.keyboard.press("Enter")  # what cannot be taken back needs more than that
+        await expect(page.locator("#dialog")).to_be_hidden()
+        assert (await queue.get(job.id)).state == "waiting"
+        await page.get_by_role("button", name="Kill").click()
+        await page.locator("#yes").click()
+        await expect(page.locator(".state.failed")).to_be_visible()
+
+
+async def test_a_refresh_keeps_the_focus_and_moves_nothing_under_the_mouse(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue, Queue("other", connection)) as page:
+        jobs = [await queue.enqueue("send", priority=10) for _ in range(3)]
+        await page.goto("/dashboard")
+        rows = page.locator("#rows tbody tr")
+        await expect(rows).to_have_count(3)
+        first = rows.nth(0).get_by_role("link")
+        await first.hover()
+        urgent = await queue.enqueue("send", priority=0)
+        await queue.remove(jobs[1].id)
+        # the event of the change has come, and the list was asked for: it says so, and nothing has moved
+        await expect(page.locator("#held")).to_contain_text("The list has changed.")
+        assert await first.inner_text() == jobs[0].id
+        await expect(rows).to_have_count(3)
+        await expect(rows.nth(1)).to_have_class("left")
+        await page.mouse.move(0, 0)
+        await expect(rows.nth(0).get_by_role("link")).to_have_text(urgent.id)
+        await expect(page.locator("#held")).to_be_empty()
+        # the focus stays in the table and in the list of queues while numbers change
+        for focused in (
+            rows.nth(1).get_by_role("link"),
+            page.locator("#queues a").nth(1),
+            page.locator("#tiles a").nth(2),
+        ):
+            await focused.focus()
+            marked = await page.evaluate_handle("document.activeElement")
+            before = await page.locator(".tile.waiting b").inner_text()
+            await queue.enqueue("send", priority=20)
+            await expect(page.locator(".tile.waiting b")).not_to_have_text(before)
+            await expect(page.locator("#queues a").nth(0)).to_contain_text(str(int(before) + 1))
+            assert await page.evaluate("node => node === document.activeElement && node.isConnected", marked)
+
+
+async def test_a_type_that_only_another_queue_serves_is_said(connection: Connection):
+    main, other = Queue("main", connection), Queue("other", connection)
+
+    @main.task
+    async def report() -> None: ...
+
+    @other.task
+    async def send() -> None: ...
+
+    producer = Queue("main", connection)
+    async with producer, working(main, other, grace=0.1), browsing(producer) as page:
+        job = await producer.enqueue("send", delay=3600)
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        await expect(page.locator("#why")).to_contain_text('No live worker knows the type "send"; they know: report.')
+
+
+BIDI = "user\u202etxt.exe\u2066 \u200f\x1b[31m\x00\u2028end"
+SHOWN = "user\\u202etxt.exe\\u2066 \\u200f\\u001b[31m\\u0000\\u2028end"
+UNSEEN = [
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    0x61C,
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2060, 0x2070),
+]
+
+
+async def test_no_text_of_a_job_reverses_or_hides_other_text(connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(attempts=1)
+    async def evil(ctx: Context = inject, **_: Any) -> None:
+        ctx.log(BIDI)
+        raise ValueError(BIDI)
+
+    async with queue, browsing(queue) as page:
+        job = await queue.enqueue("evil", {BIDI: BIDI}, metadata={BIDI: BIDI})
+        waiting = await queue.enqueue("evil", {"all": "".join(map(chr, UNSEEN))}, key="k\u202e", delay=3600)
+        async with working(queue):
+            with pytest.raises(Exception, match="ValueError"):
+                await job.result(timeout=20)
+        pages = [
+            f"/dashboard#/job/main:{job.id}", "/dashboard#/q/main/failed", f"/dashboard#/job/main:{waiting.id}",
+            "/dashboard#/q/main/delayed?type=%E2%80%AE", "/dashboard#/job/main:%E2%80%AE",
+            "/dashboard#/q/%E2%80%AE/waiting",
+        ]  # fmt: skip
+        for address in pages:
+            await page.goto("about:blank")
+            await page.goto(address)
+            await expect(page.locator("main h1").first).to_be_visible()
+            if address == pages[0]:
+                await expect(page.locator("#about")).to_contain_text(SHOWN)
+                await expect(page.locator("#why")).to_contain_text(SHOWN)
+            if address == pages[1]:
+                await expect(page.locator("#rows")).to_contain_text(SHOWN)
+            if address == pages[2]:
+                await expect(page.locator("#why")).to_contain_text("k\\u202e")
+            said = await page.evaluate(
+                "document.title + document.body.innerText + [...document.querySelectorAll('*')]"
+                ".flatMap((node) => [...node.attributes].map(({ value }) => value)).join()"
+            )
+            assert not {chr(code) for code in UNSEEN if chr(code) not in "\n\t"} & set(said)
+
+
+async def test_login_and_logout(connection: Connection):
+    secret, key = new_key("ann", Scope.ADMIN)
+    queue = Queue("main", connection)
+    async with queue, browsing(queue, api_keys=[key]) as page:
+        await page.goto("/dashboard")
+        await page.get_by_label("API key").fill("wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#refused")).to_contain_text("not known")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#user")).to_contain_text("ann (admin)")
+        await expect(page.locator("#live")).to_have_text("live")
+        await page.get_by_role("button", name="Pause").click()
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".state.paused")).to_be_visible()
+        assert (await queue.stats()).paused
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("API key")).to_be_visible()
+
+
+async def test_the_pages_are_accessible(connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(attempts=1)
+    async def fails(ctx: Context = inject) -> None:
+        ctx.log("a line")
+        raise ValueError("no")
+
+    async with queue, browsing(queue) as page:
+        job = await queue.enqueue("fails")
+        async with working(queue):
+            with pytest.raises(Exception, match="ValueError"):
+                await job.result(timeout=20)
+            for address in ("/dashboard", "/dashboard#/q/main/failed", f"/dashboard#/job/main:{job.id}", "/docs"):
+                await page.goto("about:blank")
+                await page.goto(address)
+                await expect(page.locator("h1").first).to_be_visible()
+                if "failed" in address:
+                    await expect(page.locator("#rows tbody tr")).to_have_count(1)
+                assert await page.evaluate("[...document.querySelectorAll('th')].every((one) => one.innerText.trim())")
+                assert await page.locator("main:visible").count() == 1
+                assert await page.locator("h1:visible").count() == 1
+                assert await violations(page) == []
+
+
+SCRIPT = AXE.read_text(encoding="utf-8") if AXE.exists() else ""
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe-core finds, where it is installed (npm install axe-core)."""
+    if not SCRIPT:
+        return []
+    await page.evaluate(SCRIPT)
+    found = await page.evaluate("axe.run()")
+    return [
+        f"{one['id']}: {json.dumps([node['html'][:120] for node in one['nodes'][:3]])}" for one in found["violations"]
+    ]
