@@ -89,7 +89,8 @@ def _structs(schemas: dict[str, Any]) -> str:
                 for field, one in shape["properties"].items()
             ]
             inner = f"{_prose(shape.get('description', ''))}{_table(rows)}"
-            parts.append(f'<section id="{escape(name)}"><h3 class="name"><code>{escape(name)}</code></h3>{inner}</section>')
+            title = f'<h3 class="name"><code>{escape(name)}</code></h3>'
+            parts.append(f'<section id="{escape(name)}">{title}{inner}</section>')
     return "".join(parts)
 
 
