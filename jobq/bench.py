@@ -6,7 +6,6 @@ queue of its own that is removed afterwards. Producer and worker share one proce
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -23,10 +22,12 @@ from jobq.engine.model.job import State
 from jobq.engine.queue.queue import Queue
 from jobq.engine.worker.worker import Worker
 from jobq.errors import JobqError
-from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    import argparse
+    from collections.abc import AsyncGenerator
+
+    from jobq.settings import Settings
 
 PAD = "y" * 72
 """Fills a payload up to 100 bytes of JSON."""
@@ -237,16 +238,14 @@ class _Bar:
             self._bar.stop()
 
 
-def main(argv: Sequence[str] | None = None, settings: Settings | None = None) -> int:
-    """The command. Returns its exit code: 1 when a job was lost or ran twice."""
-    parser = argparse.ArgumentParser(prog="jobq bench --", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each enqueue measurement (default: 2)")
-    parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help=f"of the worker (default: {CONCURRENCY})")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace, settings: Settings) -> int:
+    """Measure and print.
+
+    :raises JobqError: a job was lost or ran twice, or there is no server.
+    """
     bar = _Bar()
     try:
-        report = run_on_loop(run(settings or Settings.from_env(), Options(args.seconds, args.concurrency), bar))
+        report = run_on_loop(run(settings, Options(args.seconds, args.concurrency), bar))
     finally:
         bar.stop()
     if args.json:

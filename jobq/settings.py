@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +18,7 @@ from jobq.redact import MASK, redact
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_TIMES = frozenset({"lease", "grace"})
 _SECRETS = frozenset({"api_keys", "session_secret"})
 
 
@@ -27,8 +30,18 @@ def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
     return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
 
 
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def to_seconds(text: str) -> float | None:
+    """A time of the command line or of a variable: "5s", "250ms", "10m", "2h", "7d"; a bare number is seconds."""
+    found = _TIME.fullmatch(text)
+    return float(found[1]) * _UNITS[found[2]] if found else None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every field is read from ``JOBQ_<FIELD>``. Times in seconds, sizes in bytes."""
+    """Every field is read from ``JOBQ_<FIELD>``. Times are seconds (a variable may also say "5m"), sizes are bytes."""
 
     redis_url: str | None = None
     """redis://, rediss://, unix://, valkey://; None: an embedded server."""
@@ -63,12 +76,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         found: dict[str, Any] = {
             field: value for field in cls.__struct_fields__ if (value := env.get(f"JOBQ_{field.upper()}"))
         }
+        for field in _TIMES & found.keys():
+            seconds = to_seconds(found[field])
+            found[field] = found[field] if seconds is None else seconds
         for field, value in found.items():
             # one at a time, so that the error names the variable
             try:
                 msgspec.convert({field: value}, cls, strict=False)
             except msgspec.ValidationError as error:
-                raise SettingsError(f"JOBQ_{field.upper()}={redact(value)!r}: {error}") from None
+                variable = f"JOBQ_{field.upper()}"
+                raise SettingsError(f"{variable}={redact(env[variable])!r}: {error}") from None
         found |= {field: value for field, value in overrides.items() if value is not None}
         try:
             return msgspec.convert(found, cls, strict=False)
@@ -93,3 +110,20 @@ def _shown(name: str, value: Any) -> Any:
     if value is not None and name in _SECRETS:
         return MASK
     return redact(value) if isinstance(value, str) else value
+
+
+LIFELINE = "JOBQ_LIFELINE"
+"""By this variable a process knows its supervisor: see jobq/cli/supervisor.py."""
+_NO_SETTINGS = ("JOBQ_TEST_", LIFELINE)
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[str]:
+    """A sentence for each ``JOBQ_*`` that is no setting: a mistyped name would otherwise do nothing, silently."""
+    known = [f"JOBQ_{field.upper()}" for field in Settings.__struct_fields__]
+    sentences: list[str] = []
+    for name in sorted(env):
+        if name.startswith("JOBQ_") and name not in known and not name.startswith(_NO_SETTINGS):
+            nearest = difflib.get_close_matches(name[:80], known, 1, cutoff=0.8)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f"; the settings are {', '.join(known)}"
+            sentences.append(f"the variable {name[:80]} is no setting and is ignored{hint}")
+    return sentences

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jobq.cli import render
 from jobq.cli.parser import build_parser
 from jobq.errors import JobqError, SettingsError, TargetError
-from jobq.settings import Settings
+from jobq.settings import LIFELINE, Settings, unknown_variables
 
 if TYPE_CHECKING:
     import argparse
@@ -63,6 +63,9 @@ def settings_from(args: argparse.Namespace) -> Settings:
         value = getattr(args, field, None)
         if value is not None:
             os.environ[f"JOBQ_{field.upper()}"] = str(value)
+    if LIFELINE not in os.environ:  # the supervisor has said it already
+        for sentence in unknown_variables(os.environ):
+            render.complain(sentence)
     return Settings.from_env()
 
 

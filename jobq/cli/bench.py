@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def bench(args: argparse.Namespace, settings: Settings) -> int:
-    """Hand the remaining arguments to ``jobq.bench.main``.
+    """Run the benchmark.
 
     :raises JobqError: this installation has no benchmarks.
     """
@@ -22,4 +22,4 @@ def bench(args: argparse.Namespace, settings: Settings) -> int:
         harness = importlib.import_module("jobq.bench")
     except ModuleNotFoundError as error:
         raise JobqError(f"the benchmarks cannot be loaded: {error}") from None
-    return harness.main([word for word in args.arguments if word != "--"], settings)
+    return harness.main(args, settings)

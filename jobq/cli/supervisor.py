@@ -22,11 +22,11 @@ import time
 from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger
+from jobq.settings import LIFELINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LIFELINE = "JOBQ_LIFELINE"
 CANNOT_RUN = 2
 DELAY_MIN = 0.1
 DELAY_MAX = 30.0

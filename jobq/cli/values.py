@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from jobq.engine.model.job import Backoff
+from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def seconds(word: str) -> float:
-    """ "5", "1.5s", "10m", "2h", "7d", "250ms" in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", word)
+    """ "5s", "1.5s", "10m", "2h", "7d", "250ms" in seconds; a bare number is seconds, as in Python."""
+    found = to_seconds(word)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{word!r} is no time: it takes 5s, 250ms, 10m, 2h or 7d")
+    return found
+
+
+def positive_seconds(word: str) -> float:
+    """A time above zero."""
+    found = seconds(word)
     if not found:
-        raise argparse.ArgumentTypeError(f"{word!r} is no time: 5 (seconds), 250ms, 10m, 2h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes a time above 0, such as 500ms")
+    return found
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from .conftest import Said
 
+COMMANDS = (
+    *("dev", "work", "serve", "bench", "queues", "stats", "workers", "top", "ls", "show", "logs"),
+    *("enqueue", "retry", "kill", "promote", "rm", "pause", "resume", "queue", "key"),
+)
 ID = re.compile(r"tasks:[0-9a-z]{17}")
 
 
@@ -95,7 +99,7 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
         (["enqueue", "echo", "{"], 2, "this is no JSON"),
         (["enqueue", "echo", "[1,2]"], 2, "the payload is no JSON object: it takes the handler's arguments by name"),
         (["enqueue", "echo", "null"], 2, "the payload is no JSON object"),
-        (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: 5 (seconds), 250ms, 10m, 2h or 7d"),
+        (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: it takes 5s, 250ms, 10m, 2h or 7d"),
         (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY or exponential:DELAY[:LONGEST]"),
         (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
         (["enqueue", "echo", "--metadata", "[]"], 2, "this is no JSON object"),
@@ -260,11 +264,40 @@ def test_workers(jobq, tasks, start, redis_url):
 def test_help_and_usage(jobq):
     said = jobq("--help")
     assert said.code == 0
-    for command in ("dev", "serve", "work", "enqueue", "stats", "top"):
-        assert f"    {command} " in said.out
-    assert jobq("frobnicate").code == 2
-    assert jobq().code == 2
+    for command in COMMANDS:
+        assert f"\n  {command} " in said.out
+        assert jobq(command, "--help").out.startswith(f"usage: jobq {command} ")
+    titles = [line for line in said.out.splitlines() if line.endswith(":") and line[0].isupper()]
+    assert titles == ["Processes:", "Look:", "Jobs:", "Queues:", "Access:"]
     assert jobq("--version").out.startswith("jobq ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["frobnicate"],
+        ["queue"],
+        ["queue", "mv"],
+        *([command, "--nonsense"] for command in COMMANDS if command != "queue"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_where_to_read(jobq, words):
+    said = jobq(*words)
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"jobq: .+; see 'jobq( \w+)? --help'\n", said.err)
+
+
+def test_flags_are_not_abbreviated(jobq):
+    """An abbreviation would mean something else as soon as another flag starts like it."""
+    assert "unrecognized arguments: --queu x" in jobq("ls", "--queu", "x").err
+
+
+def test_an_unknown_variable_is_named(jobq, monkeypatch):
+    monkeypatch.setenv("JOBQ_REDIS_ULR", "redis://elsewhere")
+    said = jobq("queues", "--json")
+    assert (said.code, said.out) == (0, "")
+    assert said.err == "jobq: the variable JOBQ_REDIS_ULR is no setting and is ignored; did you mean JOBQ_REDIS_URL?\n"
 
 
 def test_redis_away_is_one_line(jobq):

@@ -11,7 +11,7 @@ import pytest
 
 from jobq import Settings
 from jobq.errors import SettingsError
-from jobq.settings import default_data_dir
+from jobq.settings import default_data_dir, unknown_variables
 
 GIVEN = {
     "redis_url": ("unix:///s", "unix:///s"),
@@ -23,7 +23,7 @@ GIVEN = {
     "rate": ("2.5", 2.5),
     "session_secret": ("s" * 32, "s" * 32),
     "api_keys": ("a:b:c", "a:b:c"),
-    "lease": ("1.5", 1.5),
+    "lease": ("1.5m", 90.0),
     "grace": ("0", 0.0),
     "concurrency": ("7", 7),
     "max_payload": ("1024", 1024),
@@ -52,6 +52,8 @@ def test_each_has_a_variable():
         ("JOBQ_HTTP_PORT", "70000", "<= 65535"),
         ("JOBQ_HTTP_PORT", "-1", ">= 0"),
         ("JOBQ_LEASE", "soon", "Expected `float`, got `str`"),
+        ("JOBQ_LEASE", "0s", "> 0"),
+        ("JOBQ_GRACE", "2d", "<= 86400"),
         ("JOBQ_LEASE", "0", "> 0"),
         ("JOBQ_LEASE", "-5", "> 0"),
         ("JOBQ_LEASE", "nan", "float"),
@@ -69,6 +71,23 @@ def test_each_has_a_variable():
 def test_what_cannot_be_used_is_named(variable: str, value: str, why: str):
     with pytest.raises(SettingsError, match=f"^{variable}={value!r}: .*{why}"):
         Settings.from_env({variable: value})
+
+
+def test_an_unknown_variable_is_named_with_the_nearest_setting():
+    env = {
+        "JOBQ_REDIS_ULR": "x",
+        "JOBQ_CONCURENCY": "4",
+        "JOBQ_" + "X" * 1000: "",
+        "JOBQ_LEASE": "5",
+        "JOBQ_TEST_SERVER": "redis",
+        "JOBQ_LIFELINE": "3",
+        "REDIS_URL": "x",
+    }
+    first, second, third = unknown_variables(env)
+    assert first == "the variable JOBQ_CONCURENCY is no setting and is ignored; did you mean JOBQ_CONCURRENCY?"
+    assert second == "the variable JOBQ_REDIS_ULR is no setting and is ignored; did you mean JOBQ_REDIS_URL?"
+    assert "XXX is no setting and is ignored; the settings are JOBQ_REDIS_URL, JOBQ_DATA_DIR" in third
+    assert unknown_variables({}) == []
 
 
 def test_overrides_win_unless_they_are_none():
