@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.store import Call
 
+REQUESTS = itertools.count(1)
 ERROR = msgspec.json.encode(AttemptError(1, 2, "E", "no"))
 
 
@@ -28,7 +30,7 @@ async def filled(queue: Queue, count: int, *, state: State = State.WAITING) -> l
     ids = [one.id for one in accepted]
     if state in (State.FAILED, State.COMPLETED):
         store = queue.store
-        claimed = await store.do(store.claim(count, 30_000, "w", "w:0", 1, repeated=False))
+        claimed = await store.do(store.claim(count, 30_000, "w", "w:0", next(REQUESTS), repeated=False))
         assert claimed is not None
         for start in range(0, count, 500):
             page = claimed.ids[start : start + 500]
@@ -73,7 +75,7 @@ async def test_a_page_of_large_jobs_ends_early(queue: Queue, state: State | None
     if state is State.COMPLETED:
         store = queue.store
         token = ""
-        while claimed := await store.do(store.claim(10, 30_000, "w", "w:0", 1, repeated=False)):
+        while claimed := await store.do(store.claim(10, 30_000, "w", "w:0", next(REQUESTS), repeated=False)):
             token = claimed.token
             done = [word for job in claimed.ids for word in (job, token, "[0,0]", "")]
             await store.do(store.complete(done, []))

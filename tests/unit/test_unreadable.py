@@ -77,10 +77,10 @@ async def test_a_column_of_one_job(queue: Queue, state: State, column: str) -> N
             row = await queue.get(ids[1])
             for shown in (*page.jobs, row, await queue.logs(ids[1]), await queue.stats(), await queue.workers()):
                 check_json(shown)
-            render.job_text(row)
+            render.job_lines(row)
             render.table(render.JOBS_HEAD, [render.job_line(one, 0.0) for one in page.jobs])
             for line in await queue.logs(ids[1]):
-                render.log_line(line)
+                render.log_lines(line)
             others = [one for one in page.jobs if one.id != ids[1]]
             assert all(one.type == "send" and not one.unreadable for one in others), name
             for path in ("/jobs", f"/jobs/{ids[1]}", f"/jobs/{ids[1]}/logs", "/jobs/failed/jobs", "/jobs/stats"):
