@@ -1,11 +1,19 @@
 #!lua flags=allow-oom
 -- complete: held jobs go from active to completed, with their results.
 -- KEYS active leases completed results expires events metrics
--- ARGV now, m, then m pairs (metrics field, how many); then groups of jobs that share a token:
+-- ARGV now, m, then m pairs (histogram bucket of this hour, how many); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
 -- RETURNS how many stand in completed now; then the ids that were not held (they changed nothing)
 local active, leases, completed, results, expires, events, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: count
+local function count(what, n)
+    redis.call('HINCRBY', metrics, what, n)
+    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+end
+-- end
+
 local first = 3 + 2 * tonumber(ARGV[2])
 local asked = {}
 local at = first
@@ -43,9 +51,10 @@ if n > 0 then
     redis.call('ZADD', completed, unpack(finished))
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))
-    redis.call('HINCRBY', metrics, 'completed', n)
-    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':completed', n)
-    for i = 3, first - 1, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    count('completed', n)
+    -- counted by the hour, so that a latency of last week does not weigh on today's
+    local hour = 'h:' .. string.format('%.0f', math.floor(now / 3600000)) .. ':'
+    for i = 3, first - 1, 2 do redis.call('HINCRBY', metrics, hour .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', completed)
 return lost

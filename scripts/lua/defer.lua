@@ -1,21 +1,43 @@
 #!lua flags=allow-oom
 -- defer: held jobs whose type the worker does not know go from active to delayed, uncharged, for a time that doubles.
 -- All workers hear over the control channel when the first of them is due: those that know its type should be there then.
--- KEYS active leases delayed unserved metrics wake control
+-- KEYS active leases delayed attempts unserved metrics wake control
 -- ARGV now, first delay ms, longest delay ms, their types (a JSON list, for the workers); then per job: id, token
 -- RETURNS the ids that were not held (they changed nothing)
-local active, leases, delayed, unserved, metrics, wake, control = unpack(KEYS)
+local active, leases, delayed, attempts, unserved, metrics, wake, control = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: end of a lease
+-- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+local function end_lease(id, token)
+    if redis.call('HGET', leases, id) ~= token then return false end
+    redis.call('ZREM', active, id)
+    redis.call('HDEL', leases, id)
+    return true
+end
+-- end
+
+-- shared: charged
+local function charged(id)
+    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+end
+
+-- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+local function can_run(id, runs, since)
+    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+end
+-- end
+
 local first, longest = tonumber(ARGV[2]), tonumber(ARGV[3])
 local lost, deferred, soonest = {}, 0, longest
 for i = 5, #ARGV, 2 do
-    local id, token = ARGV[i], ARGV[i + 1]
-    if redis.call('HGET', leases, id) == token then
-        redis.call('ZREM', active, id)
-        redis.call('HDEL', leases, id)
-        local times = redis.call('HINCRBY', unserved, id, 1)
+    local id = ARGV[i]
+    if end_lease(id, ARGV[i + 1]) then
+        local times = (tonumber(redis.call('HGET', unserved, id) or 0) or 0) + 1
+        redis.call('HSET', unserved, id, string.format('%.0f', times))
         local delay = math.min(longest, first * 2 ^ math.min(times - 1, 40))
         redis.call('ZADD', delayed, now + delay, id)
+        can_run(id, charged(id), now + delay)
         deferred, soonest = deferred + 1, math.min(soonest, delay)
     else
         lost[#lost + 1] = id

@@ -5,18 +5,44 @@
 -- RETURNS how many stand in failed now; then the ids that were not held (they changed nothing)
 local active, leases, failed, attempts, errors, expires, events, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: end of a lease
+-- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+local function end_lease(id, token)
+    if redis.call('HGET', leases, id) ~= token then return false end
+    redis.call('ZREM', active, id)
+    redis.call('HDEL', leases, id)
+    return true
+end
+-- end
+
+-- shared: error column
+local function add_error(id, record)
+    local text, from = redis.call('HGET', errors, id), 1
+    text = text and text .. '\n' .. record or record
+    -- the column is bounded: the oldest attempts go first
+    while #text - from >= 65536 do
+        local line = string.find(text, '\n', from, true)
+        if not line then break end
+        from = line + 1
+    end
+    redis.call('HSET', errors, id, string.sub(text, from))
+end
+-- end
+
+-- shared: count
+local function count(what, n)
+    redis.call('HINCRBY', metrics, what, n)
+    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+end
+-- end
+
 local ids, lost = {}, { 0 }
 for i = 2, #ARGV, 5 do
-    local id, token, attempt, record, retention = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-    if redis.call('HGET', leases, id) == token then
-        redis.call('ZREM', active, id)
-        redis.call('HDEL', leases, id)
-        redis.call('HSET', attempts, id, attempt)
-        local text = redis.call('HGET', errors, id)
-        text = text and text .. '\n' .. record or record
-        -- the column is bounded: the oldest attempts go first
-        while #text > 65536 and string.find(text, '\n', 1, true) do text = string.sub(text, string.find(text, '\n', 1, true) + 1) end
-        redis.call('HSET', errors, id, text)
+    local id, retention = ARGV[i], ARGV[i + 4]
+    if end_lease(id, ARGV[i + 1]) then
+        redis.call('HSET', attempts, id, ARGV[i + 2])
+        add_error(id, ARGV[i + 3])
         redis.call('ZADD', failed, now, id)
         if retention ~= '' then redis.call('ZADD', expires, now + tonumber(retention), id) end
         ids[#ids + 1] = id
@@ -26,8 +52,7 @@ for i = 2, #ARGV, 5 do
 end
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
-    redis.call('HINCRBY', metrics, 'failed', #ids)
-    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':failed', #ids)
+    count('failed', #ids)
 end
 lost[1] = redis.call('ZCARD', failed)
 return lost

@@ -13,9 +13,9 @@ if moved > 0 then
     local fifo = redis.call('HINCRBY', meta, 'fifo', moved) - moved
     local ready = {}
     for i = 1, moved do
-        local priority, lifo = string.match(columns[i] or '0', '^(%-?%d+)(L?)$')
-        local place = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or fifo + i
-        ready[2 * i - 1] = tonumber(priority) * 4398046511104 + 2199023255552 + place
+        local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
+        local turn = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or fifo + i
+        ready[2 * i - 1] = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn
         ready[2 * i] = due[i]
     end
     redis.call('ZREM', delayed, unpack(due))

@@ -1,13 +1,57 @@
 #!lua flags=allow-oom
 -- kill: unfinished jobs go to failed. An active one loses its lease at once, and its worker is told over the control channel.
--- KEYS waiting delayed active blocked failed leases errors attempts events metrics control
+-- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers
 --   control is a channel, declared as a key so that it shares the queue's hash tag
--- ARGV now, error record (one line of JSON, attempt 0); then ids
+-- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
 -- RETURNS per id the state it stood in, or '' (not there, or finished: nothing changed)
-local waiting, delayed, active, blocked, failed, leases, errors, attempts, events, metrics, control = unpack(KEYS)
+local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: repeated
+-- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
+-- whatever became of the jobs in between.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
+-- shared: error column
+local function add_error(id, record)
+    local text, from = redis.call('HGET', errors, id), 1
+    text = text and text .. '\n' .. record or record
+    -- the column is bounded: the oldest attempts go first
+    while #text - from >= 65536 do
+        local line = string.find(text, '\n', from, true)
+        if not line then break end
+        from = line + 1
+    end
+    redis.call('HSET', errors, id, string.sub(text, from))
+end
+-- end
+
+-- shared: count
+local function count(what, n)
+    redis.call('HINCRBY', metrics, what, n)
+    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+end
+-- end
+
+-- shared: charged
+local function charged(id)
+    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+end
+
+-- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+local function can_run(id, runs, since)
+    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+end
+-- end
+
 local states, killed = {}, {}
-for i = 3, #ARGV do
+for i = 5, #ARGV do
     local id, state = ARGV[i], ''
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
     elseif redis.call('ZREM', delayed, id) == 1 then state = 'delayed'
@@ -16,23 +60,29 @@ for i = 3, #ARGV do
         state = 'active'
         local token = redis.call('HGET', leases, id)
         redis.call('HDEL', leases, id)
-        redis.call('HINCRBY', attempts, id, 1)
+        redis.call('HSET', attempts, id, string.format('%.0f', charged(id) + 1))
         redis.call('PUBLISH', control, 'kill ' .. id .. ' ' .. (token or ''))
     end
     if state ~= '' then
-        local text = redis.call('HGET', errors, id)
-        text = text and text .. '\n' .. ARGV[2] or ARGV[2]
-        -- the column is bounded: the oldest attempts go first
-        while #text > 65536 and string.find(text, '\n', 1, true) do text = string.sub(text, string.find(text, '\n', 1, true) + 1) end
-        redis.call('HSET', errors, id, text)
+        add_error(id, ARGV[3])
         redis.call('ZADD', failed, now, id)
+        if ARGV[4] ~= '' then redis.call('ZADD', expires, now + tonumber(ARGV[4]), id) end
         killed[#killed + 1] = id
     end
-    states[i - 2] = state
+    states[i - 4] = state
 end
 if #killed > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(killed, ' '))
-    redis.call('HINCRBY', metrics, 'failed', #killed)
-    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':failed', #killed)
+    count('failed', #killed)
 end
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- nobody repeats a request after two minutes
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
 return states

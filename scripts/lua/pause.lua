@@ -1,8 +1,31 @@
 #!lua flags=allow-oom
 -- pause: nothing is claimed from now on. A flag: no job moves, so none can be lost.
--- KEYS meta
--- ARGV now
--- RETURNS 1 when the queue was running, 0 when it was paused already
-local meta = unpack(KEYS)
+-- KEYS meta requests answers
+-- ARGV now, request
+-- RETURNS "running", or '' when the queue was paused already (nothing changed)
+local meta, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-return redis.call('HSETNX', meta, 'paused', string.format('%.0f', now))
+
+-- shared: repeated
+-- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
+-- whatever became of the jobs in between.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
+local states = { redis.call('HSETNX', meta, 'paused', string.format('%.0f', now)) == 1 and 'running' or '' }
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- nobody repeats a request after two minutes
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
+return states

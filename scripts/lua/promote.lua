@@ -1,20 +1,62 @@
 #!lua flags=allow-oom
 -- promote: delayed jobs go to waiting now, whatever their time.
--- KEYS delayed waiting priorities meta wake
--- ARGV now; then ids
+-- KEYS delayed waiting priorities attempts meta wake requests answers
+-- ARGV now, request; then ids
 -- RETURNS per id "delayed", or '' (not delayed: nothing changed)
-local delayed, waiting, priorities, meta, wake = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, requests, answers = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: repeated
+-- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
+-- whatever became of the jobs in between.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
+-- shared: place
+-- Each priority has 2^42 places, and its sequence starts in their middle. A damaged row counts as priority 0.
+local function place(id)
+    local priority, lifo = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)$')
+    local turn = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or redis.call('HINCRBY', meta, 'fifo', 1)
+    return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn
+end
+-- end
+
+-- shared: charged
+local function charged(id)
+    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+end
+
+-- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+local function can_run(id, runs, since)
+    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+end
+-- end
+
 local states, moved = {}, 0
-for i = 2, #ARGV do
+for i = 3, #ARGV do
     local id = ARGV[i]
-    states[i - 1] = ''
+    states[i - 2] = ''
     if redis.call('ZREM', delayed, id) == 1 then
-        local priority, lifo = string.match(redis.call('HGET', priorities, id) or '0', '^(%-?%d+)(L?)$')
-        local place = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or redis.call('HINCRBY', meta, 'fifo', 1)
-        redis.call('ZADD', waiting, tonumber(priority) * 4398046511104 + 2199023255552 + place, id)
-        states[i - 1] = 'delayed'
+        redis.call('ZADD', waiting, place(id), id)
+        can_run(id, charged(id), now)
+        states[i - 2] = 'delayed'
         moved = moved + 1
     end
 end
 if moved > 0 then redis.call('ZADD', wake, 0, 't') end
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- nobody repeats a request after two minutes
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
 return states

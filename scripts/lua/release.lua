@@ -1,19 +1,41 @@
 #!lua flags=allow-oom
 -- release: held jobs go back from active to the front of their priority in waiting, uncharged.
--- KEYS active leases waiting priorities meta wake
+-- KEYS active leases waiting priorities attempts meta wake
 -- ARGV now; then per job: id, token
 -- RETURNS the ids that were not held (they changed nothing)
-local active, leases, waiting, priorities, meta, wake = unpack(KEYS)
+local active, leases, waiting, priorities, attempts, meta, wake = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: end of a lease
+-- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+local function end_lease(id, token)
+    if redis.call('HGET', leases, id) ~= token then return false end
+    redis.call('ZREM', active, id)
+    redis.call('HDEL', leases, id)
+    return true
+end
+-- end
+
+-- shared: charged
+local function charged(id)
+    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+end
+
+-- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+local function can_run(id, runs, since)
+    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+end
+-- end
+
 local lost, released = {}, 0
 -- backwards: each goes in front of the one before it, so the first stays first
 for i = #ARGV - 1, 2, -2 do
-    local id, token = ARGV[i], ARGV[i + 1]
-    if redis.call('HGET', leases, id) == token then
-        redis.call('ZREM', active, id)
-        redis.call('HDEL', leases, id)
-        local priority = string.match(redis.call('HGET', priorities, id) or '0', '^%-?%d+')
-        local place = -redis.call('HINCRBY', meta, 'lifo', 1)
-        redis.call('ZADD', waiting, tonumber(priority) * 4398046511104 + 2199023255552 + place, id)
+    local id = ARGV[i]
+    if end_lease(id, ARGV[i + 1]) then
+        local priority = string.match(redis.call('HGET', priorities, id) or '', '^%-?%d+')
+        local turn = -redis.call('HINCRBY', meta, 'lifo', 1)
+        redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn, id)
+        can_run(id, charged(id), now)
         released = released + 1
     else
         lost[#lost + 1] = id

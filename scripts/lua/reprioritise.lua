@@ -1,11 +1,24 @@
 #!lua flags=allow-oom
 -- reprioritise: unstarted jobs get another priority and keep their place in time.
--- KEYS waiting delayed blocked priorities
--- ARGV now, priority; then ids
+-- KEYS waiting delayed blocked priorities requests answers
+-- ARGV now, request, priority; then ids
 -- RETURNS per id the state it stands in, or '' (not there, running or finished: nothing changed)
-local waiting, delayed, blocked, priorities = unpack(KEYS)
-local priority, states = tonumber(ARGV[2]), {}
-for i = 3, #ARGV do
+local waiting, delayed, blocked, priorities, requests, answers = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: repeated
+-- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
+-- whatever became of the jobs in between.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
+local priority, states = tonumber(ARGV[3]), {}
+for i = 4, #ARGV do
     local id, state = ARGV[i], ''
     local score = redis.call('ZSCORE', waiting, id)
     if score then
@@ -17,8 +30,18 @@ for i = 3, #ARGV do
     elseif redis.call('ZSCORE', blocked, id) then state = 'blocked' end
     if state ~= '' then
         local lifo = string.match(redis.call('HGET', priorities, id) or '', 'L?$')
-        redis.call('HSET', priorities, id, ARGV[2] .. lifo)
+        redis.call('HSET', priorities, id, ARGV[3] .. lifo)
     end
-    states[i - 2] = state
+    states[i - 3] = state
 end
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- nobody repeats a request after two minutes
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
 return states

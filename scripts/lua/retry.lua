@@ -1,11 +1,30 @@
 #!lua
 -- retry: finished jobs go back to waiting, with fresh attempts; the errors of earlier ones stay.
--- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake
--- ARGV now; then ids
+-- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers
+-- ARGV now, request; then ids
 -- RETURNS per id the state it stood in; '' (not there, or unfinished: nothing changed); or "key <id>": that job holds its key now
-local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local states, moved = {}, 0
+
+-- shared: repeated
+-- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
+-- whatever became of the jobs in between.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
+-- shared: place
+-- Each priority has 2^42 places, and its sequence starts in their middle. A damaged row counts as priority 0.
+local function place(id)
+    local priority, lifo = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)$')
+    local turn = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or redis.call('HINCRBY', meta, 'fifo', 1)
+    return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn
+end
+-- end
 
 -- the keys that a job holds while it is unfinished; those with a time of their own (behind a tab) had their time
 local function own_keys(id)
@@ -24,7 +43,8 @@ local function rival(id)
     return nil
 end
 
-for i = 2, #ARGV do
+local states, moved = {}, 0
+for i = 3, #ARGV do
     local id, state = ARGV[i], ''
     local set = redis.call('ZSCORE', failed, id) and failed or redis.call('ZSCORE', completed, id) and completed
     if set then
@@ -35,17 +55,27 @@ for i = 2, #ARGV do
             state = set == failed and 'failed' or 'completed'
             redis.call('ZREM', set, id)
             redis.call('ZREM', expires, id)
-            for _, column in ipairs({ attempts, results, progress, unserved }) do redis.call('HDEL', column, id) end
+            for _, column in ipairs({ results, progress, unserved }) do redis.call('HDEL', column, id) end
+            -- no runs charged, and able to run since now
+            redis.call('HSET', attempts, id, string.format('0 %.0f', now))
             for key in own_keys(id) do
                 if not redis.call('ZSCORE', unique_until, key) then redis.call('HSET', unique, key, id .. ' -') end
             end
-            local priority, lifo = string.match(redis.call('HGET', priorities, id) or '0', '^(%-?%d+)(L?)$')
-            local place = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or redis.call('HINCRBY', meta, 'fifo', 1)
-            redis.call('ZADD', waiting, tonumber(priority) * 4398046511104 + 2199023255552 + place, id)
+            redis.call('ZADD', waiting, place(id), id)
             moved = moved + 1
         end
     end
-    states[i - 1] = state
+    states[i - 2] = state
 end
 if moved > 0 then redis.call('ZADD', wake, 0, 't') end
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- nobody repeats a request after two minutes
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
 return states

@@ -9,15 +9,21 @@ local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now =
 local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked' }
 local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 8, 9, 12, 13, 14
 
+-- shared: head of a spec
+-- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+local function head(spec)
+    local payload = string.find(spec, ',"payload":', 1, true)
+    local text = payload and string.sub(spec, 1, payload - 1) or spec
+    local metadata = string.find(text, ',"metadata":', 1, true)
+    if metadata then text = string.sub(text, 1, metadata - 1) end
+    return (payload or metadata) and text .. '}' or string.sub(text, 1, 4096)
+end
+-- end
+
 -- Redis reads values as a whole. What a list does not show is cut here, so that it does not leave the server.
 local function cut(column, value)
     if column == SPEC then
-        -- a quote inside a JSON string is escaped, so these marks are found only where a field begins
-        local payload = string.find(value, ',"payload":', 1, true)
-        local text = payload and string.sub(value, 1, payload - 1) or value
-        local metadata = string.find(text, ',"metadata":', 1, true)
-        if metadata then text = string.sub(text, 1, metadata - 1) end
-        return (payload or metadata) and text .. '}' or string.sub(text, 1, 4096)
+        return head(value)
     elseif column == ERRORS then
         return string.match(value, '[^\n]*$')
     elseif column == RESULT then

@@ -1,12 +1,69 @@
 #!lua flags=no-writes
 -- stats: a queue at a glance.
--- KEYS waiting delayed active completed failed blocked jobs meta workers metrics
+-- KEYS waiting delayed active completed failed blocked jobs attempts meta workers metrics
 -- ARGV now, alive ms (workers heard of since then count)
 -- RETURNS now; the six sizes in the order of KEYS; paused since (ms, or nil); workers alive;
---   id and spec of the first in waiting (or nil, nil); due time of the first in delayed (or nil); flat pairs of metrics
-local waiting, delayed, active, completed, failed, blocked, jobs, meta, workers, metrics = unpack(KEYS)
+--   flat triples id, attempts, spec up to its payload: the jobs of each priority that may have waited for the longest time;
+--   due time of the first in delayed (or nil); flat pairs of metrics: totals, the last 60 minutes, this hour and the last one
+local waiting, delayed, active, completed, failed, blocked, jobs, attempts, meta, workers, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local first = redis.call('ZRANGE', waiting, 0, 0)
+local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
+
+-- shared: head of a spec
+-- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+local function head(spec)
+    local payload = string.find(spec, ',"payload":', 1, true)
+    local text = payload and string.sub(spec, 1, payload - 1) or spec
+    local metadata = string.find(text, ',"metadata":', 1, true)
+    if metadata then text = string.sub(text, 1, metadata - 1) end
+    return (payload or metadata) and text .. '}' or string.sub(text, 1, 4096)
+end
+-- end
+
+local oldest, bytes = {}, 0
+local function look(id)
+    if not id then return end
+    local spec, n = redis.call('HGET', jobs, id) or '', #oldest
+    oldest[n + 1], oldest[n + 2], oldest[n + 3] = id, redis.call('HGET', attempts, id), head(spec)
+    bytes = bytes + #spec
+end
+
+-- Behind the middle of a priority stands FIFO, the oldest first. In front of it stands what is LIFO or was handed back, the
+-- oldest last. An hour-old job behind an urgent one must be seen, so each priority is looked at, up to 64 and 1 MB of them.
+local from = '-inf'
+for _ = 1, 64 do
+    local first = redis.call('ZRANGE', waiting, from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if not first[1] or bytes > 1000000 then break end
+    local start = math.floor(tonumber(first[2]) / SPAN) * SPAN
+    local middle, stop = format('%.0f', start + MIDDLE), format('%.0f', start + SPAN)
+    if tonumber(first[2]) < start + MIDDLE then
+        look(redis.call('ZRANGE', waiting, '(' .. middle, format('%.0f', start), 'BYSCORE', 'REV', 'LIMIT', 0, 1)[1])
+        look(redis.call('ZRANGE', waiting, middle, '(' .. stop, 'BYSCORE', 'LIMIT', 0, 1)[1])
+    else
+        look(first[1])
+    end
+    from = stop
+end
+
+-- Only what is shown: a day of minutes is thousands of fields.
+local found = {}
+if redis.call('EXISTS', metrics) == 1 then
+    local fields = { 'completed', 'failed', 'retried', 'unserved' }
+    local minute, hour = math.floor(now / 60000), math.floor(now / 3600000)
+    for m = minute - 59, minute do
+        local prefix = format('m:%.0f:', m)
+        for i = 1, 3 do fields[#fields + 1] = prefix .. fields[i] end
+    end
+    for h = hour - 1, hour do
+        local prefix = format('h:%.0f:', h)
+        for bits = 0, 45 do
+            fields[#fields + 1], fields[#fields + 2] = prefix .. 'wait:' .. bits, prefix .. 'run:' .. bits
+        end
+    end
+    for i, count in ipairs(redis.call('HMGET', metrics, unpack(fields))) do
+        if count then found[#found + 1], found[#found + 2] = fields[i], count end
+    end
+end
 local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 return {
     now,
@@ -14,9 +71,8 @@ return {
     redis.call('ZCARD', completed), redis.call('ZCARD', failed), redis.call('ZCARD', blocked),
     redis.call('HGET', meta, 'paused'),
     redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf'),
+    oldest,
     -- false: a nil would end the reply here
-    first[1] or false,
-    first[1] and redis.call('HGET', jobs, first[1]) or false,
     due[2] or false,
-    redis.call('HGETALL', metrics),
+    found,
 }

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Connection, JobNotFound, NewJob, Queue, State
+from jobq import Connection, Discard, JobNotFound, NewJob, Queue, State
 from jobq.engine.model.ids import new_id
 from jobq.engine.store import lua
 from jobq.engine.store.link import pack
-from jobq.errors import WrongState
+from jobq.errors import StoreUnavailable, WrongState
+from jobq.testing import drain
 from tests.chaos.faulty import Fault, FaultyConnection
 
 if TYPE_CHECKING:
@@ -99,6 +100,57 @@ async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
     assert (await job.row()).state is State.WAITING
 
 
+@pytest.mark.parametrize("verb", ["retry", "promote", "kill", "remove", "resume", "pause"])
+async def test_a_verb_is_executed_once_whatever_happens_before_its_repetition(
+    queue: Queue, faulty: FaultyConnection, connection: Connection, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Between the two sendings the job runs, and others bring the queue to where it was before the first one."""
+    ran: list[int] = []
+    between = 0
+    other = Queue("lost", connection)
+
+    @other.task(attempts=3)
+    async def send() -> None:
+        ran.append(1)
+        raise Discard("no")
+
+    async def to_where_it_was(job_id: str) -> None:
+        if verb in ("pause", "resume"):
+            await (other.resume() if verb == "pause" else other.pause())
+        elif verb == "remove":
+            await other.submit(NewJob("send", id=job_id))
+        elif verb == "kill":
+            await other.retry(job_id)
+        else:
+            await drain(other)
+
+    async with other:
+        job = await send.options(delay=60 if verb == "promote" else 0).enqueue()
+        if verb == "retry":
+            await drain(other)
+        if verb == "resume":
+            await other.pause()
+        trip = faulty.trip
+
+        async def lost(*args: Any, **words: Any) -> list[Any]:
+            nonlocal between
+            try:
+                return await trip(*args, **words)
+            except StoreUnavailable:
+                between += 1
+                await to_where_it_was(job.id)
+                raise
+
+        monkeypatch.setattr(faulty, "trip", lost)
+        faulty.next_of = verb
+        await getattr(queue, verb)(*([] if verb in ("pause", "resume") else [job.id]))
+        assert between == 1
+        expected = {"retry": State.FAILED, "promote": State.FAILED}.get(verb, State.WAITING)
+        assert (await job.row()).state is expected, "the repetition moved it once more"
+        assert (await other.stats()).paused == (verb == "resume")
+        assert len(ran) == {"retry": 2, "promote": 1}.get(verb, 0)
+
+
 async def test_a_verb_that_cannot_work_still_says_so(queue: Queue, faulty: FaultyConnection) -> None:
     """A lost reply is no excuse: the job must stand where the verb leads."""
     job = await queue.enqueue("send")
@@ -116,7 +168,6 @@ async def test_producer_may_repeat_with_the_same_id(
 ) -> None:
     """The caller got an error, and asks again."""
     from jobq.engine.store import sender
-    from jobq.errors import StoreUnavailable
 
     monkeypatch.setattr(sender, "PAUSES", ())
     job = NewJob("send", id=new_id())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -48,6 +49,8 @@ class Bench:
     def __init__(self, connection: Connection, admin: Store) -> None:
         self.now = NOW
         self.store = Store(connection, "test", clock=lambda: str(self.now))
+        requests = itertools.count(1)
+        self.store.request = lambda: f"r{next(requests)}"  # known to the tests; else it is drawn at random
         self.admin = admin
 
     async def seed(self, state: State) -> None:
@@ -64,7 +67,11 @@ class Bench:
         self.now = case.now
         assert await self.do(case.call(self.store)) == case.reply
         expected = {column: content for column, content in (case.before | case.changes).items() if content}
-        assert await self.dump() == expected
+        found = await self.dump()
+        if "answers" not in case.changes:
+            # what operators ask leaves its answer: test_requests.py looks at it
+            found = {column: content for column, content in found.items() if column not in ("requests", "answers")}
+        assert found == expected
 
 
 def plain(reply: Any) -> Any:

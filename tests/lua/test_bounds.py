@@ -31,7 +31,7 @@ READS: dict[str, tuple[Callable[[Store], Call[Any]], int]] = {
     "results": (lambda store: store.results(IDS), MOST),
     "rows": (lambda store: store.rows(IDS), MOST),
     "rows, brief": (lambda store: store.rows(IDS, brief=True), 10_000),
-    "stats": (lambda store: store.stats(), MOST),
+    "stats": (lambda store: store.stats(), 10_000),
 }
 
 

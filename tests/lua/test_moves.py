@@ -79,6 +79,7 @@ async def test_forward(case: Case, bench: Bench):
             also(standing("delayed", "a", "b", "c", score=9000), waiting("w")),
             lambda store: store.promote(["a", "w", "nobody", "a", "b"]),
             {"delayed": {"c": 9000}, "waiting": {"a": place(1), "b": place(2), "w": place(1)}, "meta": {"fifo": "2"}}
+            | {"attempts": {"a": "0 1000", "b": "0 1000"}}
             | WAKE,
             ["delayed", "", "", "", "delayed"],
         ),
@@ -87,8 +88,16 @@ async def test_forward(case: Case, bench: Bench):
             standing("delayed", "a", "b", score=9000) | {"priorities": {"a": "-1024L", "b": "1023"}},
             lambda store: store.promote(["a", "b"]),
             {"delayed": {}, "waiting": {"a": place(-1, -1024), "b": place(1, 1023)}, "meta": {"fifo": "1", "lifo": "1"}}
+            | {"attempts": {"a": "0 1000", "b": "0 1000"}}
             | WAKE,
             ["delayed", "delayed"],
+        ),
+        Case(
+            "the runs that were charged stay so, and a damaged row of priorities stops nobody",
+            standing("delayed", "a", score=9000) | {"priorities": {"a": "oops"}, "attempts": {"a": "2 9000"}},
+            lambda store: store.promote(["a"]),
+            {"delayed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "attempts": {"a": "2 1000"}} | WAKE,
+            ["delayed"],
         ),
         Case("nothing to move wakes nobody", waiting("a"), lambda store: store.promote(["a"]), {}, [""]),
     ]
@@ -146,14 +155,14 @@ async def test_reprioritise(case: Case, bench: Bench):
 
 @table(
     [
-        Case("pause is a flag", waiting("a"), lambda store: store.pause(), {"meta": {"paused": "1000"}}, 1),
-        Case("paused already", {"meta": {"paused": "7"}}, lambda store: store.pause(), {}, 0),
+        Case("pause is a flag", waiting("a"), lambda store: store.pause(), {"meta": {"paused": "1000"}}, ["running"]),
+        Case("paused already", {"meta": {"paused": "7"}}, lambda store: store.pause(), {}, [""]),
         Case(
             "sixteen digits stay",
             {},
             lambda store: store.pause(),
             {"meta": {"paused": "1722470400123456"}},
-            1,
+            ["running"],
             now=1722470400123456,
         ),
         Case(
@@ -161,9 +170,9 @@ async def test_reprioritise(case: Case, bench: Bench):
             waiting("a") | {"meta": {"paused": "7", "fifo": "1"}},
             lambda store: store.resume(),
             {"meta": {"fifo": "1"}} | WAKE,
-            1,
+            ["paused"],
         ),
-        Case("running already", waiting("a"), lambda store: store.resume(), WAKE, 0),
+        Case("running already", waiting("a"), lambda store: store.resume(), WAKE, [""]),
     ]
 )
 async def test_pause(case: Case, bench: Bench):

@@ -275,8 +275,7 @@ def stats(**given: Any) -> list[Any]:
         *[given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked")],
         given.get("paused"),
         given.get("workers", 0),
-        given.get("first"),
-        given.get("spec"),
+        given.get("oldest", []),
         given.get("due"),
         given.get("metrics", []),
     ]
@@ -300,7 +299,7 @@ def stats(**given: Any) -> list[Any]:
             {},
             stats(
                 waiting=2, delayed=1, active=3, completed=1, failed=1, blocked=1,
-                paused="7", workers=2, first="a", spec="A", due="2000", metrics=["completed", "3"],
+                paused="7", workers=2, oldest=["a", None, "A"], due="2000", metrics=["completed", "3"],
             ),
         ),
         Case(
@@ -316,7 +315,42 @@ def stats(**given: Any) -> list[Any]:
             {"waiting": {"a": 1}},
             lambda store: store.stats(),
             {},
-            stats(waiting=1, first="a"),
+            stats(waiting=1, oldest=["a", None, ""]),
+        ),
+        Case(
+            "the oldest of each priority: FIFO the first, in front of it the last",
+            {
+                "waiting": {
+                    "urgent": place(9, -1), "a": place(-2), "b": place(-1), "c": place(3), "d": place(4),
+                    "e": place(-5, 7),
+                },
+                "attempts": {"b": "1 5"},
+                "jobs": {"e": '{"type":"t","at":5,"payload":"' + "x" * 9999 + '"}'},
+            },
+            lambda store: store.stats(),
+            {},
+            stats(
+                waiting=6,
+                oldest=[
+                    "urgent", None, "", "b", "1 5", "", "c", None, "", "e", None, '{"type":"t","at":5}',
+                ],
+            ),
+        ),
+        Case(
+            "metrics: only what is shown",
+            {
+                "metrics": {
+                    "failed": "1", "m:0:failed": "2", "m:60:completed": "3", "m:61:retried": "4", "h:0:run:7": "5",
+                    "h:1:wait:0": "6", "h:2:wait:45": "7", "other": "8",
+                }
+            },
+            lambda store: store.stats(),
+            {},
+            stats(
+                now=120 * 60_000 + 5,
+                metrics=["failed", "1", "m:61:retried", "4", "h:1:wait:0", "6", "h:2:wait:45", "7"],
+            ),
+            now=120 * 60_000 + 5,
         ),
     ]
 )  # fmt: skip

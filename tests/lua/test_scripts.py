@@ -23,7 +23,7 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("page", "results", "rows", "stats")
+READERS = ("page", "ready", "results", "rows", "stats")
 REFUSED_WHEN_FULL = ("enqueue", "retry")
 
 CALLS: dict[str, Any] = {
@@ -45,6 +45,7 @@ CALLS: dict[str, Any] = {
     "pause": lambda s: s.pause(),
     "progress": lambda s: s.progress(["a", TOKEN, "1"]),
     "promote": lambda s: s.promote(["d"]),
+    "ready": lambda s: s.ready(),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
     "release": lambda s: s.release(["a", TOKEN]),
     "remove": lambda s: s.remove(["b", "c"]),
@@ -130,6 +131,19 @@ def test_now_is_taken_in_one_way(name: str):
     assert takes_now or not uses_now
 
 
+def test_shared_pieces_are_the_same_everywhere():
+    """A file runs verbatim, so what several scripts need stands in each of them. It must not drift apart."""
+    pieces: dict[str, dict[str, str]] = {}
+    for name in SCRIPTS:
+        for title, text in re.findall(r"^-- shared: ([^\n]+)\n(.*?)^-- end$", body(name), re.MULTILINE | re.DOTALL):
+            pieces.setdefault(title, {})[name] = text
+        assert body(name).count("-- shared: ") == body(name).count("\n-- end\n")
+    assert len(pieces) >= 8
+    for title, texts in pieces.items():
+        assert len(texts) > 1, f"only {set(texts)} has {title!r}: nothing shares it"
+        assert len(set(texts.values())) == 1, f"{title!r} differs between {sorted(texts)}"
+
+
 @every_script
 def test_flags(name: str):
     flags = "" if name in REFUSED_WHEN_FULL else " flags=no-writes" if name in READERS else " flags=allow-oom"
@@ -179,7 +193,7 @@ async def test_runs_verbatim(name: str, bench: Bench):
     after = await bench.dump()
     await bench.admin.command(b"FLUSHALL")
     await bench.seed(BEFORE)
-    assert await bench.store.do(CALLS[name](bench.store)) == call.read(by_eval)
+    assert await bench.store.do(call) == call.read(by_eval)
     assert await bench.dump() == after
 
 

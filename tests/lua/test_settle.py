@@ -55,11 +55,11 @@ def complete(*rows: Any, counts: tuple[Any, ...] = ()):
         ),
         Case(
             "latencies are counted in the same call",
-            held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "wait:3": "2"}},
+            held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "h:0:wait:3": "2"}},
             complete("a", TOKEN, "ra", "", counts=("run:7", 1, "wait:3", 5)),
             {"active": {}, "leases": {}, "completed": {"a": NOW}, "results": {"a": "ra"}}
             | counted("completed", "a")
-            | {"metrics": {"completed": "5", "m:0:completed": "2", "wait:3": "7", "run:7": "1"}},
+            | {"metrics": {"completed": "5", "m:0:completed": "2", "h:0:wait:3": "7", "h:0:run:7": "1"}},
             [1, []],
         ),
         Case(
@@ -97,7 +97,7 @@ def reschedule(*rows: Any):
             held("a", "b"),
             reschedule("a", TOKEN, 1, 2500, "e1"),
             {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "delayed": {"a": NOW + 2500}}
-            | {"attempts": {"a": "1"}, "errors": {"a": "e1"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | {"attempts": {"a": "1 3500"}, "errors": {"a": "e1"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
             [],
         ),
@@ -105,7 +105,17 @@ def reschedule(*rows: Any):
             "reasons gather, one a line",
             held("a") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
             reschedule("a", TOKEN, 2, 0, "e2"),
-            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2"}, "errors": {"a": "e1\ne2"}}
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2 1000"}, "errors": {"a": "e1\ne2"}}
+            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "of many reasons too, and only as many as must",
+            held("a") | {"errors": {"a": "\n".join(["x" * 999] * 65) + "\n" + "y" * 535}},
+            reschedule("a", TOKEN, 3, 0, "z" * 999),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
+            | {"errors": {"a": "\n".join(["x" * 999] * 64) + "\n" + "y" * 535 + "\n" + "z" * 999}}
             | {"metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
             [],
@@ -114,7 +124,7 @@ def reschedule(*rows: Any):
             "the oldest reasons go first when the column is full",
             held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 2)}},
             reschedule("a", TOKEN, 3, 0, "e3"),
-            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}, "errors": {"a": "e3"}}
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}, "errors": {"a": "e3"}}
             | {"metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
             [],
@@ -123,7 +133,7 @@ def reschedule(*rows: Any):
             "exactly full is not too full",
             held("a") | {"errors": {"a": "x" * (BOUND - 3)}},
             reschedule("a", TOKEN, 3, 0, "e3"),
-            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
             | {"errors": {"a": "x" * (BOUND - 3) + "\ne3"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
             [],
@@ -132,14 +142,14 @@ def reschedule(*rows: Any):
             "the last reason stays, however long",
             held("a") | {"errors": {"a": "e1\ne2"}},
             reschedule("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
-            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3"}}
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
             | {"errors": {"a": "x" * (BOUND + 1)}, "metrics": {"retried": "1", "m:0:retried": "1"}}
             | WAKE,
             [],
         ),
     ]
 )
-async def test_retry(case: Case, bench: Bench):
+async def test_reschedule(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -194,7 +204,7 @@ def release(*rows: Any):
             also(waiting("z"), held("a", "b"), {"meta": {"fifo": "1", "lifo": "4"}}),
             release("a", TOKEN, "b", TOKEN),
             {"active": {}, "leases": {}, "waiting": {"a": place(-6), "b": place(-5), "z": place(1)}}
-            | {"meta": {"fifo": "1", "lifo": "6"}}
+            | {"meta": {"fifo": "1", "lifo": "6"}, "attempts": {"a": "0 1000", "b": "0 1000"}}
             | WAKE,
             [],
         ),
@@ -203,7 +213,16 @@ def release(*rows: Any):
             held("a", "b") | {"priorities": {"a": "-1024", "b": "1023L"}},
             release("a", TOKEN, "b", TOKEN),
             {"active": {}, "leases": {}, "waiting": {"a": place(-2, -1024), "b": place(-1, 1023)}}
-            | {"meta": {"lifo": "2"}}
+            | {"meta": {"lifo": "2"}, "attempts": {"a": "0 1000", "b": "0 1000"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "the runs that were charged stay so; damaged rows stop nobody",
+            held("a", "b") | {"priorities": {"a": "oops"}, "attempts": {"a": "2 7", "b": "oops"}},
+            release("a", TOKEN, "b", TOKEN),
+            {"active": {}, "leases": {}, "waiting": {"a": place(-2), "b": place(-1)}}
+            | {"meta": {"lifo": "2"}, "attempts": {"a": "2 1000", "b": "0 1000"}}
             | WAKE,
             [],
         ),
@@ -217,9 +236,10 @@ def defer(*rows: Any, longest: int = 60_000):
     return lambda store: store.defer(list(rows), 1000, longest, b'["t"]')
 
 
-def deferred(job_id: str, times: int, delay: int) -> State:
+def deferred(job_id: str, times: int, delay: int, charged: int = 0) -> State:
     return (
         {"active": {}, "leases": {}, "delayed": {job_id: NOW + delay}, "unserved": {job_id: str(times)}}
+        | {"attempts": {job_id: f"{charged} {NOW + delay}"}}
         | {"metrics": {"unserved": "1"}}
         | WAKE
     )
@@ -252,6 +272,13 @@ def deferred(job_id: str, times: int, delay: int) -> State:
         Case(
             "attempts stay as they were",
             held("a") | {"attempts": {"a": "2"}},
+            defer("a", TOKEN),
+            deferred("a", 1, 1000, charged=2),
+            [],
+        ),
+        Case(
+            "a damaged count starts anew",
+            held("a") | {"unserved": {"a": "oops"}},
             defer("a", TOKEN),
             deferred("a", 1, 1000),
             [],

@@ -31,6 +31,8 @@ class Job:
     """It has a row in the priorities column."""
     token: str | None = None
     attempts: int = 0
+    since: int | None = None
+    """Since when it can run, if it was put back since its enqueue."""
     errors: list[str] = field(default_factory=list)
     result: str | None = None
     progress: str | None = None
@@ -39,6 +41,13 @@ class Job:
     keys: list[tuple[str, bool]] = field(default_factory=list)
     """Name, and whether it has a time of its own."""
     expires: int | None = None
+
+    @property
+    def charged(self) -> str | None:
+        """Its row in the attempts column."""
+        if self.since is not None:
+            return f"{self.attempts} {self.since}"
+        return str(self.attempts) if self.attempts else None
 
 
 @dataclass
@@ -72,6 +81,8 @@ class Model:
         self.unique: dict[str, tuple[str, str]] = {}
         self.until: dict[str, int] = {}
         self.claims: dict[str, tuple[int, str, list[str]]] = {}
+        self.requests: dict[str, tuple[int, list[str]]] = {}
+        """What operators asked: when, and the answer."""
         self.totals: dict[str, int] = {}
         self.paused = False
         self.fence = 0
@@ -112,7 +123,7 @@ class Model:
             "jobs": {job.id: job.spec for job in jobs},
             "leases": {job.id: job.token for job in jobs if job.token},
             "priorities": {job.id: f"{job.priority}{'L' * job.lifo}" for job in jobs if job.shown},
-            "attempts": {job.id: str(job.attempts) for job in jobs if job.attempts},
+            "attempts": {job.id: job.charged for job in jobs if job.charged},
             "errors": {job.id: "\n".join(job.errors) for job in jobs if job.errors},
             "results": {job.id: job.result for job in jobs if job.result is not None},
             "progress": {job.id: job.progress for job in jobs if job.progress is not None},
@@ -125,6 +136,10 @@ class Model:
             "claims": {
                 lane: f"{number} {token} {' '.join(ids)}" if ids else str(number)
                 for lane, (number, token, ids) in self.claims.items()
+            },
+            "requests": {request: at for request, (at, _) in self.requests.items()},
+            "answers": {
+                request: "".join(f"{word}\n" for word in answer) for request, (_, answer) in self.requests.items()
             },
             "totals": dict(self.totals),
             "paused": self.paused,
@@ -171,8 +186,8 @@ class Model:
         return self._taken(token, jobs)
 
     def _taken(self, token: str, jobs: list[Job]) -> list[Any]:
-        any_charged = any(job.attempts for job in self.jobs.values())
-        charged = [str(job.attempts) if job.attempts else None for job in jobs] if any_charged else []
+        any_charged = any(job.charged for job in self.jobs.values())
+        charged = [job.charged for job in jobs] if any_charged else []
         return [token, self.now, [job.id for job in jobs], [job.spec for job in jobs], charged, []]
 
     def _forget(self, job: Job, *, timed_keys_too: bool) -> None:
@@ -181,6 +196,21 @@ class Model:
             if self.unique.get(name, ("",))[0] == job.id and (timed_keys_too or name not in self.until):
                 del self.unique[name]
                 self.until.pop(name, None)
+
+    def _forget_answers(self, page: int) -> int:
+        old = sorted((at, request) for request, (at, _) in self.requests.items() if at <= self.now - 120_000)[:page]
+        for _, request in old:
+            del self.requests[request]
+        return len(old)
+
+    def asked(self, request: str, verb: str, *args: Any) -> list[str]:
+        """An operator's verb. The same request changes nothing more, and gets the same answer."""
+        if request not in self.requests:
+            answer: list[str] = getattr(self, verb)(*args)
+            self.requests[request] = (self.now, answer)
+            self._forget_answers(100)
+            return answer
+        return self.requests[request][1]
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +263,7 @@ class Model:
             job.result = result
         if len(lost) < len(jobs) / 4:
             for name, count in zip(counts[::2], counts[1::2], strict=True):
-                self._count(name, count)
+                self._count(f"h:{self.now // 3_600_000}:{name}", count)
         return [len(self.of("completed")), lost]
 
     def reschedule(self, jobs: list[Any]) -> list[str]:
@@ -241,14 +271,15 @@ class Model:
         for job, (attempt, delay, record) in self._held(jobs, 5, lost):
             job.attempts = attempt
             job.errors.append(record)
-            job.state, job.at, job.token = "delayed", self.now + delay, None
+            job.state, job.token = "delayed", None
+            job.at = job.since = self.now + delay
             self._count("retried", 1)
         return lost
 
     def fail(self, jobs: list[Any]) -> list[Any]:
         lost: list[str] = []
         for job, (attempt, record, retention) in self._held(jobs, 5, lost):
-            job.attempts = attempt
+            job.attempts, job.since = attempt, None
             job.errors.append(record)
             self._finish(job, "failed", retention)
         return [len(self.of("failed")), lost]
@@ -257,7 +288,7 @@ class Model:
         lost: list[str] = []
         last_first = [word for i in reversed(range(0, len(jobs), 2)) for word in jobs[i : i + 2]]
         for job, _ in self._held(last_first, 2, lost):
-            job.token = None
+            job.token, job.since = None, self.now
             self._to_waiting(job, front=True)
         return lost
 
@@ -266,7 +297,7 @@ class Model:
         for job, _ in self._held(jobs, 2, lost):
             job.unserved += 1
             job.state, job.token = "delayed", None
-            job.at = self.now + min(longest, first * 2 ** (job.unserved - 1))
+            job.at = job.since = self.now + min(longest, first * 2 ** (job.unserved - 1))
             self._count("unserved", 1)
         return lost
 
@@ -314,7 +345,8 @@ class Model:
         if job is None or job.state in FINISHED:
             return ""
         state = job.state
-        job.attempts += state == "active"
+        if state == "active":
+            job.attempts, job.since = job.attempts + 1, None
         job.errors.append(record)
         self._finish(job, "failed")
         return state
@@ -334,6 +366,7 @@ class Model:
             self.unique[name] = (job.id, "-")
         state = job.state
         job.attempts, job.unserved, job.result, job.progress, job.expires = 0, 0, None, None, None
+        job.since = self.now
         self._to_waiting(job)
         return state
 
@@ -343,6 +376,7 @@ class Model:
             job = self.jobs.get(job_id)
             moved = job is not None and job.state == "delayed"
             if job and moved:
+                job.since = self.now
                 self._to_waiting(job)
             states.append("delayed" if moved else "")
         return states
@@ -387,12 +421,15 @@ class Model:
         for _, name in over:
             del self.until[name]
             del self.unique[name]
-        return len(over)
+        for name in list(self.totals):
+            if name.startswith("h:") and int(name.split(":")[1]) < self.now // 3_600_000 - 1:
+                del self.totals[name]
+        return max(len(over), self._forget_answers(page))
 
-    def pause(self) -> int:
+    def pause(self) -> list[str]:
         was, self.paused = self.paused, True
-        return int(not was)
+        return ["" if was else "running"]
 
-    def resume(self) -> int:
+    def resume(self) -> list[str]:
         was, self.paused = self.paused, False
-        return int(was)
+        return ["paused" if was else ""]

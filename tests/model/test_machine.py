@@ -56,6 +56,8 @@ TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
 SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete"])
 RETENTIONS = st.sampled_from(["", "", 0, 500])
+ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
+"""Operators' verbs: they carry a request id, and a repeated request gets the recorded answer."""
 MOVES_ON = ("reap", "trim", "expire", "forward", "log")
 """Sent again these take the next page, or say the same once more."""
 KEYS = st.sampled_from(
@@ -64,6 +66,11 @@ KEYS = st.sampled_from(
 JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS)
 Lease = tuple[str, str, int]
 """Id, token, and the number of the run."""
+
+
+def runs_of(row: str) -> int:
+    """The runs charged, of a row of the attempts column."""
+    return int(row.split()[0])
 
 
 class Machine(RuleBasedStateMachine):
@@ -82,6 +89,9 @@ class Machine(RuleBasedStateMachine):
         self.count = 0
         self.requests = {"ann:0": 0, "bob:0": 0}
         self.again: Any = None
+        self.asked = 0
+        self.earlier: list[Any] = []
+        """What operators asked last."""
         self.watch: int | None = None
         """Until when an idle worker sleeps that knows the first due time."""
         self.seen_fence = 0
@@ -95,10 +105,18 @@ class Machine(RuleBasedStateMachine):
         self.run(self.admin.aclose())
         self.runner.close()
 
-    def do(self, verb: str, *args: Any, **named: Any) -> Any:
-        """One verb on both; the replies must agree."""
-        self.again = (verb, args, named)
-        expected = getattr(self.model, verb)(*args, **named)
+    def do(self, verb: str, *args: Any, request: str | None = None, **named: Any) -> Any:
+        """One verb on both; the replies must agree. ``request``: of an operator's verb that is sent again."""
+        if verb in ASKED:
+            self.asked += request is None
+            request = request or f"q{self.asked}"
+            self.store.request = lambda: request
+            self.again = (verb, args, {"request": request})
+            self.earlier = [*self.earlier[-5:], self.again]
+            expected = self.model.asked(request, verb, *args)
+        else:
+            self.again = (verb, args, named)
+            expected = getattr(self.model, verb)(*args, **named)
         if verb == "enqueue":
             args = ([word for row in args[0] for word in (row.id, row.spec, row.options)],)
         actual = plain(self.run(self.store.do(getattr(self.store, verb)(*args, **named))))
@@ -150,13 +168,25 @@ class Machine(RuleBasedStateMachine):
     def pause(self, verb: str) -> None:
         self.do(verb)
 
+    @rule(number=st.integers(0, 5))
+    def operator_again(self, number: int) -> None:
+        """The reply to an operator was lost, some time ago. The jobs have moved on, and stay where they are."""
+        if number < len(self.earlier):
+            verb, args, named = self.earlier[number]
+            if named["request"] in self.model.requests:
+                before = self.model.columns()
+                self.do(verb, *args, **named)
+                assert self.model.columns() == before
+
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def took(self, reply: Any) -> Any:
         if reply is None:
             return multiple()
         token, _, ids, _, charged, _ = reply
-        return multiple(*[(job_id, token, int((charged and charged[i]) or 0) + 1) for i, job_id in enumerate(ids)])
+        return multiple(
+            *[(job_id, token, runs_of((charged and charged[i]) or "0") + 1) for i, job_id in enumerate(ids)]
+        )
 
     def take(self, worker: str, want: int, *, repeated: bool = False) -> Any:
         lane = f"{worker}:0"
@@ -306,7 +336,7 @@ class Machine(RuleBasedStateMachine):
             assert name in actual["unique_until"] or value.split()[0] in actual["jobs"], "a key left over"
         assert actual["fence"] >= self.seen_fence, "fences only grow"
         self.seen_fence = actual["fence"]
-        attempts = {job_id: int(count) for job_id, count in actual["attempts"].items()}
+        attempts = {job_id: runs_of(row) for job_id, row in actual["attempts"].items()}
         for job_id in actual["jobs"]:
             assert attempts.get(job_id, 0) >= self.seen_attempts.get(job_id, 0), "attempts never fall"
         self.seen_attempts = attempts

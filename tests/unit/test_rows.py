@@ -56,6 +56,7 @@ def test_active_counts_the_running_attempt():
         "mail", ID, row("active", "9000", token=b"1722470400123000 host:12:ab", attempts=b"1", progress=b"[5]")
     )
     assert (job.lease_until, job.worker, job.attempts_made) == (9000, "host:12:ab", 2)
+    assert job.started_at == 1722470400123, "when it was claimed"
     assert job.progress is not None
     assert bytes(job.progress) == b"[5]"
 
@@ -66,6 +67,17 @@ def test_completed():
     assert (job.started_at, job.duration, job.finished_at, job.worker, job.attempts_made) == (1500, 40, 1540, "w", 1)
     assert job.result is not None
     assert bytes(job.result) == b"[]"
+
+
+def test_failed_shows_its_last_run():
+    errors = [AttemptError(1, 900, "E", "one", worker="v"), AttemptError(2, 1540, "E", "two", worker="w", started=1500)]
+    job = job_row("mail", ID, row("failed", "1540", errors=b"\n".join(map(msgspec.json.encode, errors))))
+    assert (job.worker, job.started_at, job.duration, job.finished_at) == ("w", 1500, 40, 1540)
+
+
+def test_put_back_shows_the_runs_charged():
+    job = job_row("mail", ID, row("waiting", "1", attempts=b"3 1722470400123"))
+    assert (job.attempts_made, job.unreadable) == (3, {})
 
 
 def test_failed_counts_what_was_charged():
@@ -82,7 +94,7 @@ def test_options_of_the_spec_are_shown():
 def test_an_id_of_ours_says_when_it_was_enqueued():
     at = 1_700_000_000_123
     assert job_row("mail", new_id(at), row("waiting", "1", spec=b'{"type":"t"}')).enqueued_at == at
-    stats = read_stats("mail", reply(now=at + 7_000, first=new_id(at).encode(), spec=b'{"type":"t","delay":4000}'))
+    stats = read_stats("mail", reply(now=at + 7_000, oldest=[new_id(at).encode(), None, b'{"type":"t","delay":4000}']))
     assert stats.oldest_waiting_ms == 3_000
 
 
@@ -115,8 +127,7 @@ def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: An
         *sizes,
         given.get("paused"),
         given.get("workers", 0),
-        given.get("first"),
-        given.get("spec"),
+        given.get("oldest", []),
         given.get("due"),
         flat,
     ]
@@ -134,8 +145,8 @@ def test_stats():
         reply(
             waiting=2, delayed=3, active=4, completed=5, failed=6, blocked=7,
             paused=b"99", workers=2, due=b"150000",
-            first=ID.encode(), spec=msgspec.json.encode(Spec("t", 100_000, delay=5_000)),
-            metrics={"completed": 50, "failed": 60, "retried": 70, "unserved": 80, "run:7": 1, "wait:0": 1},
+            oldest=[ID.encode(), None, msgspec.json.encode(Spec("t", 100_000, delay=5_000))],
+            metrics={"completed": 50, "failed": 60, "retried": 70, "unserved": 80, "h:0:run:7": 1, "h:-1:wait:0": 1},
         ),
     )  # fmt: skip
     assert [stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed, stats.blocked] == [
@@ -154,7 +165,7 @@ def test_stats():
 
 
 def test_what_is_overdue_is_due_now():
-    stats = read_stats("mail", reply(due=b"5", first=ID.encode(), spec=msgspec.json.encode(Spec("t", 500_000))))
+    stats = read_stats("mail", reply(due=b"5", oldest=[ID.encode(), None, msgspec.json.encode(Spec("t", 500_000))]))
     assert (stats.next_due_ms, stats.oldest_waiting_ms) == (0, 0)
 
 
@@ -164,8 +175,21 @@ def test_minutes_of_the_last_hour_that_saw_something():
     assert stats.minutes == [Minute(70 * 60_000, completed=1, failed=2), Minute(129 * 60_000, retried=3)]
 
 
+def test_the_oldest_of_all_priorities_counts():
+    spec = msgspec.json.encode(Spec("t", 100_000))
+    oldest = [b"a", b"0 119000", spec, b"b", None, spec, b"c", b"damaged", spec]
+    assert read_stats("mail", reply(oldest=oldest)).oldest_waiting_ms == 20_000
+    assert read_stats("mail", reply(oldest=oldest[:3])).oldest_waiting_ms == 1_000, "since it was put back"
+
+
 def test_nothing_counted():
-    assert latency({"completed": 5, "wait:3": 1}, "run:") is None
+    assert latency({"completed": 5, "h:1:wait:3": 1}, ["h:1:run:"]) is None
+
+
+def test_two_hours_are_laid_over_each_other():
+    found = latency({"h:1:run:3": 1, "h:2:run:3": 2, "h:2:run:x": 9}, ["h:1:run:", "h:2:run:"])
+    assert found is not None
+    assert found.count == 3
 
 
 @pytest.mark.parametrize(
@@ -179,7 +203,7 @@ def test_nothing_counted():
     ],
 )  # fmt: skip
 def test_quantiles(metrics: dict[str, int], p50: float, p99: float):
-    found = latency(metrics, "run:")
+    found = latency(metrics, ["run:"])
     assert found is not None
     assert found.p50 == pytest.approx(p50, rel=0.01, abs=0.001)
     assert found.p99 == pytest.approx(p99, rel=0.01, abs=0.001)
@@ -192,7 +216,7 @@ def test_quantiles_are_right_to_a_factor_of_two(micros: list[int]):
     for value in micros:
         name = f"run:{value.bit_length()}"
         metrics[name] = metrics.get(name, 0) + 1
-    found = latency(metrics, "run:")
+    found = latency(metrics, ["run:"])
     assert found is not None
     assert found.p50 <= found.p90 <= found.p99
     exact = statistics.median_low(micros)
@@ -230,6 +254,6 @@ def test_an_unreadable_line_stands_for_itself_only():
 
 
 def test_a_count_that_is_no_number_hides_no_other():
-    stats = read_stats("mail", reply(metrics={"completed": "many", "failed": 3, "wait:x": 1, "wait:3": 1}))  # pyright: ignore
+    stats = read_stats("mail", reply(metrics={"completed": "many", "failed": 3, "h:0:wait:3": 1}))  # pyright: ignore
     assert (stats.completed_total, stats.failed_total) == (0, 3)
     assert stats.unreadable == {"completed": "many"}

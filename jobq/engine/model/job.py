@@ -104,7 +104,8 @@ PLAIN = Options()
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why one attempt failed. ``at`` unix ms; ``traceback`` is bounded and may be cut in its middle."""
+    """Why one attempt failed. ``started`` and ``at`` (its end) unix ms; ``traceback`` is bounded and may be cut in its
+    middle. ``started`` is None where nobody knows it: the attempt was killed, or its worker died."""
 
     attempt: int
     at: int
@@ -112,6 +113,7 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     traceback: str | None = None
     worker: str | None = None
+    started: int | None = None
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -138,6 +140,7 @@ class JobRow(msgspec.Struct, frozen=True):
 
     ``attempts_made`` counts the runs that were charged, the running one included.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
+    ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column; the fields that they would have
     filled stand at their defaults.
     """
@@ -239,7 +242,7 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Quantiles in ms out of the histogram (bucket edges are powers of two), since the queue began."""
+    """Quantiles in ms of the runs that ended in this hour and the last one. Bucket edges are powers of two."""
 
     p50: float
     p90: float
@@ -249,6 +252,9 @@ class Latency(msgspec.Struct, frozen=True):
 
 class Stats(msgspec.Struct, frozen=True):
     """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began.
+
+    ``oldest_waiting_ms``: how long the job that waits for the longest time has been able to run. A delay does not
+    count, and a job that was put back (a retry, a hand-back) waits since then.
 
     ``unreadable``: stored counts that are not numbers, by name.
     """

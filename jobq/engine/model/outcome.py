@@ -194,7 +194,14 @@ def _attribute(error: BaseException, name: str) -> Any:
     return vars(BaseException)[name].__get__(error)
 
 
-def judge(spec: Spec, attempt: int, error: BaseException, worker: str, now_ms: int | None = None) -> Failure:
+def judge(
+    spec: Spec,
+    attempt: int,
+    error: BaseException,
+    worker: str,
+    now_ms: int | None = None,
+    started_ms: int | None = None,
+) -> Failure:
     """What follows from an error in run number ``attempt``: another run after a delay, or the end. Never raises."""
     told = facts(error)
     delay = None
@@ -207,5 +214,6 @@ def judge(spec: Spec, attempt: int, error: BaseException, worker: str, now_ms: i
         message=told.message,
         traceback=told.trace,
         worker=worker,
+        started=started_ms,
     )
     return Failure(_encode(record), delay, told.type, told.message, told.trace)

@@ -40,8 +40,8 @@ UNREADABLE_SHOWN: Final = 200
 UNREADABLE_TYPE: Final = "Unreadable"
 """The error type that stands for an error record that cannot be read."""
 
-_BITS: Final = frozenset(str(bits) for bits in range(65))
-"""The buckets of the histograms: bit lengths of times in microseconds."""
+BITS: Final = range(46)
+"""The buckets of the histograms: bit lengths of times in microseconds. The last one means more than a year."""
 _FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, LookupError)
 """What reading a damaged row may raise. ``UnicodeDecodeError`` is a ``ValueError``."""
 
@@ -165,13 +165,26 @@ class _Columns:
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
         self.unserved = bad.read("unserved", unserved, _count, 0)
-        self.attempts_made = bad.read("attempts", attempts, _count, 0) + (state in (State.ACTIVE, State.COMPLETED))
+        charged, _ = bad.read("attempts", attempts, read_attempts, (0, None))
+        self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
         self.run_at = score if state is State.DELAYED else None
         self.lease_until = score if state is State.ACTIVE else None
         self.finished_at = score if state in (State.COMPLETED, State.FAILED) else None
-        self.worker = bad.read("lease", token, _holder, None) or (self.result.worker or None if self.result else None)
-        self.started_at = self.result.started if self.result else None
-        self.duration = self.result.ran if self.result else None
+        self.worker: str | None = None
+        self.started_at: int | None = None
+        self.duration: int | None = None
+        if state is State.ACTIVE:
+            self.worker, self.started_at = bad.read("lease", token, _lease, (None, None))
+        elif state is State.COMPLETED and self.result:
+            self.worker, self.started_at, self.duration = (
+                self.result.worker or None,
+                self.result.started,
+                self.result.ran,
+            )
+        elif state is State.FAILED and self.errors:
+            last = self.errors[-1]
+            self.worker, self.started_at = last.worker, last.started
+            self.duration = None if last.started is None else max(0, last.at - last.started)
 
 
 def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
@@ -241,6 +254,25 @@ def _count(raw: bytes) -> int:
     return count
 
 
+def read_attempts(raw: bytes | None) -> tuple[int, int | None]:
+    """How many runs were charged. Since when the job can run, unix ms; None stands for its enqueue and its delay.
+
+    :raises ValueError: the row is damaged.
+    """
+    if raw is None:
+        return 0, None
+    charged, _, since = raw.partition(b" ")
+    return _count(charged), _count(since) if since else None
+
+
+def shown_attempts(raw: bytes | None) -> tuple[int, int | None]:
+    """As ``read_attempts``. A damaged row counts as none: the job must run, or fail, all the same."""
+    try:
+        return read_attempts(raw)
+    except _FAULTS:
+        return 0, None
+
+
 def _score(raw: bytes) -> int:
     return _count(b"%d" % float(raw))
 
@@ -249,8 +281,10 @@ def _priority(raw: bytes) -> int:
     return _count(raw.rstrip(b"L"))
 
 
-def _holder(token: bytes) -> str:
-    return token.split(b" ", 1)[1].decode()
+def _lease(token: bytes) -> tuple[str | None, int | None]:
+    """The worker that holds it, and when it was claimed: a fence is that time in us, unless the clock was set back."""
+    fence, worker = token.split(b" ", 1)
+    return worker.decode(), _count(fence) // 1000
 
 
 def worker_row(worker: bytes, info: bytes, seen: int) -> WorkerRow:
@@ -263,13 +297,13 @@ def worker_row(worker: bytes, info: bytes, seen: int) -> WorkerRow:
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
-    now, waiting, delayed, active, completed, failed, blocked, paused, workers, first, spec, due, flat = reply
+    now, waiting, delayed, active, completed, failed, blocked, paused, workers, oldest, due, flat = reply
     bad = Unreadable()
     metrics = {
         as_text(name): bad.read(as_text(name), count, _count, 0)
         for name, count in zip(flat[::2], flat[1::2], strict=True)
     }
-    this_minute = now // 60_000
+    this_minute, this_hour = now // 60_000, now // 3_600_000
     minutes = [
         Minute(
             at=minute * 60_000,
@@ -277,6 +311,9 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         )
         for minute in range(this_minute - MINUTES_SHOWN + 1, this_minute + 1)
     ]
+    hours = [f"h:{hour}:" for hour in (this_hour - 1, this_hour)]
+    candidates = zip(oldest[::3], oldest[1::3], oldest[2::3], strict=True)
+    waits = [now - waiting_since(job_id, attempts, spec) for job_id, attempts, spec in candidates]
     return Stats(
         queue=queue,
         waiting=waiting,
@@ -291,31 +328,33 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         failed_total=metrics.get("failed", 0),
         retried_total=metrics.get("retried", 0),
         unserved_total=metrics.get("unserved", 0),
-        oldest_waiting_ms=max(0, now - ready_at(first, spec)) if first else None,
+        oldest_waiting_ms=max(0, *waits) if waits else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
-        wait=latency(metrics, "wait:"),
-        run=latency(metrics, "run:"),
+        wait=latency(metrics, [f"{hour}wait:" for hour in hours]),
+        run=latency(metrics, [f"{hour}run:" for hour in hours]),
         minutes=[minute for minute in minutes if minute.completed or minute.failed or minute.retried],
         unreadable=bad.found,
     )
 
 
-def ready_at(job_id: bytes, spec_: bytes | None) -> int:
-    """When the job first stood in waiting, unix ms."""
+def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) -> int:
+    """Since when a job in waiting can run: it was put back, came due for the first time, or was enqueued. Unix ms."""
+    _, since = shown_attempts(attempts)
+    if since is not None:
+        return since
     spec = Unreadable().spec(spec_)
     return (spec.at or time_of(job_id)) + spec.delay
 
 
-def latency(metrics: dict[str, int], prefix: str) -> Latency | None:
-    """Quantiles out of the histogram ``<prefix><bit length of the time in us>`` -> count. None: nothing was counted.
+def latency(metrics: dict[str, int], prefixes: list[str]) -> Latency | None:
+    """Quantiles out of the histograms ``<prefix><bit length of the time in us>`` -> count, laid over each other.
 
-    A quantile is placed inside its bucket by its rank, as in Prometheus' ``histogram_quantile``.
+    Returns None when nothing was counted. A quantile is placed inside its bucket by its rank, as in Prometheus'
+    ``histogram_quantile``.
     """
-    buckets = sorted(
-        (int(bits), count)
-        for name, count in metrics.items()
-        if name.startswith(prefix) and (bits := name.removeprefix(prefix)) in _BITS
-    )
+    buckets = [
+        (bits, count) for bits in BITS if (count := sum(metrics.get(f"{prefix}{bits}", 0) for prefix in prefixes)) > 0
+    ]
     total = sum(count for _, count in buckets)
     if not total:
         return None

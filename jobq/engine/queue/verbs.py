@@ -35,13 +35,6 @@ log = get_logger("jobq.queue")
 
 _encode = msgspec.json.Encoder().encode
 
-_LEADS_TO = {
-    "kill": (State.FAILED,),
-    "retry": (State.WAITING, State.ACTIVE, State.DELAYED),
-    "promote": (State.WAITING, State.ACTIVE),
-}
-"""Where a job may stand soon after a verb has moved it."""
-
 
 class Verbs(ABC):
     """The verbs of one open queue."""
@@ -135,11 +128,11 @@ class Verbs(ABC):
         return await self._session.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
-        """Run a script on Redis, one that reads nothing.
+        """Run the smallest script on Redis: a PING says nothing of scripts and rights.
 
         :raises StoreError: it did not run.
         """
-        await self.store.do(self.store.results([]))
+        await self.store.do(self.store.ready())
 
     async def queues(self) -> list[str]:
         """Names of all queues under the prefix."""
@@ -149,12 +142,12 @@ class Verbs(ABC):
 
     async def pause(self) -> None:
         """No worker claims from now on. Running jobs go on; no job moves."""
-        if await self.store.do(self.store.pause()):
+        if (await self.store.do(self.store.pause()))[0]:
             log.info("paused", queue=self.name)
 
     async def resume(self) -> None:
         """Claims go on."""
-        if await self.store.do(self.store.resume()):
+        if (await self.store.do(self.store.resume()))[0]:
             log.info("resumed", queue=self.name)
 
     async def drop(self, *, force: bool = False) -> None:
@@ -177,8 +170,12 @@ class Verbs(ABC):
         :raises JobNotFound: there is no such job.
         :raises WrongState: it is finished.
         """
-        record = AttemptError(attempt=0, at=self.store.now_ms(), type=KILLED, message="killed by an operator")
-        await self._move(self.store.kill([job_id], _encode(record)), job_id, "kill", ("waiting", "delayed", "active"))
+        store = self.store
+        record = AttemptError(attempt=0, at=store.now_ms(), type=KILLED, message="killed by an operator")
+        row = (await store.do(store.rows([job_id], brief=True)))[0]
+        retention = job_row(self.name, job_id, row).retention if row else None
+        call = store.kill([job_id], _encode(record), "" if retention is None else retention)
+        await self._move(call, job_id, "kill", ("waiting", "delayed", "active"))
 
     async def remove(self, job_id: str) -> None:
         """A job that is not running goes, with everything that is known of it.
@@ -228,15 +225,7 @@ class Verbs(ABC):
         if state.startswith("key "):
             raise WrongState(job_id, verb, "blocked by its key", allowed, f"job {state[4:]} holds the same key")
         if not state:
-            try:
-                row = await self.get(job_id)
-            except JobNotFound:
-                if call.again and verb == "remove":
-                    return
-                raise
-            if call.again and row.state in _LEADS_TO.get(verb, ()):
-                # an earlier sending was executed and its reply lost: this one found nothing left to do
-                return
+            row = await self.get(job_id)
             raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
         log.debug(verb, queue=self.name, job_id=job_id, was=state)
 

@@ -1,12 +1,14 @@
 """One method per script. A method makes a ``Call``; ``do`` sends one, ``trip`` several in one write.
 
-Every verb may be repeated: ids come from the client, settles are fenced, claims carry a request number. So a call whose
+Every verb may be repeated: ids come from the client, settles are fenced, claims carry a request number and what
+operators ask carries a request id. So a call whose
 reply was lost is sent again, a few times and with growing pauses, before ``StoreUnavailable`` is raised.
 """
 
 from __future__ import annotations
 
 import time
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from jobq.engine.store.calls import (
@@ -243,7 +245,7 @@ class Store(Sender):
         return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page], int)
 
     def expire(self, page: int) -> Call[int]:
-        """A page of outlived deduplication keys goes, and old minutes of metrics. Answers how many keys went."""
+        """A page of outlived deduplication keys and old answers goes, and old minutes of metrics. Answers how many."""
         return Call("expire", [self.now, page, MINUTES_KEPT], int)
 
     def heartbeat(self, worker: str, info: bytes) -> Call[int]:
@@ -252,39 +254,47 @@ class Store(Sender):
 
     # -- operators -------------------------------------------------------------------------------------------------
 
-    def pause(self) -> Call[int]:
-        """No claims from now on. Answers 1 when the queue was running."""
-        return Call("pause", [self.now], int)
+    def request(self) -> str:
+        """The id of an operator's request. Its answer is recorded under it, so that a repetition gets the same one."""
+        return token_hex(8)
 
-    def resume(self) -> Call[int]:
-        """Claims go on. Answers 1 when the queue was paused."""
-        return Call("resume", [self.now], int)
+    def pause(self) -> Call[list[str]]:
+        """No claims from now on. Answers ['running'], or [''] when the queue was paused already."""
+        return Call("pause", [self.now, self.request()], read_states)
 
-    def kill(self, ids: Sequence[str], record: bytes) -> Call[list[str]]:
-        """Unfinished jobs to failed. Answers per id the state it stood in, or ''."""
-        return Call("kill", [self.now, record, *ids], read_states)
+    def resume(self) -> Call[list[str]]:
+        """Claims go on. Answers ['paused'], or [''] when the queue was running already."""
+        return Call("resume", [self.now, self.request()], read_states)
+
+    def kill(self, ids: Sequence[str], record: bytes, retention_ms: int | str = "") -> Call[list[str]]:
+        """Unfinished jobs to failed. Answers per id the state it stood in, or ''. ``retention_ms`` '': the queue's."""
+        return Call("kill", [self.now, self.request(), record, retention_ms, *ids], read_states)
 
     def retry(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Finished jobs to waiting. Answers per id the state it stood in, '' or 'key <holder>'."""
-        return Call("retry", [self.now, *ids], read_states)
+        return Call("retry", [self.now, self.request(), *ids], read_states)
 
     def promote(self, ids: Sequence[str]) -> Call[list[str]]:
         """Delayed jobs to waiting now. Answers per id 'delayed' or ''."""
-        return Call("promote", [self.now, *ids], read_states)
+        return Call("promote", [self.now, self.request(), *ids], read_states)
 
     def reprioritise(self, ids: Sequence[str], priority: int) -> Call[list[str]]:
         """Another priority for unstarted jobs. Answers per id its state, or ''."""
-        return Call("reprioritise", [self.now, priority, *ids], read_states)
+        return Call("reprioritise", [self.now, self.request(), priority, *ids], read_states)
 
     def remove(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Jobs that are not active go altogether. Answers per id the state it stood in, or ''."""
-        return Call("remove", [self.now, *ids], read_states)
+        return Call("remove", [self.now, self.request(), *ids], read_states)
 
     def drop(self, *, force: bool) -> Call[list[int]]:
         """The queue with all its keys. Answers how many jobs and living workers it has, and 1 when it was dropped."""
         return Call("drop", [self.now, ALIVE_MS, int(force)], read_as_is)
 
     # -- readers ---------------------------------------------------------------------------------------------------
+
+    def ready(self) -> Call[bytes | None]:
+        """Whether a script runs on the queue's keys. Answers the layout, or None where nobody has opened the queue."""
+        return Call("ready", [], read_as_is)
 
     def stats(self) -> Call[list[Any]]:
         """As stats.lua returns it."""

@@ -57,17 +57,27 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "deadline", "ended", "id", "raw", "reason", "source", "spec",
-        "started", "task", "token", "watch",
+        "abandoned", "attempt", "claimed", "context", "deadline", "ended", "id", "raw", "reason", "since", "source",
+        "spec", "started", "task", "token", "watch",
     )  # fmt: skip
 
-    def __init__(self, source: Source, id: bytes, token: bytes, raw: bytes, attempt: int, claimed: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        id: bytes,
+        token: bytes,
+        raw: bytes,
+        attempt: int,
+        claimed: float,
+        since: int | None = None,
+    ) -> None:
         self.source = source
         self.id = id
         self.token = token
         self.raw = raw
         self.attempt = attempt
         self.claimed = claimed
+        self.since = since
         self.started = 0.0
         self.spec: Spec | None = None
         self.context: Context | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from threading import get_ident
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -14,7 +14,7 @@ from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.job import LogLine
 from jobq.engine.model.outcome import judge
-from jobq.engine.model.rows import UNREADABLE
+from jobq.engine.model.rows import UNREADABLE, shown_attempts
 from jobq.engine.worker.outbox import OUTCOMES, WORDS, Outbox
 from jobq.engine.worker.run import Run, base_context
 from jobq.errors import JobqError, StoreError
@@ -117,16 +117,17 @@ class Source:
         counts = outbox.counts
         bucket = b"run:%d" % micros.bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
-        if run.attempt == 1:
-            enqueued = spec.at or time_of(run.id)
-            bucket = b"wait:%d" % (max(0, started - enqueued - spec.delay) * 1000).bit_length()
-            counts[bucket] = counts.get(bucket, 0) + 1
+        # a job that was put back has waited since then, not since its enqueue a week ago
+        since = (spec.at or time_of(run.id)) + spec.delay if run.since is None else run.since
+        bucket = b"wait:%d" % (max(0, started - since) * 1000).bit_length()
+        counts[bucket] = counts.get(bucket, 0) + 1
         self._pool.notify()
 
     def failed(self, run: Run, error: BaseException) -> None:
         """The run failed: another attempt, or the end."""
         spec = run.spec or UNREADABLE
-        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms())
+        started = self._pool.server_ms(run.started) if run.started else None
+        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms(), started)
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
             self.outbox.failed += (run.id, run.token, run.attempt, failure.record, retention)
@@ -184,7 +185,7 @@ class Source:
             return
         if what != "progress":
             text = str(value)[:LOG_LINE_MAX].encode(errors="replace").decode()
-            value = _encode(LogLine(at=time_ns() // 1_000_000, message=text))
+            value = _encode(LogLine(at=self.store.now_ms(), message=text))
         if get_ident() == self._pool.thread:
             self._said(what, run, value)
         else:
@@ -277,9 +278,9 @@ class Source:
         token, charged = claimed.token, claimed.charged
         for i, job_id in enumerate(claimed.ids):
             raw = claimed.specs[i]
-            attempt = int(charged[i] or 0) + 1 if charged else 1
+            runs_charged, since = shown_attempts(charged[i]) if charged else (0, None)
             # a row that is gone cannot run; b"" fails to decode and ends in failed
-            run = Run(self, job_id, token, raw or b"", attempt, now)
+            run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since)
             before = self.runs.get(job_id)
             if before is not None and not before.ended:
                 # our own lease had run out (this machine slept, say): the old run counts for nothing any more

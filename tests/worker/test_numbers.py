@@ -1,0 +1,129 @@
+"""What operators read off the numbers: ages, latencies, starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq import Backoff, Context, Queue, State, Worker, inject
+from jobq.testing import ManualClock, drain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from jobq import Connection
+
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Stands still until it is advanced."""
+    return ManualClock()
+
+
+@pytest.fixture
+async def queue(connection: Connection, clock: ManualClock) -> AsyncIterator[Queue]:
+    """A queue on that clock."""
+    async with Queue("numbers", connection, clock=clock) as queue:
+        yield queue
+
+
+async def oldest(queue: Queue) -> int | None:
+    """The age shown, ms."""
+    return (await queue.stats()).oldest_waiting_ms
+
+
+async def test_an_old_job_behind_an_urgent_one_is_seen(queue: Queue, clock: ManualClock) -> None:
+    await queue.enqueue("t")
+    clock.advance(3600)
+    await queue.enqueue("t", priority=-1)
+    assert await oldest(queue) == 3_600_000
+
+
+async def test_a_job_that_was_put_back_waits_since_then(queue: Queue, clock: ManualClock) -> None:
+    fail = True
+
+    @queue.task(attempts=1)
+    async def t() -> None:
+        if fail:
+            raise ValueError("x")
+
+    job = await t.enqueue()
+    await drain(queue)
+    clock.advance(3 * DAY)
+    fail = False
+    await queue.retry(job.id)
+    assert await oldest(queue) == 0
+    clock.advance(5)
+    assert await oldest(queue) == 5_000
+    await drain(queue)
+    wait = (await queue.stats()).wait
+    assert wait is not None
+    assert 4_000 < wait.p99 < 9_000, "five seconds, not three days"
+
+
+async def test_a_retry_and_a_promotion_wait_since_they_could_run(queue: Queue, clock: ManualClock) -> None:
+    store = queue.store
+    await queue.enqueue("t")
+    claimed = await store.do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
+    assert claimed is not None
+    await store.do(store.reschedule([claimed.ids[0], claimed.token, 1, 10_000, b"{}"]))
+    clock.advance(12)
+    await store.do(store.forward(10))
+    assert await oldest(queue) == 2_000, "since it was due"
+    await queue.remove_all(State.WAITING)
+    job = await queue.enqueue("t", delay=DAY)
+    clock.advance(3600)
+    await queue.promote(job.id)
+    assert await oldest(queue) == 0
+
+
+async def test_latencies_of_long_ago_do_not_weigh(queue: Queue, clock: ManualClock) -> None:
+    @queue.task
+    async def t() -> None: ...
+
+    await t.enqueue()
+    clock.advance(600)
+    await drain(queue)
+    wait = (await queue.stats()).wait
+    assert wait is not None
+    assert wait.p50 > 500_000
+    clock.advance(2 * 3600)
+    await t.enqueue()
+    await drain(queue)
+    wait = (await queue.stats()).wait
+    assert wait is not None
+    assert (wait.p50 < 1, wait.count) == (True, 1)
+
+
+async def test_an_active_job_has_a_start_and_a_failed_one_its_last_run(queue: Queue, clock: ManualClock) -> None:
+    started = asyncio.Event()
+    go_on = asyncio.Event()
+
+    @queue.task(attempts=1, backoff=Backoff("fixed", 0))
+    async def t(ctx: Context = inject) -> None:
+        ctx.log("hello")
+        started.set()
+        await go_on.wait()
+        raise ValueError("x")
+
+    async with Worker(queue) as worker:
+        worker.start()
+        job = await t.enqueue()
+        await asyncio.wait_for(started.wait(), 10)
+        row = await job.row()
+        assert (row.state, row.started_at) == (State.ACTIVE, clock())
+        worker_id = row.worker
+        assert worker_id
+        go_on.set()
+        with pytest.raises(Exception, match="x"):
+            await job.result(timeout=10)
+    row = await job.row()
+    assert (row.state, row.worker) == (State.FAILED, worker_id)
+    assert row.started_at is not None
+    assert row.duration is not None
+    lines = await queue.logs(job.id)
+    assert [(line.message, line.at) for line in lines] == [("hello", clock())], "stamped with the queue's clock"
