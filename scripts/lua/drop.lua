@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- drop: the queue goes, all of its keys in one step. Redis frees their memory in the background, so size does not matter.
--- KEYS waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims events workers_info metrics
+-- KEYS waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims requests answers events workers_info metrics
 -- ARGV now, alive ms (workers heard of since then count), 1 to drop it although it has jobs or workers
 -- RETURNS how many jobs it has, how many workers are alive, and 1 when it was dropped (0: refused, nothing changed)
 local waiting, delayed, active, completed, failed, blocked, workers = unpack(KEYS)
