@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import structlog
 
-from jobq import Context, Depends, Discard, Retry, inject
+from jobq import Context, Depends, Discard, Queue, Retry, inject
 from jobq.engine.task.context import current
 
 
@@ -202,6 +202,19 @@ def get_signals() -> str:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
     return "still here"
+
+
+def run_a_loop() -> int:
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        return 5
+
+    return asyncio.run(inner())
+
+
+def enqueue_sync(url: str) -> str:
+    """A handler without ``async`` enqueues another job."""
+    return Queue("other", url).sync().enqueue("x").id
 
 
 def read_stdin() -> str:

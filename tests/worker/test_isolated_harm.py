@@ -16,7 +16,7 @@ import pytest
 from structlog.contextvars import get_contextvars
 from test_isolated import _alive, _gone
 
-from jobq import JobFailed
+from jobq import JobFailed, Queue
 from jobq.engine.model.outcome import ProcessCrashed, RemoteTraceback
 from jobq.engine.worker import children
 from jobq.errors import RemoteError
@@ -187,6 +187,16 @@ async def test_a_child_is_in_a_session_of_its_own(process, start):
     await start()
     found = await (await pid.enqueue()).result(20)
     assert os.getsid(found) == os.getpgid(found) == found
+
+
+async def test_a_sync_handler_may_run_a_loop_and_enqueue(process, start, redis_url):
+    task, enqueue, add = process(isolated.run_a_loop), process(isolated.enqueue_sync), process(isolated.add)
+    await start(concurrency=1)
+    assert await (await task.enqueue()).result(20) == 5
+    job_id = await (await enqueue.enqueue(url=redis_url)).result(20)
+    assert await (await add.enqueue(a=1)).result(20) == 2
+    async with Queue("other", redis_url) as other:
+        assert (await other.get(job_id)).type == "x"
 
 
 async def test_a_handler_that_reads_stdin_fails_at_once(process, start):

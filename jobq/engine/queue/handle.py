@@ -37,6 +37,13 @@ class Job(Generic[R]):
         raw = await self.queue.result(self.id, timeout=timeout)
         return msgspec.json.decode(raw, type=self._returns)
 
+    def result_sync(self, timeout: Seconds | None = None) -> R:
+        """As ``result``, for synchronous code.
+
+        :raises RuntimeError: an event loop runs in this thread.
+        """
+        return self.queue.sync().call("job.result_sync()", "job.result(...)", lambda: self.result(timeout))
+
     async def row(self) -> JobRow:
         """All there is to know of the job now.
 

@@ -23,9 +23,11 @@ from jobq.engine.model.options import Given, check, check_durability, check_key,
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.handle import Job
 from jobq.engine.queue.session import Session
+from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
+from jobq.engine.task.awaited import lost_unless_awaited, no_loop
 from jobq.engine.task.registry import Registry
 from jobq.errors import (
     IdempotencyConflict,
@@ -37,7 +39,7 @@ from jobq.errors import (
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from jobq.engine.queue.producer import Row
 
@@ -226,6 +228,10 @@ class Queue(Registry, Verbs):
         clock = self.clock
         return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
 
+    def sync(self) -> SyncQueue:
+        """The queue's verbs for synchronous code: each waits for its result. See sync.py."""
+        return SyncQueue(self)
+
     # -- producers -------------------------------------------------------------------------------------------------
 
     def check(self, new: NewJob) -> None:
@@ -346,21 +352,41 @@ class Queue(Registry, Verbs):
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 
-    async def enqueue(
+    def enqueue(
         self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
-    ) -> Job[Any]:
+    ) -> Coroutine[Any, Any, Job[Any]]:
         """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
 
         ``durability``: as for ``submit``.
 
         :raises InvalidJob: nothing was written.
         :raises StoreError: Redis is away or full.
+        :raises RuntimeError: no event loop runs in this thread.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("queue.enqueue", "queue.sync().enqueue(...)") from None
+        return self._enqueue(type, payload, durability, given)
+
+    @lost_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
+    async def _enqueue(self, type: str, payload: Any, durability: Durability | None, given: Given) -> Job[Any]:
         return await self.send(self.new(type, payload, **given), durability=durability)
 
-    async def enqueue_many(self, jobs: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+    def enqueue_many(
+        self, jobs: Iterable[NewJob], *, durability: Durability | None = None
+    ) -> Coroutine[Any, Any, list[Job[Any]]]:
         """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written.
+        :raises RuntimeError: no event loop runs in this thread.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("queue.enqueue_many", "queue.sync().enqueue_many(...)") from None
+        return self._enqueue_many(jobs, durability)
+
+    @lost_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
+    async def _enqueue_many(self, jobs: Iterable[NewJob], durability: Durability | None) -> list[Job[Any]]:
         return await self.send_many(jobs, durability=durability)

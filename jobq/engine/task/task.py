@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, Unpack
 
@@ -9,11 +11,12 @@ import msgspec
 
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
+from jobq.engine.task.awaited import lost_unless_awaited, no_loop
 from jobq.engine.task.signature import Signature
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from jobq.engine.queue.handle import Job
     from jobq.engine.queue.queue import Queue
@@ -98,13 +101,29 @@ class Task(Generic[P, R]):
             raise InvalidJob(f"payload of {self.name!r}: {error}") from None
         return NewJob(self.name, msgspec.Raw(payload), options)
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job[R]]:
         """Enqueue a run with these arguments.
 
         :raises InvalidJob: they do not fit the signature.
         :raises StoreError: Redis is away or full; repeating is harmless only with a ``key``.
+        :raises RuntimeError: no event loop runs in this thread.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("task.enqueue", "task.enqueue_sync(...)") from None
+        return self._enqueue(args, kwargs)
+
+    @lost_unless_awaited("task.enqueue", "task.enqueue_sync(...)")
+    async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         return await self.queue.send(self.new(args, kwargs, self.defaults), self.signature.returns)
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As ``enqueue``, for synchronous code: Flask, Django, scripts, ``def`` handlers.
+
+        :raises RuntimeError: an event loop runs in this thread.
+        """
+        return Bound(self, self.defaults).enqueue_sync(*args, **kwargs)
 
     def options(self, *, durability: Durability | None = None, **given: Unpack[Given]) -> Bound[P, R]:
         """The same task with other options: ``await send.options(delay=5).enqueue(...)``.
@@ -115,12 +134,16 @@ class Task(Generic[P, R]):
         """
         return Bound(self, merge(self.defaults, given), durability)
 
-    async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+    def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
         """Enqueue one run per dict of arguments, hundreds a trip.
 
         :raises InvalidJob: one does not fit the signature; none was enqueued.
         """
-        return await Bound(self, self.defaults).enqueue_many(jobs)
+        return Bound(self, self.defaults).enqueue_many(jobs)
+
+    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+        """As ``enqueue_many``, for synchronous code."""
+        return Bound(self, self.defaults).enqueue_many_sync(jobs)
 
 
 class Bound(Generic[P, R]):
@@ -133,14 +156,47 @@ class Bound(Generic[P, R]):
         self._options = options
         self._durability: Durability | None = durability
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    def __repr__(self) -> str:
+        return f"{self._task!r} with options"
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job[R]]:
         """As ``Task.enqueue``."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("enqueue", "enqueue_sync(...)") from None
+        return self._enqueue(args, kwargs)
+
+    @lost_unless_awaited("enqueue", "enqueue_sync(...)")
+    async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         task = self._task
         new = task.new(args, kwargs, self._options)
         return await task.queue.send(new, task.signature.returns, durability=self._durability)
 
-    async def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As ``Task.enqueue_sync``."""
+        task, durability = self._task, self._durability
+        new = task.new(args, kwargs, self._options)
+        send = functools.partial(task.queue.send, new, task.signature.returns, durability=durability)
+        return task.queue.sync().call("task.enqueue_sync()", "task.enqueue(...)", send)
+
+    def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
         """As ``Task.enqueue_many``."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("enqueue_many", "enqueue_many_sync(...)") from None
+        return self._enqueue_many(jobs)
+
+    @lost_unless_awaited("enqueue_many", "enqueue_many_sync(...)")
+    async def _enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         task = self._task
         news = [task.new((), dict(job), self._options) for job in jobs]
         return await task.queue.send_many(news, task.signature.returns, durability=self._durability)
+
+    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+        """As ``Task.enqueue_many_sync``."""
+        task, durability = self._task, self._durability
+        news = [task.new((), dict(job), self._options) for job in jobs]
+        send = functools.partial(task.queue.send_many, news, task.signature.returns, durability=durability)
+        return task.queue.sync().call("task.enqueue_many_sync()", "task.enqueue_many(...)", send)

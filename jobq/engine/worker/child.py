@@ -165,11 +165,25 @@ async def call(fn: Any, kwargs: dict[str, Any]) -> Any:
     """
     pid = os.getpid()
     try:
-        value = fn(**kwargs)
+        value = fn(**kwargs) if inspect.iscoroutinefunction(fn) else _without_loop(fn, kwargs)
         return await value if inspect.isawaitable(value) else value
     finally:
         if os.getpid() != pid:
             _end_copy(sys.exc_info()[1])
+
+
+def _without_loop(fn: Any, kwargs: dict[str, Any]) -> Any:
+    """Call a sync handler so that it sees no running event loop, as in any thread.
+
+    It may call ``asyncio.run`` and ``task.enqueue_sync``. It stays in the main thread, where signals work. The
+    dependencies' context managers stay open in this task.
+    """
+    loop = asyncio.get_running_loop()
+    asyncio._set_running_loop(None)  # noqa: SLF001 - the documented function for those who run event loops
+    try:
+        return fn(**kwargs)
+    finally:
+        asyncio._set_running_loop(loop)  # noqa: SLF001
 
 
 def _end_copy(error: BaseException | None) -> None:

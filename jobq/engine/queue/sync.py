@@ -1,0 +1,109 @@
+"""A queue for synchronous code: ``queue.sync()``. Flask, Django, scripts and ``def`` handlers use it.
+
+Every method runs the queue's own coroutine in the background loop of bridge.py and waits for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
+
+from jobq.engine.queue.bridge import bridge
+from jobq.engine.queue.verbs import Verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from jobq.engine.model.job import Durability, NewJob
+    from jobq.engine.model.options import Given
+    from jobq.engine.queue.handle import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Producing(Protocol):
+    """What a SyncQueue needs of its queue, besides the verbs."""
+
+    async def open(self) -> Any: ...
+    async def aclose(self) -> None: ...
+    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob: ...
+    async def send(self, new: NewJob, *, durability: Durability | None = None) -> Job[Any]: ...
+    async def send_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]: ...
+
+
+def _waiting(
+    verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[SyncQueue, P], R]:
+    called, instead = f"queue.sync().{verb.__name__}()", f"queue.{verb.__name__}(...)"
+
+    @functools.wraps(verb)
+    def call(self: SyncQueue, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.call(called, instead, lambda: verb(self.queue, *args, **kwargs))
+
+    return call
+
+
+class SyncQueue:
+    """The verbs of a queue, each of which waits for its result. All threads may share it.
+
+    ``with queue.sync() as q:`` closes the connection at the end of the block. Without ``with`` it stays open until the
+    process ends.
+    """
+
+    def __init__(self, queue: Producing) -> None:
+        self.queue = queue
+
+    def __repr__(self) -> str:
+        return f"<SyncQueue of {self.queue!r}>"
+
+    def __enter__(self) -> Self:
+        bridge("queue.sync()", "queue.open()").enter(self.queue)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        bridge("queue.sync()", "queue.aclose()").leave(self.queue)
+
+    def call(self, called: str, instead: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """Wait for ``make()``, which is called in the background loop. See ``bridge`` for the names."""
+        return bridge(called, instead).call(self.queue, make)
+
+    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
+        """As ``Queue.new``."""
+        return self.queue.new(type, payload, **given)
+
+    def enqueue(
+        self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
+    ) -> Job[Any]:
+        """As ``Queue.enqueue``."""
+        new = self.queue.new(type, payload, **given)
+        return self.call(
+            "queue.sync().enqueue()", "queue.enqueue(...)", lambda: self.queue.send(new, durability=durability)
+        )
+
+    def enqueue_many(self, jobs: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+        """As ``Queue.enqueue_many``."""
+        news = list(jobs)  # here: a generator may itself wait for something of this queue
+        return self.call(
+            "queue.sync().enqueue_many()",
+            "queue.enqueue_many(...)",
+            lambda: self.queue.send_many(news, durability=durability),
+        )
+
+    get = _waiting(Verbs.get)
+    page = _waiting(Verbs.page)
+    logs = _waiting(Verbs.logs)
+    stats = _waiting(Verbs.stats)
+    workers = _waiting(Verbs.workers)
+    result = _waiting(Verbs.result)
+    ready = _waiting(Verbs.ready)
+    queues = _waiting(Verbs.queues)
+    pause = _waiting(Verbs.pause)
+    resume = _waiting(Verbs.resume)
+    kill = _waiting(Verbs.kill)
+    remove = _waiting(Verbs.remove)
+    retry = _waiting(Verbs.retry)
+    promote = _waiting(Verbs.promote)
+    reprioritise = _waiting(Verbs.reprioritise)
+    retry_all = _waiting(Verbs.retry_all)
+    remove_all = _waiting(Verbs.remove_all)
