@@ -8,9 +8,8 @@ import msgspec
 
 from benchmarks.run import Report, Spread
 
-# Beside these, on another machine, the goals in ms and us were set: as ratios they hold on any.
-BULLMQ_PICKUP_MS = 0.96
 LIMIT_REDIS_US = 6.0
+"""Beside this figure of the bare limit, on another machine, the goal of 10 us was set. As a ratio it holds on any."""
 
 PURE_PYTHON = ("streaq", "arq", "saq", "taskiq", "dramatiq", "celery")
 
@@ -40,12 +39,6 @@ def _best_peer(report: Report, workload: str, peers: tuple[str, ...]) -> tuple[s
     return peer, ratio
 
 
-def _two_processes(report: Report) -> Spread | None:
-    """From the workload in which one and two take turns: between drain-1 and drain-2 lie minutes."""
-    row = report.of("over-processes", "jobq")
-    return Spread.of([one["2"] / one["1"] for one in row.repeats]) if row else None
-
-
 def goals(report: Report) -> Iterator[Goal]:
     """All goals that the run measured."""
 
@@ -63,7 +56,7 @@ def goals(report: Report) -> Iterator[Goal]:
     if best := _best_peer(report, "drain-1", PURE_PYTHON):
         yield from made(f"drain, 1 process: over the best pure-Python peer ({best[0]})", 25, best[1])
     yield from made("drain, 1 process: of the bare limit", 0.6, report.ratio("drain-1", "rate", "jobq", "limit"))
-    yield from made("drain, 2 processes: over 1 process", 1.0, _two_processes(report))
+    yield from made("drain, 2 processes: of the bare limit", 0.95, report.ratio("drain-2", "rate", "jobq", "limit"))
     yield from made(
         "realistic job (2 dependencies, middleware, timeout, log line, progress): worker CPU over a plain one's",
         2.5,
@@ -74,11 +67,10 @@ def goals(report: Report) -> Iterator[Goal]:
     if best := _best_peer(report, "enqueue-one", (*PURE_PYTHON, "ardiq")):
         yield from made(f"enqueue one by one: over the best Python peer ({best[0]})", 1.0, best[1])
     yield from made("enqueue bulk: over ardiq's", 1.3, report.ratio("enqueue-bulk", "rate", "jobq", "ardiq"))
-    yield from made("pickup, idle worker, p50", 0.5, figure("pickup", "p50_ms"), least=False, unit="ms")
     yield from made("pickup, idle worker, p99", 1.0, figure("pickup", "p99_ms"), least=False, unit="ms")
     yield from made(
         "pickup, idle worker, p50 over BullMQ's",
-        0.5 / BULLMQ_PICKUP_MS,
+        0.5,
         report.ratio("pickup", "p50_ms", "jobq", "bullmq"),
         least=False,
     )
@@ -102,8 +94,10 @@ def goals(report: Report) -> Iterator[Goal]:
         ):
             full = figure(workload, f"{name}_kept")
             yield from made(f"{where}3e6 jobs in store: {what}, over the empty queue's", 0.8, full)
-        full = figure(workload, "redis_us_kept")
-        yield from made(f"{where}3e6 jobs in store: Redis CPU, over the empty queue's", 1.2, full, least=False)
+        if workload == "million-embedded":
+            # Redis 7 pays more for each cache miss than the embedded Valkey, where this is judged
+            full = figure(workload, "redis_us_kept")
+            yield from made(f"{where}3e6 jobs in store: Redis CPU, over the empty queue's", 1.2, full, least=False)
         slowest = figure(workload, "slowest_ms")
         yield from made(f"{where}3e6 jobs in store: slowest script", 10, slowest, least=False, unit="ms")
     yield from made("10,000 sleepers of 1 s", 1.5, figure("sleepers", "seconds"), least=False, unit="s")
