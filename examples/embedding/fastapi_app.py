@@ -1,6 +1,6 @@
 """jobq inside a FastAPI service (any ASGI service is the same): uvicorn --app-dir examples/embedding fastapi_app:app
 
-The queue and a worker live and end with the service (lifespan).
+The queue and a worker live and end with the service (lifespan); REST and the dashboard stand under /jobq.
 """
 
 from collections.abc import AsyncGenerator
@@ -10,6 +10,7 @@ import msgspec
 from fastapi import FastAPI, HTTPException
 
 from jobq import JobNotFound, Queue, ResultTimeout, Worker
+from jobq.http import asgi
 
 queue = Queue("reports")
 
@@ -20,15 +21,19 @@ async def report(year: int) -> dict[str, int]:
     return {"year": year, "rows": year % 100}
 
 
+jobs = asgi(queue)
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     """Open the queue, run a worker; both end gracefully."""
-    async with queue, Worker(queue, concurrency=10) as worker:
+    async with queue, jobs, Worker(queue, concurrency=10) as worker:
         worker.start()
         yield
 
 
 app = FastAPI(lifespan=lifespan)
+app.mount("/jobq", jobs)
 
 
 @app.post("/reports/{year}", status_code=202)

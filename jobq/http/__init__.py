@@ -1,5 +1,6 @@
-"""The REST interface: ``create_app`` makes an aiohttp application of queues."""
+"""The REST interface: ``create_app`` makes an aiohttp application of queues, ``asgi`` an ASGI application of that."""
 
 from jobq.http.app import create_app
+from jobq.http.bridge import asgi
 
-__all__ = ["create_app"]
+__all__ = ["asgi", "create_app"]

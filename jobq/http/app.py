@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -86,7 +87,6 @@ def _add_routes(app: web.Application, hub: Hub) -> None:
 
 def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     described = openapi.document(keys=keys)
-    json = msgspec.json.encode(described)
     page, policy = docs.page(described)
     html_headers = problems.COMMON_HEADERS | {
         "Content-Type": "text/html; charset=utf-8",
@@ -94,8 +94,12 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     }
     json_headers = problems.COMMON_HEADERS | {"Content-Type": "application/json"}
 
-    async def show_openapi(_: Call) -> web.Response:
-        return web.Response(body=json, headers=json_headers)
+    @lru_cache(8)
+    def written(prefix: str) -> bytes:
+        return msgspec.json.encode(described | {"servers": [{"url": prefix or "/"}]})
+
+    async def show_openapi(call: Call) -> web.Response:
+        return web.Response(body=written(call.prefix("/openapi.json")), headers=json_headers)
 
     async def show_docs(_: Call) -> web.Response:
         return web.Response(body=page, headers=html_headers)
@@ -124,6 +128,8 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Stream
     public = scope is Scope.PUBLIC
 
     async def door(request: web.Request) -> web.StreamResponse:
+        if hub.unwrap is not None:
+            request = hub.unwrap(request)
         try:
             key = ANYONE if public else admit(request, scope)
             return await handler(Call(hub, request, key))

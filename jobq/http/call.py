@@ -32,7 +32,7 @@ from jobq.http.ready import Readiness
 from jobq.http.strict import check_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from jobq.engine.queue.queue import Queue
     from jobq.http.guard import Guard
@@ -62,6 +62,8 @@ class Hub:
         self.limits = limits
         self.feeds = Feeds()
         self.readiness = Readiness(queues)
+        self.unwrap: Callable[[web.Request], web.Request] | None = None
+        """For an application inside of another kind of server: the request as that server got it."""
         self._polls: set[asyncio.Timeout] = set()
         self._closing = False
 
@@ -83,6 +85,8 @@ class Hub:
             poll.reschedule(now)
 
 
+ROOT: Final = web.RequestKey("jobq_root", str)
+"""The prefix under which another kind of server has the application, as that server says."""
 HUB: Final = web.AppKey("jobq_hub", Hub)
 """Where an application of ours keeps its hub."""
 
@@ -96,6 +100,10 @@ class Call:
         self.hub = hub
         self.request = request
         self.key = key
+
+    def prefix(self, own: str) -> str:
+        """The path under which the application is mounted, '' at the top. ``own``: the path of the route itself."""
+        return self.request.get(ROOT, "") + self.request.rel_url.raw_path.removesuffix(own)
 
     @property
     def tracebacks(self) -> bool:

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 from rest import serving, working
+from test_asgi import mounted
+from test_asgi import serving as serving_asgi
 
 from jobq import Connection, Context, Queue, create_app, inject
+from jobq.http import asgi
 from jobq.http.auth import Scope, new_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from rest import Until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 AXE = Path(os.environ.get("JOBQ_TEST_AXE", "node_modules/axe-core/axe.min.js"))
@@ -30,11 +35,18 @@ FLAGS = [
 
 @asynccontextmanager
 async def browsing(*queues: Queue, **options: Any) -> AsyncIterator[Page]:
-    """A page of a browser in front of these queues' application. An error on the page fails the test."""
+    """A page of a browser in front of these queues' application."""
+    async with serving(create_app(*queues, **options)) as served, visiting(f"http://127.0.0.1:{served.port}") as page:
+        yield page
+
+
+@asynccontextmanager
+async def visiting(base: str) -> AsyncIterator[Page]:
+    """A page of a browser. An error on the page fails the test."""
     errors: list[str] = []
-    async with serving(create_app(*queues, **options)) as served, async_playwright() as playwright:
+    async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = await browser.new_context(base_url=f"http://127.0.0.1:{served.port}", locale="en", timezone_id="UTC")
+        context = await browser.new_context(base_url=base, locale="en", timezone_id="UTC")
         context.set_default_timeout(15_000)
         page = await context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -226,3 +238,23 @@ async def violations(page: Page) -> list[str]:
     return [
         f"{one['id']}: {json.dumps([node['html'][:120] for node in one['nodes'][:3]])}" for one in found["violations"]
     ]
+
+
+@pytest.mark.parametrize("kind", ["fastapi", "starlette"])
+async def test_under_a_prefix_of_an_asgi_application(connection: Connection, until: Until, kind: str):
+    secret, key = new_key("ann", Scope.ADMIN)
+    queue = Queue("main", connection)
+    app = mounted(kind, asgi(queue, api_keys=[key]))
+    async with queue, serving_asgi(app, until, timeout_graceful_shutdown=1) as base, visiting(base) as page:
+        await page.goto("/ops/jobq/dashboard")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#live")).to_have_text("live")
+        job = await queue.enqueue("send")
+        await page.locator("#rows a").click()
+        await page.get_by_role("button", name="Kill").click()
+        await page.locator("#yes").click()
+        await expect(page.locator(".state.failed")).to_be_visible()
+        assert (await queue.get(job.id)).state == "failed"
+        cookies = await page.context.cookies()
+        assert [cookie.get("path") for cookie in cookies] == ["/ops/jobq"]

@@ -60,6 +60,9 @@ async def test_fastapi_example(redis_url: str, monkeypatch: pytest.MonkeyPatch, 
             fetched = await session.get(f"/reports/{job}")
             assert await fetched.json() == {"year": 2026, "rows": 26}
             assert (await session.get("/reports/nowhere")).status == 404
+            listed = await (await session.get(f"/jobq/jobs/{job}")).json()
+            assert listed["state"] == "completed"
+            assert (await session.get("/jobq/dashboard")).status == 200
     finally:
         server.should_exit = True
         await running

@@ -80,8 +80,9 @@ async def login(call: Call) -> web.Response:
         raise
     value, seconds = guard.sessions.new(key)
     response = _done(request)
+    path = call.prefix("/dashboard/login") or "/"
     response.set_cookie(
-        COOKIE, value, max_age=seconds, path="/", httponly=True, samesite="Strict", secure=_is_https(request)
+        COOKIE, value, max_age=seconds, path=path, httponly=True, samesite="Strict", secure=_is_https(request)
     )
     _audit.info("login", key=key.name, remote=request.remote)
     return response
@@ -91,8 +92,8 @@ async def logout(call: Call) -> web.Response:
     """Take the cookie back."""
     call.hub.guard.admit_anyone(call.request)
     response = _done(call.request)
-    secure = _is_https(call.request)
-    response.del_cookie(COOKIE, path="/", httponly=True, samesite="Strict", secure=secure)
+    path, secure = call.prefix("/dashboard/logout") or "/", _is_https(call.request)
+    response.del_cookie(COOKIE, path=path, httponly=True, samesite="Strict", secure=secure)
     return response
 
 
