@@ -1,4 +1,4 @@
-"""The door of the command line: ``jobq`` and ``python -m jobq``."""
+"""Runs the command line for ``python -m jobq``."""
 
 from __future__ import annotations
 

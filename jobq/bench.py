@@ -1,7 +1,7 @@
-"""``jobq bench``: ten seconds of this engine on this machine. The full set, with peers, is ``python -m benchmarks``.
+"""``jobq bench``: measures this engine on this machine in ten seconds. ``python -m benchmarks`` compares it with others.
 
-It runs on an embedded server of its own with an empty data directory, or on the Redis that ``--redis`` names, in a
-queue of its own that is removed afterwards. Producer and worker share one process, as in an embedded service.
+It uses a queue of its own, which is removed afterwards, on an embedded server with an empty data directory or on the
+Redis that ``--redis`` names. Producer and worker share one process, as in an embedded service.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 PAD = "y" * 72
-"""Fills a payload up to 100 bytes of JSON."""
+"""Fills a payload to 100 bytes of JSON."""
 CHUNK = 1000
 CONCURRENCY = 100
 PICKUPS = 200
 PAUSE = 0.01
-"""Seconds between two timed jobs: the worker is idle before each."""
+"""Seconds between two timed jobs, so that the worker is idle before each."""
 
 
 class Options(msgspec.Struct, frozen=True):
-    """``seconds``: how long each of the two enqueue measurements lasts; the drain and the latency take their time."""
+    """``seconds``: the length of each of the two enqueue measurements. Drain and latency take as long as they need."""
 
     seconds: float = 2.0
     concurrency: int = CONCURRENCY
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Rates are jobs a second; ``redis_us`` is Redis CPU for a job's whole life."""
+    """Rates are jobs a second. ``redis_us`` is the Redis CPU time of a job from enqueue to completion."""
 
     server: str
     enqueue_one: float
@@ -60,7 +60,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Progress(Protocol):
-    """Hears how far the run is, 0 to 1, and what it does."""
+    """Is told how far the run is, from 0 to 1, and what it does."""
 
     def __call__(self, done: float, what: str) -> None: ...
 
@@ -118,7 +118,7 @@ class _Bench:
         return self.due / spent
 
     async def drain(self) -> float:
-        """All of it, and one worker."""
+        """Run all jobs with one worker."""
         self.seen = bytearray(self.due)
         begun = perf_counter()
         while not self.drained.is_set():
@@ -129,7 +129,7 @@ class _Bench:
         return self.due / (perf_counter() - begun)
 
     async def pickups(self) -> tuple[float, float]:
-        """From the enqueue's call to the handler's start: p50 and p99, ms."""
+        """Time from the call of enqueue to the start of the handler: p50 and p99, ms."""
         for number in range(PICKUPS):
             await asyncio.sleep(PAUSE)
             await self.timed.enqueue(sent=perf_counter(), x=PAD)
@@ -174,7 +174,7 @@ async def run(settings: Settings, options: Options, progress: Progress) -> Repor
 
 @asynccontextmanager
 async def _queue(settings: Settings) -> AsyncGenerator[Queue, None]:
-    """A queue of our own, gone afterwards."""
+    """A queue of our own, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="jobq-bench-") as folder:
         if settings.redis_url is None:
             settings = msgspec.structs.replace(settings, data_dir=str(Path(folder)))
@@ -214,7 +214,7 @@ def _show(report: Report) -> None:
 
 
 class _Bar:
-    """A progress bar on a terminal, with rich; nothing otherwise."""
+    """A progress bar on a terminal if rich is installed, otherwise nothing."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -233,7 +233,7 @@ class _Bar:
             self._bar.update(self._task, completed=done, description=what)
 
     def stop(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -44,21 +44,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Every field is read from ``JOBQ_<FIELD>``. Times are seconds (a variable may also say "5m"), sizes are bytes."""
 
     redis_url: str | None = None
-    """redis://, rediss://, unix://, valkey://; None: an embedded server."""
+    """redis://, rediss://, unix:// or valkey://. None means an embedded server."""
     data_dir: str | None = None
-    """Of the embedded server; None: the user's data directory."""
+    """Where the embedded server keeps its data. None means the user's data directory."""
     prefix: str = "jobq"
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Meta(ge=0, le=65535)] = 7800
     api_keys: str | None = None
     """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
     session_secret: str | None = None
-    """Signs the dashboard's sessions, 32 characters or more; the same for all servers behind one address.
-    None: drawn at the start."""
+    """Signs the dashboard's sessions: 32 characters or more, the same for all servers behind one address.
+    None means a random one at each start."""
     allowed_hosts: str | None = None
-    """Names that the Host header may say besides this machine's, comma separated; behind a proxy that keeps it."""
+    """Names that the Host header may have besides those of this machine, comma separated. Needed behind a proxy that
+    passes the header on."""
     rate: Annotated[float, Meta(gt=0)] | None = None
-    """REST calls a second for each API key, or for each address where there are no keys; None: no limit."""
+    """REST calls a second for each API key, or for each address if there are no keys. None means no limit."""
     lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     concurrency: Annotated[int, Meta(ge=1)] = 100

@@ -1,4 +1,4 @@
-"""The command line: ``parser`` says what there is, each other module runs one group of commands."""
+"""The command line: ``parser`` describes the commands, and each other module runs a group of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OK, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit code: 0 done, 1 failed (one line on stderr says why), 2 used wrongly."""
+    """Run a command. Returns its exit code: 0 done, 1 failed (with one line on stderr), 2 wrong usage."""
     _write_what_cannot_be_encoded()
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The settings, with the flags put into the environment first: targets and child processes see them too.
+    """The settings. Flags are written to the environment first, so that targets and child processes see them too.
 
     :raises SettingsError: a flag or variable cannot be used.
     """

@@ -1,4 +1,4 @@
-"""``jobq bench``: the door to the benchmark harness, which is not loaded by anything else."""
+"""``jobq bench``: runs the benchmark, which no other command loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``jobq dev``: server, REST and workers with one command, and a screen that says what runs where."""
+"""``jobq dev``: server, REST and workers with one command, and a summary of what runs where."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
 
 GRACE = 3.0
-"""Seconds for running jobs after Ctrl-C, unless set otherwise: whoever develops does not wait 25."""
+"""Seconds that running jobs get after Ctrl-C, unless set otherwise. A developer does not want to wait 25."""
 
 
 def dev(args: argparse.Namespace, settings: Settings) -> int:
@@ -56,7 +56,7 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
     serving = asyncio.create_task(listen(queues, settings, stop, lambda host, port: bound.set_result((host, port))))
     await asyncio.wait([serving, bound], return_when=asyncio.FIRST_COMPLETED)
     if bound.done():
-        with contextlib.suppress(BrokenPipeError):  # whoever reads the output may leave; the work goes on
+        with contextlib.suppress(BrokenPipeError):  # work goes on if nobody reads the output any more
             render.say(*screen(queues, settings, url(*bound.result()), processes))
         serving.add_done_callback(lambda _: stop.is_set() or supervisor.stop())
         code = await supervisor.run()

@@ -1,4 +1,4 @@
-"""``jobq enqueue``: a job from the shell."""
+"""``jobq enqueue``: add a job from the shell."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONS = (
 
 
 def enqueue(args: argparse.Namespace, settings: Settings) -> None:
-    """Enqueue, print the id, and with --wait the result."""
+    """Enqueue, then print the id, or with --wait the result."""
 
     async def main() -> None:
         given: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}

@@ -75,7 +75,7 @@ def ago(ms: int | None, now_ms: float | None = None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time of seconds in its largest unit: 0.25 -> "250ms", 90 -> "1.5m"."""
+    """Seconds in the largest unit that fits: 0.25 -> "250ms", 90 -> "1.5m"."""
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -194,7 +194,7 @@ def worker_line(row: WorkerRow) -> tuple[Any, ...]:
 
 @contextmanager
 def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int], None], None, None]:
-    """A bar on stderr for long work, fed with how much is done. Without rich, or with no terminal: nothing."""
+    """A progress bar on stderr, which is told how much is done. A counter without rich; nothing without a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""What the commands share: a loop to run on, signals, and queues by name or target."""
+"""What the commands share: the event loop, signals, and queues by name or target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where it is installed; no event loop policy is touched."""
+    """Run on uvloop if it is installed. The event loop policy of the process stays as it is."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
 

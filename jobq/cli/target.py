@@ -1,4 +1,4 @@
-"""From the command line's ``package.module:name`` or ``path/file.py:name`` to queues."""
+"""Finds the queues that ``package.module:name`` or ``path/file.py:name`` on the command line names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def load_target(target: str) -> list[Queue]:
     """Import the module, with the working directory on ``sys.path``, and return its queue or queues.
 
-    Without ``:name`` the module's only queue is meant.
+    ``:name`` may be left out if the module has only one queue.
 
-    :raises TargetError: saying what is wrong and which names there are.
+    :raises TargetError: the text says what is wrong and which names exist.
     """
     module_name, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not module_name or (colon and not name):
@@ -90,13 +90,13 @@ def _import(module: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file: by its stem where that finds it, else under a name that hides no other module."""
+    """Import a file: by its stem if that leads to it, else under a name that no other module has."""
     if not path.is_file():
         hint = f"; did you mean {path}.py?" if Path(f"{path}.py").exists() else ""
         raise TargetError(f"there is no file {path}, seen from {Path.cwd()}{hint}")
     path = path.resolve()
     if str(path.parent) not in sys.path:
-        # at the end: a file `email.py` must not take the place of the standard library's `email`
+        # at the end, so that a file `email.py` does not replace the standard library's `email`
         sys.path.append(str(path.parent))
     name = path.stem if _finds(path.stem, path) else f"jobq_target_{path.stem}"
     if name in sys.modules:
@@ -122,7 +122,7 @@ def _finds(name: str, path: Path) -> bool:
 
 
 def _broken(module: str, error: Exception) -> str:
-    """One line that leads to the place in the user's code."""
+    """One line that names the place in the user's code."""
     where = ""
     if isinstance(error, SyntaxError):
         where = f"{error.filename}, line {error.lineno}"

@@ -1,4 +1,4 @@
-"""``jobq top``: the queues and workers, live. With rich in place of the last screen, without it below."""
+"""``jobq top``: queues and workers, live. With rich each look replaces the last one; without it they are appended."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 HEAD = (*render.STATS_HEAD[:-1], "DONE/S", "FAILED/S", "")
 FAILURES = 5
-"""How many of the latest failures are shown."""
+"""How many of the latest failed jobs are shown."""
 
 
 class Rates:
-    """Finished jobs per second since the last look."""
+    """Finished jobs a second since the last look."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, int, int]] = {}
 
     def of(self, stats: Stats, now: float) -> tuple[str, str]:
-        """Completed and failed per second; "-" at the first look. ``now``: seconds of any steady clock."""
+        """Completed and failed jobs a second, or "-" at the first look. ``now``: seconds of a monotonic clock."""
         before = self._last.get(stats.queue)
         self._last[stats.queue] = (now, stats.completed_total, stats.failed_total)
         if before is None or now <= before[0]:
@@ -92,7 +92,7 @@ def _reason(error: render.AttemptError | None) -> str:
 
 @contextmanager
 def _display() -> Generator[Callable[[list[str]], None], None, None]:
-    """Where to draw: the terminal's other screen with rich, plain lines without or into a file."""
+    """How to draw: on the terminal's alternate screen with rich; plain lines without rich or into a file."""
     try:
         from rich.live import Live
         from rich.text import Text
@@ -113,7 +113,7 @@ def _display() -> Generator[Callable[[list[str]], None], None, None]:
 
 @contextmanager
 def _keys(quit_: asyncio.Event) -> Generator[None, None, None]:
-    """Hear q without Enter, where stdin is a terminal."""
+    """Quit at q, without Enter, if stdin is a terminal."""
     if not sys.stdin.isatty():
         yield
         return
@@ -125,7 +125,7 @@ def _keys(quit_: asyncio.Event) -> Generator[None, None, None]:
     loop = asyncio.get_running_loop()
 
     def pressed() -> None:
-        # an empty read: the terminal is gone
+        # an empty read means that the terminal is gone
         if (key := sys.stdin.read(1)) in ("q", "Q", ""):
             quit_.set()
         if not key:

@@ -1,4 +1,4 @@
-"""Types of the command line's arguments: each turns a word into a value or says what it takes."""
+"""Types of the command line's arguments. Each turns a word into a value, or its error says what it takes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The embedded server and its keeper."""
+"""The embedded server and the process that keeps it running."""

