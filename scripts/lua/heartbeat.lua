@@ -12,6 +12,10 @@ else
     redis.call('ZADD', workers, now, ARGV[2])
     redis.call('HSET', workers_info, ARGV[2], ARGV[3])
 end
+-- A heartbeat in the future came before the server's clock was set back. If that worker is dead, it must not count as alive.
+for _, worker in ipairs(redis.call('ZRANGE', workers, '(' .. string.format('%.0f', now), '+inf', 'BYSCORE', 'LIMIT', 0, 100)) do
+    redis.call('ZADD', workers, now, worker)
+end
 for _, worker in ipairs(gone) do
     if worker ~= ARGV[2] or ARGV[3] == '' then
         redis.call('ZREM', workers, worker)

@@ -16,7 +16,7 @@ def reap(limit: int = 100):
 
 
 def swept(at: int = NOW, **others: str) -> State:
-    return {"meta": {"swept": str(at)} | others}
+    return {"meta": {"swept": str(at), "longest_lease": "30000"} | others}
 
 
 def reaped(*ids: str, holders: list[Any] | None = None, charged: list[Any] | None = None, fence: str = FENCE):
@@ -118,7 +118,7 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
             "paused: recovering is no claim",
             held("a", till=1) | swept(paused="7"),
             reap(),
-            recovered("a") | {"meta": {"paused": "7", "swept": "1000", "fence": FENCE}},
+            recovered("a") | swept(paused="7", fence=FENCE),
             reaped("a"),
         ),
         Case(
@@ -129,6 +129,55 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
             | swept(1722470400123, fence="1722470400123000"),
             ["1722470400123000 sweeper", 1722470400123, ["a"], ["A"], [], [TOKEN]],
             now=1722470400123,
+        ),
+        Case(
+            "the clock was set back: recovery does not stop until it has come round again",
+            held("a", till=1) | swept(NOW + 3_600_000, reap_from=str(NOW + 3_600_000)),
+            reap(),
+            swept(reap_from=str(NOW + GRACE)),
+            None,
+        ),
+        Case(
+            "the clock was set back within the gap, and the grace lies too far ahead",
+            held("a", till=1) | swept(NOW, reap_from=str(NOW + GRACE + 1)),
+            reap(),
+            swept(reap_from=str(NOW + GRACE)),
+            None,
+        ),
+        Case(
+            "the clock was set back a little: nothing is wrong",
+            held("a", till=1) | swept(NOW + GAP),
+            reap(),
+            recovered("a") | swept(fence=FENCE),
+            reaped("a"),
+        ),
+        Case(
+            "a lease of the time before the clock was set back ends soon; one that somebody may give stays",
+            also(held("a", till=3_600_000), held("b", till=31_000), held("c", till=31_001), swept()),
+            reap(),
+            also(held("a", "b", "c", till=31_000), swept()),
+            None,
+        ),
+        Case(
+            "such leases are shortened a page a call",
+            also(held("a", till=40_000), held("b", till=50_000), swept()),
+            reap(1),
+            also(held("a", till=31_000), held("b", till=50_000), swept()),
+            None,
+        ),
+        Case(
+            "another worker gives longer leases",
+            held("a", till=61_000) | swept(longest_lease="60000"),
+            reap(),
+            {},
+            None,
+        ),
+        Case(
+            "a worker of short leases leaves those of others the time to be renewed",
+            also(held("a", till=NOW + 15_000), held("b", till=NOW + 15_001), swept(longest_lease="100")),
+            lambda store: store.reap(9, 100, "sweeper", GAP, GRACE),
+            also(held("a", "b", till=NOW + 15_000)),
+            None,
         ),
     ]
 )
@@ -373,6 +422,13 @@ WORKERS: State = {
             },
             2,
             now=FORGOTTEN + 2,
+        ),
+        Case(
+            "the clock was set back: a dead worker's last word does not stay in the future",
+            {"workers": {"v": NOW + 3_600_000, "w": NOW, "x": 3}},
+            heartbeat("w", b"{}"),
+            {"workers": {"v": NOW, "w": NOW, "x": 3}, "workers_info": {"w": "{}"}},
+            3,
         ),
         Case(
             "claims of who died unknown go once there are more than workers can have",

@@ -122,7 +122,7 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert text == b"\n".join(b"%d" % n for n in range(300))
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 5)), (100, Cost(80, 12, 7))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(60, 9, 5)), (100, Cost(90, 12, 7))])
 async def test_cost_of_a_worker(queue: Queue, meter: Meter, jobs: int, most: Cost) -> None:
     """From a worker's start on a backlog to its idle listening: what it asks of the server, all of it."""
     ended = asyncio.Event()

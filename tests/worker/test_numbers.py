@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from jobq import Connection
+    from jobq.engine.store import Store
+    from tests.conftest import Until
 
 DAY = 24 * 3600
 
@@ -127,3 +129,19 @@ async def test_an_active_job_has_a_start_and_a_failed_one_its_last_run(queue: Qu
     assert row.duration is not None
     lines = await queue.logs(job.id)
     assert [(line.message, line.at) for line in lines] == [("hello", clock())], "stamped with the queue's clock"
+
+
+async def test_workers_and_their_queue_are_found_again_after_redis_was_emptied(
+    connection: Connection, admin: Store, until: Until
+) -> None:
+    queue = Queue("emptied", connection)
+    async with queue, Worker(queue, lease=0.3) as worker:
+        worker.start()
+        await until(queue.workers, "the worker's first heartbeat")
+        await admin.command(b"FLUSHALL")
+        assert await queue.queues() == []
+
+        async def found() -> bool:
+            return await queue.queues() == ["emptied"] and len(await queue.workers()) == 1
+
+        await until(found, "the queue and its worker in the registries")

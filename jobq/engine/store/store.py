@@ -97,15 +97,19 @@ class Store(Sender):
         """
         check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
 
+    @property
+    def is_registered(self) -> tuple[Argument, ...]:
+        """The command that asks whether the queue is in the registry: 1, or 0."""
+        return (b"SISMEMBER", registry_key(self.prefix), self.name)
+
     async def register(self) -> None:
         """Enter the queue into the registry: at the first enqueue or worker, so that a mistyped name leaves no trace.
 
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
         """
         # asked first: a worker that is to drain a full server has to get in, and SADD is refused there
-        registry = registry_key(self.prefix)
-        if not await self.command(b"SISMEMBER", registry, self.name):
-            await self.command(b"SADD", registry, self.name)
+        if not await self.command(*self.is_registered):
+            await self.command(b"SADD", registry_key(self.prefix), self.name)
 
     async def unregister(self) -> None:
         """Take a dropped queue out of the registry, unless somebody has used it again meanwhile."""

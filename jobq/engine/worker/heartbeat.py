@@ -186,7 +186,7 @@ class Heartbeat(threading.Thread):
             store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
         ]
         calls.append(store.heartbeat(self._pool.worker, self.word(source.queue)))
-        answers = await store.trip(*calls)
+        *answers, known = await store.trip(*calls, extra=store.is_registered)
         tokens = dict(held)
         refused = [answer for answer in answers if isinstance(answer, StoreError)]
         lost = [
@@ -200,6 +200,9 @@ class Heartbeat(threading.Thread):
                 self._pool.loop.call_soon_threadsafe(source.lost, lost)
         if refused:
             raise refused[0]
+        if known == 0:
+            # Redis was emptied, or came back without its data: without an entry the queue could not be found any more
+            await store.register()
 
     async def _leave(self, stores: Stores) -> None:
         """Remove the worker's row from one server. Where that fails, the row goes with time."""
