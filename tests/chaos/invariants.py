@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys")
-META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from"}
+META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase"}
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries; whole nodes of 100 go at a time."""
 
@@ -58,6 +58,8 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     ahead = {token for token in column["leases"].values() if float(token.split(" ")[0]) > fence}
     check(not ahead, "fences ahead of the queue's", ahead)
     check(set(column["meta"]) <= META, "unknown facts in meta", set(column["meta"]) - META)
+    check(set(column["requests"]) == set(column["answers"]), "requests and answers that disagree",
+          set(column["requests"]) ^ set(column["answers"]))  # fmt: skip
     check(len(column["wake"]) <= 1, "wake tokens", set(column["wake"]))
     check(set(column["workers"]) == set(column["workers_info"]), "worker rows that disagree",
           set(column["workers"]) ^ set(column["workers_info"]))  # fmt: skip
