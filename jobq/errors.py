@@ -5,6 +5,7 @@ JobqError
     + UnknownType           the queue knows its types and this is none of them
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
+    + JobIdTaken            another job has the id that was given
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
   x WrongState              the job stands in a state that the verb does not move
@@ -78,6 +79,14 @@ class IdempotencyConflict(InvalidJob):
         super().__init__(
             f"this idempotency key belongs to job {job_id}, enqueued with another body; use a new key for a new job"
         )
+
+
+class JobIdTaken(InvalidJob):
+    """Another job has the id that was given for this one."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"the id {job_id!r} belongs to another job; give each job an id of its own, or none")
 
 
 class InvalidQuery(JobqError, ValueError):

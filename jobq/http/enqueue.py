@@ -48,7 +48,8 @@ async def enqueue(call: Call) -> web.Response:
         read = decode(_decode_job, body)
     else:
         read = await _read_large(queue, body)
-    accepted = await queue.submit(_new_job(queue, read, call.idempotency_key), durability=durability)
+    new = _new_job(queue, read, call.idempotency_key, (call.key.name,))
+    accepted = await queue.submit(new, durability=durability)
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
 
@@ -64,7 +65,7 @@ async def _enqueue_many(call: Call, body: bytes, durability: Durability | None) 
                 read = decode(_decode_job, item)
             else:
                 read = await _read_large(queue, bytes(item), 1)
-            new = _new_job(queue, read, None if key is None else f"{key}/{place}")
+            new = _new_job(queue, read, key, (call.key.name, str(place)))
             queue.check(new)
         except (InvalidJob, problems.HttpProblem) as error:
             answers.append(problems.describe(error)[1])
@@ -141,7 +142,8 @@ def _check_size(queue: Queue, part: msgspec.Raw) -> None:
         raise PayloadTooLarge(len(part), queue.max_payload)
 
 
-def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None) -> NewJob:
+def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
+    """``scope``: keys of two API keys, and of two places in arrays, have nothing in common."""
     task = queue.tasks.get(body.type)
     options = task.defaults if task else PLAIN
     values = astuple(body)[2:]
@@ -153,8 +155,8 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None) ->
             given["metadata"] = _metadata(queue, body.metadata)
         options = replace(options, **given)
     if isinstance(body.payload, msgspec.Raw):
-        return NewJob(body.type, body.payload, options, idempotency_key)
-    return NewJob(body.type, options=options, idempotency_key=idempotency_key)
+        return NewJob(body.type, body.payload, options, idempotency_key, idempotency_scope=scope)
+    return NewJob(body.type, options=options, idempotency_key=idempotency_key, idempotency_scope=scope)
 
 
 def _metadata(queue: Queue, text: msgspec.Raw) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ INVALID_FIELD = Kind("invalid-field", 422, "A field has a value it cannot have")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
+JOB_ID_TAKEN = Kind("job-id-taken", 409, "Another job has this id")
 DURABILITY_REFUSED = Kind("durability-refused", 422, "This Redis cannot give the durability asked for")
 INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
@@ -109,6 +110,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.UnknownType: _Row(UNKNOWN_TYPE, ("known",)),
     errors.PayloadTooLarge: _Row(TOO_LARGE, ("size", "limit")),
     errors.IdempotencyConflict: _Row(IDEMPOTENCY_CONFLICT, ("job_id",)),
+    errors.JobIdTaken: _Row(JOB_ID_TAKEN, ("job_id",)),
     errors.InvalidQuery: _Row(INVALID_QUERY),
     errors.JobNotFound: _Row(JOB_NOT_FOUND),
     errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),

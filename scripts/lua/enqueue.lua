@@ -3,10 +3,13 @@
 -- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until
 --   without the second half when no job has options: to name a key costs the server what a field of a job costs
 -- ARGV now; then per job: id, spec and, with all KEYS, options
---   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1, delay ms), followed by a line
---   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished; fingerprint '-': none)
+--   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
+--   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
+--   than '-' marks the key of a request: it is not released with its job, only after its ttl
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
---   An id that is already known is answered by itself: repeating a call whose reply was lost writes nothing twice.
+--   An id that is already known is answered by itself: with '-' when the spec is the same (a call was repeated because its
+--   reply was lost), with '!' when it is another job's id. The field "at" of a spec says when
+--   it was sent, and is left out of the comparison.
 -- No allow-oom: at maxmemory the server refuses the whole call before its first write.
 local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until = unpack(KEYS)
 -- 2^42 per priority, the sequence around 2^41: exact in a double. As whole numbers made text: Redis prints doubles slowly
@@ -60,16 +63,24 @@ local function holder(key)
     return nil
 end
 
+-- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+local function without_time(spec)
+    local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
+    return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
+end
+
 local specs, ready, later, soonest, refused = {}, {}, {}, nil, {}
 for i = 1, count do
-    local id, options = ids[i], delayed and ARGV[3 * i + 1] or ''
+    local id, spec, options = ids[i], ARGV[width * (i - 1) + 3], delayed and ARGV[3 * i + 1] or ''
+    local stored = known[i] or seen[id]
     local earlier, fingerprint
-    if known[i] or seen[id] then earlier, fingerprint = id, '-' end
+    if stored then earlier, fingerprint = id, without_time(stored) == without_time(spec) and '-' or '!' end
     local priority, lifo, delay = 0, false, 0
     if options ~= '' and not earlier then
         local head, lines = string.match(options, '^([^\n]*)\n?(.*)$')
         local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
-        priority, lifo, delay = tonumber(p), l == '1', tonumber(d)
+        local due = string.match(d, '^=(%d+)$')
+        priority, lifo, delay = tonumber(p), l == '1', due and math.max(0, tonumber(due) - now) or tonumber(d)
         local names = {}
         for ttl, print, key in string.gmatch(lines, '(%S+) (%S+) ([^\n]+)') do
             names[#names + 1] = { key, tonumber(ttl), print }
@@ -77,9 +88,9 @@ for i = 1, count do
         end
         if not earlier and #names > 0 then
             local column = {}
-            for j, name in ipairs(names) do
+            for _, name in ipairs(names) do
                 -- the tab marks a key whose time runs from now on, whatever becomes of its job
-                column[j] = name[2] >= 0 and '\t' .. name[1] or name[1]
+                if name[3] == '-' then column[#column + 1] = name[2] >= 0 and '\t' .. name[1] or name[1] end
                 redis.call('HSET', unique, name[1], id .. ' ' .. name[3])
                 if name[2] >= 0 then
                     redis.call('ZADD', unique_until, now + name[2], name[1])
@@ -87,7 +98,7 @@ for i = 1, count do
                     redis.call('ZREM', unique_until, name[1])
                 end
             end
-            redis.call('HSET', keys, id, table.concat(column, '\n'))
+            if #column > 0 then redis.call('HSET', keys, id, table.concat(column, '\n')) end
             -- at once, so that a second job with the same key in this very batch finds its holder
             if delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
         end
@@ -99,9 +110,9 @@ for i = 1, count do
         local n = #refused
         refused[n + 1], refused[n + 2], refused[n + 3] = i, earlier, fingerprint
     else
-        seen[id] = true
+        seen[id] = spec
         local n = #specs
-        specs[n + 1], specs[n + 2] = id, ARGV[width * (i - 1) + 3]
+        specs[n + 1], specs[n + 2] = id, spec
         if delay > 0 then
             n = #later
             later[n + 1], later[n + 2] = now + delay, id

@@ -31,13 +31,19 @@ local function own_keys(id)
     return string.gmatch('\n' .. (redis.call('HGET', keys, id) or ''), '\n([^\t\n][^\n]*)')
 end
 
+-- Another job that holds one of them now, by the same rule as in enqueue.lua: until the key's own time is over, or while
+-- the holder is unfinished.
 local function rival(id)
     for key in own_keys(id) do
         local other = string.match(redis.call('HGET', unique, key) or '', '^%S+')
-        if other and other ~= id and not redis.call('ZSCORE', unique_until, key) and (
-            redis.call('ZSCORE', waiting, other) or redis.call('ZSCORE', delayed, other)
-            or redis.call('ZSCORE', active, other) or redis.call('ZSCORE', blocked, other)) then
-            return other
+        if other and other ~= id then
+            local till = redis.call('ZSCORE', unique_until, key)
+            if till then
+                if tonumber(till) > now then return other end
+            elseif redis.call('ZSCORE', waiting, other) or redis.call('ZSCORE', delayed, other)
+                or redis.call('ZSCORE', active, other) or redis.call('ZSCORE', blocked, other) then
+                return other
+            end
         end
     end
     return nil
@@ -59,7 +65,9 @@ for i = 3, #ARGV do
             -- no runs charged, and able to run since now
             redis.call('HSET', attempts, id, string.format('0 %.0f', now))
             for key in own_keys(id) do
-                if not redis.call('ZSCORE', unique_until, key) then redis.call('HSET', unique, key, id .. ' -') end
+                redis.call('HSET', unique, key, id .. ' -')
+                -- the time of a later holder that is over: with it, this job's key would count as free
+                redis.call('ZREM', unique_until, key)
             end
             redis.call('ZADD', waiting, place(id), id)
             moved = moved + 1

@@ -28,6 +28,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),
     errors.IdempotencyConflict: (errors.IdempotencyConflict("j"), 422, "idempotency-conflict"),
+    errors.JobIdTaken: (errors.JobIdTaken("j"), 409, "job-id-taken"),
     errors.InvalidQuery: (errors.InvalidQuery("no"), 422, "invalid-query"),
     errors.JobNotFound: (errors.JobNotFound("j"), 404, "job-not-found"),
     errors.WrongState: (errors.WrongState("j", "kill", "failed", ["waiting"]), 409, "wrong-state"),

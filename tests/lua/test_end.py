@@ -148,11 +148,22 @@ def retry(*ids: str):
             ["failed", "key a"],
         ),
         Case(
-            "a key with a time of its own is not in the way, and stays whose it is",
+            "a key that another job holds for a time is in the way",
             also(standing("failed", "a"), held("b"))
-            | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b f00"}, "unique_until": {"k": 9000}},
+            | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b -"}, "unique_until": {"k": 9000}},
             retry("a"),
-            {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}} | SINCE | WAKE,
+            {},
+            ["key b"],
+        ),
+        Case(
+            "a time that is over is not in the way, and is forgotten with the key's new holder",
+            also(standing("failed", "a"), held("b"))
+            | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b -"}, "unique_until": {"k": NOW}},
+            retry("a"),
+            {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}}
+            | {"unique": {"k": "a -"}, "unique_until": {}}
+            | SINCE
+            | WAKE,
             ["failed"],
         ),
     ]
@@ -219,7 +230,7 @@ async def test_remove_leaves_nothing(state: str, bench: Bench):
 
 async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     do, store = bench.do, bench.store
-    rows = ["a", "A", "5 1 0\n-1 - k\n1000 f00 idempotency:x", "b", "B", "0 0 700\n-1 - l"]
+    rows = ["a", "A", "5 1 0\n-1 - k\n1000 - x", "b", "B", "0 0 700\n-1 - l"]
     await do(store.enqueue(rows))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
     await do(store.progress(["a", token, "1"]))

@@ -83,6 +83,13 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             [],
         ),
         Case(
+            "a time to run at",
+            {},
+            enqueue("a", "A", "0 0 =1500", "b", "B", "0 0 =1000", "c", "C", "0 0 =900"),
+            jobs("a", "b", "c") | {"delayed": {"a": 1500}, "waiting": {"b": place(2), "c": place(3)}} | meta(3) | WAKE,
+            [],
+        ),
+        Case(
             "a delay keeps what the job needs when it is due",
             {},
             enqueue("a", "A", "-7 1 500"),
@@ -124,21 +131,50 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             {},
             enqueue("a", "A", "", "a", "other", "5 0 0", "b", "B", ""),
             jobs("a", "b") | {"waiting": {"a": place(1), "b": place(3)}} | meta(3) | WAKE,
+            [2, "a", "!"],
+        ),
+        Case(
+            "the same job twice in one batch",
+            {},
+            enqueue("a", "A", "5 0 0", "a", "A", "5 0 0"),
+            jobs("a") | {"waiting": {"a": place(1, 5)}, "priorities": {"a": "5"}} | meta(2) | WAKE,
             [2, "a", "-"],
         ),
         Case(
             "a known id is answered by itself, whatever is asked",
             standing("completed", "a"),
-            enqueue("a", "other", "5 1 500\n-1 - k\n1000 f idempotency:x"),
+            enqueue("a", "A", "5 1 500\n-1 - k\n1000 f i:x"),
             meta(1),
             [1, "a", "-"],
+        ),
+        Case(
+            "the id of another job is a conflict",
+            standing("completed", "a"),
+            enqueue("a", "other", "5 1 500\n-1 - k\n1000 f i:x"),
+            meta(1),
+            [1, "a", "!"],
+        ),
+        Case(
+            "a job is the same one whenever it was sent",
+            {"jobs": {"a": '{"type":"t\\",","at":123,"payload":{}}', "b": '{"type":"t","at":9}'}}
+            | {"completed": {"a": 900, "b": 900}},
+            enqueue("a", '{"type":"t\\",","at":4567,"payload":{}}', "", "b", '{"type":"t","at":1}', ""),
+            meta(2),
+            [1, "a", "-", 2, "b", "-"],
+        ),
+        Case(
+            "a payload may have a field of that name",
+            {"jobs": {"a": '{"type":"t","payload":{"x":1,"at":5}}'}, "completed": {"a": 900}},
+            enqueue("a", '{"type":"t","payload":{"x":1,"at":6}}', ""),
+            meta(1),
+            [1, "a", "!"],
         ),
         Case(
             "an id twice among plain ones: the first one counts",
             {},
             enqueue("a", "A", "", "a", "other", "", "b", "B", ""),
             jobs("a", "b") | {"waiting": {"a": place(1), "b": place(3)}} | meta(3) | WAKE,
-            [2, "a", "-"],
+            [2, "a", "!"],
         ),
         Case(
             "a known id among plain ones is answered by itself, the others go in",
@@ -147,7 +183,7 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             also(standing("completed", "b"), jobs("a", "c"), {"waiting": {"a": place(1), "c": place(3)}})
             | meta(3)
             | WAKE,
-            [2, "b", "-"],
+            [2, "b", "!"],
         ),
         Case(
             "a known id alone: something is written all the same, since WAIT waits for its connection's last write",
@@ -193,14 +229,14 @@ async def test_enqueue(case: Case, bench: Bench):
             [],
         ),
         Case(
-            "two keys of one job",
+            "a key of the job, and the key of its request, which the job does not take along",
             {},
-            enqueue("a", "A", "0 0 0\n-1 - k\n86400000 f00 idempotency:x"),
+            enqueue("a", "A", "0 0 0\n-1 - k\n86400000 f00 i:x"),
             waiting("a")
             | {
-                "keys": {"a": "k\n\tidempotency:x"},
-                "unique": {"k": "a -", "idempotency:x": "a f00"},
-                "unique_until": {"idempotency:x": 86_401_000},
+                "keys": {"a": "k"},
+                "unique": {"k": "a -", "i:x": "a f00"},
+                "unique_until": {"i:x": 86_401_000},
             }
             | meta(1)
             | WAKE,
@@ -312,9 +348,7 @@ async def test_a_full_batch_of_plain_jobs_fits_lua(bench: Bench):
 async def test_a_full_batch_fits_lua(bench: Bench):
     """Some 60 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
     rows = [
-        word
-        for i in range(2000)
-        for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f idempotency:{i}")
+        word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f i:{i}")
     ]
     assert await bench.do(bench.store.enqueue(rows)) == []
     state = await bench.dump()

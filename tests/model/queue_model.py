@@ -52,7 +52,10 @@ class Job:
 
 @dataclass
 class Row:
-    """A job to enqueue. ``keys``: name and ttl (ms; None: while unfinished). The fingerprint is the name's length."""
+    """A job to enqueue. ``keys``: name and ttl (ms; None: while unfinished).
+
+    A name in capitals is the key of a request: it has a fingerprint, and stays when its job goes.
+    """
 
     id: str
     priority: int = 0
@@ -68,8 +71,13 @@ class Row:
     def options(self) -> str:
         if not (self.priority or self.lifo or self.delay or self.keys):
             return ""
-        lines = [f"{-1 if ttl is None else ttl} {len(name)} {name}" for name, ttl in self.keys]
+        lines = [f"{-1 if ttl is None else ttl} {fingerprint(name)} {name}" for name, ttl in self.keys]
         return "\n".join([f"{self.priority} {int(self.lifo)} {self.delay}", *lines])
+
+
+def fingerprint(key: str) -> str:
+    """What makes two requests with this key the same."""
+    return f"print-of-{key}" if key.isupper() else "-"
 
 
 class Model:
@@ -229,8 +237,9 @@ class Model:
             if not row.delay:
                 self._to_waiting(job)
             for name, ttl in row.keys:
-                job.keys.append((name, ttl is not None))
-                self.unique[name] = (row.id, str(len(name)))
+                if not name.isupper():
+                    job.keys.append((name, ttl is not None))
+                self.unique[name] = (row.id, fingerprint(name))
                 self.until.pop(name, None)
                 if ttl is not None:
                     self.until[name] = self.now + ttl
@@ -357,13 +366,14 @@ class Model:
     def _retry(self, job: Job | None) -> str:
         if job is None or job.state not in FINISHED:
             return ""
-        own = [name for name, timed in job.keys if not timed and name not in self.until]
+        own = [name for name, timed in job.keys if not timed]
         for name in own:
-            other = self.unique.get(name, (job.id, ""))[0]
-            if other != job.id and self.unfinished(other):
-                return f"key {other}"
+            other = self.holder(name)
+            if other and other[0] != job.id:
+                return f"key {other[0]}"
         for name in own:
             self.unique[name] = (job.id, "-")
+            self.until.pop(name, None)
         state = job.state
         job.attempts, job.unserved, job.result, job.progress, job.expires = 0, 0, None, None, None
         job.since = self.now

@@ -61,7 +61,9 @@ ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume"
 MOVES_ON = ("reap", "trim", "expire", "forward", "log")
 """Sent again these take the next page, or say the same once more."""
 KEYS = st.sampled_from(
-    [[]] * 10 + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
+    [[]] * 10
+    + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
+    + [[("R", 1500)], [("l", None), ("R", 1500)]]
 )
 JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS)
 Lease = tuple[str, str, int]

@@ -85,6 +85,12 @@ async def _(world: World) -> None:
     await world.queue.submit(NewJob("send", options=Options(priority=2), idempotency_key="k"))
 
 
+@brings("JobIdTaken", "the id 'mine' belongs to another job; give each job an id of its own, or none")
+async def _(world: World) -> None:
+    await world.queue.enqueue("send", {"to": "ada"}, id="mine")
+    await world.queue.enqueue("send", {"to": "grace"}, id="mine")
+
+
 @brings("InvalidQuery", "cursor 'nonsense' is none of ours: pass the one that the last page gave")
 async def _(world: World) -> None:
     await world.queue.page(cursor="nonsense")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -137,3 +137,21 @@ def test_queue_names_that_fit(name: str):
 def test_queue_names_that_do_not(name: str):
     with pytest.raises(InvalidJob, match=r"queue name '.*': 1 to 128 letters, digits, '\.', '_' or '-', starting with"):
         Queue(name, "unix:///nowhere")
+
+
+def test_a_point_in_time_instead_of_a_delay():
+    at = datetime(2033, 5, 18, 3, 33, 20, tzinfo=UTC)
+    for moment in (at, at.astimezone(timezone(timedelta(hours=-5)))):
+        assert merge(Options(delay=5000), {"run_at": moment}) == Options(run_at=2_000_000_000_000)
+    assert merge(Options(run_at=5), {"delay": 2}) == Options(delay=2000)
+    with pytest.raises(InvalidJob, match="delay and run_at are given"):
+        merge(Options(), {"run_at": at, "delay": 1})
+    with pytest.raises(InvalidJob, match="run_at has no timezone, so it could be any hour"):
+        merge(Options(), {"run_at": at.replace(tzinfo=None)})
+    with pytest.raises(InvalidJob, match="run_at is 5: it takes a datetime with a timezone"):
+        merge(Options(), {"run_at": 5})  # type: ignore[typeddict-item]
+
+
+async def test_a_point_in_time_that_is_too_far_ahead(queue: Queue):
+    with pytest.raises(InvalidJob, match="run_at is more than ten years ahead"):
+        await queue.enqueue("t", run_at=datetime(2099, 1, 1, tzinfo=UTC))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,9 +14,11 @@ from jobq import Connection, Queue, StoreError
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Accepted, NewJob, Options
 from jobq.engine.queue.producer import BATCH, BATCH_BYTES, CALL
-from jobq.errors import IdempotencyConflict, InvalidJob, StoreFull, StoreUnavailable
+from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobq.engine.store import Store
     from tests.conftest import Server
 
@@ -149,8 +152,9 @@ async def test_a_trip_refused_in_part_is_refused_as_a_whole_and_repeats_without_
 
 async def test_the_same_id_again_is_no_duplicate(queue: Queue):
     """A caller repeats a call whose answer it did not get."""
-    job = await queue.submit(NewJob("x"))
-    again = await queue.submit(NewJob("x", id=job.id))
+    new = NewJob("x", id=new_id())
+    job = await queue.submit(new)
+    again = await queue.submit(new)
     assert (again.id, again.duplicate) == (job.id, False)
     assert (await queue.stats()).waiting == 1
 
@@ -169,10 +173,92 @@ async def test_a_raw_payload_must_be_json(raw: bytes, queue: Queue):
     assert (await queue.stats()).waiting == 0
 
 
-@pytest.mark.parametrize("job_id", ["", "x", "0htk3v9c20047qm2", "0HTK3V9C20047QM2X"])
+@pytest.mark.parametrize("job_id", ["", "a b", "queue:id", "x" * 65])
 async def test_ids_that_are_none(job_id: str, queue: Queue):
-    with pytest.raises(InvalidJob, match=r"id '.*' is not of the form of jobq.new_id\(\)"):
+    with pytest.raises(InvalidJob, match=r"id '.*': 1 to 64 letters, digits and ._~-; jobq.new_id\(\) makes one"):
         await queue.submit(NewJob("x", id=job_id))
+
+
+async def test_an_id_of_the_users_own_makes_repeating_harmless(queue: Queue):
+    at = datetime.now(UTC) + timedelta(hours=1)
+    for _ in range(3):
+        job = await queue.enqueue("x", {"n": 1}, id="order-4711", run_at=at, key="k", metadata={"a": 1})
+        assert (job.id, job.duplicate) == ("order-4711", False)
+    row = await queue.get("order-4711")
+    assert (row.state, row.run_at) == ("delayed", round(at.timestamp() * 1000))
+    assert row.enqueued_at > 0
+    assert (await queue.stats()).delayed == 1
+
+
+async def test_an_id_that_another_job_has_is_refused(queue: Queue):
+    await queue.enqueue("x", {"n": 1}, id="mine")
+    with pytest.raises(JobIdTaken, match="'mine' belongs to another job"):
+        await queue.enqueue("x", {"n": 2}, id="mine")
+    with pytest.raises(JobIdTaken):
+        await queue.submit_many([NewJob("y"), NewJob("x", id="mine"), NewJob("z")])
+    assert (await queue.stats()).waiting == 3, "the others are written"
+
+
+async def test_an_id_that_two_processes_drew_is_drawn_again(queue: Queue, connection: Connection):
+    """The second job would otherwise be lost without a word."""
+    async with Queue("test", connection, clock=lambda: 1_700_000_000_000) as one:
+        for many in (False, True):
+            first = await one.submit(NewJob("x", msgspec.Raw(b"1")))
+            ids = one._session.ids  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            node = ids._node  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            ids._count -= 1  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            if many:
+                second, third = await one.submit_many([NewJob("x", msgspec.Raw(b"2")), NewJob("x")])
+                assert third.id != second.id
+            else:
+                second = await one.submit(NewJob("x", msgspec.Raw(b"2")))
+            assert second.id != first.id
+            assert not second.duplicate
+            assert bytes((await one.get(second.id)).payload) == b"2"
+            assert ids._node != node  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        assert (await one.stats()).waiting == 5
+
+
+async def test_a_clock_that_stands_loses_no_job(connection: Connection):
+    async with Queue("test", connection, clock=lambda: 1_700_000_000_000) as queue:
+        jobs = await queue.submit_many(NewJob("x") for _ in range(33_000))
+        assert len({job.id for job in jobs}) == (await queue.stats()).waiting == 33_000
+        assert (await queue.get(jobs[-1].id)).enqueued_at == 1_700_000_000_000
+
+
+@pytest.mark.parametrize("many", [list, tuple, iter, lambda jobs: (job for job in jobs)])
+async def test_any_iterable_can_be_enqueued(many: Callable[[Any], Any], queue: Queue):
+    jobs = await queue.enqueue_many(many([queue.new("x", {"n": n}) for n in range(3)]))
+    assert [bytes((await job.row()).payload) for job in jobs] == [b'{"n":%d}' % n for n in range(3)]
+
+
+async def test_keys_of_jobs_and_keys_of_requests_have_nothing_in_common(queue: Queue):
+    news = [
+        NewJob("x", options=Options(key="abc")),
+        NewJob("x", options=Options(key="i:abc")),
+        NewJob("x", options=Options(key="idempotency:abc")),
+        NewJob("x", idempotency_key="abc"),
+        NewJob("x", idempotency_key="abc", idempotency_scope=("ann",)),
+        NewJob("x", idempotency_key="abc", idempotency_scope=("ann", "0")),
+        NewJob("x", idempotency_key="0abc", idempotency_scope=("ann",)),
+        NewJob("x", idempotency_key="abc/0"),
+    ]
+    accepted = await queue.submit_many(news)
+    assert not any(one.duplicate for one in accepted)
+    again = await queue.submit_many(news)
+    assert [(one.id, one.duplicate) for one in again] == [(one.id, True) for one in accepted]
+    with pytest.raises(InvalidJob, match="idempotency scope: 1 to 512 bytes without control characters"):
+        await queue.submit(NewJob("x", idempotency_key="abc", idempotency_scope=("ann\x1f0",)))
+
+
+async def test_the_key_of_a_request_outlives_its_job(queue: Queue):
+    new = NewJob("x", idempotency_key="abc")
+    first = await queue.submit(new)
+    await queue.remove(first.id)
+    assert await queue.submit(new) == Accepted(first.id, duplicate=True)
+    with pytest.raises(IdempotencyConflict):
+        await queue.submit(NewJob("y", idempotency_key="abc"))
+    assert (await queue.stats()).waiting == 0
 
 
 async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue, admin: Store):

@@ -24,6 +24,15 @@ def test_exported_members():
     assert own <= set(jobq.__all__), "what is imported into the package is public"
 
 
+def test_every_exception_can_be_imported_from_the_package():
+    own = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == "jobq.errors"
+    }
+    assert own <= set(jobq.__all__)
+
+
 def test_what_there_is_not():
     with pytest.raises(AttributeError, match="module 'jobq' has no attribute 'nothing'"):
         jobq.nothing  # noqa: B018

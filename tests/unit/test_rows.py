@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
-from jobq.engine.model.ids import new_id, time_of
+from jobq.engine.model.ids import IdMaker, time_of
 from jobq.engine.model.job import Backoff, Minute, Result, Spec
 from jobq.engine.model.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
@@ -93,8 +93,10 @@ def test_options_of_the_spec_are_shown():
 
 def test_an_id_of_ours_says_when_it_was_enqueued():
     at = 1_700_000_000_123
-    assert job_row("mail", new_id(at), row("waiting", "1", spec=b'{"type":"t"}')).enqueued_at == at
-    stats = read_stats("mail", reply(now=at + 7_000, oldest=[new_id(at).encode(), None, b'{"type":"t","delay":4000}']))
+    assert job_row("mail", IdMaker().new(at), row("waiting", "1", spec=b'{"type":"t"}')).enqueued_at == at
+    stats = read_stats(
+        "mail", reply(now=at + 7_000, oldest=[IdMaker().new(at).encode(), None, b'{"type":"t","delay":4000}'])
+    )
     assert stats.oldest_waiting_ms == 3_000
 
 

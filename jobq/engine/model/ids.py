@@ -1,13 +1,15 @@
 """Job ids: made by the producer, so that repeating an enqueue is harmless; short, time-ordered, unique.
 
     0htk3v9c2   004    7qm2x
-    |           |      +-- 5 digits: which process (25 random bits, drawn again after a fork)
-    |           +--------- 3 digits: counter of the process, wraps after 32,768
+    |           |      +-- 5 digits: which maker of ids (25 random bits)
+    |           +--------- 3 digits: counter of the maker
     +--------------------- 9 digits: unix ms
 
 Digits are Crockford's base 32 in lower case (https://www.crockford.com/base32.html), whose order is the order of the
-values. Two ids can only be equal when two processes drew the same 25 bits and made them in the same millisecond with
-the same count; one process would have to make 32,768 ids in a millisecond.
+values. The ids of one maker only grow, so they are unique. Ids of two makers can be equal if both drew the same 25 bits
+and their counters met in the same millisecond. enqueue.lua notices it, and the producer draws another id.
+
+Users may give ids of their own: 1 to 64 of the characters that a URL takes as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
 import time
 from typing import Final
 
@@ -27,38 +30,67 @@ _TO_PYTHONS = bytes(
 )
 """From these digits to those that ``int`` reads, and from anything else to none of them."""
 LENGTH: Final = 17
-_ID = re.compile(rf"[{_DIGITS}]{{{LENGTH}}}")
+COUNTS: Final = 1 << 15
+"""Values of the counter."""
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 
 
-class _Process:
-    node = ""
-    count = 0
-    ms = -1
-    stamp = ""
+class IdMaker:
+    """Makes ids that only grow. It must be used by one thread only, and not after a fork."""
+
+    def __init__(self) -> None:
+        self.ms = -1
+        """The time that the last id says, unix ms."""
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Become another maker: draw the random digits again."""
+        bits = secrets.randbits(25)
+        self._node = _TRIPLES[bits >> 10] + _PAIRS[bits & 1023]
+        self._count = secrets.randbits(15)
+
+    def new(self, ms: int) -> str:
+        """A new id that sorts by ``ms``, unix time. It says a later time where it would not be greater than the last.
+
+        That is so when the clock stands or goes back, and the counter is used up.
+        """
+        self._count = count = self._count + 1
+        if ms > self.ms:
+            self._set(ms)
+            self._count = count = count & (COUNTS - 1)
+        elif count >= COUNTS:
+            self._set(self.ms + 1)
+            self._count = count = 0
+        return self._stamp + _TRIPLES[count] + self._node
+
+    def _set(self, ms: int) -> None:
+        self.ms = ms
+        self._stamp = _TRIPLES[ms >> 30 & 32767] + _TRIPLES[ms >> 15 & 32767] + _TRIPLES[ms & 32767]
 
 
-_process = _Process()
+class _Makers(threading.local):
+    def __init__(self) -> None:
+        self.maker = IdMaker()
 
 
-def _draw_node() -> None:
-    bits = secrets.randbits(25)
-    _process.node = _TRIPLES[bits >> 10] + _PAIRS[bits & 1023]
-    _process.count = secrets.randbits(15)
+_makers = _Makers()
 
 
-_draw_node()
-os.register_at_fork(after_in_child=_draw_node)
+def _forget_parent() -> None:
+    global _makers  # noqa: PLW0603 - each process has makers of its own
+    _makers = _Makers()
 
 
-def new_id(ms: int | None = None) -> str:
-    """A new id; ``ms`` is the unix time in ms that it sorts by, by default the machine's."""
-    if ms is None:
-        ms = time.time_ns() // 1_000_000
-    if ms != _process.ms:
-        _process.ms = ms
-        _process.stamp = _TRIPLES[ms >> 30 & 32767] + _TRIPLES[ms >> 15 & 32767] + _TRIPLES[ms & 32767]
-    _process.count = count = (_process.count + 1) & 32767
-    return _process.stamp + _TRIPLES[count] + _process.node
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def new_id() -> str:
+    """A new job id, for ``id=``: whoever may repeat an enqueue makes the id first.
+
+    The ids of one thread only grow.
+    """
+    return _makers.maker.new(time.time_ns() // 1_000_000)
 
 
 def time_of(job_id: str | bytes) -> int:
@@ -72,6 +104,6 @@ def time_of(job_id: str | bytes) -> int:
         return 0
 
 
-def is_id(text: str) -> bool:
-    """Whether the text has the form of an id."""
-    return _ID.fullmatch(text) is not None
+def is_id(text: object) -> bool:
+    """Whether it is a text that can be the id of a job."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from jobq.engine.model.ids import time_of
+
 PRIORITY_MIN = -1024
 PRIORITY_MAX = 1023
 DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
@@ -75,13 +77,20 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     lifo: bool = False
     key: str | None = None
     retention: int | None = None
+    run_at: int | None = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
+
+    def ready_at(self, job_id: str | bytes) -> int:
+        """When the job with this id was first to run, unix ms."""
+        ready = (self.at or time_of(job_id)) + self.delay
+        return ready if self.run_at is None else max(ready, self.run_at)
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
 
+    ``run_at``: unix ms, not before which the job is to run, in place of ``delay``.
     ``attempts``: total number of runs. ``key``: while a job with this key is unfinished (or for ``key_ttl`` ms
     from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job at most;
     the queue's count and age bound it all the same.
@@ -96,6 +105,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     key_ttl: int | None = None
     retention: int | None = None
+    run_at: int | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -281,13 +291,19 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job about to be enqueued. ``payload`` is encoded JSON and is stored byte for byte."""
+    """A job about to be enqueued. ``payload`` is encoded JSON and is stored byte for byte.
+
+    ``id``: one of your own; with it, repeating an enqueue is harmless as long as the job is kept. ``idempotency_key``:
+    for 24 hours, another enqueue with this key answers with this job, whatever becomes of it; another job with the key
+    is an ``IdempotencyConflict``. ``idempotency_scope``: whose key it is; keys of two scopes have nothing in common.
+    """
 
     type: str
     payload: msgspec.Raw = msgspec.Raw(b"{}")
     options: Options = PLAIN
     idempotency_key: str | None = None
     id: str | None = None
+    idempotency_scope: tuple[str, ...] = ()
 
 
 class Accepted(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypedDict, get_args
 
 import msgspec
@@ -34,6 +34,7 @@ class Given(TypedDict, total=False):
     key: str | None
     key_ttl: Seconds | None
     retention: Seconds | None
+    run_at: datetime | None
     metadata: dict[str, Any] | None
 
 
@@ -49,6 +50,18 @@ def to_ms(value: Seconds) -> int:
         raise InvalidJob(f"{value!r} is no time: give seconds as a number, or a timedelta") from None
 
 
+def to_unix_ms(name: str, moment: datetime) -> int:
+    """A point in time as unix ms.
+
+    :raises InvalidJob: it is no datetime, or has no timezone.
+    """
+    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
+        raise InvalidJob(f"{name} is {moment!r:.80}: it takes a datetime with a timezone")
+    if moment.utcoffset() is None:
+        raise InvalidJob(f"{name} has no timezone, so it could be any hour: datetime.now(UTC), or tzinfo=ZoneInfo(...)")
+    return round(moment.timestamp() * 1000)
+
+
 def merge(base: Options, given: Given) -> Options:
     """``base`` with what is given put over it.
 
@@ -60,6 +73,11 @@ def merge(base: Options, given: Given) -> Options:
     for name in _TIMES:
         if changes.get(name) is not None:
             changes[name] = to_ms(changes[name])
+    if changes.get("run_at") is not None:
+        changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
+        changes.setdefault("delay", 0)  # not the task's default
+    elif changes.get("delay"):
+        changes.setdefault("run_at", None)
     try:
         merged: Options = msgspec.structs.replace(base, **changes)
     except TypeError:
@@ -95,6 +113,10 @@ def check(options: Options) -> None:
             _whole(name, value, 1, DELAY_MAX_MS, " ms")
     if options.retention is not None:
         _whole("retention", options.retention, 0, DELAY_MAX_MS, " ms")
+    if options.run_at is not None:
+        _whole("run_at", options.run_at, 0, 1 << 45, " ms since 1970")
+        if options.delay:
+            raise InvalidJob("delay and run_at are given: both say when the job is to run, so give one of them")
     # a row with anything else in these could not be read back
     _kind("lifo", options.lifo, bool, "True or False")
     if options.metadata is not None:

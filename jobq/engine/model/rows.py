@@ -343,7 +343,7 @@ def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) ->
     if since is not None:
         return since
     spec = Unreadable().spec(spec_)
-    return (spec.at or time_of(job_id)) + spec.delay
+    return spec.ready_at(job_id)
 
 
 def latency(metrics: dict[str, int], prefixes: list[str]) -> Latency | None:

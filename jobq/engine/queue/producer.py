@@ -12,8 +12,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
+from jobq.engine.model.entry import Entry
 from jobq.engine.model.job import Accepted
-from jobq.errors import IdempotencyConflict, StoreUnavailable, twin
+from jobq.errors import IdempotencyConflict, JobIdTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +34,8 @@ WITH_OPTIONS: Final = 2
 BATCH_BYTES: Final = 1 << 20
 """Bytes per trip, so that large payloads do not hold up everybody else's."""
 
-Row = tuple[str, bytes, str | bytes, str]
-"""id, spec, options as enqueue.lua reads them, fingerprint ('-': none)."""
-
-_Waiting = tuple[Row, "asyncio.Future[Accepted]", float]
+Answer = Accepted | IdempotencyConflict | JobIdTaken
+_Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
 """A row that waits for the next trip, its caller, and since when (monotonic seconds)."""
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
 
@@ -57,12 +56,13 @@ class Producer:
         self._registered = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def send(self, row: Row) -> Accepted:
+    async def send(self, row: Entry) -> Accepted:
         """Enqueue one row, together with whatever is enqueued meanwhile.
 
         :raises StoreError: nothing is known to be written; repeating it is harmless.
         :raises DurabilityRefused: nothing was written.
         :raises IdempotencyConflict: the key was used for another request.
+        :raises JobIdTaken: another job has this id.
         """
         if not self._flights:
             self._flights += 1
@@ -76,16 +76,16 @@ class Producer:
             future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
             self._pending.append((row, future, monotonic()))
             answer = await future
-        if isinstance(answer, IdempotencyConflict):
+        if not isinstance(answer, Accepted):
             raise answer
         return answer
 
-    async def send_many(self, rows: list[Row]) -> list[Accepted | IdempotencyConflict]:
+    async def send_many(self, rows: list[Entry]) -> list[Answer]:
         """Enqueue many rows in their order, ``BATCH`` a trip.
 
         :raises StoreError: some may be written; repeating the same rows is harmless.
         """
-        answers: list[Accepted | IdempotencyConflict] = []
+        answers: list[Answer] = []
         for batch in _batches(rows):
             answers += await self._trip(batch)
         return answers
@@ -131,7 +131,7 @@ class Producer:
         batch, self._pending = self._pending[:count], self._pending[count:]
         return batch
 
-    async def _trip(self, rows: list[Row], within: float | None = None) -> list[Accepted | IdempotencyConflict]:
+    async def _trip(self, rows: list[Entry], within: float | None = None) -> list[Answer]:
         step = len(rows)
         if step > CALL // WITH_OPTIONS:
             step = CALL // WITH_OPTIONS if any(options for _, _, options, _ in rows) else CALL
@@ -175,16 +175,19 @@ def _fail(batch: list[_Waiting], error: BaseException) -> None:
             future.set_exception(twin(error))
 
 
-def _read(rows: list[Row], step: int, replies: list[list[Any]]) -> list[Accepted | IdempotencyConflict]:
+def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer]:
     """An answer per row. ``replies``: of the calls, each of which carried ``step`` rows."""
-    answers: list[Accepted | IdempotencyConflict] = [Accepted(job_id) for job_id, *_ in rows]
+    answers: list[Answer] = [Accepted(job_id) for job_id, *_ in rows]
     for number, refused in enumerate(replies):
         for at in range(0, len(refused), 3):
             place: int = number * step + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()
             if earlier == row[0]:
-                continue  # its own id: an earlier sending of this very call was executed
+                # its own id: an earlier sending of this very call was executed, unless the spec is another one
+                if refused[at + 2] == b"!":
+                    answers[place] = JobIdTaken(earlier)
+                continue
             if row[3] != "-" and refused[at + 2].decode() not in ("-", row[3]):
                 answers[place] = IdempotencyConflict(earlier)
             else:
@@ -192,7 +195,7 @@ def _read(rows: list[Row], step: int, replies: list[list[Any]]) -> list[Accepted
     return answers
 
 
-def _fitting(rows: list[Row], at: int) -> int:
+def _fitting(rows: list[Entry], at: int) -> int:
     """How many of the rows from ``at`` on go into one trip; one at least."""
     weight = size = 0
     for count, (_, spec, options, _) in enumerate(rows[at : at + BATCH]):
@@ -203,7 +206,7 @@ def _fitting(rows: list[Row], at: int) -> int:
     return min(BATCH, len(rows) - at)
 
 
-def _batches(rows: list[Row]) -> Iterator[list[Row]]:
+def _batches(rows: list[Entry]) -> Iterator[list[Entry]]:
     at = 0
     while at < len(rows):
         count = _fitting(rows, at)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import msgspec
 
 from jobq.engine.model.encoding import encode
-from jobq.engine.model.ids import is_id, new_id
+from jobq.engine.model.entry import encode_entry
+from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import (
     PLAIN,
     Accepted,
     Durability,
     NewJob,
     Seconds,
-    Spec,
 )
 from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, merge, to_ms
 from jobq.engine.queue.connect import acquire
@@ -30,8 +29,8 @@ from jobq.engine.store.keys import check_queue_name
 from jobq.engine.task.awaited import lost_unless_awaited, no_loop
 from jobq.engine.task.registry import Registry
 from jobq.errors import (
-    IdempotencyConflict,
     InvalidJob,
+    JobIdTaken,
     PayloadTooLarge,
     StoreError,
     UnknownType,
@@ -40,12 +39,6 @@ from jobq.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
-
-    from jobq.engine.queue.producer import Row
-
-
-IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
-_encode = msgspec.json.Encoder().encode
 
 
 class Queue(Registry, Verbs):
@@ -256,49 +249,17 @@ class Queue(Registry, Verbs):
             self._checked = new.options
         if new.idempotency_key is not None:
             check_key("idempotency key", new.idempotency_key)
+            for part in new.idempotency_scope:
+                check_key("idempotency scope", part)
         if new.id is not None and not is_id(new.id):
-            raise InvalidJob(f"id {new.id[:80]!r} is not of the form of jobq.new_id()")
-
-    def _row(self, new: NewJob, store: Store) -> Row:
-        now = store.now_ms()
-        # an id made here says the time already: 19 bytes less in every row
-        job_id, at = (new.id, now) if new.id else (new_id(now), 0)
-        options = new.options
-        spec = Spec(
-            new.type,
-            at,
-            options.priority,
-            options.delay,
-            options.attempts,
-            options.backoff,
-            options.timeout,
-            options.lifo,
-            options.key,
-            options.retention,
-            new.payload,
-            options.metadata,
-        )
-        try:
-            encoded = _encode(spec)
-        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
-            raise InvalidJob(f"the job has no JSON form: {error}") from None
-        words, fingerprint = "", "-"
-        if options.priority or options.lifo or options.delay or options.key or new.idempotency_key:
-            words = f"{options.priority} {int(options.lifo)} {options.delay}"
-            if options.key:
-                words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - {options.key}"
-            if new.idempotency_key:
-                # what makes two requests the same: everything but the time
-                fingerprint = hashlib.blake2b(_encode(msgspec.structs.replace(spec, at=0)), digest_size=9).hexdigest()
-                words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} idempotency:{new.idempotency_key}"
-        return job_id, encoded, words, fingerprint
+            raise InvalidJob(f"id {new.id!r:.80}: 1 to 64 letters, digits and ._~-; jobq.new_id() makes one")
 
     async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
         """Check and enqueue one job, in one trip with whatever else is being enqueued.
 
         ``durability``: what must be confirmed before this returns; None: what the queue says.
 
-        :raises InvalidJob: nothing was written.
+        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
         :raises DurabilityRefused: the server cannot give it; nothing was written.
         :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
         :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
@@ -306,24 +267,38 @@ class Queue(Registry, Verbs):
         """
         self.check(new)
         session = self._session
-        row = self._row(new, session.store)
+        entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
-        return await producer.send(row)
+        try:
+            return await producer.send(entry)
+        except JobIdTaken:
+            if new.id is not None:
+                raise
+        # an id that we drew, and another process too
+        session.ids.redraw()
+        return await self.submit(new, durability=durability)
 
     async def submit_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
         """Check all, then enqueue all, hundreds a trip. ``durability``: as for ``submit``.
 
-        :raises InvalidJob: one does not fit; none was written (``IdempotencyConflict``: the others are).
+        :raises InvalidJob: one does not fit; none was written.
+        :raises IdempotencyConflict: a key was used for another job; the others are written (as with ``JobIdTaken``).
         :raises StoreError: some may be written.
         """
         session = self._session
+        producer = session.producer_for(durability)
         news = list(news)
         for new in news:
             self.check(new)
+        now = session.store.now_ms
+        answers = await producer.send_many([encode_entry(new, session.ids, now()) for new in news])
+        for place, answer in enumerate(answers):
+            if isinstance(answer, JobIdTaken) and news[place].id is None:
+                session.ids.redraw()
+                answers[place] = await self.submit(news[place], durability=durability)
         accepted: list[Accepted] = []
-        rows = [self._row(new, session.store) for new in news]
-        for answer in await session.producer_for(durability).send_many(rows):
-            if isinstance(answer, IdempotencyConflict):
+        for answer in answers:
+            if not isinstance(answer, Accepted):
                 raise answer
             accepted.append(answer)
         return accepted
@@ -340,26 +315,33 @@ class Queue(Registry, Verbs):
         accepted = await self.submit_many(news, durability=durability)
         return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
 
-    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
-        """A job of a type whose handler's code need not be here.
+    def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
+        """A job of a type whose handler's code need not be here. ``id``: as for ``enqueue``.
 
         :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
         """
         task = self.tasks.get(type)
         options = merge(task.defaults if task else PLAIN, given)
         try:
-            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options)
+            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 
     def enqueue(
-        self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,
+        durability: Durability | None = None,
+        **given: Unpack[Given],
     ) -> Coroutine[Any, Any, Job[Any]]:
         """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
 
+        ``id``: one of your own, or of ``jobq.new_id()``. Repeating the call is then harmless while the job is kept.
         ``durability``: as for ``submit``.
 
-        :raises InvalidJob: nothing was written.
+        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
         :raises StoreError: Redis is away or full.
         :raises RuntimeError: no event loop runs in this thread.
         """
@@ -367,11 +349,13 @@ class Queue(Registry, Verbs):
             asyncio.get_running_loop()
         except RuntimeError:
             raise no_loop("queue.enqueue", "queue.sync().enqueue(...)") from None
-        return self._enqueue(type, payload, durability, given)
+        return self._enqueue(type, payload, id, durability, given)
 
     @lost_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
-    async def _enqueue(self, type: str, payload: Any, durability: Durability | None, given: Given) -> Job[Any]:
-        return await self.send(self.new(type, payload, **given), durability=durability)
+    async def _enqueue(
+        self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
+    ) -> Job[Any]:
+        return await self.send(self.new(type, payload, id=id, **given), durability=durability)
 
     def enqueue_many(
         self, jobs: Iterable[NewJob], *, durability: Durability | None = None

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
+from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.options import check_durability
 from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
@@ -40,6 +41,7 @@ class Session:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
         self.lease = lease
         self.store = store
+        self.ids = IdMaker()
         self.pager = Pager(store)
         self.waiters = Waiters(store)
         self.producer = Producer(store, durability, durability_timeout_ms, checked=True)

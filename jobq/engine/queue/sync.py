@@ -27,7 +27,7 @@ class Producing(Protocol):
 
     async def open(self) -> Any: ...
     async def aclose(self) -> None: ...
-    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob: ...
+    def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob: ...
     async def send(self, new: NewJob, *, durability: Durability | None = None) -> Job[Any]: ...
     async def send_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]: ...
 
@@ -68,15 +68,21 @@ class SyncQueue:
         """Wait for ``make()``, which is called in the background loop. See ``bridge`` for the names."""
         return bridge(called, instead).call(self.queue, make)
 
-    def new(self, type: str, payload: Any = None, **given: Unpack[Given]) -> NewJob:
+    def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
         """As ``Queue.new``."""
-        return self.queue.new(type, payload, **given)
+        return self.queue.new(type, payload, id=id, **given)
 
     def enqueue(
-        self, type: str, payload: Any = None, *, durability: Durability | None = None, **given: Unpack[Given]
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,
+        durability: Durability | None = None,
+        **given: Unpack[Given],
     ) -> Job[Any]:
         """As ``Queue.enqueue``."""
-        new = self.queue.new(type, payload, **given)
+        new = self.queue.new(type, payload, id=id, **given)
         return self.call(
             "queue.sync().enqueue()", "queue.enqueue(...)", lambda: self.queue.send(new, durability=durability)
         )

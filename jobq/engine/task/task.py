@@ -90,7 +90,7 @@ class Task(Generic[P, R]):
         self._said.add(text)
         return True
 
-    def new(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> NewJob:
+    def new(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, id: str | None = None) -> NewJob:
         """A job with these arguments; the queue checks them against the signature before it enqueues.
 
         :raises InvalidJob: they are not arguments of the handler, or have no JSON form.
@@ -99,13 +99,13 @@ class Task(Generic[P, R]):
             payload = self.signature.encode(args, kwargs)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidJob(f"payload of {self.name!r}: {error}") from None
-        return NewJob(self.name, msgspec.Raw(payload), options)
+        return NewJob(self.name, msgspec.Raw(payload), options, id=id)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job[R]]:
         """Enqueue a run with these arguments.
 
         :raises InvalidJob: they do not fit the signature.
-        :raises StoreError: Redis is away or full; repeating is harmless only with a ``key``.
+        :raises StoreError: Redis is away or full; repeating is harmless only with a ``key`` or an ``id``.
         :raises RuntimeError: no event loop runs in this thread.
         """
         try:
@@ -125,14 +125,17 @@ class Task(Generic[P, R]):
         """
         return Bound(self, self.defaults).enqueue_sync(*args, **kwargs)
 
-    def options(self, *, durability: Durability | None = None, **given: Unpack[Given]) -> Bound[P, R]:
+    def options(
+        self, *, id: str | None = None, durability: Durability | None = None, **given: Unpack[Given]
+    ) -> Bound[P, R]:
         """The same task with other options: ``await send.options(delay=5).enqueue(...)``.
 
+        ``id``: the job's, for one enqueue. Repeating that enqueue is harmless as long as the job is kept.
         ``durability``: what must be confirmed before its enqueues return; None: what the queue says.
 
         :raises InvalidJob: an option is out of its range.
         """
-        return Bound(self, merge(self.defaults, given), durability)
+        return Bound(self, merge(self.defaults, given), durability, id)
 
     def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
         """Enqueue one run per dict of arguments, hundreds a trip.
@@ -149,12 +152,15 @@ class Task(Generic[P, R]):
 class Bound(Generic[P, R]):
     """A task with options of its own."""
 
-    __slots__ = ("_durability", "_options", "_task")
+    __slots__ = ("_durability", "_id", "_options", "_task")
 
-    def __init__(self, task: Task[P, R], options: Options, durability: Durability | None = None) -> None:
+    def __init__(
+        self, task: Task[P, R], options: Options, durability: Durability | None = None, id: str | None = None
+    ) -> None:
         self._task = task
         self._options = options
         self._durability: Durability | None = durability
+        self._id = id
 
     def __repr__(self) -> str:
         return f"{self._task!r} with options"
@@ -170,13 +176,13 @@ class Bound(Generic[P, R]):
     @lost_unless_awaited("enqueue", "enqueue_sync(...)")
     async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         task = self._task
-        new = task.new(args, kwargs, self._options)
+        new = task.new(args, kwargs, self._options, self._id)
         return await task.queue.send(new, task.signature.returns, durability=self._durability)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As ``Task.enqueue_sync``."""
         task, durability = self._task, self._durability
-        new = task.new(args, kwargs, self._options)
+        new = task.new(args, kwargs, self._options, self._id)
         send = functools.partial(task.queue.send, new, task.signature.returns, durability=durability)
         return task.queue.sync().call("task.enqueue_sync()", "task.enqueue(...)", send)
 
@@ -191,12 +197,17 @@ class Bound(Generic[P, R]):
     @lost_unless_awaited("enqueue_many", "enqueue_many_sync(...)")
     async def _enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         task = self._task
-        news = [task.new((), dict(job), self._options) for job in jobs]
+        news = self._news(jobs)
         return await task.queue.send_many(news, task.signature.returns, durability=self._durability)
 
     def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         """As ``Task.enqueue_many_sync``."""
         task, durability = self._task, self._durability
-        news = [task.new((), dict(job), self._options) for job in jobs]
+        news = self._news(jobs)
         send = functools.partial(task.queue.send_many, news, task.signature.returns, durability=durability)
         return task.queue.sync().call("task.enqueue_many_sync()", "task.enqueue_many(...)", send)
+
+    def _news(self, jobs: Iterable[dict[str, Any]]) -> list[NewJob]:
+        if self._id is not None:
+            raise InvalidJob("several jobs cannot have one id: enqueue them one by one, or leave the id out")
+        return [self._task.new((), dict(job), self._options) for job in jobs]

@@ -118,7 +118,7 @@ class Source:
         bucket = b"run:%d" % micros.bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
         # a job that was put back has waited since then, not since its enqueue a week ago
-        since = (spec.at or time_of(run.id)) + spec.delay if run.since is None else run.since
+        since = spec.ready_at(run.id) if run.since is None else run.since
         bucket = b"wait:%d" % (max(0, started - since) * 1000).bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
         self._pool.notify()
