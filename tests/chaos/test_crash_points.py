@@ -21,7 +21,6 @@ from jobq.engine.task.inject import Resources
 from jobq.engine.worker import worker as worker_module
 from jobq.engine.worker.children import Children
 from jobq.engine.worker.pool import Pool
-from jobq.engine.worker.source import Source
 from jobq.engine.worker.sweeper import Sweeper
 from jobq.errors import JobNotFound, StoreError, StoreUnavailable, WrongState
 from tests.chaos.faulty import Fault, FaultyConnection
@@ -167,15 +166,15 @@ class Scenario:
         queue = self.new_queue(healthy)
         async with queue:
             pool = Pool(asyncio.get_running_loop(), 1, round(LEASE * 1000), "sweeper")
-            source = Source(queue, 1, pool, "sweeper", Resources(), Children())
+            source = pool.add(queue, 1, Resources(), Children())
             self.now += round(LEASE * 1000) + 1
             # nobody swept for long: the living get a third of the lease to renew
             for _ in range(3):
                 await Sweeper(pool).reap(source)
                 self.now += round(LEASE * 1000 / 6) + 1
-            outbox = source.take()
-            if outbox:
-                for answer in await source.store.trip(*[call for _, call in source.calls(outbox)]):
+            parcel = source.outbox.take()
+            if parcel:
+                for answer in await source.store.trip(*[call for _, call in parcel.calls(source.store)]):
                     assert not isinstance(answer, StoreError), answer
             async with Worker(queue, concurrency=3, lease=LEASE, grace=5) as worker:
                 worker.start()

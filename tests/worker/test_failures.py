@@ -13,7 +13,7 @@ from tools import blocked, listening
 
 from jobq import Backoff, Context, Discard, JobFailed, NewJob, Options, Queue, Retry, State, inject
 from jobq.engine.version import jobq_version
-from jobq.engine.worker import source as source_module
+from jobq.engine.worker import outbox as outbox_module
 from jobq.engine.worker.outbox import FAIL_MAX
 from jobq.errors import InvalidJob
 from jobq.testing import ManualClock
@@ -357,7 +357,7 @@ async def _counts(queue: Queue, **wanted: int) -> bool:
 async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
     queue, redis_url, start, until, logs, monkeypatch
 ):
-    monkeypatch.setattr(source_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
+    monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
 
     @queue.task
     async def known() -> None: ...
@@ -423,7 +423,7 @@ async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue, red
 
 
 async def test_types_unknown_here_do_not_hold_up_the_others(queue, redis_url, start, monkeypatch):
-    monkeypatch.setattr(source_module, "DEFER_FIRST_MS", 20)
+    monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 20)
 
     @queue.task
     async def known(n: int) -> int:

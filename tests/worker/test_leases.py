@@ -56,7 +56,7 @@ async def test_what_was_claimed_ahead_goes_back_while_a_handler_blocks_the_loop(
 
         @queue.task
         async def quick() -> None:
-            ahead = len(worker._pool.buffer)  # noqa: SLF001
+            ahead = len(worker._pool.slots.buffer)  # noqa: SLF001
             if seen or ahead <= 10:
                 return
             held = still = client.zcard(admin.keys["active"])

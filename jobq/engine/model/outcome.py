@@ -69,7 +69,11 @@ class ProcessCrashed(Exception):
     """The child process that ran the handler died."""
 
 
-FINAL: Final = (Discard, InvalidPayload, InvalidResult, Unserved)
+class OutcomeRefused(Exception):
+    """Redis refuses to store how the run ended: the result is larger than the server accepts, say."""
+
+
+FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, Unserved)
 """No other attempt follows from these."""
 
 

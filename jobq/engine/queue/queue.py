@@ -105,6 +105,13 @@ class Queue(Registry, Verbs):
     def __repr__(self) -> str:
         return f"<Queue {self.name}>"
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where its jobs are: server, prefix and name. Two queues of one place share their jobs."""
+        redis = self._redis
+        url = redis.url if isinstance(redis, Connection) else redis or self.settings.redis_url
+        return url or str(self.settings.data_path), self.prefix, self.name
+
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:

@@ -243,7 +243,7 @@ class Heartbeat(threading.Thread):
 
     def _give_back(self, servers: list[Stores]) -> list[Coroutine[Any, Any, None]]:
         """Hand back what was claimed ahead of a free slot: it should not wait behind the handler that blocks."""
-        unstarted = self._pool.buffer.take_all()
+        unstarted = self._pool.slots.buffer.take_all()
         return [
             self._release(source, store, [run for run in unstarted if run.source is source])
             for stores in servers

@@ -1,8 +1,22 @@
-"""Outcomes and words of a worker's runs on their way to Redis, and how much of them one trip carries."""
+"""How runs ended, on its way to Redis: the table of outcomes, and how much of it one trip carries.
+
+A new outcome is one row of ``OUTCOMES``.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from jobq.engine.worker.words import SAY_MAX, Said, Words, log_words, progress_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.store import Call, Store
+    from jobq.engine.worker.words import Key
 
 SETTLE_MAX: Final = 250
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
@@ -10,85 +24,181 @@ HAND_BACK_MAX: Final = 100
 """Jobs handed back per trip: each touches the tables of two sets, which may be large."""
 SETTLE_BYTES: Final = 1 << 20
 """Bytes of results per trip, for the same reason."""
-SAY_MAX: Final = 20
-"""Progress and log lines, of each, per trip: a line is 8 KiB at most and goes behind 64 KiB that stand already."""
 FAIL_MAX: Final = 20
 """Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
+DEFER_FIRST_MS: Final = 250
+DEFER_LONGEST_MS: Final = 60_000
+TYPES_SAID: Final = 20
+"""How many unknown types are named to the other workers. A worker that knows none of them hesitates."""
 
-OUTCOMES: Final = {
-    "completed": (4, SETTLE_MAX),
-    "retried": (5, FAIL_MAX),
-    "failed": (5, FAIL_MAX),
-    "released": (2, HAND_BACK_MAX),
-    "deferred": (2, HAND_BACK_MAX),
-}
-"""Words per job, as its script takes them, and jobs per trip."""
-WORDS: Final = ("progress", "logs")
-"""What runs say: three words each."""
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One way in which a run ends. ``call`` makes the script's call from the rows and the metrics of their runs."""
+
+    name: str
+    width: int
+    """Words per job in a row. The first two are its id and its token."""
+    most: int
+    """Jobs per trip."""
+    call: Callable[[Store, list[Any], dict[bytes, int]], Call[Any]]
+    keep: Literal["keep_completed", "keep_failed"] | None
+    """The queue's bound for the set that the jobs go to, if it has one. The script then answers with a ``Settled``."""
+    instead: bool
+    """If the server refuses the outcome for good, the job ends in failed. Otherwise it is left to its lease's end."""
+
+
+def _complete(store: Store, rows: list[Any], counts: dict[bytes, int]) -> Call[Any]:
+    return store.complete(rows, [word for pair in counts.items() for word in pair])
+
+
+def _defer(store: Store, rows: list[Any], _: dict[bytes, int]) -> Call[Any]:
+    pairs = [word for at in range(0, len(rows), 3) for word in rows[at : at + 2]]
+    types = _encode(sorted({type_ for type_ in rows[2::3] if type_})[:TYPES_SAID])
+    return store.defer(pairs, DEFER_FIRST_MS, DEFER_LONGEST_MS, types)
+
+
+def deferred_ms(times: int) -> int:
+    """For how long a job has stood in delayed that was handed back so many times: each time twice as long."""
+    steps = (DEFER_FIRST_MS << n for n in range(min(times, 9)))
+    return sum(min(DEFER_LONGEST_MS, step) for step in steps) + DEFER_LONGEST_MS * max(0, times - 9)
+
+
+COMPLETED: Final = Outcome("completed", 4, SETTLE_MAX, _complete, "keep_completed", instead=True)
+"""Id, token, result record, retention."""
+RETRIED: Final = Outcome("retried", 5, FAIL_MAX, lambda store, rows, _: store.reschedule(rows), None, instead=True)
+"""Id, token, attempt, delay, error record."""
+FAILED: Final = Outcome("failed", 5, FAIL_MAX, lambda store, rows, _: store.fail(rows), "keep_failed", instead=False)
+"""Id, token, attempt, error record, retention."""
+RELEASED: Final = Outcome("released", 2, HAND_BACK_MAX, lambda store, rows, _: store.release(rows), None, instead=False)
+"""Id, token."""
+DEFERRED: Final = Outcome("deferred", 3, HAND_BACK_MAX, _defer, None, instead=False)
+"""Id, token, type."""
+OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED)
+
+
+class Parcel:
+    """What one trip carries: flat rows of each outcome, metrics of the completed runs, and words."""
+
+    __slots__ = ("counts", "repeated", "rows", "words")
+
+    def __init__(self) -> None:
+        self.rows: dict[Outcome, list[Any]] = {}
+        self.counts: dict[bytes, int] = {}
+        self.words: dict[Key, Said] = {}
+        self.repeated = False
+        """Some of it was sent before, and nobody knows whether it was executed."""
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.words)
+
+    def __len__(self) -> int:
+        """How many jobs are concerned, those counted twice that have words and an outcome."""
+        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) + len(self.words)
+
+    @property
+    def alone(self) -> bool:
+        """One job only: if the server refuses the trip, it refuses this job."""
+        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) <= 1 and len(self.words) <= 1
+
+    def calls(self, store: Store) -> list[tuple[Outcome | None, Call[Any]]]:
+        """The scripts. A job's words go before the outcome that ends its lease."""
+        calls: list[tuple[Outcome | None, Call[Any]]] = []
+        if self.words:
+            if progress := progress_words(self.words):
+                calls.append((None, store.progress(progress)))
+            if lines := log_words(self.words):
+                calls.append((None, store.log(lines)))
+        for outcome, flat in self.rows.items():
+            calls.append((outcome, outcome.call(store, flat, self.counts)))
+        return calls
 
 
 class Outbox:
-    """As the flat arguments of the settling scripts."""
+    """What runs left for the next trip."""
 
-    __slots__ = ("counts", "repeated", *OUTCOMES, *WORDS)
+    __slots__ = ("counts", "repeated", "rows", "words")
 
     def __init__(self) -> None:
-        self.completed: list[Any] = []
-        self.retried: list[Any] = []
-        self.failed: list[Any] = []
-        self.released: list[Any] = []
-        self.deferred: list[Any] = []
-        self.progress: list[Any] = []
-        self.logs: list[Any] = []
+        self.rows: dict[Outcome, list[Any]] = {outcome: [] for outcome in OUTCOMES}
         self.counts: dict[bytes, int] = {}
+        self.words = Words()
         self.repeated = False
-        """Some of it was sent before, with unknown fate."""
 
     def __bool__(self) -> bool:
-        return bool(
-            self.completed
-            or self.retried
-            or self.failed
-            or self.released
-            or self.deferred
-            or self.progress
-            or self.logs
-        )
+        rows = self.rows
+        return bool(rows[COMPLETED] or self.words or rows[FAILED] or rows[RETRIED] or rows[RELEASED] or rows[DEFERRED])
 
-    def split(self) -> tuple[Outbox, Outbox]:
-        """What one trip carries, and what stays for the next. Each list holds whole groups of its script's words."""
-        if max(len(self.progress), len(self.logs)) > 3 * SAY_MAX:
-            # words go before the outcome that ends their lease: some of the words now, the rest and all outcomes later
-            now = Outbox()
-            for name in WORDS:
-                self._cut(name, 3 * SAY_MAX, now, self)
-            return now, self
-        rest = Outbox()
-        for name, (size, jobs) in OUTCOMES.items():
-            most = jobs * size
-            self._cut(name, self._within(most) if name == "completed" else most, self, rest)
-        return self, rest
+    def take(self, most: int = SETTLE_MAX) -> Parcel:
+        """What the next trip carries, of ``most`` jobs at most."""
+        parcel = Parcel()
+        parcel.repeated = self.repeated
+        left = most
+        for outcome, flat in self.rows.items():
+            if not flat:
+                continue
+            if not left:
+                break
+            end = min(outcome.most, left) * outcome.width
+            if outcome is COMPLETED:
+                end = _within(flat, end)
+            # Each call puts its jobs in front of all that wait. So of several calls, the last jobs have to go first.
+            page = slice(-end, None) if outcome is RELEASED else slice(end)
+            parcel.rows[outcome] = flat[page]
+            del flat[page]
+            left -= len(parcel.rows[outcome]) // outcome.width
+        if COMPLETED in parcel.rows:
+            parcel.counts, self.counts = self.counts, {}
+        if self.words:
+            self._take_words(parcel, min(SAY_MAX, most))
+        if not self:
+            self.repeated = False
+        return parcel
 
-    def _cut(self, name: str, at: int, now: Outbox, rest: Outbox) -> None:
-        flat: list[Any] = getattr(self, name)
-        if len(flat) > at or now is not self:
-            setattr(now, name, flat[:at])
-            setattr(rest, name, flat[at:])
+    def _take_words(self, parcel: Parcel, most: int) -> None:
+        """The words of the parcel's jobs first. An outcome whose job's words do not fit waits for the next trip."""
+        ended = [key for outcome, flat in parcel.rows.items() for key in _keys(outcome, flat)]
+        parcel.words = self.words.take(ended, most)
+        if not any(key in self.words for key in ended):
+            return
+        for outcome, flat in list(parcel.rows.items()):
+            now: list[Any] = []
+            later: list[Any] = []
+            for at, key in enumerate(_keys(outcome, flat)):
+                row = flat[at * outcome.width : (at + 1) * outcome.width]
+                (later if key in self.words else now).extend(row)
+            self.rows[outcome][:0] = later
+            parcel.rows[outcome] = now
+            if not now:
+                del parcel.rows[outcome]
 
-    def _within(self, most: int) -> int:
-        """How many of the words are groups whose results come to ``SETTLE_BYTES``; one group at least."""
-        completed = self.completed
-        size = 0
-        for at in range(2, min(len(completed), most), 4):
-            size += len(completed[at])
-            if size > SETTLE_BYTES:
-                return at + 2
-        return most
+    def put_back(self, parcel: Parcel) -> None:
+        """Nobody knows whether it was executed: all of it goes again, in front. What was executed is fenced off."""
+        for outcome, flat in parcel.rows.items():
+            self.put_rows_back(outcome, flat)
+        self.words.put_back(parcel.words)
+        for bucket, count in parcel.counts.items():
+            self.counts[bucket] = self.counts.get(bucket, 0) + count
 
-    def put_before(self, newer: Outbox) -> None:
-        """Its fate is unknown: all of it goes again, in front. What was executed is refused by its fence."""
-        newer.repeated = True
-        for name in (*OUTCOMES, *WORDS):
-            setattr(newer, name, getattr(self, name) + getattr(newer, name))
-        for bucket, count in self.counts.items():
-            newer.counts[bucket] = newer.counts.get(bucket, 0) + count
+    def put_rows_back(self, outcome: Outcome, flat: list[Any]) -> None:
+        """These go again, before any others."""
+        rows = self.rows[outcome]
+        place = len(rows) if outcome is RELEASED else 0
+        rows[place:place] = flat
+        self.repeated = True
+
+
+def _keys(outcome: Outcome, flat: list[Any]) -> list[Key]:
+    return list(zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True))
+
+
+def _within(completed: list[Any], most: int) -> int:
+    """How many of the words are groups whose results come to ``SETTLE_BYTES``; one group at least."""
+    size = 0
+    for at in range(2, min(len(completed), most), 4):
+        size += len(completed[at])
+        if size > SETTLE_BYTES:
+            return at + 2
+    return most

@@ -15,7 +15,7 @@ import msgspec
 from jobq.engine.log import get_logger
 from jobq.engine.model.outcome import LeaseExpired
 from jobq.engine.model.rows import read_spec
-from jobq.engine.worker.source import TRIM_PAGE
+from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:

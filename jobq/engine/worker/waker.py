@@ -10,61 +10,75 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from jobq.engine.model.backoff import pause
 from jobq.engine.store import give_wake_back
-from jobq.engine.worker.pool import LANES, WAKER
+from jobq.engine.worker.claimer import Demand
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
-    from jobq.engine.worker.pool import Pool
+    from collections.abc import Sequence
+
+    from jobq.engine.worker.lane import Lane
+    from jobq.engine.worker.slots import Slots
     from jobq.engine.worker.source import Source
 
 BLOCK: Final = 5.0
 """Seconds to block on the wake token; then one look whether a token was lost with a connection."""
 
 
-async def wait_for_work(pool: Pool, source: Source) -> None:
-    """Tell the pool whenever there may be something to claim from the source. Runs until cancelled.
+class Waker:
+    """Tells the lane of one source whenever there may be something to claim.
 
     One waker per source, each blocked on a connection of its own: a wait for several queues at once could not be
     widened when one more of them turns out to be empty.
     """
-    failures = 0
-    while True:
-        if pool.stopping or source.ready or source.unanswered[WAKER] or pool.room() <= 0:
-            pool.nobody_listens()
-            source.hungry.clear()
-            # not wait_for: before Python 3.12 it loses a cancellation that meets the end of the wait
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BLOCK):
-                    await source.hungry.wait()
-            continue
-        call = pool.claim_call(source, WAKER, 1)
+
+    def __init__(self, source: Source, lane: Lane, slots: Slots) -> None:
+        self._source = source
+        self._lane = lane
+        self._slots = slots
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        source, slots = self._source, self._slots
+        while True:
+            if slots.stopping or source.demand is not Demand.IDLE or source.waking.lost or slots.room() <= 0:
+                slots.nobody_listens()
+                source.hungry.clear()
+                # not wait_for: before Python 3.12 it loses a cancellation that meets the end of the wait
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BLOCK):
+                        await source.hungry.wait()
+                continue
+            await self._listen()
+
+    async def _listen(self) -> None:
+        """Wait for the wake token once."""
+        source, lane = self._source, self._lane
+        claimer = source.waking
+        call = lane.claim_call(claimer, 1)
         try:
             # nothing in BLOCK seconds: the claim behind it looks once whether a token was lost with a connection
             claimed = await source.store.trip_on_wake(call, block=BLOCK)
         except BaseException as error:
-            # lost, or cut off by the worker's end: a lane asks for what it may have taken
-            source.unanswered[WAKER] = 1
-            # every one of them: only the first asks for the waker's claims, and any other would let it sleep
-            for _ in range(LANES):
-                pool.notify()
+            # The reply was lost, or cut off by the worker's end. The claim may have taken a job: the lane repeats it.
+            claimer.failed(source.loop.time())
+            lane.wake()
             if not isinstance(error, StoreError):
                 raise
-            failures += 1
-            await asyncio.sleep(pause(failures))
+            source.report("waiting for the wake token failed; tried again", error)
         else:
-            failures = 0
             # a lane comes right behind it, for more jobs and for what is due: this one need not wait for that
-            pool.claimed(source, WAKER, 1, None, claimed)
+            lane.claimed(claimer, 1, None, claimed)
             # the job that came starts before the next wait is sent off
             await asyncio.sleep(0)
 
 
-async def leave(pool: Pool) -> None:
-    """A worker that goes away may have taken a token, or be the one that watches the clock for what is delayed: wake
-    another. Gives up after a second: the others look by themselves every few."""
-    with contextlib.suppress(StoreError, TimeoutError):
+async def leave(sources: Sequence[Source]) -> None:
+    """Wake another worker: the one that goes away may have taken a token, or watched the clock for delayed jobs.
+
+    Gives up after a second: the others look by themselves every few.
+    """
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
-            for source in pool.sources:
-                await give_wake_back(source.store)
+            # side by side: a server that does not answer must not keep the others' workers asleep
+            await asyncio.gather(*(give_wake_back(source.store) for source in sources), return_exceptions=True)

@@ -21,16 +21,16 @@ from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.children import Children
 from jobq.engine.worker.heartbeat import Heartbeat
-from jobq.engine.worker.pool import LANES, Pool
-from jobq.engine.worker.source import Source
+from jobq.engine.worker.pool import Pool
 from jobq.engine.worker.sweeper import Sweeper
-from jobq.engine.worker.waker import leave, wait_for_work
+from jobq.engine.worker.waker import leave
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.worker.source import Source
 
 log = get_logger("jobq.worker")
 
@@ -67,12 +67,12 @@ class Worker:
         for place, (queue, weight) in enumerate(self._queues):
             if weight < 1:
                 raise ValueError(f"weight of {queue.name!r} is {weight}: it takes at least 1")
-            if any(queue is other for other, _ in self._queues[:place]):
-                raise ValueError(f"queue {queue.name!r} is given twice")
+            if any(queue.place == other.place for other, _ in self._queues[:place]):
+                raise ValueError(f"queue {queue.name!r} is given twice: each would hand back the other's jobs")
         settings = self._queues[0][0].settings
         self.concurrency = settings.concurrency if concurrency is None else concurrency
-        if self.concurrency < 1:
-            raise ValueError(f"concurrency is {self.concurrency}: it takes at least 1")
+        if type(self.concurrency) is not int or self.concurrency < 1:
+            raise ValueError(f"concurrency is {self.concurrency!r}: it takes a whole number, at least 1")
         self.lease_ms = to_ms(lease if lease is not None else settings.lease)
         if self.lease_ms < 100:
             raise ValueError(f"lease is {self.lease_ms} ms: it takes at least 0.1 s")
@@ -168,7 +168,8 @@ class Worker:
         self._started = time.time_ns() // 1_000_000
         resources, children = Resources(), Children()
         pool = self._pool = Pool(asyncio.get_running_loop(), self.concurrency, self.lease_ms, self.name)
-        pool.sources = [Source(queue, weight, pool, self.name, resources, children) for queue, weight in self._queues]
+        for queue, weight in self._queues:
+            pool.add(queue, weight, resources, children)
         for queue, _ in self._queues:
             await queue.store.register()
             await _call_hooks(queue.startup_hooks)
@@ -183,8 +184,8 @@ class Worker:
             # known before the first claim: what is recorded of claims is kept for known workers only
             await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word(queue)))
         tasks = [
-            *(asyncio.create_task(pool.lane(index), name=f"jobq-lane-{index}") for index in range(LANES)),
-            *(asyncio.create_task(wait_for_work(pool, source), name="jobq-waker") for source in pool.sources),
+            *(asyncio.create_task(lane.run(), name="jobq-lane") for lane in pool.lanes),
+            *(asyncio.create_task(waker.run(), name="jobq-waker") for waker in pool.wakers),
             asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
             *(asyncio.create_task(self._listen(source), name="jobq-control") for source in pool.sources),
         ]
@@ -218,7 +219,7 @@ class Worker:
                 raise error
 
     async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
-        pool.stop_claiming()
+        pool.slots.stop_claiming()
         wakers = [task for task in tasks if task.get_name() == "jobq-waker"]
         for task in wakers:
             # before the lanes end: they ask for what a waker's last claim may have taken
@@ -227,7 +228,7 @@ class Worker:
         if pool.running:
             log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self.grace)
         hurry = asyncio.create_task(self._hurry.wait())
-        idle = asyncio.create_task(pool.idle(self.grace))
+        idle = asyncio.create_task(pool.slots.idle(self.grace))
         try:
             await asyncio.wait([hurry, idle], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -237,7 +238,7 @@ class Worker:
             log.warning("stopping: handing back running jobs", running=len(running))
             for run in running:
                 run.stop("shutdown")
-        if not await pool.drained(SETTLE_SECONDS):
+        if not await pool.slots.drained(SETTLE_SECONDS):
             held = sum(len(source.runs) for source in pool.sources)
             log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
         pool.close()
@@ -250,7 +251,7 @@ class Worker:
             task.cancel()
         if late:
             await asyncio.wait(late, timeout=1.0)
-        await leave(pool)
+        await leave(pool.sources)
 
     async def _listen(self, source: Source) -> None:
         """Hear kills at once. Without the channel they are learnt of at the next renewal."""

@@ -1,0 +1,221 @@
+"""The slots of a worker: which runs use them, which runs wait for one, and which source may claim for the free ones."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from threading import get_ident
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol
+
+from jobq.engine.worker.buffer import Buffer
+from jobq.engine.worker.run import execute
+from jobq.engine.worker.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jobq.engine.worker.run import Run
+
+PREFETCH_SECONDS: Final = 0.002
+"""How much work may be claimed ahead of a free slot."""
+PREFETCH_MAX: Final = 500
+"""Jobs that may be claimed ahead of a free slot, however short they are."""
+EAGER: Final = sys.version_info >= (3, 12)
+
+
+class Claimant(Protocol):
+    """A source's lane, as the slots see it."""
+
+    @property
+    def weight(self) -> int:
+        """Its share when several want slots."""
+        ...
+
+    @property
+    def wants_slots(self) -> bool:
+        """It would claim now if there were room."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """It has nothing to send and waits for no answer."""
+        ...
+
+    def look(self) -> None:
+        """There may be jobs to claim."""
+        ...
+
+    def listen(self) -> None:
+        """There is room: somebody should wait for the wake token if there is nothing to claim."""
+        ...
+
+    def wake(self, *, chosen: bool = False) -> None:
+        """There may be something to do. ``chosen``: it may claim."""
+        ...
+
+
+class Slots:
+    """Shared by the sources of one worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
+        self.loop = loop
+        self.concurrency = concurrency
+        self.claimants: list[Claimant] = []
+        self.running = 0
+        self.stopping = False
+        self.buffer = Buffer(loop, self._overdue)
+        self.threads = Threads(loop, concurrency, self.widen)
+        self.thread = get_ident()
+        self._reserved = 0
+        self._filling = False
+        self._full = False
+        self._typical = 1.0
+        """Seconds that a run takes, as a moving average. It starts high: nothing is prefetched at first."""
+        self._idle = asyncio.Event()
+        self._empty = asyncio.Event()
+
+    # -- room ------------------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more jobs may be claimed now."""
+        ahead = 0 if self.stopping else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
+        return self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
+
+    def reserve(self, jobs: int) -> None:
+        """Keep room for the jobs of a claim that is on its way; a negative number gives it back."""
+        self._reserved += jobs
+
+    def may_claim(self, asker: Claimant) -> bool:
+        """Whether a lane that wants slots may claim now. If it is another one's turn, that one is woken."""
+        if self.stopping or self.room() <= 0:
+            return False
+        return len(self.claimants) == 1 or self._choose(asker) is asker
+
+    def offer(self) -> None:
+        """There is room: wake one of the lanes that want it."""
+        if not self.stopping and self.room() > 0:
+            self._choose(None)
+
+    def _choose(self, asker: Claimant | None) -> Claimant | None:
+        """Draw by weight among the lanes that want slots, and wake the drawn one unless it asks itself."""
+        wanting = [claimant for claimant in self.claimants if claimant is asker or claimant.wants_slots]
+        if not wanting:
+            return None
+        chosen = wanting[0]
+        if len(wanting) > 1:
+            chosen = random.choices(wanting, [claimant.weight for claimant in wanting])[0]
+        if chosen is not asker:
+            chosen.wake(chosen=True)
+        return chosen
+
+    def nobody_listens(self) -> None:
+        """No waker waits for the wake token now: as soon as a slot is free, the lanes must look for jobs themselves."""
+        self._full = True
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def admit(self, runs: Iterable[Run]) -> None:
+        """Start claimed jobs, and keep those in the buffer that find no free slot."""
+        self.buffer.extend(runs)
+        if self.stopping:
+            self.give_back_buffer()
+        else:
+            self._fill()
+            self.buffer.watch()
+
+    def _fill(self) -> None:
+        """Start buffered jobs while slots are free. Not recursive: an eager run may end before it returns."""
+        if self._filling:
+            return
+        self._filling = True
+        pop, loop = self.buffer.pop, self.loop
+        while self.running < self.concurrency and (run := pop()) is not None:
+            self.running += 1
+            # This code may run inside another run that ends. Its context must not leak into the new run.
+            context = run.source.context.copy()
+            if EAGER:
+                run.task = asyncio.Task(execute(run), loop=loop, context=context, eager_start=True)  # pyright: ignore
+            else:
+                run.task = loop.create_task(execute(run), context=context)
+        self._filling = False
+
+    def freed(self, run: Run) -> None:
+        """A run has ended: its slot is free."""
+        self.running -= 1
+        if run.started:
+            self._typical += 0.1 * (perf_counter() - run.started - self._typical)
+        self._room_again()
+        if self.stopping and not self.running:
+            self._idle.set()
+            for claimant in self.claimants:
+                claimant.wake()
+
+    def widen(self, by: int) -> None:
+        """Have more slots, or fewer: those that run keep theirs."""
+        self.concurrency += by
+        if by > 0:
+            # nobody may have looked for work while there were no slots
+            self._full = True
+            self._room_again()
+
+    def _room_again(self) -> None:
+        if self.buffer:
+            self._fill()
+        if self._full:
+            self._full = False
+            for claimant in self.claimants:
+                claimant.look()
+            self.offer()
+
+    def give_back_buffer(self) -> None:
+        """Hand back the jobs that have not started."""
+        for run in self.buffer.take_all():
+            run.source.released(run)
+
+    def _overdue(self) -> None:
+        """A buffered job waits for too long: jobs are longer than they were, and another worker may be idle."""
+        self._typical = max(self._typical, 1.0)
+        self.give_back_buffer()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def stop_claiming(self) -> None:
+        """No more claims; jobs that have not started go back."""
+        self.stopping = True
+        self.give_back_buffer()
+        for claimant in self.claimants:
+            claimant.wake()
+
+    async def idle(self, timeout: float) -> bool:
+        """Wait until nothing runs, while stopping. False: something still ran after ``timeout`` seconds."""
+        self._idle.clear()
+        if not self.running:
+            return True
+        return await _happens(self._idle, timeout)
+
+    async def drained(self, timeout: float | None) -> bool:
+        """Wait until nothing runs and every outcome is sent. False: that was not so within ``timeout`` seconds."""
+        self._empty.clear()
+        self.look_whether_empty()
+        return await _happens(self._empty, timeout)
+
+    def look_whether_empty(self) -> None:
+        """A lane has nothing to do: it may have been the last one."""
+        if not self.running and not self.buffer and all(claimant.idle for claimant in self.claimants):
+            self._empty.set()
+
+    def close(self) -> None:
+        """No more runs."""
+        self.buffer.close()
+        self.threads.close()
+
+
+async def _happens(event: asyncio.Event, timeout: float | None) -> bool:
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""When to look for delayed jobs that are due: one timer for each source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+LONGEST: Final = 60.0
+"""Seconds after which a worker looks again, however far away the next delayed job is."""
+HESITATE: Final = 0.05
+"""Seconds that a worker leaves to others when a job is due whose type it may not know."""
+HESITANT_SECONDS: Final = 120.0
+"""For so long after a job of an unknown type, this worker lets others go first when something comes due."""
+
+
+class DueTimer:
+    """Calls ``look`` when the next delayed job is due."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[], None]) -> None:
+        self._loop = loop
+        self._look = look
+        self._timer: asyncio.TimerHandle | None = None
+        self._hesitant_until = 0.0
+
+    def set(self, due_ms: int) -> None:
+        """The next delayed job is due in so many ms; a negative number: there is none."""
+        self.cancel()
+        if due_ms >= 0:
+            self.not_later(due_ms)
+
+    def not_later(self, due_ms: int) -> None:
+        """A job is due in so many ms: look then, or earlier if something else is due before it."""
+        due = min(due_ms / 1000, LONGEST)
+        if self._timer is not None:
+            if self._timer.when() <= self._loop.time() + due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(due, self._due)
+
+    def hesitate(self) -> None:
+        """Let other workers go first when something comes due: there are jobs whose type this worker does not know."""
+        self._hesitant_until = self._loop.time() + HESITANT_SECONDS
+
+    def cancel(self) -> None:
+        """Do not look."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._hesitant_until:
+            # probably a job that this worker handed back: a worker that knows its type should get it first
+            self._timer = self._loop.call_later(HESITATE, self._after_hesitation)
+        else:
+            self._look()
+
+    def _after_hesitation(self) -> None:
+        self._timer = None
+        self._look()

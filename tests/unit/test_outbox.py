@@ -1,0 +1,131 @@
+"""What a trip carries: outcomes within bounds, and words before their outcome. No job waits for another one's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from jobq.engine.worker import outbox as outbox_module
+from jobq.engine.worker.outbox import COMPLETED, FAILED, HAND_BACK_MAX, RELEASED, SETTLE_BYTES, SETTLE_MAX, Outbox
+from jobq.engine.worker.words import LOG_KEPT, Said, Words, log_words
+
+TOKEN = b"1 w"
+
+
+def completed(outbox: Outbox, *ids: bytes, result: bytes = b"[]") -> None:
+    for job_id in ids:
+        outbox.rows[COMPLETED] += (job_id, TOKEN, result, "")
+
+
+def ids(flat: list[Any], width: int) -> list[bytes]:
+    return flat[::width]
+
+
+def numbers(count: int) -> list[bytes]:
+    return [b"%d" % n for n in range(count)]
+
+
+def test_a_trip_carries_so_many_outcomes_and_the_rest_stays_in_order():
+    outbox = Outbox()
+    completed(outbox, *numbers(SETTLE_MAX + 3))
+    assert ids(outbox.take().rows[COMPLETED], 4) == numbers(SETTLE_MAX)
+    assert ids(outbox.take().rows[COMPLETED], 4) == numbers(SETTLE_MAX + 3)[-3:]
+    assert not outbox
+
+
+def test_large_results_go_a_few_at_a_time():
+    outbox = Outbox()
+    completed(outbox, b"a", b"b", b"c", result=b"x" * (SETTLE_BYTES // 2 + 1))
+    assert ids(outbox.take().rows[COMPLETED], 4) == [b"a", b"b"]
+    assert ids(outbox.take().rows[COMPLETED], 4) == [b"c"]
+
+
+def test_what_was_not_received_goes_again_in_front_and_with_its_metrics():
+    outbox = Outbox()
+    completed(outbox, b"a", b"b")
+    outbox.counts = {b"run:5": 2}
+    parcel = outbox.take(1)
+    assert not parcel.repeated
+    completed(outbox, b"c")
+    outbox.counts = {b"run:5": 1}
+    outbox.put_back(parcel)
+    again = outbox.take()
+    assert again.repeated
+    assert ids(again.rows[COMPLETED], 4) == [b"a", b"b", b"c"]
+    assert again.counts == {b"run:5": 3}
+    assert not outbox.repeated
+
+
+def test_a_bound_counts_all_outcomes_together():
+    outbox = Outbox()
+    completed(outbox, b"a", b"b")
+    outbox.rows[FAILED] += (b"c", TOKEN, 1, b"{}", "")
+    parcel = outbox.take(2)
+    assert len(parcel) == 2
+    assert FAILED not in parcel.rows
+    last = outbox.take(2)
+    assert list(last.rows) == [FAILED]
+    assert last.alone
+
+
+def test_of_many_jobs_handed_back_the_last_go_first():
+    """Each call puts its jobs in front of all that wait."""
+    outbox = Outbox()
+    for job_id in numbers(HAND_BACK_MAX + 2):
+        outbox.rows[RELEASED] += (job_id, TOKEN)
+    parcel = outbox.take()
+    assert ids(parcel.rows[RELEASED], 2) == numbers(HAND_BACK_MAX + 2)[2:]
+    outbox.put_back(parcel)
+    assert ids(outbox.rows[RELEASED], 2) == numbers(HAND_BACK_MAX + 2)
+    outbox.take()
+    assert ids(outbox.take().rows[RELEASED], 2) == [b"0", b"1"]
+
+
+def test_only_the_outcome_whose_own_words_do_not_fit_waits(monkeypatch):
+    monkeypatch.setattr(outbox_module, "SAY_MAX", 2)
+    outbox = Outbox()
+    for job_id in (b"running", b"a", b"b", b"c"):
+        outbox.words.progress((job_id, TOKEN), b"1")
+    completed(outbox, b"a", b"silent", b"b", b"c")
+    first = outbox.take()
+    assert [job_id for job_id, _ in first.words] == [b"a", b"b"]
+    assert ids(first.rows[COMPLETED], 4) == [b"a", b"silent", b"b"]
+    second = outbox.take()
+    assert [job_id for job_id, _ in second.words] == [b"c", b"running"]
+    assert ids(second.rows[COMPLETED], 4) == [b"c"]
+    assert not outbox
+
+
+def messages(said: dict[tuple[bytes, bytes], Said]) -> list[str]:
+    return [
+        msgspec.json.decode(line)[1] if line.startswith(b"[") else msgspec.json.decode(line)["message"]
+        for line in log_words(said)[2::3]
+    ]
+
+
+def test_the_last_lines_are_kept_and_the_number_of_the_others_is_said_once():
+    words, key = Words(), (b"a", TOKEN)
+    for n in range(10_000):
+        words.log(key, f"line {n}", n)
+    taken = words.take([], 10)
+    said = taken[key]
+    assert said.size <= LOG_KEPT
+    # the server did not get them, and more came meanwhile
+    for n in range(10_000, 10_010):
+        words.log(key, f"line {n}", n)
+    words.put_back(taken)
+    lines = messages(words.take([], 10))
+    assert lines[-1] == "line 10009"
+    assert lines[0] == f"... {10_010 - (len(lines) - 1)} lines were left out ..."
+    assert lines[1:] == [f"line {n}" for n in range(10_011 - len(lines), 10_010)]
+
+
+def test_of_progress_the_last_value_counts_also_after_a_lost_trip():
+    words, key = Words(), (b"a", TOKEN)
+    assert words.progress(key, b"1")
+    assert not words.progress(key, b"2")
+    taken = words.take([], 10)
+    words.progress(key, b"3")
+    words.put_back(taken)
+    assert words.take([], 10)[key].progress == b"3"
