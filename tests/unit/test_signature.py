@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
 from jobq import Context, Depends, Queue, inject
-from jobq.engine.task.signature import LARGE, Signature, injection
+from jobq.engine.task.inject import injection
+from jobq.engine.task.signature import LARGE, Signature
 from jobq.errors import InvalidJob
 
 
@@ -130,8 +132,9 @@ def test_injected_parameters_are_no_part_of_the_payload():
 
     signature = Signature(handler)
     assert signature.names == ("a", "note")
-    assert signature.injected["ctx"] is Context
-    assert isinstance(signature.injected["pool"], Depends)
+    assert signature.injected["ctx"] is None, "the Context"
+    assert signature.injected["pool"] is not None
+    assert signature.injected["pool"].call is connect
     with pytest.raises(msgspec.ValidationError, match="unknown field `pool`"):
         signature.decode(b'{"a":1,"pool":2}')
     assert injection(int) is None
@@ -159,6 +162,26 @@ def test_a_mutable_default_is_each_runs_own():
     first["tags"].append("b")
     first["more"]["x"] = 1
     assert values(signature.decode(b"{}")) == {"tags": ["a"], "more": {}}
+
+
+def test_what_a_mutable_default_holds_is_each_runs_own_too():
+    class Options(msgspec.Struct):
+        tags: list[str]
+
+    def handler(a: Any = ({"tags": ["a"]},), b: Any = {"x": [1]}, c: Any = Options([])) -> None: ...  # noqa: B006, B008
+
+    signature = Signature(handler)
+    first = values(signature.decode(b"{}"))
+    first["a"][0]["tags"].append("b")
+    first["b"]["x"].append(2)
+    first["c"].tags.append("c")
+    assert values(signature.decode(b"{}")) == {"a": ({"tags": ["a"]},), "b": {"x": [1]}, "c": Options([])}
+    assert values(signature.read(b"{}")) == values(signature.decode(b"{}"))
+
+    def locked(a: Any = threading.Lock()) -> None: ...  # noqa: B008
+
+    with pytest.raises(TypeError, match="the default cannot be copied for each run"):
+        Signature(locked)
 
 
 def test_calls_become_payloads():

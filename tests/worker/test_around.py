@@ -4,12 +4,15 @@ Annotations are real objects here, not text: they name functions local to a test
 """
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import Annotated, Any
+import functools
+from contextlib import asynccontextmanager, contextmanager
+from typing import Annotated, Any, Optional
 
 import pytest
+import structlog
 
 from jobq import Context, Depends, JobFailed, Worker, inject
+from jobq.engine.task.context import current
 
 
 async def test_dependencies_of_a_run_are_made_anew_and_closed_after_it(queue, start):
@@ -180,17 +183,219 @@ async def test_a_handlers_error_passes_through_its_dependencies(queue, start):
     assert seen == ["rollback: bad", "swallowed"]
 
 
-async def test_a_worker_dependency_cannot_ask_for_a_run(queue, start):
-    async def confused(ctx: Context) -> str:
-        return ctx.id
+async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue, start):
+    opened: list[str] = []
 
-    @queue.task(attempts=1)
-    async def use(n: Annotated[str, Depends(confused, scope="worker")] = inject) -> str:
-        return n
+    async def session():
+        opened.append("open")
+        yield object()
+        opened.append("close")
+
+    async def repository(session: Annotated[object, Depends(session)]) -> object:
+        return session
+
+    @queue.task
+    async def use(
+        a: Annotated[object, Depends(session)] = inject,
+        b: Annotated[object, Depends(session)] = inject,
+        c: Annotated[object, Depends(repository)] = inject,
+    ) -> bool:
+        return a is b is c
 
     await start()
-    with pytest.raises(JobFailed, match="cannot ask for a Context"):
+    for _ in range(2):
+        opened.clear()
+        assert await (await use.enqueue()).result(5) is True
+        assert opened == ["open", "close"]
+
+
+async def test_a_worker_dependency_of_others_is_opened_once_too(queue, start, gate):
+    opened: list[str] = []
+
+    async def settings() -> str:
+        opened.append("settings")
+        await gate.passing()
+        return "s"
+
+    async def pool(settings: Annotated[str, Depends(settings, scope="worker")]) -> str:
+        opened.append("pool")
+        return settings + "p"
+
+    async def cache(settings: Annotated[str, Depends(settings, scope="worker")]) -> str:
+        opened.append("cache")
+        return settings + "c"
+
+    @queue.task
+    async def use_pool(pool: Annotated[str, Depends(pool, scope="worker")] = inject) -> str:
+        return pool
+
+    @queue.task
+    async def use_cache(cache: Annotated[str, Depends(cache, scope="worker")] = inject) -> str:
+        return cache
+
+    await start()
+    jobs = [await use_pool.enqueue(), await use_cache.enqueue()]
+    await gate.arrival()
+    gate.open()
+    assert [await job.result(5) for job in jobs] == ["sp", "sc"]
+    assert sorted(opened) == ["cache", "pool", "settings"]
+
+
+async def test_defaults_and_optional_annotations_are_injected_too(queue, start):
+    def connect() -> str:
+        return "db"
+
+    @queue.task
+    async def use(
+        n: int,
+        db: str = Depends(connect),
+        ctx: Context | None = None,
+        other: Optional[Context] = None,  # noqa: UP045
+    ) -> list[Any]:
+        return [n, db, ctx and ctx.type, other is ctx]
+
+    await start()
+    assert await (await use.enqueue(n=1)).result(5) == [1, "db", "use", True]
+
+
+async def test_context_managers_are_opened_and_closed(queue, start):
+    events: list[str] = []
+
+    @contextmanager
+    def plain():
+        events.append("enter")
+        yield "p"
+        events.append("exit")
+
+    class Lock:
+        def __enter__(self):
+            raise AssertionError("an object that happens to be a context manager is the handler's to enter")
+
+        def __exit__(self, *_: object): ...
+
+    @queue.task
+    async def use(
+        a: Annotated[str, Depends(plain)] = inject,
+        b: Annotated[Lock, Depends(Lock)] = inject,
+        c: Annotated[str, Depends(functools.partial(plain))] = inject,
+    ) -> list[Any]:
+        return [a, type(b).__name__, c]
+
+    await start()
+    assert await (await use.enqueue()).result(5) == ["p", "Lock", "p"]
+    assert events == ["enter", "enter", "exit", "exit"]
+
+
+async def test_a_worker_dependency_does_not_keep_the_context_of_the_job_that_came_first(queue, start):
+    def job_id() -> Any:
+        return structlog.contextvars.get_contextvars().get("job_id")
+
+    async def pool() -> Any:
+        return [job_id(), current.get(None)]
+
+    @queue.task
+    async def use(pool: Annotated[Any, Depends(pool, scope="worker")] = inject) -> list[Any]:
+        return [job_id() is not None, pool]
+
+    await start()
+    assert await (await use.enqueue()).result(5) == [True, [None, None]]
+
+
+async def test_a_worker_dependency_that_exits_fails_the_run_and_not_the_worker(queue, start):
+    def exits() -> None:
+        raise SystemExit(3)
+
+    @queue.task(attempts=1)
+    async def use(x: Annotated[None, Depends(exits, scope="worker")] = inject) -> None: ...
+
+    @queue.task
+    async def fine() -> int:
+        return 1
+
+    await start()
+    with pytest.raises(JobFailed, match="SystemExit: 3"):
         await (await use.enqueue()).result(5)
+    assert await (await fine.enqueue()).result(5) == 1
+
+
+class Mailer:
+    """A callable object, as some frameworks make them of functions."""
+
+    async def __call__(self, to: str) -> str:
+        return to
+
+
+async def test_partials_and_callable_objects_are_handlers(queue, start):
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    async def mul(a: int, b: int = 1) -> int:
+        return a * b
+
+    add_one = queue.task(name="add_one")(functools.partial(add, 1))
+    double = queue.task(name="double")(functools.partial(mul, b=2))
+    mail = queue.task(name="mail")(Mailer())
+    assert (add_one.kind, double.kind, mail.kind) == ("thread", "async", "async")
+    await start()
+    assert await (await add_one.enqueue(b=2)).result(5) == 3
+    assert await (await double.enqueue(a=4)).result(5) == 8
+    assert await (await mail.enqueue(to="a")).result(5) == "a"
+
+
+def _yields():
+    yield
+
+
+async def _yields_too():
+    yield
+
+
+def _asks(ctx: Context) -> str:
+    return ctx.id
+
+
+def _through(x: Annotated[str, Depends(_asks)]) -> str:
+    return x
+
+
+def _needs(x: int) -> int:
+    return x
+
+
+def _needs_unknown(x: "NotThere") -> None:  # type: ignore[name-defined] # noqa: F821
+    ...
+
+
+def _using(depends: Any) -> Any:
+    async def use(x=depends): ...
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda queue: queue.task(_yields), "_yields is a generator: a handler returns its result once"),
+        (lambda queue: queue.task(name="x")(functools.partial(_yields_too)), "is a generator"),
+        (lambda queue: queue.task("send"), "a handler is a function, not 'send'; a type's name goes into name="),
+        (lambda queue: queue.task(functools.partial(_needs)), "has no name that its jobs' type could have"),
+        (lambda queue: queue.task(isolate="thread")(_needs), "isolate is 'thread': it takes 'process' or None"),
+        (lambda queue: queue.task(isolate="process", name="x")(Mailer()), "can only find functions at the top level"),
+        (lambda queue: queue.task(isolate="process")(lambda: 1), "can only find functions at the top level"),
+        (lambda queue: queue.task(_using(Depends(_asks, scope="worker"))), "it cannot ask for a Context"),
+        (lambda queue: queue.task(_using(Depends(_through, scope="worker"))), "_asks has scope 'worker'"),
+        (lambda queue: queue.task(_using(Depends(_needs))), "nothing is injected for its parameter 'x'"),
+        (lambda queue: queue.task(_using(Depends(_needs_unknown))), "name 'NotThere' is not defined"),
+        (lambda queue: Depends(_needs, scope="wroker"), "scope is 'wroker': it takes 'run' or 'worker'"),  # type: ignore
+        (lambda queue: Depends(7), "Depends takes a function that gives the value, not 7"),  # type: ignore[arg-type]
+        (lambda queue: queue.middleware(_needs), "middleware _needs is not async: write async def _needs"),
+        (lambda queue: queue.middleware(Mailer()), r"middleware Mailer does not take \(context, call_next\)"),
+        (lambda queue: queue.middleware(_yields_too), "is not async"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_work_is_refused_at_once(queue, make, says):
+    with pytest.raises(TypeError, match=says):
+        make(queue)
 
 
 async def test_middleware_wraps_in_the_order_of_registration_and_sees_results_and_errors(queue, start):

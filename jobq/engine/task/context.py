@@ -90,16 +90,25 @@ class Context:
 
 
 class Depends(Generic[T]):
-    """``Annotated[Pool, Depends(connect)]``: the parameter gets what ``connect`` gives.
+    """``pool: Annotated[Pool, Depends(connect)]``, or ``pool: Pool = Depends(connect)``: the parameter gets what
+    ``connect`` gives.
 
-    ``connect`` may be a function, a coroutine function, or a (sync or async) generator function that yields once; its
-    own parameters may be ``Context`` (scope "run" only) or ``Depends``. Scope "run": anew for each run, closed after
-    it. Scope "worker": once per worker (with ``isolate="process"`` per child), at the first use, closed at its end.
+    ``connect`` may be a function, a coroutine function, or a (sync or async) generator function that yields once, also
+    one that is decorated with ``contextmanager`` or ``asynccontextmanager``. Any other context manager that it returns
+    is handed over as it is. Its own parameters may be ``Context`` (scope "run" only) or ``Depends``. Scope "run": once
+    for each run, however many parameters ask for it, and closed after the run. Scope "worker": once per worker (with
+    ``isolate="process"`` per child), at the first use, closed at its end.
+
+    :raises TypeError: ``call`` cannot be called, or there is no such scope.
     """
 
     __slots__ = ("call", "scope")
 
     def __init__(self, call: Callable[..., Any], *, scope: Literal["run", "worker"] = "run") -> None:
+        if not callable(call):
+            raise TypeError(f"Depends takes a function that gives the value, not {call!r:.80}")
+        if scope not in ("run", "worker"):
+            raise TypeError(f"scope is {scope!r:.80}: it takes 'run' or 'worker'")
         self.call = call
         self.scope: Literal["run", "worker"] = scope
 

@@ -1,18 +1,159 @@
-"""Resolving ``Depends``: per run, or once per worker."""
+"""Injection: what a handler's parameters ask for, found out once, and opened per run or once per worker."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 import inspect
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+import types
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin
 
 from jobq.engine.task.context import Context, Depends
-from jobq.engine.task.signature import injection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
+
+
+def injection(annotation: Any, default: Any = None) -> type[Context] | Depends[Any] | None:
+    """What is to be injected for a parameter, if anything.
+
+    ``Context``, ``Context | None``, ``Annotated[T, Depends(f)]``, or ``Depends(f)`` as the default.
+    """
+    if isinstance(default, Depends):
+        return cast("Depends[Any]", default)
+    if annotation is Context:
+        return Context
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        for extra in get_args(annotation)[1:]:
+            if isinstance(extra, Depends):
+                return cast("Depends[Any]", extra)
+        return injection(get_args(annotation)[0])
+    if origin is Union or origin is types.UnionType:
+        return next((found for one in get_args(annotation) if (found := injection(one)) is not None), None)
+    return None
+
+
+def parameters_of(fn: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function, a partial or a callable object, with its annotations as types.
+
+    :raises TypeError: an annotation cannot be resolved.
+    """
+    try:
+        return inspect.signature(fn, eval_str=True)
+    except NameError as error:
+        raise TypeError(
+            f"{name_of(fn)}: {error}; types of a handler's parameters must be importable at run time"
+        ) from None
+    except ValueError:  # a type or function of C
+        return inspect.Signature()
+
+
+def name_of(fn: Any) -> str:
+    """A function's name, for people; partials and callable objects have none of their own."""
+    name: str | None = getattr(fn, "__qualname__", None)
+    return name or name_of(getattr(fn, "func", None) or fn.__class__)
+
+
+def behind(fn: Any) -> Any:
+    """The function that runs when ``fn`` is called: of a partial, or of an object with ``__call__``."""
+    while hasattr(fn, "func") and not inspect.isroutine(fn):
+        fn = fn.func
+    return fn if inspect.isroutine(fn) or inspect.isclass(fn) else fn.__class__.__call__
+
+
+class Provider:
+    """A dependency whose signature was read.
+
+    :raises TypeError: a parameter cannot be filled, or a dependency of scope "worker" asks for a run's Context.
+    """
+
+    __slots__ = ("_needs", "_open", "call", "key", "scope")
+
+    def __init__(self, depends: Depends[Any], *, scope: str = "run") -> None:
+        self.call = call = depends.call
+        self.scope = "worker" if scope == "worker" else depends.scope
+        try:
+            self.key: Hashable = hash(call) and call
+        except TypeError:
+            self.key = id(call)
+        function = behind(call)
+        self._open: Any = None
+        if inspect.isasyncgenfunction(function):
+            self._open = asynccontextmanager(call)
+        elif inspect.isgeneratorfunction(function):
+            self._open = contextmanager(call)
+        elif inspect.isgeneratorfunction(inspect.unwrap(function)) or inspect.isasyncgenfunction(
+            inspect.unwrap(function)
+        ):
+            # decorated with contextmanager or asynccontextmanager
+            self._open = call
+        self._needs: list[tuple[str, Provider | None]] = []
+        for parameter in parameters_of(call).parameters.values():
+            marker = injection(parameter.annotation, parameter.default)
+            if marker is None:
+                optional = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+                if parameter.default is parameter.empty and not optional:
+                    raise TypeError(
+                        f"dependency {name_of(call)}: nothing is injected for its parameter {parameter.name!r}; give it"
+                        " a default, or annotate it with Context or Annotated[..., Depends(...)]"
+                    )
+            elif isinstance(marker, Depends):
+                self._needs.append((parameter.name, Provider(marker, scope=self.scope)))
+            elif self.scope == "worker":
+                raise TypeError(
+                    f"dependency {name_of(call)} has scope 'worker' and outlives every run: it cannot ask for a Context"
+                )
+            else:
+                self._needs.append((parameter.name, None))
+
+    async def provide(self, run: Injector) -> Any:
+        """The value, opened at its first use in the run (or the worker)."""
+        if self.scope == "worker":
+            return await run.resources.get(self)
+        opened = run.opened
+        if self.key not in opened:
+            opened[self.key] = await self.open(run)
+        return opened[self.key]
+
+    async def open(self, run: Injector) -> Any:
+        """The value, with what it needs itself; it is closed with the run's stack."""
+        wanted: dict[str, Any] = {}
+        for name, provider in self._needs:
+            wanted[name] = run.context if provider is None else await provider.provide(run)
+        if self._open is None:
+            value = self.call(**wanted)
+            return await value if inspect.isawaitable(value) else value
+        manager = self._open(**wanted)
+        if isinstance(manager, AbstractAsyncContextManager):
+            return await run.stack.enter_async_context(cast("AbstractAsyncContextManager[Any]", manager))
+        if isinstance(manager, AbstractContextManager):
+            return run.stack.enter_context(cast("AbstractContextManager[Any]", manager))
+        return manager
+
+
+class Injector:
+    """What is injected into one run: each dependency is opened once, at its first use."""
+
+    __slots__ = ("context", "opened", "resources", "stack")
+
+    def __init__(self, context: Context | None, resources: Resources, stack: AsyncExitStack) -> None:
+        self.context = context
+        self.resources = resources
+        self.stack = stack
+        self.opened: dict[Hashable, Any] = {}
+
+    async def fill(self, kwargs: dict[str, Any], injected: dict[str, Provider | None]) -> None:
+        """Put the value of each injected parameter into a handler's arguments; None stands for the Context."""
+        for name, provider in injected.items():
+            kwargs[name] = self.context if provider is None else await provider.provide(self)
 
 
 class Resources:
@@ -20,21 +161,37 @@ class Resources:
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
-        self._opened: dict[Callable[..., Any], asyncio.Future[Any]] = {}
+        self._injector = Injector(None, self, self._stack)
+        self._opened: dict[Hashable, asyncio.Task[Any]] = {}
+        # of the worker: what a dependency starts must not carry the context of the job that came first
+        self._variables = contextvars.copy_context()
 
-    async def get(self, call: Callable[..., Any]) -> Any:
+    async def get(self, provider: Provider) -> Any:
         """The one value of this dependency; concurrent first uses open it once."""
-        opening = self._opened.get(call)
+        opening = self._opened.get(provider.key)
         if opening is None:
             # a task of its own: the run that came first may be killed while the others wait
-            opening = self._opened[call] = asyncio.ensure_future(resolve(call, None, self, self._stack))
-            opening.add_done_callback(lambda done: self._opening_ended(call, done))
-        return await asyncio.shield(opening)
+            opening = self._opened[provider.key] = asyncio.get_running_loop().create_task(
+                self._open(provider), context=self._variables.copy()
+            )
+            opening.add_done_callback(lambda done: self._opening_ended(provider, done))
+        value = await asyncio.shield(opening)
+        if isinstance(value, _Failed):
+            raise value.error
+        return value
 
-    def _opening_ended(self, call: Callable[..., Any], opening: asyncio.Future[Any]) -> None:
-        if opening.cancelled() or opening.exception() is not None:
+    async def _open(self, provider: Provider) -> Any:
+        try:
+            return await provider.open(self._injector)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit would leave the task and end the worker's loop
+            return _Failed(error)
+
+    def _opening_ended(self, provider: Provider, opening: asyncio.Task[Any]) -> None:
+        if opening.cancelled() or isinstance(opening.result(), _Failed):
             # the next run tries again
-            del self._opened[call]
+            del self._opened[provider.key]
 
     async def aclose(self) -> None:
         """Close them, last opened first."""
@@ -45,38 +202,8 @@ class Resources:
         await self._stack.aclose()
 
 
-async def resolve(
-    call: Callable[..., Any], context: Context | None, resources: Resources, stack: AsyncExitStack
-) -> Any:
-    """Call a dependency with its own dependencies; generators are entered on the stack.
+class _Failed:
+    """Why a dependency could not be opened."""
 
-    :raises TypeError: a dependency of scope "worker" asks for a run's Context.
-    """
-    wanted: dict[str, Any] = {}
-    for parameter in inspect.signature(call, eval_str=True).parameters.values():
-        marker = injection(parameter.annotation)
-        if marker is not None:
-            wanted[parameter.name] = await provide(marker, context, resources, stack)
-    if inspect.isasyncgenfunction(call):
-        return await stack.enter_async_context(asynccontextmanager(call)(**wanted))
-    if inspect.isgeneratorfunction(call):
-        return stack.enter_context(contextmanager(call)(**wanted))
-    value = call(**wanted)
-    if inspect.isawaitable(value):
-        return await value
-    if isinstance(value, contextlib.AbstractAsyncContextManager):
-        return await stack.enter_async_context(cast("contextlib.AbstractAsyncContextManager[Any]", value))
-    return value
-
-
-async def provide(
-    marker: type[Context] | Depends[Any], context: Context | None, resources: Resources, stack: AsyncExitStack
-) -> Any:
-    """The value for one injected parameter."""
-    if isinstance(marker, Depends):
-        if marker.scope == "worker":
-            return await resources.get(marker.call)
-        return await resolve(marker.call, context, resources, stack)
-    if context is None:
-        raise TypeError("a dependency of scope 'worker' outlives every run: it cannot ask for a Context")
-    return context
+    def __init__(self, error: BaseException) -> None:
+        self.error = error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from jobq.engine.model.job import Options
 from jobq.engine.model.options import Given, merge
+from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.task import Task
 from jobq.errors import InvalidJob
 
@@ -50,12 +52,20 @@ class Registry:
     ) -> Any:
         """Make a function this queue's handler of a type, by default of the function's name.
 
+        ``fn`` may be any callable; a partial or an object with ``__call__`` needs a ``name``.
+
         :raises InvalidJob: an option is out of its range, or the type has a handler already.
-        :raises TypeError: the signature cannot be a payload's.
+        :raises TypeError: the signature cannot be a payload's, or ``fn`` cannot be a handler.
         """
 
         def register(fn: Callable[..., Any]) -> Task[..., Any]:
-            task: Task[..., Any] = Task(cast("Queue", self), fn, name or fn.__name__, merge(Options(), given), isolate)
+            if not callable(fn):
+                raise TypeError(f"a handler is a function, not {fn!r:.80}; a type's name goes into name=")
+            plain: Any = fn.fn if isinstance(fn, Task) else fn
+            type_ = name or getattr(plain, "__name__", None)
+            if type_ is None:
+                raise TypeError(f"{plain!r:.80} has no name that its jobs' type could have: give it a name=")
+            task: Task[..., Any] = Task(cast("Queue", self), plain, type_, merge(Options(), given), isolate)
             if task.name in self.tasks:
                 raise InvalidJob(
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
@@ -66,7 +76,22 @@ class Registry:
         return register if fn is None else register(fn)
 
     def middleware(self, fn: Any) -> Any:
-        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost."""
+        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost.
+
+        ``call_next()`` returns the handler's result or raises its error: the one of the child process for
+        ``isolate="process"``, ``Timeout`` for a run that took too long, ``InvalidPayload`` for one that nobody can
+        read. A handler that was killed, lost its lease or is stopped with the worker ends in ``CancelledError``, and
+        ``context.stopped`` says which. What a job suffers outside of a run (a worker that died, a kill while it waits)
+        is not seen here: see ``on_failure``.
+
+        :raises TypeError: it is not ``async`` or does not take these two arguments.
+        """
+        if not inspect.iscoroutinefunction(inspect.unwrap(behind(fn))):
+            raise TypeError(f"middleware {name_of(fn)} is not async: write async def {name_of(fn)}(context, call_next)")
+        try:
+            parameters_of(fn).bind(None, None)
+        except TypeError:
+            raise TypeError(f"middleware {name_of(fn)} does not take (context, call_next)") from None
         self.middlewares.append(fn)
         return fn
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
-import inspect
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jobq.engine.model.encoding import refuse_non_finite
-from jobq.engine.task.context import Context, Depends
+from jobq.engine.task.context import Depends
+from jobq.engine.task.inject import Provider, injection, name_of, parameters_of
 from jobq.redact import excerpt
 
 if TYPE_CHECKING:
@@ -29,14 +29,11 @@ class Signature:
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        try:
-            signature = inspect.signature(fn, eval_str=True)
-        except NameError as error:
-            raise TypeError(
-                f"{fn.__qualname__}: {error}; types of a handler's parameters must be importable at run time"
-            ) from None
+        signature = parameters_of(fn)
+        name = name_of(fn)
         self.returns: Any = Any if signature.return_annotation is signature.empty else signature.return_annotation
-        self.injected: dict[str, type[Context] | Depends[Any]] = {}
+        self.injected: dict[str, Provider | None] = {}
+        """Parameters that are no part of the payload. None stands for the Context."""
         self.open = False
         """True with ``**kwargs``: unknown fields are passed on instead of refused."""
         fields: list[Any] = []
@@ -46,31 +43,28 @@ class Signature:
                 self.open = True
                 continue
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-                raise TypeError(
-                    f"{fn.__qualname__}({parameter}): a payload has names, so no *args and no positional-only"
-                )
-            marker = injection(parameter.annotation)
+                raise TypeError(f"{name}({parameter}): a payload has names, so no *args and no positional-only")
+            marker = injection(parameter.annotation, parameter.default)
             if marker is not None:
-                self.injected[parameter.name] = marker
+                self.injected[parameter.name] = Provider(marker) if isinstance(marker, Depends) else None
                 continue
             self._keywords |= parameter.kind is parameter.KEYWORD_ONLY
             kind = Any if parameter.annotation is parameter.empty else parameter.annotation
             if parameter.default is parameter.empty:
                 fields.append((parameter.name, kind))
-            elif isinstance(parameter.default, list | dict | set | bytearray):
-                fields.append((parameter.name, kind, msgspec.field(default_factory=_copier(parameter.default))))
             else:
-                fields.append((parameter.name, kind, parameter.default))
+                fields.append((parameter.name, kind, _default(f"{name}({parameter})", parameter.default)))
+        struct = name.rpartition(".")[2]
         self.names = tuple(field[0] for field in fields)
         try:
             self.struct: type[msgspec.Struct] = msgspec.defstruct(
-                fn.__name__, fields, kw_only=True, forbid_unknown_fields=not self.open
+                struct, fields, kw_only=True, forbid_unknown_fields=not self.open
             )
             self._decode = msgspec.json.Decoder(self.struct).decode
-            lenient = msgspec.defstruct(fn.__name__, fields, kw_only=True)
+            lenient = msgspec.defstruct(struct, fields, kw_only=True)
             self._read = msgspec.json.Decoder(lenient).decode
         except TypeError as error:
-            raise TypeError(f"{fn.__qualname__}: {error}") from None
+            raise TypeError(f"{name}: {error}") from None
         self.plain = not (self._keywords or self.injected or self.open)
         """The payload's values can be passed by position."""
 
@@ -137,17 +131,16 @@ def field_names(payload: bytes | msgspec.Raw) -> list[str]:
     return [excerpt(name, 40) for name in list(fields)[:20]]
 
 
-def _copier(default: Any) -> Callable[[], Any]:
-    """A mutable default is copied for each run, so that one run cannot change the next one's."""
-    return lambda: copy.copy(default)
+def _default(parameter: str, default: Any) -> Any:
+    """A parameter's default as a struct takes it. A mutable one is copied for each run, with all that it holds, so
+    that one run cannot change the next one's.
 
-
-def injection(annotation: Any) -> type[Context] | Depends[Any] | None:
-    """What is to be injected for a parameter with this annotation, if anything."""
-    if annotation is Context:
-        return Context
-    if get_origin(annotation) is Annotated:
-        for extra in get_args(annotation)[1:]:
-            if isinstance(extra, Depends):
-                return cast("Depends[Any]", extra)
-    return None
+    :raises TypeError: it cannot be copied.
+    """
+    try:
+        changeable = copy.deepcopy(default) is not default
+    except Exception as error:  # noqa: BLE001 - whatever its copy raises
+        raise TypeError(
+            f"{parameter}: the default cannot be copied for each run ({error}); take None and make it in the handler"
+        ) from None
+    return msgspec.field(default_factory=lambda: copy.deepcopy(default)) if changeable else default

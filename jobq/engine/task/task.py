@@ -12,6 +12,7 @@ import msgspec
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
 from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature
 from jobq.errors import InvalidJob
 
@@ -50,12 +51,10 @@ class Task(Generic[P, R]):
         self.name = name
         self.defaults = defaults
         self.signature = Signature(fn)
-        self.kind: Kind = "process" if isolate else "async" if inspect.iscoroutinefunction(fn) else "thread"
+        self.kind: Kind = _kind(fn, isolate)
         self.inline = self.kind == "async" and self.signature.plain
         """The handler is called with the payload's values and nothing else."""
         self._said: set[str] = set()
-        if isolate and "<locals>" in fn.__qualname__:
-            raise TypeError(f"{fn.__qualname__}: a child process can only find handlers at the top level of a module")
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
 
@@ -147,6 +146,23 @@ class Task(Generic[P, R]):
     def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         """As ``enqueue_many``, for synchronous code."""
         return Bound(self, self.defaults).enqueue_many_sync(jobs)
+
+
+def _kind(fn: Any, isolate: Any) -> Kind:
+    """Where a handler runs.
+
+    :raises TypeError: it cannot be run, or not in a child process.
+    """
+    function = behind(fn)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{name_of(fn)} is a generator: a handler returns its result once, it does not yield")
+    if isolate not in (None, "process"):
+        raise TypeError(f"isolate is {isolate!r:.80}: it takes 'process' or None")
+    if isolate:
+        if not inspect.isfunction(fn) or "<locals>" in fn.__qualname__:
+            raise TypeError(f"{name_of(fn)}: a child process can only find functions at the top level of a module")
+        return "process"
+    return "async" if inspect.iscoroutinefunction(function) else "thread"
 
 
 class Bound(Generic[P, R]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -25,7 +26,7 @@ from structlog.contextvars import bind_contextvars
 from jobq.engine.model.outcome import InvalidPayload, InvalidResult, encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, current
-from jobq.engine.task.inject import Resources, provide
+from jobq.engine.task.inject import Injector, Resources
 from jobq.engine.task.signature import Signature
 from jobq.engine.task.task import Task
 from jobq.engine.worker.child_errors import MAIN, pack
@@ -203,6 +204,9 @@ def _end_copy(error: BaseException | None) -> None:
     os._exit((code or 0) & 0xFF)
 
 
+signature_of = functools.cache(Signature)
+
+
 class LoadError(Exception):
     """The handler could not be loaded. Its cause is the error."""
 
@@ -220,7 +224,7 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
         raise LoadError from error
     # queue.task(module.function) leaves the plain function under its name
     fn: Any = cast("Any", found).fn if isinstance(found, Task) else found
-    signature = Signature(fn)
+    signature = signature_of(fn)
     spec = read_spec(request.spec)
     try:
         # fields that this version does not know are ignored; the worker has logged them
@@ -237,8 +241,7 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
         kwargs = {name: getattr(args, name) for name in signature.names}
         if signature.open:
             kwargs |= signature.extras(spec.payload)
-        for name, marker in signature.injected.items():
-            kwargs[name] = await provide(marker, context, resources, stack)
+        await Injector(context, resources, stack).fill(kwargs, signature.injected)
         return await call(fn, kwargs)
 
 

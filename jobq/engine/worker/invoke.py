@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from jobq.engine.log import get_logger
-from jobq.engine.task.inject import provide
+from jobq.engine.task.inject import Injector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +32,7 @@ async def invoke(run: Run, task: Task[Any, Any], args: msgspec.Struct) -> Any:
         if task.signature.open:
             kwargs |= task.signature.extras(context.spec.payload)
         if task.kind != "process":
-            for name, marker in task.signature.injected.items():
-                kwargs[name] = await provide(marker, context, source.resources, stack)
+            await Injector(context, source.resources, stack).fill(kwargs, task.signature.injected)
 
         async def handler() -> Any:
             try:
