@@ -116,7 +116,7 @@ class Queues:
         """As ``all_queues``."""
         if word is not None and is_target(word):
             return [await self._stack.enter_async_context(queue) for queue in load_target(word)]
-        await self._connect()
+        await self._connect(again=True)
         if word is not None and word not in self._names:
             raise UnknownQueue(self._unknown(word))
         return [await self._named(name) for name in ([word] if word else self._names)]
@@ -133,13 +133,15 @@ class Queues:
             "If there were queues: look at --redis, --data-dir and --prefix, or the server has lost its data"
         )
 
-    async def _connect(self) -> None:
-        """Ask for the names of all queues. No queue is opened for it: that alone would enter its name."""
+    async def _connect(self, *, again: bool = False) -> None:
+        """Connect and ask for the names of all queues. ``again``: ask although they are known from before."""
         if self._connection is None:
             lease = await acquire(None, self._settings)
             self._stack.push_async_callback(lease.release)
             self._connection = lease.connection
-            self._names = await Store(lease.connection, "default", prefix=self._settings.prefix).queues()
+            again = True
+        if again:
+            self._names = await Store(self._connection, "default", prefix=self._settings.prefix).queues()
 
     async def _named(self, name: str) -> Queue:
         if name not in self._open:

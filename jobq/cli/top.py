@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from jobq.cli import render
 from jobq.cli.look import known_workers
-from jobq.cli.session import all_queues, on_stop_signals, run
+from jobq.cli.session import Queues, on_stop_signals, run
 from jobq.engine.model.job import State, Stats
 from jobq.errors import StoreUnavailable
 from jobq.printable import printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
@@ -53,7 +53,12 @@ def top(args: argparse.Namespace, settings: Settings) -> None:
         quit_ = asyncio.Event()
         on_stop_signals(quit_.set)
         rates = Rates()
-        async with all_queues(args.queue, settings) as queues:
+        async with Queues(settings) as opened:
+            chosen = await opened.all(args.queue)
+
+            async def queues() -> list[Queue]:
+                return chosen if args.queue else await opened.all(None)  # new ones appear while we look
+
             with _keys(quit_), _display() as draw:
                 while not quit_.is_set():
                     draw(await _look(queues, rates))
@@ -63,10 +68,11 @@ def top(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
-async def _look(queues: list[Queue], rates: Rates) -> list[str]:
+async def _look(which: Callable[[], Awaitable[list[Queue]]], rates: Rates) -> list[str]:
     """The lines of one look."""
     head = f"jobq top  {time.strftime('%H:%M:%S')}  q quits"
     try:
+        queues = await which()
         found = [await queue.stats() for queue in queues]
         workers = await known_workers(queues)
         failures = [row for queue in queues for row in (await queue.briefs(State.FAILED, limit=FAILURES)).jobs]

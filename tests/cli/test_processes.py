@@ -230,7 +230,7 @@ def test_serve_on_one_port_with_several_processes(start, tmp_path):
 def test_work_gives_running_jobs_their_grace(start, tasks):
     work = start("work", tasks, "--processes", "1")
     work.wait_line("worker started")
-    job = start("enqueue", "sleepy", '{"seconds": 1}', "--queue", "tasks").wait_line("tasks:")
+    job = start("enqueue", "sleepy", '{"seconds": 8}', "--queue", "tasks", "--create").wait_line("tasks:")
     holds(lambda: '"state":"active"' in start("show", job, "--json").wait_line("tasks:"), "the job runs")
     keep = start("work", tasks, "--processes", "0")  # keeps the server for the last look
     keep.wait_line("worker started")
@@ -242,7 +242,7 @@ def test_work_gives_running_jobs_their_grace(start, tasks):
 def test_a_stuck_thread_does_not_keep_a_worker(start, tasks):
     work = start("work", tasks, "--grace", "0.1")
     work.wait_line("worker started")
-    start("enqueue", "sleepy", '{"seconds": 3600}', "--queue", "tasks").wait_line("tasks:")
+    start("enqueue", "sleepy", '{"seconds": 3600}', "--queue", "tasks", "--create").wait_line("tasks:")
     holds(
         lambda: '"active":1' in start("stats", "--json").wait_line("tasks"),
         "the job runs",
@@ -262,7 +262,7 @@ def test_weights_reach_the_workers(start, tmp_path):
 
 @pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
 def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq, rich):
-    jobq("enqueue", "x", "--queue", "shown")
+    jobq("enqueue", "x", "--queue", "shown", "--create")
     if not rich:  # a module of its name that cannot be imported comes first
         (tmp_path / "rich.py").write_text("raise ImportError\n")
     ours, theirs = pty.openpty()
@@ -288,7 +288,7 @@ def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq, rich):
 
 
 def test_top_into_a_pipe_is_plain_text(start, redis_url, jobq):
-    jobq("enqueue", "x", "--queue", "shown")
+    jobq("enqueue", "x", "--queue", "shown", "--create")
     top = start("top", "--interval", "50ms", JOBQ_REDIS_URL=redis_url)
     top.wait_line("QUEUE")
     assert re.match(r"shown +1 +0", top.wait_line("shown"))
@@ -300,7 +300,7 @@ def test_top_into_a_pipe_is_plain_text(start, redis_url, jobq):
 @pytest.mark.skipif(not shutil.which("bash"), reason="PIPESTATUS is bash's")
 def test_output_into_a_closed_pipe_is_no_error(redis_url, jobq):
     for _ in range(3):
-        jobq("enqueue", "x", "--queue", "shown")
+        jobq("enqueue", "x", "--queue", "shown", "--create")
     command = f"{shlex.quote(sys.executable)} -m jobq ls --json | true; exit ${{PIPESTATUS[0]}}"
     env = {**os.environ, "JOBQ_REDIS_URL": redis_url}
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, check=True)
