@@ -15,7 +15,7 @@ local before, from = tonumber(facts[2]), tonumber(facts[3]) or 0
 local longest = math.max(lease, tonumber(facts[4]) or 0)
 redis.call('HSET', meta, 'swept', string.format('%.0f', now), 'longest_lease', string.format('%.0f', longest))
 -- The last sweep lies too far back, or in the future: then the clock was set back, and so may be the time in `reap_from`.
-if not before or now - before > gap or before - now > gap or from > now + grace then
+if not before or now - before > gap or before - now > gap or from > now + longest then
     from = now + grace
     redis.call('HSET', meta, 'reap_from', string.format('%.0f', from))
 end

@@ -47,6 +47,7 @@ CALLS: dict[str, Any] = {
     "promote": lambda s: s.promote(["d"]),
     "ready": lambda s: s.ready(),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
+    "rebase": lambda s: s.rebase(10, -1),
     "release": lambda s: s.release(["a", TOKEN]),
     "remove": lambda s: s.remove(["b", "c"]),
     "renew": lambda s: s.renew(["a", TOKEN], 30_000),

@@ -139,9 +139,16 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
         ),
         Case(
             "the clock was set back within the gap, and the grace lies too far ahead",
-            held("a", till=1) | swept(NOW, reap_from=str(NOW + GRACE + 1)),
+            held("a", till=1) | swept(NOW, reap_from=str(NOW + 30_001)),
             reap(),
             swept(reap_from=str(NOW + GRACE)),
+            None,
+        ),
+        Case(
+            "another worker gives more grace",
+            held("a", till=1) | swept(NOW, reap_from=str(NOW + 30_000)),
+            reap(),
+            {},
             None,
         ),
         Case(

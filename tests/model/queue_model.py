@@ -105,7 +105,7 @@ class Model:
         """The jobs of a state in the order of their set."""
         found = [job for job in self.jobs.values() if job.state == state]
         if state == "waiting":
-            return sorted(found, key=lambda job: (job.priority, job.turn))
+            return sorted(found, key=lambda job: (job.priority, job.turn, job.id))
         return sorted(found, key=lambda job: (job.at, job.id))
 
     def unfinished(self, job_id: str) -> bool:
@@ -346,6 +346,22 @@ class Model:
         reply = self._take(over, lease, sweeper)
         reply[5] = holders
         return reply
+
+    def rebase(self, _page: int, _bound: int) -> int:
+        self.back = self.front = 0
+        jobs = self.of("waiting")
+        for priority in {job.priority for job in jobs}:
+            for side in (1, -1):
+                ones = sorted(
+                    (job for job in jobs if job.priority == priority and job.turn * side > 0),
+                    key=lambda job: (job.turn, job.id),
+                    reverse=side < 0,
+                )
+                for turn, job in enumerate(ones, 1):
+                    job.turn = turn * side
+                self.back = max(self.back, len(ones) if side > 0 else 0)
+                self.front = min(self.front, -len(ones) if side < 0 else 0)
+        return 0
 
     def kill(self, ids: list[str], record: bytes) -> list[str]:
         return [self._kill(self.jobs.get(job_id), record.decode()) for job_id in ids]

@@ -282,6 +282,10 @@ class Machine(RuleBasedStateMachine):
         else:
             self.do("trim", keep, keep, age, page)
 
+    @rule()
+    def rebase(self) -> None:
+        self.do("rebase", 10_000, -1)
+
     @rule(ms=TIMES)
     def advance(self, ms: int) -> None:
         self.model.now += ms

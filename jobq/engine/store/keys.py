@@ -30,7 +30,7 @@ COLUMNS: Final[dict[str, str]] = {
     "unique": "hash: deduplication key -> 'id fingerprint'",
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
-    "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease",
+    "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase",
     "wake": "zset: at most one token: there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

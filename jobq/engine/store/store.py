@@ -41,6 +41,8 @@ FORGET_MS: Final = 24 * 3600 * 1000
 WORKERS_SHOWN: Final = 1000
 LOGS_BYTES: Final = 65_536
 """What the column of a job's log lines keeps, as log.lua says."""
+SEQUENCE_BOUND: Final = 1 << 40
+"""A sequence of waiting that passed this is rebased. It would run into the next priority at twice as much."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -251,6 +253,10 @@ class Store(Sender):
     def expire(self, page: int) -> Call[int]:
         """A page of outlived deduplication keys and old answers goes, and old minutes of metrics. Answers how many."""
         return Call("expire", [self.now, page, MINUTES_KEPT], int)
+
+    def rebase(self, page: int, bound: int = SEQUENCE_BOUND) -> Call[int]:
+        """A page of the jobs in waiting gets low places again, if a sequence passed the bound. Answers 1: go on."""
+        return Call("rebase", [page, bound], int)
 
     def heartbeat(self, worker: str, info: bytes) -> Call[int]:
         """The worker lives; empty info: it leaves. Answers how many workers there are."""

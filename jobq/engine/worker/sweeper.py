@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = get_logger("jobq.sweeper")
 
 PAGE: Final = 100
+REBASE_PAGE: Final = 1000
 TIDY_SECONDS: Final = 15.0
 
 
@@ -92,7 +93,7 @@ class Sweeper:
         return len(claimed.ids)
 
     async def tidy(self, source: Source) -> None:
-        """Remove what is past its retention, in pages."""
+        """Remove what is past its retention, and keep the places in waiting low; both in pages."""
         store, queue = source.store, source.queue
         while (
             await store.do(store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))
@@ -100,5 +101,7 @@ class Sweeper:
         ):
             pass
         while await store.do(store.expire(TRIM_PAGE)) == TRIM_PAGE:
+            pass
+        while await store.do(store.rebase(REBASE_PAGE)):
             pass
         await store.look_at_clock()

@@ -1,0 +1,59 @@
+#!lua flags=allow-oom
+-- rebase: the jobs in waiting get low places again, in the same order, before a sequence runs into the next priority.
+-- KEYS waiting meta
+-- ARGV page (how many jobs at most), bound (a sequence that passed it is rebased)
+-- RETURNS 1 when there is more to do, else 0
+-- Each priority has 2^42 places, and its sequence starts in their middle: FIFO counts up from there, LIFO and what is handed
+-- back counts down. Both are rebased the same way, from the middle outwards: the job nearest to the middle gets place 1, the
+-- next one place 2, and so on. So the order holds at every step, and what is enqueued meanwhile stands behind the jobs that still
+-- have their old places. The call that finds nothing left to move sets the counters back.
+local waiting, meta = unpack(KEYS)
+local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
+local page, bound = tonumber(ARGV[1]), tonumber(ARGV[2])
+local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase')
+if (tonumber(facts[1]) or 0) <= bound and (tonumber(facts[2]) or 0) <= bound then return 0 end
+
+-- how far each priority came: "priority:jobs behind the middle:jobs in front of it", the counts of earlier calls
+local behind, before = {}, {}
+for priority, b, f in string.gmatch(facts[3] or '', '(%-?%d+):(%d+):(%d+)') do
+    behind[tonumber(priority)], before[tonumber(priority)] = tonumber(b), tonumber(f)
+end
+
+local from = '-inf'
+while page > 0 do
+    local first = redis.call('ZRANGE', waiting, from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if not first[1] then break end
+    local priority = math.floor(tonumber(first[2]) / SPAN)
+    local middle = priority * SPAN + MIDDLE
+    for _, side in ipairs({ { behind, 1 }, { before, -1 } }) do
+        local count, sign = side[1], side[2]
+        local done = count[priority] or 0
+        local start, stop = '(' .. format('%.0f', middle + sign * done), format('%.0f', middle + sign * (MIDDLE - 1))
+        local ids
+        if page <= 0 then ids = {}
+        elseif sign == 1 then ids = redis.call('ZRANGE', waiting, start, stop, 'BYSCORE', 'LIMIT', 0, page)
+        else ids = redis.call('ZRANGE', waiting, start, stop, 'BYSCORE', 'REV', 'LIMIT', 0, page) end
+        for i, id in ipairs(ids) do
+            redis.call('ZADD', waiting, format('%.0f', middle + sign * (done + i)), id)
+        end
+        count[priority] = done + #ids
+        page = page - #ids
+    end
+    from = format('%.0f', (priority + 1) * SPAN)
+end
+
+if page > 0 then
+    -- everything was looked at in this one call, so nobody can have been enqueued behind it
+    local fifo, lifo = 0, 0
+    for _, count in pairs(behind) do fifo = math.max(fifo, count) end
+    for _, count in pairs(before) do lifo = math.max(lifo, count) end
+    redis.call('HSET', meta, 'fifo', format('%.0f', fifo), 'lifo', format('%.0f', lifo))
+    redis.call('HDEL', meta, 'rebase')
+    return 0
+end
+local state = {}
+for priority, count in pairs(behind) do
+    state[#state + 1] = format('%.0f:%.0f:%.0f', priority, count, before[priority] or 0)
+end
+redis.call('HSET', meta, 'rebase', table.concat(state, ' '))
+return 1
