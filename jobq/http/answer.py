@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from email.utils import formatdate
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import HttpVersion11, hdrs, web
-from aiohttp.helpers import rfc822_formatted_time
 from multidict import CIMultiDict, getversion
 
 from jobq.http.problems import COMMON_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from http.cookies import SimpleCookie
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -27,39 +29,78 @@ def _head(status: int, reason: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
+@lru_cache(1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
+
+
 class Answer(web.Response):
     """A JSON body and the common headers.
 
-    One that an application around ours has changed, or wants to see before it goes, goes aiohttp's way.
+    It is made of the public parts of aiohttp. One that an application around ours has changed, or wants to see before
+    it goes, goes aiohttp's way.
     """
 
     def __init__(self, body: bytes, status: int) -> None:
         super().__init__(body=body, status=status, headers=_HEADERS)
-        self._headers_made, self._status_made = _version(self._headers), status
+        self._headers_made, self._status_made = _version(self.headers), status
+        self._has_cookies = False
+        self._sent = 0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send all of it in one write, where nothing speaks against it."""
-        body = self._body
+        if self._sent:
+            return None
+        body = self.body
         if not isinstance(body, bytes) or self._changed() or not _usual(request):
             return await super().prepare(request)
-        self._keep_alive = True
         writer = request.writer
-        head, date = _head(self._status, self._reason), rfc822_formatted_time().encode()
-        await writer.write(b"%b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date, body))
-        # a small write does not wait by itself, and a client that asks on and never reads would fill the memory
+        head, date = _head(self.status, self.reason), _date(int(time.time()))
+        whole = b"%b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date, body)
+        self._sent = len(whole)
+        await writer.write(whole)
+        # A small write does not wait by itself, and a client that asks on and never reads would fill the memory.
         await writer.drain()
-        self._eof_sent = True
-        self._body_length = writer.output_size
         return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the answer; nothing is left to do when it was sent in one write."""
+        if not self._sent:
+            await super().write_eof(data)
+
+    @property
+    def prepared(self) -> bool:
+        return self._sent > 0 or super().prepared
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return True if self._sent else super().keep_alive
+
+    @property
+    def body_length(self) -> int:
+        return self._sent or super().body_length
+
+    @property
+    def cookies(self) -> SimpleCookie:
+        self._has_cookies = True
+        return super().cookies
+
+    def set_cookie(self, *args: Any, **options: Any) -> None:
+        self._has_cookies = True
+        super().set_cookie(*args, **options)
+
+    def del_cookie(self, *args: Any, **options: Any) -> None:
+        self._has_cookies = True
+        super().del_cookie(*args, **options)
 
     def _changed(self) -> bool:
         return (
-            _version(self._headers) != self._headers_made
-            or self._cookies is not None
-            or self._keep_alive is not None
-            or self._chunked
-            or self._compression
-            or self._status != self._status_made
+            _version(self.headers) != self._headers_made
+            or self._has_cookies
+            or self.keep_alive is not None
+            or self.chunked
+            or self.compression
+            or self.status != self._status_made
         )
 
 

@@ -23,6 +23,7 @@ from jobq.http.call import HUB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp import StreamReader
 
 _OTHER_FILES: Final = 100
 """What else a process opens: connections to Redis, its log, the listener, programs that embed us."""
@@ -47,6 +48,10 @@ class _Connection(web.RequestHandler):
     def __init__(self, connections: _Connections, **options: Any) -> None:
         super().__init__(connections.server, loop=connections.loop, **options)
         self._connections = connections
+        self.busy = False
+        """Whether a request is being answered. What arrives meanwhile is its body, or has to wait for its turn."""
+        self.body: StreamReader | None = None
+        """The body of the last request. It may be answered before all of its body has arrived."""
         self.head_since: float | None = None
         self.unread_since: float | None = None
 
@@ -59,21 +64,19 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self.busy and self.head_since is None and (self.body is None or self.body.is_eof()):
+            self.head_since = self._connections.loop.time()
         super().data_received(data)
-        if self._messages or self._request_in_progress:
-            self.head_since = None
-        elif self.head_since is None:
-            self.head_since = self._loop.time()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # Every read of a body calls this, and it goes through parser and transport although nothing was paused:
-        # a tenth of an enqueue's time.
-        if self._reading_paused:
+        # a tenth of an enqueue's time. aiohttp has no public way to ask; where it is not known, aiohttp's way is taken.
+        if getattr(self, "_reading_paused", True):
             super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.unread_since = self._loop.time()
+        self.unread_since = self._connections.loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -113,6 +116,8 @@ class _Connections:
     def __init__(self, server: web.Server, most: int, deadlines: Deadlines) -> None:
         self.server = server
         self.loop = asyncio.get_running_loop()
+        self._answer = server.request_handler
+        server.request_handler = self.answer
         self.alive: set[_Connection] = set()
         self._most = most
         self._deadlines = deadlines
@@ -126,6 +131,16 @@ class _Connections:
             # A compressed body is refused, and inflating it first would hold up everybody.
             auto_decompress=False,
         )
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Let the application answer a request whose head has arrived."""
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.busy, connection.body, connection.head_since = True, request.content, None
+        try:
+            return await self._answer(request)
+        finally:
+            connection.busy = False
 
     def opened(self, connection: _Connection) -> None:
         self.alive.add(connection)

@@ -39,9 +39,8 @@ def test_every_route_of_the_router_declares_its_scope(connection: Connection):
     scopes = {(route.method, path): route.scope for route in ROUTES for path in route.paths()}
     scopes |= {(door.method, door.path): door.scope for door in dashboard.DOORS}
     public = {"/docs", "/openapi.json", "/{path}", "/healthz", "/readyz"}
-    public |= {
-        f"/dashboard{path}" for path in ("", "/", "/app.js", "/draw.js", "/parts.js", "/style.css", "/login", "/logout")
-    }
+    public |= {f"/dashboard{path}" for path in ("", "/", "/style.css", "/login", "/logout")}
+    public |= {f"/dashboard/{name}" for name in dashboard.SCRIPTS}
     seen = 0
     for route in app.router.routes():
         scope = getattr(route.handler, SCOPE)

@@ -101,6 +101,20 @@ async def test_a_quiet_connection_between_requests_is_kept(app: aiohttp.web.Appl
         writer.close()
 
 
+async def test_the_rest_of_a_refused_body_is_no_head(app: aiohttp.web.Application):
+    async with serving(app, deadlines=Deadlines(head=0.5, write=5.0, idle=30.0, close=5.0)) as served:
+        reader, writer = await served.connect()
+        raw = HEAD.replace(b"application/json", b"text/plain") + b"Content-Length: 20\r\n\r\n"
+        writer.write(raw)
+        assert b" 415 " in await reader.readuntil(b"}")
+        writer.write(b"x" * 20)
+        with pytest.raises(TimeoutError):  # silent for longer than a head may take
+            await asyncio.wait_for(reader.read(1), 1.0)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"}")
+        writer.close()
+
+
 async def test_a_body_that_does_not_come_is_408(app: aiohttp.web.Application):
     async with serving(app, deadlines=FAST) as served:
         raw = await served.exchange(HEAD + b'Content-Length: 100\r\n\r\n{"type":')
