@@ -337,15 +337,6 @@ async def test_a_worker_that_could_not_work_is_refused(queue, make, says):
         make(queue)
 
 
-async def test_run_outside_of_the_context_or_twice_is_refused(queue, start):
-    with pytest.raises(RuntimeError, match="async with"):
-        await Worker(queue).run()
-    worker = await start()
-    await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="runs already"):
-        await worker.run()
-
-
 async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start, until):
     """Two queues, workers of every size that start and stop; somebody idle is always there, so nothing may lie."""
     waited: list[float] = []

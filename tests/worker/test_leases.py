@@ -128,6 +128,28 @@ async def _worker_process(url: str, *, lease: float = 30, grace: float = 5, mode
     return process
 
 
+async def test_the_outcome_of_a_run_that_held_the_gil_beyond_its_lease_is_refused(
+    queue, redis_url, start, until, tmp_path
+):
+    """Nothing in a process runs while one thread holds the GIL. A stopped process is the same to Redis, and exact."""
+    slow = await _worker_process(redis_url, lease=0.5, mode="work", work=1)
+    job = await queue.enqueue("work", {"where": str(tmp_path / "slow")}, backoff=NOW)
+    await until((tmp_path / "slow").exists, "the process to run the job")
+    slow.send_signal(signal.SIGSTOP)
+
+    @queue.task
+    async def work(where: str, ctx: Context = inject) -> list[object]:
+        return ["recovered", ctx.attempt]
+
+    await start(lease=0.5)
+    assert await job.result(10) == ["recovered", 2]
+    slow.send_signal(signal.SIGCONT)
+    slow.terminate()
+    assert await slow.wait() == 0
+    assert await job.result(10) == ["recovered", 2], "the late outcome changed nothing"
+    assert (await job.row()).attempts_made == 2
+
+
 async def test_a_killed_workers_job_is_recovered_by_another_and_charged(queue, redis_url, start, until, tmp_path):
     process = await _worker_process(redis_url, lease=0.5, mode="work")
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, backoff=NOW)

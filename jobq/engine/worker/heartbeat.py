@@ -116,23 +116,13 @@ class Heartbeat(threading.Thread):
         halt = asyncio.Event()
         self._waking = asyncio.get_running_loop(), halt
         if self._halted.is_set():  # asked before there was a loop to wake
-            return
+            halt.set()
         servers = self._servers()
-        tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(halt.wait()),
-            asyncio.create_task(self._watch(servers)),
-            *(asyncio.create_task(self._renew_until_cancelled(stores)) for stores in servers),
-        ]
         try:
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for task in done:
-                task.result()
-            await asyncio.gather(*(self._leave(stores) for stores in servers))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(servers, halt))
+                for stores in servers:
+                    group.create_task(self._serve(stores, halt))
         finally:
             for stores in servers:
                 await stores[0][1].connection.aclose()
@@ -152,16 +142,24 @@ class Heartbeat(threading.Thread):
             stores.append((source, source.queue.new_store(own)))
         return list(servers.values())
 
-    async def _renew_until_cancelled(self, stores: Stores) -> None:
-        while True:
+    async def _serve(self, stores: Stores, halt: asyncio.Event) -> None:
+        """Renew on one server until the halt; then remove the worker's row there."""
+        while not halt.is_set():
             renewed = self._stuck or await self._beat(stores)
             # soon again after a failure: others may reap from a third of the lease after an outage on
-            await asyncio.sleep(self._interval if renewed else self._interval / 5)
+            await _sleep(self._interval if renewed else self._interval / 5, halt)
+        # Where this fails, the row goes with time. Not before the last beat has ended: it would bring the row back.
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                for _, store in stores:
+                    await store.do(store.heartbeat(self._pool.worker, b""))
 
     async def _beat(self, stores: Stores) -> bool:
         """Renew everything that is held on one server. False: something was not renewed, and is tried again soon."""
         renewed = True
         for source, store in stores:
+            if self._halted.is_set():
+                break  # each of them may wait for a server that does not answer
             try:
                 await self._renew(source, store)
             except StoreError as error:
@@ -204,22 +202,16 @@ class Heartbeat(threading.Thread):
             # Redis was emptied, or came back without its data: without an entry the queue could not be found any more
             await store.register()
 
-    async def _leave(self, stores: Stores) -> None:
-        """Remove the worker's row from one server. Where that fails, the row goes with time."""
-        with contextlib.suppress(StoreError, TimeoutError):
-            async with asyncio.timeout(LEAVE_SECONDS):
-                for _, store in stores:
-                    await store.do(store.heartbeat(self._pool.worker, b""))
-
-    async def _watch(self, servers: list[Stores]) -> None:
-        """Ask the worker's loop to answer, again and again. Returns when that loop is closed."""
+    async def _watch(self, servers: list[Stores], halt: asyncio.Event) -> None:
+        """Ask the worker's loop to answer, again and again. When that loop is closed, the heartbeat ends."""
         pause = min(STALL_SECONDS / 2, self._interval)
-        while True:
+        while not halt.is_set():
             try:
                 self._pool.loop.call_soon_threadsafe(self._answer)
             except RuntimeError:
+                halt.set()
                 return
-            await asyncio.sleep(pause)
+            await _sleep(pause, halt)
             silent = time.monotonic() - self._answered
             if silent < STALL_SECONDS:
                 self._reported = False
@@ -275,3 +267,9 @@ class Heartbeat(threading.Thread):
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._watched)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented; there is no other way
         return "".join(traceback.format_stack(frame)[-12:]) if frame else ""
+
+
+async def _sleep(seconds: float, halt: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await halt.wait()

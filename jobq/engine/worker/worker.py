@@ -1,45 +1,33 @@
-"""A worker: the life of a pool. Start, run, graceful stop."""
+"""A worker as its users see it: what it is told, entering and leaving, start and stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import itertools
 import os
+import re
 import socket
-import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
-from jobq.engine.log import get_logger
-from jobq.engine.model.backoff import pause
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.job import Seconds, WorkerRow
 from jobq.engine.model.options import to_ms
-from jobq.engine.task.inject import Resources
-from jobq.engine.version import jobq_version
-from jobq.engine.worker.children import Children
-from jobq.engine.worker.heartbeat import Heartbeat
-from jobq.engine.worker.pool import Pool
-from jobq.engine.worker.sweeper import Sweeper
-from jobq.engine.worker.waker import leave
-from jobq.errors import StoreError
+from jobq.engine.queue.queue import Queue
+from jobq.engine.worker.life import Life, Plan, open_queues, to_end
+from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
 
-    from jobq.engine.queue.queue import Queue
-    from jobq.engine.worker.source import Source
-
-log = get_logger("jobq.worker")
+    from jobq.engine.model.job import Seconds
+    from jobq.engine.worker.pool import Pool
 
 _numbers = itertools.count()
-SETTLE_SECONDS = 5.0
-"""How long a stopping worker tries to settle its last outcomes; then the leases take over."""
+DAY_MS: Final = 86_400_000
+NAME_MAX: Final = 100
 
-HEARTBEAT_SECONDS = 3.0
-"""How long a stopping worker waits for its heartbeat's end."""
+WorkerState = Literal["new", "starting", "running", "stopping", "stopped", "failed"]
 
 
 class Worker:
@@ -49,6 +37,12 @@ class Worker:
     ``lease``: how long a job stays this worker's without a renewal. ``grace``: how long ``stop`` waits for running
     handlers before it hands them back. ``stuck_after``: how long a blocked event loop keeps its leases. ``given_up`` is
     then called in the heartbeat's thread (the command line ends the process with it). All times in seconds.
+
+    ``await Worker(queue).run()`` runs until ``stop``. In a service, ``async with Worker(queue) as worker:
+    worker.start()`` runs in the background, and leaving stops gracefully. A worker that has stopped can be started
+    again.
+
+    :raises ValueError: an argument is out of its range. ``TypeError``: something is no queue.
     """
 
     def __init__(
@@ -61,216 +55,190 @@ class Worker:
         stuck_after: Seconds = 300.0,
         given_up: Callable[[], None] | None = None,
     ) -> None:
-        if not queues:
-            raise ValueError("a worker needs at least one queue")
-        self._queues = [(entry, 1) if not isinstance(entry, tuple) else entry for entry in queues]
-        for place, (queue, weight) in enumerate(self._queues):
-            if weight < 1:
-                raise ValueError(f"weight of {queue.name!r} is {weight}: it takes at least 1")
-            if any(queue.place == other.place for other, _ in self._queues[:place]):
-                raise ValueError(f"queue {queue.name!r} is given twice: each would hand back the other's jobs")
-        settings = self._queues[0][0].settings
-        self.concurrency = settings.concurrency if concurrency is None else concurrency
-        if type(self.concurrency) is not int or self.concurrency < 1:
-            raise ValueError(f"concurrency is {self.concurrency!r}: it takes a whole number, at least 1")
-        self.lease_ms = to_ms(lease if lease is not None else settings.lease)
-        if self.lease_ms < 100:
-            raise ValueError(f"lease is {self.lease_ms} ms: it takes at least 0.1 s")
-        self.grace = to_ms(grace if grace is not None else settings.grace) / 1000
-        # No two workers may share a name, or one would hold the other's leases. Short: each finished job keeps it.
-        number = next(_numbers)
-        node = new_id()[12:] + (f".{number}" if number else "")
-        base = name or f"{socket.gethostname()[:40]}-{os.getpid()}"
-        self.name = f"{base}-{node}".replace(" ", "_")
-        self._stuck_after = to_ms(stuck_after) / 1000
-        self._given_up = given_up
-        self._stack: AsyncExitStack | None = None
-        self._pool: Pool | None = None
+        weighted = _weighted(queues)
+        settings = weighted[0][0].settings
+        self.concurrency = _whole("concurrency", settings.concurrency if concurrency is None else concurrency)
+        self.lease_ms = _milliseconds("lease", settings.lease if lease is None else lease, 100, DAY_MS)
+        self.grace = _milliseconds("grace", settings.grace if grace is None else grace, 0, DAY_MS) / 1000
+        self.name = _unique_name(name)
+        stuck = _milliseconds("stuck_after", stuck_after, 1000) / 1000
+        self._plan = Plan(weighted, self.name, self.concurrency, self.lease_ms, self.grace, stuck, given_up)
+        self._opened: AsyncExitStack | None = None
+        self._life: Life | None = None
+        self._background: Life | None = None
+        """The run that ``start`` began, until ``finished`` has told how it ended."""
+        self._early_stops = 0
+        """Calls of ``stop`` before the first run."""
         self._stops = 0
-        self._stopped = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._started = 0
-        self._background: asyncio.Task[None] | None = None
-        self._running = False
 
     async def __aenter__(self) -> Self:
-        self._stack = stack = AsyncExitStack()
+        if self._opened is not None:
+            raise RuntimeError("this worker is entered already: use one 'async with' for it")
+        stack = AsyncExitStack()
         try:
-            for queue, _ in self._queues:
-                await stack.enter_async_context(queue)
+            await open_queues(self._plan.queues, stack)
         except BaseException:
             await stack.aclose()
             raise
+        self._opened = stack
+        if self._life is not None and self._life.task.done():
+            self._life = None
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._stack is not None
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        stack, self._opened = self._opened, None
+        if stack is None:
+            raise RuntimeError("this worker was not entered, or is left already")
+        life, background = self._life, self._background
+        self._early_stops, self._background = 0, None
         try:
-            if self._background is not None:
-                self.stop()
-                await self._background
+            if life is not None and not life.task.done():
+                life.stop()
+                await life.end()
         finally:
-            await self._stack.aclose()
+            await to_end(closing := asyncio.create_task(stack.aclose()))
+        closing.result()
+        if background is not None and error is None:
+            background.check()
 
     def start(self) -> asyncio.Task[None]:
-        """Run in the background of someone else's service; leaving the ``async with`` stops it gracefully."""
-        self._background = asyncio.create_task(self.run(), name="jobq-worker")
-        return self._background
+        """Run in the background of a service; leaving the ``async with`` stops it gracefully.
+
+        The task ends when the worker ends, with its error if it failed. Leaving the ``async with`` raises that error
+        too, unless ``finished`` has. Cancelling the task stops the worker gracefully.
+
+        :raises RuntimeError: it runs already.
+        """
+        self._background = life = self._begin()
+        task = asyncio.create_task(self._follow(life), name="jobq-worker")
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # a task that is cancelled before its first step does not run at all: nobody else would stop the worker
+            life.stop()
+            if not task.cancelled():
+                task.exception()  # logged already
+
+        task.add_done_callback(ended)
+        return task
+
+    async def run(self) -> None:
+        """Claim and run jobs until ``stop``. Outside ``async with`` it opens its queues, and closes them at the end.
+
+        A cancellation stops gracefully, a second one at once.
+
+        :raises RuntimeError: it runs already.
+        """
+        await self._follow(self._begin())
+
+    async def finished(self) -> None:
+        """Wait until the worker ends.
+
+        :raises RuntimeError: it was never started.
+        :raises Exception: what made it fail.
+        """
+        if self._life is None:
+            raise RuntimeError("this worker was not started: call start() or run() first")
+        life = self._life
+        await asyncio.wait([life.task])
+        self._background = None
+        life.check()
 
     def stop(self) -> None:
-        """Stop gracefully: no more claims, running handlers get ``grace``, the rest is handed back. Twice: at once."""
+        """Stop gracefully: no more claims, running handlers get ``grace``, the rest is handed back. Twice: at once.
+
+        May be called from any thread and from signal handlers. Before the first run it stops that run; after the last
+        one it does nothing.
+        """
+        if self._life is None:
+            self._early_stops += 1
+            return
         self._stops += 1
-        self._stopped.set()
-        if self._stops > 1:
-            self._hurry.set()
+        self._life.stop(at_once=self._stops > 1)
+
+    @property
+    def state(self) -> WorkerState:
+        """Where it stands. ``failed``: it ended by itself, ``error`` says why, and no jobs are run here any more."""
+        life = self._life
+        if life is None:
+            return "new"
+        if life.task.done():
+            return "stopped" if life.error is None else "failed"
+        if life.stopping:
+            return "stopping"
+        return "running" if life.working else "starting"
+
+    @property
+    def error(self) -> BaseException | None:
+        """What made it fail."""
+        return self._life.error if self._life else None
 
     @property
     def running(self) -> int:
         """How many handlers run now."""
         return self._pool.running if self._pool else 0
 
-    def _describe(self, queue: Queue) -> WorkerRow:
-        # Whoever may read a queue reads its row. So the row names this queue only, and the types that it runs for it.
-        pool = self._pool
-        assert pool is not None
-        return WorkerRow(
-            id=self.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            queues=[queue.name],
-            types=sorted(queue.tasks),
-            concurrency=self.concurrency,
-            running=pool.running,
-            started=self._started,
-            seen=0,
-            version=jobq_version(),
-        )
+    @property
+    def _pool(self) -> Pool | None:
+        return self._life.pool if self._life else None
 
-    async def run(self) -> None:
-        """Claim and run jobs until ``stop``.
+    def _begin(self) -> Life:
+        if self._life is not None and not self._life.task.done():
+            raise RuntimeError("this worker runs already: stop it before it is started again, or make another Worker")
+        self._life = life = Life(self._plan, self._opened)
+        self._stops, self._early_stops = self._early_stops, 0
+        if self._stops:
+            life.stop()
+        return life
 
-        :raises RuntimeError: it runs already, or is used outside ``async with``.
-        """
-        if self._stack is None:
-            raise RuntimeError("use the worker as a context manager: async with Worker(queue) as worker")
-        if self._running:
-            raise RuntimeError("this worker runs already")
-        self._running = True
-        try:
-            # whatever of it fails, the rest of the end still happens
-            async with AsyncExitStack() as stack:
-                await self._run(stack)
-        finally:
-            self._running = False
-            log.info("worker stopped", worker=self.name)
-
-    async def _run(self, stack: AsyncExitStack) -> None:
-        self._started = time.time_ns() // 1_000_000
-        resources, children = Resources(), Children()
-        pool = self._pool = Pool(asyncio.get_running_loop(), self.concurrency, self.lease_ms, self.name)
-        for queue, weight in self._queues:
-            pool.add(queue, weight, resources, children)
-        for queue, _ in self._queues:
-            await queue.store.register()
-            await _call_hooks(queue.startup_hooks)
-            stack.push_async_callback(_call_hooks, queue.shutdown_hooks)
-        stack.push_async_callback(resources.aclose)
-        stack.push_async_callback(children.aclose)
-        heartbeat = Heartbeat(pool, self._describe, self._stuck_after, self._given_up)
-        heartbeat.start()
-        stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
-        stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
-        for queue, _ in self._queues:
-            # known before the first claim: what is recorded of claims is kept for known workers only
-            await queue.store.do(queue.store.heartbeat(self.name, heartbeat.word(queue)))
-        tasks = [
-            *(asyncio.create_task(lane.run(), name="jobq-lane") for lane in pool.lanes),
-            *(asyncio.create_task(waker.run(), name="jobq-waker") for waker in pool.wakers),
-            asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
-            *(asyncio.create_task(self._listen(source), name="jobq-control") for source in pool.sources),
-        ]
-        log.info(
-            "worker started",
-            worker=self.name,
-            queues=[queue.name for queue, _ in self._queues],
-            concurrency=self.concurrency,
-        )
-        stopped = asyncio.create_task(self._stopped.wait())
-        try:
-            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done() and not task.cancelled() and task.exception():
-                    log.error(
-                        "the worker's own task failed; the worker stops",
-                        task=task.get_name(),
-                        exc_info=task.exception(),
-                    )
-        finally:
-            stopped.cancel()
-            try:
-                await self._wind_down(pool, tasks)
-            finally:
-                # cancelled again while it winds down: at once
-                pool.close()
-                for task in tasks:
-                    task.cancel()
-        for task in tasks:
-            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-
-    async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
-        pool.slots.stop_claiming()
-        wakers = [task for task in tasks if task.get_name() == "jobq-waker"]
-        for task in wakers:
-            # before the lanes end: they ask for what a waker's last claim may have taken
-            task.cancel()
-        await asyncio.wait(wakers, timeout=1.0)
-        if pool.running:
-            log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self.grace)
-        hurry = asyncio.create_task(self._hurry.wait())
-        idle = asyncio.create_task(pool.slots.idle(self.grace))
-        try:
-            await asyncio.wait([hurry, idle], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurry.cancel()
-            idle.cancel()
-        if running := pool.unfinished():
-            log.warning("stopping: handing back running jobs", running=len(running))
-            for run in running:
-                run.stop("shutdown")
-        if not await pool.slots.drained(SETTLE_SECONDS):
-            held = sum(len(source.runs) for source in pool.sources)
-            log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
-        pool.close()
-        for task in tasks:
-            # lanes end by themselves; one that hangs on a dead Redis is cut off here
-            if not task.get_name().startswith("jobq-lane"):
-                task.cancel()
-        _, late = await asyncio.wait(tasks, timeout=1.0)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=1.0)
-        await leave(pool.sources)
-
-    async def _listen(self, source: Source) -> None:
-        """Hear kills at once. Without the channel they are learnt of at the next renewal."""
-        failures = 0
-
-        async def joined() -> None:
-            nonlocal failures
-            failures = 0
-            await source.look_for_lost()
-
-        while True:
-            with contextlib.suppress(StoreError):
-                await source.store.listen(source.heard, joined)
-            failures += 1
-            await asyncio.sleep(pause(failures))
+    @staticmethod
+    async def _follow(life: Life) -> None:
+        await life.end()
+        life.check()
 
 
-async def _call_hooks(hooks: list[Callable[[], Any]]) -> None:
-    for hook in hooks:
-        value = hook()
-        if inspect.isawaitable(value):
-            await value
+def _weighted(given: Sequence[object]) -> list[tuple[Queue, int]]:
+    """The queues with their weights."""
+    if not given:
+        raise ValueError("a worker needs at least one queue")
+    weighted: list[tuple[Queue, int]] = []
+    for entry in given:
+        pair = cast("tuple[Any, ...]", entry) if isinstance(entry, tuple) else (entry, 1)
+        queue, weight = pair if len(pair) == 2 else (None, 1)
+        if not isinstance(queue, Queue):
+            raise TypeError(
+                f"{queue!r} is no queue: a worker takes queues one by one, each alone or as (queue, weight)"
+            )
+        if any(queue.place == other.place for other, _ in weighted):
+            raise ValueError(f"queue {queue.name!r} is given twice: each would hand back the other's jobs")
+        weighted.append((queue, _whole(f"weight of {queue.name!r}", weight)))
+    return weighted
+
+
+def _whole(what: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} is {value!r}: it takes a whole number, at least 1")
+    return value
+
+
+def _milliseconds(what: str, value: Any, least: int, most: int = 1000 * DAY_MS) -> int:
+    try:
+        ms = to_ms(value)
+    except InvalidJob:
+        ms = -1
+    if isinstance(value, bool) or not least <= ms <= most:
+        bounds = f"at least {least / 1000:g} s, at most {most // 1000} s"
+        raise ValueError(f"{what} is {value!r}: it takes seconds, or a timedelta, {bounds}")
+    return ms
+
+
+def _unique_name(given: str | None) -> str:
+    """No two workers may share a name, or one would hold the other's leases. Each finished job keeps it: so, short."""
+    base = f"{socket.gethostname()[:40]}-{os.getpid()}" if given is None else given
+    if not 0 < len(base) <= NAME_MAX:
+        raise ValueError(f"name is {base[:NAME_MAX]!r}: it takes 1 to {NAME_MAX} characters")
+    number = next(_numbers)
+    node = new_id()[12:] + (f".{number}" if number else "")
+    # a space ends the name in a lease's token
+    return re.sub(r"\s", "_", f"{base}-{node}")

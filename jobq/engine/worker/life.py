@@ -1,0 +1,295 @@
+"""One run of a worker, from its start to its end: hooks, heartbeat, lanes, and the winding down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import socket
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.backoff import pause
+from jobq.engine.model.job import WorkerRow
+from jobq.engine.task.inject import Resources
+from jobq.engine.version import jobq_version
+from jobq.engine.worker.children import Children
+from jobq.engine.worker.heartbeat import Heartbeat
+from jobq.engine.worker.pool import Pool
+from jobq.engine.worker.sweeper import Sweeper
+from jobq.engine.worker.waker import leave
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.queue.queue import Queue
+    from jobq.engine.worker.source import Source
+
+log = get_logger("jobq.worker")
+
+SETTLE_SECONDS: Final = 5.0
+"""How long a stopping worker tries to settle its last outcomes; then the leases take over."""
+HEARTBEAT_SECONDS: Final = 3.0
+"""How long a stopping worker waits for the end of its heartbeat."""
+HANDED_BACK_SECONDS: Final = 15.0
+"""How long a cancelled worker may take to hand its jobs back. Then even that is cancelled."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker was told to do."""
+
+    queues: list[tuple[Queue, int]]
+    name: str
+    concurrency: int
+    lease_ms: int
+    grace: float
+    stuck_after: float
+    given_up: Callable[[], None] | None
+
+
+async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lambda _: None) -> None:
+    """Wait for a task's end, even if the caller is cancelled meanwhile, as cancel scopes of anyio do again and again.
+
+    ``cancelled`` is called at each cancellation with how many there were.
+
+    :raises CancelledError: after the end, when the caller was cancelled.
+    """
+    times = 0
+    last: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            times += 1
+            cancelled(times)
+            last = error
+    if last is not None:
+        raise last
+
+
+class Life:
+    """One run. A worker that is started again has a new one.
+
+    It is a task of its own: a cancellation of the caller, however often it is repeated, reaches it as a wish to stop.
+    """
+
+    def __init__(self, plan: Plan, opened: AsyncExitStack | None) -> None:
+        self.pool: Pool | None = None
+        self.stopping = False
+        self.working = False
+        """It is past its start: queues are open and startup hooks have run."""
+        self._plan = plan
+        self._opened = opened
+        self._stop = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._started = 0
+        self.task = self._loop.create_task(self._run(), name="jobq-worker-life")
+        # an error is logged here, and raised to whoever waits; asyncio need not complain that nobody asked for it
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Wind down. May be called from any thread, and any number of times."""
+        self.stopping = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self._loop.call_soon_threadsafe(self._stop.set)
+            if at_once:
+                self._loop.call_soon_threadsafe(self._at_once.set)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it, unless that was a stop."""
+        return self.task.exception() if self.task.done() and not self.task.cancelled() else None
+
+    def check(self) -> None:
+        """Raise what ended it, unless that was a stop."""
+        if self.error is not None:
+            raise self.error
+
+    async def end(self) -> None:
+        """Wait for the end. A cancellation asks for a graceful stop, a second one for a stop at once.
+
+        :raises CancelledError: after the end, when the caller was cancelled meanwhile.
+        """
+
+        def cancelled(times: int) -> None:
+            if times == 1:
+                self.stop()
+                if not self.working:
+                    self.task.cancel()  # a startup hook, say, need not come to its end
+            elif times == 2:
+                self.stop(at_once=True)
+                self._loop.call_later(HANDED_BACK_SECONDS, self.task.cancel)
+
+        await to_end(self.task, cancelled)
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        name = self._plan.name
+        if self.stopping:
+            log.info("worker stopped before it started", worker=name)
+            return
+        try:
+            # whatever of the end fails, the rest of the end still happens
+            async with AsyncExitStack() as stack:
+                if self._opened is None:
+                    await open_queues(self._plan.queues, stack)
+                await self._work(stack)
+        except StoreError as error:
+            log.error("worker failed", worker=name, error=str(error))  # noqa: TRY400 - no traceback helps here
+            raise
+        except Exception:
+            log.exception("worker failed", worker=name)
+            raise
+        finally:
+            self.stopping = True
+            log.info("worker stopped", worker=name)
+
+    async def _work(self, stack: AsyncExitStack) -> None:
+        plan = self._plan
+        self._started = time.time_ns() // 1_000_000
+        resources, children = Resources(), Children()
+        pool = self.pool = Pool(self._loop, plan.concurrency, plan.lease_ms, plan.name)
+        for queue, weight in plan.queues:
+            pool.add(queue, weight, resources, children)
+        for queue, _ in plan.queues:
+            await queue.store.register()
+            for hook in queue.startup_hooks:
+                await _call(hook, "startup", queue)
+            for hook in reversed(queue.shutdown_hooks):
+                stack.push_async_callback(_call, hook, "shutdown", queue)
+        stack.push_async_callback(resources.aclose)
+        stack.push_async_callback(children.aclose)
+        heartbeat = Heartbeat(pool, self._describe, plan.stuck_after, plan.given_up)
+        heartbeat.start()
+        stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
+        stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
+        for queue, _ in plan.queues:
+            # known before the first claim: what is recorded of claims is kept for known workers only
+            await queue.store.do(queue.store.heartbeat(plan.name, heartbeat.word(queue)))
+        tasks = [
+            *(asyncio.create_task(lane.run(), name="jobq-lane") for lane in pool.lanes),
+            *(asyncio.create_task(waker.run(), name="jobq-waker") for waker in pool.wakers),
+            asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
+            *(asyncio.create_task(_listen(source), name="jobq-control") for source in pool.sources),
+            asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat"),
+        ]
+        log.info(
+            "worker started", worker=plan.name, queues=[queue.name for queue, _ in plan.queues],
+            concurrency=plan.concurrency,
+        )  # fmt: skip
+        self.working = True
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if failed := [task.get_name() for task in tasks if task.done()]:
+                self.stopping = True
+                log.error("a part of the worker ended; the worker stops", parts=failed)
+            if heartbeat.ended.done():
+                self._at_once.set()  # no lease is renewed any more: a grace would let other workers start the same jobs
+            await self._wind_down(pool, tasks)
+        finally:
+            # cancelled meanwhile, perhaps: at once
+            stopped.cancel()
+            pool.close()
+            for task in tasks:
+                task.cancel()
+        for task in tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
+        pool.slots.stop_claiming()
+        wakers = [task for task in tasks if task.get_name() == "jobq-waker"]
+        for task in wakers:
+            # before the lanes end: they ask for what a waker's last claim may have taken
+            task.cancel()
+        await asyncio.wait(wakers, timeout=1.0)
+        if pool.running:
+            log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self._plan.grace)
+        at_once = asyncio.create_task(self._at_once.wait())
+        idle = asyncio.create_task(pool.slots.idle(self._plan.grace))
+        try:
+            await asyncio.wait([at_once, idle], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            at_once.cancel()
+            idle.cancel()
+        if running := pool.unfinished():
+            log.warning("stopping: handing back running jobs", running=len(running))
+            for run in running:
+                run.stop("shutdown")
+        if not await pool.slots.drained(SETTLE_SECONDS):
+            held = sum(len(source.runs) for source in pool.sources)
+            log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
+        pool.close()
+        for task in tasks:
+            # lanes end by themselves; one that hangs on a dead Redis is cut off here
+            if not task.get_name().startswith("jobq-lane"):
+                task.cancel()
+        _, late = await asyncio.wait(tasks, timeout=1.0)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1.0)
+        await leave(pool.sources)
+
+    def _describe(self, queue: Queue) -> WorkerRow:
+        # Whoever may read a queue reads its row. So the row names this queue only, and the types that it runs for it.
+        return WorkerRow(
+            id=self._plan.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=[queue.name],
+            types=sorted(queue.tasks),
+            concurrency=self._plan.concurrency,
+            running=self.pool.running if self.pool else 0,
+            started=self._started,
+            seen=0,
+            version=jobq_version(),
+        )
+
+
+async def open_queues(queues: list[tuple[Queue, int]], stack: AsyncExitStack) -> None:
+    """Open the queues; the stack closes them."""
+    for queue, _ in queues:
+        await stack.enter_async_context(queue)
+
+
+async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
+    """Call a hook. An error is logged with the hook's name: whoever reads the log must know what to mend."""
+    try:
+        value = hook()
+        if inspect.isawaitable(value):
+            await value
+    except Exception:
+        log.exception(f"{when} hook failed", hook=getattr(hook, "__qualname__", repr(hook)), queue=queue.name)
+        raise
+
+
+async def _watch(heartbeat: Heartbeat) -> None:
+    """A worker without a heartbeat would lose every lease: the end of the thread ends the worker."""
+    await asyncio.wait([heartbeat.ended])  # a plain await would cancel the future together with this task
+    raise RuntimeError("the heartbeat's thread has ended: nothing renews the leases")
+
+
+async def _listen(source: Source) -> None:
+    """Hear kills at once. Without the channel they are learnt of at the next renewal."""
+    failures = 0
+
+    async def joined() -> None:
+        nonlocal failures
+        failures = 0
+        await source.look_for_lost()
+
+    while True:
+        with contextlib.suppress(StoreError):
+            await source.store.listen(source.heard, joined)
+        failures += 1
+        await asyncio.sleep(pause(failures))
