@@ -50,6 +50,19 @@ def test_attempts_are_the_total_number_of_runs(attempt: int, delay: int | None):
     assert verdict(ValueError("no"), attempt).delay == delay
 
 
+@pytest.mark.parametrize(
+    ("errors", "delay"),
+    [
+        ([ValueError(), Discard("enough")], None),
+        ([ValueError(), ExceptionGroup("inner", [Discard("enough"), Retry(delay=1)])], None),
+        ([ValueError(), Retry(delay=1), ExceptionGroup("inner", [Retry(delay=2)])], 2000),
+        ([ValueError(), KeyError()], 100),
+    ],
+)
+def test_a_task_group_is_judged_by_the_errors_in_it(errors: list[Exception], delay: int | None):
+    assert verdict(ExceptionGroup("unhandled errors in a TaskGroup", errors)).delay == delay
+
+
 def test_one_attempt_is_no_retry():
     assert verdict(ValueError("no"), 1, Spec("t", 0, attempts=1)).delay is None
 

@@ -440,6 +440,47 @@ async def test_middleware_wraps_in_the_order_of_registration_and_sees_results_an
     assert events[-1] == "outer saw it"
 
 
+async def test_middleware_is_told_why_a_handler_was_stopped(queue, start, gate, until):
+    seen: list[Any] = []
+
+    @queue.middleware
+    async def watch(context, call_next):
+        try:
+            return await call_next()
+        except BaseException as error:
+            await asyncio.sleep(0)  # it can still await, to report it somewhere
+            seen.append((context.type, type(error).__name__, context.stopped))
+            raise
+
+    @queue.task(attempts=1, timeout=0.05)
+    async def slow() -> None:
+        await gate.passing()
+
+    @queue.task(attempts=1, timeout=0.05, name="thread")
+    def slow_thread() -> None:
+        gate.hold()
+
+    @queue.task(attempts=1)
+    async def killed() -> None:
+        await gate.passing()
+
+    gate.loop = asyncio.get_running_loop()
+    await start()
+    for task in (slow, slow_thread):
+        with pytest.raises(JobFailed, match="timeout"):
+            await (await task.enqueue()).result(5)
+    job = await killed.enqueue()
+    for _ in range(3):
+        await gate.arrival()
+    await queue.kill(job.id)
+    with pytest.raises(JobFailed):
+        await job.result(5)
+    await until(lambda: len(seen) == 3)
+    assert seen == [
+        ("slow", "Timeout", "timeout"), ("thread", "Timeout", "timeout"), ("killed", "CancelledError", "killed"),
+    ]  # fmt: skip
+
+
 async def test_middleware_can_answer_itself(queue, start):
     ran = False
 

@@ -41,11 +41,21 @@ async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue, 
         assert "test_failures.py" in error.traceback
         assert "jobq/engine" not in error.traceback
         assert error.worker
-    warnings = logs.all("job failed", "WARNING")
-    assert [(w.job_id, w.queue, w.attempt, w.attempts, w.error) for w in warnings] == [
+    lines = logs.all("failed in attempt")
+    assert [(line.job_id, line.queue, line.attempt, line.attempts, line.error) for line in lines] == [
         (job.id, "test", n, 3, "ValueError") for n in (1, 2, 3)
     ]
-    assert [w.retry_in_ms for w in warnings] == [5, 5, None]
+    assert [line.retry_in_ms for line in lines] == [5, 5, None]
+    # the message alone says it all: a service's own format may show nothing else
+    assert [line.levelname for line in lines] == ["WARNING", "WARNING", "ERROR"]
+    assert lines[0].getMessage() == (
+        f"Job flaky {job.id} failed in attempt 1 of 3 and runs again in 0.005 s: ValueError: attempt 1"
+    )
+    first, *rest = lines[2].getMessage().splitlines()
+    assert first == f"Job flaky {job.id} failed in attempt 3 of 3 and does not run again: ValueError: attempt 3"
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert "test_failures.py" in rest[1]
+    assert rest[-1] == "    ValueError: attempt 3"
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
@@ -147,8 +157,8 @@ async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(qu
 
     await start()
     job = await again.enqueue()
-    await until(lambda: logs.all("job failed"))
-    assert logs.one("job failed", "WARNING").retry_in_ms == ms
+    await until(lambda: logs.all("failed in attempt"))
+    assert logs.one("failed in attempt", "WARNING").retry_in_ms == ms
     assert (await job.row()).state in (State.DELAYED, State.ACTIVE, State.COMPLETED)
 
 
@@ -481,7 +491,21 @@ async def test_failures_are_logged_once_each_and_transitions_at_debug(queue, sta
     assert mine[0] == (logging.DEBUG, "enqueued")
     for event in ("claimed", "retried", "completed"):
         assert (logging.DEBUG, event) in mine
-    assert [message for level, message in mine if level == logging.WARNING] == ["job failed"]
+    warnings = [message for level, message in mine if level == logging.WARNING]
+    assert warnings == [f"Job flaky {job.id} failed in attempt 1 of 2 and runs again in 0.005 s: RuntimeError: once"]
+
+
+async def test_a_forged_line_in_an_error_text_does_not_start_a_line_of_the_log(queue, start, logs):
+    @queue.task(attempts=1)
+    async def forges() -> None:
+        raise RuntimeError("x\n12:00 ERROR all is lost")
+
+    await start()
+    with pytest.raises(JobFailed):
+        await (await forges.enqueue()).result(5)
+    lines = logs.one("failed in attempt", "ERROR").getMessage().splitlines()
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert lines[0].endswith("RuntimeError: x 12:00 ERROR all is lost")
 
 
 async def test_options_reach_the_run(queue, start):

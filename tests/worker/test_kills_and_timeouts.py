@@ -61,7 +61,7 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
     await until(lambda: worker.running == 0)
     row = await job.row()
     assert (row.state, row.attempts_made) == (State.FAILED, 1)
-    assert logs.one("run stopped", "WARNING").reason == "killed"
+    assert logs.one(f"The run of job slow {job.id} was stopped because it was killed", "WARNING").reason == "killed"
 
 
 async def test_kill_of_a_job_that_started_before_its_worker_listens(queue, start, gate):

@@ -81,8 +81,8 @@ class Registry:
         ``call_next()`` returns the handler's result or raises its error: the one of the child process for
         ``isolate="process"``, ``Timeout`` for a run that took too long, ``InvalidPayload`` for one that nobody can
         read. A handler that was killed, lost its lease or is stopped with the worker ends in ``CancelledError``, and
-        ``context.stopped`` says which. What a job suffers outside of a run (a worker that died, a kill while it waits)
-        is not seen here: see ``on_failure``.
+        ``context.stopped`` says which. Middleware does not see what happens outside of a run: a worker that died, or
+        the kill of a job that waits. These stand in the job's errors, and a worker that recovers a job logs it.
 
         :raises TypeError: it is not ``async`` or does not take these two arguments.
         """

@@ -16,6 +16,7 @@ from jobq.engine.model.outcome import OutcomeRefused, judge
 from jobq.engine.model.rows import UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, Outbox, deferred_ms
+from jobq.engine.worker.report import report_failure, report_stop
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.timers import DueTimer
 from jobq.errors import JobqError, StoreError
@@ -142,11 +143,7 @@ class Source:
         else:
             self.outbox.rows[RETRIED] += (run.id, run.token, run.attempt, failure.delay, failure.record)
         self.wake()
-        log.warning(
-            "job failed",
-            queue=self.name, job_id=run.id.decode(), type=spec.type, attempt=run.attempt, attempts=spec.attempts,
-            error=failure.type, why=failure.message, retry_in_ms=failure.delay,
-        )  # fmt: skip
+        report_failure(run, spec, failure)
 
     def deferred(self, run: Run, why: str) -> None:
         """This worker cannot run the job, but another version of it might: handed back, uncharged."""
@@ -181,7 +178,7 @@ class Source:
         """The job is somebody else's now, or over."""
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-        log.warning("run stopped", queue=self.name, job_id=run.id.decode(), reason=run.reason)
+        report_stop(run)
         self.wake()
 
     def say(self, context: Context, what: str, value: bytes | str) -> None:

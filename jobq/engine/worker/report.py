@@ -1,0 +1,45 @@
+"""What a worker logs about a job. The message alone must say which job, what happened and what follows: a service may
+log in a format of its own, which shows no other fields. The fields go along for those who do."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from jobq.engine.log import get_logger
+
+if TYPE_CHECKING:
+    from jobq.engine.model.job import Spec
+    from jobq.engine.model.outcome import Failure
+    from jobq.engine.worker.run import Run
+
+log = get_logger("jobq.worker")
+
+_STOPPED = {
+    "killed": "because it was killed; what it still does counts for nothing",
+    "lost": "because its lease was lost, and another worker may run it; what this one still does counts for nothing",
+}
+
+
+def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
+    """An attempt failed. A warning if another one follows, else an error with the traceback."""
+    what = f"{failure.type}: {' '.join(failure.message.split())}" if failure.message else failure.type
+    attempt = f"Job {spec.type} {run.id.decode()} failed in attempt {run.attempt} of {spec.attempts}"
+    fields = {
+        "queue": run.source.name, "job_id": run.id.decode(), "type": spec.type, "attempt": run.attempt,
+        "attempts": spec.attempts, "error": failure.type, "why": failure.message, "retry_in_ms": failure.delay,
+    }  # fmt: skip
+    if failure.delay is not None:
+        log.warning(f"{attempt} and runs again in {failure.delay / 1000:g} s: {what}", **fields)
+        return
+    # Indented, so that no line of an exception's text can look like a line of the log.
+    trace = f"\n{textwrap.indent(failure.trace.rstrip(), '    ')}" if failure.trace else ""
+    log.error(f"{attempt} and does not run again: {what}{trace}", **fields)
+
+
+def report_stop(run: Run) -> None:
+    """A run was stopped and its outcome counts for nothing."""
+    log.warning(
+        f"The run of job {run.name} was stopped {_STOPPED.get(run.reason or '', 'by its worker')}",
+        queue=run.source.name, job_id=run.id.decode(), reason=run.reason,
+    )  # fmt: skip
