@@ -86,7 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 msgspec.convert({field: value}, cls, strict=False)
             except msgspec.ValidationError as error:
                 variable = f"JOBQ_{field.upper()}"
-                raise SettingsError(f"{variable}={redact(env[variable])!r}: {error}") from None
+                why = str(error).rpartition(" - at ")[0] or str(error)
+                raise SettingsError(f"{variable}={redact(env[variable])!r}: {why}") from None
         found |= {field: value for field, value in overrides.items() if value is not None}
         try:
             return msgspec.convert(found, cls, strict=False)

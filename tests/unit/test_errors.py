@@ -14,6 +14,7 @@ from jobq.engine.model.job import NewJob, Options, Spec, State
 from jobq.engine.model.outcome import judge
 from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
+from jobq.engine.worker.child_errors import pack, rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -213,6 +214,14 @@ async def _(world: World) -> None:
 @brings("SettingsError", "JOBQ_LEASE='soon': Expected `float`, got `str`")
 async def _(world: World) -> None:
     Settings.from_env({"JOBQ_LEASE": "soon"})
+
+
+@brings("RemoteError", "of a kind that the worker does not know")
+async def _(world: World) -> None:
+    class Local(Exception):
+        """Only a child process has it."""
+
+    raise rebuild(pack(Local("of a kind that the worker does not know")))
 
 
 @brings("Discard", "enough")
