@@ -11,7 +11,8 @@
                 clock.advance(3600)
                 assert (await drain(app.queue)).completed == 1
 
-To call a handler by itself, call its task: ``await app.remind(user=7)``. With pytest, the fixtures ``jobq_url``,
+To call a handler by itself, call its task: ``await app.remind(user=7, ctx=FakeContext(attempt=2))``. ``override``
+replaces a dependency in the runs of a worker. With pytest, the fixtures ``jobq_url``,
 ``jobq_queue`` and ``jobq_clock`` come with ``pytest_plugins = ["jobq.testing_plugin"]`` in the topmost conftest.py.
 """
 
@@ -27,8 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.model.job import Seconds, State, Stats
+from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import Seconds, Spec, State, Stats
 from jobq.engine.model.options import to_ms
+from jobq.engine.task.context import Context
+from jobq.engine.task.inject import key_of, overrides
 from jobq.engine.worker.worker import Worker
 from jobq.errors import WrongState
 
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.queue.queue import Queue
 
-__all__ = ["Drained", "ManualClock", "drain", "on_server", "temporary_server"]
+__all__ = ["Drained", "FakeContext", "ManualClock", "drain", "on_server", "override", "temporary_server"]
 
 LOOK_SECONDS = 0.005
 """How often ``drain`` looks whether all is done."""
@@ -66,6 +70,60 @@ class ManualClock:
         if ms < 0:
             raise ValueError(f"a clock cannot be advanced by {by!r}: time does not run backwards")
         self.now += ms
+
+
+class FakeContext(Context):
+    """A ``Context`` for calling a handler by itself. It keeps what the handler reports: ``logs`` and ``progresses``.
+
+    ``lost`` can be set, as the worker does when the job is no longer this run's.
+    """
+
+    __slots__ = ("logs", "progresses")
+
+    def __init__(
+        self,
+        type: str = "test",
+        payload: Any = None,
+        *,
+        id: str | None = None,
+        queue: str = "test",
+        attempt: int = 1,
+        attempts: int = 3,
+        metadata: dict[str, Any] | None = None,
+        worker: str = "test",
+        fence: int = 1,
+        lost: bool = False,
+    ) -> None:
+        self.logs: list[str] = []
+        self.progresses: list[Any] = []
+        raw = msgspec.Raw(msgspec.json.encode({} if payload is None else payload))
+        spec = Spec(type, payload=raw, attempts=attempts, metadata=metadata)
+        super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep)
+        self.lost = lost
+
+    def _keep(self, _: Context, what: str, value: bytes | str) -> None:
+        if what == "progress":
+            self.progresses.append(msgspec.json.decode(value))
+        else:
+            self.logs.append(str(value))
+
+
+@contextmanager
+def override(dependency: Callable[..., Any], by: Callable[..., Any]) -> Generator[None]:
+    """Let ``Depends(dependency)`` give what ``by`` gives, in all runs of this process that start in the ``with`` block.
+
+    ``by`` may be whatever ``Depends`` takes. Child processes (``isolate="process"``) keep the dependency itself.
+    """
+    key = key_of(dependency)
+    before = overrides.get(key)
+    overrides[key] = by
+    try:
+        yield
+    finally:
+        if before is None:
+            del overrides[key]
+        else:
+            overrides[key] = before
 
 
 class Drained(msgspec.Struct, frozen=True):

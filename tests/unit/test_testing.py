@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from msgspec import Raw, json
 
-from jobq import Backoff, Context, Queue, Retry, State, inject
-from jobq.testing import Drained, ManualClock, drain, on_server, temporary_server
+from jobq import Backoff, Context, Depends, NewJob, Queue, Retry, State, inject
+from jobq.testing import Drained, FakeContext, ManualClock, drain, on_server, override, temporary_server
 
 pytest_plugins = ["pytester"]
 
@@ -177,3 +179,77 @@ def test_the_fixtures_are_there_when_asked_for(pytester, monkeypatch):
         """
     )
     pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+async def test_a_handler_can_be_called_with_a_context_of_the_tests_own(queue):
+    @queue.task
+    async def report(rows: int, ctx: Context = inject) -> str:
+        ctx.log(f"attempt {ctx.attempt} of {ctx.attempts} for {ctx.metadata['by']}")
+        for row in range(rows):
+            ctx.progress({"row": row})
+        return "lost" if ctx.lost else ctx.id
+
+    context = FakeContext(attempt=2, attempts=5, metadata={"by": "ada"})
+    assert await report(2, ctx=context) == context.id
+    assert context.logs == ["attempt 2 of 5 for ada"]
+    assert context.progresses == [{"row": 0}, {"row": 1}]
+    assert await report(0, ctx=FakeContext(metadata={"by": "x"}, lost=True)) == "lost"
+    with pytest.raises(TypeError):
+        context.progress(object())
+
+
+def connect() -> str:
+    raise AssertionError("a test must not connect")
+
+
+def nested(inner: Annotated[str, Depends(connect)]) -> str:
+    return f"nested {inner}"
+
+
+async def use(
+    run: Annotated[str, Depends(connect)],
+    worker: Annotated[str, Depends(connect, scope="worker")],
+    other: Annotated[str, Depends(nested)],
+) -> list[str]:
+    return [run, worker, other]
+
+
+async def test_a_dependency_can_be_overridden(queue):
+    def stand_in():
+        yield "stand-in"
+
+    queue.task(attempts=1)(use)
+    with override(connect, lambda: "outer"):
+        with override(connect, stand_in):
+            job = await queue.enqueue("use")
+            assert await drain(queue) == Drained(completed=1)
+        assert json.decode(await queue.result(job.id)) == ["stand-in", "stand-in", "nested stand-in"]
+        job = await queue.enqueue("use")
+        await drain(queue)
+        assert json.decode(await queue.result(job.id)) == ["outer", "outer", "nested outer"]
+    await queue.enqueue("use")
+    assert await drain(queue) == Drained(failed=1)
+
+
+async def test_a_row_shows_its_payload_progress_and_result(queue):
+    @queue.task
+    async def work(text: str, ctx: Context = inject) -> list[int]:
+        ctx.progress({"done": 50})
+        return [1]
+
+    job = await work.enqueue(text="\u202e<b>" + "x" * 1000)
+    await drain(queue)
+    shown = repr(await job.row())
+    assert shown.startswith(f"JobRow(id='{job.id}', queue='test', type='work', state=<State.COMPLETED: 'completed'>, ")
+    assert """payload='{"text":"\\u202e<b>xxx""" in shown
+    assert """progress='{"done":50}', result='[1]'""" in shown
+    assert "None" not in shown
+    assert len(shown) < 700
+    assert repr(NewJob("work", Raw(b"[1]"))) == "NewJob(type='work', payload='[1]')"
+
+
+async def test_a_handle_kills_its_job(queue):
+    job = await queue.enqueue("work")
+    await job.kill()
+    assert (await job.row()).state is State.FAILED
+    assert repr(job) == f"<Job test:{job.id}>"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -145,6 +145,24 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     result: msgspec.Raw = msgspec.Raw(b"null")
 
 
+SHOWN: Final = 200
+"""Characters of a payload, progress or result in a repr."""
+
+
+def _readable(self: msgspec.Struct) -> str:
+    """A repr that shows encoded JSON as text, and no field at its default."""
+    shown: list[str] = []
+    for field in msgspec.structs.fields(self):
+        value = getattr(self, field.name)
+        if field.required or value != field.default:
+            if isinstance(value, msgspec.Raw):
+                text = bytes(memoryview(value)[: 4 * SHOWN]).decode(errors="replace")
+                value = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+            if not (isinstance(value, list | dict) and not value):
+                shown.append(f"{field.name}={value!r}")
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
 class JobRow(msgspec.Struct, frozen=True):
     """All there is to know of one job. Times unix ms; durations ms.
 
@@ -182,6 +200,8 @@ class JobRow(msgspec.Struct, frozen=True):
     errors: list[AttemptError] = []
     unserved: int = 0
     unreadable: dict[str, str] = {}
+
+    __repr__ = _readable
 
 
 class JobBrief(msgspec.Struct, frozen=True):
@@ -304,6 +324,8 @@ class NewJob(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     id: str | None = None
     idempotency_scope: tuple[str, ...] = ()
+
+    __repr__ = _readable
 
 
 class Accepted(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ class Job(Generic[R]):
         self._returns = returns
 
     def __repr__(self) -> str:
-        return f"<Job {self.queue.name}:{self.id}>"
+        return f"<Job {self.queue.name}:{self.id}{' duplicate' if self.duplicate else ''}>"
 
     async def result(self, timeout: Seconds | None = None) -> R:
         """Wait for the job's end; its result, typed by the handler's return annotation.
@@ -50,3 +50,11 @@ class Job(Generic[R]):
         :raises JobNotFound: it was removed, or its retention ran out.
         """
         return await self.queue.get(self.id)
+
+    async def kill(self) -> None:
+        """Send the unfinished job to failed as killed; a running handler is stopped.
+
+        :raises JobNotFound: it was removed, or its retention ran out.
+        :raises WrongState: it is finished.
+        """
+        await self.queue.kill(self.id)

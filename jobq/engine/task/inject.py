@@ -69,6 +69,18 @@ def behind(fn: Any) -> Any:
     return fn if inspect.isroutine(fn) or inspect.isclass(fn) else fn.__class__.__call__
 
 
+overrides: dict[Hashable, Callable[..., Any]] = {}
+"""Stand-ins by the key of the dependency that they replace; ``jobq.testing.override`` sets them."""
+
+
+def key_of(call: Callable[..., Any]) -> Hashable:
+    """What tells a dependency from others."""
+    try:
+        return hash(call) and call
+    except TypeError:
+        return id(call)
+
+
 class Provider:
     """A dependency whose signature was read.
 
@@ -80,10 +92,7 @@ class Provider:
     def __init__(self, depends: Depends[Any], *, scope: str = "run") -> None:
         self.call = call = depends.call
         self.scope = "worker" if scope == "worker" else depends.scope
-        try:
-            self.key: Hashable = hash(call) and call
-        except TypeError:
-            self.key = id(call)
+        self.key = key_of(call)
         function = behind(call)
         self._open: Any = None
         if inspect.isasyncgenfunction(function):
@@ -116,6 +125,8 @@ class Provider:
 
     async def provide(self, run: Injector) -> Any:
         """The value, opened at its first use in the run (or the worker)."""
+        if overrides and self.key in overrides:
+            return await Provider(Depends(overrides[self.key]), scope=self.scope).provide(run)
         if self.scope == "worker":
             return await run.resources.get(self)
         opened = run.opened
