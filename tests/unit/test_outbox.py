@@ -82,6 +82,12 @@ def test_of_many_jobs_handed_back_the_last_go_first():
     assert ids(outbox.take().rows[RELEASED], 2) == [b"0", b"1"]
 
 
+def test_jobs_that_are_handed_back_keep_the_order_of_their_claims():
+    outbox = Outbox()
+    outbox.rows[RELEASED] += (b"c", b"20 w", b"a", b"3 w", b"b", b"3 w")
+    assert ids(outbox.take().rows[RELEASED], 2) == [b"a", b"b", b"c"]
+
+
 def test_only_the_outcome_whose_own_words_do_not_fit_waits(monkeypatch):
     monkeypatch.setattr(outbox_module, "SAY_MAX", 2)
     outbox = Outbox()

@@ -144,8 +144,11 @@ class Outbox:
             end = min(outcome.most, left) * outcome.width
             if outcome is COMPLETED:
                 end = _within(flat, end)
-            # Each call puts its jobs in front of all that wait. So of several calls, the last jobs have to go first.
-            page = slice(-end, None) if outcome is RELEASED else slice(end)
+            page = slice(end)
+            if outcome is RELEASED:
+                # Each call puts its jobs in front of all that wait: of several calls, the last jobs go first.
+                flat[:] = _by_fence(flat)
+                page = slice(-end, None)
             parcel.rows[outcome] = flat[page]
             del flat[page]
             left -= len(parcel.rows[outcome]) // outcome.width
@@ -192,6 +195,12 @@ class Outbox:
 
 def _keys(outcome: Outcome, flat: list[Any]) -> list[Key]:
     return list(zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True))
+
+
+def _by_fence(released: list[Any]) -> list[Any]:
+    """In the order of their claims: replies of two claimers may come in another one."""
+    pairs = sorted(zip(released[::2], released[1::2], strict=True), key=lambda pair: int(pair[1].partition(b" ")[0]))
+    return [word for pair in pairs for word in pair]
 
 
 def _within(completed: list[Any], most: int) -> int:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 PREFETCH_SECONDS: Final = 0.002
 """How much work may be claimed ahead of a free slot."""
-PREFETCH_MAX: Final = 500
-"""Jobs that may be claimed ahead of a free slot, however short they are."""
+PREFETCH_MAX: Final = 100
+"""Jobs that may be claimed ahead of a free slot, however short they are. One call can hand all of them back."""
 EAGER: Final = sys.version_info >= (3, 12)
 
 
