@@ -98,6 +98,19 @@ def test_no_arrow_of_the_engine_runs_back():
     assert back == KNOWN
 
 
+def test_no_file_of_the_worker_imports_another_in_a_circle():
+    """Annotations included. A file that needs its user names a small Protocol instead."""
+    room = "jobq.engine.worker."
+    arrows = {
+        path.stem: {name.split(".")[3] for name in imports(path) if name.startswith(room)}
+        for path in modules("engine/worker")
+    }
+    while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows, f"these import each other, or something that does: {sorted(arrows)}"
+
+
 def test_only_the_store_imports_redis():
     rooms = {
         path.relative_to(PACKAGE).parts[:2]

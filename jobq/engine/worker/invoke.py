@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from jobq.engine.task.context import Context
     from jobq.engine.task.task import Task
-    from jobq.engine.worker.run import Run
+    from jobq.engine.worker.host import Invoked
 
 log = get_logger("jobq.worker")
 
 
-async def invoke(run: Run, task: Task[Any, Any], args: msgspec.Struct) -> Any:
+async def invoke(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
     """Call the handler with its dependencies, inside the middleware, on the loop or in a thread or a process."""
     source, context = run.source, run.context
     assert context is not None
@@ -67,7 +67,7 @@ def _wrap(middleware: Any, context: Context, inner: Any) -> Any:
     return step
 
 
-async def in_a_thread(run: Run, fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+async def in_a_thread(run: Invoked, fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
     """Call a sync handler in a thread, which sees the context variables of this run: structlog's, and ``current``."""
     here = contextvars.copy_context()
     try:

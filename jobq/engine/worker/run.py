@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import traceback
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from structlog.contextvars import bind_contextvars
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import Spec
     from jobq.engine.task.task import Task
-    from jobq.engine.worker.source import Source
+    from jobq.engine.worker.host import Host, Reason
 
 log = get_logger("jobq.worker")
 
@@ -37,7 +37,6 @@ CANCEL_GRACE: Final = 5.0
 SHUTDOWN_GRACE: Final = 2.0
 """The same when the worker stops: it has waited already, and the job has to be handed back before it is gone."""
 
-Reason = Literal["killed", "lost", "timeout", "shutdown"]
 
 _astuple = msgspec.structs.astuple
 # What bind_contextvars sets, without its search by name: that was a tenth of a short run. Bound in a context that is
@@ -63,7 +62,7 @@ class Run:
 
     def __init__(
         self,
-        source: Source,
+        source: Host,
         id: bytes,
         token: bytes,
         raw: bytes,
