@@ -207,6 +207,21 @@ def test_show_tells_why_a_job_failed(jobq, finished):
     assert 'result     "hello"' in text
 
 
+def test_a_kill_is_shown_as_a_kill(jobq):
+    job = jobq("enqueue", "x", "--queue", "tasks", "--create").out.strip()
+    jobq("kill", job)
+    text = jobq("show", job).out
+    assert re.search(r"^killed at \d{4}-\d\d-\d\d .*: killed by an operator$", text, re.MULTILINE)
+    assert "attempt 0" not in text
+
+
+def test_a_document_is_one_line_however_the_producer_wrote_it(jobq):
+    job = jobq("enqueue", "x", '{\n  "big": 123456789012345678901,\n  "list": [ ]\n}', "--queue", "tasks", "--create")
+    out = jobq("show", job.out.strip(), "--json").out
+    assert out.count("\n") == 1
+    assert '"payload":{"big":123456789012345678901,"list":[]}' in out
+
+
 def test_logs(jobq, finished):
     assert jobq("logs", finished["echo"]).out.endswith("  got hello\n")
     (line,) = jobq("logs", finished["echo"], "--json").json
