@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     concurrency: Annotated[int, Meta(ge=1)] = 100
     max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
+    max_result: Annotated[int, Meta(ge=1)] = 1 << 20
+    """Bytes of JSON that a handler may return. A larger result fails its job: it would slow down every reader."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

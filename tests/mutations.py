@@ -35,13 +35,13 @@ class Break(NamedTuple):
     new: str
 
 
-FENCE = "redis.call('HGET', leases, id) == token"
+FENCE = "if redis.call('HGET', leases, id) ~= token then return false end"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
 HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
 SABOTAGES = [
-    *[Break(name, "fence not checked", FENCE, "true") for name in ("reschedule", "fail", "release", "defer")],
+    *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "release", "defer")],
     *[
-        Break(name, "any lease will do", FENCE, "redis.call('HEXISTS', leases, id) == 1")
+        Break(name, "any lease will do", FENCE, "if redis.call('HEXISTS', leases, id) == 0 then return false end")
         for name in ("reschedule", "fail", "release", "defer")
     ],
     *[Break(name, "fence not checked", SAID, "true") for name in ("progress", "log")],
@@ -90,7 +90,11 @@ SABOTAGES = [
         "'(' .. string.format('%.0f', now)", "string.format('%.0f', now)",
     ),
     Break("reap", "no grace after a gap", "if now < from then return {} end", ""),
-    Break("reap", "the gap is never seen", "> tonumber(ARGV[5])", "> 1e18"),
+    Break("reap", "the gap is never seen", "or now - before > gap", ""),
+    Break("reap", "a sweep in the future is not seen", "or before - now > gap", ""),
+    Break("reap", "a grace in the future is not seen", "or from > now + longest", ""),
+    Break("reap", "another worker's longer leases are forgotten", "math.max(lease, tonumber(facts[4]) or 0)", "lease"),
+    Break("reap", "short leases bring down those of others", "math.max(longest, 15000)", "longest"),
     Break("reap", "however large they are", "or bytes > tonumber(ARGV[7])", ""),
     Break("reap", "one fence for all", "math.max((tonumber(facts[1]) or 0) + 1, now * 1000)", "now * 1000"),
     Break("enqueue", "known ids written again", "local stored = known[i] or seen[id]", "local stored = seen[id]"),
@@ -114,14 +118,15 @@ SABOTAGES = [
     Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
     Break("forward", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
     Break("forward", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
-    Break("forward", "priority forgotten", "tonumber(priority) * 4398046511104 +", ""),
+    Break("forward", "priority forgotten", "(tonumber(priority) or 0) * 4398046511104 +", ""),
     Break("forward", "due times rounded down", "math.ceil(", "math.floor("),
     Break("release", "to the back", "-redis.call('HINCRBY', meta, 'lifo'", "redis.call('HINCRBY', meta, 'fifo'"),
     Break("release", "in reverse", "for i = #ARGV - 1, 2, -2 do", "for i = 2, #ARGV, 2 do"),
-    Break("reschedule", "the delay forgotten", "now + delay, id", "now, id"),
-    Break("reschedule", "reasons without bound", "#text > 65536", "#text > 1e9"),
-    Break("fail", "reasons without bound", "#text > 65536", "#text > 1e9"),
-    Break("kill", "reasons without bound", "#text > 65536", "#text > 1e9"),
+    Break("reschedule", "the delay forgotten", "delayed, due, id", "delayed, now, id"),
+    Break("reschedule", "reasons without bound", ">= 65536", ">= 1e9"),
+    Break("reschedule", "a reason too many goes", ">= 65536", ">= 65535"),
+    Break("fail", "reasons without bound", ">= 65536", ">= 1e9"),
+    Break("kill", "reasons without bound", ">= 65536", ">= 1e9"),
     Break("log", "lines without bound", "if #text > 65536 then", "if #text > 1e9 then"),
     Break("defer", "the time does not double", "2 ^ math.min(times - 1, 40)", "1"),
     Break("defer", "the others hear of it a minute late", "math.min(soonest, delay)", "soonest"),
@@ -131,7 +136,7 @@ SABOTAGES = [
     Break("retry", "a rival is not asked", "local other = rival(id)", "local other = nil"),
     Break("retry", "unfinished ones too", "if set then", "if true then"),
     Break("remove", "another's key is taken along", "if holder == id then", "if holder then"),
-    Break("remove", "the last column overlooked", "for i = 10, #KEYS do", "for i = 10, #KEYS - 1 do"),
+    Break("remove", "the last column overlooked", "for i = 12, #KEYS do", "for i = 12, #KEYS - 1 do"),
     Break("trim", "the last column overlooked", "for i = 6, #KEYS do", "for i = 6, #KEYS - 1 do"),
     Break("trim", "one too many is kept", "redis.call('ZCARD', set) -", "redis.call('ZCARD', set) - 1 -"),
     Break("trim", "newest first", "redis.call('ZRANGE', set, 0, over - 1)", "redis.call('ZRANGE', set, -over, -1)"),
@@ -139,8 +144,28 @@ SABOTAGES = [
     Break("trim", "the page is not kept", "math.min(page - #ids, math.max(beyond, old))", "math.max(beyond, old)"),
     Break("expire", "a millisecond early", "'-inf', now, 'BYSCORE'", "'-inf', now + 1, 'BYSCORE'"),
     Break("reprioritise", "the place in time is lost", "% 4398046511104", "% 1"),
-    Break("reprioritise", "LIFO is lost", "ARGV[2] .. lifo", "ARGV[2]"),
+    Break("reprioritise", "LIFO is lost", "ARGV[3] .. lifo", "ARGV[3]"),
     Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
+    *[
+        Break(name, "a repeated request is executed", "if recorded then", "if false then")
+        for name in ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
+    ],
+    Break("kill", "the job's own retention is forgotten", "if ARGV[4] ~= '' then", "if false then"),
+    Break("promote", "waits since its enqueue", "can_run(id, charged(id), now)", ""),
+    Break("promote", "its charged runs are forgotten", "can_run(id, charged(id), now)", "can_run(id, 0, now)"),
+    Break("release", "its charged runs are forgotten", "can_run(id, charged(id), now)", "can_run(id, 0, now)"),
+    Break("rows", "past its own retention", "if till and tonumber(till) <= now then row = false end", ""),
+    Break("rows", "however large they are", "if bytes > 1000000 then break end", ""),
+    Break("rows", "a brief has everything", "value and brief and cut(column, value) or value", "value"),
+    Break("results", "however large they are", "if bytes > 1000000 then break end", ""),
+    Break("page", "however large they are", "or bytes > 1000000", ""),
+    Break("stats", "the first priority only", "for _ = 1, 64 do", "for _ = 1, 1 do"),
+    Break("stats", "however large they are", "or bytes > 1000000 then break end", "then break end"),
+    Break("rebase", "starts with every call", "string.gmatch(facts[3] or ''", "string.gmatch(''"),
+    Break("rebase", "places given twice", "sign * (done + i)), id)", "sign * i), id)"),
+    Break("rebase", "LIFO from its far end", "'BYSCORE', 'REV', 'LIMIT'", "'BYSCORE', 'LIMIT'"),
+    Break("rebase", "always", "<= bound and", "<= -1 and"),
+    Break("heartbeat", "a word from the future stays", "redis.call('ZADD', workers, now, worker)", ""),
     Break("pause", "16 digits concatenated", "string.format('%.0f', now)", "'' .. now"),
     Break("page", "the cursor's own job again", "start = rank + 1", "start = rank"),
     Break("page", "ties behind a vanished job passed over", "set, '-inf', '(' .. ARGV[6])", "set, '-inf', ARGV[6])"),

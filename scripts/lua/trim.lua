@@ -6,6 +6,12 @@
 local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page = tonumber(ARGV[5])
+for i = 2, 5 do
+    -- a negative number would remove everything
+    if not ((tonumber(ARGV[i]) or -1) >= 0) then
+        return redis.error_reply('ERR trim: argument ' .. i .. ' is "' .. ARGV[i] .. '"; it takes a number from 0 on')
+    end
+end
 local ids = redis.call('ZRANGE', expires, '-inf', now, 'BYSCORE', 'LIMIT', 0, page)
 if #ids > 0 then
     -- first, so that what has expired leaves its room to the others

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from columns import State, also
 from table import NOW, TOKEN, Bench, Case, held, jobs, standing, table, waiting
+
+from jobq.errors import StoreError
 
 FENCE = str(NOW * 1000)
 GAP, GRACE = 500, 300
@@ -455,3 +458,16 @@ WORKERS: State = {
 )
 async def test_heartbeat(case: Case, bench: Bench):
     await bench.check(case)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("wrong", ["-1", "None", "", "nan"])
+async def test_trim_refuses_what_is_no_number_from_0_on(bench: Bench, number: int, wrong: str):
+    """keep_completed=-1 removed everything, and None ended the worker that sent it."""
+    before = standing("completed", "a", "b") | {"expires": {"a": 1}}
+    await bench.seed(before)
+    words: list[Any] = [0, 0, 0, 10]
+    words[number] = wrong
+    with pytest.raises(StoreError, match=f'argument {number + 2} is "{wrong}"; it takes a number from 0 on'):
+        await bench.do(bench.store.trim(*words))
+    assert await bench.dump() == before

@@ -229,3 +229,9 @@ class Loop(list[Any]):
 def test_results_without_a_json_form(value: Any):
     with pytest.raises(InvalidResult, match="the handler's result has no JSON form"):
         encode_result(value)
+
+
+def test_a_result_over_the_limit_is_refused() -> None:
+    assert encode_result("x" * 8, 10) == b'"xxxxxxxx"'
+    with pytest.raises(InvalidResult, match="the handler's result has 11 bytes, the limit is 10; store it elsewhere"):
+        encode_result("x" * 9, 10)

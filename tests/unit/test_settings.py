@@ -27,6 +27,7 @@ GIVEN = {
     "grace": ("0", 0.0),
     "concurrency": ("7", 7),
     "max_payload": ("1024", 1024),
+    "max_result": ("2048", 2048),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from tools import commands
 
-from jobq import JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
+from jobq import JobFailed, JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
 
 
 async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, start, until, admin):
@@ -241,3 +241,20 @@ async def test_a_handler_that_fails_because_of_the_stop_is_not_charged(queue, ga
         await gate.arrival()
     row = await job.row()
     assert (row.state, row.attempts_made, row.errors) == (State.WAITING, 0, [])
+
+
+async def test_a_result_over_the_limit_fails_its_job(connection: Connection) -> None:
+    """Nobody runs it again: its work is done."""
+    queue = Queue("small", connection, max_result=100)
+
+    @queue.task(attempts=3)
+    async def big(size: int) -> str:
+        return "x" * size
+
+    async with queue, Worker(queue) as worker:
+        worker.start()
+        assert await (await big.enqueue(size=98)).result(timeout=10) == "x" * 98
+        job = await big.enqueue(size=99)
+        with pytest.raises(JobFailed, match="the handler's result has 101 bytes, the limit is 100"):
+            await job.result(timeout=10)
+        assert (await job.row()).attempts_made == 1

@@ -105,15 +105,21 @@ class Failure(msgspec.Struct, frozen=True):
     trace: str | None
 
 
-def encode_result(value: Any) -> bytes:
-    """A handler's result as JSON.
+def encode_result(value: Any, most: int | None = None) -> bytes:
+    """A handler's result as JSON of at most so many bytes.
 
-    :raises InvalidResult: it has no JSON form.
+    :raises InvalidResult: it has no JSON form, or is larger.
     """
     try:
-        return encode(value)
+        encoded = encode(value)
     except Exception as error:  # noqa: BLE001 - values can do what they like while they are encoded
         raise InvalidResult(f"the handler's result has no JSON form: {error}") from None
+    if most is not None and len(encoded) > most:
+        raise InvalidResult(
+            f"the handler's result has {len(encoded)} bytes, the limit is {most}; store it elsewhere and return a"
+            " reference, or raise max_result"
+        )
+    return encoded
 
 
 def facts(error: BaseException) -> Facts:

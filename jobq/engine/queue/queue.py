@@ -66,6 +66,7 @@ class Queue(Registry, Verbs):
         prefix: str | None = None,
         settings: Settings | None = None,
         max_payload: int | None = None,
+        max_result: int | None = None,
         keep_completed: int = 10_000,
         keep_failed: int = 10_000,
         keep_for: Seconds = timedelta(days=7),
@@ -80,6 +81,7 @@ class Queue(Registry, Verbs):
         self.settings = settings or Settings.from_env()
         self.prefix = prefix or self.settings.prefix
         self.max_payload = max_payload or self.settings.max_payload
+        self.max_result = max_result or self.settings.max_result
         self.keep_completed = keep_completed
         self.keep_failed = keep_failed
         self.keep_for_ms = to_ms(keep_for)

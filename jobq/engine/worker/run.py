@@ -177,7 +177,7 @@ async def execute(run: Run) -> None:
             value = await task.fn(*_astuple(args))
         else:
             value = await invoke(run, task, args)
-        result = b"null" if value is None else encode_result(value)
+        result = b"null" if value is None else encode_result(value, source.queue.max_result)
     except BaseException as error:
         # whatever a handler raises is its outcome
         conclude(run, error)
