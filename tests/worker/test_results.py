@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from tools import commands
 
-from jobq import JobFailed, JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
+from jobq import Connection, JobFailed, JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
 
 
 async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, start, until, admin):
