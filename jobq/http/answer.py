@@ -43,19 +43,21 @@ class Answer(web.Response):
 
     def __init__(self, body: bytes, status: int) -> None:
         super().__init__(body=body, status=status, headers=_HEADERS)
-        self._headers_made, self._status_made = _version(self.headers), status
-        self._has_cookies = False
+        self._made = self.headers
+        self._made_version, self._made_status = _version(self._made), status
+        self._touched = False
+        """Whether it has cookies, or its connection is to be closed."""
         self._sent = 0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send all of it in one write, where nothing speaks against it."""
         if self._sent:
             return None
-        body = self.body
-        if not isinstance(body, bytes) or self._changed() or not _usual(request):
+        body, status = self.body, self.status
+        if not isinstance(body, bytes) or status != self._made_status or self._changed() or not _usual(request):
             return await super().prepare(request)
         writer = request.writer
-        head, date = _head(self.status, self.reason), _date(int(time.time()))
+        head, date = _head(status, self.reason), _date(int(time.time()))
         whole = b"%b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date, body)
         self._sent = len(whole)
         await writer.write(whole)
@@ -82,26 +84,23 @@ class Answer(web.Response):
 
     @property
     def cookies(self) -> SimpleCookie:
-        self._has_cookies = True
+        self._touched = True
         return super().cookies
 
     def set_cookie(self, *args: Any, **options: Any) -> None:
-        self._has_cookies = True
+        self._touched = True
         super().set_cookie(*args, **options)
 
     def del_cookie(self, *args: Any, **options: Any) -> None:
-        self._has_cookies = True
+        self._touched = True
         super().del_cookie(*args, **options)
 
+    def force_close(self) -> None:
+        self._touched = True
+        super().force_close()
+
     def _changed(self) -> bool:
-        return (
-            _version(self.headers) != self._headers_made
-            or self._has_cookies
-            or self.keep_alive is not None
-            or self.chunked
-            or self.compression
-            or self.status != self._status_made
-        )
+        return _version(self._made) != self._made_version or self._touched or self.chunked or self.compression
 
 
 def _usual(request: web.BaseRequest) -> bool:

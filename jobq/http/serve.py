@@ -52,7 +52,9 @@ class _Connection(web.RequestHandler):
         """Whether a request is being answered. What arrives meanwhile is its body, or has to wait for its turn."""
         self.body: StreamReader | None = None
         """The body of the last request. It may be answered before all of its body has arrived."""
+        self.head_begun = False
         self.head_since: float | None = None
+        """When the watch first saw that a head had begun; asking the clock at each request would cost more."""
         self.unread_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,8 +66,8 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.busy and self.head_since is None and (self.body is None or self.body.is_eof()):
-            self.head_since = self._connections.loop.time()
+        if not self.busy and (self.body is None or self.body.is_eof()):
+            self.head_begun = True
         super().data_received(data)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
@@ -136,7 +138,8 @@ class _Connections:
         """Let the application answer a request whose head has arrived."""
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        connection.busy, connection.body, connection.head_since = True, request.content, None
+        connection.busy, connection.body = True, request.content
+        connection.head_begun, connection.head_since = False, None
         try:
             return await self._answer(request)
         finally:
@@ -158,6 +161,8 @@ class _Connections:
                 if connection.unread_since is not None:
                     if now - connection.unread_since > write:
                         connection.drop()
+                elif connection.head_begun and connection.head_since is None:
+                    connection.head_since = now
                 elif connection.head_since is not None and now - connection.head_since > head:
                     detail = f"the head of the request did not arrive within {head:g} s"
                     connection.refuse(problems.HttpProblem(problems.TIMEOUT, detail))
