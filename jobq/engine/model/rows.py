@@ -78,6 +78,10 @@ class Unreadable:
 
     def spec(self, raw: bytes | None) -> Spec:
         """The spec. Of one that another version wrote, or that is damaged, every field that can be read."""
+        if raw is None:
+            # The job stands in a set and is counted, so it is shown: an operator has to see it to remove it.
+            self.found["spec"] = "it is missing"
+            return UNREADABLE
         try:
             return _strictly(_spec, raw or b"")
         except _FAULTS:

@@ -111,7 +111,7 @@ class Pager:
                 asked = ids[:CHUNK]
                 found = await self._store.do(self._store.rows(asked, brief=brief))
                 for job_id, row in zip(asked, found, strict=False):  # fewer, where they are large
-                    if row and row[3] is not None:  # else it left between the two reads
+                    if row:  # else it left between the two reads
                         rows.append(read(self._store.name, as_text(job_id), row))
                         size += sum(len(value or b"") for value in row)
                 ids = ids[len(found) :]

@@ -65,7 +65,7 @@ class Verbs(ABC):
         :raises JobNotFound: never enqueued, removed, or past its retention.
         """
         row = (await self.store.do(self.store.rows([job_id])))[0]
-        if not row or row[3] is None:
+        if not row:
             raise JobNotFound(job_id)
         return job_row(self.name, job_id, row)
 
