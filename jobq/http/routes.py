@@ -55,8 +55,8 @@ ROUTES: tuple[Route, ...] = (
         description="201 for a new job, 200 with `duplicate` for one that was there already (by `key` or"
         " Idempotency-Key). An array of jobs gets an array of answers in its order: 201 when all were taken, 207"
         " when at least one was refused, whose answer is then a problem; the others are enqueued. With the header"
-        " Idempotency-Key the request can be repeated for 24 hours, also after the job was removed. Such a key counts for"
-        " one API key and one queue; in an array each place has one of its own.",
+        " Idempotency-Key the request can be repeated for 24 hours, also after the job was removed. Such a key counts"
+        " for one API key and one queue; in an array each place has one of its own.",
         request=schema.Enqueue | list[schema.Enqueue], query=schema.EnqueueQuery,
         responses={
             200: schema.Enqueued,

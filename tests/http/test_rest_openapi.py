@@ -105,7 +105,7 @@ async def test_docs_are_a_page_without_scripts_or_network(client: Client):
 
 
 async def test_openapi_is_served(client: Client):
-    assert await (await client.get("/openapi.json")).json() == document(keys=False)
+    assert await (await client.get("/openapi.json")).json() == document(keys=False) | {"servers": [{"url": "/"}]}
     await problem(await client.post("/openapi.json"), 405, "method-not-allowed")
 
 
