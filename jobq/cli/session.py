@@ -45,11 +45,15 @@ def loaded() -> None:
     gc.freeze()
 
 
-def on_stop_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C); the process does not end by itself."""
+def on_stop_signals(stop: Callable[[], None], at_once: Callable[[], None] | None = None) -> None:
+    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C); the process does not end by itself.
+
+    ``at_once`` is called at SIGQUIT, which a supervisor sends when it is told a second time to stop. None: ``stop``.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGQUIT, at_once or stop)
 
 
 def is_target(word: str) -> bool:

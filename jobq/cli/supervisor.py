@@ -1,13 +1,15 @@
 """Runs N processes of one command: restarts those that die, stops them all, leaves none behind.
 
 - A process that ends unasked is started again, after a delay that doubles up to 30 s while it keeps dying.
-- Exit code 2 means "cannot run like this" (usage, target, settings): starting it again would not help, so
-  the supervisor stops the others and ends with that code.
-- ``stop()`` sends SIGTERM: graceful. A second ``stop()`` sends it again, which the command line's processes
-  take as "at once". Who has not ended in time gets SIGKILL, and with it the processes that it started.
+- Some errors cannot be mended by a restart. A process that ends with exit code 2 was used wrongly (usage, target,
+  settings); one that ends with exit code 78 was refused by Redis (password, rights, layout). The supervisor then stops
+  the others and ends with 2 or 1.
+- ``stop()`` sends SIGTERM: graceful. A second ``stop()`` sends SIGQUIT: at once. The signals differ because systemd and
+  others send SIGTERM to every process of a service. A process then gets it twice, and both mean one graceful stop.
+- A process that has not ended in time gets SIGKILL, and so do the processes that it started.
 - A supervisor that is killed takes its processes along: each holds the read end of a pipe (``LIFELINE``, the
   number of the descriptor) that nobody writes to; its end of file means that the supervisor is gone.
-- The processes stand in sessions of their own: the terminal's Ctrl-C reaches them once, through us.
+- The processes run in sessions of their own: the terminal's Ctrl-C reaches them once, through the supervisor.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CANNOT_RUN = 2
+"""Exit code of a process that was used wrongly: usage, target or settings."""
+REFUSED = 78
+"""Exit code of a process that Redis refuses, or that has no server to go to. It is EX_CONFIG of sysexits.h."""
+FATAL = {CANNOT_RUN: 2, REFUSED: 1}
+"""Exit codes that no restart can mend, with the supervisor's own exit code."""
 DELAY_MIN = 0.1
 DELAY_MAX = 30.0
 """Seconds before a process that died is started again."""
@@ -68,7 +75,7 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the processes running until ``stop()``.
 
-        Returns 0 after a stop, or the exit code of a process that cannot run. Cancellation kills them.
+        Returns 0 after a stop, or an exit code when a process cannot run. Cancellation kills them.
         """
         lifeline, ours = os.pipe()
         try:
@@ -87,7 +94,7 @@ class Supervisor:
         self._stops += 1
         self._stopping.set()
         if self._stops <= 2:
-            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM if self._stops == 1 else signal.SIGQUIT)
             within = self._grace if self._stops == 1 else AT_ONCE_WITHIN
             self._deadlines.append(asyncio.get_running_loop().call_later(within, self._kill))
 
@@ -104,8 +111,9 @@ class Supervisor:
             code = await self._run_once(lifeline)
             if self._stopping.is_set():
                 return
-            if code == CANNOT_RUN:
-                self._code = code
+            if code in FATAL:
+                log.error(f"{self._name} cannot run, and a restart would not help: stopping", reason=describe(code))
+                self._code = FATAL[code]
                 self.stop()
                 return
             if time.monotonic() - began > STEADY_AFTER:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from jobq.cli import render
 from jobq.cli.session import loaded, on_stop_signals, run
-from jobq.cli.supervisor import Supervisor, follow_supervisor
+from jobq.cli.supervisor import REFUSED, Supervisor, follow_supervisor
 from jobq.cli.target import load_target
 from jobq.engine.worker.worker import Worker
-from jobq.errors import TargetError
+from jobq.errors import NoServer, StoreRefused, TargetError
 from jobq.logging import configure
 
 if TYPE_CHECKING:
@@ -32,15 +34,23 @@ STUCK = 70
 def work(args: argparse.Namespace, settings: Settings) -> int:
     """Supervise ``--processes`` workers; 0: be the worker.
 
-    The target is loaded here too, so that one clear line says what is wrong with it before anything starts.
+    The supervisor loads the target and opens its queues, too: what is wrong with them is said in one line, before
+    anything starts.
     """
     configure(settings)
     supervised = follow_supervisor(grace=settings.grace + SETTLING)
     queues = _weighted(load_target(args.target), dict(args.weight))
-    if supervised or args.processes == 0:
-        return run(_work(queues))
+    if supervised:
+        try:
+            return run(_work(queues, supervised=True))
+        except (StoreRefused, NoServer) as error:
+            render.complain(str(error))
+            return REFUSED
+    if args.processes == 0:
+        return run(_work(queues, supervised=False))
     weights = [f"--weight={name}={weight}" for name, weight in args.weight]
-    return run(_supervise(command(args.target, weights), args.processes, settings))
+    words = command(args.target, weights)
+    return run(_supervise(words, args.processes, settings, [queue for queue, _ in queues]))
 
 
 def command(target: str, options: Sequence[str] = ()) -> list[str]:
@@ -48,16 +58,33 @@ def command(target: str, options: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "jobq", "work", target, *options]
 
 
-async def _supervise(words: list[str], processes: int, settings: Settings) -> int:
+async def _supervise(words: list[str], processes: int, settings: Settings, queues: list[Queue]) -> int:
     supervisor = Supervisor(words, processes, name="worker", grace=settings.grace + SETTLING)
     on_stop_signals(supervisor.stop)
-    return await supervisor.run()
+    async with AsyncExitStack() as stack:
+        for queue in queues:
+            # open for as long as the workers run, so that an embedded server does not end between them
+            await stack.enter_async_context(queue)
+        return await supervisor.run()
 
 
-async def _work(queues: list[tuple[Queue, int]]) -> int:
-    """Run until a signal stops it: gracefully, the second time at once."""
+async def _work(queues: list[tuple[Queue, int]], *, supervised: bool) -> int:
+    """Run until a signal stops it: gracefully, the second time at once.
+
+    Under a supervisor SIGTERM is always graceful, and SIGQUIT means at once. systemd sends SIGTERM to every process of
+    a service, so that it arrives here twice, from the system and from the supervisor.
+    """
     worker = Worker(*queues, given_up=lambda: os._exit(STUCK))
-    on_stop_signals(worker.stop)
+
+    def gracefully() -> None:
+        if not (supervised and worker.state == "stopping"):
+            worker.stop()
+
+    def at_once() -> None:
+        for _ in range(2):
+            worker.stop()
+
+    on_stop_signals(gracefully, at_once)
     async with worker:
         loaded()
         await worker.run()

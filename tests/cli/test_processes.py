@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import redis
 
 from jobq.http.auth import new_key
 from jobq.http.serve import free_port
@@ -237,6 +238,63 @@ def test_work_gives_running_jobs_their_grace(start, tasks):
     work.signal(signal.SIGTERM)
     assert work.end() == 0
     assert '"state":"completed"' in start("show", job, "--json").wait_line("tasks:")
+
+
+def test_sigterm_to_every_process_gives_running_jobs_their_grace(start, tasks, redis_url, jobq):
+    """systemd's default, KillMode=control-group: the worker gets it from the system and from its supervisor."""
+    work = start("work", tasks, "--grace", "30", JOBQ_REDIS_URL=redis_url)
+    work.wait_line("worker started")
+    job = jobq("enqueue", "sleepy", '{"seconds": 2}', "--queue", "tasks").out.strip()
+    holds(lambda: jobq("show", job, "--json").json[0]["state"] == "active", "the job runs")
+    everybody = [*work.children(), psutil.Process(work.popen.pid)]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        for process in everybody[:-1]:
+            process.send_signal(number)
+    everybody[-1].send_signal(signal.SIGTERM)
+    assert work.end() == 0
+    row = jobq("show", job, "--json").json[0]
+    assert (row["state"], row["attempts_made"]) == ("completed", 1)
+
+
+def test_a_second_signal_to_the_supervisor_hands_jobs_back_at_once(start, tasks, redis_url, jobq):
+    work = start("work", tasks, "--grace", "1h", JOBQ_REDIS_URL=redis_url)
+    work.wait_line("worker started")
+    job = jobq("enqueue", "sleepy", '{"seconds": 60}', "--queue", "tasks").out.strip()
+    holds(lambda: jobq("show", job, "--json").json[0]["state"] == "active", "the job runs")
+    work.signal(signal.SIGTERM)
+    work.wait_line("waiting for running jobs")
+    work.signal(signal.SIGTERM)
+    assert work.end() == 0
+    row = jobq("show", job, "--json").json[0]
+    assert (row["state"], row["attempts_made"]) == ("waiting", 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [("unix://nobody:wrong@{socket}", "Redis refuses this user"), ("unix:///nowhere/redis", "no answer from Redis")],
+    ids=["password", "address"],
+)
+def test_work_says_in_one_line_that_redis_refuses_it(start, tasks, server, url, error):
+    work = start("work", tasks, JOBQ_REDIS_URL=url.format(socket=server.socket))
+    assert error in work.wait_line("jobq: ")
+    assert work.end() == 1
+    assert not [line for line in work.lines if "died" in line]
+    with redis.Redis.from_url(server.admin_url) as admin:
+        admin.execute_command("ACL", "LOG", "RESET")  # it was meant to be refused
+
+
+def test_a_worker_that_redis_refuses_later_is_not_started_again_and_again(start, tasks, server, redis_url):
+    with redis.Redis.from_url(server.admin_url) as admin:
+        admin.execute_command("ACL", "SETUSER", "passing", "on", ">secret", "~*", "&*", "+@all")
+        work = start("work", tasks, JOBQ_REDIS_URL=f"unix://passing:secret@{server.socket}")
+        work.wait_line("worker started")
+        admin.execute_command("ACL", "SETUSER", "passing", "resetpass", ">another")
+        (worker,) = [child for child in work.children() if "work" in child.cmdline()]
+        worker.kill()
+        assert work.end() == 1
+        assert "a restart would not help" in work.wait_line("worker cannot run")
+        admin.execute_command("ACL", "DELUSER", "passing")
+        admin.execute_command("ACL", "LOG", "RESET")
 
 
 def test_a_stuck_thread_does_not_keep_a_worker(start, tasks):

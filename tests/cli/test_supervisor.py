@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from jobq.cli import supervisor as module
-from jobq.cli.supervisor import CANNOT_RUN, Supervisor, describe
+from jobq.cli.supervisor import CANNOT_RUN, REFUSED, Supervisor, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,20 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
 signal.pause()
 signal.pause()
+"""
+SIGNALLED = """
+import os, signal, sys
+
+def say(number, _):
+    open(sys.argv[1], "a").write(f"{int(number)}\\n")
+    if number == signal.SIGQUIT:
+        sys.exit(0)
+
+signal.signal(signal.SIGTERM, say)
+signal.signal(signal.SIGQUIT, say)
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
+while True:
+    signal.pause()
 """
 STUBBORN = """
 import os, signal, subprocess, sys
@@ -115,9 +129,24 @@ async def test_the_delay_grows_while_it_keeps_dying(file: Path, monkeypatch):
     assert delays[:5] == [0.01, 0.02, 0.04, 0.05, 0.05]
 
 
-async def test_one_that_cannot_run_is_not_repeated(file: Path):
-    code = f"raise SystemExit({CANNOT_RUN})"
-    assert await asyncio.wait_for(Supervisor(command(code, file), 2).run(), 15) == CANNOT_RUN
+@pytest.mark.parametrize(("code", "answer"), [(CANNOT_RUN, 2), (REFUSED, 1)])
+async def test_one_that_cannot_run_is_not_repeated(file: Path, code: int, answer: int):
+    words = command(f"raise SystemExit({code})", file)
+    assert await asyncio.wait_for(Supervisor(words, 2).run(), 15) == answer
+
+
+async def test_a_stop_is_sigterm_and_a_second_one_another_signal(file: Path):
+    """The system may send SIGTERM as well: a second SIGTERM must not mean "at once"."""
+    supervisor = Supervisor(command(SIGNALLED, file), 1, grace=3600)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 1, "it runs")
+    supervisor.stop()
+    await until(lambda: pids(file)[1:] == [signal.SIGTERM], "SIGTERM")
+    os.kill(pids(file)[0], signal.SIGTERM)
+    await until(lambda: pids(file)[1:] == [signal.SIGTERM] * 2, "the system's SIGTERM")
+    supervisor.stop()
+    assert await asyncio.wait_for(running, 15) == 0
+    assert pids(file)[1:] == [signal.SIGTERM, signal.SIGTERM, signal.SIGQUIT]
 
 
 async def test_the_stubborn_are_killed_with_their_children(file: Path):

@@ -55,7 +55,8 @@ def translate(error: Exception) -> StoreError:
     if text.startswith("OOM "):
         return StoreFull("Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
     refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
-    if isinstance(error, refusals) or text.startswith(_REFUSED):
+    # redis-py raises a refused login as a ConnectionError whose cause is the refusal
+    if isinstance(error, refusals) or isinstance(error.__cause__, refusals) or text.startswith(_REFUSED):
         return StoreRefused(f"Redis refuses this user: {text}")
     if text.startswith(_CLUSTER):
         # only a user without the right to INFO gets here: fitness.py refuses the others when the queue is opened
