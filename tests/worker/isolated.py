@@ -111,7 +111,7 @@ def pool_then_die() -> None:
 def pool() -> int:
     """Leaving the pool sends SIGTERM to its processes and waits for them."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(abs, (-3,))
+        return pool.apply(add, (1, 2))
 
 
 def fork(how: str) -> str:

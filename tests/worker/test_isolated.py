@@ -224,5 +224,6 @@ def test_a_child_that_cannot_hear_its_parent_any_more_ends(monkeypatch):
 
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    child.listen(Deaf(), queue_module.SimpleQueue(), threading.Event())
+    deaf: Any = Deaf()
+    child.listen(deaf, queue_module.SimpleQueue(), threading.Event())
     assert codes == [1]
