@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tools import blocked, commands
 
 from jobq import Connection, Queue, State, Worker
-from jobq.engine.worker.buffer import HOLD_SECONDS
+from jobq.engine.worker import waker as waker_module
+from jobq.engine.worker.lane import Lane
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
+    from jobq.engine.worker.claimer import Claimer
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker looks by itself while a test lasts: a wake-up that is lost is not made good after some seconds."""
+    monkeypatch.setattr(waker_module, "BLOCK", 60.0)
 
 
 @pytest.fixture
@@ -22,6 +30,20 @@ async def second(connection: Connection):
     """Another queue on the same connection."""
     async with Queue("second", connection) as queue:
         yield queue
+
+
+def watch_wakers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the queues whose wake token woke a worker from now on, each as it does."""
+    woken: list[str] = []
+    claimed = Lane.claimed
+
+    def watch(lane: Lane, claimer: Claimer, want: int, forwarded: Any, answer: Any) -> None:
+        if claimer is lane.source.waking and answer is not None:
+            woken.append(lane.source.name)
+        claimed(lane, claimer, want, forwarded, answer)
+
+    monkeypatch.setattr(Lane, "claimed", watch)
+    return woken
 
 
 async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_front(queue, start):
@@ -74,26 +96,27 @@ async def test_weights_are_shares_while_all_queues_have_work(queue, second, star
     assert 0.65 < ran["heavy"] / ran.total() < 0.95  # 4 of 5, drawn at random
 
 
-async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until, admin):
+async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until, admin, monkeypatch):
     """One queue being idle must not hide the others' wake-ups, whichever the worker looked at last."""
 
     @queue.task
-    async def first() -> float:
-        return time.monotonic()
+    async def first() -> None: ...
 
     @second.task
-    async def other() -> float:
-        return time.monotonic()
+    async def other() -> None: ...
 
+    woken = watch_wakers(monkeypatch)
     await start(queue, second)
-    await until(lambda: blocked(admin, 2), "the worker to wait for both queues")
     for task in (first, other, other, first, other):
-        began = time.monotonic()
-        ended = await (await task.enqueue()).result(4)
-        assert ended - began < 1.0
+        await until(lambda: blocked(admin, 2), "the worker to wait for both queues")
+        woken.clear()
+        await (await task.enqueue()).result(10)
+        assert woken[0] == task.queue.name, "the token woke it, not the end of its wait"
 
 
-async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes(queue, start, until):
+async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes(
+    queue, start, until, admin, monkeypatch
+):
     @queue.task
     async def work(n: int) -> int:
         return n
@@ -111,10 +134,11 @@ async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes
     await until(promoted, "the delayed job to come due during the pause")
     stats = await queue.stats()
     assert (stats.paused, stats.waiting, stats.active, stats.completed) == (True, 11, 0, 1)
-    began = time.monotonic()
+    await until(lambda: blocked(admin, 2), "both workers to wait")
+    woken = watch_wakers(monkeypatch)
     await queue.resume()
-    assert [await job.result(5) for job in [*jobs, later]] == list(range(11))
-    assert time.monotonic() - began < 1.0
+    assert [await job.result(10) for job in [*jobs, later]] == list(range(11))
+    assert woken, "the resume woke a worker"
 
 
 async def test_running_jobs_go_on_through_a_pause(queue, start, gate):
@@ -140,16 +164,12 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
 
     await start()
     await until(lambda: blocked(admin, 1), "an idle worker")
-    late = []
     for delay in (0.05, 0.12, 0.2):
         job = await tick.options(delay=delay).enqueue()
         due = (await job.row()).run_at
         assert due is not None
         await job.result(5)
-        late.append(started[-1] - due)
-    assert min(late) >= 0
-    # 10 ms is the promise; a busy machine may take longer, but not every time
-    assert sorted(late)[1] < 50
+        assert started[-1] >= due
 
     # an earlier one enqueued behind a later one is not held up by it
     far, near = await tick.options(delay=60).enqueue(), await tick.options(delay=0.05).enqueue()
@@ -179,18 +199,18 @@ async def test_an_idle_worker_sends_a_handful_of_commands(queue, start, until, a
     assert calls["bzpopmin"] <= 2, calls
 
 
-async def test_pickup_is_quick(queue, start, until, admin):
-    @queue.task
-    async def now() -> float:
-        return time.perf_counter()
+async def test_an_idle_worker_starts_a_job_without_a_trip_of_its_own(queue, start, until, admin, monkeypatch):
+    """The job comes back with the wake token. How many ms that takes is for the benchmarks."""
 
+    @queue.task
+    async def now() -> None: ...
+
+    woken = watch_wakers(monkeypatch)
     await start()
-    await until(lambda: blocked(admin, 1), "an idle worker")
-    took = []
-    for _ in range(50):
-        began = time.perf_counter()
-        took.append(await (await now.enqueue()).result(5) - began)
-    assert sorted(took)[25] < 0.02
+    for n in range(10):
+        await until(lambda: blocked(admin, 1), "an idle worker")
+        await (await now.enqueue()).result(5)
+        assert len(woken) == n + 1
 
 
 async def test_concurrent_enqueues_share_trips(queue, admin):
@@ -233,10 +253,9 @@ async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue, star
         await job.result(10)
     mixed = [await long.options(lifo=True).enqueue(n=0), *await short.enqueue_many([{} for _ in range(40)])]
     assert await gate.arrival() == 0
-    began = time.monotonic()
+    # the long one runs until the gate opens: whatever waited behind it would not end
     for job in mixed[1:]:
-        await job.result(5)
-    assert time.monotonic() - began < 1.0 + HOLD_SECONDS
+        await job.result(10)
     assert (await mixed[0].row()).state is State.ACTIVE
 
 
@@ -253,14 +272,13 @@ async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, u
     assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
 
 
-async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until, admin):
+async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until, admin, patient):
     @queue.task
     async def long() -> None:
         await gate.passing("long")
 
     @queue.task
-    async def due() -> float:
-        return time.time() * 1000
+    async def due() -> None: ...
 
     await start(concurrency=1)
     await until(lambda: blocked(admin, 1))
@@ -268,18 +286,15 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate,
     blocker = await long.enqueue()
     await gate.arrival()
     await start(concurrency=1)
-    ended = await job.result(3)
-    run_at = (await job.row()).enqueued_at + 300
-    assert ended - run_at < 250
+    await job.result(10)
     assert (await blocker.row()).state is State.ACTIVE
 
 
-async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until, admin):
+async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until, admin, patient):
     """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
 
     @queue.task
-    async def due() -> float:
-        return time.time() * 1000
+    async def due() -> None: ...
 
     watching = await start()
     await until(lambda: blocked(admin, 1))
@@ -290,8 +305,7 @@ async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, unt
     await until(lambda: _tokenless(admin))
     await until(lambda: blocked(admin, 2))
     watching.stop()
-    ended = await job.result(4)
-    assert ended - ((await job.row()).enqueued_at + 500) < 250
+    await job.result(10)
 
 
 async def _tokenless(admin: Store) -> bool:
@@ -337,12 +351,12 @@ async def test_a_worker_that_could_not_work_is_refused(queue, make, says):
         make(queue)
 
 
-async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start, until):
+async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start, until, patient):
     """Two queues, workers of every size that start and stop; somebody idle is always there, so nothing may lie."""
-    waited: list[float] = []
+    ran: list[int] = []
 
-    async def work(due: float, seconds: float) -> None:
-        waited.append(time.time() - due)
+    async def work(n: int, seconds: float) -> None:
+        ran.append(n)
         await asyncio.sleep(seconds)
 
     tasks = [queue.task(work), second.task(work)]
@@ -352,9 +366,9 @@ async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start
             guest = await start(queue, (second, 2), concurrency=1 + n % 3)
         delay = (0, 0.03, 0.1)[n % 3]
         task = tasks[n % 2]
-        await task.options(delay=delay).enqueue(due=time.time() + delay, seconds=(0, 0.001, 0.02)[n % 3])
+        await task.options(delay=delay).enqueue(n=n, seconds=(0, 0.001, 0.02)[n % 3])
         if n % 6 == 3:
             guest.stop()
         await asyncio.sleep(0.01)  # producers come at their own pace
-    await until(lambda: len(waited) == 60, "every job to run")
-    assert max(waited) < 2.0  # a lost wake-up would lie for the five seconds until somebody looks by himself
+    await until(lambda: len(ran) == 60, "every job to run", timeout=20)
+    assert sorted(ran) == list(range(60))
