@@ -183,6 +183,7 @@ async def test_a_forked_child_opens_the_queue_for_itself_and_leaves_the_parents_
             return b"cmd=xread" in await admin.command(b"CLIENT", b"LIST")
 
         await until(waits_in_redis)
+        await queue.store.command(b"PING")  # some connection is idle after it
         idle = list(queue.store.connection._idle)  # noqa: SLF001 # pyright: ignore
 
         async def unopened() -> None:
