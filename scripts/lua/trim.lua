@@ -1,18 +1,22 @@
 #!lua flags=allow-oom
 -- trim: finished jobs beyond the queue's retention go, oldest first, a page a call.
 -- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved
--- ARGV now, completed to keep, failed to keep, age to keep ms, page
+-- ARGV now, completed to keep, failed to keep, age to keep ms, page, young ms, young jobs to keep
+--   Somebody may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
+--   after its end, or after its own retention; but of each set only the newest `young` jobs do.
 -- RETURNS how many were removed; fewer than page: done
 local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page = tonumber(ARGV[5])
-for i = 2, 5 do
+for i = 2, 7 do
     -- a negative number would remove everything
     if not ((tonumber(ARGV[i]) or -1) >= 0) then
         return redis.error_reply('ERR trim: argument ' .. i .. ' is "' .. ARGV[i] .. '"; it takes a number from 0 on')
     end
 end
-local ids = redis.call('ZRANGE', expires, '-inf', now, 'BYSCORE', 'LIMIT', 0, page)
+local old, many = string.format('%.0f', now - tonumber(ARGV[6])), tonumber(ARGV[7])
+local over_since = redis.call('ZCOUNT', expires, '-inf', now) > many and now or old
+local ids = redis.call('ZRANGE', expires, '-inf', over_since, 'BYSCORE', 'LIMIT', 0, page)
 if #ids > 0 then
     -- first, so that what has expired leaves its room to the others
     redis.call('ZREM', completed, unpack(ids))
@@ -20,9 +24,12 @@ if #ids > 0 then
     redis.call('ZREM', expires, unpack(ids))
 end
 for i, set in ipairs({ completed, failed }) do
-    local beyond = redis.call('ZCARD', set) - tonumber(ARGV[1 + i])
-    local old = redis.call('ZCOUNT', set, '-inf', now - tonumber(ARGV[4]))
-    local over = math.min(page - #ids, math.max(beyond, old))
+    local count = redis.call('ZCARD', set)
+    local aged = redis.call('ZCOUNT', set, '-inf', now - tonumber(ARGV[4]))
+    local over = math.max(count - tonumber(ARGV[1 + i]), aged)
+    if over > 0 then
+        over = math.min(page - #ids, over, math.max(redis.call('ZCOUNT', set, '-inf', old), count - many))
+    end
     if over > 0 then
         local oldest = redis.call('ZRANGE', set, 0, over - 1)
         redis.call('ZREMRANGEBYRANK', set, 0, over - 1)

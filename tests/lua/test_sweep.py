@@ -222,8 +222,8 @@ async def test_the_holder_of_a_reaped_lease_is_a_stranger(bench: Bench):
     assert await bench.dump() == after
 
 
-def trim(completed: int = 100, failed: int = 100, age: int = 10**6, page: int = 500):
-    return lambda store: store.trim(completed, failed, age, page)
+def trim(completed: int = 100, failed: int = 100, age: int = 10**6, page: int = 500, young_ms: int = 0, young: int = 9):
+    return lambda store: store.trim(completed, failed, age, page, young_ms, young)
 
 
 def finished(state: str, **scores: int) -> State:
@@ -277,6 +277,48 @@ def finished(state: str, **scores: int) -> State:
             {"jobs": {"b": "B", "y": "Y"}, "completed": {"b": 900}, "failed": {"y": 900}}
             | {"expires": {"b": 1001, "y": 9000}},
             2,
+        ),
+        Case(
+            "what has just finished stays, beyond the count and to the millisecond",
+            also(finished("completed", a=899, b=900, c=901), finished("failed", x=900, y=901)),
+            trim(0, 0, young_ms=100),
+            also(finished("completed", c=901), finished("failed", y=901)),
+            3,
+        ),
+        Case(
+            "beyond the age too",
+            finished("completed", a=899, b=901),
+            trim(age=1, young_ms=100),
+            finished("completed", b=901),
+            1,
+        ),
+        Case(
+            "but not more than so many of them",
+            also(finished("completed", a=901, b=902, c=903), finished("failed", x=901, y=902)),
+            trim(0, 0, young_ms=100, young=2),
+            also(finished("completed", b=902, c=903), finished("failed", x=901, y=902)),
+            1,
+        ),
+        Case(
+            "no more goes than what is beyond the count, however old the rest is",
+            finished("completed", a=1, b=2, c=3),
+            trim(2, young_ms=100, young=0),
+            finished("completed", b=2, c=3),
+            1,
+        ),
+        Case(
+            "what has a retention of its own stays as long behind it",
+            finished("completed", a=900, b=900) | {"expires": {"a": 900, "b": 901}},
+            trim(young_ms=100),
+            finished("completed", b=900) | {"expires": {"b": 901}},
+            1,
+        ),
+        Case(
+            "unless too many have expired",
+            finished("completed", a=900, b=900) | {"expires": {"a": 999, "b": 1001}},
+            trim(young_ms=100, young=0),
+            finished("completed", b=900) | {"expires": {"b": 1001}},
+            1,
         ),
         Case(
             "what has expired leaves room for what has not",

@@ -429,14 +429,17 @@ class Model:
             self._forget(job, timed_keys_too=True)
         return states
 
-    def trim(self, keep_completed: int, keep_failed: int, age: int, page: int) -> int:
+    def trim(self, keep_completed: int, keep_failed: int, age: int, page: int, young_ms: int, young: int) -> int:
         ended = [job for job in self.jobs.values() if job.expires is not None and job.expires <= self.now]
+        if len(ended) <= young:
+            ended = [job for job in ended if (job.expires or 0) <= self.now - young_ms]
         gone = sorted(ended, key=lambda job: (job.expires, job.id))[:page]
         for job in gone:
             self._forget(job, timed_keys_too=False)
         for state, keep in (("completed", keep_completed), ("failed", keep_failed)):
             oldest = self.of(state)
             over = max(len(oldest) - keep, sum(job.at <= self.now - age for job in oldest), 0)
+            over = min(over, max(sum(job.at <= self.now - young_ms for job in oldest), len(oldest) - young))
             for job in oldest[: min(over, page - len(gone))]:
                 self._forget(job, timed_keys_too=False)
                 gone.append(job)

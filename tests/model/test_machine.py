@@ -275,12 +275,18 @@ class Machine(RuleBasedStateMachine):
     def reap(self, limit: int, gap: int, grace: int) -> Any:
         return self.took(self.do("reap", limit, LEASE, "sweeper", gap, grace))
 
-    @rule(keep=st.integers(0, 3), age=st.sampled_from([1, 1000, 10**9]), page=st.integers(1, 4), keys=st.booleans())
-    def tidy(self, keep: int, age: int, page: int, keys: bool) -> None:
+    @rule(
+        keep=st.integers(0, 3),
+        age=st.sampled_from([1, 1000, 10**9]),
+        page=st.integers(1, 4),
+        young=st.sampled_from([(0, 9), (700, 1), (700, 9)]),
+        keys=st.booleans(),
+    )
+    def tidy(self, keep: int, age: int, page: int, young: tuple[int, int], keys: bool) -> None:
         if keys:
             self.do("expire", page)
         else:
-            self.do("trim", keep, keep, age, page)
+            self.do("trim", keep, keep, age, page, *young)
 
     @rule()
     def rebase(self) -> None:

@@ -8,7 +8,19 @@ from collections import Counter
 import pytest
 from tools import commands
 
-from jobq import Connection, JobFailed, JobNotFound, Queue, ResultTimeout, State, StoreError, Worker
+from jobq import (
+    Connection,
+    JobFailed,
+    JobKilled,
+    JobNotFound,
+    Queue,
+    ResultTimeout,
+    State,
+    StoreError,
+    UnreadableResult,
+    Worker,
+)
+from jobq.engine.queue import results
 
 
 async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, start, until, admin):
@@ -258,3 +270,76 @@ async def test_a_result_over_the_limit_fails_its_job(connection: Connection) -> 
         with pytest.raises(JobFailed, match="the handler's result has 101 bytes, the limit is 100"):
             await job.result(timeout=10)
         assert (await job.row()).attempts_made == 1
+
+
+async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue, start):
+    @queue.task
+    async def answer() -> int:
+        return 42
+
+    job = await answer.enqueue()
+    with pytest.raises(ResultTimeout, match=r"had not ended after 0\.0 s"):
+        await job.result(0)
+    await start()
+    assert await job.result(10) == 42
+    assert await job.result(0) == 42
+    await queue.remove(job.id)
+    with pytest.raises(JobNotFound):
+        await job.result(0)
+
+
+async def test_after_a_flush_nobody_waits_for_long(queue, admin, monkeypatch, until):
+    monkeypatch.setattr(results, "BLOCK", 0.05)
+    monkeypatch.setattr(results, "PAGE", 2)
+    jobs = [await queue.enqueue("nobody") for _ in range(10)]
+    waiting = [asyncio.create_task(job.result(60)) for job in jobs]
+
+    async def reading() -> bool:
+        return b"cmd=xread" in await admin.command(b"CLIENT", b"LIST")
+
+    await until(reading)
+    await admin.command(b"FLUSHALL")
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+    assert {type(answer) for answer in answers} == {JobNotFound}
+
+
+async def test_each_waiter_gets_an_exception_of_its_own(queue):
+    """REST takes the traceback away for those who may not see it."""
+    job = await queue.enqueue("x")
+    waiting = [asyncio.create_task(job.result(10)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await queue.kill(job.id)
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in errors} == {JobKilled}
+    assert len({id(error) for error in errors}) == 3
+    assert {(str(error), error.job_id, error.type) for error in errors} == {(str(errors[0]), job.id, "Killed")}
+
+
+async def test_a_result_that_does_not_fit_the_annotation_is_an_error_of_jobqs(queue, start):
+    @queue.task
+    async def text() -> int:
+        return "no number"  # type: ignore[return-value]
+
+    await start()
+    job = await text.enqueue()
+    with pytest.raises(UnreadableResult, match="does not fit the handler's annotation: Expected `int`, got `str`"):
+        await job.result(10)
+
+
+async def test_awaited_results_outlive_a_retention_of_nothing(connection, start):
+    """What has just finished stays for some seconds, whatever the retention."""
+    queue = Queue("test", connection, keep_completed=0, keep_failed=0)
+
+    @queue.task(retention=0)
+    async def echo(n: int) -> int:
+        return n
+
+    @queue.task
+    async def again(n: int) -> int:
+        return n
+
+    async with queue:
+        await start(queue, concurrency=50)
+        jobs = await echo.enqueue_many({"n": n} for n in range(500))
+        jobs += await again.enqueue_many({"n": n} for n in range(500))
+        assert await asyncio.gather(*(job.result(30) for job in jobs)) == [*range(500), *range(500)]

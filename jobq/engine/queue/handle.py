@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from jobq.errors import UnreadableResult
+
 if TYPE_CHECKING:
     from jobq.engine.model.job import JobRow, Seconds
     from jobq.engine.queue.queue import Queue
@@ -32,10 +34,14 @@ class Job(Generic[R]):
 
         :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
         :raises JobNotFound: it was removed, or its retention ran out.
-        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        :raises ResultTimeout: it had not ended after ``timeout`` (seconds). With 0 it is asked for once.
+        :raises UnreadableResult: the result is damaged, or is not of the annotated type.
         """
         raw = await self.queue.result(self.id, timeout=timeout)
-        return msgspec.json.decode(raw, type=self._returns)
+        try:
+            return msgspec.json.decode(raw, type=self._returns)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UnreadableResult(self.id, f"it does not fit the handler's annotation: {error}") from None
 
     def result_sync(self, timeout: Seconds | None = None) -> R:
         """As ``result``, for synchronous code.

@@ -2,18 +2,29 @@
 
 One reader per queue follows the events stream while somebody waits. A waiter first has the reader's place in the stream
 fixed and only then asks for the job's state, so an end between the two cannot be missed. A reader that fell behind the
-trimmed stream, or lost its connection, asks again for every waiter.
+trimmed stream, or lost its connection, asks again for every waiter. An emptied Redis says nothing: so every few seconds
+the reader asks for one page of the waiting jobs, and for all of them when one of that page is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from jobq.engine.model.rows import read_errors, read_result
-from jobq.errors import JobFailed, JobKilled, JobNotFound, ResultTimeout, StoreError, StoreUnavailable, UnreadableResult
+from jobq.errors import (
+    JobFailed,
+    JobKilled,
+    JobNotFound,
+    ResultTimeout,
+    StoreError,
+    StoreUnavailable,
+    UnreadableResult,
+    twin,
+)
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
@@ -37,17 +48,26 @@ class Waiters:
         self._reader: asyncio.Task[None] | None = None
         self._asker: asyncio.Task[None] | None = None
         self._placed = asyncio.Event()
+        self._sample: set[str] = set()
+        """Jobs that were asked for although nothing was heard of them."""
+        self._looked = 0.0
 
     async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
         """The job's result, as encoded JSON.
 
         :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
         :raises JobNotFound: there is no such job, or it was removed while waiting.
-        :raises ResultTimeout: it had not ended after ``timeout`` seconds.
+        :raises ResultTimeout: it had not ended after ``timeout`` seconds. With 0 it is asked for once.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(waiter)
         try:
+            if timeout is not None and timeout <= 0:
+                state, row = await self._store.do(self._store.results([job_id]))
+                self._answer(job_id, state, row)
+                if waiter.done():
+                    return await waiter
+                raise TimeoutError
             async with asyncio.timeout(timeout):
                 if self._reader is None or self._reader.done():
                     self._placed.clear()
@@ -74,7 +94,7 @@ class Waiters:
             page, self._ask = self._ask[:PAGE], self._ask[PAGE:]
             try:
                 answers = await self._store.do(self._store.results(page))
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever because of it
                 for job_id in page:
                     self._fail(job_id, error)
                 continue
@@ -82,6 +102,11 @@ class Waiters:
             for job_id, state, row in zip(page, answers[::2], answers[1::2], strict=False):
                 self._answer(job_id, state, row)
             self._ask = page[len(answers) // 2 :] + self._ask
+            gone = {one for one, state in zip(page, answers[::2], strict=False) if state == b"gone"}
+            if gone & self._sample:
+                # nothing was heard of its end: the others may be gone as well
+                self._sample.clear()
+                self._ask_for(list(self._waiting))
 
     def _answer(self, job_id: str, state: bytes, row: bytes) -> None:
         if state == b"completed":
@@ -108,9 +133,19 @@ class Waiters:
             self._fail(job_id, JobNotFound(job_id))
 
     def _fail(self, job_id: str, error: Exception) -> None:
+        """Each waiter gets an exception of its own: what one caller does to it must not reach the others."""
         for waiter in self._waiting.get(job_id, ()):
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(twin(error))
+
+    def _ask_for_a_sample(self) -> None:
+        self._looked = monotonic()
+        ids = list(self._waiting)[:PAGE]
+        self._sample = set(ids)
+        for job_id in ids:
+            # to the end, so that the next sample is another one
+            self._waiting[job_id] = self._waiting.pop(job_id)
+        self._ask_for(ids)
 
     async def _read(self) -> None:
         """Follow the stream until nobody waits."""
@@ -121,6 +156,7 @@ class Waiters:
                 if place is None:
                     place = await self._store.last_event()
                     self._placed.set()
+                    self._looked = monotonic()
                     self._ask_for(list(self._waiting))
                 place, entries, behind = await self._store.events(place, block=BLOCK)
             except StoreError:
@@ -131,6 +167,8 @@ class Waiters:
                 await asyncio.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)))
                 continue
             failures = 0
+            if monotonic() - self._looked >= BLOCK:
+                self._ask_for_a_sample()
             if behind:
                 self._ask_for(list(self._waiting))
                 continue

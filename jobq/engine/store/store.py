@@ -43,6 +43,11 @@ LOGS_BYTES: Final = 65_536
 """What the column of a job's log lines keeps, as log.lua says."""
 SEQUENCE_BOUND: Final = 1 << 40
 """A sequence of waiting that passed this is rebased. It would run into the next priority at twice as much."""
+YOUNG_MS: Final = 5_000
+"""A finished job stays at least as long, whatever the retention is. Somebody may wait for its result, or repeat its
+enqueue because the reply was lost."""
+YOUNG: Final = 50_000
+"""Not more than so many of them, so that memory is bounded in a queue of any speed."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -246,9 +251,17 @@ class Store(Sender):
         """Jobs whose lease ran out, claimed by the sweeper; fewer once their specs come to ``CLAIM_BYTES``."""
         return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms, CLAIM_BYTES], read_claimed)
 
-    def trim(self, keep_completed: int, keep_failed: int, keep_for_ms: int, page: int) -> Call[int]:
+    def trim(
+        self,
+        keep_completed: int,
+        keep_failed: int,
+        keep_for_ms: int,
+        page: int,
+        young_ms: int = YOUNG_MS,
+        young: int = YOUNG,
+    ) -> Call[int]:
         """A page of what is beyond the retention goes. Answers how many went."""
-        return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page], int)
+        return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page, young_ms, young], int)
 
     def expire(self, page: int) -> Call[int]:
         """A page of outlived deduplication keys and old answers goes, and old minutes of metrics. Answers how many."""
