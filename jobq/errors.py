@@ -15,6 +15,7 @@ JobqError
     + JobKilled
   x UnreadableResult        raised by ``job.result()``: the stored result is damaged
   x ResultTimeout           the job had no result within the time given
+  x TooManyWaiting          a handler may not wait for another job: too many of its worker wait already
   x StoreError
     + StoreUnavailable      no answer from Redis; nothing is known to be lost
     + StoreFull             Redis is at maxmemory; only enqueue is refused
@@ -153,6 +154,16 @@ class UnreadableResult(JobqError):
 
 class ResultTimeout(JobqError, TimeoutError):
     """The job had no result within the time given; it goes on."""
+
+
+class TooManyWaiting(JobqError):
+    """A handler waits for another job while too many handlers of its worker do the same."""
+
+    def __init__(self, waiting: str, awaited: str, others: int) -> None:
+        super().__init__(
+            f"job {waiting} may not wait for job {awaited}: {others} jobs of this worker wait for other jobs already;"
+            " enqueue without waiting, or let the last job of the chain go on with the work"
+        )
 
 
 class StoreError(JobqError):

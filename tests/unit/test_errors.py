@@ -51,6 +51,11 @@ class World:
         return claimed
 
 
+@brings("TooManyWaiting", r"job parent 1 may not wait for job 2: 1000 jobs of this worker wait for other jobs already")
+async def _(world: World) -> None:
+    raise errors.TooManyWaiting("parent 1", "2", 1000)
+
+
 @brings("JobqError", r"cannot retry all waiting jobs: it takes failed, completed")
 async def _(world: World) -> None:
     await world.queue.retry_all(State.WAITING)

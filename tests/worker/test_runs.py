@@ -12,8 +12,9 @@ import msgspec
 import pytest
 import structlog
 
-from jobq import Context, Depends, JobFailed, State, inject
+from jobq import Context, Depends, JobFailed, Queue, State, inject
 from jobq.engine.task.context import current
+from jobq.engine.worker import lending
 from jobq.engine.worker import outbox as outbox_module
 from jobq.engine.worker import run as run_module
 from jobq.engine.worker.lane import Lane
@@ -362,6 +363,89 @@ async def test_a_handler_can_enqueue_and_wait_for_another(queue, start):
 
     await start()
     assert await (await parent.enqueue()).result(5) == 5
+
+
+def _slots(worker: Any) -> int:
+    return worker._pool.slots.concurrency  # noqa: SLF001
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_worker(queue, start, kind):
+    """Three slots, three parents in all of them, and children behind them."""
+
+    @queue.task
+    async def child(n: int) -> int:
+        return n
+
+    @queue.task(name="async")
+    async def parent(n: int) -> int:
+        jobs = [await child.enqueue(n=n) for _ in range(2)]
+        return sum(await asyncio.gather(*[job.result(20) for job in jobs]))
+
+    @queue.task(name="thread")
+    def thread_parent(n: int) -> int:
+        return child.enqueue_sync(n=n).result_sync(20) * 2
+
+    jobs = [await queue.enqueue(kind, {"n": n}) for n in range(10)]
+    worker = await start(concurrency=3)
+    assert [await job.result(20) for job in jobs] == [2 * n for n in range(10)]
+    assert worker.running == 0
+    # what was lent was taken back
+    assert _slots(worker) == 3
+
+
+async def test_a_handler_that_is_killed_while_it_waits_takes_its_slot_back(queue, start, gate, until):
+    @queue.task
+    async def child() -> None:
+        await gate.passing("child")
+
+    @queue.task
+    async def parent() -> None:
+        job = await child.enqueue()
+        await job.result(20)
+
+    worker = await start(concurrency=1)
+    job = await parent.enqueue()
+    await gate.arrival()
+    assert (worker.running, _slots(worker)) == (2, 2)
+    await queue.kill(job.id)
+    await until(lambda: _slots(worker) == 1)
+    gate.open()
+    await until(lambda: worker.running == 0)
+
+
+async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue, start, gate, connection):
+    """With one slot, a handler may rely on being alone."""
+    async with Queue("other", connection) as other:
+        elsewhere = await other.enqueue("x")
+
+        @queue.task
+        async def parent() -> None:
+            gate.arrivals.put_nowait(None)
+            await elsewhere.result(0.2)
+
+        worker = await start(concurrency=1)
+        job = await parent.options(attempts=1).enqueue()
+        await gate.arrival()
+        assert _slots(worker) == 1
+        with pytest.raises(JobFailed, match=r"had not ended after 0\.2 s"):
+            await job.result(5)
+
+
+async def test_a_handler_over_the_bound_may_not_wait_and_says_for_what(queue, start, monkeypatch):
+    monkeypatch.setattr(lending, "LENT_MAX", 0)
+
+    @queue.task
+    async def child() -> None: ...
+
+    @queue.task(attempts=1)
+    async def parent() -> None:
+        await (await child.enqueue()).result(5)
+
+    await start()
+    job = await parent.enqueue()
+    with pytest.raises(JobFailed, match=f"job parent {job.id} may not wait for job"):
+        await job.result(5)
 
 
 async def test_context_knows_its_job(queue, start):

@@ -23,6 +23,7 @@ from jobq.engine.model.job import (
 from jobq.engine.model.options import check, to_ms
 from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, worker_row
 from jobq.engine.queue.results import KILLED
+from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState
 
 if TYPE_CHECKING:
@@ -123,9 +124,13 @@ class Verbs(ABC):
 
         :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
         :raises JobNotFound: never enqueued, removed, or past its retention.
+        A handler that waits here gives up its slot meanwhile, if its own worker serves the queue.
+
         :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        :raises TooManyWaiting: too many handlers of the worker wait for other jobs already.
         """
-        return await self._session.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
+        with waiting_for(self.name, job_id):
+            return await self._session.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
         """Run the smallest script on Redis: a PING says nothing of scripts and rights.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.ids import time_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from jobq.engine.model.job import Spec
 
@@ -87,6 +88,34 @@ class Context:
     def log(self, message: str) -> None:
         """Write a line into the job's own log, which ``GET /jobs/{id}/logs`` and ``jobq logs`` show."""
         self._say(self, "log", message)
+
+
+class Lender(Protocol):
+    """The worker of a run, as code of its handler needs it."""
+
+    def begin_wait(self, context: Context, queue: str, job_id: str) -> None: ...
+    def end_wait(self, context: Context, job_id: str) -> None: ...
+
+
+lender: ContextVar[Lender] = ContextVar("jobq_lender")
+"""The worker whose handler this code belongs to."""
+
+
+@contextmanager
+def waiting_for(queue: str, job_id: str) -> Generator[None]:
+    """Around a wait for another job's result: a handler gives up its slot meanwhile. Does nothing elsewhere.
+
+    :raises TooManyWaiting: too many handlers of the worker wait already.
+    """
+    context, worker = current.get(None), lender.get(None)
+    if context is None or worker is None:
+        yield
+        return
+    worker.begin_wait(context, queue, job_id)
+    try:
+        yield
+    finally:
+        worker.end_wait(context, job_id)
 
 
 class Depends(Generic[T]):

@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from jobq.engine.log import get_logger
 from jobq.engine.model.outcome import InvalidPayload, Timeout, Unserved, encode_result
 from jobq.engine.model.rows import read_spec
-from jobq.engine.task.context import Context, current
+from jobq.engine.task.context import Context, Lender, current, lender
 from jobq.engine.task.signature import field_names
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.invoke import invoke, surround
@@ -45,10 +45,11 @@ _bound = contextvars.copy_context().run(bind_contextvars, queue="", job_id="", a
 _set_queue, _set_job_id, _set_attempt = (_bound[name].var.set for name in ("queue", "job_id", "attempt"))
 
 
-def base_context(queue: str) -> contextvars.Context:
+def base_context(queue: str, source: Lender) -> contextvars.Context:
     """What the runs of a queue's jobs start from: a copy of the caller's context that names the queue."""
     context = contextvars.copy_context()
     context.run(_set_queue, queue)
+    context.run(lender.set, source)
     return context
 
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from jobq.engine.worker.buffer import Buffer
+from jobq.engine.worker.lending import Lending
 from jobq.engine.worker.run import execute
 from jobq.engine.worker.threads import Threads
 
@@ -67,6 +68,7 @@ class Slots:
         self.stopping = False
         self.buffer = Buffer(loop, self._overdue)
         self.threads = Threads(loop, concurrency, self.widen)
+        self.lending = Lending(self.widen)
         self.thread = get_ident()
         self._reserved = 0
         self._filling = False

@@ -70,7 +70,7 @@ class Source:
         self.children = children
         self.loop: asyncio.AbstractEventLoop = slots.loop
         self.threads = slots.threads
-        self.context = base_context(queue.name)
+        self.context = base_context(queue.name, self)
         self.runs: dict[bytes, Run] = {}
         self.outbox = Outbox()
         self.demand = Demand.READY
@@ -88,6 +88,7 @@ class Source:
         self.due: Callable[[], object] = _nobody
         """Tells the lane that a delayed job is due."""
         self._slots = slots
+        slots.lending.served.add(queue.name)
         self._completed: list[Any] = self.outbox.rows[COMPLETED]
         self._clock_ms = 0.0
         self._killed_early: dict[tuple[bytes, bytes], None] = {}
@@ -180,6 +181,31 @@ class Source:
             del self.runs[run.id]
         report_stop(run)
         self.wake()
+
+    def begin_wait(self, context: Context, queue: str, job_id: str) -> None:
+        """A handler waits for another job, in any thread: while it does, its slot is another job's.
+
+        :raises TooManyWaiting: too many others wait already.
+        """
+        if get_ident() == self._slots.thread:
+            self._begin_wait(context, queue, job_id)
+        else:
+            self.loop.call_soon_threadsafe(self._begin_wait, context, queue, job_id)
+
+    def _begin_wait(self, context: Context, queue: str, job_id: str) -> None:
+        run = self.runs.get(context.id.encode())
+        if run is not None and run.context is context:
+            self._slots.lending.begin(run, queue, job_id)
+
+    def end_wait(self, context: Context, job_id: str) -> None:
+        """The wait is over."""
+        if get_ident() == self._slots.thread:
+            self._end_wait(context, job_id)
+        else:
+            self.loop.call_soon_threadsafe(self._end_wait, context, job_id)
+
+    def _end_wait(self, context: Context, job_id: str) -> None:
+        self._slots.lending.end(context, job_id)
 
     def say(self, context: Context, what: str, value: bytes | str) -> None:
         """Progress or a log line, from any thread."""

@@ -1,0 +1,64 @@
+"""Slots of handlers that wait for other jobs.
+
+A handler that awaits the result of a job of the same worker does nothing meanwhile, but it would keep its slot. If all
+slots were held like this, the awaited jobs could never start and the worker would stand still for ever. So a waiting
+handler lends its slot to another job. When its wait ends it goes on at once: for a moment more handlers than
+``concurrency`` may run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from jobq.engine.log import get_logger
+from jobq.errors import TooManyWaiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobq.engine.task.context import Context
+    from jobq.engine.worker.run import Run
+
+log = get_logger("jobq.worker")
+
+LENT_MAX: Final = 1000
+"""Handlers of one worker that may wait for other jobs: each is held in memory, and its lease is renewed."""
+
+
+class Lending:
+    """The slots that one worker's handlers have lent. ``widen`` changes the number of slots by so many."""
+
+    def __init__(self, widen: Callable[[int], None]) -> None:
+        self._widen = widen
+        self._waits: dict[Context, list[str]] = {}
+        self.served: set[str] = set()
+        """The queues of the worker. It can do nothing for the jobs of others by giving up a slot."""
+
+    def begin(self, run: Run, queue: str, job_id: str) -> None:
+        """A handler starts to wait for a job. ``end`` takes back what it lends.
+
+        :raises TooManyWaiting: too many others wait already.
+        """
+        context = run.context
+        if queue not in self.served or run.ended or context is None:
+            return
+        waits = self._waits.get(context)
+        if waits is None:
+            if len(self._waits) >= LENT_MAX:
+                raise TooManyWaiting(run.name, job_id, len(self._waits))
+            waits = self._waits[context] = []
+            self._widen(1)
+            log.debug(
+                f"Job {run.name} waits for job {job_id} of this worker; its slot is lent to another job",
+                queue=run.source.name, job_id=run.id.decode(), awaited=job_id,
+            )  # fmt: skip
+        waits.append(job_id)
+
+    def end(self, context: Context, job_id: str) -> None:
+        """The wait is over, whatever its outcome, perhaps after the run's own end."""
+        waits = self._waits.get(context, [])
+        if job_id in waits:
+            waits.remove(job_id)
+            if not waits:
+                del self._waits[context]
+                self._widen(-1)
