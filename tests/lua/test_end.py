@@ -6,6 +6,8 @@ import pytest
 from columns import State, also
 from table import NOW, TOKEN, WAKE, Bench, Case, counted, held, jobs, place, standing, table, waiting
 
+from jobq import JobNotFound, Queue
+
 RECORD = b'{"attempt":0}'
 
 
@@ -58,6 +60,22 @@ KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
 )
 async def test_kill(case: Case, bench: Bench):
     await bench.check(case)
+
+
+async def test_a_killed_job_keeps_its_own_retention(bench: Bench):
+    await bench.seed(waiting("a"))
+    assert await bench.do(bench.store.kill(["a", "nobody"], RECORD, 500)) == ["waiting", ""]
+    assert (await bench.dump())["expires"] == {"a": 1500}
+
+
+async def test_an_operators_kill_hands_the_retention_over(queue: Queue):
+    job = await queue.enqueue("t", retention=0)
+    kept = await queue.enqueue("t")
+    await queue.kill(job.id)
+    await queue.kill(kept.id)
+    with pytest.raises(JobNotFound):
+        await job.row()
+    assert (await kept.row()).state == "failed"
 
 
 async def test_the_worker_is_told(bench: Bench, heard: list[bytes], until):

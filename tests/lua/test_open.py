@@ -6,15 +6,23 @@ import pytest
 from table import Bench, Case, table
 
 from jobq import Queue
-from jobq.engine.store import Call
+from jobq.engine.store import Call, Store
 from jobq.errors import StoreFull, StoreRefused
 
 
 @table(
     [
-        Case("the first writes the layout", {}, lambda _: Call("open", [1], int), {"meta": {"layout": "1"}}, 1),
-        Case("the others read it", {"meta": {"layout": "1"}}, lambda _: Call("open", [2], int), {}, 1),
-        Case("also a newer one", {"meta": {"layout": "7"}}, lambda _: Call("open", [1], int), {}, 7),
+        Case("the first writes the layout", {}, lambda _: Call("open", [1, ""], int), {"meta": {"layout": "1"}}, 1),
+        Case("the others read it", {"meta": {"layout": "1"}}, lambda _: Call("open", [2, ""], int), {}, 1),
+        Case("also a newer one", {"meta": {"layout": "7"}}, lambda _: Call("open", [1, ""], int), {}, 7),
+        Case(
+            "who has migrated writes the next one",
+            {"meta": {"layout": "1"}},
+            lambda _: Call("open", [2, "1"], int),
+            {"meta": {"layout": "2"}},
+            2,
+        ),
+        Case("another one was first", {"meta": {"layout": "3"}}, lambda _: Call("open", [2, "1"], int), {}, 3),
     ]
 )
 async def test_open(case: Case, bench: Bench):
@@ -28,6 +36,52 @@ async def test_a_newer_layout_is_refused_and_nothing_is_touched(bench: Bench):
     ):
         await Queue("test", bench.store.connection).open()
     assert await bench.dump() == {"meta": {"layout": "2"}}
+
+
+class Crash(Exception):
+    """The process that migrates dies here."""
+
+
+async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Bench):
+    """Layouts of the tests' own: progress moves into the logs, two jobs a page, and then a third layout follows."""
+    progress, logs = bench.store.keys["progress"], bench.store.keys["logs"]
+    await bench.seed({"meta": {"layout": "1"}, "progress": {f"j{n}": str(n) for n in range(5)}})
+    pages: list[int] = []
+
+    async def to_2(store: Store) -> bool:
+        found = await store.command(b"HGETALL", progress)
+        rows = list(zip(found[::2], found[1::2], strict=True))[:2]
+        for job_id, value in rows:
+            await store.command(b"HSET", logs, job_id, value)
+            if len(pages) == 1:
+                pages.append(0)
+                raise Crash
+            await store.command(b"HDEL", progress, job_id)
+        pages.append(len(rows))
+        return len(rows) == 2
+
+    async def to_3(store: Store) -> bool:
+        await store.command(b"HSET", store.keys["unserved"], "seen", 1)
+        return False
+
+    with pytest.raises(Crash):
+        await bench.store.open(wanted=3, migrations={1: to_2, 2: to_3})
+    assert (await bench.dump())["meta"] == {"layout": "1"}, "the old layout stands until all of it is done"
+    await bench.store.open(wanted=3, migrations={1: to_2, 2: to_3})
+    assert pages == [2, 0, 2, 1]
+    assert await bench.dump() == {
+        "meta": {"layout": "3"},
+        "logs": {f"j{n}": str(n) for n in range(5)},
+        "unserved": {"seen": "1"},
+    }
+    await bench.store.open(wanted=3, migrations={})
+
+
+async def test_a_layout_without_a_way_to_ours_is_refused(bench: Bench):
+    await bench.seed({"meta": {"layout": "1"}})
+    with pytest.raises(StoreRefused, match="queue 'test' has layout 1, and this jobq knows no way from there to 2"):
+        await bench.store.open(wanted=2)
+    assert await bench.dump() == {"meta": {"layout": "1"}}
 
 
 async def test_queues_are_known_from_their_first_job_on(bench: Bench):

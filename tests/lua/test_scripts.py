@@ -39,7 +39,7 @@ CALLS: dict[str, Any] = {
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
     "log": lambda s: s.log(["a", TOKEN, "l"]),
-    "open": lambda s: Call("open", [1], int),
+    "open": lambda s: Call("open", [1, ""], int),
     "page": lambda s: s.page(
         "waiting", reverse=False, limit=1, scan=1, prefix=b"", highest="", cursor=("", "")
     ),

@@ -141,6 +141,13 @@ def recovered(*ids: str, fence: str = FENCE) -> State:
             None,
         ),
         Case(
+            "the clock was set back, and nobody has given a grace yet",
+            held("a", till=1) | swept(NOW + GAP + 1),
+            reap(),
+            swept(reap_from=str(NOW + GRACE)),
+            None,
+        ),
+        Case(
             "the clock was set back within the gap, and the grace lies too far ahead",
             held("a", till=1) | swept(NOW, reap_from=str(NOW + 30_001)),
             reap(),

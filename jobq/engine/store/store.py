@@ -1,8 +1,7 @@
 """One method per script. A method makes a ``Call``; ``do`` sends one, ``trip`` several in one write.
 
-Every verb may be repeated: ids come from the client, settles are fenced, claims carry a request number and what
-operators ask carries a request id. So a call whose
-reply was lost is sent again, a few times and with growing pauses, before ``StoreUnavailable`` is raised.
+Every verb may be repeated: settles are fenced, enqueues, claims and what operators ask carry ids. So a call whose reply
+was lost is sent again, a few times and with growing pauses, before ``StoreUnavailable`` is raised.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from jobq.engine.store.calls import (
     Call,
     Claimed,
     Settled,
+    last_lines,
     read_as_is,
     read_claimed,
     read_settled,
@@ -22,25 +22,24 @@ from jobq.engine.store.calls import (
 )
 from jobq.engine.store.fitness import QUESTIONS, check_fitness
 from jobq.engine.store.keys import LAYOUT, registry_key
+from jobq.engine.store.migrations import MIGRATIONS
 from jobq.engine.store.sender import Sender
 from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jobq.engine.store.link import Argument, Connection
+    from jobq.engine.store.migrations import Migration
 
 T = TypeVar("T")
 
 CLAIM_BYTES: Final = 1 << 20
 """Bytes of specs after which a claim or a reap takes no more jobs."""
 ALIVE_MS: Final = 30_000
-"""A worker not heard of for longer is not counted."""
 FORGET_MS: Final = 24 * 3600 * 1000
-"""A worker not heard of for longer loses its row."""
+"""A worker not heard of for longer is not counted; it loses its row."""
 WORKERS_SHOWN: Final = 1000
-LOGS_BYTES: Final = 65_536
-"""What the column of a job's log lines keeps, as log.lua says."""
 SEQUENCE_BOUND: Final = 1 << 40
 """A sequence of waiting that passed this is rebased. It would run into the next priority at twice as much."""
 YOUNG_MS: Final = 5_000
@@ -81,19 +80,31 @@ class Store(Sender):
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
-    async def open(self, durability: str = "none") -> None:
-        """Check the server and the layout, look at the server's clock.
+    async def open(
+        self, durability: str = "none", *, wanted: int = LAYOUT, migrations: Mapping[int, Migration] = MIGRATIONS
+    ) -> None:
+        """Check the server, bring the layout to the ``wanted`` version, look at the server's clock.
 
-        :raises StoreRefused: the layout is newer than this program's, or the server is unfit: see fitness.py.
+        A migration that dies in the middle leaves the old version standing. The next opener goes on with it.
+
+        :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
+            older and there is no way from it.
         """
         await self.check(durability)
-        if not self.connection.has_scripts:  # once for all queues of a connection; NOSCRIPT is answered anyway
-            await self.load()
-            self.connection.has_scripts = True
-        layout = int(await self.do(Call("open", [LAYOUT], read_as_is)))
-        if layout > LAYOUT:
+        await self.load()
+        target, migrated_from = wanted, ""
+        while (layout := int(await self.do(Call("open", [target, migrated_from], read_as_is)))) < wanted:
+            if layout not in migrations:
+                raise StoreRefused(
+                    f"queue {self.name!r} has layout {layout}, and this jobq knows no way from there to {wanted}:"
+                    " drain it with the jobq that made it, or use another prefix"
+                )
+            while await migrations[layout](self):
+                pass
+            target, migrated_from = layout + 1, str(layout)
+        if layout > wanted:
             raise StoreRefused(
-                f"queue {self.name!r} has layout {layout}, this jobq knows {LAYOUT}: update jobq, or use another prefix"
+                f"queue {self.name!r} has layout {layout}, this jobq knows {wanted}: update jobq, or use another prefix"
             )
         await self.look_at_clock()
 
@@ -244,7 +255,7 @@ class Store(Sender):
         for job_id, token, line in zip(words, words, words, strict=True):
             pieces.setdefault((job_id, token), []).append(line if isinstance(line, bytes) else str(line).encode())
         # the column keeps no more than its bound, so no more than that is sent
-        args = [word for (job_id, token), lines in pieces.items() for word in (job_id, token, _last_lines(lines))]
+        args = [word for (job_id, token), lines in pieces.items() for word in (job_id, token, last_lines(lines))]
         return Call("log", args, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
@@ -396,14 +407,6 @@ class Store(Sender):
         :raises StoreUnavailable: the connection broke.
         """
         await self.connection.listen([self.keys["control"]], heard, joined)
-
-
-def _last_lines(lines: list[bytes]) -> bytes:
-    """The last of the lines, up to the bound of the column and always one."""
-    size, first = 0, len(lines)
-    while first and (size := size + len(lines[first - 1]) + 1) <= LOGS_BYTES:
-        first -= 1
-    return b"\n".join(lines[min(first, len(lines) - 1) :])
 
 
 async def give_wake_back(store: Store) -> None:
