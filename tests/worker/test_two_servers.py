@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq import Queue, State
+from jobq import Backoff, Queue, State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,4 +83,51 @@ async def test_leases_are_renewed_while_another_server_is_away(
     row = await job.row()
     assert (row.state, row.attempts_made, row.errors) == (State.ACTIVE, 1, [])
     assert gate.arrivals.empty(), "the job was started a second time"
+    thaw(other)
+
+
+@pytest.mark.parametrize("fault", ["frozen", "dead"])
+async def test_a_stop_settles_and_leaves_on_the_healthy_server_while_the_other_is_away(
+    queue, away, other, gate, until, fault
+):
+    @queue.task(attempts=1)
+    async def slow() -> str:
+        await gate.passing()
+        return "once"
+
+    worker = Worker(*away[:2], queue, lease=2, grace=20)
+    running = asyncio.create_task(worker.run())
+    job = await slow.enqueue()
+    await gate.arrival()
+    assert [row.id for row in await queue.workers()] == [worker.name]
+    if fault == "frozen":
+        freeze(other)
+    else:
+        other.kill()
+    worker.stop()
+    gate.open()
+    assert await job.result(10) == "once"
+
+    async def left() -> bool:
+        return await queue.workers() == []
+
+    await until(left, "its row to go from the healthy server", timeout=30)
+    thaw(other)
+    await asyncio.wait_for(running, 60)
+    assert worker.state == "stopped"
+
+
+async def test_jobs_of_a_dead_worker_are_recovered_while_another_server_is_frozen(queue, away, other, start, until):
+    @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=0, jitter=0))
+    async def work() -> str:
+        return "recovered"
+
+    job = await work.enqueue()
+    claimed = await queue.store.do(queue.store.claim(1, 500, "dead", "dead:0", 1, repeated=False))
+    assert claimed is not None
+    worker = await start(*away, queue, lease=1)
+    await until(lambda: worker.state == "running")
+    freeze(other)
+    assert await job.result(20) == "recovered"
+    assert [error.type for error in (await job.row()).errors] == ["LeaseExpired"]
     thaw(other)
