@@ -37,17 +37,19 @@ def create_app(
     max_bulk: int = 1000,
     body_seconds: float = 30.0,
 ) -> web.Application:
-    """The application for these queues; the plain routes serve the first. It opens and closes them.
+    """The application for these queues, which it opens and closes. The plain routes serve the first queue.
 
-    ``api_keys``: what ``JOBQ_API_KEYS`` holds, or keys; none: everybody may do everything. ``allowed_hosts``:
-    names that the Host header may say. By default those of this machine, of ``settings.allowed_hosts``, and
-    the address that ``settings`` bind to; any where that is a public one, since there keys are needed, which
-    no foreign page has. ``rate``: calls a second for each key, or for each address where there are no keys;
-    None: ``settings.rate``. ``max_body``: bytes of one request, by default four times the largest payload.
-    ``max_bulk``: jobs in one request. ``body_seconds``: time for a body to arrive.
+    ``api_keys``: keys, or text as in ``JOBQ_API_KEYS``. Without keys every caller may do everything, so ``serve`` then
+    refuses an address that other machines can reach. Another server does not check that.
+    ``allowed_hosts``: the names that the Host header may have. By default these are the names of this machine, those of
+    ``settings.allowed_hosts``, and the address that ``settings`` bind to. If that address is a public one, any name is
+    allowed: keys are needed there, and a foreign page has none.
+    ``rate``: calls a second for each key, or for each address where there are no keys; None: ``settings.rate``.
+    ``max_body``: bytes of one request, by default four times the largest payload. ``max_bulk``: jobs in one request.
+    ``body_seconds``: time for a body to arrive.
 
-    :raises ValueError: no queue, or two of one name.
-    :raises SettingsError: an API key that cannot be read, or a session secret that is too short.
+    :raises ValueError: there is no queue, or two have the same name.
+    :raises SettingsError: an API key cannot be read, or the session secret is too short.
     """
     flat = [one for given in queues for one in ([given] if isinstance(given, Queue) else given)]
     if not flat or len({queue.name for queue in flat}) < len(flat):
@@ -108,7 +110,7 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
     for door in dashboard.DOORS:
         _add(app, door.method, door.path, _door(hub, door.scope, door.handler))
-    # What no route takes comes here: 404, or 405 with the methods that the path does take.
+    # Requests that match no route are answered here: 404, or 405 with the methods that the path takes.
     app.router.add_route("*", r"/{path:[\s\S]*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
 
 
@@ -174,7 +176,7 @@ async def _expect(request: web.Request) -> web.Response | None:
     """Expect: 100-continue, and no other expectation."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # what is sent ahead is no part of the response
+        request.writer.output_size = 0  # The interim answer is not part of the response.
         return None
     return problems.response(problems.HttpProblem(problems.EXPECTATION_FAILED, "send the request without Expect"))
 

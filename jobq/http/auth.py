@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Scope(IntEnum):
-    """What a route asks for and a key grants; each holds those before it. ``PUBLIC`` asks for nothing."""
+    """The right that a route needs and a key grants. Each scope includes those before it. ``PUBLIC`` needs no key."""
 
     PUBLIC = 0
     READ = 1
@@ -35,7 +35,7 @@ class Scope(IntEnum):
 
 
 class ApiKey(NamedTuple):
-    """What is known of a key: never the key itself. ``expires``: unix seconds."""
+    """A key as the server knows it: its hash, never the key itself. ``expires``: unix seconds."""
 
     name: str
     sha256: str
@@ -54,7 +54,7 @@ class ApiKey(NamedTuple):
 
 
 ANYONE = ApiKey("anyone", "", Scope.ADMIN)
-"""Who asks where no keys are configured, which only a loopback address allows."""
+"""The key of every request where no keys are configured. ``serve`` allows that on a loopback address only."""
 
 
 def hash_key(secret: str) -> str:
@@ -132,16 +132,16 @@ class Keyring:
         return iter(self._keys)
 
     def find(self, authorization: str | None) -> ApiKey:
-        """Whose key the Authorization header holds.
+        """The key that the Authorization header holds.
 
-        :raises HttpProblem: none, or none that is valid.
+        :raises HttpProblem: there is no key, or it is not valid.
         """
         kind, _, secret = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise HttpProblem(UNAUTHENTICATED, "send the header 'Authorization: Bearer <API key>'")
         digest = hash_key(secret.strip())
         found = None
-        for key in self._keys:  # all of them, so that the time taken tells nothing
+        for key in self._keys:  # Compare with all keys, so that the time taken reveals nothing.
             if hmac.compare_digest(key.sha256, digest):
                 found = key
         if found is None:
@@ -167,7 +167,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(host: str, keys: Collection[ApiKey] | Keyring) -> None:
-    """Refuse to serve the world without keys.
+    """Refuse to serve other machines without keys.
 
     :raises SettingsError: the address can be reached from elsewhere and there is no API key.
     """

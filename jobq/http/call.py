@@ -1,4 +1,4 @@
-"""One request on its way: what a handler gets, and how it answers."""
+"""One request: the object that handlers get, and the helpers with which they answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one request may ask for. ``body``: bytes; ``body_seconds``: for the whole body to arrive."""
+    """Limits of one request. ``body``: bytes; ``body_seconds``: for the whole body to arrive."""
 
     body: int
     bulk: int = 1000
@@ -53,7 +53,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Hub:
-    """What the routes of one application share."""
+    """State that all routes of one application share."""
 
     def __init__(self, queues: list[Queue], guard: Guard, limits: Limits) -> None:
         self.queues = {queue.name: queue for queue in queues}
@@ -78,7 +78,7 @@ class Hub:
                 self._polls.discard(poll)
 
     def end_polls(self) -> None:
-        """Let every long poll answer now, so that they do not hold up the server's end."""
+        """Let every long poll answer now, so that none delays the end of the server."""
         self._closing = True
         now = asyncio.get_running_loop().time()
         for poll in self._polls:
@@ -92,7 +92,7 @@ HUB: Final = web.AppKey("jobq_hub", Hub)
 
 
 class Call:
-    """A request that was let in, and whose it is."""
+    """An admitted request and its API key."""
 
     __slots__ = ("hub", "key", "request")
 
@@ -107,7 +107,7 @@ class Call:
 
     @property
     def tracebacks(self) -> bool:
-        """Whether this caller may see tracebacks: they tell of the inside of the workers."""
+        """Whether this caller may see tracebacks, which show the inside of the workers."""
         return self.key.scope >= Scope.WRITE
 
     @property
@@ -244,7 +244,7 @@ class Call:
             )
 
     def audit(self, action: str, queue: Queue, **facts: Any) -> None:
-        """Write down who changed what."""
+        """Log which key changed what."""
         _audit.info(action, queue=queue.name, key=self.key.name, remote=self.request.remote, **facts)
 
 
@@ -254,7 +254,7 @@ def reply(value: Any, status: int = 200) -> web.Response:
 
 
 def no_content() -> web.Response:
-    """Done, and nothing to say."""
+    """204, without a body."""
     return web.Response(status=204, headers=COMMON_HEADERS)
 
 

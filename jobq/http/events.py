@@ -1,8 +1,8 @@
 """Server-Sent Events: a queue's stats once a second, asked of Redis once however many listen.
 
-What a stream can hold up is bounded: a listener gets the newest event, never those it missed, its connection
-buffers little, and one that does not read is cut off. A stream ends by itself after ``LIFE``, so that whoever
-listens shows its key again.
+The memory of a stream is bounded: a listener gets the newest event and never those it missed, its connection buffers
+little, and a listener that does not read is disconnected. A stream ends after ``LIFE``, so that its client has to show
+its key again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Feed:
     async def _event(self) -> bytes:
         try:
             return b"event: stats\ndata: %b\n\n" % _encode(await self._queue.stats())
-        except Exception as error:  # noqa: BLE001 - the listeners hear what is wrong, and when it is over
+        except Exception as error:  # noqa: BLE001 - listeners are told of the error, and of the next success
             return b"event: problem\ndata: %b\n\n" % problems.encode(problems.describe(error)[1])
 
 
@@ -135,12 +135,12 @@ async def events(call: Call) -> web.StreamResponse:
                     await response.write(event)
                 event = await feed.following()
     if request.transport is not None and request.transport.get_write_buffer_size():
-        request.transport.abort()  # it does not read: nothing would come of waiting for it
+        request.transport.abort()  # The client does not read, so waiting for it would not end.
     return response
 
 
 def _bound(request: web.Request) -> None:
-    """Let the kernel hold little for who does not read."""
+    """Let the kernel buffer little for a client that does not read."""
     connection: socket.socket | None = request.get_extra_info("socket")
     if connection is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)

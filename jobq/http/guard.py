@@ -1,4 +1,4 @@
-"""Who may in: Host, origin, key and rate, before a handler sees the request."""
+"""Admission of a request: Host, origin, API key and rate are checked before a handler sees it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Rate:
 
 
 class Guard:
-    """The checks that every route but the public ones goes through.
+    """The checks of every route that is not public.
 
     ``hosts``: the names this server answers to; None: any, which is safe with keys only (a page that rebinds
     its name to this address has no key to send). ``session_secret``: see ``Sessions``.
@@ -75,9 +75,9 @@ class Guard:
         self._failures = Rate(FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE)
 
     def admit(self, request: web.BaseRequest, scope: Scope) -> ApiKey:
-        """Whose request it is.
+        """The API key of the request.
 
-        :raises HttpProblem: it may not in.
+        :raises HttpProblem: the request is refused.
         """
         self._screen(request)
         key = ANYONE
@@ -91,10 +91,10 @@ class Guard:
         return key
 
     def find(self, request: web.BaseRequest, authorization: str | None) -> ApiKey:
-        """Whose key an Authorization header holds.
+        """The API key that an Authorization header holds.
 
-        :raises HttpProblem: none that is valid, or there were too many of those from this address. A valid key is
-            let in even then: clients behind one proxy share an address.
+        :raises HttpProblem: the header holds no valid key. After too many of these from one address the answer is 429.
+            A valid key is accepted even then, since clients behind one proxy share an address.
         """
         try:
             return self.keys.find(authorization)
@@ -106,9 +106,9 @@ class Guard:
         _check_rate(self._failures, address_of(request))
 
     def admit_anyone(self, request: web.BaseRequest) -> None:
-        """Let somebody in who has no key yet.
+        """Admit a request that needs no key, such as a login.
 
-        :raises HttpProblem: the host or the origin is not ours, or there are too many of them.
+        :raises HttpProblem: the host or the origin is not this server's, or there are too many requests.
         """
         self._screen(request)
         if self._rate is not None:
@@ -121,7 +121,7 @@ class Guard:
             self._count_failure(request)
             raise
         if request.method not in _SAFE:
-            # a browser sends cookies by itself, so it has to say that one of our pages asks
+            # A browser sends cookies by itself. So it has to say that one of our own pages made the request.
             site = request.headers.get("Sec-Fetch-Site")
             if site != "same-origin" and (site is not None or "Origin" not in request.headers):
                 raise HttpProblem(
@@ -149,7 +149,7 @@ class Guard:
                 f"the Host header says {host[:80]!r}; allowed are: {', '.join(sorted(allowed))}."
                 " Add yours with allowed_hosts",
             )
-        if len(self._seen) < 64:  # as they were written, with ports; a handful in practice
+        if len(self._seen) < 64:  # As written, with ports. There are only a few in practice.
             self._seen.add(host)
 
 

@@ -83,7 +83,7 @@ KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isi
 
 
 class HttpProblem(Exception):
-    """Raised where the HTTP room itself finds the problem."""
+    """Raised where this package itself finds the problem."""
 
     def __init__(self, kind: Kind, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         self.kind = kind
@@ -162,7 +162,7 @@ def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]
 
 
 def encode(body: Any) -> bytes:
-    """JSON, with what is no text (lone surrogates out of a broken header, say) made visible."""
+    """Encode as JSON. Lone surrogates, which a broken header may contain, become escapes."""
     try:
         return _encode(body)
     except UnicodeEncodeError:
@@ -185,7 +185,8 @@ _DETAIL_MAX = 1000
 
 def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Struct] | None = None) -> HttpProblem:
     """What msgspec refused, by the name of the field. ``struct``: what was expected at the top."""
-    # the path is msgspec's own and stands last; what comes before it may quote the client, so no pattern is matched
+    # The path is made by msgspec and stands last. The text before it may quote the client, so no regular expression is
+    # run over it.
     message, _, path = str(error).rpartition(" - at `$")
     message, path = (message, path.removesuffix("`").removeprefix(".")) if message else (str(error), "")
     for start, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):
@@ -207,7 +208,7 @@ def _known(known: list[str]) -> dict[str, Any]:
 
 
 def not_found(queue: str, known: list[str]) -> NoReturn:
-    """Refuse a queue that is not served here."""
+    """Raise the problem for a queue that is not served here."""
     raise HttpProblem(
         UNKNOWN_QUEUE, f"no queue {queue[:80]!r} here; this server serves: {', '.join(known)}", known=known
     )

@@ -1,4 +1,4 @@
-"""What goes over the wire. Times unix ms, durations ms. The OpenAPI document is made of these structs.
+"""The structs of requests and answers. Times are unix ms, durations ms. The OpenAPI document is made of them.
 
 Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the task's own default counts, from
 ``null``.
@@ -162,7 +162,7 @@ class Login(In):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """Who asks, by which scope. ``login``: whether that takes a key at all."""
+    """The caller and its scope. ``login``: whether this server asks for keys at all."""
 
     key: str
     scope: str
@@ -335,7 +335,7 @@ def one_line(error: AttemptError | None) -> str | None:
 
 
 def without_tracebacks(errors: list[AttemptError]) -> list[AttemptError]:
-    """The same, for who may not see the inside of the workers."""
+    """The errors without tracebacks, for callers that may not see the inside of the workers."""
     return [msgspec.structs.replace(error, traceback=None) for error in errors]
 
 

@@ -1,8 +1,8 @@
 """Serving an application until told to stop, with deadlines that aiohttp's own runner lacks.
 
-A connection that starts a request and does not finish its head, or that does not read its answer, is closed
-after a while; so are connections over the limit. (A body has its own deadline, in ``call.py``.) What is no
-HTTP at all gets a problem as any other error does.
+A connection that starts a request and does not finish its head, or that does not read its answer, is closed after a
+while. Connections over the limit are closed at once. (A body has its own deadline, in ``call.py``.) Bytes that are not
+HTTP are answered with a problem, as any other error is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Deadlines(msgspec.Struct, frozen=True):
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, that knows since when it is kept waiting."""
+    """aiohttp's connection, which also records since when it waits for its client."""
 
     def __init__(self, connections: _Connections, **options: Any) -> None:
         super().__init__(connections.server, loop=connections.loop, **options)
@@ -91,7 +91,7 @@ class _Connection(web.RequestHandler):
             self.transport.close()
 
     def drop(self) -> None:
-        """Close without waiting for what is unread."""
+        """Close without waiting for the client to read the rest."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -102,7 +102,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no sound request, as a problem."""
+        """Answer a malformed request with a problem."""
         if status >= 500 or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         said = (message or "").partition("\n")[0].rstrip(": ")[:200]
@@ -113,7 +113,7 @@ class _Connection(web.RequestHandler):
 
 
 class _Connections:
-    """All connections of a server, and the one timer that watches them."""
+    """All connections of a server, and the timer that watches them."""
 
     def __init__(self, server: web.Server, most: int, deadlines: Deadlines) -> None:
         self.server = server
@@ -152,7 +152,7 @@ class _Connections:
             connection.refuse(problems.HttpProblem(problems.BUSY, detail))
 
     async def watch(self) -> None:
-        """Close what keeps us waiting too long."""
+        """Close the connections that exceed their deadlines."""
         head, write = self._deadlines.head, self._deadlines.write
         while True:
             await asyncio.sleep(min(head, write, 4.0) / 4)
@@ -180,7 +180,8 @@ def _raw(problem: problems.HttpProblem) -> bytes:
 def _share_files(connections: int, backlog: int) -> tuple[int, int]:
     """How many connections this process can have, and how many it may accept in a turn: fewer where files are few.
 
-    Beyond the limit of open files nobody would be accepted or told so, and Redis could not be reached again.
+    At the limit of open files no connection could be accepted, or refused with an answer, and Redis could not be
+    reached again.
     """
     wanted = connections + _IN_HAND * backlog + _OTHER_FILES
     files = _files(wanted)

@@ -1,7 +1,7 @@
 """Sessions of the dashboard: a signed cookie that stands for an API key.
 
-Nothing is kept, so that each of several processes knows the sessions of the others, given the same secret.
-The secret is none of the configured hashes: who reads those must not be able to make a session.
+The server stores no sessions. So several processes with the same secret accept each other's sessions.
+The secret is independent of the configured hashes: reading those must not be enough to make a session.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sessions:
 
     def __init__(self, keys: Keyring, secret: str | None = None, now: Callable[[], float] = time.time) -> None:
         if secret is not None and len(secret) < SHORTEST_SECRET:
-            # not shown, though it is no good one
+            # Do not show the secret, even a bad one.
             raise SettingsError(f"JOBQ_SESSION_SECRET: {SHORTEST_SECRET} characters or more, at random")
         self._keys = keys
         self._secret = (secret or secrets.token_hex(32)).encode()
@@ -45,14 +45,14 @@ class Sessions:
         return f"{until}.{self._sign(key, until)}", until - now
 
     def find(self, value: str) -> ApiKey:
-        """Whose session it is.
+        """The API key of a session.
 
-        :raises HttpProblem: it has ended, its key is gone, or it is none of ours.
+        :raises HttpProblem: the session has ended, its key was removed, or this server did not make it.
         """
         until, _, signature = value.partition(".")
         found = None
         if until.isascii() and until.isdecimal() and len(until) <= 12:
-            for key in self._keys:  # all of them, so that the time taken tells nothing
+            for key in self._keys:  # Compare with all keys, so that the time taken reveals nothing.
                 if hmac.compare_digest(self._sign(key, int(until)).encode(), signature.encode(errors="replace")):
                     found = key
         if found is None or min(int(until), found.expires or float("inf")) <= self._now():
@@ -60,5 +60,5 @@ class Sessions:
         return found
 
     def _sign(self, key: ApiKey, until: int) -> str:
-        # by the key's hash, not its name: a key that was replaced under the same name takes its sessions along
+        # Sign the key's hash and not its name: replacing a key under the same name ends its sessions.
         return hmac.digest(self._secret, f"{key.sha256} {until}".encode(), "sha256").hex()

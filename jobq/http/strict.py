@@ -1,4 +1,4 @@
-"""JSON that every parser reads alike, or none at all.
+"""Accepts only JSON that all parsers read in the same way.
 
 msgspec refuses NaN, lone surrogates, raw control characters and trailing commas, but a ``msgspec.Raw`` is
 only skipped, not read: bytes that are no UTF-8 and numbers beyond a double pass. And like most parsers it

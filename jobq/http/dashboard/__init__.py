@@ -75,7 +75,7 @@ async def login(call: Call) -> web.Response:
     try:
         key = guard.find(request, f"Bearer {secret}")
     except HttpProblem as problem:
-        if problem.kind is UNAUTHENTICATED:  # else there are too many, and the log would fill up with them
+        if problem.kind is UNAUTHENTICATED:  # Otherwise there are too many, and they would fill the log.
             _audit.warning("login refused", remote=request.remote)
         raise
     value, seconds = guard.sessions.new(key)
@@ -113,7 +113,7 @@ def _done(request: web.Request) -> web.Response:
 
 
 def _is_https(request: web.Request) -> bool:
-    """Whether the browser speaks TLS, to us or to a proxy. Who lies here hurts its own cookie only."""
+    """Whether the browser speaks TLS, to us or to a proxy. A client that lies here affects its own cookie only."""
     told = (request.headers.get("X-Forwarded-Proto", ""), request.headers.get("Origin", ""))
     return request.secure or any(text.lower().startswith("https") for text in told)
 
@@ -127,4 +127,4 @@ DOORS = (
     Door("POST", "/dashboard/login", Scope.PUBLIC, login),
     Door("POST", "/dashboard/logout", Scope.PUBLIC, logout),
 )
-"""Public are those that tell nothing: the page is empty until REST lets it in."""
+"""The public ones reveal nothing: the page is empty until REST answers it."""
