@@ -52,7 +52,7 @@ async def written_of(client: Client, job: str) -> bytes:
 
 
 def echoing(connection: Connection, size: int) -> Queue:
-    queue = Queue("main", connection, max_payload=size)
+    queue = Queue("main", connection, max_payload=size, max_result=size)
 
     @queue.task
     async def echo(data: str) -> str:
