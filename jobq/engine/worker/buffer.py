@@ -1,4 +1,4 @@
-"""Jobs claimed ahead of a free slot: short ones, and for a few ms, so that none waits here for an idle worker."""
+"""Jobs claimed ahead of a free slot. They stay here for a few ms only, since another worker may be idle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from jobq.engine.worker.run import Run
 
 HOLD_SECONDS: Final = 0.01
-"""A job that has not started by then goes back, for a worker that is idle."""
+"""A job that has not started by then is handed back."""
 
 
 class Buffer:
-    """First in, first out. ``overdue`` is called when the first has waited for too long."""
+    """First in, first out. Calls ``overdue`` when the first job has waited for too long."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, overdue: Callable[[], None]) -> None:
         self._loop = loop
@@ -33,22 +33,22 @@ class Buffer:
         self._runs.extend(runs)
 
     def pop(self) -> Run | None:
-        """The first; None: there is none. The heartbeat's thread may take from it at any time, so nobody asks first."""
+        """Take the first; None when empty. Do not check first: the heartbeat thread empties the buffer concurrently."""
         try:
             return self._runs.popleft()
         except IndexError:
             return None
 
     def remove(self, run: Run) -> bool:
-        """Take a run out; False: it is not there."""
+        """Take a run out. Returns False when it is not in the buffer."""
         try:
             self._runs.remove(run)
-        except (ValueError, IndexError):  # IndexError: the heartbeat's thread took from it meanwhile
+        except (ValueError, IndexError):  # IndexError: the heartbeat thread took from it meanwhile
             return False
         return True
 
     def take_all(self) -> list[Run]:
-        """Take everything out, to hand it back. Safe from any thread."""
+        """Take all runs out, to hand them back. Safe from any thread."""
         runs: list[Run] = []
         while (run := self.pop()) is not None:
             run.ended = True
@@ -57,7 +57,7 @@ class Buffer:
         return runs
 
     def watch(self) -> None:
-        """See to it that nothing waits for too long."""
+        """Look after ``HOLD_SECONDS`` whether the first job still waits."""
         if self._runs and self._timer is None:
             self._timer = self._loop.call_later(HOLD_SECONDS, self._look)
 

@@ -1,7 +1,7 @@
 """Waiting for work without polling: a worker that has free slots and nothing to claim blocks on the wake token.
 
-Behind the token, in the same write, goes a claim of one job: what woke the worker comes back with the token, a trip
-earlier. One job only, since a worker that vanishes while it waits (its machine, its network) still gets it.
+A claim of one job follows in the same write, so the job that woke the worker comes back with the token, a trip earlier.
+It asks for one job only: a worker that vanishes while it waits (its machine, its network) still gets that job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobq.engine.worker.source import Source
 
 BLOCK: Final = 5.0
-"""Seconds to block on the wake token; then one look whether a token was lost with a connection."""
+"""Seconds to block on the wake token. Then the waker claims once without it: it may be lost with a connection."""
 
 
 class Waker:
@@ -57,7 +57,6 @@ class Waker:
         claimer = source.waking
         call = lane.claim_call(claimer, 1)
         try:
-            # nothing in BLOCK seconds: the claim behind it looks once whether a token was lost with a connection
             claimed = await source.store.trip_on_wake(call, block=BLOCK)
         except BaseException as error:
             # The reply was lost, or cut off by the worker's end. The claim may have taken a job: the lane repeats it.
@@ -67,7 +66,7 @@ class Waker:
                 raise
             source.report("waiting for the wake token failed; tried again", error)
         else:
-            # a lane comes right behind it, for more jobs and for what is due: this one need not wait for that
+            # the lane claims next, more jobs and those that are due; this job need not wait for that
             lane.claimed(claimer, 1, None, claimed)
             # the job that came starts before the next wait is sent off
             await asyncio.sleep(0)
