@@ -155,3 +155,31 @@ def test_a_point_in_time_instead_of_a_delay():
 async def test_a_point_in_time_that_is_too_far_ahead(queue: Queue):
     with pytest.raises(InvalidJob, match="run_at is more than ten years ahead"):
         await queue.enqueue("t", run_at=datetime(2099, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"keep_completed": None}, "keep_completed is None: it takes a whole number from 0 on"),
+        ({"keep_completed": -1}, "keep_completed is -1: it takes a whole number from 0 on"),
+        ({"keep_failed": True}, "keep_failed is True: it takes a whole number from 0 on"),
+        ({"keep_failed": 1.5}, "keep_failed is 1.5: it takes a whole number from 0 on"),
+        ({"keep_for": -5}, "keep_for is -5: it takes seconds from 0 on, or a timedelta"),
+        ({"keep_for": True}, "keep_for is True: it takes seconds from 0 on, or a timedelta"),
+        ({"keep_for": float("nan")}, "nan is no time"),
+        ({"durability_timeout": -1}, "durability_timeout is -1: it takes seconds from 0 on"),
+        ({"unserved_for": timedelta(days=-1)}, "unserved_for is .*: it takes seconds from 0 on"),
+        ({"max_payload": 0}, "max_payload is 0: it takes a whole number from 1 on"),
+        ({"max_result": -5}, "max_result is -5: it takes a whole number from 1 on"),
+    ],
+)
+def test_what_a_queue_cannot_be_made_with(given: dict[str, Any], says: str):
+    with pytest.raises(InvalidJob, match=says):
+        Queue("test", **given)
+
+
+async def test_metadata_is_bounded_as_payloads_are(redis_url: str):
+    async with Queue("test", redis_url, max_payload=100) as queue:
+        await queue.enqueue("t", metadata={"a": "x" * 80})
+        with pytest.raises(InvalidJob, match="metadata has 108 bytes, the limit is max_payload, 100"):
+            await queue.enqueue("t", metadata={"a": "x" * 100})

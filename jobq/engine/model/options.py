@@ -50,6 +50,26 @@ def to_ms(value: Seconds) -> int:
         raise InvalidJob(f"{value!r} is no time: give seconds as a number, or a timedelta") from None
 
 
+def count_of(name: str, value: Any, least: int = 0) -> int:
+    """A whole number that a queue is made with.
+
+    :raises InvalidJob: it is none, or less than ``least``.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes a whole number from {least} on")
+    return value
+
+
+def time_given(name: str, value: Any) -> int:
+    """A time that a queue is made with, in ms.
+
+    :raises InvalidJob: it is none, or negative.
+    """
+    if isinstance(value, bool) or (ms := to_ms(value)) < 0:
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds from 0 on, or a timedelta")
+    return ms
+
+
 def to_unix_ms(name: str, moment: datetime) -> int:
     """A point in time as unix ms.
 

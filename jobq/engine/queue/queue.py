@@ -18,7 +18,7 @@ from jobq.engine.model.job import (
     NewJob,
     Seconds,
 )
-from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, merge, to_ms
+from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, count_of, merge, time_given
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.handle import Job
 from jobq.engine.queue.session import Session
@@ -80,22 +80,20 @@ class Queue(Registry, Verbs):
         self.name = check_queue_name(name)
         self.settings = settings or Settings.from_env()
         self.prefix = prefix or self.settings.prefix
-        self.max_payload = max_payload or self.settings.max_payload
-        self.max_result = max_result or self.settings.max_result
-        self.keep_completed = keep_completed
-        self.keep_failed = keep_failed
-        self.keep_for_ms = to_ms(keep_for)
+        self.max_payload = self.settings.max_payload if max_payload is None else count_of("max_payload", max_payload, 1)
+        self.max_result = self.settings.max_result if max_result is None else count_of("max_result", max_result, 1)
+        self.keep_completed = count_of("keep_completed", keep_completed)
+        self.keep_failed = count_of("keep_failed", keep_failed)
+        self.keep_for_ms = time_given("keep_for", keep_for)
         if unknown_fields not in ("refuse", "ignore"):
             raise InvalidJob(f"unknown_fields is {unknown_fields!r:.80}: it takes 'refuse' or 'ignore'")
         self.unknown_fields = unknown_fields
-        self.unserved_for_ms = to_ms(unserved_for)
-        if self.unserved_for_ms < 0:
-            raise InvalidJob(f"unserved_for is {unserved_for!r:.80}: it takes 0 or more seconds")
+        self.unserved_for_ms = time_given("unserved_for", unserved_for)
         check_durability(durability)
         self.durability: Durability = durability
         self.clock = clock
         self._redis = redis
-        self._durability_timeout_ms = to_ms(durability_timeout)
+        self._durability_timeout_ms = time_given("durability_timeout", durability_timeout)
         self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
         self._last: Session | None = None
         """The session that was opened last: nearly always the only one."""
@@ -255,6 +253,8 @@ class Queue(Registry, Verbs):
             check_type(new.type)
         if new.options is not defaults and new.options is not self._checked:
             check(new.options)
+            if new.options.metadata is not None and (size := len(encode(new.options.metadata))) > self.max_payload:
+                raise InvalidJob(f"metadata has {size} bytes, the limit is max_payload, {self.max_payload}")
             self._checked = new.options
         if new.idempotency_key is not None:
             check_key("idempotency key", new.idempotency_key)
