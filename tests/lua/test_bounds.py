@@ -82,5 +82,14 @@ async def test_a_filter_by_type_reads_a_megabyte_and_goes_on(bench: Bench) -> No
     assert calls == 7
 
 
+async def test_stats_read_a_megabyte_of_specs(bench: Bench) -> None:
+    """The oldest of each priority is looked at, and each may be large."""
+    admin = bench.admin
+    for n, job_id in enumerate(IDS):
+        await admin.command(b"HSET", admin.keys["jobs"], job_id, b"x" * 400_000)
+        await admin.command(b"ZADD", admin.keys["waiting"], n * 2**42 + 2**41 + 1, job_id)
+    assert len((await bench.store.do(bench.store.stats()))[9]) == 3 * 3
+
+
 def test_a_claim_is_bounded_too() -> None:
     assert CLAIM_BYTES <= 1 << 20
