@@ -61,7 +61,7 @@ async def _(world: World) -> None:
     await world.queue.retry_all(State.WAITING)
 
 
-@brings("InvalidJob", r"delay is -1000: it takes 0 to 316224000000 ms \(ten years\)")
+@brings("InvalidJob", r"delay is -1: it takes 0 to 316224000 seconds \(ten years\)")
 async def _(world: World) -> None:
     await world.queue.enqueue("send", delay=-1)
 

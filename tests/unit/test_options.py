@@ -183,3 +183,15 @@ async def test_metadata_is_bounded_as_payloads_are(redis_url: str):
         await queue.enqueue("t", metadata={"a": "x" * 80})
         with pytest.raises(InvalidJob, match="metadata has 108 bytes, the limit is max_payload, 100"):
             await queue.enqueue("t", metadata={"a": "x" * 100})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"timeout": 0}, r"timeout is 0: it takes 0\.001 to 316224000 seconds"),
+        ({"delay": -2.5}, r"delay is -2\.5: it takes 0 to 316224000 seconds"),
+    ],
+)
+def test_times_are_refused_in_the_unit_in_which_they_were_given(given: Any, says: str):
+    with pytest.raises(InvalidJob, match=says):
+        merge(Options(), given)

@@ -92,7 +92,7 @@ def merge(base: Options, given: Given) -> Options:
     changes: dict[str, Any] = dict(given)
     for name in _TIMES:
         if changes.get(name) is not None:
-            changes[name] = to_ms(changes[name])
+            changes[name] = _time(name, changes[name])
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # not the task's default
@@ -107,6 +107,17 @@ def merge(base: Options, given: Given) -> Options:
         ) from None
     check(merged)
     return merged
+
+
+def _time(name: str, value: Seconds) -> int:
+    """A time in ms. A wrong one is refused in the unit that was used to give it."""
+    ms = to_ms(value)
+    least = 1 if name in ("timeout", "key_ttl") else 0
+    if not least <= ms <= DELAY_MAX_MS:
+        raise InvalidJob(
+            f"{name} is {value!r:.80}: it takes {least / 1000:g} to {DELAY_MAX_MS // 1000} seconds (ten years)"
+        )
+    return ms
 
 
 def _whole(name: str, value: Any, least: int, most: int, unit: str) -> None:
