@@ -27,6 +27,16 @@ JobqError
   x SettingsError           an environment variable or flag that cannot be used
   x RemoteError             what middleware sees of an isolated handler's exception that cannot be sent
 
+The worker's own reasons why an attempt failed. Stored as the error's ``type``; middleware sees those with a *:
+
+  x Timeout *               the run took longer than the job's timeout
+  x InvalidPayload *        the payload does not fit the handler's signature
+  x Unserved *              no worker had a handler for the job's type
+  x InvalidResult           the handler's result has no JSON form, or is too large
+  x ProcessCrashed *        the child process of an isolated handler died
+  x LeaseExpired            the worker died, hung or lost its network
+  x OutcomeRefused          Redis refuses to store how the run ended
+
 Raised by handlers, to steer their own job:
 
   x Discard                 fail now, whatever attempts are left
@@ -219,6 +229,41 @@ class RemoteError(JobqError):
         self.final = final
         self.delay = delay
         super().__init__(message)
+
+
+class Timeout(JobqError, TimeoutError):
+    """The run took longer than the job's timeout."""
+
+
+class InvalidPayload(JobqError):
+    """The payload does not fit the handler's signature (any more); running it again cannot help."""
+
+
+class Unserved(JobqError):
+    """The worker has no handler for the job's type, or cannot read the job: a worker of another version might.
+
+    ``invalid``: the payload does not fit the handler's signature.
+    """
+
+    def __init__(self, message: str, *, invalid: bool = False) -> None:
+        self.invalid = invalid
+        super().__init__(message)
+
+
+class InvalidResult(JobqError):
+    """The handler's result has no JSON form, or is too large. Its work is done: running it again cannot help."""
+
+
+class ProcessCrashed(JobqError):
+    """The child process that ran the handler died."""
+
+
+class LeaseExpired(JobqError):
+    """The worker stopped renewing the job's lease: it was killed, hung, or lost its network."""
+
+
+class OutcomeRefused(JobqError):
+    """Redis refuses to store how the run ended: the result is larger than the server accepts, say."""
 
 
 class Discard(Exception):

@@ -12,8 +12,8 @@ import pytest
 
 from jobq import Queue
 from jobq.engine.model.encoding import encode
-from jobq.engine.model.outcome import InvalidResult, encode_result
-from jobq.errors import InvalidJob
+from jobq.engine.model.outcome import encode_result
+from jobq.errors import InvalidJob, InvalidResult
 
 
 class Point(msgspec.Struct):

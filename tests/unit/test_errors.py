@@ -11,7 +11,7 @@ from jobq import Discard, Queue, Retry, Settings, errors
 from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
-from jobq.engine.model.outcome import judge
+from jobq.engine.model.outcome import encode_result, judge
 from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
 from jobq.engine.worker.child_errors import pack, rebuild
@@ -227,6 +227,52 @@ async def _(world: World) -> None:
         """Only a child process has it."""
 
     raise rebuild(pack(Local("of a kind that the worker does not know")))
+
+
+def stored_as(error: errors.JobqError, *, final: bool) -> Exception:
+    """The error, whose name is the type in the job's record."""
+    failure = judge(Spec("t", 0), 1, error, "w")
+    assert failure.type == type(error).__name__
+    assert (failure.delay is None) is final
+    return error
+
+
+@brings("Timeout", "the run took longer")
+async def _(world: World) -> None:
+    raise stored_as(errors.Timeout("the run took longer than its timeout of 1 s"), final=False)
+
+
+@brings("LeaseExpired", "stopped renewing")
+async def _(world: World) -> None:
+    raise stored_as(errors.LeaseExpired("worker w stopped renewing the lease"), final=False)
+
+
+@brings("ProcessCrashed", "died")
+async def _(world: World) -> None:
+    raise stored_as(errors.ProcessCrashed("the child process that ran the handler died"), final=False)
+
+
+@brings("InvalidPayload", "does not fit")
+async def _(world: World) -> None:
+    raise stored_as(errors.InvalidPayload("the payload does not fit"), final=True)
+
+
+@brings("InvalidResult", "the handler's result has 6 bytes, the limit is 5; store it elsewhere and return a reference")
+async def _(world: World) -> None:
+    try:
+        encode_result("four", 5)
+    except errors.InvalidResult as error:
+        raise stored_as(error, final=True) from None
+
+
+@brings("OutcomeRefused", "refuses")
+async def _(world: World) -> None:
+    raise stored_as(errors.OutcomeRefused("Redis refuses to store the job's result"), final=True)
+
+
+@brings("Unserved", "no handler")
+async def _(world: World) -> None:
+    raise stored_as(errors.Unserved("this worker has no handler for its type"), final=True)
 
 
 @brings("Discard", "enough")

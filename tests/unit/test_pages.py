@@ -130,6 +130,21 @@ async def test_limits(limit: int, queue: Queue):
         await queue.page(limit=limit)
 
 
+async def test_a_state_may_be_given_by_its_name(queue: Queue):
+    ids = await filled(queue, 7)
+    name: Any = "waiting"
+    assert [job_id for page in await walk(queue, name, 3) for job_id in page] == ids
+    await queue.enqueue("x", delay=60)
+    delayed: Any = "delayed"
+    assert await queue.remove_all(delayed) == 1
+    for wrong in ("waitng", ""):
+        unknown: Any = wrong
+        with pytest.raises(InvalidQuery, match=f"state is '{wrong}': it takes one of waiting, delayed, active"):
+            await queue.page(unknown)
+        with pytest.raises(InvalidQuery, match="it takes one of"):
+            await queue.remove_all(unknown)
+
+
 async def test_pages_of_one_state(queue: Queue):
     ids = await filled(queue, 7)
     found = await walk(queue, State.WAITING, 3)

@@ -318,3 +318,16 @@ async def test_closing_waits_for_what_is_under_way(connection: Connection):
     assert not [answer for answer in answers if isinstance(answer, BaseException)]
     with pytest.raises(StoreError, match="queue 'test' is not open"):
         await queue.enqueue("x")
+
+
+async def test_several_jobs_cannot_share_an_id_or_a_key(queue: Queue):
+    """Only the first would be enqueued: the others would be lost without an error."""
+
+    @queue.task
+    async def send(n: int) -> None: ...
+
+    for options, what in ((send.options(id="mine"), "one id"), (send.options(key="mine"), "one key")):
+        with pytest.raises(InvalidJob, match=f"several jobs cannot have {what}"):
+            await options.enqueue_many([{"n": 1}, {"n": 2}])
+    assert (await queue.stats()).waiting == 0
+    assert len(await queue.enqueue_many([queue.new("send", {"n": n}, key=f"k{n}") for n in range(2)])) == 2

@@ -10,9 +10,9 @@ import pytest
 
 from jobq import Connection
 from jobq.engine.model.job import Spec
-from jobq.engine.model.outcome import InvalidPayload, judge
+from jobq.engine.model.outcome import judge
 from jobq.engine.store.link import translate
-from jobq.errors import SettingsError
+from jobq.errors import InvalidPayload, SettingsError
 from jobq.http.problems import validation_problem
 from jobq.redact import excerpt, redact
 

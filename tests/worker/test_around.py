@@ -481,6 +481,57 @@ async def test_middleware_is_told_why_a_handler_was_stopped(queue, start, gate, 
     ]  # fmt: skip
 
 
+async def test_middleware_sees_the_errors_of_dependencies_too(queue, start):
+    """A transaction that cannot be committed fails the job. A counter of failures must not count a success."""
+    seen: list[str] = []
+    stuck = asyncio.Event()
+
+    @queue.middleware
+    async def watch(context: Context, call_next: Any) -> Any:
+        try:
+            result = await call_next()
+        except Exception as error:
+            seen.append(f"{context.type}: {type(error).__name__}")
+            raise
+        seen.append(f"{context.type}: ended")
+        return result
+
+    async def closed():
+        raise ConnectionError("no database")
+
+    async def transaction():
+        yield
+        raise ConnectionError("cannot commit")
+
+    async def slow():
+        yield
+        await stuck.wait()
+
+    @queue.task(attempts=1)
+    async def cannot_open(t: Annotated[None, Depends(closed)] = inject) -> None: ...
+
+    @queue.task(attempts=1)
+    async def cannot_commit(t: Annotated[None, Depends(transaction)] = inject) -> None: ...
+
+    @queue.task(attempts=1, timeout=0.05)
+    async def slow_to_close(t: Annotated[None, Depends(slow)] = inject) -> None: ...
+
+    @queue.task
+    async def work() -> None: ...
+
+    await start()
+    for task, failure in ((cannot_open, "no database"), (cannot_commit, "cannot commit"), (slow_to_close, "Timeout")):
+        with pytest.raises(JobFailed, match=failure):
+            await (await task.enqueue()).result(5)
+    await (await work.enqueue()).result(5)
+    assert seen == [
+        "cannot_open: ConnectionError",
+        "cannot_commit: ConnectionError",
+        "slow_to_close: Timeout",
+        "work: ended",
+    ]
+
+
 async def test_middleware_can_answer_itself(queue, start):
     ran = False
 
@@ -523,6 +574,21 @@ async def test_hooks_run_before_the_first_claim_and_after_the_last_run(queue):
         worker.start()
         await job.result(5)
     assert events == ["up 1", "up 2", "run", "down"]
+
+
+@pytest.mark.parametrize("register", ["on_startup", "on_shutdown"])
+def test_a_hook_that_cannot_be_called_is_refused_where_it_is_registered(queue, register):
+    def needs(pool: Any) -> None: ...
+
+    async def yields():
+        yield
+
+    for hook, says in ((5, "is a function, not 5"), (needs, "needs is called without"), (yields, "is a generator")):
+        with pytest.raises(TypeError, match=says):
+            getattr(queue, register)(hook)
+    assert not queue.startup_hooks
+    assert not queue.shutdown_hooks
+    assert getattr(queue, register)(functools.partial(needs, None))
 
 
 async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue):

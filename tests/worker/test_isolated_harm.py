@@ -17,9 +17,9 @@ from structlog.contextvars import get_contextvars
 from test_isolated import _alive, _gone
 
 from jobq import JobFailed, Queue
-from jobq.engine.model.outcome import ProcessCrashed, RemoteTraceback
+from jobq.engine.model.outcome import RemoteTraceback
 from jobq.engine.worker import children
-from jobq.errors import RemoteError
+from jobq.errors import ProcessCrashed, RemoteError
 
 
 @pytest.fixture

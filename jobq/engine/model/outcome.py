@@ -13,7 +13,7 @@ from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.options import to_ms
-from jobq.errors import Discard, RemoteError, Retry
+from jobq.errors import Discard, InvalidPayload, InvalidResult, OutcomeRefused, RemoteError, Retry, Unserved
 from jobq.redact import excerpt
 
 if TYPE_CHECKING:
@@ -36,41 +36,6 @@ _OURS = re.compile(r"[/\\](jobq[/\\]engine|concurrent[/\\]futures|asyncio)[/\\]"
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Unserved(Exception):
-    """The worker has no handler for the job's type, or cannot read the job: a worker of another version might.
-
-    ``invalid``: the payload does not fit the handler's signature.
-    """
-
-    def __init__(self, message: str, *, invalid: bool = False) -> None:
-        self.invalid = invalid
-        super().__init__(message)
-
-
-class InvalidPayload(Exception):
-    """The payload does not fit the handler's signature (any more); running it again cannot help."""
-
-
-class InvalidResult(Exception):
-    """The handler returned something without a JSON form; its work is done, and running it again cannot help."""
-
-
-class Timeout(Exception):
-    """The run took longer than the job's timeout."""
-
-
-class LeaseExpired(Exception):
-    """The worker stopped renewing: it was killed, lost its network, or hung."""
-
-
-class ProcessCrashed(Exception):
-    """The child process that ran the handler died."""
-
-
-class OutcomeRefused(Exception):
-    """Redis refuses to store how the run ended: the result is larger than the server accepts, say."""
 
 
 FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, Unserved)

@@ -64,6 +64,17 @@ def read_cursor(text: str) -> Cursor:
     return cursor
 
 
+def read_state(state: State | str) -> State:
+    """A state that may have been given by its name, as programs without types do.
+
+    :raises InvalidQuery: there is no such state.
+    """
+    try:
+        return State(state)
+    except ValueError:
+        raise InvalidQuery(f"state is {state!r:.80}: it takes one of {', '.join(State)}") from None
+
+
 class Pager:
     """Pages of one queue."""
 
@@ -86,7 +97,7 @@ class Pager:
         """
         if not 1 <= limit <= LIMIT:
             raise InvalidQuery(f"limit is {limit}: it takes 1 to {LIMIT}")
-        states = [state] if state else list(State)
+        states = list(State) if state is None else [read_state(state)]
         at = read_cursor(cursor) if cursor else Cursor(states[0])
         if at.state not in states:
             raise InvalidQuery(f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them")
@@ -136,6 +147,7 @@ class Pager:
 
         :raises InvalidQuery: the verb does not take that state, or the state knows no age.
         """
+        state = read_state(state)
         allowed = (
             (State.FAILED, State.COMPLETED) if verb == "retry" else tuple(s for s in State if s is not State.ACTIVE)
         )

@@ -76,7 +76,8 @@ class Registry:
         return register if fn is None else register(fn)
 
     def middleware(self, fn: Any) -> Any:
-        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost.
+        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost. The run's
+        dependencies are opened and closed inside of it.
 
         ``call_next()`` returns the handler's result or raises its error: the one of the child process for
         ``isolate="process"``, ``Timeout`` for a run that took too long, ``InvalidPayload`` for one that nobody can
@@ -96,14 +97,40 @@ class Registry:
         return fn
 
     def on_startup(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Call ``fn`` (plain or async) when a worker starts, before its first claim."""
+        """Call ``fn`` (plain or async) when a worker starts, before its first claim.
+
+        :raises TypeError: it cannot be called without arguments.
+        """
+        check_hook("startup", fn)
         self.startup_hooks.append(fn)
         return fn
 
     def on_shutdown(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Call ``fn`` (plain or async) when a worker has stopped, after its last run."""
+        """Call ``fn`` (plain or async) when a worker has stopped, after its last run.
+
+        :raises TypeError: it cannot be called without arguments.
+        """
+        check_hook("shutdown", fn)
         self.shutdown_hooks.append(fn)
         return fn
+
+
+def check_hook(when: str, fn: Any) -> None:
+    """Whether a hook can be called: found out where it is registered, not when a worker starts or ends.
+
+    :raises TypeError: it cannot be called without arguments.
+    """
+    if not callable(fn):
+        raise TypeError(f"a {when} hook is a function, not {fn!r:.80}")
+    function = behind(fn)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{when} hook {name_of(fn)} is a generator, which would never run: write two hooks")
+    try:
+        inspect.signature(fn).bind()
+    except TypeError as error:
+        raise TypeError(f"{when} hook {name_of(fn)} is called without arguments, but has parameters: {error}") from None
+    except ValueError:  # a function of C tells nothing of its parameters
+        return
 
 
 class _Decorator(Protocol):

@@ -226,4 +226,10 @@ class Bound(Generic[P, R]):
     def _news(self, jobs: Iterable[dict[str, Any]]) -> list[NewJob]:
         if self._id is not None:
             raise InvalidJob("several jobs cannot have one id: enqueue them one by one, or leave the id out")
-        return [self._task.new((), dict(job), self._options) for job in jobs]
+        news = [self._task.new((), dict(job), self._options) for job in jobs]
+        if self._options.key is not None and len(news) > 1:
+            raise InvalidJob(
+                "several jobs cannot have one key, because only the first would be enqueued: give each its own,"
+                " queue.enqueue_many([queue.new(type, payload, key=...), ...])"
+            )
+        return news

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import msgspec
 from structlog.contextvars import bind_contextvars
 
-from jobq.engine.model.outcome import InvalidPayload, InvalidResult, encode_result
+from jobq.engine.model.outcome import encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, current
 from jobq.engine.task.inject import Injector, Resources
@@ -32,6 +32,7 @@ from jobq.engine.task.task import Task
 from jobq.engine.worker.child_errors import MAIN, pack
 from jobq.engine.worker.child_logging import install, set_levels
 from jobq.engine.worker.child_messages import CLOSING, HEAD, MESSAGE_MAX, Message, Request, decode_request, frame
+from jobq.errors import InvalidPayload, InvalidResult
 
 if TYPE_CHECKING:
     from types import FrameType, ModuleType

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.outcome import ProcessCrashed
 from jobq.engine.worker.child_errors import rebuild
 from jobq.engine.worker.child_logging import levels, write_received
 from jobq.engine.worker.child_messages import (
@@ -33,6 +32,7 @@ from jobq.engine.worker.child_messages import (
     decode_message,
     frame,
 )
+from jobq.errors import ProcessCrashed
 
 if TYPE_CHECKING:
     from jobq.engine.task.context import Context

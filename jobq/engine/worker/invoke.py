@@ -24,33 +24,48 @@ log = get_logger("jobq.worker")
 
 
 async def invoke(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
-    """Call the handler with its dependencies, inside the middleware, on the loop or in a thread or a process."""
+    """Call the handler, with its dependencies around it and the middleware around both.
+
+    Middleware sees what a dependency raises: a transaction that cannot be committed fails the job like any other error.
+    """
     source, context = run.source, run.context
     assert context is not None
-    async with AsyncExitStack() as stack:
-        kwargs = {name: getattr(args, name) for name in task.signature.names}
-        if task.signature.open:
-            kwargs |= task.signature.extras(context.spec.payload)
-        if task.kind != "process":
-            await Injector(context, source.resources, stack).fill(kwargs, task.signature.injected)
+    kwargs = {name: getattr(args, name) for name in task.signature.names}
+    if task.signature.open:
+        kwargs |= task.signature.extras(context.spec.payload)
 
-        async def handler() -> Any:
-            try:
-                if task.kind == "async":
-                    return await task.fn(**kwargs)
-                if task.kind == "process":
-                    return await source.children.run(task, context)
-                return await in_a_thread(run, task.fn, kwargs)
-            except asyncio.CancelledError:
-                if run.reason != "timeout":
-                    raise
-                # middleware and dependencies see why: to them, a cancellation is none of the job's errors
-                if (this := asyncio.current_task()) is not None:
-                    this.uncancel()
-                raise run.timeout() from None
+    async def call() -> Any:
+        try:
+            if task.kind == "async":
+                return await task.fn(**kwargs)
+            if task.kind == "process":
+                return await source.children.run(task, context)
+            return await in_a_thread(run, task.fn, kwargs)
+        except asyncio.CancelledError as error:
+            raise _reason(run, error) from None
 
-        return await surround(source.middlewares, context, handler)
-    raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
+    async def handler() -> Any:
+        if task.kind == "process" or not task.signature.injected:
+            return await call()
+        try:
+            async with AsyncExitStack() as stack:
+                await Injector(context, source.resources, stack).fill(kwargs, task.signature.injected)
+                return await call()
+        except asyncio.CancelledError as error:
+            raise _reason(run, error) from None
+        raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
+
+    return await surround(source.middlewares, context, handler)
+
+
+def _reason(run: Invoked, error: asyncio.CancelledError) -> BaseException:
+    """What a cancelled part of a run raises. Middleware and dependencies see a timeout as the error that it is: to
+    them, a cancellation is none of the job's errors."""
+    if run.reason != "timeout":
+        return error
+    if (this := asyncio.current_task()) is not None:
+        this.uncancel()
+    return run.timeout()
 
 
 async def surround(middlewares: Sequence[Any], context: Context, inner: Callable[[], Any]) -> Any:

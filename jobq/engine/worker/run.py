@@ -16,12 +16,13 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.outcome import InvalidPayload, Timeout, Unserved, encode_result
+from jobq.engine.model.outcome import encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, Lender, current, lender
 from jobq.engine.task.signature import field_names
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.invoke import invoke, surround
+from jobq.errors import InvalidPayload, Timeout, Unserved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

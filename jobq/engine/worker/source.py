@@ -12,14 +12,14 @@ import msgspec
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.ids import time_of
-from jobq.engine.model.outcome import OutcomeRefused, judge
+from jobq.engine.model.outcome import judge
 from jobq.engine.model.rows import UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, Outbox, deferred_ms
 from jobq.engine.worker.report import report_failure, report_stop
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.timers import DueTimer
-from jobq.errors import JobqError, StoreError
+from jobq.errors import JobqError, OutcomeRefused, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.outcome import LeaseExpired
 from jobq.engine.model.rows import read_spec
 from jobq.engine.worker.lane import TRIM_PAGE
-from jobq.errors import StoreError
+from jobq.errors import LeaseExpired, StoreError
 
 if TYPE_CHECKING:
     from jobq.engine.worker.pool import Pool
