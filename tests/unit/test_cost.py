@@ -62,7 +62,7 @@ class Meter:
         return found
 
     async def all_settled(self, queue: Queue) -> bool:
-        """Whether outcomes were stored, and a worker is blocked on the wake token since. Asks nothing that is counted."""
+        """Whether outcomes were stored and a worker is blocked on the wake token again. Asks nothing that is counted."""
         told = await self._admin.command(b"XLEN", queue.store.keys["events"])
         return told > 0 and b"blocked_clients:1" in await self._admin.command(b"INFO", b"clients")
 
@@ -132,19 +132,19 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert text == b"\n".join(b"%d" % n for n in range(300))
 
 
-@pytest.mark.parametrize(("jobs", "calls"), [(1, 82), (100, 110)])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(90, 15, 8)), (100, Cost(114, 15, 8))])
 async def test_cost_of_a_worker(
-    queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, calls: int
+    queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:
     """From a worker's start on a backlog over its idle listening to its end: what it asks of the server, all of it.
 
-    The numbers do not depend on how busy the machine is. Nothing here is due by time, no handler ends before all have
+    The bounds do not depend on how busy the machine is. Nothing here is due by time, no handler ends before all have
     started, so the outcomes of all jobs go out together, and the worker stops only when it listens for work again.
     """
     monkeypatch.setattr(sweeper, "interval", lambda lease_ms: HOUR)
     monkeypatch.setattr(waker, "BLOCK", HOUR)
     started = 0
-    all_started = asyncio.Event()
+    all_started, may_end = asyncio.Event(), asyncio.Event()
     ended: asyncio.Queue[int] = asyncio.Queue()
 
     @queue.task
@@ -153,7 +153,7 @@ async def test_cost_of_a_worker(
         started += 1
         if started == jobs:
             all_started.set()
-        await all_started.wait()
+        await may_end.wait()
         ended.put_nowait(n)
 
     await noop.enqueue_many([{"n": n} for n in range(jobs)])
@@ -161,12 +161,13 @@ async def test_cost_of_a_worker(
     async def work() -> None:
         async with Worker(queue, concurrency=100, lease=HOUR) as worker:
             worker.start()
+            await all_started.wait()
+            may_end.set()
             for _ in range(jobs):
                 await ended.get()
             await until(lambda: meter.all_settled(queue), "the worker has settled all, and listens")
 
     cost, _ = await meter.of(work())
     assert (await queue.stats()).completed == jobs
-    assert (cost.scripts, cost.trips) == (13, 7), cost
-    # a call for each bucket of the histograms that the runs fell into
-    assert calls - 24 < cost.calls <= calls, cost
+    # A bound, since connections answer in any order. A histogram takes a call for each bucket that the runs fell into.
+    assert all(got <= bound for got, bound in zip(cost, most, strict=True)), f"{cost}, at most {most}"
