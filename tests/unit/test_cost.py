@@ -62,7 +62,7 @@ class Meter:
         return found
 
     async def all_settled(self, queue: Queue) -> bool:
-        """Whether outcomes were stored and a worker is blocked on the wake token again. Asks nothing that is counted."""
+        """Whether outcomes were stored and a worker listens for work again. Asks nothing that is counted."""
         told = await self._admin.command(b"XLEN", queue.store.keys["events"])
         return told > 0 and b"blocked_clients:1" in await self._admin.command(b"INFO", b"clients")
 
