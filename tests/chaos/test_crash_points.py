@@ -18,7 +18,7 @@ from jobq import Backoff, Connection, Context, Discard, NewJob, Options, Queue, 
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.store import sender as sender_module
 from jobq.engine.task.inject import Resources
-from jobq.engine.worker import worker as worker_module
+from jobq.engine.worker import life
 from jobq.engine.worker.children import Children
 from jobq.engine.worker.pool import Pool
 from jobq.engine.worker.sweeper import Sweeper
@@ -208,7 +208,7 @@ class Scenario:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead worker need not wait for its Redis to come back."""
-    monkeypatch.setattr(worker_module, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(life, "SETTLE_SECONDS", 0.02)
 
 
 async def run_once(server: Server, at: int, fault: Fault) -> int:

@@ -277,3 +277,9 @@ def raise_(how: str) -> None:
     class Local(Exception): ...
 
     raise Local("of nowhere")
+
+
+def wait_for_add(url: str, queue: str, a: int, type: str = "add") -> int:
+    """A handler without ``async`` waits for another job of its own queue."""
+    with Queue(queue, url).sync() as sync:
+        return sync.enqueue(type, {"a": a}).result_sync(20)

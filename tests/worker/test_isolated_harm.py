@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
@@ -211,6 +212,47 @@ async def test_what_a_handler_prints_disturbs_nothing(process, start):
     task = process(isolated.print_much)
     await start()
     assert await (await task.enqueue(lines=2000)).result(20) == 2000
+
+
+def _slots(worker: Any) -> int:
+    return worker._pool.slots.concurrency  # noqa: SLF001
+
+
+async def test_a_handler_there_that_waits_for_another_job_lends_its_slot(queue, process, start, redis_url):
+    wait, _ = process(isolated.wait_for_add), process(isolated.add)
+    worker = await start(concurrency=1)
+    job = await wait.enqueue(url=redis_url, queue=queue.name, a=1)
+    assert await job.result(20) == 2
+    assert _slots(worker) == 1  # what was lent was taken back
+
+
+async def test_a_child_that_dies_while_it_waits_takes_its_slot_back(queue, process, start, redis_url, until):
+    wait = process(isolated.wait_for_add)
+    worker = await start(concurrency=1)
+    job = await wait.enqueue(url=redis_url, queue=queue.name, a=1, type="nobody-serves-this")
+    await until(lambda: _slots(worker) == 2, "the slot to be lent", timeout=20)
+    await queue.kill(job.id)
+    await until(lambda: _slots(worker) == 1, "the slot to be taken back")
+
+
+async def test_a_signal_to_stop_that_comes_while_a_child_starts_harms_no_job(process, start, monkeypatch):
+    """A service manager signals every process; the child can ignore that only once Python runs."""
+    spawn, signalled = asyncio.create_subprocess_exec, []
+
+    async def spawn_and_signal(*words: Any, **options: Any) -> Any:
+        child = await spawn(*words, **options)
+        if not signalled:
+            signalled.append(child)
+            child.send_signal(signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_and_signal)
+    add = process(isolated.add, attempts=1)
+    await start()
+    job = await add.enqueue(a=1)
+    assert await job.result(20) == 2
+    assert signalled[0].returncode == -signal.SIGTERM
+    assert (await job.row()).errors == []
 
 
 # -- broken children ---------------------------------------------------------------------------------------------------

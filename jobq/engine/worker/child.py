@@ -25,13 +25,23 @@ from structlog.contextvars import bind_contextvars
 
 from jobq.engine.model.outcome import encode_result
 from jobq.engine.model.rows import read_spec
-from jobq.engine.task.context import Context, current
+from jobq.engine.task.context import Context, current, lender
 from jobq.engine.task.inject import Injector, Resources
 from jobq.engine.task.signature import Signature
 from jobq.engine.task.task import Task
 from jobq.engine.worker.child_errors import MAIN, pack
 from jobq.engine.worker.child_logging import install, set_levels
-from jobq.engine.worker.child_messages import CLOSING, HEAD, MESSAGE_MAX, Message, Request, decode_request, frame
+from jobq.engine.worker.child_messages import (
+    CLOSING,
+    HEAD,
+    MESSAGE_MAX,
+    Message,
+    Request,
+    Wait,
+    decode_request,
+    encode_wait,
+    frame,
+)
 from jobq.errors import InvalidPayload, InvalidResult
 
 if TYPE_CHECKING:
@@ -112,6 +122,13 @@ class Channel:
         with self._lock:
             if self._number == number:
                 self._send(what, data)
+
+    def wait(self, number: int, kind: Literal["wait", "waited"], data: bytes) -> None:
+        """A handler waits for another job, or has done so. A forked copy has no slot to lend."""
+        if self._pid == os.getpid():
+            with self._lock:
+                if self._number == number:
+                    self._send(kind, data)
 
     def send_line(self, kind: Literal["record", "event"], data: bytes) -> bool:
         """Send what was logged; see child_logging.py."""
@@ -208,6 +225,22 @@ def _end_copy(error: BaseException | None) -> None:
 signature_of = functools.cache(Signature)
 
 
+class RemoteLender:
+    """Tells the worker for which jobs the handler of one request waits; the worker lends the handler's slot."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+
+    def begin_wait(self, context: Context, queue: str, job_id: str) -> None:
+        """The wait begins."""
+        self._channel.wait(self._number, "wait", encode_wait(Wait(queue, job_id)))
+
+    def end_wait(self, context: Context, job_id: str) -> None:
+        """The wait is over."""
+        self._channel.wait(self._number, "waited", job_id.encode())
+
+
 class LoadError(Exception):
     """The handler could not be loaded. Its cause is the error."""
 
@@ -238,6 +271,7 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
 
     context = Context(request.id, request.queue, spec, request.attempt, request.worker, request.fence, say)
     current.set(context)
+    lender.set(RemoteLender(channel, request.number))
     async with AsyncExitStack() as stack:
         kwargs = {name: getattr(args, name) for name in signature.names}
         if signature.open:

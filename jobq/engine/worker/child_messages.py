@@ -58,10 +58,11 @@ class Message(msgspec.Struct, frozen=True):
     """From a child to the worker.
 
     ``number`` is that of the request and ``pid`` is the sender's process id: the worker drops messages of earlier runs
-    and of forked copies. ``data`` is JSON; for "log" it is the text. After a message with ``leaving`` the child ends.
+    and of forked copies. ``data`` is JSON; for "log" it is the text, for "wait" a ``Wait`` and for "waited" the
+    awaited job's id. After a message with ``leaving`` the child ends.
     """
 
-    kind: Literal["taken", "progress", "log", "record", "event", "done", "error"]
+    kind: Literal["taken", "progress", "log", "record", "event", "wait", "waited", "done", "error"]
     number: int
     pid: int
     data: bytes = b""
@@ -69,6 +70,15 @@ class Message(msgspec.Struct, frozen=True):
     leaving: bool = False
 
 
+class Wait(msgspec.Struct, frozen=True):
+    """The handler waits for a job of that queue."""
+
+    queue: str
+    job_id: str
+
+
+encode_wait = _encode
+decode_wait = msgspec.msgpack.Decoder(Wait).decode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_message = msgspec.msgpack.Decoder(Message).decode
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
+from jobq.engine.task.context import lender
 from jobq.engine.worker.child_errors import rebuild
 from jobq.engine.worker.child_logging import levels, write_received
 from jobq.engine.worker.child_messages import (
@@ -30,6 +31,7 @@ from jobq.engine.worker.child_messages import (
     Message,
     Request,
     decode_message,
+    decode_wait,
     frame,
 )
 from jobq.errors import ProcessCrashed
@@ -43,6 +45,9 @@ log = get_logger("jobq.worker")
 STARTING: Final = 60.0
 """Seconds from the start of a child process until it takes its first job. The import of the handler's module comes
 later: it is part of the run, and the job's timeout bounds it."""
+STOPPED: Final = (-signal.SIGTERM, -signal.SIGINT)
+"""How a child ends if a signal to stop, which a service manager sends to every process, reaches it while Python starts.
+Later it ignores them: see child.py."""
 ENDING: Final = 1.0
 """Seconds for a child's end to be seen after its connection ended. A child that lives on is killed: it can neither
 report its job's outcome nor get another job."""
@@ -50,8 +55,8 @@ report its job's outcome nor get another job."""
 _json = msgspec.json.Encoder().encode
 
 
-class DiedIdleError(Exception):
-    """The child had died since its last job and never took this one. The job is not to blame."""
+class NeverTakenError(Exception):
+    """The child died before it took this job: while it was idle, or by a signal to stop that came as it started."""
 
 
 class Child:
@@ -120,11 +125,14 @@ class Child:
         """Let the child run a job; its last message, "done" or "error".
 
         :raises ProcessCrashed: the child died, or could not be understood.
-        :raises DiedIdleError: it had died before.
+        :raises NeverTakenError: it died before, and the job is not to blame.
+        :raises TooManyWaiting: the handler waits for another job, and too many others wait already.
         """
         self._requests += 1
         number = self._requests
         taken = False
+        worker = lender.get(None)
+        awaited: list[str] = []
         try:
             async with asyncio.timeout(STARTING) as starting:
                 self._writer.write(frame(_request(number, task, context)))
@@ -144,13 +152,22 @@ class Child:
                         context.progress(msgspec.Raw(message.data))
                     elif message.kind == "log":
                         context.log(message.data.decode())
+                    elif message.kind == "wait":
+                        wait = decode_wait(message.data)
+                        if worker is not None:
+                            worker.begin_wait(context, wait.queue, wait.job_id)
+                            awaited.append(wait.job_id)
+                    elif message.kind == "waited":
+                        if worker is not None and (job_id := message.data.decode()) in awaited:
+                            awaited.remove(job_id)
+                            worker.end_wait(context, job_id)
                     else:
                         self._leaving = message.leaving
                         return message
         except (asyncio.IncompleteReadError, ConnectionError):
             how = await self._how_it_ended()
-            if number > 1 and not taken:
-                raise DiedIdleError from None
+            if not taken and (number > 1 or self._process.returncode in STOPPED):
+                raise NeverTakenError from None
             raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
         except msgspec.MsgspecError:
             raise ProcessCrashed(
@@ -158,6 +175,10 @@ class Child:
             ) from None
         except TimeoutError:
             raise ProcessCrashed(f"the child process did not start within {STARTING:.0f} s and was killed") from None
+        finally:
+            if worker is not None:
+                for job_id in awaited:
+                    worker.end_wait(context, job_id)
 
     async def _read(self) -> Message:
         """The next message.
@@ -237,7 +258,7 @@ class Children:
             self._busy.add(child)
             try:
                 message = await child.run(task, context)
-            except DiedIdleError:
+            except NeverTakenError:
                 await child.kill()
                 continue
             except BaseException:
