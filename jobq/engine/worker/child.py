@@ -42,6 +42,7 @@ from jobq.engine.worker.child_messages import (
     encode_wait,
     frame,
 )
+from jobq.engine.worker.process import unblock_stop_signals
 from jobq.errors import InvalidPayload, InvalidResult
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ def main() -> None:
     # A service manager sends its stop signal to every process. The worker decides what becomes of its children. Not
     # SIG_IGN: the programs that a handler starts would inherit it.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    unblock_stop_signals()
 
     def in_copy() -> None:
         channel.leave_to_original()

@@ -34,6 +34,7 @@ from jobq.engine.worker.child_messages import (
     decode_wait,
     frame,
 )
+from jobq.engine.worker.process import Process
 from jobq.errors import ProcessCrashed
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ log = get_logger("jobq.worker")
 STARTING: Final = 60.0
 """Seconds from the start of a child process until it takes its first job. The import of the handler's module comes
 later: it is part of the run, and the job's timeout bounds it."""
-STOPPED: Final = (-signal.SIGTERM, -signal.SIGINT)
-"""How a child ends if a signal to stop, which a service manager sends to every process, reaches it while Python starts.
-Later it ignores them: see child.py."""
 ENDING: Final = 1.0
 """Seconds for a child's end to be seen after its connection ended. A child that lives on is killed: it can neither
 report its job's outcome nor get another job."""
@@ -56,7 +54,7 @@ _json = msgspec.json.Encoder().encode
 
 
 class NeverTakenError(Exception):
-    """The child died before it took this job: while it was idle, or by a signal to stop that came as it started."""
+    """The child had died since its last job, before it took this one. The job is not to blame."""
 
 
 class Child:
@@ -64,7 +62,7 @@ class Child:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         sock: socket.socket,
@@ -83,14 +81,11 @@ class Child:
         # Streams own the socket that they get. This second descriptor is for its shutdown.
         spare = ours.dup()
         try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "jobq.engine.worker.child", str(theirs.fileno()),
-                    pass_fds=[theirs.fileno()],
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    stdin=asyncio.subprocess.DEVNULL,
-                    start_new_session=True,
-                )  # fmt: skip
+            process = await Process.start(
+                [sys.executable, "-m", "jobq.engine.worker.child", str(theirs.fileno())],
+                theirs,
+                os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             # a child that has started already ends when its connection does
@@ -166,7 +161,7 @@ class Child:
                         return message
         except (asyncio.IncompleteReadError, ConnectionError):
             how = await self._how_it_ended()
-            if not taken and (number > 1 or self._process.returncode in STOPPED):
+            if number > 1 and not taken:
                 raise NeverTakenError from None
             raise ProcessCrashed(f"the child process that ran the handler died: {how}") from None
         except msgspec.MsgspecError:
