@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from jobq.errors import NoServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from typing import Self
 
 PATH_MAX = 100
@@ -240,7 +240,7 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
 
 
 @contextlib.contextmanager
-def _sigterm_blocked() -> Iterator[None]:
+def _sigterm_blocked() -> Generator[None]:
     """Start processes whose SIGTERM is blocked; keeper.py says why. The mask is this thread's alone."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

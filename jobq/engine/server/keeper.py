@@ -144,8 +144,11 @@ class Keeper:
         signal.set_wakeup_fd(writer.fileno())
         self._wakeup = (reader, writer)
         self.selector.register(reader, selectors.EVENT_READ, self._woken)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # it only has to wake us
+        signal.signal(signal.SIGCHLD, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _on_signal(self, _: int, __: object) -> None:
+        """The wake-up is all that is needed; without a handler there would be none."""
 
     def _woken(self, reader: socket.socket) -> None:
         reader.recv(64)
