@@ -20,6 +20,7 @@ from jobq.http.routes import ROUTES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
+    from jobq.engine.worker.worker import Worker
     from jobq.settings import Settings
 
 Handler = "Callable[[web.Request], Awaitable[web.StreamResponse]]"
@@ -36,6 +37,7 @@ def create_app(
     max_body: int | None = None,
     max_bulk: int = 1000,
     body_seconds: float = 30.0,
+    workers: Sequence[Worker] = (),
 ) -> web.Application:
     """The application for these queues, which it opens and closes. The plain routes serve the first queue.
 
@@ -46,7 +48,8 @@ def create_app(
     allowed: keys are needed there, and a foreign page has none.
     ``rate``: calls a second for each key, or for each address where there are no keys; None: ``settings.rate``.
     ``max_body``: bytes of one request, by default four times the largest payload. ``max_bulk``: jobs in one request.
-    ``body_seconds``: time for a body to arrive.
+    ``body_seconds``: time for a body to arrive. ``workers``: workers that run in this process, started and stopped by
+    whoever made them. When one of them has failed, /readyz answers 503.
 
     :raises ValueError: there is no queue, or two have the same name.
     :raises SettingsError: an API key cannot be read, or the session secret is too short.
@@ -60,7 +63,7 @@ def create_app(
     rates = Rate(rate) if (rate := rate or settings.rate) else None
     guard = Guard(keys, _hosts(settings, allowed_hosts), rates, settings.session_secret)
     body = max_body or 4 * max(queue.max_payload for queue in flat)
-    hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds))
+    hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds), workers)
 
     app = web.Application(client_max_size=body)
     app[HUB] = hub

@@ -32,9 +32,10 @@ from jobq.http.ready import Readiness
 from jobq.http.strict import check_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.worker.worker import Worker
     from jobq.http.guard import Guard
 
 _audit = get_logger("jobq.audit")
@@ -55,13 +56,13 @@ class Limits(msgspec.Struct, frozen=True):
 class Hub:
     """State that all routes of one application share."""
 
-    def __init__(self, queues: list[Queue], guard: Guard, limits: Limits) -> None:
+    def __init__(self, queues: list[Queue], guard: Guard, limits: Limits, workers: Sequence[Worker] = ()) -> None:
         self.queues = {queue.name: queue for queue in queues}
         self.default = queues[0]
         self.guard = guard
         self.limits = limits
         self.feeds = Feeds()
-        self.readiness = Readiness(queues)
+        self.readiness = Readiness(queues, workers)
         self.unwrap: Callable[[web.Request], web.Request] | None = None
         """For an application inside of another kind of server: the request as that server got it."""
         self._polls: set[asyncio.Timeout] = set()

@@ -76,6 +76,7 @@ INTERNAL = Kind("internal", 500, "Something broke that should not have")
 UNAVAILABLE = Kind("redis-unavailable", 503, "Redis does not answer", _SOON)
 FULL = Kind("redis-full", 503, "Redis is full and takes no new jobs", (("Retry-After", "10"),))
 REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")
+WORKER_FAILED = Kind("worker-failed", 503, "A worker in this process has failed")
 BUSY = Kind("busy", 503, "Too many connections", _SOON)
 UNCONFIRMED = Kind("unconfirmed", 504, "The jobs are enqueued, but the copies asked for are not confirmed")
 

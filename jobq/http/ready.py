@@ -1,4 +1,4 @@
-"""Readiness: whether every Redis server behind this application runs scripts.
+"""Readiness: whether every Redis server behind this application runs scripts, and its own workers have not failed.
 
 /readyz needs no key, so strangers may call it as often as they like. Therefore a probe costs one script per server that
 reads nothing, calls that come meanwhile share it, and its answer is kept for a moment.
@@ -9,25 +9,32 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from jobq.http.problems import WORKER_FAILED, HttpProblem
+
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.worker.worker import Worker
 
 KEPT: Final = 0.5
 """Seconds that an answer is kept."""
 
 
 class Readiness:
-    """The readiness of these queues' servers."""
+    """The readiness of these queues' servers and of workers that run in this process."""
 
-    def __init__(self, queues: Collection[Queue]) -> None:
+    def __init__(self, queues: Collection[Queue], workers: Sequence[Worker] = ()) -> None:
         self._queues = queues
+        self._workers = workers
         self._probe: asyncio.Task[Exception | None] | None = None
         self._stale_at = 0.0
 
     async def check(self) -> Exception | None:
-        """None when every server runs scripts, otherwise the first error. It is at most ``KEPT`` seconds old."""
+        """None when all is well, otherwise the first error. What Redis said is at most ``KEPT`` seconds old."""
+        if any(worker.state == "failed" for worker in self._workers):
+            # Strangers read this answer: the error itself is in the log.
+            return HttpProblem(WORKER_FAILED, "a worker in this process has failed; the server's log has its error")
         loop = asyncio.get_running_loop()
         if self._probe is None or (self._probe.done() and loop.time() >= self._stale_at):
             self._probe = loop.create_task(self._ask(), name="jobq-ready")

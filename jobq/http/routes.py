@@ -168,8 +168,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/readyz", scope=Scope.PUBLIC, handler=handlers.ready, summary="Ready",
-        description="A script runs on Redis.", responses={200: schema.Health},
-        errors=(p.UNAVAILABLE, p.REFUSED), per_queue=False,
+        description="A script runs on Redis, and no worker of this process has failed.",
+        responses={200: schema.Health}, errors=(p.UNAVAILABLE, p.REFUSED, p.WORKER_FAILED), per_queue=False,
     ),
 )  # fmt: skip
 

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rest import problem
 
-from jobq import Connection, Queue
+from jobq import Connection, Queue, Worker
 from jobq.engine.store import Store
 from jobq.errors import StoreUnavailable
 from jobq.http import ready
@@ -89,6 +90,24 @@ async def test_probes_at_once_and_soon_after_share_an_answer(client: Client, cal
     answers = await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
     assert len(calls) == 1
+
+
+async def test_a_failed_worker_of_this_process_makes_it_unready(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.on_startup
+    def refuse() -> None:
+        raise RuntimeError("secret of the hook")
+
+    worker, healthy = Worker(queue), Worker(Queue("other", connection))
+    client = await new_client(queue, workers=[healthy, worker])
+    assert (await client.get("/readyz")).status == 200, "a worker that was not started yet is not a failed one"
+    with pytest.raises(RuntimeError):
+        await worker.run()
+    answer = await client.get("/readyz")
+    assert "secret" not in await answer.text()
+    await problem(answer, 503, "worker-failed")
+    assert (await client.get("/healthz")).status == 200
 
 
 async def test_an_answer_is_kept_for_a_moment_only(
