@@ -16,7 +16,7 @@ from jobq.testing import Drained, FakeContext, ManualClock, drain, on_server, ov
 pytest_plugins = ["pytester"]
 
 
-async def test_drain_runs_what_waits_and_what_that_enqueues(queue):
+async def test_drain_runs_what_waits_and_what_that_enqueues(queue: Queue):
     ran: list[int] = []
 
     @queue.task
@@ -31,7 +31,7 @@ async def test_drain_runs_what_waits_and_what_that_enqueues(queue):
     assert await drain(queue) == Drained()
 
 
-async def test_drain_leaves_delayed_jobs_alone_unless_asked(queue):
+async def test_drain_leaves_delayed_jobs_alone_unless_asked(queue: Queue):
     @queue.task(attempts=3, backoff=Backoff(delay=60_000))
     async def flaky(ctx: Context = inject) -> int:
         if ctx.attempt < 3:
@@ -46,7 +46,7 @@ async def test_drain_leaves_delayed_jobs_alone_unless_asked(queue):
     assert await job.result(1) == 3
 
 
-async def test_drain_counts_failures_and_leaves_unknown_types(queue, redis_url):
+async def test_drain_counts_failures_and_leaves_unknown_types(queue: Queue, redis_url):
     @queue.task(attempts=1)
     def fails() -> None:
         raise ValueError
@@ -58,7 +58,7 @@ async def test_drain_counts_failures_and_leaves_unknown_types(queue, redis_url):
     assert (await queue.get(stranger.id)).state is State.DELAYED
 
 
-async def test_drain_of_several_queues_follows_jobs_from_one_to_the_other(queue, connection):
+async def test_drain_of_several_queues_follows_jobs_from_one_to_the_other(queue: Queue, connection):
     async with Queue("other", connection) as other:
 
         @other.task
@@ -72,7 +72,7 @@ async def test_drain_of_several_queues_follows_jobs_from_one_to_the_other(queue,
         assert await drain(queue, other) == Drained(completed=2)
 
 
-async def test_drain_does_not_wait_for_ever(queue):
+async def test_drain_does_not_wait_for_ever(queue: Queue):
     @queue.task
     async def hangs() -> None:
         await asyncio.Event().wait()
@@ -85,7 +85,7 @@ async def test_drain_does_not_wait_for_ever(queue):
         await drain(queue)
 
 
-async def test_drain_raises_what_a_startup_hook_raises(queue):
+async def test_drain_raises_what_a_startup_hook_raises(queue: Queue):
     @queue.on_startup
     async def broken() -> None:
         raise LookupError("no database")
@@ -181,7 +181,7 @@ def test_the_fixtures_are_there_when_asked_for(pytester, monkeypatch):
     pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider").assert_outcomes(passed=2)
 
 
-async def test_a_handler_can_be_called_with_a_context_of_the_tests_own(queue):
+async def test_a_handler_can_be_called_with_a_context_of_the_tests_own(queue: Queue):
     @queue.task
     async def report(rows: int, ctx: Context = inject) -> str:
         ctx.log(f"attempt {ctx.attempt} of {ctx.attempts} for {ctx.metadata['by']}")
@@ -214,7 +214,7 @@ async def use(
     return [run, worker, other]
 
 
-async def test_a_dependency_can_be_overridden(queue):
+async def test_a_dependency_can_be_overridden(queue: Queue):
     def stand_in():
         yield "stand-in"
 
@@ -231,7 +231,7 @@ async def test_a_dependency_can_be_overridden(queue):
     assert await drain(queue) == Drained(failed=1)
 
 
-async def test_a_row_shows_its_payload_progress_and_result(queue):
+async def test_a_row_shows_its_payload_progress_and_result(queue: Queue):
     @queue.task
     async def work(text: str, ctx: Context = inject) -> list[int]:
         ctx.progress({"done": 50})
@@ -248,7 +248,7 @@ async def test_a_row_shows_its_payload_progress_and_result(queue):
     assert repr(NewJob("work", Raw(b"[1]"))) == "NewJob(type='work', payload='[1]')"
 
 
-async def test_a_handle_kills_its_job(queue):
+async def test_a_handle_kills_its_job(queue: Queue):
     job = await queue.enqueue("work")
     await job.kill()
     assert (await job.row()).state is State.FAILED

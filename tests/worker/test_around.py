@@ -11,11 +11,11 @@ from typing import Annotated, Any, Optional
 import pytest
 import structlog
 
-from jobq import Context, Depends, JobFailed, Worker, inject
+from jobq import Context, Depends, JobFailed, Queue, Worker, inject
 from jobq.engine.task.context import current
 
 
-async def test_dependencies_of_a_run_are_made_anew_and_closed_after_it(queue, start):
+async def test_dependencies_of_a_run_are_made_anew_and_closed_after_it(queue: Queue, start):
     events: list[str] = []
 
     def plain() -> int:
@@ -59,7 +59,7 @@ async def test_dependencies_of_a_run_are_made_anew_and_closed_after_it(queue, st
         assert events == ["plain", "coroutine", "open", "sync open", "enter", "run", "exit", "sync close", "close"]
 
 
-async def test_dependencies_of_a_worker_are_opened_once_and_closed_at_its_end(queue):
+async def test_dependencies_of_a_worker_are_opened_once_and_closed_at_its_end(queue: Queue):
     events: list[str] = []
 
     async def pool():
@@ -84,7 +84,7 @@ async def test_dependencies_of_a_worker_are_opened_once_and_closed_at_its_end(qu
     assert events == ["open", "close"]
 
 
-async def test_a_worker_dependency_that_fails_is_tried_again_by_the_next_run(queue, start):
+async def test_a_worker_dependency_that_fails_is_tried_again_by_the_next_run(queue: Queue, start):
     tries = 0
 
     async def shaky() -> int:
@@ -104,7 +104,7 @@ async def test_a_worker_dependency_that_fails_is_tried_again_by_the_next_run(que
     assert await (await use.enqueue()).result(5) == 2
 
 
-async def test_a_run_killed_while_it_opens_a_worker_dependency_takes_no_other_with_it(queue, start, gate):
+async def test_a_run_killed_while_it_opens_a_worker_dependency_takes_no_other_with_it(queue: Queue, start, gate):
     async def slow() -> int:
         await gate.passing()
         return 7
@@ -122,7 +122,7 @@ async def test_a_run_killed_while_it_opens_a_worker_dependency_takes_no_other_wi
     assert await second.result(5) == 7
 
 
-async def test_errors_in_dependencies_fail_the_run_and_close_the_others(queue, start):
+async def test_errors_in_dependencies_fail_the_run_and_close_the_others(queue: Queue, start):
     closed: list[str] = []
 
     def outer():
@@ -150,7 +150,7 @@ async def test_errors_in_dependencies_fail_the_run_and_close_the_others(queue, s
     assert closed == []  # the error was thrown into it, as into any context manager
 
 
-async def test_a_handlers_error_passes_through_its_dependencies(queue, start):
+async def test_a_handlers_error_passes_through_its_dependencies(queue: Queue, start):
     seen: list[str] = []
 
     async def transaction():
@@ -183,7 +183,7 @@ async def test_a_handlers_error_passes_through_its_dependencies(queue, start):
     assert seen == ["rollback: bad", "swallowed"]
 
 
-async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue, start):
+async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue: Queue, start):
     opened: list[str] = []
 
     async def session():
@@ -209,7 +209,7 @@ async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue, 
         assert opened == ["open", "close"]
 
 
-async def test_a_worker_dependency_of_others_is_opened_once_too(queue, start, gate):
+async def test_a_worker_dependency_of_others_is_opened_once_too(queue: Queue, start, gate):
     opened: list[str] = []
 
     async def settings() -> str:
@@ -241,7 +241,7 @@ async def test_a_worker_dependency_of_others_is_opened_once_too(queue, start, ga
     assert sorted(opened) == ["cache", "pool", "settings"]
 
 
-async def test_defaults_and_optional_annotations_are_injected_too(queue, start):
+async def test_defaults_and_optional_annotations_are_injected_too(queue: Queue, start):
     def connect() -> str:
         return "db"
 
@@ -258,7 +258,7 @@ async def test_defaults_and_optional_annotations_are_injected_too(queue, start):
     assert await (await use.enqueue(n=1)).result(5) == [1, "db", "use", True]
 
 
-async def test_context_managers_are_opened_and_closed(queue, start):
+async def test_context_managers_are_opened_and_closed(queue: Queue, start):
     events: list[str] = []
 
     @contextmanager
@@ -286,7 +286,7 @@ async def test_context_managers_are_opened_and_closed(queue, start):
     assert events == ["enter", "enter", "exit", "exit"]
 
 
-async def test_a_worker_dependency_does_not_keep_the_context_of_the_job_that_came_first(queue, start):
+async def test_a_worker_dependency_does_not_keep_the_context_of_the_job_that_came_first(queue: Queue, start):
     def job_id() -> Any:
         return structlog.contextvars.get_contextvars().get("job_id")
 
@@ -301,7 +301,7 @@ async def test_a_worker_dependency_does_not_keep_the_context_of_the_job_that_cam
     assert await (await use.enqueue()).result(5) == [True, [None, None]]
 
 
-async def test_a_worker_dependency_that_exits_fails_the_run_and_not_the_worker(queue, start):
+async def test_a_worker_dependency_that_exits_fails_the_run_and_not_the_worker(queue: Queue, start):
     def exits() -> None:
         raise SystemExit(3)
 
@@ -325,7 +325,7 @@ class Mailer:
         return to
 
 
-async def test_partials_and_callable_objects_are_handlers(queue, start):
+async def test_partials_and_callable_objects_are_handlers(queue: Queue, start):
     def add(a: int, b: int) -> int:
         return a + b
 
@@ -393,12 +393,12 @@ def _using(depends: Any) -> Any:
         (lambda queue: queue.middleware(_yields_too), "is not async"),
     ],
 )  # fmt: skip
-async def test_what_cannot_work_is_refused_at_once(queue, make, says):
+async def test_what_cannot_work_is_refused_at_once(queue: Queue, make, says):
     with pytest.raises(TypeError, match=says):
         make(queue)
 
 
-async def test_middleware_wraps_in_the_order_of_registration_and_sees_results_and_errors(queue, start):
+async def test_middleware_wraps_in_the_order_of_registration_and_sees_results_and_errors(queue: Queue, start):
     events: list[str] = []
 
     @queue.middleware
@@ -440,7 +440,7 @@ async def test_middleware_wraps_in_the_order_of_registration_and_sees_results_an
     assert events[-1] == "outer saw it"
 
 
-async def test_middleware_is_told_why_a_handler_was_stopped(queue, start, gate, until):
+async def test_middleware_is_told_why_a_handler_was_stopped(queue: Queue, start, gate, until):
     seen: list[Any] = []
 
     @queue.middleware
@@ -481,7 +481,7 @@ async def test_middleware_is_told_why_a_handler_was_stopped(queue, start, gate, 
     ]  # fmt: skip
 
 
-async def test_middleware_sees_the_errors_of_dependencies_too(queue, start):
+async def test_middleware_sees_the_errors_of_dependencies_too(queue: Queue, start):
     """A transaction that cannot be committed fails the job. A counter of failures must not count a success."""
     seen: list[str] = []
     stuck = asyncio.Event()
@@ -532,7 +532,7 @@ async def test_middleware_sees_the_errors_of_dependencies_too(queue, start):
     ]
 
 
-async def test_middleware_can_answer_itself(queue, start):
+async def test_middleware_can_answer_itself(queue: Queue, start):
     ran = False
 
     @queue.middleware
@@ -549,7 +549,7 @@ async def test_middleware_can_answer_itself(queue, start):
     assert not ran
 
 
-async def test_hooks_run_before_the_first_claim_and_after_the_last_run(queue):
+async def test_hooks_run_before_the_first_claim_and_after_the_last_run(queue: Queue):
     events: list[str] = []
 
     @queue.on_startup
@@ -577,7 +577,7 @@ async def test_hooks_run_before_the_first_claim_and_after_the_last_run(queue):
 
 
 @pytest.mark.parametrize("register", ["on_startup", "on_shutdown"])
-def test_a_hook_that_cannot_be_called_is_refused_where_it_is_registered(queue, register):
+def test_a_hook_that_cannot_be_called_is_refused_where_it_is_registered(queue: Queue, register):
     def needs(pool: Any) -> None: ...
 
     async def yields():
@@ -591,7 +591,7 @@ def test_a_hook_that_cannot_be_called_is_refused_where_it_is_registered(queue, r
     assert getattr(queue, register)(functools.partial(needs, None))
 
 
-async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue):
+async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue: Queue):
     @queue.on_startup
     async def broken() -> None:
         raise LookupError("no database")
@@ -608,7 +608,7 @@ async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue):
     assert (stats.waiting, stats.active) == (1, 0)
 
 
-async def test_an_error_at_the_end_does_not_skip_the_rest_of_it(queue):
+async def test_an_error_at_the_end_does_not_skip_the_rest_of_it(queue: Queue):
     events: list[str] = []
 
     async def resource():

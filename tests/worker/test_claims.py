@@ -46,7 +46,7 @@ def watch_wakers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return woken
 
 
-async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_front(queue, start):
+async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_front(queue: Queue, start):
     order: list[str] = []
 
     @queue.task
@@ -74,7 +74,7 @@ async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_
     assert order == ["urgent", "topmost", "top", "a", "b", "c", "batch0", "batch1", "batch2", "late"]
 
 
-async def test_weights_are_shares_while_all_queues_have_work(queue, second, start):
+async def test_weights_are_shares_while_all_queues_have_work(queue: Queue, second: Queue, start):
     ran: Counter[str] = Counter()
     enough = asyncio.Event()
 
@@ -96,7 +96,7 @@ async def test_weights_are_shares_while_all_queues_have_work(queue, second, star
     assert 0.65 < ran["heavy"] / ran.total() < 0.95  # 4 of 5, drawn at random
 
 
-async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until, admin, monkeypatch):
+async def test_a_worker_wakes_for_each_of_its_queues(queue: Queue, second: Queue, start, until, admin, monkeypatch):
     """One queue being idle must not hide the others' wake-ups, whichever the worker looked at last."""
 
     @queue.task
@@ -115,7 +115,7 @@ async def test_a_worker_wakes_for_each_of_its_queues(queue, second, start, until
 
 
 async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes(
-    queue, start, until, admin, monkeypatch
+    queue: Queue, start, until, admin, monkeypatch
 ):
     @queue.task
     async def work(n: int) -> int:
@@ -141,7 +141,7 @@ async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes
     assert woken, "the resume woke a worker"
 
 
-async def test_running_jobs_go_on_through_a_pause(queue, start, gate):
+async def test_running_jobs_go_on_through_a_pause(queue: Queue, start, gate):
     @queue.task
     async def slow() -> int:
         await gate.passing()
@@ -155,7 +155,7 @@ async def test_running_jobs_go_on_through_a_pause(queue, start, gate):
     assert await job.result(5) == 1
 
 
-async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue, start, until, admin):
+async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue: Queue, start, until, admin):
     started: list[float] = []
 
     @queue.task
@@ -188,7 +188,7 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
     assert blocking <= 6, calls
 
 
-async def test_an_idle_worker_sends_a_handful_of_commands(queue, start, until, admin):
+async def test_an_idle_worker_sends_a_handful_of_commands(queue: Queue, start, until, admin):
     await start()
     await until(lambda: blocked(admin, 1), "an idle worker")
     before = await commands(admin)
@@ -199,7 +199,7 @@ async def test_an_idle_worker_sends_a_handful_of_commands(queue, start, until, a
     assert calls["bzpopmin"] <= 2, calls
 
 
-async def test_an_idle_worker_starts_a_job_without_a_trip_of_its_own(queue, start, until, admin, monkeypatch):
+async def test_an_idle_worker_starts_a_job_without_a_trip_of_its_own(queue: Queue, start, until, admin, monkeypatch):
     """The job comes back with the wake token. How many ms that takes is for the benchmarks."""
 
     @queue.task
@@ -213,7 +213,7 @@ async def test_an_idle_worker_starts_a_job_without_a_trip_of_its_own(queue, star
         assert len(woken) == n + 1
 
 
-async def test_concurrent_enqueues_share_trips(queue, admin):
+async def test_concurrent_enqueues_share_trips(queue: Queue, admin):
     before = await commands(admin)
     await asyncio.gather(*(queue.enqueue("any", {"n": n}) for n in range(1000)))
     calls = Counter(await commands(admin))
@@ -222,7 +222,7 @@ async def test_concurrent_enqueues_share_trips(queue, admin):
     assert (await queue.stats()).waiting == 1000
 
 
-async def test_completions_share_trips(queue, start, admin):
+async def test_completions_share_trips(queue: Queue, start, admin):
     @queue.task
     async def quick() -> None: ...
 
@@ -235,7 +235,7 @@ async def test_completions_share_trips(queue, start, admin):
     assert calls["evalsha"] <= 150, calls
 
 
-async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue, start, gate, until):
+async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue: Queue, start, gate, until):
     """Prefetch is for short jobs; when a long one comes in between, what is behind it goes to who is free."""
 
     @queue.task
@@ -259,7 +259,7 @@ async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue, star
     assert (await mixed[0].row()).state is State.ACTIVE
 
 
-async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, until, admin):
+async def test_two_idle_workers_share_a_batch_of_long_jobs(queue: Queue, start, gate, until, admin):
     @queue.task
     async def long(n: int) -> None:
         await gate.passing(n)
@@ -272,7 +272,7 @@ async def test_two_idle_workers_share_a_batch_of_long_jobs(queue, start, gate, u
     assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
 
 
-async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate, until, admin, patient):
+async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue: Queue, start, gate, until, admin, patient):
     @queue.task
     async def long() -> None:
         await gate.passing("long")
@@ -290,7 +290,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue, start, gate,
     assert (await blocker.row()).state is State.ACTIVE
 
 
-async def test_a_worker_that_stops_leaves_its_watch_to_another(queue, start, until, admin, patient):
+async def test_a_worker_that_stops_leaves_its_watch_to_another(queue: Queue, start, until, admin, patient):
     """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
 
     @queue.task
@@ -312,7 +312,7 @@ async def _tokenless(admin: Store) -> bool:
     return not await admin.command(b"ZCARD", admin.keys["wake"])
 
 
-async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(queue, start):
+async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(queue: Queue, start):
     ran: Counter[int] = Counter()
 
     @queue.task
@@ -346,12 +346,12 @@ async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(que
         (lambda queue: Worker(queue, lease=0.01), "lease"),
     ],
 )
-async def test_a_worker_that_could_not_work_is_refused(queue, make, says):
+async def test_a_worker_that_could_not_work_is_refused(queue: Queue, make, says):
     with pytest.raises(ValueError, match=says):
         make(queue)
 
 
-async def test_no_wake_up_is_lost_while_workers_come_and_go(queue, second, start, until, patient):
+async def test_no_wake_up_is_lost_while_workers_come_and_go(queue: Queue, second: Queue, start, until, patient):
     """Two queues, workers of every size that start and stop; somebody idle is always there, so nothing may lie."""
     ran: list[int] = []
 

@@ -21,7 +21,7 @@ from jobq.testing import ManualClock
 SOON = Backoff(type="fixed", delay=5, jitter=0)
 
 
-async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue, start, logs):
+async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue: Queue, start, logs):
     @queue.task(attempts=3, backoff=SOON)
     async def flaky(ctx: Context = inject) -> None:
         raise ValueError(f"attempt {ctx.attempt}")
@@ -59,7 +59,7 @@ async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue, 
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_a_hostile_exception_ends_its_run_and_leaves_nothing_active(queue, start, kind, until):
+async def test_a_hostile_exception_ends_its_run_and_leaves_nothing_active(queue: Queue, start, kind, until):
     """Whatever happens while an outcome is judged: no lease is renewed for ever, and the only slot is free again."""
 
     @queue.task(name="async", attempts=1)
@@ -84,7 +84,7 @@ async def test_a_hostile_exception_ends_its_run_and_leaves_nothing_active(queue,
     assert worker.running == 0
 
 
-async def test_a_later_attempt_completes_the_job_and_the_errors_stay_readable(queue, start):
+async def test_a_later_attempt_completes_the_job_and_the_errors_stay_readable(queue: Queue, start):
     @queue.task(backoff=SOON)
     async def third_time_lucky(ctx: Context = inject) -> int:
         if ctx.attempt < 3:
@@ -98,7 +98,7 @@ async def test_a_later_attempt_completes_the_job_and_the_errors_stay_readable(qu
     assert (row.state, row.attempts_made, len(row.errors)) == (State.COMPLETED, 3, 2)
 
 
-async def test_tracebacks_of_threads_start_at_the_handler(queue, start):
+async def test_tracebacks_of_threads_start_at_the_handler(queue: Queue, start):
     @queue.task(attempts=1)
     def sync() -> None:
         raise ValueError("in a thread")
@@ -111,7 +111,7 @@ async def test_tracebacks_of_threads_start_at_the_handler(queue, start):
     assert "test_failures.py" in trace.splitlines()[1]
 
 
-async def test_backoff_is_the_time_until_the_next_attempt(queue, start, until):
+async def test_backoff_is_the_time_until_the_next_attempt(queue: Queue, start, until):
     @queue.task(attempts=3, backoff=Backoff(type="exponential", delay=60_000, jitter=0))
     async def fails() -> None:
         raise RuntimeError
@@ -149,7 +149,9 @@ async def test_backoff_is_the_time_until_the_next_attempt(queue, start, until):
     ],
     ids=str,
 )
-async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(queue, start, until, logs, delay, ms):
+async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(
+    queue: Queue, start, until, logs, delay, ms
+):
     @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=7_000, jitter=0))
     async def again(ctx: Context = inject) -> None:
         if ctx.attempt == 1:
@@ -162,7 +164,7 @@ async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(qu
     assert (await job.row()).state in (State.DELAYED, State.ACTIVE, State.COMPLETED)
 
 
-async def test_discard_fails_at_once(queue, start):
+async def test_discard_fails_at_once(queue: Queue, start):
     @queue.task(attempts=9)
     async def hopeless() -> None:
         raise Discard("no such customer")
@@ -183,7 +185,7 @@ PAYLOADS = [
 """What another version's handler of ``send(to: str)`` may take, and what this one says."""
 
 
-async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue, redis_url, start, until, logs):
+async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue: Queue, redis_url, start, until, logs):
     async with Queue("test", redis_url) as before:  # knows no types: enqueues what the other version did
         jobs = [await before.enqueue("send", payload, attempts=1) for payload, _ in PAYLOADS]
 
@@ -281,7 +283,7 @@ async def test_time_that_a_job_waited_for_its_turn_does_not_count_as_unserved(re
             await queue.result(job.id, timeout=5)
 
 
-async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(queue, redis_url, start, logs):
+async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(queue: Queue, redis_url, start, logs):
     @queue.task
     async def send(to: str) -> str:
         return to
@@ -295,7 +297,7 @@ async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(
     assert f"The first such job is send {jobs[0].id}" in line
 
 
-async def test_unknown_fields_are_refused_at_the_door_unless_the_queue_says_otherwise(queue, redis_url):
+async def test_unknown_fields_are_refused_at_the_door_unless_the_queue_says_otherwise(queue: Queue, redis_url):
     async def send(to: str) -> None: ...
 
     queue.task(send)
@@ -318,7 +320,7 @@ async def _rewrite(queue: Queue, job_id: str, old: bytes, new: bytes) -> None:
     await queue.store.command(b"HSET", key, job_id, raw.replace(old, new))
 
 
-async def test_a_row_with_fields_of_a_newer_jobq_runs(queue, start):
+async def test_a_row_with_fields_of_a_newer_jobq_runs(queue: Queue, start):
     @queue.task(backoff=Backoff(delay=7))
     async def fine() -> int:
         return 1
@@ -329,7 +331,7 @@ async def test_a_row_with_fields_of_a_newer_jobq_runs(queue, start):
     assert await job.result(5) == 1
 
 
-async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ran_out(queue, start, until, logs):
+async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ran_out(queue: Queue, start, until, logs):
     @queue.task
     async def fine() -> None: ...
 
@@ -344,7 +346,7 @@ async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ra
     assert (row.errors, row.state is State.FAILED) == ([], False)
 
 
-async def test_a_row_that_cannot_be_read_ends_in_failed_and_harms_nobody(queue, connection, start, until):
+async def test_a_row_that_cannot_be_read_ends_in_failed_and_harms_nobody(queue: Queue, connection, start, until):
     @queue.task
     async def fine() -> int:
         return 1
@@ -365,7 +367,7 @@ async def _counts(queue: Queue, **wanted: int) -> bool:
 
 
 async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
-    queue, redis_url, start, until, logs, monkeypatch
+    queue: Queue, redis_url, start, until, logs, monkeypatch
 ):
     monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
 
@@ -410,7 +412,7 @@ async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
     assert (row.attempts_made, row.result and bytes(row.result)) == (1, b"2")
 
 
-async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue, redis_url, admin, start, until):
+async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue: Queue, redis_url, admin, start, until):
     @queue.task
     async def known() -> None: ...
 
@@ -432,7 +434,7 @@ async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue, red
         assert (await job.row()).unserved == 1
 
 
-async def test_types_unknown_here_do_not_hold_up_the_others(queue, redis_url, start, monkeypatch):
+async def test_types_unknown_here_do_not_hold_up_the_others(queue: Queue, redis_url, start, monkeypatch):
     monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 20)
 
     @queue.task
@@ -446,7 +448,7 @@ async def test_types_unknown_here_do_not_hold_up_the_others(queue, redis_url, st
     assert [await job.result(5) for job in jobs] == list(range(20))
 
 
-async def test_long_errors_are_cut_and_passwords_in_urls_hidden(queue, start):
+async def test_long_errors_are_cut_and_passwords_in_urls_hidden(queue: Queue, start):
     @queue.task(attempts=1)
     async def talkative() -> None:
         raise RuntimeError("redis://user:hunter2@host:6379/0 " + "x" * 50_000)
@@ -463,7 +465,7 @@ async def test_long_errors_are_cut_and_passwords_in_urls_hidden(queue, start):
     assert "hunter2" not in failed.value.traceback
 
 
-async def test_text_that_utf8_cannot_hold_is_kept_readable(queue, start):
+async def test_text_that_utf8_cannot_hold_is_kept_readable(queue: Queue, start):
     @queue.task(attempts=1)
     async def surrogate(ctx: Context = inject) -> None:
         ctx.log("lone \ud800")
@@ -476,7 +478,7 @@ async def test_text_that_utf8_cannot_hold_is_kept_readable(queue, start):
     assert (await queue.logs(job.id))[0].message.startswith("lone ")
 
 
-async def test_failures_are_logged_once_each_and_transitions_at_debug(queue, start, logs):
+async def test_failures_are_logged_once_each_and_transitions_at_debug(queue: Queue, start, logs):
     @queue.task(attempts=2, backoff=SOON)
     async def flaky(ctx: Context = inject) -> None:
         if ctx.attempt == 1:
@@ -495,7 +497,7 @@ async def test_failures_are_logged_once_each_and_transitions_at_debug(queue, sta
     assert warnings == [f"Job flaky {job.id} failed in attempt 1 of 2 and runs again in 0.005 s: RuntimeError: once"]
 
 
-async def test_a_forged_line_in_an_error_text_does_not_start_a_line_of_the_log(queue, start, logs):
+async def test_a_forged_line_in_an_error_text_does_not_start_a_line_of_the_log(queue: Queue, start, logs):
     @queue.task(attempts=1)
     async def forges() -> None:
         raise RuntimeError("x\n12:00 ERROR all is lost")
@@ -508,7 +510,7 @@ async def test_a_forged_line_in_an_error_text_does_not_start_a_line_of_the_log(q
     assert lines[0].endswith("RuntimeError: x 12:00 ERROR all is lost")
 
 
-async def test_options_reach_the_run(queue, start):
+async def test_options_reach_the_run(queue: Queue, start):
     @queue.task
     async def fails() -> None:
         raise RuntimeError
@@ -520,7 +522,7 @@ async def test_options_reach_the_run(queue, start):
     assert (await queue.get(accepted.id)).attempts_made == 2
 
 
-async def test_many_failures_at_once_go_in_small_trips(queue, start, gate, monkeypatch):
+async def test_many_failures_at_once_go_in_small_trips(queue: Queue, start, gate, monkeypatch):
     """Each moves its job's earlier errors: hundreds in one script would hold Redis for tens of milliseconds."""
     sizes: list[int] = []
     reschedule = queue.store.reschedule

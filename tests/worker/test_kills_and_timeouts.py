@@ -9,13 +9,13 @@ import threading
 import pytest
 from tools import listening
 
-from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, State, inject
+from jobq import Backoff, Context, JobFailed, JobKilled, JobNotFound, Queue, State, inject
 from jobq.engine.worker import run as run_module
 from jobq.errors import WrongState
 
 
 @pytest.mark.parametrize("delay", [0, 60], ids=["waiting", "delayed"])
-async def test_kill_of_a_job_that_has_not_started(queue, start, delay):
+async def test_kill_of_a_job_that_has_not_started(queue: Queue, start, delay):
     ran = asyncio.Event()
 
     @queue.task
@@ -38,7 +38,7 @@ async def test_kill_of_a_job_that_has_not_started(queue, start, delay):
     assert not ran.is_set()
 
 
-async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, start, gate, until, logs, admin):
+async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue: Queue, start, gate, until, logs, admin):
     stopped = asyncio.Event()
 
     @queue.task(attempts=5)
@@ -64,7 +64,7 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue, star
     assert logs.one(f"The run of job slow {job.id} was stopped because it was killed", "WARNING").reason == "killed"
 
 
-async def test_kill_of_a_job_that_started_before_its_worker_listens(queue, start, gate):
+async def test_kill_of_a_job_that_started_before_its_worker_listens(queue: Queue, start, gate):
     stopped = asyncio.Event()
 
     @queue.task
@@ -82,7 +82,9 @@ async def test_kill_of_a_job_that_started_before_its_worker_listens(queue, start
         await stopped.wait()
 
 
-async def test_a_killed_handler_that_returns_or_raises_late_changes_nothing(queue, start, gate, until, monkeypatch):
+async def test_a_killed_handler_that_returns_or_raises_late_changes_nothing(
+    queue: Queue, start, gate, until, monkeypatch
+):
     monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.05)
     ended = asyncio.Queue()
 
@@ -118,7 +120,7 @@ async def test_a_killed_handler_that_returns_or_raises_late_changes_nothing(queu
         assert (row.state, row.result, [error.type for error in row.errors]) == (State.FAILED, None, ["Killed"])
 
 
-async def test_a_killed_and_removed_job_never_comes_back(queue, start, gate, until):
+async def test_a_killed_and_removed_job_never_comes_back(queue: Queue, start, gate, until):
     @queue.task(attempts=5)
     async def slow() -> None:
         await gate.passing()
@@ -138,7 +140,7 @@ async def test_a_killed_and_removed_job_never_comes_back(queue, start, gate, unt
     assert (stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed) == (0, 0, 0, 0, 0)
 
 
-async def test_a_killed_job_that_is_retried_runs_again_while_the_old_run_counts_for_nothing(queue, start, gate):
+async def test_a_killed_job_that_is_retried_runs_again_while_the_old_run_counts_for_nothing(queue: Queue, start, gate):
     runs = 0
 
     @queue.task
@@ -158,7 +160,7 @@ async def test_a_killed_job_that_is_retried_runs_again_while_the_old_run_counts_
     assert await job.result(5) == "second"
 
 
-async def test_a_killed_thread_is_fenced_off_and_the_log_says_so(queue, start, gate, until, logs):
+async def test_a_killed_thread_is_fenced_off_and_the_log_says_so(queue: Queue, start, gate, until, logs):
     ended = threading.Event()
 
     @queue.task
@@ -192,7 +194,7 @@ async def test_a_killed_thread_is_fenced_off_and_the_log_says_so(queue, start, g
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_timeout_is_a_failed_attempt(queue, start, gate, logs, kind):
+async def test_timeout_is_a_failed_attempt(queue: Queue, start, gate, logs, kind):
     @queue.task(attempts=1, timeout=0.05, name="async")
     async def coroutine() -> None:
         await gate.passing()
@@ -210,7 +212,7 @@ async def test_timeout_is_a_failed_attempt(queue, start, gate, logs, kind):
     assert bool(logs.all("cannot be stopped", "WARNING")) == (kind == "thread")
 
 
-async def test_after_a_timeout_the_next_attempt_runs(queue, start, gate):
+async def test_after_a_timeout_the_next_attempt_runs(queue: Queue, start, gate):
     @queue.task(attempts=2, timeout=0.1)
     async def slow(ctx: Context = inject) -> int:
         if ctx.attempt == 1:
@@ -223,7 +225,9 @@ async def test_after_a_timeout_the_next_attempt_runs(queue, start, gate):
     assert [error.type for error in (await job.row()).errors] == ["Timeout"]
 
 
-async def test_a_handler_that_turns_its_cancellation_into_an_error_has_timed_out_all_the_same(queue, start, gate):
+async def test_a_handler_that_turns_its_cancellation_into_an_error_has_timed_out_all_the_same(
+    queue: Queue, start, gate
+):
     @queue.task(attempts=1, timeout=0.05)
     async def wrapping() -> None:
         try:
@@ -237,7 +241,7 @@ async def test_a_handler_that_turns_its_cancellation_into_an_error_has_timed_out
 
 
 async def test_a_handler_that_ignores_its_cancellation_is_reported_with_its_stack_and_loses_its_slot(
-    queue, start, gate, logs, monkeypatch
+    queue: Queue, start, gate, logs, monkeypatch
 ):
     monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.05)
 
@@ -263,7 +267,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported_with_its_stac
     assert await (await fine.enqueue()).result(5) == 1
 
 
-async def test_kill_of_jobs_claimed_ahead_of_a_slot(queue, start, gate, until):
+async def test_kill_of_jobs_claimed_ahead_of_a_slot(queue: Queue, start, gate, until):
     """Buffered jobs have no handler yet; they must go without one."""
     ran: list[int] = []
 
@@ -289,7 +293,7 @@ async def test_kill_of_jobs_claimed_ahead_of_a_slot(queue, start, gate, until):
     await until(all_ended)
 
 
-async def test_a_sync_handler_learns_that_its_grace_is_over(queue, start, gate, until):
+async def test_a_sync_handler_learns_that_its_grace_is_over(queue: Queue, start, gate, until):
     seen: list[tuple[bool, str | None]] = []
     ended = threading.Event()
 
@@ -316,7 +320,7 @@ async def test_a_sync_handler_learns_that_its_grace_is_over(queue, start, gate, 
     await until(handed_back)
 
 
-async def test_threads_that_hang_are_bounded_and_each_one_more_keeps_a_slot(queue, start, gate, until, logs):
+async def test_threads_that_hang_are_bounded_and_each_one_more_keeps_a_slot(queue: Queue, start, gate, until, logs):
     """Without a bound, a handler that hangs now and then fills the process with threads."""
 
     @queue.task(attempts=1, timeout=0.05)
@@ -347,7 +351,7 @@ async def test_threads_that_hang_are_bounded_and_each_one_more_keeps_a_slot(queu
             await job.result(5)
 
 
-async def test_a_worker_stops_although_threads_keep_its_slots(queue, start, gate, until):
+async def test_a_worker_stops_although_threads_keep_its_slots(queue: Queue, start, gate, until):
     @queue.task(attempts=1, timeout=0.05)
     def hangs() -> None:
         gate.hold()
@@ -361,5 +365,5 @@ async def test_a_worker_stops_although_threads_keep_its_slots(queue, start, gate
     await until(lambda: _gone(queue), "the worker to end")
 
 
-async def _gone(queue) -> bool:
+async def _gone(queue: Queue) -> bool:
     return await queue.workers() == []

@@ -11,7 +11,7 @@ import time
 import pytest
 import redis
 
-from jobq import Backoff, Context, JobFailed, State, inject
+from jobq import Backoff, Context, JobFailed, Queue, State, inject
 from jobq.engine.worker import heartbeat
 from jobq.engine.worker.heartbeat import Heartbeat
 from tests.chaos.invariants import broken
@@ -19,7 +19,7 @@ from tests.chaos.invariants import broken
 NOW = Backoff(type="fixed", delay=0, jitter=0)
 
 
-async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(queue, redis_url, start, logs):
+async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(queue: Queue, redis_url, start, logs):
     """A real second worker, in a process of its own, would take the job if the lease ran out."""
     runs = 0
 
@@ -48,7 +48,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(qu
 
 
 async def test_what_was_claimed_ahead_goes_back_while_a_handler_blocks_the_loop(
-    queue, server, admin, start, until, monkeypatch
+    queue: Queue, server, admin, start, until, monkeypatch
 ):
     monkeypatch.setattr(heartbeat, "HAND_BACK_MAX", 10)
     seen: list[tuple[int, int, int]] = []
@@ -129,7 +129,7 @@ async def _worker_process(url: str, *, lease: float = 30, grace: float = 5, mode
 
 
 async def test_the_outcome_of_a_run_that_held_the_gil_beyond_its_lease_is_refused(
-    queue, redis_url, start, until, tmp_path
+    queue: Queue, redis_url, start, until, tmp_path
 ):
     """Nothing in a process runs while one thread holds the GIL. A stopped process is the same to Redis, and exact."""
     slow = await _worker_process(redis_url, lease=0.5, mode="work", work=1)
@@ -150,7 +150,9 @@ async def test_the_outcome_of_a_run_that_held_the_gil_beyond_its_lease_is_refuse
     assert (await job.row()).attempts_made == 2
 
 
-async def test_a_killed_workers_job_is_recovered_by_another_and_charged(queue, redis_url, start, until, tmp_path):
+async def test_a_killed_workers_job_is_recovered_by_another_and_charged(
+    queue: Queue, redis_url, start, until, tmp_path
+):
     process = await _worker_process(redis_url, lease=0.5, mode="work")
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, backoff=NOW)
     await until((tmp_path / "log").exists, "the process to run the job")
@@ -168,7 +170,7 @@ async def test_a_killed_workers_job_is_recovered_by_another_and_charged(queue, r
     assert "stopped renewing" in error.message
 
 
-async def test_a_worker_is_known_before_its_first_claim(queue, start, monkeypatch):
+async def test_a_worker_is_known_before_its_first_claim(queue: Queue, start, monkeypatch):
     """What is recorded of its claims goes with its row: one killed before its heartbeat's first word would leave it."""
     monkeypatch.setattr(Heartbeat, "_beat", _mute)
 
@@ -185,7 +187,9 @@ async def _mute(*_: object) -> bool:
     return True
 
 
-async def test_a_job_that_kills_every_worker_ends_in_failed_with_the_reason(queue, redis_url, start, until, tmp_path):
+async def test_a_job_that_kills_every_worker_ends_in_failed_with_the_reason(
+    queue: Queue, redis_url, start, until, tmp_path
+):
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, attempts=2, backoff=NOW)
     for _ in range(2):
         process = await _worker_process(redis_url, lease=0.5, mode="suicide")
@@ -199,7 +203,7 @@ async def test_a_job_that_kills_every_worker_ends_in_failed_with_the_reason(queu
     assert (tmp_path / "log").read_text() == "started\n" * 2
 
 
-async def test_a_stuck_loop_is_given_up_and_its_job_goes_to_another(queue, redis_url, start, logs):
+async def test_a_stuck_loop_is_given_up_and_its_job_goes_to_another(queue: Queue, redis_url, start, logs):
     given_up = threading.Event()
 
     @queue.task(attempts=1)
@@ -223,7 +227,7 @@ async def test_a_stuck_loop_is_given_up_and_its_job_goes_to_another(queue, redis
     assert "given_up.wait(10)" in logs.one("event loop is stuck", "ERROR").stack
 
 
-async def test_sigterm_waits_for_running_jobs_and_hands_the_rest_back(queue, redis_url, until, tmp_path):
+async def test_sigterm_waits_for_running_jobs_and_hands_the_rest_back(queue: Queue, redis_url, until, tmp_path):
     process = await _worker_process(redis_url, mode="work", work=0.5, grace=10)
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")})
     await until((tmp_path / "log").exists)
@@ -235,7 +239,7 @@ async def test_sigterm_waits_for_running_jobs_and_hands_the_rest_back(queue, red
 
 
 @pytest.mark.parametrize("signals", [1, 2], ids=["after the grace", "second signal"])
-async def test_what_does_not_end_in_time_goes_back_uncharged(queue, redis_url, until, tmp_path, signals):
+async def test_what_does_not_end_in_time_goes_back_uncharged(queue: Queue, redis_url, until, tmp_path, signals):
     process = await _worker_process(redis_url, mode="work", grace=0.3 if signals == 1 else 60)
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, attempts=1)
     await until((tmp_path / "log").exists)
@@ -250,7 +254,7 @@ async def test_what_does_not_end_in_time_goes_back_uncharged(queue, redis_url, u
     assert (tmp_path / "log").read_text() == "started\n"
 
 
-async def test_sigterm_twice_then_sigkill_loses_nothing(queue, redis_url, start, until, tmp_path):
+async def test_sigterm_twice_then_sigkill_loses_nothing(queue: Queue, redis_url, start, until, tmp_path):
     """Killed while it goes down at once: what it had handed back is not charged, what it still held is."""
     process = await _worker_process(redis_url, lease=0.5, mode="work", grace=60)
     mine, clinging = tmp_path / "work", tmp_path / "cling"

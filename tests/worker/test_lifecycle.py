@@ -52,7 +52,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(("enter", "begin", "end"), ORDERS)
-async def test_every_order_gives_the_running_job_its_grace_and_can_be_done_again(queue, gate, enter, begin, end):
+async def test_every_order_gives_the_running_job_its_grace_and_can_be_done_again(queue: Queue, gate, enter, begin, end):
     """Twice, since a worker that has stopped can be started again."""
 
     @queue.task(attempts=1)
@@ -94,7 +94,7 @@ async def test_every_order_gives_the_running_job_its_grace_and_can_be_done_again
 
 @pytest.mark.parametrize("enter", ENTER)
 @pytest.mark.parametrize("begin", BEGIN)
-async def test_a_worker_that_runs_refuses_to_run_twice(queue, gate, until, enter, begin):
+async def test_a_worker_that_runs_refuses_to_run_twice(queue: Queue, gate, until, enter, begin):
     async with AsyncExitStack() as stack:
         worker = Worker(queue, grace=0)
         if enter == "enter":
@@ -109,7 +109,7 @@ async def test_a_worker_that_runs_refuses_to_run_twice(queue, gate, until, enter
         await running
 
 
-async def test_a_stop_before_the_start_stops_that_start_only(queue, until):
+async def test_a_stop_before_the_start_stops_that_start_only(queue: Queue, until):
     worker = Worker(queue)
     worker.stop()
     await worker.run()
@@ -129,7 +129,7 @@ async def test_a_stop_before_the_start_stops_that_start_only(queue, until):
         await until(lambda: worker.state == "running")
 
 
-async def test_a_start_that_is_cancelled_before_its_first_step_runs_nothing(queue):
+async def test_a_start_that_is_cancelled_before_its_first_step_runs_nothing(queue: Queue):
     async with Worker(queue) as worker:
         worker.start().cancel()
     assert worker.state == "stopped"
@@ -152,7 +152,7 @@ async def test_run_without_async_with_opens_and_closes_the_queue(redis_url):
         assert (await job.row()).state is State.COMPLETED
 
 
-async def test_entering_twice_and_leaving_twice_are_refused(queue):
+async def test_entering_twice_and_leaving_twice_are_refused(queue: Queue):
     async with Worker(queue) as worker:
         with pytest.raises(RuntimeError, match="entered already"):
             await worker.__aenter__()
@@ -160,7 +160,7 @@ async def test_entering_twice_and_leaving_twice_are_refused(queue):
         await worker.__aexit__(None, None, None)
 
 
-async def test_a_stop_may_come_from_another_thread(queue, until):
+async def test_a_stop_may_come_from_another_thread(queue: Queue, until):
     async with Worker(queue) as worker:
         running = worker.start()
         await until(lambda: worker.state == "running")
@@ -169,7 +169,7 @@ async def test_a_stop_may_come_from_another_thread(queue, until):
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["", "with a busy executor"])
-async def test_a_cancel_scope_of_anyio_hands_the_job_back_and_ends_the_heartbeat(queue, gate, until, busy):
+async def test_a_cancel_scope_of_anyio_hands_the_job_back_and_ends_the_heartbeat(queue: Queue, gate, until, busy):
     """anyio cancels again at every await until the scope is left."""
     release = threading.Event()
     if busy:  # what other code of the service has in the default executor
@@ -205,7 +205,7 @@ class Broken(Exception):
 
 
 @pytest.fixture
-def broken(queue) -> Queue:
+def broken(queue: Queue) -> Queue:
     @queue.on_startup
     def breaks() -> None:
         raise Broken("no database")
@@ -213,7 +213,7 @@ def broken(queue) -> Queue:
     return queue
 
 
-async def test_leaving_raises_what_made_a_background_worker_fail(broken, until, logs):
+async def test_leaving_raises_what_made_a_background_worker_fail(broken: Queue, until, logs):
     async def serve() -> None:
         async with worker:
             running = worker.start()
@@ -227,7 +227,7 @@ async def test_leaving_raises_what_made_a_background_worker_fail(broken, until, 
     assert logs.one("worker failed", "ERROR").exc_info
 
 
-async def test_the_error_of_the_body_goes_first(broken, until):
+async def test_the_error_of_the_body_goes_first(broken: Queue, until):
     async def serve() -> None:
         async with Worker(broken) as worker:
             running = worker.start()
@@ -238,7 +238,7 @@ async def test_the_error_of_the_body_goes_first(broken, until):
         await serve()
 
 
-async def test_finished_tells_it_and_leaving_does_not_tell_it_again(broken):
+async def test_finished_tells_it_and_leaving_does_not_tell_it_again(broken: Queue):
     async with Worker(broken) as worker:
         worker.start()
         with pytest.raises(Broken):
@@ -247,7 +247,7 @@ async def test_finished_tells_it_and_leaving_does_not_tell_it_again(broken):
         await Worker(broken).finished()
 
 
-async def test_a_failing_startup_hook_is_named_and_the_hooks_of_other_queues_still_end(queue, connection, logs):
+async def test_a_failing_startup_hook_is_named_and_the_hooks_of_other_queues_still_end(queue: Queue, connection, logs):
     ended: list[str] = []
     other = Queue("other", connection)
 
@@ -275,7 +275,7 @@ async def test_a_failing_startup_hook_is_named_and_the_hooks_of_other_queues_sti
     assert "second" in logs.one("shutdown hook failed", "ERROR").hook
 
 
-async def test_an_error_in_the_heartbeat_starts_it_again(queue, monkeypatch, logs, until):
+async def test_an_error_in_the_heartbeat_starts_it_again(queue: Queue, monkeypatch, logs, until):
     monkeypatch.setattr("jobq.engine.worker.heartbeat.RESTART_SECONDS", 0.01)
     watch, failed = Heartbeat._watch, threading.Event()  # noqa: SLF001
 
@@ -294,7 +294,7 @@ async def test_an_error_in_the_heartbeat_starts_it_again(queue, monkeypatch, log
         assert len(heartbeats()) == 1
 
 
-async def test_the_end_of_the_heartbeat_thread_ends_the_worker(queue, monkeypatch, gate):
+async def test_the_end_of_the_heartbeat_thread_ends_the_worker(queue: Queue, monkeypatch, gate):
     dies = threading.Event()
 
     @queue.task(attempts=1)
@@ -363,5 +363,5 @@ def test_what_is_no_queue_is_refused(given):
         Worker(given)
 
 
-async def test_a_name_holds_no_white_space(queue):
+async def test_a_name_holds_no_white_space(queue: Queue):
     assert Worker(queue, name="my\tlittle worker\n").name.startswith("my_little_worker_-")

@@ -38,7 +38,7 @@ def sha(script: str) -> bytes:
 
 @pytest.mark.parametrize("after", [0, 7], ids=["whole reply", "half a reply"])
 @pytest.mark.parametrize("script", ["claim", "complete", "reschedule", "fail"])
-async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue, start, until, script, after):
+async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue: Queue, start, until, script, after):
     ran: Counter[int] = Counter()
 
     @far.task(attempts=2 if script == "reschedule" else 1)
@@ -67,7 +67,7 @@ async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue, 
     assert len(ran) == 30
 
 
-async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue):
+async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue: Queue):
     proxy.lose_reply(sha("enqueue"))
     job = await far.enqueue("any", {"n": 1})
     assert proxy.lost.is_set()
@@ -88,7 +88,7 @@ async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy, f
     await any_.enqueue(n=1)
 
 
-async def test_a_lost_claim_is_asked_for_again(proxy, far, queue, start, gate, until):
+async def test_a_lost_claim_is_asked_for_again(proxy, far, queue: Queue, start, gate, until):
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -103,7 +103,7 @@ async def test_a_lost_claim_is_asked_for_again(proxy, far, queue, start, gate, u
     assert (await queue.stats()).active == 0
 
 
-async def test_outcomes_outlive_an_outage(proxy, far, queue, start, gate, until):
+async def test_outcomes_outlive_an_outage(proxy, far, queue: Queue, start, gate, until):
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -123,7 +123,7 @@ async def test_outcomes_outlive_an_outage(proxy, far, queue, start, gate, until)
 
 
 async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
-    proxy, far, queue, start, gate, until, admin
+    proxy, far, queue: Queue, start, gate, until, admin
 ):
     @far.task
     async def slow(n: int) -> int:
@@ -142,7 +142,7 @@ async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
         await until(lambda: worker.running == 0, timeout=4)
 
 
-async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue, start, gate, until):
+async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue: Queue, start, gate, until):
     @queue.task
     async def slow() -> str:
         await gate.passing()
@@ -157,7 +157,7 @@ async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue, star
     assert await waiting == "done"
 
 
-async def test_stop_while_redis_is_away_is_bounded(proxy, far, queue, gate):
+async def test_stop_while_redis_is_away_is_bounded(proxy, far, queue: Queue, gate):
     @far.task
     async def slow() -> None:
         await gate.passing()
@@ -205,7 +205,7 @@ async def test_redis_restarts_in_the_middle(server, gate):
         own.stop()
 
 
-async def test_script_flush_in_the_middle(queue, start, until, admin):
+async def test_script_flush_in_the_middle(queue: Queue, start, until, admin):
     @queue.task
     async def quick(n: int) -> int:
         return n

@@ -23,7 +23,7 @@ from jobq import (
 from jobq.engine.queue import results
 
 
-async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue, start, until, admin):
+async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue: Queue, start, until, admin):
     @queue.task
     async def echo(n: int) -> int:
         return n
@@ -47,7 +47,7 @@ async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue,
     assert await asyncio.gather(*waiting) == list(range(5000))
 
 
-async def test_the_result_of_a_job_that_ended_before_is_there_at_once(queue, start):
+async def test_the_result_of_a_job_that_ended_before_is_there_at_once(queue: Queue, start):
     @queue.task
     async def answer() -> int:
         return 42
@@ -57,14 +57,14 @@ async def test_the_result_of_a_job_that_ended_before_is_there_at_once(queue, sta
     assert [await job.result(5) for _ in range(3)] == [42, 42, 42]
 
 
-async def test_waiting_ends_in_time(queue):
+async def test_waiting_ends_in_time(queue: Queue):
     job = await queue.enqueue("nobody")
     with pytest.raises(ResultTimeout, match=r"after 0\.05 s; it goes on"):
         await job.result(0.05)
     assert (await job.row()).state is State.WAITING
 
 
-async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue):
+async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue: Queue):
     job = await queue.enqueue("nobody")
     waiting = asyncio.create_task(job.result(5))
     await asyncio.sleep(0.05)  # it waits
@@ -84,7 +84,7 @@ async def test_closing_the_queue_ends_the_waiting(connection):
         await waiting
 
 
-async def test_a_cancelled_waiter_harms_no_other(queue, start):
+async def test_a_cancelled_waiter_harms_no_other(queue: Queue, start):
     @queue.task
     async def echo(n: int) -> int:
         return n
@@ -158,7 +158,7 @@ async def test_two_services_in_one_loop_do_not_know_of_each_other(redis_url):
     assert two == [f"jobq:two {n}" for n in range(20)]
 
 
-async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(queue, gate):
+async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(queue: Queue, gate):
     @queue.task
     async def slow() -> str:
         await gate.passing()
@@ -179,7 +179,7 @@ async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(que
     assert left == set()
 
 
-async def test_a_worker_cancelled_twice_goes_at_once(queue, gate):
+async def test_a_worker_cancelled_twice_goes_at_once(queue: Queue, gate):
     @queue.task
     async def slow() -> None:
         await gate.passing()
@@ -196,7 +196,7 @@ async def test_a_worker_cancelled_twice_goes_at_once(queue, gate):
                 await running
 
 
-async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(queue, gate, until, logs):
+async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(queue: Queue, gate, until, logs):
     @queue.task(attempts=1)
     async def slow(n: int) -> None:
         await gate.passing(n)
@@ -216,7 +216,7 @@ async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(
     assert not logs.all("unsettled")
 
 
-async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(queue, gate, logs, monkeypatch):
+async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(queue: Queue, gate, logs, monkeypatch):
     from jobq.engine.worker import run as run_module
 
     monkeypatch.setattr(run_module, "SHUTDOWN_GRACE", 0.05)
@@ -239,7 +239,7 @@ async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(qu
     gate.open()
 
 
-async def test_a_handler_that_fails_because_of_the_stop_is_not_charged(queue, gate):
+async def test_a_handler_that_fails_because_of_the_stop_is_not_charged(queue: Queue, gate):
     @queue.task(attempts=1)
     async def wrapping() -> None:
         try:
@@ -272,7 +272,7 @@ async def test_a_result_over_the_limit_fails_its_job(connection: Connection) -> 
         assert (await job.row()).attempts_made == 1
 
 
-async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue, start):
+async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue: Queue, start):
     @queue.task
     async def answer() -> int:
         return 42
@@ -288,7 +288,7 @@ async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue, 
         await job.result(0)
 
 
-async def test_after_a_flush_nobody_waits_for_long(queue, admin, monkeypatch, until):
+async def test_after_a_flush_nobody_waits_for_long(queue: Queue, admin, monkeypatch, until):
     monkeypatch.setattr(results, "BLOCK", 0.05)
     monkeypatch.setattr(results, "PAGE", 2)
     jobs = [await queue.enqueue("nobody") for _ in range(10)]
@@ -303,7 +303,7 @@ async def test_after_a_flush_nobody_waits_for_long(queue, admin, monkeypatch, un
     assert {type(answer) for answer in answers} == {JobNotFound}
 
 
-async def test_each_waiter_gets_an_exception_of_its_own(queue):
+async def test_each_waiter_gets_an_exception_of_its_own(queue: Queue):
     """REST takes the traceback away for those who may not see it."""
     job = await queue.enqueue("x")
     waiting = [asyncio.create_task(job.result(10)) for _ in range(3)]
@@ -315,7 +315,7 @@ async def test_each_waiter_gets_an_exception_of_its_own(queue):
     assert {(str(error), error.job_id, error.type) for error in errors} == {(str(errors[0]), job.id, "Killed")}
 
 
-async def test_a_result_that_does_not_fit_the_annotation_is_an_error_of_jobqs(queue, start):
+async def test_a_result_that_does_not_fit_the_annotation_is_an_error_of_jobqs(queue: Queue, start):
     @queue.task
     async def text() -> int:
         return "no number"  # type: ignore[return-value]

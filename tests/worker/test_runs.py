@@ -25,7 +25,7 @@ class Point(msgspec.Struct):
     y: int = 0
 
 
-async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(queue, start):
+async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(queue: Queue, start):
     @queue.task
     async def mirror(point: Point, factor: int = 1) -> Point:
         assert threading.current_thread() is threading.main_thread()
@@ -38,7 +38,7 @@ async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(qu
     assert raw == {"x": 0, "y": 1}
 
 
-async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue, start, gate):
+async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue: Queue, start, gate):
     @queue.task
     def hold(n: int) -> str:
         gate.hold(n)
@@ -52,7 +52,7 @@ async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue, start, 
     assert all([(await job.result(5)).startswith("jobq") for job in jobs])
 
 
-async def test_an_async_handler_behind_a_plain_wrapper_is_awaited_on_the_loop(queue, start):
+async def test_an_async_handler_behind_a_plain_wrapper_is_awaited_on_the_loop(queue: Queue, start):
     def traced(fn):
         @functools.wraps(fn)
         def wrapper(*args, **kwargs):
@@ -83,7 +83,7 @@ async def test_an_async_handler_behind_a_plain_wrapper_is_awaited_on_the_loop(qu
     ],
     ids=str,
 )
-async def test_results_come_back_in_the_type_of_the_annotation(queue, start, annotation, value, expected):
+async def test_results_come_back_in_the_type_of_the_annotation(queue: Queue, start, annotation, value, expected):
     async def answer():
         return value
 
@@ -93,7 +93,7 @@ async def test_results_come_back_in_the_type_of_the_annotation(queue, start, ann
     assert await (await task.enqueue()).result(5) == expected
 
 
-async def test_a_raw_result_is_kept_byte_for_byte(queue, start):
+async def test_a_raw_result_is_kept_byte_for_byte(queue: Queue, start):
     @queue.task
     async def raw() -> msgspec.Raw:
         return msgspec.Raw(b'{"big":123456789012345678901234567890,"e":[]}')
@@ -122,7 +122,7 @@ def _circle() -> list[Any]:
     ],
     ids=["object", "nested", "circle", "raw", "nested raw", "nan"],
 )
-async def test_a_result_without_json_form_fails_at_once_and_says_so(queue, start, make):
+async def test_a_result_without_json_form_fails_at_once_and_says_so(queue: Queue, start, make):
     runs = 0
 
     @queue.task(attempts=5)
@@ -164,7 +164,7 @@ class Outcast(BaseException):
     ],
     ids=["StopIteration", "SystemExit", "GeneratorExit", "BaseException", "CancelledError"],
 )
-async def test_whatever_a_handler_raises_fails_its_job_only(queue, start, kind, act, type_, message):
+async def test_whatever_a_handler_raises_fails_its_job_only(queue: Queue, start, kind, act, type_, message):
     @queue.task(attempts=1)
     async def coroutine() -> None:
         act()
@@ -185,7 +185,7 @@ async def test_whatever_a_handler_raises_fails_its_job_only(queue, start, kind, 
     assert await (await fine.enqueue()).result(5) == 1  # the only slot is free
 
 
-async def test_a_handler_that_awaits_something_cancelled_has_failed(queue, start):
+async def test_a_handler_that_awaits_something_cancelled_has_failed(queue: Queue, start):
     @queue.task(attempts=1)
     async def unlucky() -> None:
         other = asyncio.create_task(asyncio.Event().wait())
@@ -197,7 +197,7 @@ async def test_a_handler_that_awaits_something_cancelled_has_failed(queue, start
         await (await unlucky.enqueue()).result(5)
 
 
-async def test_an_exception_whose_str_fails_does_not_lose_the_job(queue, start):
+async def test_an_exception_whose_str_fails_does_not_lose_the_job(queue: Queue, start):
     class Broken(Exception):
         def __str__(self) -> str:
             raise ValueError("no text")
@@ -211,7 +211,7 @@ async def test_an_exception_whose_str_fails_does_not_lose_the_job(queue, start):
         await (await broken.enqueue()).result(5)
 
 
-async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(queue, start, until):
+async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(queue: Queue, start, until):
     @queue.task
     async def talk(ctx: Context = inject) -> None:
         for n in range(3):
@@ -236,7 +236,7 @@ async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(que
         assert all(abs(line.at - row.enqueued_at) < 60_000 for line in lines)
 
 
-async def test_many_words_go_in_several_trips_and_before_the_outcome(queue, start, monkeypatch):
+async def test_many_words_go_in_several_trips_and_before_the_outcome(queue: Queue, start, monkeypatch):
     monkeypatch.setattr(outbox_module, "SAY_MAX", 5)
     trips: list[int] = []
     log = queue.store.log
@@ -258,7 +258,7 @@ async def test_many_words_go_in_several_trips_and_before_the_outcome(queue, star
     assert max(trips) <= 5
 
 
-async def test_progress_shows_while_the_handler_runs(queue, start, gate, until):
+async def test_progress_shows_while_the_handler_runs(queue: Queue, start, gate, until):
     @queue.task
     async def slow(ctx: Context = inject) -> None:
         ctx.progress(50)
@@ -275,7 +275,7 @@ async def test_progress_shows_while_the_handler_runs(queue, start, gate, until):
     await until(seen, "progress and log of a running job")
 
 
-async def test_words_of_a_run_that_lost_its_job_are_refused(queue, start, gate, until, monkeypatch):
+async def test_words_of_a_run_that_lost_its_job_are_refused(queue: Queue, start, gate, until, monkeypatch):
     monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.05)
     said = asyncio.Event()
 
@@ -307,7 +307,7 @@ async def test_words_of_a_run_that_lost_its_job_are_refused(queue, start, gate, 
 
 
 @pytest.mark.parametrize("value", [object(), msgspec.Raw(b"oops"), {"a": float("inf")}], ids=["object", "raw", "inf"])
-async def test_progress_without_json_form_is_the_handlers_error(queue, start, value):
+async def test_progress_without_json_form_is_the_handlers_error(queue: Queue, start, value):
     @queue.task(attempts=1)
     async def talk(ctx: Context = inject) -> None:
         ctx.progress(value)
@@ -319,7 +319,7 @@ async def test_progress_without_json_form_is_the_handlers_error(queue, start, va
     assert (await job.row()).progress is None
 
 
-async def test_queue_job_and_attempt_are_bound_in_async_and_sync_handlers(queue, start):
+async def test_queue_job_and_attempt_are_bound_in_async_and_sync_handlers(queue: Queue, start):
     @queue.task(name="coroutine")
     async def coroutine() -> dict[str, Any]:
         return structlog.contextvars.get_contextvars() | {"id": current.get().id}
@@ -335,7 +335,7 @@ async def test_queue_job_and_attempt_are_bound_in_async_and_sync_handlers(queue,
     assert "queue" not in structlog.contextvars.get_contextvars()
 
 
-async def test_context_variables_do_not_leak_from_run_to_run(queue, start):
+async def test_context_variables_do_not_leak_from_run_to_run(queue: Queue, start):
     tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
 
     @queue.task
@@ -351,7 +351,7 @@ async def test_context_variables_do_not_leak_from_run_to_run(queue, start):
     assert {tuple(await job.result(5)) for job in jobs} == {("none",)}
 
 
-async def test_a_handler_can_enqueue_and_wait_for_another(queue, start):
+async def test_a_handler_can_enqueue_and_wait_for_another(queue: Queue, start):
     @queue.task
     async def child(n: int) -> int:
         return n + 1
@@ -370,7 +370,7 @@ def _slots(worker: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
-async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_worker(queue, start, kind):
+async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_worker(queue: Queue, start, kind):
     """Three slots, three parents in all of them, and children behind them."""
 
     @queue.task
@@ -394,7 +394,7 @@ async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_wo
     assert _slots(worker) == 3
 
 
-async def test_a_handler_that_is_killed_while_it_waits_takes_its_slot_back(queue, start, gate, until):
+async def test_a_handler_that_is_killed_while_it_waits_takes_its_slot_back(queue: Queue, start, gate, until):
     @queue.task
     async def child() -> None:
         await gate.passing("child")
@@ -414,7 +414,7 @@ async def test_a_handler_that_is_killed_while_it_waits_takes_its_slot_back(queue
     await until(lambda: worker.running == 0)
 
 
-async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue, start, gate, connection):
+async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue: Queue, start, gate, connection):
     """With one slot, a handler may rely on being alone."""
     async with Queue("other", connection) as other:
         elsewhere = await other.enqueue("x")
@@ -432,7 +432,7 @@ async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue, 
             await job.result(5)
 
 
-async def test_a_handler_over_the_bound_may_not_wait_and_says_for_what(queue, start, monkeypatch):
+async def test_a_handler_over_the_bound_may_not_wait_and_says_for_what(queue: Queue, start, monkeypatch):
     monkeypatch.setattr(lending, "LENT_MAX", 0)
 
     @queue.task
@@ -448,7 +448,7 @@ async def test_a_handler_over_the_bound_may_not_wait_and_says_for_what(queue, st
         await job.result(5)
 
 
-async def test_context_knows_its_job(queue, start):
+async def test_context_knows_its_job(queue: Queue, start):
     @queue.task(attempts=7)
     async def who(ctx: Context = inject) -> list[Any]:
         return [ctx.id, ctx.type, ctx.queue, ctx.attempt, ctx.attempts, ctx.enqueued_at, ctx.metadata, ctx.lost]
@@ -459,7 +459,7 @@ async def test_context_knows_its_job(queue, start):
     assert await job.result(5) == [job.id, "who", "test", 1, 7, row.enqueued_at, {"tenant": "t"}, False]
 
 
-async def test_kwargs_keyword_only_and_injected_parameters_work_together(queue, start):
+async def test_kwargs_keyword_only_and_injected_parameters_work_together(queue: Queue, start):
     @queue.task
     async def mixed(a: int, *, b: int = 2, doubled: Annotated[int, Depends(lambda: 84)] = inject, **rest: Any) -> Any:
         return [a, b, doubled, rest]
@@ -468,7 +468,7 @@ async def test_kwargs_keyword_only_and_injected_parameters_work_together(queue, 
     assert await (await queue.enqueue("mixed", {"a": 1, "c": 3})).result(5) == [1, 2, 84, {"c": 3}]
 
 
-async def test_mutable_defaults_are_not_shared_between_runs(queue, start):
+async def test_mutable_defaults_are_not_shared_between_runs(queue: Queue, start):
     @queue.task
     async def collect(n: int, into: list[int] = []) -> list[int]:  # noqa: B006 - that is the point
         into.append(n)
@@ -479,7 +479,7 @@ async def test_mutable_defaults_are_not_shared_between_runs(queue, start):
         assert await (await collect.enqueue(n=n)).result(5) == [n]
 
 
-async def test_jobs_and_results_of_megabytes_go_a_few_a_trip(queue, start, monkeypatch):
+async def test_jobs_and_results_of_megabytes_go_a_few_a_trip(queue: Queue, start, monkeypatch):
     """Redis does nothing else while it moves them."""
     claims: list[int] = []
     settles: list[int] = []

@@ -49,7 +49,7 @@ def tasks(*queues: Queue) -> list[int]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "frozen"])
-async def test_one_server_away_does_not_starve_the_other(queue, start, until, admin, other, how):
+async def test_one_server_away_does_not_starve_the_other(queue: Queue, start, until, admin, other, how):
     async with AsyncExitStack() as stack:
         away = await stack.enter_async_context(Queue("away", Connection(other.url, timeout=1.0)))
         ran = tasks(queue, away)
@@ -72,7 +72,7 @@ async def test_one_server_away_does_not_starve_the_other(queue, start, until, ad
         assert sorted(ran) == list(range(JOBS))
 
 
-async def test_a_frozen_server_keeps_no_slot_from_the_other(queue, start, until, other):
+async def test_a_frozen_server_keeps_no_slot_from_the_other(queue: Queue, start, until, other):
     """Its claim was sent when it froze, for all slots. They must not wait for a reply."""
     async with AsyncExitStack() as stack:
         away = await stack.enter_async_context(Queue("away", other.url))
@@ -98,7 +98,7 @@ async def test_a_frozen_server_keeps_no_slot_from_the_other(queue, start, until,
 
 @pytest.mark.parametrize("column", ["waiting", "delayed", "leases"])
 async def test_one_broken_queue_does_not_starve_another_of_its_server(
-    queue, connection, start, until, admin, column, logs
+    queue: Queue, connection, start, until, admin, column, logs
 ):
     async with Queue("broken", connection) as broken:
         ran = tasks(queue, broken)
@@ -110,7 +110,7 @@ async def test_one_broken_queue_does_not_starve_another_of_its_server(
         await until(lambda: len(ran) == JOBS, "every job of the healthy queue", timeout=15)
 
 
-async def test_a_broken_queue_goes_on_when_it_is_repaired(queue, start, until, admin):
+async def test_a_broken_queue_goes_on_when_it_is_repaired(queue: Queue, start, until, admin):
     ran = tasks(queue)
     await admin.command(b"SET", queue.store.keys["waiting"], b"not a set")
     await queue.store.command(b"ZADD", queue.store.keys["wake"], 0, b"t")
@@ -133,7 +133,7 @@ async def strict(admin: Store) -> AsyncIterator[None]:
     await admin.command(b"CONFIG", b"SET", b"proto-max-bulk-len", before)
 
 
-async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue, start, gate, strict, logs):
+async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue: Queue, start, gate, strict, logs):
     @queue.task
     async def large(n: int) -> str:
         await gate.passing(n)
@@ -160,7 +160,7 @@ async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue, st
     assert len(logs.all("the server refuses the outcome", "ERROR")) == 1
 
 
-async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue, start, gate, monkeypatch):
+async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue: Queue, start, gate, monkeypatch):
     """Here the column of results refuses: no repetition can help."""
 
     @queue.task
@@ -190,7 +190,7 @@ async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue, st
             assert await job.result(20) == n
 
 
-async def test_words_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(queue, start, strict, logs):
+async def test_words_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(queue: Queue, start, strict, logs):
     @queue.task
     async def talk(ctx: Context = inject) -> int:
         ctx.progress("x" * (3 << 20))
@@ -206,7 +206,7 @@ async def test_words_that_the_server_refuses_are_left_out_and_the_outcome_is_sto
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue, start, gate, monkeypatch):
+async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue: Queue, start, gate, monkeypatch):
     trips: list[int] = []
     log = queue.store.log
     monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(sum(map(len, words[2::3]))), log(words))[1])
@@ -234,7 +234,7 @@ async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue, start
     assert left_out == [f"... {20_000 - len(lines) + 1} lines were left out ..."]
 
 
-async def test_progress_in_a_loop_is_merged_to_its_last_value(queue, start, gate, monkeypatch):
+async def test_progress_in_a_loop_is_merged_to_its_last_value(queue: Queue, start, gate, monkeypatch):
     sent: list[bytes] = []
     progress = queue.store.progress
     monkeypatch.setattr(queue.store, "progress", lambda words: (sent.extend(words[2::3]), progress(words))[1])
@@ -261,7 +261,7 @@ async def test_progress_in_a_loop_is_merged_to_its_last_value(queue, start, gate
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
-async def test_jobs_start_in_the_order_of_their_enqueues(queue, start, concurrency):
+async def test_jobs_start_in_the_order_of_their_enqueues(queue: Queue, start, concurrency):
     ran: list[int] = []
 
     @queue.task
@@ -274,13 +274,13 @@ async def test_jobs_start_in_the_order_of_their_enqueues(queue, start, concurren
     assert ran == list(range(3000))
 
 
-async def test_two_queues_of_one_name_and_place_are_refused(queue, redis_url):
+async def test_two_queues_of_one_name_and_place_are_refused(queue: Queue, redis_url):
     with pytest.raises(ValueError, match="given twice"):
         Worker(Queue("one", redis_url), Queue("one", redis_url))
     Worker(Queue("one", redis_url), Queue("one", redis_url, prefix="another"))
 
 
-async def test_a_kill_is_kept_until_its_own_claim_is_answered(queue, until):
+async def test_a_kill_is_kept_until_its_own_claim_is_answered(queue: Queue, until):
     """Whichever claim is answered first."""
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children

@@ -56,7 +56,7 @@ async def lease_end(admin) -> float:
 
 @pytest.mark.parametrize("fault", ["frozen", "dead"])
 async def test_leases_are_renewed_while_another_server_is_away(
-    queue, away, other, admin, gate, start, until, connection, fault
+    queue: Queue, away, other, admin, gate, start, until, connection, fault
 ):
     @queue.task(attempts=1)
     async def slow() -> str:
@@ -88,7 +88,7 @@ async def test_leases_are_renewed_while_another_server_is_away(
 
 @pytest.mark.parametrize("fault", ["frozen", "dead"])
 async def test_a_stop_settles_and_leaves_on_the_healthy_server_while_the_other_is_away(
-    queue, away, other, gate, until, fault
+    queue: Queue, away, other, gate, until, fault
 ):
     @queue.task(attempts=1)
     async def slow() -> str:
@@ -117,7 +117,9 @@ async def test_a_stop_settles_and_leaves_on_the_healthy_server_while_the_other_i
     assert worker.state == "stopped"
 
 
-async def test_jobs_of_a_dead_worker_are_recovered_while_another_server_is_frozen(queue, away, other, start, until):
+async def test_jobs_of_a_dead_worker_are_recovered_while_another_server_is_frozen(
+    queue: Queue, away, other, start, until
+):
     @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=0, jitter=0))
     async def work() -> str:
         return "recovered"
