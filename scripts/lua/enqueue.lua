@@ -9,7 +9,8 @@
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   An id that is already known is answered by itself: with '-' when the spec is the same (a call was repeated because its
 --   reply was lost), with '!' when it is another job's id. The field "at" of a spec says when
---   it was sent, and is left out of the comparison.
+--   it was sent, and is left out of the comparison. Position 0, '', 'new' comes first when the queue had no job before, or
+--   was dropped since its last one: the caller has to enter it into the list of queues.
 -- No allow-oom: at maxmemory the server refuses the whole call before its first write.
 local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until = unpack(KEYS)
 -- 2^42 per priority, the sequence around 2^41: exact in a double. As whole numbers made text: Redis prints doubles slowly
@@ -17,9 +18,10 @@ local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local width = delayed and 3 or 2
 if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     -- what a web handler awaits, one plain job: the same as below in half the time
-    redis.call('ZADD', waiting, format('%d', MIDDLE + redis.call('HINCRBY', meta, 'fifo', 1)), ARGV[2])
+    local sequence = redis.call('HINCRBY', meta, 'fifo', 1)
+    redis.call('ZADD', waiting, format('%d', MIDDLE + sequence), ARGV[2])
     if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
-    return {}
+    return sequence == 1 and { 0, '', 'new' } or {}
 end
 
 local count = (#ARGV - 1) / width
@@ -28,6 +30,7 @@ for i = 1, count do ids[i] = ARGV[width * (i - 1) + 2] end
 local known = redis.call('HMGET', jobs, unpack(ids))
 -- always a write, also where all ids are known: WAIT and WAITAOF wait for what their connection wrote last
 local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
+local refused = fifo == 0 and { 0, '', 'new' } or {}
 
 if not delayed then
     -- nearly every batch: plain jobs that nobody has seen before go in as they stand in ARGV
@@ -42,7 +45,7 @@ if not delayed then
         redis.call('HSET', jobs, unpack(ARGV, 2))
         redis.call('ZADD', waiting, unpack(ready))
         redis.call('ZADD', wake, 0, 't')
-        return {}
+        return refused
     end
     seen = {}
 end
@@ -69,7 +72,7 @@ local function without_time(spec)
     return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
 end
 
-local specs, ready, later, soonest, refused = {}, {}, {}, nil, {}
+local specs, ready, later, soonest = {}, {}, {}, nil
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + 3], delayed and ARGV[3 * i + 1] or ''
     local stored = known[i] or seen[id]

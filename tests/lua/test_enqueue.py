@@ -353,3 +353,9 @@ async def test_a_full_batch_fits_lua(bench: Bench):
     assert await bench.do(bench.store.enqueue(rows)) == []
     state = await bench.dump()
     assert len(state["waiting"]) + len(state["delayed"]) == len(state["jobs"]) == 2000
+
+
+@pytest.mark.parametrize("rows", [["a", "A", ""], ["a", "A", "", "b", "B", ""], ["a", "A", "0 0 500\n-1 - k"]])
+async def test_a_new_queue_is_told_to_the_first_who_enqueues(rows: list[str], bench: Bench):
+    assert await bench.store.do(bench.store.enqueue(list(rows))) == [0, b"", b"new"]
+    assert await bench.store.do(bench.store.enqueue(["c", "C", *rows[2:3]])) != [0, b"", b"new"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from table import Bench, Case, table
 
@@ -12,7 +14,7 @@ from jobq.errors import StoreFull, StoreRefused
 
 @table(
     [
-        Case("the first writes the layout", {}, lambda _: Call("open", [1, ""], int), {"meta": {"layout": "1"}}, 1),
+        Case("a new queue is left without a trace", {}, lambda _: Call("open", [1, ""], int), {}, 1),
         Case("the others read it", {"meta": {"layout": "1"}}, lambda _: Call("open", [2, ""], int), {}, 1),
         Case("also a newer one", {"meta": {"layout": "7"}}, lambda _: Call("open", [1, ""], int), {}, 7),
         Case(
@@ -82,6 +84,31 @@ async def test_a_layout_without_a_way_to_ours_is_refused(bench: Bench):
     with pytest.raises(StoreRefused, match="queue 'test' has layout 1, and this jobq knows no way from there to 2"):
         await bench.store.open(wanted=2)
     assert await bench.dump() == {"meta": {"layout": "1"}}
+
+
+async def test_a_queue_that_nobody_uses_leaves_no_trace(bench: Bench):
+    async with Queue("test", bench.store.connection) as queue:
+        await queue.stats()
+        await queue.page()
+        await queue.workers()
+        assert await queue.retry_all() == 0
+        assert await bench.dump() == {}
+        await queue.pause()
+        assert await queue.queues() == ["test"], "a paused queue must be found by who resumes it"
+        state = await bench.dump()
+    assert state["meta"]["layout"] == "1"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"priority": 1}])
+async def test_a_queue_that_was_dropped_under_a_producer_is_listed_again(bench: Bench, count: int, options: Any):
+    async with Queue("test", bench.store.connection) as queue:
+        for _ in range(2):
+            await queue.enqueue_many([queue.new("x", **options) for _ in range(count)])
+            assert await queue.queues() == ["test"]
+            assert (await bench.dump())["meta"]["layout"] == "1"
+            await queue.drop(force=True)
+            assert await queue.queues() == []
 
 
 async def test_queues_are_known_from_their_first_job_on(bench: Bench):

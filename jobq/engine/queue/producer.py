@@ -154,6 +154,9 @@ class Producer:
             replies = await self._store.do_all(calls, within=within)
         else:
             replies = [await self._store.do(calls[0], within=within)]  # the shorter way: that of every lone enqueue
+        if any(reply and not reply[0] for reply in replies):
+            # the queue is new, or was dropped since we registered it: without an entry nobody would find its jobs
+            await self._store.register()
         answers = _read(rows, step, replies)
         if debugging("jobq.queue"):
             for answer in answers:
@@ -180,6 +183,8 @@ def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer
     answers: list[Answer] = [Accepted(job_id) for job_id, *_ in rows]
     for number, refused in enumerate(replies):
         for at in range(0, len(refused), 3):
+            if not refused[at]:
+                continue  # it says that the queue is new
             place: int = number * step + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()

@@ -147,6 +147,7 @@ class Verbs(ABC):
 
     async def pause(self) -> None:
         """No worker claims from now on. Running jobs go on; no job moves."""
+        await self.store.register()  # a paused queue must be listed, even before its first job
         if (await self.store.do(self.store.pause()))[0]:
             log.info("paused", queue=self.name)
 

@@ -85,6 +85,8 @@ class Store(Sender):
     ) -> None:
         """Check the server, bring the layout to the ``wanted`` version, look at the server's clock.
 
+        A queue that nobody has used is left without a trace: ``register`` writes its layout.
+
         A migration that dies in the middle leaves the old version standing. The next opener goes on with it.
 
         :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
@@ -102,11 +104,14 @@ class Store(Sender):
             while await migrations[layout](self):
                 pass
             target, migrated_from = layout + 1, str(layout)
+        self._check_layout(layout, wanted)
+        await self.look_at_clock()
+
+    def _check_layout(self, layout: int, wanted: int) -> None:
         if layout > wanted:
             raise StoreRefused(
                 f"queue {self.name!r} has layout {layout}, this jobq knows {wanted}: update jobq, or use another prefix"
             )
-        await self.look_at_clock()
 
     async def check(self, durability: str) -> None:
         """Look at the server.
@@ -121,11 +126,20 @@ class Store(Sender):
         return (b"SISMEMBER", registry_key(self.prefix), self.name)
 
     async def register(self) -> None:
-        """Enter the queue into the registry: at the first enqueue or worker, so that a mistyped name leaves no trace.
+        """Enter the queue into the registry and write its layout: at the first enqueue, pause or worker, so that a
+        mistyped name leaves no trace.
 
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
+        :raises StoreRefused: the layout is newer than this program's.
         """
-        # asked first: a worker that is to drain a full server has to get in, and SADD is refused there
+        # Look before writing. At maxmemory writes are refused, and a worker must be able to start in order to drain the
+        # queue.
+        meta = self.keys["meta"]
+        layout = await self.command(b"HGET", meta, b"layout")
+        if layout is None:
+            await self.command(b"HSETNX", meta, b"layout", LAYOUT)
+        else:
+            self._check_layout(int(layout), LAYOUT)
         if not await self.command(*self.is_registered):
             await self.command(b"SADD", registry_key(self.prefix), self.name)
 
