@@ -31,7 +31,7 @@ def report(rows: int = 100, ctx: Context = inject) -> dict[str, int]:
     return {"rows": rows}
 
 
-@queue.task(attempts=5, backoff=Backoff(delay=500))
+@queue.task(attempts=5, backoff=Backoff(delay=0.5))
 async def flaky(ctx: Context = inject) -> str:
     """Fail twice, then work: retries with a growing delay."""
     if ctx.attempt <= 2:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import (
     Accepted,
     AttemptError,
-    Backoff,
     BriefPage,
     JobBrief,
     JobRow,
@@ -18,6 +18,7 @@ from jobq.engine.model.job import (
     Page,
     State,
     Stats,
+    StoredBackoff,
     WorkerRow,
 )
 from jobq.engine.queue.handle import Job
@@ -114,6 +115,7 @@ __all__ = [
     "StoreFull",
     "StoreRefused",
     "StoreUnavailable",
+    "StoredBackoff",
     "TargetError",
     "Task",
     "Timeout",

@@ -30,7 +30,7 @@ import msgspec
 
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Seconds, Spec, State, Stats
-from jobq.engine.model.options import to_ms
+from jobq.engine.model.times import to_ms
 from jobq.engine.task.context import Context
 from jobq.engine.task.inject import key_of, overrides
 from jobq.engine.worker.worker import Worker

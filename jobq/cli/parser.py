@@ -186,7 +186,7 @@ def _add_jobs(menu: Menu) -> None:
     enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first (default: 0)")
     enqueue.add_argument("--attempts", type=int, metavar="N", help="total number of runs (default: 3)")
     enqueue.add_argument(
-        "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s or exponential:1s:1h"
+        "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
     )
     enqueue.add_argument("--timeout", **time, help="limit of one run")
     enqueue.add_argument("--lifo", action="store_true", default=None, help="run it before the others of its priority")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jobq.engine.model.job import Backoff
+from jobq.engine.model.backoff import Backoff
+from jobq.errors import InvalidJob
 from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
@@ -55,14 +56,22 @@ def weight(word: str) -> tuple[str, int]:
 
 
 def backoff(word: str) -> Backoff:
-    """ "fixed:5s" or "exponential:1s:1h" (first delay, longest delay)."""
-    kind, *times = word.split(":")
-    if kind not in ("fixed", "exponential") or not 1 <= len(times) <= (1 if kind == "fixed" else 2):
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes fixed:DELAY or exponential:DELAY[:LONGEST]")
-    delay, *longest = [round(seconds(time) * 1000) for time in times]
-    if kind == "fixed":
-        return Backoff(type="fixed", delay=delay)
-    return Backoff(delay=delay, max=longest[0]) if longest else Backoff(delay=delay)
+    """ "fixed:5s", "exponential:1s:1h" (first delay, longest delay), or a list of delays: "1s,5s,1m"."""
+    kind, colon, rest = word.partition(":")
+    times = rest.split(":")
+    try:
+        if not colon and kind not in ("fixed", "exponential"):
+            return Backoff(delays=[seconds(time) for time in word.split(",")])
+        if kind == "fixed" and colon and len(times) == 1:
+            return Backoff("fixed", seconds(times[0]))
+        if kind == "exponential" and colon and len(times) <= 2:
+            delay, *longest = [seconds(time) for time in times]
+            return Backoff(delay=delay, max=longest[0] if longest else max(delay, 3600.0))
+    except InvalidJob as error:
+        raise argparse.ArgumentTypeError(f"{word!r}: {error}") from None
+    raise argparse.ArgumentTypeError(
+        f"{word!r}: it takes fixed:DELAY, exponential:DELAY[:LONGEST] or DELAY,DELAY,... (the last one repeats)"
+    )
 
 
 def json(word: str) -> msgspec.Raw:

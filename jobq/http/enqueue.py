@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict, astuple, replace
+from msgspec.structs import astuple, replace
 
 from jobq.engine.model import job
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob
@@ -150,7 +150,7 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sc
     if values != _NOTHING_GIVEN:
         given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
         if isinstance(body.backoff, schema.Backoff):
-            given["backoff"] = job.Backoff(**asdict(body.backoff))
+            given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
         if isinstance(body.metadata, msgspec.Raw):
             given["metadata"] = _metadata(queue, body.metadata)
         options = replace(options, **given)

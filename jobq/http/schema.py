@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
+    DELAYS_MAX,
     NAME_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
@@ -71,12 +72,13 @@ class In(msgspec.Struct, forbid_unknown_fields=True):
 
 class Backoff(In):
     """How long a failed attempt waits for the next one, in ms: ``delay``, or ``delay * 2**(attempt - 1)`` up
-    to ``max``."""
+    to ``max``. With ``delays``, these in their order, and the last one for all further attempts."""
 
     type: Literal["fixed", "exponential"] = "exponential"
     delay: _Ms = 1000
     max: _Ms = 3_600_000
     jitter: Annotated[float, Meta(ge=0, le=1, description="The share of the time that is drawn at random.")] = 0.25
+    delays: Annotated[tuple[_Ms, ...], Meta(max_length=DELAYS_MAX)] = ()
 
 
 class Enqueue(In):

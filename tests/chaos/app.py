@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 queue = Queue("chaos", keep_completed=10_000_000, keep_failed=10_000_000)
-SOON = Backoff("fixed", 100)
+SOON = Backoff("fixed", 0.1)
 MANY = 100
 """Attempts: faults must not use them up."""
 

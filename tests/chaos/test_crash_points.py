@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Backoff, Connection, Context, Discard, NewJob, Options, Queue, State, Worker
+from jobq import Connection, Context, Discard, NewJob, Options, Queue, State, StoredBackoff, Worker
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.store import sender as sender_module
 from jobq.engine.task.inject import Resources
@@ -112,7 +112,7 @@ class Scenario:
 
     async def enqueue(self, type_: str, *ends: State, **options: Any) -> str:
         options.setdefault("attempts", ATTEMPTS)
-        job = NewJob(type_, options=Options(backoff=Backoff("fixed", 0), **options), id=IdMaker().new(self.now))
+        job = NewJob(type_, options=Options(backoff=StoredBackoff("fixed", 0), **options), id=IdMaker().new(self.now))
         await self.insist(lambda: self.queue.submit(job))
         assert job.id
         self.fates[job.id] = ends

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 from aiohttp.test_utils import TestClient, TestServer
 
-from jobq import Backoff, Connection, JobNotFound, NewJob, Options, Queue, State
+from jobq import Connection, JobNotFound, NewJob, Options, Queue, State, StoredBackoff
 from jobq.engine.model.ids import new_id
 from jobq.engine.store.link import pack, translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
@@ -201,7 +201,7 @@ class World:
             priority=chance.choice([0, 0, 0, -5, 7]),
             delay=chance.choice([0, 0, 0, 50, 1000]),
             attempts={"stubborn": 1, "segfault": 2, "glutton": 2}.get(kind, 100),
-            backoff=Backoff("fixed", 100),
+            backoff=StoredBackoff("fixed", 100),
             timeout=300 if kind == "stubborn" else None,
             lifo=chance.random() < 0.1,
             key=f"key-{new_id()}" if chance.random() < 0.1 else None,

@@ -100,7 +100,7 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
         (["enqueue", "echo", "[1,2]"], 2, "the payload is no JSON object: it takes the handler's arguments by name"),
         (["enqueue", "echo", "null"], 2, "the payload is no JSON object"),
         (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: it takes 5s, 250ms, 10m, 2h or 7d"),
-        (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY or exponential:DELAY[:LONGEST]"),
+        (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY, exponential:DELAY[:LONGEST] or"),
         (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
         (["enqueue", "echo", "--metadata", "[]"], 2, "this is no JSON object"),
         (["enqueue", "echo", "--durability", "fsynced"], 1, "durability='fsynced' needs"),

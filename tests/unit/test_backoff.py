@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobq import Backoff
+from jobq import StoredBackoff
 from jobq.engine.model.backoff import DEFAULT, delay_ms
 from jobq.engine.model.job import ATTEMPTS_MAX, DELAY_MAX_MS
 
 PLANS = st.builds(
-    Backoff,
+    StoredBackoff,
     type=st.sampled_from(["fixed", "exponential"]),
     delay=st.integers(0, DELAY_MAX_MS),
     max=st.integers(0, DELAY_MAX_MS),
@@ -22,7 +22,7 @@ DRAWS = st.floats(0, 1, exclude_max=True)
 
 
 @given(PLANS, ATTEMPTS, DRAWS)
-def test_bounds(plan: Backoff, attempt: int, drawn: float):
+def test_bounds(plan: StoredBackoff, attempt: int, drawn: float):
     delay = delay_ms(plan, attempt, lambda: drawn)
     full = plan.delay if plan.type == "fixed" else min(plan.max, plan.delay * 2 ** (attempt - 1))
     assert isinstance(delay, int)
@@ -30,22 +30,24 @@ def test_bounds(plan: Backoff, attempt: int, drawn: float):
 
 
 @given(PLANS, ATTEMPTS, DRAWS)
-def test_it_never_falls_from_attempt_to_attempt(plan: Backoff, attempt: int, drawn: float):
+def test_it_never_falls_from_attempt_to_attempt(plan: StoredBackoff, attempt: int, drawn: float):
     assert delay_ms(plan, attempt, lambda: drawn) <= delay_ms(plan, attempt + 1, lambda: drawn)
 
 
 @pytest.mark.parametrize(
     ("plan", "delays"),
     [
-        (Backoff(jitter=0), [1000, 2000, 4000, 8000]),
-        (Backoff(delay=10, max=35, jitter=0), [10, 20, 35, 35]),
-        (Backoff("fixed", delay=700, max=5, jitter=0), [700, 700, 700, 700]),
-        (Backoff(delay=0, jitter=0), [0, 0, 0, 0]),
-        (Backoff(jitter=1), [500, 1000, 2000, 4000]),
+        (StoredBackoff(jitter=0), [1000, 2000, 4000, 8000]),
+        (StoredBackoff(delay=10, max=35, jitter=0), [10, 20, 35, 35]),
+        (StoredBackoff("fixed", delay=700, max=5, jitter=0), [700, 700, 700, 700]),
+        (StoredBackoff(delay=0, jitter=0), [0, 0, 0, 0]),
+        (StoredBackoff(jitter=1), [500, 1000, 2000, 4000]),
+        (StoredBackoff(delays=(10, 50), jitter=0), [10, 50, 50, 50]),
+        (StoredBackoff(delays=(10, 50, 5), jitter=1), [5, 25, 2, 2]),
         (None, [875, 1750, 3500, 7000]),
     ],
 )
-def test_delays(plan: Backoff | None, delays: list[int]):
+def test_delays(plan: StoredBackoff | None, delays: list[int]):
     assert [delay_ms(plan, attempt, lambda: 0.5) for attempt in (1, 2, 3, 4)] == delays
 
 
@@ -54,4 +56,4 @@ def test_the_default_waits_an_hour_at_most():
 
 
 def test_it_draws_by_itself():
-    assert len({delay_ms(Backoff(delay=10**9, max=10**9), 1) for _ in range(20)}) > 1
+    assert len({delay_ms(StoredBackoff(delay=10**9, max=10**9), 1) for _ in range(20)}) > 1

@@ -82,9 +82,11 @@ def test_what_is_no_time_is_refused(word: str):
 
 
 def test_backoffs_are_read():
-    assert values.backoff("fixed:5s") == Backoff(type="fixed", delay=5000)
-    assert values.backoff("exponential:1s") == Backoff(delay=1000)
-    assert values.backoff("exponential:1s:1h") == Backoff(delay=1000, max=3_600_000)
+    assert values.backoff("fixed:5s") == Backoff(type="fixed", delay=5)
+    assert values.backoff("exponential:1s") == Backoff(delay=1)
+    assert values.backoff("exponential:2h") == Backoff(delay=7200, max=7200)
+    assert values.backoff("exponential:1s:1h") == Backoff(delay=1, max=3600)
+    assert values.backoff("1s,5s,1m") == Backoff(delays=[1, 5, 60])
 
 
 @pytest.mark.parametrize("word", ["fixed", "fixed:1s:2s", "exponential", "exponential:1s:2s:3s", "other:1s"])

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from jobq import Backoff, Options, Queue
-from jobq.engine.model.options import check, check_type, merge, to_ms
+from jobq import Backoff, Options, Queue, StoredBackoff
+from jobq.engine.model.options import check, check_type, merge
+from jobq.engine.model.times import to_ms
 from jobq.engine.store.keys import check_queue_name
 from jobq.errors import InvalidJob
 
@@ -30,7 +31,7 @@ def test_seconds_in_ms(given: Any, ms: int):
     assert to_ms(given) == ms
 
 
-@pytest.mark.parametrize("given", ["5", None, float("inf"), float("nan"), [], object()])
+@pytest.mark.parametrize("given", ["5", None, True, False, float("inf"), float("nan"), [], object()])
 def test_what_is_no_time(given: Any):
     with pytest.raises(InvalidJob, match="is no time: give seconds as a number, or a timedelta"):
         to_ms(given)
@@ -41,6 +42,51 @@ def test_given_options_lie_over_the_tasks_own():
     merged = merge(base, {"delay": 1.5, "timeout": None, "key_ttl": timedelta(seconds=2), "retention": 0})
     assert merged == Options(priority=3, delay=1500, timeout=None, key="k", key_ttl=2000, retention=0)
     assert merge(base, {}) is base
+
+
+@pytest.mark.parametrize(
+    ("backoff", "kept"),
+    [
+        (Backoff(delay=5), StoredBackoff(delay=5000)),
+        (Backoff(delay=timedelta(seconds=5)), StoredBackoff(delay=5000)),
+        (Backoff("fixed", 0.5, jitter=0), StoredBackoff("fixed", 500, jitter=0)),
+        (Backoff("fixed", 7200), StoredBackoff("fixed", 7_200_000)),
+        ([1, 5, timedelta(minutes=1)], StoredBackoff(delays=(1000, 5000, 60_000))),
+        ((0.5,), StoredBackoff(delays=(500,))),
+        (Backoff(delays=[1], jitter=0), StoredBackoff(delays=(1000,), jitter=0)),
+        (None, None),
+    ],
+)
+def test_backoffs_in_seconds_are_kept_in_ms(backoff: Any, kept: StoredBackoff | None):
+    assert merge(Options(backoff=StoredBackoff(delay=7)), {"backoff": backoff}).backoff == kept
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ({"type": "linear"}, "backoff.type is 'linear': it takes 'fixed' or 'exponential'"),
+        ({"delay": "5s"}, "backoff.delay: '5s' is no time: give seconds as a number, or a timedelta"),
+        ({"delay": True}, "backoff.delay: True is no time"),
+        ({"delay": -1}, "backoff.delay is -1: it takes 0 to 316224000 seconds"),
+        ({"delay": 5000, "max": 100}, "backoff.delay is 5000 s and backoff.max is 100 s: give a max that is not"),
+        ({"jitter": 1.1}, "backoff.jitter is 1.1: it takes 0 to 1"),
+        ({"jitter": "much"}, "backoff.jitter is 'much': it takes 0 to 1"),
+        ({"jitter": True}, "backoff.jitter is True: it takes 0 to 1"),
+        ({"delays": 5}, "backoff.delays is 5: it takes a list of seconds or timedeltas"),
+        ({"delays": "155"}, "backoff.delays is '155': it takes a list"),
+        ({"delays": [1, -5]}, r"backoff.delays\[1\] is -5: it takes 0 to 316224000 seconds"),
+        ({"delays": [1] * 101}, "backoff.delays has 101 delays: it takes 100 at most, the last one repeats"),
+    ],
+)
+def test_a_backoff_that_is_refused_when_it_is_made(made: dict[str, Any], says: str):
+    with pytest.raises(InvalidJob, match=says):
+        Backoff(**made)
+
+
+@pytest.mark.parametrize("backoff", [5, "5s", [], {"type": "fixed"}, True, {1, 2}])
+def test_what_is_no_backoff(backoff: Any):
+    with pytest.raises(InvalidJob, match="it takes a Backoff, or a list of delays in seconds"):
+        merge(Options(), {"backoff": backoff})
 
 
 def test_an_option_that_there_is_not():
@@ -66,8 +112,8 @@ def test_an_option_that_there_is_not():
         Options(key="\u00e9" * 256),
         Options(lifo=True),
         Options(metadata={"a": [1, {"b": None}]}),
-        Options(backoff=Backoff("fixed", delay=0, max=0, jitter=0)),
-        Options(backoff=Backoff("exponential", delay=TEN_YEARS, max=TEN_YEARS, jitter=1)),
+        Options(backoff=StoredBackoff("fixed", delay=0, max=0, jitter=0)),
+        Options(backoff=StoredBackoff("exponential", delay=TEN_YEARS, max=TEN_YEARS, jitter=1)),
     ],
 )
 def test_what_fits(options: Options):
@@ -103,13 +149,16 @@ def test_what_fits(options: Options):
         ({"lifo": None}, "lifo is None: it takes True or False"),
         ({"metadata": [1]}, r"metadata is \[1\]: it takes a dict"),
         ({"metadata": "text"}, "metadata is 'text': it takes a dict"),
-        ({"backoff": {"type": "fixed"}}, r"backoff is \{'type': 'fixed'\}: it takes a Backoff"),
-        ({"backoff": Backoff("linear")}, "backoff.type is 'linear': it takes 'fixed' or 'exponential'"),  # type: ignore[arg-type]
-        ({"backoff": Backoff(delay=-1)}, f"backoff.delay is -1: it takes 0 to {TEN_YEARS} ms"),
-        ({"backoff": Backoff(max=-1)}, f"backoff.max is -1: it takes 0 to {TEN_YEARS} ms"),
-        ({"backoff": Backoff(jitter=1.1)}, "backoff.jitter is 1.1: it takes 0 to 1"),
-        ({"backoff": Backoff(jitter=float("nan"))}, "backoff.jitter is nan: it takes 0 to 1"),
-        ({"backoff": Backoff(jitter="much")}, "backoff.jitter is 'much': it takes 0 to 1"),  # type: ignore[arg-type]
+        ({"backoff": {"type": "fixed"}}, r"backoff is \{'type': 'fixed'\}: it takes a StoredBackoff"),
+        ({"backoff": StoredBackoff("linear")}, "backoff.type is 'linear': it takes 'fixed' or 'exponential'"),  # type: ignore[arg-type]
+        ({"backoff": StoredBackoff(delay=-1)}, f"backoff.delay is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"backoff": StoredBackoff(max=-1)}, f"backoff.max is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"backoff": StoredBackoff(jitter=1.1)}, "backoff.jitter is 1.1: it takes 0 to 1"),
+        ({"backoff": StoredBackoff(jitter=float("nan"))}, "backoff.jitter is nan: it takes 0 to 1"),
+        ({"backoff": StoredBackoff(delays=(1, -1))}, f"one of backoff.delays is -1: it takes 0 to {TEN_YEARS} ms"),
+        ({"backoff": StoredBackoff(delays=(1,) * 101)}, "backoff.delays has 101 delays: it takes 100 at most"),
+        ({"backoff": Backoff()}, r"it takes a StoredBackoff, as Backoff\(...\).stored\(\) gives"),
+        ({"backoff": StoredBackoff(jitter="much")}, "backoff.jitter is 'much': it takes 0 to 1"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not(options: dict[str, Any], message: str):

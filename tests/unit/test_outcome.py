@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from hostile import HOSTILE
 
-from jobq import AttemptError, Backoff, Discard, Retry
+from jobq import AttemptError, Discard, Retry, StoredBackoff
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
 from jobq.engine.model.outcome import MESSAGE_MAX, TRACEBACK_MAX, Failure, encode_result, judge
 from jobq.errors import InvalidPayload, InvalidResult, LeaseExpired, ProcessCrashed, RemoteError, Timeout
 
-SPEC = Spec("t", 0, attempts=3, backoff=Backoff(delay=100, jitter=0))
+SPEC = Spec("t", 0, attempts=3, backoff=StoredBackoff(delay=100, jitter=0))
 
 
 def raised(error: BaseException) -> BaseException:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
 from jobq.engine.model.ids import IdMaker, time_of
-from jobq.engine.model.job import Backoff, Minute, Result, Spec
+from jobq.engine.model.job import Minute, Result, Spec, StoredBackoff
 from jobq.engine.model.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
 
 ID = "0htk3v9c20047qm2x"
@@ -86,9 +86,9 @@ def test_failed_counts_what_was_charged():
 
 
 def test_options_of_the_spec_are_shown():
-    spec = Spec("t", 1, delay=5, backoff=Backoff("fixed"), timeout=7, lifo=True, retention=0)
+    spec = Spec("t", 1, delay=5, backoff=StoredBackoff("fixed"), timeout=7, lifo=True, retention=0)
     job = job_row("mail", ID, row("waiting", "1", spec=msgspec.json.encode(spec)))
-    assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, Backoff("fixed"), 7, True, 0)
+    assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, StoredBackoff("fixed"), 7, True, 0)
 
 
 def test_an_id_of_ours_says_when_it_was_enqueued():

@@ -32,7 +32,7 @@ async def test_drain_runs_what_waits_and_what_that_enqueues(queue: Queue):
 
 
 async def test_drain_leaves_delayed_jobs_alone_unless_asked(queue: Queue):
-    @queue.task(attempts=3, backoff=Backoff(delay=60_000))
+    @queue.task(attempts=3, backoff=Backoff(delay=60))
     async def flaky(ctx: Context = inject) -> int:
         if ctx.attempt < 3:
             raise Retry

@@ -18,7 +18,7 @@ from jobq.engine.worker.outbox import FAIL_MAX
 from jobq.errors import InvalidJob
 from jobq.testing import ManualClock
 
-SOON = Backoff(type="fixed", delay=5, jitter=0)
+SOON = Backoff(type="fixed", delay=0.005, jitter=0)
 
 
 async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue: Queue, start, logs):
@@ -112,7 +112,7 @@ async def test_tracebacks_of_threads_start_at_the_handler(queue: Queue, start):
 
 
 async def test_backoff_is_the_time_until_the_next_attempt(queue: Queue, start, until):
-    @queue.task(attempts=3, backoff=Backoff(type="exponential", delay=60_000, jitter=0))
+    @queue.task(attempts=3, backoff=Backoff(type="exponential", delay=60, jitter=0))
     async def fails() -> None:
         raise RuntimeError
 
@@ -152,7 +152,7 @@ async def test_backoff_is_the_time_until_the_next_attempt(queue: Queue, start, u
 async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(
     queue: Queue, start, until, logs, delay, ms
 ):
-    @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=7_000, jitter=0))
+    @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=7, jitter=0))
     async def again(ctx: Context = inject) -> None:
         if ctx.attempt == 1:
             raise Retry("later", delay=delay)
@@ -321,7 +321,7 @@ async def _rewrite(queue: Queue, job_id: str, old: bytes, new: bytes) -> None:
 
 
 async def test_a_row_with_fields_of_a_newer_jobq_runs(queue: Queue, start):
-    @queue.task(backoff=Backoff(delay=7))
+    @queue.task(backoff=Backoff(delay=0.007))
     async def fine() -> int:
         return 1
 
@@ -335,7 +335,7 @@ async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ra
     @queue.task
     async def fine() -> None: ...
 
-    job = await queue.enqueue("fine", backoff=Backoff(delay=7), attempts=1)
+    job = await queue.enqueue("fine", backoff=Backoff(delay=0.007), attempts=1)
     await _rewrite(queue, job.id, b'"backoff":{', b'"backoff":{"type":"linear",')
     # its worker of the newer version dies
     claim = queue.store.claim(1, 1, "newer", "newer:0", 1, repeated=False)
@@ -516,7 +516,7 @@ async def test_options_reach_the_run(queue: Queue, start):
         raise RuntimeError
 
     await start()
-    accepted = await queue.submit(NewJob("fails", msgspec.Raw(b"{}"), Options(attempts=2, backoff=SOON)))
+    accepted = await queue.submit(NewJob("fails", msgspec.Raw(b"{}"), Options(attempts=2, backoff=SOON.stored())))
     with pytest.raises(JobFailed):
         await queue.result(accepted.id, timeout=5)
     assert (await queue.get(accepted.id)).attempts_made == 2

@@ -28,6 +28,8 @@ PRIORITY_MAX = 1023
 DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
 """Ten years: a longer delay is a mistake in units."""
 ATTEMPTS_MAX = 1000
+DELAYS_MAX = 100
+"""Delays in a list of them. They stand in every row."""
 NAME_MAX = 128
 
 Seconds = float | timedelta
@@ -46,17 +48,18 @@ class State(StrEnum):
     BLOCKED = "blocked"
 
 
-class Backoff(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How long a failed attempt waits for the next one. Times in ms.
+class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A ``Backoff`` as it is kept in the job's row and as REST takes it. Times in ms.
 
-    ``fixed``: always ``delay``. ``exponential``: ``delay * 2**(attempt - 1)``, at most ``max``.
-    ``jitter`` 0..1 is the share of the time that is drawn at random (1: "full jitter").
+    ``delays``: the delay after the first attempt, after the second, and so on; the last one repeats. If it is not
+    empty, ``type``, ``delay`` and ``max`` do not count.
     """
 
     type: Literal["fixed", "exponential"] = "exponential"
     delay: int = 1000
     max: int = 3_600_000
     jitter: float = 0.25
+    delays: tuple[int, ...] = ()
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -72,7 +75,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     priority: int = 0
     delay: int = 0
     attempts: int = 3
-    backoff: Backoff | None = None
+    backoff: StoredBackoff | None = None
     timeout: int | None = None
     lifo: bool = False
     key: str | None = None
@@ -99,7 +102,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     delay: int = 0
     attempts: int = 3
-    backoff: Backoff | None = None
+    backoff: StoredBackoff | None = None
     timeout: int | None = None
     lifo: bool = False
     key: str | None = None
@@ -183,7 +186,7 @@ class JobRow(msgspec.Struct, frozen=True):
     attempts_made: int
     enqueued_at: int
     delay: int = 0
-    backoff: Backoff | None = None
+    backoff: StoredBackoff | None = None
     timeout: int | None = None
     lifo: bool = False
     key: str | None = None

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import msgspec
 
+from jobq.engine.model.backoff import stored_backoff
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
+    DELAYS_MAX,
     NAME_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
-    Backoff,
     Durability,
     Options,
-    Seconds,
+    StoredBackoff,
 )
+from jobq.engine.model.times import option_ms, to_unix_ms
 from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from jobq.engine.model.backoff import Backoff
+    from jobq.engine.model.job import Seconds
 
 
 class Given(TypedDict, total=False):
-    """The options of Python's doors. Times in seconds or ``timedelta``."""
+    """The options that Python callers give. Times in seconds or ``timedelta``.
+
+    ``backoff``: a ``Backoff``, or a list of delays, of which the last one repeats.
+    """
 
     priority: int
     delay: Seconds
     attempts: int
-    backoff: Backoff
+    backoff: Backoff | Sequence[Seconds] | None
     timeout: Seconds | None
     lifo: bool
     key: str | None
@@ -41,15 +52,6 @@ class Given(TypedDict, total=False):
 _TIMES = ("delay", "timeout", "key_ttl", "retention")
 
 
-def to_ms(value: Seconds) -> int:
-    """Seconds or a ``timedelta`` in ms, rounded."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    try:
-        return round(seconds * 1000)
-    except (OverflowError, ValueError, TypeError):
-        raise InvalidJob(f"{value!r} is no time: give seconds as a number, or a timedelta") from None
-
-
 def count_of(name: str, value: Any, least: int = 0) -> int:
     """A whole number that a queue is made with.
 
@@ -58,28 +60,6 @@ def count_of(name: str, value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidJob(f"{name} is {value!r:.80}: it takes a whole number from {least} on")
     return value
-
-
-def time_given(name: str, value: Any) -> int:
-    """A time that a queue is made with, in ms.
-
-    :raises InvalidJob: it is none, or negative.
-    """
-    if isinstance(value, bool) or (ms := to_ms(value)) < 0:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds from 0 on, or a timedelta")
-    return ms
-
-
-def to_unix_ms(name: str, moment: datetime) -> int:
-    """A point in time as unix ms.
-
-    :raises InvalidJob: it is no datetime, or has no timezone.
-    """
-    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
-        raise InvalidJob(f"{name} is {moment!r:.80}: it takes a datetime with a timezone")
-    if moment.utcoffset() is None:
-        raise InvalidJob(f"{name} has no timezone, so it could be any hour: datetime.now(UTC), or tzinfo=ZoneInfo(...)")
-    return round(moment.timestamp() * 1000)
 
 
 def merge(base: Options, given: Given) -> Options:
@@ -92,7 +72,9 @@ def merge(base: Options, given: Given) -> Options:
     changes: dict[str, Any] = dict(given)
     for name in _TIMES:
         if changes.get(name) is not None:
-            changes[name] = _time(name, changes[name])
+            changes[name] = option_ms(name, changes[name], 1 if name in ("timeout", "key_ttl") else 0)
+    if changes.get("backoff") is not None:
+        changes["backoff"] = stored_backoff(changes["backoff"])
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # not the task's default
@@ -107,17 +89,6 @@ def merge(base: Options, given: Given) -> Options:
         ) from None
     check(merged)
     return merged
-
-
-def _time(name: str, value: Seconds) -> int:
-    """A time in ms. A wrong one is refused in the unit that was used to give it."""
-    ms = to_ms(value)
-    least = 1 if name in ("timeout", "key_ttl") else 0
-    if not least <= ms <= DELAY_MAX_MS:
-        raise InvalidJob(
-            f"{name} is {value!r:.80}: it takes {least / 1000:g} to {DELAY_MAX_MS // 1000} seconds (ten years)"
-        )
-    return ms
 
 
 def _whole(name: str, value: Any, least: int, most: int, unit: str) -> None:
@@ -157,19 +128,27 @@ def check(options: Options) -> None:
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidJob(f"metadata has no JSON form: {error}") from None
     if options.backoff is not None:
-        _kind("backoff", options.backoff, Backoff, "a Backoff")
-        if options.backoff.type not in ("fixed", "exponential"):
-            raise InvalidJob(f"backoff.type is {options.backoff.type!r:.80}: it takes 'fixed' or 'exponential'")
-        _whole("backoff.delay", options.backoff.delay, 0, DELAY_MAX_MS, " ms")
-        _whole("backoff.max", options.backoff.max, 0, DELAY_MAX_MS, " ms")
-        _kind("backoff.jitter", options.backoff.jitter, (int, float), "0 to 1")
-        if not 0 <= options.backoff.jitter <= 1:
-            raise InvalidJob(f"backoff.jitter is {options.backoff.jitter!r}: it takes 0 to 1")
+        _check_backoff(options.backoff)
     if options.key is not None:
         _kind("key", options.key, str, "a text")
         check_key("key", options.key)
     elif options.key_ttl is not None:
         raise InvalidJob("key_ttl is given without key: it says how long the key holds")
+
+
+def _check_backoff(backoff: StoredBackoff) -> None:
+    _kind("backoff", backoff, StoredBackoff, "a StoredBackoff, as Backoff(...).stored() gives")
+    if backoff.type not in ("fixed", "exponential"):
+        raise InvalidJob(f"backoff.type is {backoff.type!r:.80}: it takes 'fixed' or 'exponential'")
+    _whole("backoff.delay", backoff.delay, 0, DELAY_MAX_MS, " ms")
+    _whole("backoff.max", backoff.max, 0, DELAY_MAX_MS, " ms")
+    _kind("backoff.jitter", backoff.jitter, (int, float), "0 to 1")
+    if not 0 <= backoff.jitter <= 1:
+        raise InvalidJob(f"backoff.jitter is {backoff.jitter!r}: it takes 0 to 1")
+    if len(backoff.delays) > DELAYS_MAX:
+        raise InvalidJob(f"backoff.delays has {len(backoff.delays)} delays: it takes {DELAYS_MAX} at most")
+    for delay in backoff.delays:
+        _whole("one of backoff.delays", delay, 0, DELAY_MAX_MS, " ms")
 
 
 def check_key(name: str, key: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
-from jobq.engine.model.options import to_ms
+from jobq.engine.model.times import to_ms
 from jobq.errors import Discard, InvalidPayload, InvalidResult, OutcomeRefused, RemoteError, Retry, Unserved
 from jobq.redact import excerpt
 

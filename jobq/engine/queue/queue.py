@@ -18,7 +18,8 @@ from jobq.engine.model.job import (
     NewJob,
     Seconds,
 )
-from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, count_of, merge, time_given
+from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, count_of, merge
+from jobq.engine.model.times import time_given
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.handle import Job
 from jobq.engine.queue.session import Session

@@ -20,8 +20,9 @@ from jobq.engine.model.job import (
     Stats,
     WorkerRow,
 )
-from jobq.engine.model.options import check, to_ms
+from jobq.engine.model.options import check
 from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, worker_row
+from jobq.engine.model.times import to_ms
 from jobq.engine.queue.results import KILLED
 from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.options import to_ms
+from jobq.engine.model.times import to_ms
 from jobq.engine.queue.queue import Queue
 from jobq.engine.worker.life import Life, Plan, open_queues, to_end
 from jobq.errors import InvalidJob

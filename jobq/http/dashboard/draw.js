@@ -163,7 +163,7 @@ export function drawJob() {
     ["due", both(row.run_at)], ["lease ends", both(row.lease_until)], ["started", both(row.started_at)], ["finished", both(row.finished_at)],
     ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)],
     ["order", row.lifo ? "before the others of its priority" : null], ["key", row.key],
-    ["backoff", row.backoff && `${row.backoff.type ?? "exponential"}, ${span(row.backoff.delay ?? 1000)}`],
+    ["backoff", row.backoff?.delays ? row.backoff.delays.map(span).join(", ") : row.backoff && `${row.backoff.type ?? "exponential"}, ${span(row.backoff.delay ?? 1000)}`],
     ["kept", row.retention == null ? null : `${span(row.retention)} after its end`],
     ["progress", row.progress == null ? null : progress ? [el("progress", { value: row.progress, max: 100, "aria-label": "progress" }), ` ${row.progress} %`] : pretty(row.progress)],
   ].filter(([, value]) => value != null && value !== "");

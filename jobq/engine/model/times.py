@@ -1,0 +1,64 @@
+"""Times as people give them (seconds, ``timedelta``, ``datetime``) made into ms, and checked."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from jobq.engine.model.job import DELAY_MAX_MS
+from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from jobq.engine.model.job import Seconds
+
+
+def to_ms(value: Seconds) -> int:
+    """Seconds or a ``timedelta`` in ms, rounded.
+
+    :raises InvalidJob: it is neither. True is not a time either, although Python counts it as 1.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        if not isinstance(seconds, bool):
+            return round(seconds * 1000)
+    except (OverflowError, ValueError, TypeError):
+        pass
+    raise InvalidJob(f"{value!r:.80} is no time: give seconds as a number, or a timedelta")
+
+
+def time_given(name: str, value: Any) -> int:
+    """A time that a queue is made with, in ms.
+
+    :raises InvalidJob: it is no time, or negative.
+    """
+    if isinstance(value, bool) or (ms := to_ms(value)) < 0:
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds from 0 on, or a timedelta")
+    return ms
+
+
+def option_ms(name: str, value: Any, least: int = 0) -> int:
+    """A time of a job in ms. A wrong one is refused in the unit that was used to give it.
+
+    :raises InvalidJob: it is no time, less than ``least`` ms, or more than ten years.
+    """
+    try:
+        ms = to_ms(value)
+    except InvalidJob as error:
+        raise InvalidJob(f"{name}: {error}") from None
+    if not least <= ms <= DELAY_MAX_MS:
+        raise InvalidJob(
+            f"{name} is {value!r:.80}: it takes {least / 1000:g} to {DELAY_MAX_MS // 1000} seconds (ten years)"
+        )
+    return ms
+
+
+def to_unix_ms(name: str, moment: datetime) -> int:
+    """A point in time as unix ms.
+
+    :raises InvalidJob: it is no datetime, or has no timezone.
+    """
+    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
+        raise InvalidJob(f"{name} is {moment!r:.80}: it takes a datetime with a timezone")
+    if moment.utcoffset() is None:
+        raise InvalidJob(f"{name} has no timezone, so it could be any hour: datetime.now(UTC), or tzinfo=ZoneInfo(...)")
+    return round(moment.timestamp() * 1000)
