@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import shlex
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,9 +16,9 @@ from jobq.cli import render
 from jobq.cli.example import example
 from jobq.cli.serve import check_bind, listen, url
 from jobq.cli.session import on_stop_signals, run
-from jobq.cli.supervisor import Supervisor
+from jobq.cli.supervisor import Supervisor, follow_supervisor
 from jobq.cli.target import load_target
-from jobq.cli.work import SETTLING, command
+from jobq.cli.work import SETTLING, command, supervise
 from jobq.logging import configure
 from jobq.redact import redact
 from jobq.settings import Settings
@@ -31,12 +33,26 @@ GRACE = 3.0
 
 
 def dev(args: argparse.Namespace, settings: Settings) -> int:
-    """Run everything until Ctrl-C."""
+    """Run everything until Ctrl-C. With ``--reload`` REST is restarted too: it knows the types and their schemas."""
     if "JOBQ_GRACE" not in os.environ:
         os.environ["JOBQ_GRACE"] = str(GRACE)
         settings = Settings.from_env()
     configure(settings)
     check_bind(settings)
+    follow_supervisor(grace=settings.grace + 2 * SETTLING)
+    if args.reload:
+        queues = load_target(args.target)
+        # the other flags are in the environment
+        words = ["dev", args.target, f"--processes={args.processes}"]
+        supervisor = partial(
+            Supervisor,
+            [sys.executable, "-m", "jobq", *words],
+            1,
+            name="dev",
+            grace=settings.grace + 2 * SETTLING,
+            restarts=True,
+        )
+        return run(supervise(supervisor, queues, reload=True))
     return run(_dev(args.target, load_target(args.target), args.processes, settings))
 
 

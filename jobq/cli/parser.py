@@ -99,6 +99,7 @@ def _add_processes(menu: Menu) -> None:
     dev = _command(menu, "dev", "dev:dev", "run server, REST and workers together, for development")
     dev.add_argument("target", metavar="TARGET", help="the queues to serve and run")
     dev.add_argument("--processes", type=values.whole(0), default=2, metavar="N", help="worker processes (default: 2)")
+    _reload(dev, "restart it all when the code changes")
     _http_settings(dev)
     _worker_settings(dev)
 
@@ -119,6 +120,10 @@ def _add_processes(menu: Menu) -> None:
         metavar="QUEUE=N",
         help="claim N times as often from this queue; may be repeated",
     )
+    work.add_argument(
+        "--burst", action="store_true", help="end when no job is waiting, active or due (paused queues do not count)"
+    )
+    _reload(work, "restart the workers gracefully when the code changes")
     _worker_settings(work)
 
     serve = _command(menu, "serve", "serve:serve", "serve REST and the dashboard")
@@ -261,6 +266,10 @@ def _http_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allowed-hosts", metavar="NAMES", help="names that the Host header may have, comma separated")
     group.add_argument("--rate", type=float, metavar="N", help="calls a second for each key (default: no limit)")
     group.add_argument("--max-payload", type=values.whole(1), metavar="BYTES", help="largest payload (default: 1 MiB)")
+
+
+def _reload(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--reload", action="store_true", help=f"{words}: the Python files that the target imports")
 
 
 def _worker_settings(parser: argparse.ArgumentParser) -> None:

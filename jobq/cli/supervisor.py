@@ -9,6 +9,7 @@
 - A process that has not ended in time gets SIGKILL, and so do the processes that it started.
 - A supervisor that is killed takes its processes along: each holds the read end of a pipe (``LIFELINE``, the
   number of the descriptor) that nobody writes to; its end of file means that the supervisor is gone.
+- ``restart()`` replaces the processes gracefully, without a delay.
 - The processes run in sessions of their own: the terminal's Ctrl-C reaches them once, through the supervisor.
 """
 
@@ -49,7 +50,9 @@ log = get_logger(__name__)
 class Supervisor:
     """``processes`` copies of ``command``. ``grace``: seconds from ``stop()`` to SIGKILL.
 
-    ``name`` is for the log. The environment is ours, with ``env`` laid over it.
+    ``name`` is for the log. The environment is ours, with ``env`` laid over it. ``once``: a process that ends with 0
+    has done its work and is not started again. ``restarts``: ``restart`` will be called when the code has changed. So a
+    process that cannot run waits for that, instead of ending all.
     """
 
     def __init__(
@@ -60,14 +63,22 @@ class Supervisor:
         name: str = "process",
         env: Mapping[str, str] | None = None,
         grace: float = 30.0,
+        once: bool = False,
+        restarts: bool = False,
     ) -> None:
         self._command = list(command)
         self._processes = processes
         self._name = name
         self._env = {**os.environ, **(env or {})}
         self._grace = grace
+        self._once = once
+        self._restarts = restarts
         self._stops = 0
-        self._stopping = asyncio.Event()
+        self._stopping = False
+        self._news = asyncio.Event()
+        """Set by the next ``stop`` or ``restart``."""
+        self._replaced: set[asyncio.subprocess.Process] = set()
+        """Processes that ``restart`` has told to end."""
         self._running: set[asyncio.subprocess.Process] = set()
         self._deadlines: list[asyncio.TimerHandle] = []
         self._code = 0
@@ -75,7 +86,8 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the processes running until ``stop()``.
 
-        Returns 0 after a stop, or an exit code when a process cannot run. Cancellation kills them.
+        Returns 0 after a stop or when all have done their work, or an exit code when a process cannot run. Cancellation
+        kills them.
         """
         lifeline, ours = os.pipe()
         try:
@@ -92,11 +104,20 @@ class Supervisor:
     def stop(self) -> None:
         """End the processes gracefully; the second call: at once. Needs the running loop; never blocks."""
         self._stops += 1
-        self._stopping.set()
+        self._stopping = True
+        self._tell()
         if self._stops <= 2:
-            self._signal(signal.SIGTERM if self._stops == 1 else signal.SIGQUIT)
             within = self._grace if self._stops == 1 else AT_ONCE_WITHIN
-            self._deadlines.append(asyncio.get_running_loop().call_later(within, self._kill))
+            self._end(set(self._running), signal.SIGTERM if self._stops == 1 else signal.SIGQUIT, within)
+
+    def restart(self) -> None:
+        """End the processes gracefully and start new ones, also where one could not run. Needs the running loop."""
+        if self._stopping:
+            return
+        self._tell()
+        old = self._running - self._replaced
+        self._replaced |= old
+        self._end(old, signal.SIGTERM, self._grace)
 
     @property
     def pids(self) -> list[int]:
@@ -106,11 +127,18 @@ class Supervisor:
     async def _keep(self, number: int, lifeline: int) -> None:
         """One place among the N: start, wait for the end, start again."""
         delay = DELAY_MIN
-        while not self._stopping.is_set():
-            began = time.monotonic()
-            code = await self._run_once(lifeline)
-            if self._stopping.is_set():
+        while not self._stopping:
+            began, news = time.monotonic(), self._news
+            code, replaced = await self._run_once(lifeline, news)
+            if self._stopping or (self._once and code == 0 and not replaced):
                 return
+            if replaced:
+                delay = DELAY_MIN
+                continue
+            if code in FATAL and self._restarts:
+                log.error(f"{self._name} cannot run; it is started again when the code changes", reason=describe(code))
+                await news.wait()
+                continue
             if code in FATAL:
                 log.error(f"{self._name} cannot run, and a restart would not help: stopping", reason=describe(code))
                 self._code = FATAL[code]
@@ -120,11 +148,11 @@ class Supervisor:
                 delay = DELAY_MIN
             log.warning(f"{self._name} died", number=number, reason=describe(code), restart_in_s=delay)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                await asyncio.wait_for(news.wait(), delay)
             delay = min(delay * 2, DELAY_MAX)
 
-    async def _run_once(self, lifeline: int) -> int:
-        """Start a process and wait for its end. Returns its exit code, negative for a signal."""
+    async def _run_once(self, lifeline: int, news: asyncio.Event) -> tuple[int, bool]:
+        """Start a process and wait for its end: its exit code (negative for a signal), and whether it was replaced."""
         process = await asyncio.create_subprocess_exec(
             *self._command,
             env={**self._env, LIFELINE: str(lifeline)},
@@ -134,21 +162,31 @@ class Supervisor:
         )
         self._running.add(process)
         try:
-            if self._stopping.is_set():  # stop() came while it was being started
-                process.terminate()
-            return await process.wait()
+            if news.is_set():  # stop() or restart() came while it was being started
+                self._replaced.add(process)
+                self._end({process}, signal.SIGTERM, self._grace)
+            code = await process.wait()
+            return code, process in self._replaced
         finally:
             kill_session(process.pid)  # and what it started, were it dead itself
             await process.wait()
             self._running.discard(process)
+            self._replaced.discard(process)
 
-    def _signal(self, number: signal.Signals) -> None:
-        for process in self._running:
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _end(self, processes: set[asyncio.subprocess.Process], number: signal.Signals, within: float) -> None:
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
+        loop = asyncio.get_running_loop()
+        self._deadlines = [deadline for deadline in self._deadlines if deadline.when() > loop.time()]
+        self._deadlines.append(loop.call_later(within, self._kill, processes))
 
-    def _kill(self) -> None:
-        for process in self._running:
+    def _kill(self, processes: set[asyncio.subprocess.Process]) -> None:
+        for process in processes & self._running:
             log.warning(f"{self._name} did not end in time, killing it", pid=process.pid)
             kill_session(process.pid)
 

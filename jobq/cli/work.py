@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from jobq.cli import render
+from jobq.cli.reload import watch
 from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.cli.supervisor import REFUSED, Supervisor, follow_supervisor
 from jobq.cli.target import load_target
 from jobq.engine.worker.worker import Worker
-from jobq.errors import NoServer, StoreRefused, TargetError
+from jobq.errors import NoServer, SettingsError, StoreError, StoreRefused, TargetError
 from jobq.logging import configure
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
@@ -29,6 +32,8 @@ LEAVING = 1.0
 """Seconds for the interpreter to end by itself; it waits for threads, which nothing can stop."""
 STUCK = 70
 """Exit code of a worker whose event loop is given up."""
+LOOKING: Final = 0.2
+"""Seconds between two looks of ``--burst``."""
 
 
 def work(args: argparse.Namespace, settings: Settings) -> int:
@@ -38,19 +43,30 @@ def work(args: argparse.Namespace, settings: Settings) -> int:
     anything starts.
     """
     configure(settings)
+    if args.reload and args.processes == 0:
+        raise SettingsError("--reload restarts worker processes: it needs --processes 1 or more")
     supervised = follow_supervisor(grace=settings.grace + SETTLING)
     queues = _weighted(load_target(args.target), dict(args.weight))
     if supervised:
         try:
-            return run(_work(queues, supervised=True))
+            return run(_work(queues, supervised=True, burst=args.burst))
         except (StoreRefused, NoServer) as error:
             render.complain(str(error))
             return REFUSED
     if args.processes == 0:
-        return run(_work(queues, supervised=False))
+        return run(_work(queues, supervised=False, burst=args.burst))
     weights = [f"--weight={name}={weight}" for name, weight in args.weight]
-    words = command(args.target, weights)
-    return run(_supervise(words, args.processes, settings, [queue for queue, _ in queues]))
+    words = command(args.target, [*weights, *(["--burst"] if args.burst else [])])
+    supervisor = partial(
+        Supervisor,
+        words,
+        args.processes,
+        name="worker",
+        grace=settings.grace + SETTLING,
+        once=args.burst,
+        restarts=args.reload,
+    )
+    return run(supervise(supervisor, [queue for queue, _ in queues], reload=args.reload))
 
 
 def command(target: str, options: Sequence[str] = ()) -> list[str]:
@@ -58,18 +74,47 @@ def command(target: str, options: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "jobq", "work", target, *options]
 
 
-async def _supervise(words: list[str], processes: int, settings: Settings, queues: list[Queue]) -> int:
-    supervisor = Supervisor(words, processes, name="worker", grace=settings.grace + SETTLING)
+async def supervise(make: Callable[[], Supervisor], queues: list[Queue], *, reload: bool) -> int:
+    """Run a supervisor until a signal stops it. ``reload``: its processes are restarted when the code changes."""
+    supervisor = make()
     on_stop_signals(supervisor.stop)
     async with AsyncExitStack() as stack:
         for queue in queues:
             # open for as long as the workers run, so that an embedded server does not end between them
             await stack.enter_async_context(queue)
-        return await supervisor.run()
+        watching = asyncio.create_task(watch(supervisor.restart)) if reload else None
+        try:
+            return await supervisor.run()
+        finally:
+            if watching is not None:
+                watching.cancel()
 
 
-async def _work(queues: list[tuple[Queue, int]], *, supervised: bool) -> int:
-    """Run until a signal stops it: gracefully, the second time at once.
+async def _stop_when_empty(worker: Worker, queues: Sequence[Queue]) -> None:
+    """Stop the worker when no job is waiting, active or due; jobs of a paused queue are not waited for.
+
+    Queues are read one after another, and a job that ends between two reads may have enqueued others. So two looks in
+    a row have to find nothing.
+    """
+    empty = 0
+    while empty < 2:
+        await asyncio.sleep(LOOKING)
+        try:
+            busy = worker.running > 0 or any([await _has_work(queue) for queue in queues])
+        except StoreError:
+            continue  # the worker has said it already, and goes on when Redis is back
+        empty = 0 if busy else empty + 1
+    worker.stop()
+
+
+async def _has_work(queue: Queue) -> bool:
+    stats = await queue.stats()
+    due = stats.next_due_ms == 0
+    return stats.active > 0 or (not stats.paused and (stats.waiting > 0 or due))
+
+
+async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: bool) -> int:
+    """Run until a signal stops it: gracefully, the second time at once. ``burst``: or until nothing is left to do.
 
     Under a supervisor SIGTERM is always graceful, and SIGQUIT means at once. systemd sends SIGTERM to every process of
     a service, so that it arrives here twice, from the system and from the supervisor.
@@ -87,7 +132,12 @@ async def _work(queues: list[tuple[Queue, int]], *, supervised: bool) -> int:
     on_stop_signals(gracefully, at_once)
     async with worker:
         loaded()
-        await worker.run()
+        watching = asyncio.create_task(_stop_when_empty(worker, [queue for queue, _ in queues])) if burst else None
+        try:
+            await worker.run()
+        finally:
+            if watching is not None:
+                watching.cancel()
     # what now hangs is a handler's thread: fenced off, and nobody's to wait for
     leave = threading.Timer(LEAVING, os._exit, [0])
     leave.daemon = True

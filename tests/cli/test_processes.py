@@ -256,6 +256,42 @@ def test_sigterm_to_every_process_gives_running_jobs_their_grace(start, tasks, r
     assert (row["state"], row["attempts_made"]) == ("completed", 1)
 
 
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_a_burst_ends_when_nothing_is_left_to_do(start, tasks, redis_url, jobq, processes):
+    for word in ("a", "b", "c"):
+        jobq("enqueue", "echo", json.dumps({"word": word}), "--queue", "tasks", "--create")
+    jobq("enqueue", "sleepy", '{"seconds": 1}', "--queue", "tasks")
+    later = jobq("enqueue", "echo", "--delay", "1h", "--queue", "tasks").out.strip()
+    work = start("work", tasks, "--burst", "--processes", processes, JOBQ_REDIS_URL=redis_url)
+    assert work.end(60) == 0
+    stats = jobq("stats", "tasks", "--json").json[0]
+    assert (stats["waiting"], stats["active"], stats["completed"]) == (0, 0, 4)
+    assert jobq("show", later, "--json").json[0]["state"] == "delayed"
+
+
+def test_a_burst_does_not_wait_for_a_paused_queue(start, tasks, redis_url, jobq):
+    jobq("enqueue", "echo", "--queue", "tasks", "--create")
+    jobq("pause", "tasks")
+    assert start("work", tasks, "--burst", JOBQ_REDIS_URL=redis_url).end(60) == 0
+    assert jobq("stats", "tasks", "--json").json[0]["waiting"] == 1
+
+
+def test_dev_reloads_rest_and_workers(start, tasks, tmp_path):
+    port = free_port()
+    dev = start("dev", tasks, "--reload", "--port", str(port), "--processes", "1")
+    dev.wait_line("Ctrl-C stops")
+    dev.wait_line("worker started")
+    file = tmp_path / "cli_tasks.py"
+    file.write_text(file.read_text() + "\n@queue.task\nasync def added() -> int:\n    return 7\n")
+    dev.wait_line("added")
+    dev.wait_line("worker started")
+    job = get(f"http://127.0.0.1:{port}/jobs/enqueue", {"type": "added"})["id"]
+    assert get(f"http://127.0.0.1:{port}/jobs/{job}/result?wait=10000") == 7
+    dev.signal(signal.SIGINT)
+    assert dev.end() == 0
+    assert of_directory(tmp_path) == []
+
+
 def test_a_second_signal_to_the_supervisor_hands_jobs_back_at_once(start, tasks, redis_url, jobq):
     work = start("work", tasks, "--grace", "1h", JOBQ_REDIS_URL=redis_url)
     work.wait_line("worker started")

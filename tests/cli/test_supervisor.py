@@ -135,6 +135,55 @@ async def test_one_that_cannot_run_is_not_repeated(file: Path, code: int, answer
     assert await asyncio.wait_for(Supervisor(words, 2).run(), 15) == answer
 
 
+async def test_a_restart_replaces_each_process_gracefully_and_at_once(file: Path, monkeypatch):
+    monkeypatch.setattr(module, "DELAY_MIN", 3600.0)
+    supervisor = Supervisor(command(POLITE, file), 2, restarts=True)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 2, "both run")
+    first = set(pids(file))
+    supervisor.restart()
+    supervisor.restart()
+    await until(lambda: len(pids(file)) == 4, "both are replaced")
+    assert not first & set(supervisor.pids)
+    supervisor.stop()
+    supervisor.restart()
+    assert await running == 0
+    assert len(pids(file)) == 4
+
+
+async def test_a_process_that_does_not_end_for_a_restart_is_killed(file: Path):
+    supervisor = Supervisor(command(STUBBORN, file), 1, grace=0.1, restarts=True)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: len(pids(file)) == 2, "process and child run")
+    supervisor.restart()
+    await until(lambda: len(pids(file)) == 4, "the replacement runs")
+    assert not any(map(alive, pids(file)[:2]))
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_what_cannot_run_waits_for_a_restart(file: Path, monkeypatch):
+    """A file is saved with an error in it, and mended a minute later."""
+    said: list[str] = []
+    monkeypatch.setattr(module.log, "error", lambda text, **_: said.append(text))
+    code = f"import os, sys\nif not os.path.exists(sys.argv[1] + '.ok'): sys.exit({CANNOT_RUN})\n" + POLITE
+    supervisor = Supervisor(command(code, file), 1, restarts=True)
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: bool(said), "it cannot run")
+    file.with_name(file.name + ".ok").touch()
+    supervisor.restart()
+    await until(lambda: len(pids(file)) == 1, "it runs")
+    supervisor.stop()
+    assert await running == 0
+
+
+async def test_what_has_done_its_work_is_not_started_again(file: Path):
+    """The first start of each fails, the second one ends well."""
+    code = "import os, sys\nopen(sys.argv[1], 'a').write('0\\n')\nsys.exit(len(open(sys.argv[1]).readlines()) < 3)"
+    assert await asyncio.wait_for(Supervisor(command(code, file), 1, once=True).run(), 15) == 0
+    assert len(pids(file)) == 3
+
+
 async def test_a_stop_is_sigterm_and_a_second_one_another_signal(file: Path):
     """The system may send SIGTERM as well: a second SIGTERM must not mean "at once"."""
     supervisor = Supervisor(command(SIGNALLED, file), 1, grace=3600)

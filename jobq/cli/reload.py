@@ -1,0 +1,79 @@
+"""``--reload``: notices that a file of the target's code has changed.
+
+It looks at the modification times twice a second. The files are few, and no further package is needed for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jobq.engine.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = get_logger(__name__)
+
+EVERY: Final = 0.5
+"""Seconds between two looks."""
+INSTALLED: Final = {"site-packages", "dist-packages"}
+LEFT_OUT: Final = {"__pycache__", "node_modules", "venv", *INSTALLED}
+
+
+def code_roots() -> tuple[set[Path], set[Path]]:
+    """Where the code lies that is imported now: packages, and directories of single modules.
+
+    Installed packages, the standard library and jobq itself are left out.
+    """
+    packages: set[Path] = set()
+    folders: set[Path] = set()
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        file = getattr(module, "__file__", None)
+        if not file or top in sys.stdlib_module_names or top in ("jobq", "__main__"):
+            continue
+        path = Path(file).resolve()
+        if INSTALLED & set(path.parts) or path.suffix != ".py":
+            continue
+        # app/tasks/mail.py as app.tasks.mail: the package is two above the file, or three above its __init__.py
+        depth = name.count(".") + (path.name == "__init__.py")
+        if depth:
+            packages.add(path.parents[depth - 1])
+        else:
+            folders.add(path.parent)
+    return packages, folders
+
+
+def look(packages: set[Path], folders: set[Path]) -> dict[str, int]:
+    """The Python files with their modification times."""
+    found: dict[str, int] = {}
+    for root in packages | folders:
+        for folder, below, files in os.walk(root):
+            below[:] = [name for name in below if root in packages and name not in LEFT_OUT and name[:1] != "."]
+            for name in files:
+                path = os.path.join(folder, name)  # noqa: PTH118 - a Path costs more than the look
+                try:
+                    if name.endswith(".py"):
+                        found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
+                except OSError:
+                    continue  # removed meanwhile
+    return found
+
+
+async def watch(changed: Callable[[], None]) -> None:
+    """Call ``changed`` whenever a file of the code that is imported now changes, comes or goes. Never returns."""
+    packages, folders = code_roots()
+    before = look(packages, folders)
+    log.info("reloading when a file changes", places=sorted(map(str, packages | folders)))
+    while True:
+        await asyncio.sleep(EVERY)
+        now = await asyncio.to_thread(look, packages, folders)
+        if now != before:
+            paths = sorted({path for path, _ in now.items() ^ before.items()})
+            log.info("code has changed: restarting", files=paths[:5])
+            before = now
+            changed()
