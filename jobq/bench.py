@@ -38,7 +38,7 @@ PAUSE = 0.01
 """Seconds between two timed jobs, so that the worker is idle before each."""
 
 
-class Options(msgspec.Struct, frozen=True):
+class BenchOptions(msgspec.Struct, frozen=True):
     """``seconds``: the length of each of the two enqueue measurements. Drain and latency take as long as they need."""
 
     seconds: float = 2.0
@@ -66,7 +66,7 @@ class Progress(Protocol):
 
 
 class _Bench:
-    def __init__(self, queue: Queue, options: Options, progress: Progress) -> None:
+    def __init__(self, queue: Queue, options: BenchOptions, progress: Progress) -> None:
         self.queue = queue
         self.options = options
         self.progress = progress
@@ -139,7 +139,7 @@ class _Bench:
         return ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.99)] * 1000
 
 
-async def run(settings: Settings, options: Options, progress: Progress) -> Report:
+async def run(settings: Settings, options: BenchOptions, progress: Progress) -> Report:
     """Measure.
 
     :raises JobqError: there is no server, or it cannot be used.
@@ -245,7 +245,7 @@ def main(args: argparse.Namespace, settings: Settings) -> int:
     """
     bar = _Bar()
     try:
-        report = run_on_loop(run(settings, Options(args.seconds, args.concurrency), bar))
+        report = run_on_loop(run(settings, BenchOptions(args.seconds, args.concurrency), bar))
     finally:
         bar.stop()
     if args.json:

@@ -13,7 +13,7 @@ from aiohttp import web
 from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
-from jobq.http.call import HUB, Call, Hub, Limits
+from jobq.http.call import HUB, ApiCall, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.routes import ROUTES
 
@@ -103,10 +103,10 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     def written(prefix: str) -> bytes:
         return msgspec.json.encode(described | {"servers": [{"url": prefix or "/"}]})
 
-    async def show_openapi(call: Call) -> web.Response:
+    async def show_openapi(call: ApiCall) -> web.Response:
         return web.Response(body=written(call.prefix("/openapi.json")), headers=json_headers)
 
-    async def show_docs(_: Call) -> web.Response:
+    async def show_docs(_: ApiCall) -> web.Response:
         return web.Response(body=page, headers=html_headers)
 
     _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi))
@@ -124,7 +124,7 @@ def _add(app: web.Application, method: str, path: str, door: Any) -> None:
         app.router.add_route(method, path, door, expect_handler=_expect)
 
 
-def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Any:
+def _door(hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]) -> Any:
     """What aiohttp calls for a route: the guard, the handler, and every exception as a problem.
 
     One coroutine instead of a stack of middlewares: enqueue is the hot path.
@@ -137,7 +137,7 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[Call], Awaitable[web.Stream
             request = hub.unwrap(request)
         try:
             key = ANYONE if public else admit(request, scope)
-            return await handler(Call(hub, request, key))
+            return await handler(ApiCall(hub, request, key))
         except Exception as error:  # noqa: BLE001 - each becomes a problem, the unknown ones with a log line
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 return web.Response(status=400)  # The client left in the middle of its request; nobody gets this.
@@ -161,7 +161,7 @@ def _patterns() -> list[tuple[re.Pattern[str], set[str]]]:
 _PATTERNS = _patterns()
 
 
-async def _no_route(call: Call) -> web.Response:
+async def _no_route(call: ApiCall) -> web.Response:
     path = "/" + call.request.match_info["path"]
     methods = next((methods for pattern, methods in _PATTERNS if pattern.fullmatch(path)), None)
     if methods:

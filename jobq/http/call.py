@@ -92,7 +92,7 @@ HUB: Final = web.AppKey("jobq_hub", Hub)
 """Where an application of ours keeps its hub."""
 
 
-class Call:
+class ApiCall:
     """An admitted request and its API key."""
 
     __slots__ = ("hub", "key", "request")

@@ -18,7 +18,7 @@ from jobq.engine.model import job
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob
 from jobq.errors import InvalidJob, PayloadTooLarge
 from jobq.http import problems, schema
-from jobq.http.call import Call, decode, given, reply
+from jobq.http.call import ApiCall, decode, given, reply
 from jobq.http.strict import PIECE, REFUSALS, check_body, check_json, refusal
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _OPTIONS = schema.Enqueue.__struct_fields__[2:]
 _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 
 
-async def enqueue(call: Call) -> web.Response:
+async def enqueue(call: ApiCall) -> web.Response:
     durability: Durability | None = given(call.query(schema.EnqueueQuery).durability)
     body = await call.unchecked_body()
     if body.lstrip()[:1] == b"[":
@@ -53,7 +53,7 @@ async def enqueue(call: Call) -> web.Response:
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
 
-async def _enqueue_many(call: Call, body: bytes, durability: Durability | None) -> web.Response:
+async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | None) -> web.Response:
     key, queue = call.idempotency_key, call.queue
     answers: list[Any] = []
     news: dict[int, NewJob] = {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from jobq.engine.queue.queue import Queue
-    from jobq.http.call import Call
+    from jobq.http.call import ApiCall
 
 INTERVAL = 1.0
 """Seconds between two events."""
@@ -118,7 +118,7 @@ class Feeds:
             self._streams -= 1
 
 
-async def events(call: Call) -> web.StreamResponse:
+async def events(call: ApiCall) -> web.StreamResponse:
     """GET /events."""
     request, queue = call.request, call.queue
     if request.method == "HEAD":

@@ -13,7 +13,7 @@ from jobq.engine.model.job import AttemptError, JobRow, State, Stats
 from jobq.engine.queue.results import KILLED
 from jobq.errors import JobFailed, JobKilled, UnreadableResult
 from jobq.http import problems, schema
-from jobq.http.call import Call, decode, given, no_content, reply
+from jobq.http.call import ApiCall, decode, given, no_content, reply
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _priority = msgspec.json.Decoder(schema.SetPriority)
 
 
-async def show(call: Call) -> web.Response:
+async def show(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     return reply(schema.public(await queue.get(job_id), tracebacks=call.tracebacks))
 
 
-async def page(call: Call) -> web.Response:
+async def page(call: ApiCall) -> web.Response:
     query = call.query(schema.ListQuery)
     found = await call.queue.briefs(
         given(query.state), type=given(query.type), limit=query.limit, cursor=given(query.cursor)
@@ -36,27 +36,27 @@ async def page(call: Call) -> web.Response:
     return reply(schema.Jobs([schema.JobBrief.of(row) for row in found.jobs], found.cursor))
 
 
-async def failed(call: Call) -> web.Response:
+async def failed(call: ApiCall) -> web.Response:
     query = call.query(schema.FailedQuery)
     found = await call.queue.page(State.FAILED, limit=query.limit, cursor=given(query.cursor))
     rows = [schema.FailedJob.of(row, tracebacks=call.tracebacks) for row in found.jobs]
     return reply(schema.FailedJobs(rows, found.cursor))
 
 
-async def stats(call: Call) -> web.Response:
+async def stats(call: ApiCall) -> web.Response:
     return reply(await call.queue.stats())
 
 
-async def workers(call: Call) -> web.Response:
+async def workers(call: ApiCall) -> web.Response:
     return reply(schema.Workers(await call.queue.workers()))
 
 
-async def logs(call: Call) -> web.Response:
+async def logs(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     return reply(schema.Logs(await queue.logs(job_id)))
 
 
-async def result(call: Call) -> web.Response:
+async def result(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     wait = call.query(schema.WaitQuery).wait
     try:
@@ -84,42 +84,42 @@ def _outcome(row: JobRow) -> web.Response:
     return reply(schema.Moved(f"{row.queue}:{row.id}", row.state), 202)
 
 
-async def pause(call: Call) -> web.Response:
+async def pause(call: ApiCall) -> web.Response:
     queue = call.queue
     await queue.pause()
     call.audit("pause", queue)
     return reply(schema.Paused(queue.name, paused=True))
 
 
-async def resume(call: Call) -> web.Response:
+async def resume(call: ApiCall) -> web.Response:
     queue = call.queue
     await queue.resume()
     call.audit("resume", queue)
     return reply(schema.Paused(queue.name, paused=False))
 
 
-async def kill(call: Call) -> web.Response:
+async def kill(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     await queue.kill(job_id)
     call.audit("kill", queue, job=job_id)
     return _moved(queue, job_id, State.FAILED)
 
 
-async def remove(call: Call) -> web.Response:
+async def remove(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     await queue.remove(job_id)
     call.audit("remove", queue, job=job_id)
     return no_content()
 
 
-async def retry(call: Call) -> web.Response:
+async def retry(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     await queue.retry(job_id)
     call.audit("retry", queue, job=job_id)
     return _moved(queue, job_id, State.WAITING)
 
 
-async def promote(call: Call) -> web.Response:
+async def promote(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     await queue.promote(job_id)
     return _moved(queue, job_id, State.WAITING)
@@ -129,21 +129,21 @@ def _moved(queue: Queue, job_id: str, state: State) -> web.Response:
     return reply(schema.Moved(f"{queue.name}:{job_id}", state))
 
 
-async def reprioritise(call: Call) -> web.Response:
+async def reprioritise(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     body = decode(_priority, await call.body())
     await queue.reprioritise(job_id, body.priority)
     return reply(schema.Prioritised(f"{queue.name}:{job_id}", body.priority))
 
 
-async def retry_many(call: Call) -> web.Response:
+async def retry_many(call: ApiCall) -> web.Response:
     query, queue = call.query(schema.RetryMany), call.queue
     count = await queue.retry_all(State(query.state), older_than=_seconds(query.older_than), limit=query.limit)
     call.audit("retry many", queue, state=query.state, count=count)
     return reply(schema.Count(count))
 
 
-async def remove_many(call: Call) -> web.Response:
+async def remove_many(call: ApiCall) -> web.Response:
     query, queue = call.query(schema.RemoveMany), call.queue
     count = await queue.remove_all(State(query.state), older_than=_seconds(query.older_than), limit=query.limit)
     call.audit("remove many", queue, state=query.state, count=count)
@@ -154,7 +154,7 @@ def _seconds(ms: int | UnsetType) -> float | None:
     return None if ms is UNSET else ms / 1000
 
 
-async def queues(call: Call) -> web.Response:
+async def queues(call: ApiCall) -> web.Response:
     hub = call.hub
     mine = [queue for queue in hub.queues.values() if call.key.may_reach(queue.name)]
     found = await asyncio.gather(*(queue.stats() for queue in mine))
@@ -168,10 +168,10 @@ def _queue(queue: Queue, stats: Stats, default: Queue) -> schema.QueueBrief:
     )  # fmt: skip
 
 
-async def alive(_: Call) -> web.Response:
+async def alive(_: ApiCall) -> web.Response:
     return reply(schema.Health())
 
 
-async def ready(call: Call) -> web.Response:
+async def ready(call: ApiCall) -> web.Response:
     error = await call.hub.readiness.check()
     return reply(schema.Health()) if error is None else problems.response(error)

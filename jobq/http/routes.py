@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from jobq.http.call import Call
+    from jobq.http.call import ApiCall
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     scope: Scope
-    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]
     summary: str
     responses: dict[int, Any]
     description: str = ""
@@ -78,7 +78,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="DELETE", path="/jobs", scope=Scope.ADMIN, handler=handlers.remove_many,
         summary="Remove many jobs", query=schema.RemoveMany,
-        description="By state and age, oldest first. Call again while `count` equals `limit`.",
+        description="By state and age, oldest first. ApiCall again while `count` equals `limit`.",
         responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
@@ -104,7 +104,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
         summary="Retry many jobs", query=schema.RetryMany,
-        description="By state and age, oldest first. Call again while `count` equals `limit`.",
+        description="By state and age, oldest first. ApiCall again while `count` equals `limit`.",
         responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(

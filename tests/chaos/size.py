@@ -21,9 +21,9 @@ from jobq.engine.model.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.store import lua
 from jobq.engine.store.link import pack
 from jobq.engine.worker.lane import CLAIM_MAX, FORWARD_MAX
+from jobq.engine.worker.notes import LOG_LINE_MAX
 from jobq.engine.worker.outbox import FAIL_MAX, HAND_BACK_MAX
 from jobq.engine.worker.sweeper import PAGE
-from jobq.engine.worker.words import LOG_LINE_MAX
 from tests.chaos.conftest import free_port
 from tests.conftest import Server
 

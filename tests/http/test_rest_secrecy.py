@@ -13,7 +13,7 @@ from yarl import URL
 from jobq import Connection, Queue, create_app
 from jobq.errors import JobFailed, SettingsError
 from jobq.http.auth import Scope, new_key
-from jobq.http.call import Call
+from jobq.http.call import ApiCall
 from jobq.http.guard import FAILURES_AT_ONCE, address_of
 from jobq.http.serve import serve
 
@@ -168,16 +168,16 @@ async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(
     connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, framing: str, abort: bool
 ):
     begun, left = asyncio.Event(), asyncio.Event()
-    read = Call.read
+    read = ApiCall.read
 
-    async def watched(call: Call, limit: int) -> bytes:
+    async def watched(call: ApiCall, limit: int) -> bytes:
         begun.set()
         try:
             return await read(call, limit)
         finally:
             left.set()
 
-    monkeypatch.setattr(Call, "read", watched)
+    monkeypatch.setattr(ApiCall, "read", watched)
     app = create_app(Queue("main", connection))
     async with serving(app) as served:
         _, writer = await served.connect()

@@ -1,4 +1,4 @@
-"""What a trip carries: outcomes within bounds, and words before their outcome. No job waits for another one's words."""
+"""What a trip carries: outcomes within bounds, and notes before their outcome. No job waits for another job's notes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from jobq.engine.worker import outbox as outbox_module
+from jobq.engine.worker.notes import LOG_KEPT, Notes, RunNotes, log_rows
 from jobq.engine.worker.outbox import COMPLETED, FAILED, HAND_BACK_MAX, RELEASED, SETTLE_BYTES, SETTLE_MAX, Outbox
-from jobq.engine.worker.words import LOG_KEPT, Said, Words, log_words
 
 TOKEN = b"1 w"
 
@@ -89,49 +89,49 @@ def test_jobs_that_are_handed_back_keep_the_order_of_their_claims():
 
 
 def test_only_the_outcome_whose_own_words_do_not_fit_waits(monkeypatch):
-    monkeypatch.setattr(outbox_module, "SAY_MAX", 2)
+    monkeypatch.setattr(outbox_module, "NOTES_MAX", 2)
     outbox = Outbox()
     for job_id in (b"running", b"a", b"b", b"c"):
-        outbox.words.progress((job_id, TOKEN), b"1")
+        outbox.notes.progress((job_id, TOKEN), b"1")
     completed(outbox, b"a", b"silent", b"b", b"c")
     first = outbox.take()
-    assert [job_id for job_id, _ in first.words] == [b"a", b"b"]
+    assert [job_id for job_id, _ in first.notes] == [b"a", b"b"]
     assert ids(first.rows[COMPLETED], 4) == [b"a", b"silent", b"b"]
     second = outbox.take()
-    assert [job_id for job_id, _ in second.words] == [b"c", b"running"]
+    assert [job_id for job_id, _ in second.notes] == [b"c", b"running"]
     assert ids(second.rows[COMPLETED], 4) == [b"c"]
     assert not outbox
 
 
-def messages(said: dict[tuple[bytes, bytes], Said]) -> list[str]:
+def messages(said: dict[tuple[bytes, bytes], RunNotes]) -> list[str]:
     return [
         msgspec.json.decode(line)[1] if line.startswith(b"[") else msgspec.json.decode(line)["message"]
-        for line in log_words(said)[2::3]
+        for line in log_rows(said)[2::3]
     ]
 
 
 def test_the_last_lines_are_kept_and_the_number_of_the_others_is_said_once():
-    words, key = Words(), (b"a", TOKEN)
+    notes, key = Notes(), (b"a", TOKEN)
     for n in range(10_000):
-        words.log(key, f"line {n}", n)
-    taken = words.take([], 10)
+        notes.log(key, f"line {n}", n)
+    taken = notes.take([], 10)
     said = taken[key]
     assert said.size <= LOG_KEPT
     # the server did not get them, and more came meanwhile
     for n in range(10_000, 10_010):
-        words.log(key, f"line {n}", n)
-    words.put_back(taken)
-    lines = messages(words.take([], 10))
+        notes.log(key, f"line {n}", n)
+    notes.put_back(taken)
+    lines = messages(notes.take([], 10))
     assert lines[-1] == "line 10009"
     assert lines[0] == f"... {10_010 - (len(lines) - 1)} lines were left out ..."
     assert lines[1:] == [f"line {n}" for n in range(10_011 - len(lines), 10_010)]
 
 
 def test_of_progress_the_last_value_counts_also_after_a_lost_trip():
-    words, key = Words(), (b"a", TOKEN)
-    assert words.progress(key, b"1")
-    assert not words.progress(key, b"2")
-    taken = words.take([], 10)
-    words.progress(key, b"3")
-    words.put_back(taken)
-    assert words.take([], 10)[key].progress == b"3"
+    notes, key = Notes(), (b"a", TOKEN)
+    assert notes.progress(key, b"1")
+    assert not notes.progress(key, b"2")
+    taken = notes.take([], 10)
+    notes.progress(key, b"3")
+    notes.put_back(taken)
+    assert notes.take([], 10)[key].progress == b"3"

@@ -237,7 +237,7 @@ async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(que
 
 
 async def test_many_words_go_in_several_trips_and_before_the_outcome(queue: Queue, start, monkeypatch):
-    monkeypatch.setattr(outbox_module, "SAY_MAX", 5)
+    monkeypatch.setattr(outbox_module, "NOTES_MAX", 5)
     trips: list[int] = []
     log = queue.store.log
     monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(len(set(words[::3]))), log(words))[1])

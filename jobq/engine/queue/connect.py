@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 
-class Lease:
+class ConnectionUse:
     """A connection in use by the event loop that runs now. Call ``release`` when done.
 
     Call ``abandon`` instead when the event loop was closed first: it closes no socket of that loop.
@@ -33,7 +33,7 @@ async def _nothing() -> None:
     """There is nothing to do."""
 
 
-async def acquire(redis: str | Connection | None, settings: Settings) -> Lease:
+async def acquire(redis: str | Connection | None, settings: Settings) -> ConnectionUse:
     """The connection for a queue in the event loop that runs now.
 
     :raises NoServer: no URL is given and no server can be started.
@@ -42,11 +42,11 @@ async def acquire(redis: str | Connection | None, settings: Settings) -> Lease:
     if isinstance(redis, Connection):
         shared = redis
         mine = shared.here()
-        return Lease(mine, lambda: shared.leave(mine))
+        return ConnectionUse(mine, lambda: shared.leave(mine))
     url = redis or settings.redis_url
     if url is not None:
         connection = Connection(url).here()
-        return Lease(connection, connection.aclose)
+        return ConnectionUse(connection, connection.aclose)
     from jobq.engine.server.embedded import EmbeddedServer
 
     server = await EmbeddedServer.join_or_start(settings.data_path)
@@ -56,4 +56,4 @@ async def acquire(redis: str | Connection | None, settings: Settings) -> Lease:
         await connection.aclose()
         await server.stop()
 
-    return Lease(connection, close, server.stop)
+    return ConnectionUse(connection, close, server.stop)

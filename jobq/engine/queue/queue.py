@@ -160,16 +160,16 @@ class Queue(Registry, Verbs):
         return dead
 
     async def _connect(self, session: Session) -> None:
-        lease = await acquire(self._redis, self.settings)
+        use = await acquire(self._redis, self.settings)
         try:
-            store = self.new_store(lease.connection)
-            lease.connection.looked_at |= self._looked_at
+            store = self.new_store(use.connection)
+            use.connection.looked_at |= self._looked_at
             await store.open(self.durability)
             self._looked_at = True
         except BaseException:
-            await lease.release()
+            await use.release()
             raise
-        session.begin(lease, store, self.durability, self._durability_timeout_ms)
+        session.begin(use, store, self.durability, self._durability_timeout_ms)
 
     async def aclose(self) -> None:
         """Finish what is being sent, and let the connection go. Closing a queue that is not open does nothing."""

@@ -15,7 +15,7 @@ from jobq.engine.queue.results import Waiters
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Durability
-    from jobq.engine.queue.connect import Lease
+    from jobq.engine.queue.connect import ConnectionUse
     from jobq.engine.store import Store
 
 
@@ -37,9 +37,9 @@ class Session:
         self.is_open = False
         self._all.add(self)
 
-    def begin(self, lease: Lease, store: Store, durability: Durability, durability_timeout_ms: int) -> None:
+    def begin(self, use: ConnectionUse, store: Store, durability: Durability, durability_timeout_ms: int) -> None:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
-        self.lease = lease
+        self.use = use
         self.store = store
         self.ids = IdMaker()
         self.pager = Pager(store)
@@ -72,13 +72,13 @@ class Session:
             for producer in set(self._producers.values()):
                 await producer.drain()
         finally:
-            await self.lease.release()
+            await self.use.release()
 
     async def abandon(self) -> None:
         """The event loop of this session was closed first: give back what can be given back without it."""
         if self.is_open:
             self.is_open = False
-            await self.lease.abandon()
+            await self.use.abandon()
 
     @classmethod
     def forget_parent(cls) -> None:

@@ -269,7 +269,7 @@ class Lane:
             return True
         self._refused = 0
         parcel = self.source.outbox.take(1)
-        if parcel.words:
+        if parcel.notes:
             # without them, the outcome may pass
             log.error("Redis refuses what a job said; it is left out", queue=self.source.name, jobs=_ids(parcel))
             for outcome, flat in parcel.rows.items():
@@ -400,7 +400,7 @@ class Lane:
 
 
 def _ids(parcel: Parcel) -> list[str]:
-    return [job_id.decode() for job_id, _ in parcel.words]
+    return [job_id.decode() for job_id, _ in parcel.notes]
 
 
 async def pass_on(source: Source) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from jobq.engine.worker.words import SAY_MAX, Said, Words, log_words, progress_words
+from jobq.engine.worker.notes import NOTES_MAX, Notes, RunNotes, log_rows, progress_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.store import Call, Store
-    from jobq.engine.worker.words import Key
+    from jobq.engine.worker.notes import Key
 
 SETTLE_MAX: Final = 250
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
@@ -40,7 +40,7 @@ class Outcome:
 
     name: str
     width: int
-    """Words per job in a row. The first two are its id and its token."""
+    """Notes per job in a row. The first two are its id and its token."""
     most: int
     """Jobs per trip."""
     call: Callable[[Store, list[Any], dict[bytes, int]], Call[Any]]
@@ -80,36 +80,36 @@ OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED)
 
 
 class Parcel:
-    """What one trip carries: flat rows of each outcome, metrics of the completed runs, and words."""
+    """What one trip carries: flat rows of each outcome, metrics of the completed runs, and notes."""
 
-    __slots__ = ("counts", "repeated", "rows", "words")
+    __slots__ = ("counts", "notes", "repeated", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[Outcome, list[Any]] = {}
         self.counts: dict[bytes, int] = {}
-        self.words: dict[Key, Said] = {}
+        self.notes: dict[Key, RunNotes] = {}
         self.repeated = False
         """Some of it was sent before, and nobody knows whether it was executed."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.words)
+        return bool(self.rows or self.notes)
 
     def __len__(self) -> int:
-        """How many jobs are concerned, those counted twice that have words and an outcome."""
-        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) + len(self.words)
+        """How many jobs are concerned, those counted twice that have notes and an outcome."""
+        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) + len(self.notes)
 
     @property
     def alone(self) -> bool:
         """One job only: if the server refuses the trip, it refuses this job."""
-        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) <= 1 and len(self.words) <= 1
+        return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) <= 1 and len(self.notes) <= 1
 
     def calls(self, store: Store) -> list[tuple[Outcome | None, Call[Any]]]:
-        """The scripts. A job's words go before the outcome that ends its lease."""
+        """The scripts. A job's notes go before the outcome that ends its lease."""
         calls: list[tuple[Outcome | None, Call[Any]]] = []
-        if self.words:
-            if progress := progress_words(self.words):
+        if self.notes:
+            if progress := progress_rows(self.notes):
                 calls.append((None, store.progress(progress)))
-            if lines := log_words(self.words):
+            if lines := log_rows(self.notes):
                 calls.append((None, store.log(lines)))
         for outcome, flat in self.rows.items():
             calls.append((outcome, outcome.call(store, flat, self.counts)))
@@ -119,17 +119,17 @@ class Parcel:
 class Outbox:
     """What runs left for the next trip."""
 
-    __slots__ = ("counts", "repeated", "rows", "words")
+    __slots__ = ("counts", "notes", "repeated", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[Outcome, list[Any]] = {outcome: [] for outcome in OUTCOMES}
         self.counts: dict[bytes, int] = {}
-        self.words = Words()
+        self.notes = Notes()
         self.repeated = False
 
     def __bool__(self) -> bool:
         rows = self.rows
-        return bool(rows[COMPLETED] or self.words or rows[FAILED] or rows[RETRIED] or rows[RELEASED] or rows[DEFERRED])
+        return bool(rows[COMPLETED] or self.notes or rows[FAILED] or rows[RETRIED] or rows[RELEASED] or rows[DEFERRED])
 
     def take(self, most: int = SETTLE_MAX) -> Parcel:
         """What the next trip carries, of ``most`` jobs at most."""
@@ -154,24 +154,24 @@ class Outbox:
             left -= len(parcel.rows[outcome]) // outcome.width
         if COMPLETED in parcel.rows:
             parcel.counts, self.counts = self.counts, {}
-        if self.words:
-            self._take_words(parcel, min(SAY_MAX, most))
+        if self.notes:
+            self._take_notes(parcel, min(NOTES_MAX, most))
         if not self:
             self.repeated = False
         return parcel
 
-    def _take_words(self, parcel: Parcel, most: int) -> None:
-        """The words of the parcel's jobs first. An outcome whose job's words do not fit waits for the next trip."""
+    def _take_notes(self, parcel: Parcel, most: int) -> None:
+        """The notes of the parcel's jobs first. An outcome whose job's notes do not fit waits for the next trip."""
         ended = [key for outcome, flat in parcel.rows.items() for key in _keys(outcome, flat)]
-        parcel.words = self.words.take(ended, most)
-        if not any(key in self.words for key in ended):
+        parcel.notes = self.notes.take(ended, most)
+        if not any(key in self.notes for key in ended):
             return
         for outcome, flat in list(parcel.rows.items()):
             now: list[Any] = []
             later: list[Any] = []
             for at, key in enumerate(_keys(outcome, flat)):
                 row = flat[at * outcome.width : (at + 1) * outcome.width]
-                (later if key in self.words else now).extend(row)
+                (later if key in self.notes else now).extend(row)
             self.rows[outcome][:0] = later
             parcel.rows[outcome] = now
             if not now:
@@ -181,7 +181,7 @@ class Outbox:
         """Nobody knows whether it was executed: all of it goes again, in front. What was executed is fenced off."""
         for outcome, flat in parcel.rows.items():
             self.put_rows_back(outcome, flat)
-        self.words.put_back(parcel.words)
+        self.notes.put_back(parcel.notes)
         for bucket, count in parcel.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
 

@@ -212,11 +212,11 @@ class Source:
         run = self.runs.get(context.id.encode())
         if run is None or run.context is not context:
             return
-        words, key = self.outbox.words, (run.id, run.token)
+        notes, key = self.outbox.notes, (run.id, run.token)
         if what == "progress":
-            first = words.progress(key, value if isinstance(value, bytes) else value.encode())
+            first = notes.progress(key, value if isinstance(value, bytes) else value.encode())
         else:
-            first = words.log(
+            first = notes.log(
                 key, value if isinstance(value, str) else value.decode(errors="replace"), self.store.now_ms()
             )
         if not first:

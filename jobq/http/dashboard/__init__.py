@@ -22,7 +22,7 @@ from jobq.http.sessions import COOKIE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from jobq.http.call import Call
+    from jobq.http.call import ApiCall
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
@@ -45,29 +45,29 @@ class Door(NamedTuple):
     method: str
     path: str
     scope: Scope
-    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]
 
 
-def _file(name: str, kind: str) -> Callable[[Call], Awaitable[web.Response]]:
+def _file(name: str, kind: str) -> Callable[[ApiCall], Awaitable[web.Response]]:
     content = files(__package__ or "jobq.http.dashboard").joinpath(name).read_bytes()
     headers = COMMON_HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Security-Policy": POLICY}
 
-    async def show(_: Call) -> web.Response:
+    async def show(_: ApiCall) -> web.Response:
         return web.Response(body=content, headers=headers)
 
     return show
 
 
-async def _slash(_: Call) -> web.Response:
+async def _slash(_: ApiCall) -> web.Response:
     return web.Response(status=308, headers=COMMON_HEADERS | {"Location": "../dashboard"})
 
 
-async def session(call: Call) -> web.Response:
+async def session(call: ApiCall) -> web.Response:
     """Who is logged in."""
     return reply(Session(call.key.name, call.key.scope.name.lower(), bool(call.hub.guard.keys)))
 
 
-async def login(call: Call) -> web.Response:
+async def login(call: ApiCall) -> web.Response:
     """A key for a cookie. JSON is answered with 204, a form with a redirect to the page."""
     guard, request = call.hub.guard, call.request
     guard.admit_anyone(request)
@@ -88,7 +88,7 @@ async def login(call: Call) -> web.Response:
     return response
 
 
-async def logout(call: Call) -> web.Response:
+async def logout(call: ApiCall) -> web.Response:
     """Take the cookie back."""
     call.hub.guard.admit_anyone(call.request)
     response = _done(call.request)
@@ -97,7 +97,7 @@ async def logout(call: Call) -> web.Response:
     return response
 
 
-async def _given_key(call: Call) -> str:
+async def _given_key(call: ApiCall) -> str:
     if call.request.content_type != _FORM:
         return decode(_login, await call.body(_LOGIN_BYTES)).key
     fields = parse_qs((await call.read(_LOGIN_BYTES)).decode(errors="replace"))
