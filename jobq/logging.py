@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 _OF_STRUCTLOG = ("_record", "_from_structlog")
+_INDENT = "    "
 _TRACES = ("exception", "stack")
 """Fields that have several lines by right."""
 
@@ -59,11 +60,17 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """For a terminal: an event is one line whatever it quotes, and a traceback is indented."""
+    """For a terminal: an event is one line whatever it quotes. Only indented lines, as a traceback has, stay lines."""
     shown: dict[str, Any] = {}
     for name, value in event.items():
         text = value if isinstance(value, str) else repr(value)
-        shown[printable(name)] = "\n".join(printable_lines(text, "    ")) if name in _TRACES else printable(text)
+        if name in _TRACES:
+            shown[name] = "\n".join(printable_lines(text, _INDENT))
+        elif name == "event":
+            first, *others = text.split(f"\n{_INDENT}")
+            shown[name] = "\n".join([printable(first), *(_INDENT + printable(line) for line in others)])
+        else:
+            shown[printable(name)] = printable(text)
     return shown
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -42,6 +43,12 @@ def get_logger(name: str) -> Any:
             _to_extra,
         ],
     )
+
+
+def indented(lines: str) -> str:
+    """A traceback or a stack as a part of a message, so that it is seen in every format. No line of it can look like a
+    line of the log."""
+    return textwrap.indent(lines.rstrip(), "    ")
 
 
 def debugging(name: str) -> bool:

@@ -158,7 +158,7 @@ def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]
                 name: getattr(error, attribute or name) for name, _, attribute in (f.partition("=") for f in row.fields)
             }
             return row.kind, _body(row.kind, row.detail or str(error), fields), {}
-    _log.error("request failed", exc_info=error)
+    _log.error("A request failed, and was answered with 500", exc_info=error)
     return INTERNAL, _body(INTERNAL, "the server's log has the traceback; please report it", {}), {}
 
 

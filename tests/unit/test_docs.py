@@ -1,7 +1,9 @@
-"""The code in README and docs runs, and prints what they say."""
+"""The code in README and docs runs and prints what they say, and certain things are documented."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import subprocess
@@ -9,6 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import jobq
+from jobq import Context, Settings, errors
+from jobq.engine.model.options import Given
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,3 +89,68 @@ def test_each_promise_of_the_readme_is_one_of_the_page() -> None:
     assert len(short) >= 12
     named = {name.rstrip(".").lower() for name in re.findall(r"^- \*\*(.+?)\*\*", PROMISES, re.MULTILINE)}
     assert set(short) <= named
+
+
+GUIDES = "\n".join(page.read_text() for page in PAGES if page.name not in ("cli.md", "benchmarks.md"))
+ERRORS_PAGE = (ROOT / "docs" / "errors.md").read_text()
+LOGGING_PAGE = (ROOT / "docs" / "logging.md").read_text()
+
+
+def in_code(text: str) -> set[str]:
+    """The words that stand in code: in backticks, or in a block."""
+    code = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    return set(re.findall(r"\w+", " ".join(code)))
+
+
+def test_every_public_name_is_documented():
+    assert set(jobq.__all__) - in_code(GUIDES) == set()
+
+
+def test_every_option_of_a_job_is_documented():
+    table = (ROOT / "docs" / "retries.md").read_text().partition("## Options\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(named))) == set(Given.__annotations__)
+
+
+def test_every_setting_is_documented():
+    assert {f"JOBQ_{name.upper()}" for name in Settings.__struct_fields__} - in_code(GUIDES) == set()
+
+
+def test_every_exception_stands_in_the_page_of_errors():
+    kinds = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+    assert kinds - in_code(ERRORS_PAGE) == set()
+
+
+@pytest.mark.parametrize("member", [name for name in dir(Context) if not name.startswith("_") and name != "spec"])
+def test_everything_a_handler_can_ask_of_its_run_is_documented(member: str):
+    assert member in in_code((ROOT / "docs" / "handlers.md").read_text())
+
+
+LOGS = re.compile(r"^log\.(info|warning|error|exception)$|^level$|\.report$")
+"""What is called to log something."""
+
+
+def events() -> list[tuple[str, str]]:
+    """What the engine logs at info and above: the place, and the message up to what it quotes."""
+    found: list[tuple[str, str]] = []
+    for path in sorted((ROOT / "jobq" / "engine").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and call.args and LOGS.search(ast.unparse(call.func)):
+                found += [(f"{path.name}:{call.lineno}", text) for text in literals(call.args[0])]
+    return found
+
+
+def literals(message: ast.expr) -> list[str]:
+    """The longest piece of a message that is written in the code; none if it is all a variable."""
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    texts = [str(part.value).strip(" :;,.()\n") for part in parts if isinstance(part, ast.Constant)]
+    return [max(texts, key=len)] if texts else []
+
+
+@pytest.mark.parametrize(("place", "text"), events(), ids=lambda value: str(value)[:40])
+def test_every_log_message_stands_in_the_page_of_logging(place: str, text: str):
+    """Operators search the docs for what they read in a log."""
+    assert " ".join(text.split()) in " ".join(LOGGING_PAGE.split()), (
+        f"docs/logging.md does not have the message of {place}"
+    )

@@ -8,7 +8,7 @@ import logging
 import pytest
 import structlog
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import get_logger, indented
 from jobq.logging import configure
 from jobq.settings import Settings
 
@@ -84,6 +84,15 @@ def test_no_text_of_others_acts_on_the_terminal_or_forges_a_line(capsys):
     starts = [line for line in written.splitlines() if not line.startswith("    ") and line.strip("= ")]
     assert len(starts) == 3, "one line for each event; only tracebacks have more, and those are indented"
     assert all(" line\\n12:00:00" in line for line in starts)
+
+
+def test_the_traceback_in_a_message_keeps_its_lines_on_a_terminal(capsys):
+    configure(Settings(log_format="console"))
+    get_logger("y").error(f"Job send 1 failed: no\n{indented(f'Traceback:{chr(10)}  in send{FORGED}')}", attempt=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("Job send 1 failed: no")
+    assert lines[1:3] == ["    Traceback:", "      in sendline"]
+    assert [line for line in lines[1:] if not line.startswith("    ")] == []
 
 
 def test_values_that_are_no_text_are_redacted_too(capsys):

@@ -490,9 +490,13 @@ async def test_failures_are_logged_once_each_and_transitions_at_debug(queue: Que
     mine = [
         (record.levelno, record.getMessage()) for record in logs.all("") if getattr(record, "job_id", None) == job.id
     ]
-    assert mine[0] == (logging.DEBUG, "enqueued")
-    for event in ("claimed", "retried", "completed"):
-        assert (logging.DEBUG, event) in mine
+    assert mine[0] == (logging.DEBUG, f"Job {job.id} was enqueued")
+    for said in (
+        f"Job {job.id} was claimed",
+        f"Outcome of job {job.id}: retried",
+        f"Outcome of job {job.id}: completed",
+    ):
+        assert (logging.DEBUG, said) in mine
     warnings = [message for level, message in mine if level == logging.WARNING]
     assert warnings == [f"Job flaky {job.id} failed in attempt 1 of 2 and runs again in 0.005 s: RuntimeError: once"]
 

@@ -263,7 +263,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported_with_its_stac
         await job.result(5)
     report = logs.one("ignores its cancellation", "ERROR")
     assert (report.job_id, report.reason) == (job.id, "timeout")
-    assert "in deaf" in report.stack
+    assert "in deaf" in report.getMessage()
     assert await (await fine.enqueue()).result(5) == 1
 
 

@@ -134,6 +134,8 @@ async def strict(admin: Store) -> AsyncIterator[None]:
 
 
 async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue: Queue, start, gate, strict, logs):
+    queue.max_result = 8 << 20  # more than the server takes
+
     @queue.task
     async def large(n: int) -> str:
         await gate.passing(n)

@@ -161,8 +161,8 @@ class Producer:
         if debugging("jobq.queue"):
             for answer in answers:
                 if isinstance(answer, Accepted):
-                    event = "found by its key" if answer.duplicate else "enqueued"
-                    log.debug(event, queue=self._store.name, job_id=answer.id)
+                    how = "found by its key" if answer.duplicate else "enqueued"
+                    log.debug(f"Job {answer.id} was {how}", queue=self._store.name, job_id=answer.id)
         return answers
 
     async def drain(self) -> None:

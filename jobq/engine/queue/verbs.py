@@ -150,12 +150,12 @@ class Verbs(ABC):
         """No worker claims from now on. Running jobs go on; no job moves."""
         await self.store.register()  # a paused queue must be listed, even before its first job
         if (await self.store.do(self.store.pause()))[0]:
-            log.info("paused", queue=self.name)
+            log.info(f"Queue {self.name} was paused", queue=self.name)
 
     async def resume(self) -> None:
         """Claims go on."""
         if (await self.store.do(self.store.resume()))[0]:
-            log.info("resumed", queue=self.name)
+            log.info(f"Queue {self.name} was resumed", queue=self.name)
 
     async def drop(self, *, force: bool = False) -> None:
         """Remove the queue itself, with its jobs, its metrics and its place in the list of queues.
@@ -169,7 +169,7 @@ class Verbs(ABC):
         if not dropped:
             raise QueueInUse(self.name, jobs, workers)
         await self.store.unregister()
-        log.info("queue dropped", queue=self.name, jobs=jobs)
+        log.info(f"Queue {self.name} was removed with {jobs} jobs", queue=self.name, jobs=jobs)
 
     async def kill(self, job_id: str) -> None:
         """An unfinished job goes to failed as killed; a running handler is stopped.
@@ -234,7 +234,7 @@ class Verbs(ABC):
         if not state:
             row = await self.get(job_id)
             raise WrongState(job_id, verb, row.state, allowed, hint if row.state is State.ACTIVE else "")
-        log.debug(verb, queue=self.name, job_id=job_id, was=state)
+        log.debug(f"Job {job_id} was {state}: {verb}", queue=self.name, job_id=job_id, was=state)
 
     async def retry_all(
         self,

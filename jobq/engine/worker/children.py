@@ -264,7 +264,7 @@ class Children:
             if child.alive:
                 self._idle.append(child)
             else:
-                log.warning("the child process could not load the handler and ends; the next job gets a new one")
+                log.warning("The child process could not load the handler and ends; the next job gets a new one")
                 await asyncio.shield(child.kill())
             if message.error is not None:
                 raise rebuild(message.error)

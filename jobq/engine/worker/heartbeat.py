@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import get_logger, indented
 from jobq.engine.store import Connection, Store
 from jobq.engine.worker.outbox import HAND_BACK_MAX
 from jobq.engine.worker.source import RENEW_PAGE
@@ -104,7 +104,7 @@ class Heartbeat(threading.Thread):
         try:
             asyncio.run(self._main())
         except Exception:
-            log.exception("the heartbeat failed; it starts again", in_s=RESTART_SECONDS)
+            log.exception(f"The heartbeat failed and starts again in {RESTART_SECONDS:g} s", in_s=RESTART_SECONDS)
             return self._halted.wait(RESTART_SECONDS)
         return True
 
@@ -166,15 +166,18 @@ class Heartbeat(threading.Thread):
                 renewed = False
                 # one line when an outage begins, one when it ends
                 level = log.debug if source in self._failing else log.warning
-                level("leases not renewed; tried again soon", queue=source.name, error=str(error))
+                level(
+                    f"Leases of queue {source.name} were not renewed; tried again soon: {error}",
+                    queue=source.name, error=str(error),
+                )  # fmt: skip
                 self._failing.add(source)
             except Exception:
                 renewed = False
-                log.exception("leases not renewed; tried again soon", queue=source.name)
+                log.exception(f"Leases of queue {source.name} were not renewed; tried again soon", queue=source.name)
             else:
                 if source in self._failing:
                     self._failing.discard(source)
-                    log.warning("leases are renewed again", queue=source.name)
+                    log.warning(f"Leases of queue {source.name} are renewed again", queue=source.name)
         return renewed
 
     async def _renew(self, source: Source, store: Store) -> None:
@@ -217,18 +220,21 @@ class Heartbeat(threading.Thread):
                 self._reported = False
                 if self._stuck:
                     self._stuck = False
-                    log.warning("the event loop answers again: leases are renewed again")
+                    log.warning("The event loop answers again: leases are renewed again")
                 continue
             if not self._reported:
                 self._reported = True
-                log.warning("a handler blocks the event loop", silent_s=round(silent, 1), stack=self._stack())
+                log.warning(
+                    f"A handler blocks the event loop, for {silent:.1f} s so far:\n{indented(self._stack())}",
+                    silent_s=round(silent, 1),
+                )
                 await asyncio.gather(*self._give_back(servers))
             if silent >= self._stuck_after and not self._stuck:
                 self._stuck = True
                 log.error(
-                    "the event loop is stuck: its leases are not renewed any more",
+                    f"The event loop is stuck for {silent:.0f} s: its leases are not renewed any more:"
+                    f"\n{indented(self._stack())}",
                     silent_s=round(silent),
-                    stack=self._stack(),
                 )
                 if self._given_up is not None:
                     self._given_up()
@@ -249,7 +255,10 @@ class Heartbeat(threading.Thread):
                 await store.do(store.release([word for run in page for word in (run.id, run.token)]))
             except StoreError as error:
                 # they are still in `source.runs`, so still renewed: the loop hands them back once it answers
-                log.warning("could not hand back unstarted jobs", queue=source.name, error=str(error))
+                log.warning(
+                    f"Jobs of queue {source.name} that have not started could not be handed back yet: {error}",
+                    queue=source.name, error=str(error),
+                )  # fmt: skip
                 self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[at:])
                 return
             for run in page:

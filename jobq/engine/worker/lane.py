@@ -219,7 +219,7 @@ class Lane:
                 source.outbox.put_back(parcel)
             if not isinstance(error, StoreError):
                 raise
-            source.report("no trip to Redis; outcomes are kept and sent again", error)
+            source.report("A trip to Redis failed; outcomes are kept and sent again", error)
             if parcel:
                 self._not_sent(parcel, error)
             self._lapse()
@@ -271,7 +271,10 @@ class Lane:
         parcel = self.source.outbox.take(1)
         if parcel.notes:
             # without them, the outcome may pass
-            log.error("Redis refuses what a job said; it is left out", queue=self.source.name, jobs=_ids(parcel))
+            log.error(
+                f"Redis refuses what a job said: progress and log lines are left out of {_ids(parcel)}",
+                queue=self.source.name, jobs=_ids(parcel),
+            )  # fmt: skip
             for outcome, flat in parcel.rows.items():
                 self.source.outbox.put_rows_back(outcome, flat)
         else:
@@ -363,7 +366,8 @@ class Lane:
             runs = source.without_killed(source.took(claimed, perf_counter()))
             if debugging("jobq.worker"):
                 for run in runs:
-                    log.debug("claimed", queue=source.name, job_id=run.id.decode(), attempt=run.attempt)
+                    job_id = run.id.decode()
+                    log.debug(f"Job {job_id} was claimed", queue=source.name, job_id=job_id, attempt=run.attempt)
             if source.outbox.rows[RELEASED] or (claimer is source.waking and self._releasing):
                 # Earlier jobs are being handed back since this claim was sent. These jobs must not overtake them.
                 for run in runs:
@@ -391,7 +395,7 @@ class Lane:
             source.report("Redis refuses to forward delayed jobs", answer)
             return
         if answer[0]:
-            log.debug("forwarded", queue=source.name, count=answer[0])
+            log.debug(f"{answer[0]} delayed jobs of queue {source.name} became due", queue=source.name)
         if answer[1] == 0:
             source.timer.cancel()
             source.demand = source.demand.came()
@@ -408,4 +412,4 @@ async def pass_on(source: Source) -> None:
     try:
         await give_wake_back(source.store)
     except StoreError as error:
-        source.report("the wake token could not be given back", error)
+        source.report("Another idle worker could not be woken", error)

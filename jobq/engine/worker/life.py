@@ -134,7 +134,7 @@ class Life:
     async def _run(self) -> None:
         name = self._plan.name
         if self.stopping:
-            log.info("worker stopped before it started", worker=name)
+            log.info(f"The worker was stopped before it had started: {name}", worker=name)
             return
         try:
             # whatever of the end fails, the rest of the end still happens
@@ -143,14 +143,14 @@ class Life:
                     await open_queues(self._plan.queues, stack)
                 await self._work(stack)
         except StoreError as error:
-            log.error("worker failed", worker=name, error=str(error))  # noqa: TRY400 - no traceback helps here
+            log.error(f"The worker failed: {name}: {error}", worker=name, error=str(error))  # noqa: TRY400 - no traceback helps here
             raise
         except Exception:
-            log.exception("worker failed", worker=name)
+            log.exception(f"The worker failed: {name}", worker=name)
             raise
         finally:
             self.stopping = True
-            log.info("worker stopped", worker=name)
+            log.info(f"The worker stopped: {name}", worker=name)
 
     async def _work(self, stack: AsyncExitStack) -> None:
         plan = self._plan
@@ -181,9 +181,10 @@ class Life:
             *(asyncio.create_task(_listen(source), name="jobq-control") for source in pool.sources),
             asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat"),
         ]
+        queues = [queue.name for queue, _ in plan.queues]
         log.info(
-            "worker started", worker=plan.name, queues=[queue.name for queue, _ in plan.queues],
-            concurrency=plan.concurrency,
+            f"The worker started: {plan.name} runs jobs of {', '.join(queues)}, {plan.concurrency} at a time",
+            worker=plan.name, queues=queues, concurrency=plan.concurrency,
         )  # fmt: skip
         self.working = True
         stopped = asyncio.create_task(self._stop.wait())
@@ -191,7 +192,7 @@ class Life:
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if failed := [task.get_name() for task in tasks if task.done()]:
                 self.stopping = True
-                log.error("a part of the worker ended; the worker stops", parts=failed)
+                log.error(f"A part of the worker ended, so the worker stops: {', '.join(failed)}", parts=failed)
             if heartbeat.ended.done():
                 self._at_once.set()  # no lease is renewed any more: a grace would let other workers start the same jobs
             await self._wind_down(pool, tasks)
@@ -213,7 +214,10 @@ class Life:
             task.cancel()
         await asyncio.wait(wakers, timeout=1.0)
         if pool.running:
-            log.info("stopping: waiting for running jobs", running=pool.running, grace_s=self._plan.grace)
+            log.info(
+                f"The worker stops: {pool.running} jobs still run, and have {self._plan.grace:g} s to end",
+                running=pool.running, grace_s=self._plan.grace,
+            )  # fmt: skip
         at_once = asyncio.create_task(self._at_once.wait())
         idle = asyncio.create_task(pool.slots.idle(self._plan.grace))
         try:
@@ -222,12 +226,16 @@ class Life:
             at_once.cancel()
             idle.cancel()
         if running := pool.unfinished():
-            log.warning("stopping: handing back running jobs", running=len(running))
+            log.warning(f"The worker stops: {len(running)} jobs still run, and are handed back", running=len(running))
             for run in running:
                 run.stop("shutdown")
         if not await pool.slots.drained(SETTLE_SECONDS):
             held = sum(len(source.runs) for source in pool.sources)
-            log.error("stopped with jobs unsettled; others recover them when their leases run out", held=held)
+            log.error(
+                f"The worker stopped before Redis took the outcome of {held} jobs; other workers recover them when"
+                " their leases run out",
+                held=held,
+            )
         pool.close()
         for task in tasks:
             # lanes end by themselves; one that hangs on a dead Redis is cut off here
@@ -269,7 +277,8 @@ async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
         if inspect.isawaitable(value):
             await value
     except Exception:
-        log.exception(f"{when} hook failed", hook=getattr(hook, "__qualname__", repr(hook)), queue=queue.name)
+        name = getattr(hook, "__qualname__", repr(hook))
+        log.exception(f"A {when} hook failed: {name} of queue {queue.name}", hook=name, queue=queue.name)
         raise
 
 

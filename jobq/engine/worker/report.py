@@ -3,10 +3,9 @@ log in a format of its own, which shows no other fields. The fields go along for
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import get_logger, indented
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
@@ -32,8 +31,7 @@ def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
     if failure.delay is not None:
         log.warning(f"{attempt} and runs again in {failure.delay / 1000:g} s: {what}", **fields)
         return
-    # Indented, so that no line of an exception's text can look like a line of the log.
-    trace = f"\n{textwrap.indent(failure.trace.rstrip(), '    ')}" if failure.trace else ""
+    trace = f"\n{indented(failure.trace)}" if failure.trace else ""
     log.error(f"{attempt} and does not run again: {what}{trace}", **fields)
 
 

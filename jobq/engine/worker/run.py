@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from structlog.contextvars import bind_contextvars
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import get_logger, indented
 from jobq.engine.model.outcome import encode_result
 from jobq.engine.model.rows import read_spec
 from jobq.engine.task.context import Context, Lender, current, lender
@@ -121,8 +121,9 @@ class Run:
         self.finish()
         self.settle_stopped()
         log.error(
-            f"The handler of job {self.name} ignores its cancellation ({self.reason}); its slot goes to the next job",
-            queue=self.source.name, job_id=self.id.decode(), reason=self.reason, stack=_stack(self.task),
+            f"The handler of job {self.name} ignores its cancellation ({self.reason}); its slot goes to the next job:"
+            f"\n{indented(_stack(self.task))}",
+            queue=self.source.name, job_id=self.id.decode(), reason=self.reason,
         )  # fmt: skip
 
     def finish(self) -> None:

@@ -246,11 +246,13 @@ class Source:
         if debugging("jobq.worker"):
             for job_id in flat[:: outcome.width]:
                 if job_id not in lost:
-                    log.debug(outcome.name, queue=self.name, job_id=job_id.decode())
+                    name = job_id.decode()
+                    log.debug(f"Outcome of job {name}: {outcome.name}", queue=self.name, job_id=name)
         if lost and not repeated:
             for job_id in lost:
                 log.warning(
-                    "settled too late: the lease was lost",
+                    f"The outcome ({outcome.name}) of job {job_id.decode()} came too late: its lease was lost, and"
+                    " another worker may run it",
                     queue=self.name, job_id=job_id.decode(), outcome=outcome.name,
                 )  # fmt: skip
 
@@ -262,7 +264,7 @@ class Source:
             return
         if outcome.instead:
             log.error(
-                "the server refuses the outcome of a job; the job ends in failed",
+                f"Job {run.name} ends in failed, because the server refuses the outcome ({outcome.name}): {error}",
                 queue=self.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
             )  # fmt: skip
             size = sum(len(word) for word in flat if isinstance(word, bytes))
@@ -270,7 +272,8 @@ class Source:
             self.failed(run, OutcomeRefused(why))
         else:
             log.error(
-                "the server refuses the outcome of a job; another worker recovers the job when its lease runs out",
+                f"Another worker recovers job {run.name} when its lease runs out, because the server refuses the"
+                f" outcome ({outcome.name}): {error}",
                 queue=self.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
             )  # fmt: skip
             del self.runs[job_id]
@@ -364,8 +367,8 @@ class Source:
         return [(job_id, run.token) for job_id, run in list(self.runs.items())]
 
     def report(self, what: str, error: StoreError) -> None:
-        """A trip failed, or a part of it."""
-        log.warning(what, queue=self.name, error=str(error), held=len(self.runs))
+        """A trip failed, or a part of it. ``what``: a sentence without its end."""
+        log.warning(f"{what} (queue {self.name}): {error}", queue=self.name, error=str(error), held=len(self.runs))
 
 
 def _nobody() -> None:

@@ -59,7 +59,10 @@ class Sweeper:
                     tidied = perf_counter()
                     await self.tidy(source)
             except StoreError as error:
-                log.warning("sweep failed; tried again", queue=source.name, error=str(error))
+                log.warning(
+                    f"The sweep of queue {source.name} failed and is repeated: {error}",
+                    queue=source.name, error=str(error),
+                )  # fmt: skip
 
     async def reap(self, source: Source) -> int:
         """Recover up to a page of jobs whose lease ran out. Returns how many."""
@@ -85,7 +88,8 @@ class Sweeper:
                 source.deferred(run, f"this version of jobq cannot read the job's row: {error}")
                 continue
             except Exception:  # noqa: BLE001 - an unreadable job must end as failed, too
-                log.warning("unreadable job", queue=source.name, job_id=run.id.decode())
+                job_id = run.id.decode()
+                log.warning(f"Job {job_id} cannot be read and ends in failed", queue=source.name, job_id=job_id)
             source.failed(
                 run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network")
             )

@@ -64,7 +64,7 @@ class Waker:
             lane.wake()
             if not isinstance(error, StoreError):
                 raise
-            source.report("waiting for the wake token failed; tried again", error)
+            source.report("The wait for new jobs failed and is repeated", error)
         else:
             # the lane claims next, more jobs and those that are due; this job need not wait for that
             lane.claimed(claimer, 1, None, claimed)
