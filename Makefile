@@ -27,6 +27,7 @@ lint: $(VENV)/dev.stamp ## look for mistakes, change nothing
 
 types: $(VENV)/dev.stamp ## check the types
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright -p tests/pyrightconfig.json --pythonpath $(BIN)/python
 
 audit: $(VENV)/dev.stamp ## look for known vulnerabilities in the packages used
 	@$(BIN)/python .ci/audit.py

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib  # pyright: ignore[reportMissingImports]
 
 matplotlib.use("svg")
 
-from matplotlib import pyplot
-from matplotlib.ticker import FuncFormatter
+from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+from matplotlib.ticker import FuncFormatter  # pyright: ignore[reportMissingImports]
 
 from benchmarks.run import Measured, Report
 
@@ -43,7 +43,7 @@ def _curves(rows: dict[str, Measured], path: Path) -> Path:
             ax.set_visible(False)
             continue
         places = [int(place) for place in row.repeats[0]]
-        spreads = [row.spread(str(place)) for place in places]
+        spreads = [spread for place in places if (spread := row.spread(str(place)))]
         ax.fill_between(places, [s.least for s in spreads], [s.most for s in spreads], color=OURS, alpha=0.2, lw=0)
         ax.plot(places, [s.median for s in spreads], color=OURS, marker="o", ms=4)
         if name == "over-processes":

@@ -47,7 +47,7 @@ class Server:
         while True:
             try:
                 self.client.ping()
-            except redis.exceptions.ConnectionError:
+            except redis.ConnectionError:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
                 time.sleep(0.01)

@@ -66,13 +66,13 @@ class ReprRaises(Exception):
 
 class ClassRaises(Exception):
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise ValueError("no class")
 
 
 class ClassLies(Exception):
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Retry
 
 
@@ -159,7 +159,8 @@ def _with(error: Exception, **attributes: Any) -> Exception:
 def _nested(levels: int) -> Exception:
     error: Exception = ValueError("innermost")
     for _ in range(levels):
-        error = ExceptionGroup("group", [error])
+        members: list[Exception] = [error]
+        error = ExceptionGroup("group", members)
     return error
 
 
@@ -172,9 +173,14 @@ def _chained(links: int) -> Exception:
     return error
 
 
+def _syntax_error(*place: Any) -> SyntaxError:
+    """A syntax error that says where it is in values of the wrong types."""
+    return SyntaxError("m", place)
+
+
 HOSTILE: dict[str, Callable[[], BaseException]] = {
-    "a syntax error with texts for numbers": lambda: SyntaxError("m", ("f", "one", "two", "text")),
-    "a syntax error whose file is a number": lambda: SyntaxError("m", (7, 1, 1, "text")),
+    "a syntax error with texts for numbers": lambda: _syntax_error("f", "one", "two", "text"),
+    "a syntax error whose file is a number": lambda: _syntax_error(7, 1, 1, "text"),
     "a syntax error beyond its line": lambda: SyntaxError("m", ("f", 1, 10**30, "text", -5, -(10**30))),
     "a syntax error whose message raises": lambda: SyntaxWithoutMessage("m", ("f", 1, 1, "text")),
     "str raises": StrRaises,

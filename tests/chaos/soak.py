@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
@@ -82,7 +82,9 @@ class Rest:
             await self._do("GET", f"/jobs/{enqueued['id']}/result?wait=5", expected=(200, 202, 409))
             await asyncio.sleep(max(0.0, 5 / REST_RATE - (time.monotonic() - began)))
 
-    async def _do(self, method: str, path: str, expected: tuple[int, ...] = (200, 201), **options: object) -> dict:
+    async def _do(
+        self, method: str, path: str, expected: tuple[int, ...] = (200, 201), **options: Any
+    ) -> dict[str, Any]:
         async with self._session.request(method, path, **options) as response:
             self.calls += 1
             assert response.status in expected, f"{method} {path}: {response.status} {await response.text()}"
@@ -90,8 +92,9 @@ class Rest:
 
     async def listen(self, until: float) -> None:
         """Read the events; a stream ends after an hour, and then it is opened anew."""
+        end = asyncio.timeout(until - time.monotonic())
         try:
-            async with asyncio.timeout(until - time.monotonic()) as end:
+            async with end:
                 while True:
                     async with self._session.get("/events", timeout=ClientTimeout(sock_read=30)) as stream:
                         async for line in stream.content:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq import Backoff, Connection, Context, Discard, Queue, State, Worker
+from jobq import Backoff, Connection, Context, Discard, Queue, State, Worker, inject
 from jobq.engine.store.link import pack
 from jobq.errors import JobFailed, StoreError, StoreRefused
 from tests.conftest import documented_rules
@@ -38,7 +38,7 @@ async def test_every_verb_with_the_documented_rights(new_server: NewServer, capl
     started = asyncio.Event()
 
     @queue.task(attempts=2, backoff=Backoff("fixed", 0))
-    async def work(how: str, ctx: Context) -> str:
+    async def work(how: str, ctx: Context = inject) -> str:
         ctx.progress(1)
         ctx.log("here")
         if how == "flaky" and ctx.attempt == 1:

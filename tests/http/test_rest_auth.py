@@ -183,7 +183,7 @@ def test_this_machine_needs_no_keys(host: str):
 def test_a_public_address_needs_keys(host: str):
     for none in ([], "", None):
         with pytest.raises(SettingsError, match="JOBQ_API_KEYS"):
-            check_bind(host, none)
+            check_bind(host, none)  # pyright: ignore[reportArgumentType]
     check_bind(host, KEYS)
 
 

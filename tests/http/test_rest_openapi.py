@@ -148,14 +148,17 @@ def base_url(server: Any) -> Iterator[str]:
         thread.join(20)
 
 
-OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(document(keys=False)).get_all_operations()]
+OPERATIONS = [
+    found.ok()  # pyright: ignore[reportAttributeAccessIssue] - an operation that cannot be read raises here
+    for found in schemathesis.openapi.from_dict(document(keys=False)).get_all_operations()
+]
 LIMITS = settings(
     max_examples=25,
     derandomize=True,
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
 )
 
 

@@ -171,10 +171,11 @@ async def test_redis_full_refuses_new_jobs_only(own: tuple[Any, Client]):
     _, client = own
     job = (await (await client.post("/jobs/enqueue", json={"type": "a"})).json())["id"]
     body = {"type": "fill", "payload": "x" * 200_000}
+    response = await client.post("/jobs/enqueue", json=body)
     for _ in range(60):
-        response = await client.post("/jobs/enqueue", json=body)
         if response.status != 201:
             break
+        response = await client.post("/jobs/enqueue", json=body)
     await problem(response, 503, "redis-full")
     assert response.headers["Retry-After"]
     assert (await client.post("/jobs/enqueue", json=[body])).status == 503

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rest import enqueue, problem, serving, working
@@ -155,7 +155,7 @@ async def test_failed_authentications_are_limited_and_valid_keys_are_not(
     ],
 )  # fmt: skip
 def test_an_ipv6_network_counts_as_one_address(remote: str | None, counted: str):
-    request = type("Request", (), {"remote": remote})()
+    request: Any = type("Request", (), {"remote": remote})()
     assert address_of(request) == counted
 
 

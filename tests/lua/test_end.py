@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from columns import State, also
 from table import NOW, TOKEN, WAKE, Bench, Case, counted, held, jobs, place, standing, table, waiting
@@ -248,7 +250,7 @@ async def test_remove_leaves_nothing(state: str, bench: Bench):
 
 async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     do, store = bench.do, bench.store
-    rows = ["a", "A", "5 1 0\n-1 - k\n1000 - x", "b", "B", "0 0 700\n-1 - l"]
+    rows: list[Any] = ["a", "A", "5 1 0\n-1 - k\n1000 - x", "b", "B", "0 0 700\n-1 - l"]
     await do(store.enqueue(rows))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
     await do(store.progress(["a", token, "1"]))

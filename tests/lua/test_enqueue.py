@@ -347,7 +347,7 @@ async def test_a_full_batch_of_plain_jobs_fits_lua(bench: Bench):
 
 async def test_a_full_batch_fits_lua(bench: Bench):
     """Some 60 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
-    rows = [
+    rows: list[Any] = [
         word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f i:{i}")
     ]
     assert await bench.do(bench.store.enqueue(rows)) == []

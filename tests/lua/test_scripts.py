@@ -166,6 +166,7 @@ def _methods() -> dict[str, list[str]]:
                 and isinstance(call.func, ast.Name)
                 and call.func.id == "Call"
                 and isinstance(call.args[0], ast.Constant)
+                and isinstance(call.args[0].value, str)
             ]
     return found
 

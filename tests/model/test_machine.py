@@ -393,4 +393,4 @@ def test_a_queue_does_what_its_model_says(server: Server) -> None:
     def machine() -> Machine:
         return Machine(server)
 
-    run_state_machine_as_test(machine, settings=PROFILES[profile])
+    run_state_machine_as_test(machine, settings=PROFILES[profile])  # pyright: ignore[reportArgumentType]

@@ -77,7 +77,7 @@ async def test_a_page_of_large_jobs_ends_early(queue: Queue, state: State | None
         token = ""
         while claimed := await store.do(store.claim(10, 30_000, "w", "w:0", next(REQUESTS), repeated=False)):
             token = claimed.token
-            done = [word for job in claimed.ids for word in (job, token, "[0,0]", "")]
+            done: list[Any] = [word for job in claimed.ids for word in (job, token, "[0,0]", "")]
             await store.do(store.complete(done, []))
     found = await walk(queue, state, 100)
     assert sorted(job_id for page in found for job_id in page) == sorted(ids)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,8 @@ SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
 )
 def test_a_secret_is_not_shown(field: str):
     value = f"redis://u:{SECRET}@h?password={SECRET}" if field not in ("api_keys", "session_secret") else SECRET
-    settings = Settings(**{field: value})
+    given: dict[str, Any] = {field: value}
+    settings = Settings(**given)
     assert SECRET not in repr(settings)
     assert SECRET not in str(list(settings.__rich_repr__()))
     assert field in repr(settings)

@@ -248,7 +248,7 @@ async def test_defaults_and_optional_annotations_are_injected_too(queue: Queue, 
     @queue.task
     async def use(
         n: int,
-        db: str = Depends(connect),
+        db: str = Depends(connect),  # pyright: ignore[reportArgumentType]
         ctx: Context | None = None,
         other: Optional[Context] = None,  # noqa: UP045
     ) -> list[Any]:

@@ -337,8 +337,8 @@ async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(que
         (lambda queue: Worker(), "at least one queue"),
         (lambda queue: Worker(queue, concurrency=0), "concurrency"),
         (lambda queue: Worker(queue, concurrency=-1), "concurrency"),
-        (lambda queue: Worker(queue, concurrency=1.5), "a whole number"),
-        (lambda queue: Worker(queue, concurrency=2.0), "a whole number"),
+        (lambda queue: Worker(queue, concurrency=1.5), "a whole number"),  # pyright: ignore[reportArgumentType]
+        (lambda queue: Worker(queue, concurrency=2.0), "a whole number"),  # pyright: ignore[reportArgumentType]
         (lambda queue: Worker(queue, concurrency=True), "a whole number"),
         (lambda queue: Worker((queue, 0)), "weight"),
         (lambda queue: Worker((queue, -1)), "weight"),
@@ -361,14 +361,15 @@ async def test_no_wake_up_is_lost_while_workers_come_and_go(queue: Queue, second
 
     tasks = [queue.task(work), second.task(work)]
     await start(queue, second, concurrency=20)
+    guests: list[Worker] = []
     for n in range(60):
         if n % 6 == 0:
-            guest = await start(queue, (second, 2), concurrency=1 + n % 3)
+            guests.append(await start(queue, (second, 2), concurrency=1 + n % 3))
         delay = (0, 0.03, 0.1)[n % 3]
         task = tasks[n % 2]
         await task.options(delay=delay).enqueue(n=n, seconds=(0, 0.001, 0.02)[n % 3])
         if n % 6 == 3:
-            guest.stop()
+            guests.pop().stop()
         await asyncio.sleep(0.01)  # producers come at their own pace
     await until(lambda: len(ran) == 60, "every job to run", timeout=20)
     assert sorted(ran) == list(range(60))

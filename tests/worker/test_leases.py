@@ -262,9 +262,11 @@ async def test_sigterm_twice_then_sigkill_loses_nothing(queue: Queue, redis_url,
     jobs.append(await queue.enqueue("cling", {"where": str(clinging)}, backoff=NOW))
     await until(lambda: mine.exists() and mine.read_text() == "started\n" * 20, "all of them")
     await until(clinging.exists, "the one that ignores its cancellation")
+    stdout = process.stdout
+    assert stdout is not None
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
-        assert await process.stdout.readline() == b"stopping\n"
+        assert await stdout.readline() == b"stopping\n"
     await until(lambda: clinging.read_text() == "started\n" * 2, "its cancellation")
     process.kill()
     assert await process.wait() == -signal.SIGKILL

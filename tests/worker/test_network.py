@@ -31,14 +31,15 @@ async def far(proxy: Proxy):
 
 
 def sha(script: str) -> bytes:
-    return (
-        lua.scripts()[script].sha.encode() if isinstance(lua.scripts()[script].sha, str) else lua.scripts()[script].sha
-    )
+    found = lua.scripts()[script].sha
+    return found.encode() if isinstance(found, str) else found
 
 
 @pytest.mark.parametrize("after", [0, 7], ids=["whole reply", "half a reply"])
 @pytest.mark.parametrize("script", ["claim", "complete", "reschedule", "fail"])
-async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue: Queue, start, until, script, after):
+async def test_a_lost_reply_loses_no_job_and_runs_none_twice(
+    proxy: Proxy, far: Queue, queue: Queue, start, until, script, after
+):
     ran: Counter[int] = Counter()
 
     @far.task(attempts=2 if script == "reschedule" else 1)
@@ -67,7 +68,7 @@ async def test_a_lost_reply_loses_no_job_and_runs_none_twice(proxy, far, queue: 
     assert len(ran) == 30
 
 
-async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue: Queue):
+async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy: Proxy, far: Queue, queue: Queue):
     proxy.lose_reply(sha("enqueue"))
     job = await far.enqueue("any", {"n": 1})
     assert proxy.lost.is_set()
@@ -75,7 +76,7 @@ async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy, far, queue: Queue
     assert (await queue.get(job.id)).state is State.WAITING
 
 
-async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy, far):
+async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy: Proxy, far: Queue):
     @far.task
     async def any_(n: int) -> None: ...
 
@@ -88,7 +89,7 @@ async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy, f
     await any_.enqueue(n=1)
 
 
-async def test_a_lost_claim_is_asked_for_again(proxy, far, queue: Queue, start, gate, until):
+async def test_a_lost_claim_is_asked_for_again(proxy: Proxy, far: Queue, queue: Queue, start, gate, until):
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -103,7 +104,7 @@ async def test_a_lost_claim_is_asked_for_again(proxy, far, queue: Queue, start, 
     assert (await queue.stats()).active == 0
 
 
-async def test_outcomes_outlive_an_outage(proxy, far, queue: Queue, start, gate, until):
+async def test_outcomes_outlive_an_outage(proxy: Proxy, far: Queue, queue: Queue, start, gate, until):
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -123,7 +124,7 @@ async def test_outcomes_outlive_an_outage(proxy, far, queue: Queue, start, gate,
 
 
 async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
-    proxy, far, queue: Queue, start, gate, until, admin
+    proxy: Proxy, far: Queue, queue: Queue, start, gate, until, admin
 ):
     @far.task
     async def slow(n: int) -> int:
@@ -142,7 +143,7 @@ async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
         await until(lambda: worker.running == 0, timeout=4)
 
 
-async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue: Queue, start, gate, until):
+async def test_waiting_for_a_result_survives_a_reconnect(proxy: Proxy, far: Queue, queue: Queue, start, gate, until):
     @queue.task
     async def slow() -> str:
         await gate.passing()
@@ -157,7 +158,7 @@ async def test_waiting_for_a_result_survives_a_reconnect(proxy, far, queue: Queu
     assert await waiting == "done"
 
 
-async def test_stop_while_redis_is_away_is_bounded(proxy, far, queue: Queue, gate):
+async def test_stop_while_redis_is_away_is_bounded(proxy: Proxy, far: Queue, queue: Queue, gate):
     @far.task
     async def slow() -> None:
         await gate.passing()

@@ -188,7 +188,7 @@ def test_a_wsgi_application(app):
     assert [int(bytes(app.sync().result(job_id, timeout=10))) for job_id in ids] == [2 * n for n in range(20)]
 
 
-async def test_a_sync_handler_enqueues_and_waits(app):
+async def test_a_sync_handler_enqueues_and_waits(app: Queue):
     double = app.tasks["double"]
 
     @app.task(attempts=1)
