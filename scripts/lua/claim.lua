@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- claim: the first jobs of waiting go to active, under a lease and with a new fence.
+-- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
 -- KEYS waiting active jobs leases attempts delayed meta wake claims
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
---   room (1: the worker has room beyond `want`, and looks again by itself), bytes of specs after which it is enough
--- RETURNS {} when there is nothing or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
---   token: "fence worker"; whoever shows it holds the lease. A repeated request gets the recorded answer.
---   A request that is executed after its own repetition, or after a later request of its lane, gets {} and changes nothing.
+--   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
+-- RETURNS {} when nothing is waiting or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
+--   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
+--   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
@@ -14,8 +14,8 @@ local function charged(ids)
     return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
 end
 
--- A claim can be executed late: a frozen server reads the repetition on a new connection before the original on the old
--- one. Nobody hears that reply, so jobs leased by it would wait until their leases run out.
+-- A claim can be executed late: a frozen server may read the repetition on a new connection before the original on the old
+-- one. No worker receives the reply to the original, so the jobs that it leased would wait until their leases run out.
 local record = redis.call('HGET', claims, lane)
 local last = record and tonumber(string.match(record, '^%d+')) or -1
 local repeated = ARGV[7] == '1'
@@ -32,14 +32,14 @@ if last == tonumber(request) then
     return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
 end
 
--- A repetition is recorded before it looks for jobs, so that the late original is refused even if there are none.
+-- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
 local facts = redis.call('HMGET', meta, 'paused', 'fence')
 if facts[1] or want < 1 then return {} end
--- Not ZPOPMIN: it would write the scores as text, which nobody reads. That costs more than a second walk to the head.
+-- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
--- Read in growing steps. The sizes are unknown, and 125 jobs of a megabyte would hold Redis for half a second.
+-- Read in growing steps and stop at the bound. The sizes are unknown, and 125 jobs of 1 MB would block Redis for half a second.
 local specs, bytes, count = {}, 0, 0
 while count < #ids and bytes <= tonumber(ARGV[9]) do
     local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))
@@ -54,7 +54,7 @@ for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = math.max((tonumber(facts[2]) or 0) + 1, now * 1000)
 local text = string.format('%.0f', fence)
 local token = text .. ' ' .. worker
--- The number becomes text once here, and not in every redis.call() for every job.
+-- Convert the number to text once here. Otherwise redis.call() converts it for every job.
 local expiry = string.format('%.0f', now + lease)
 local expiries, tokens = {}, {}
 for i, id in ipairs(ids) do
@@ -64,8 +64,8 @@ end
 redis.call('HSET', meta, 'fence', text)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
 if count > 16 then
-    -- Redis keeps a small set or hash as a list and searches it from the start for each word. One word that is too long
-    -- for a list turns it into a table. See decision 20.
+    -- Redis stores a small set or hash as a list, and searches it from the start for each member. A member that is too long
+    -- for a list makes Redis convert it into a table. See decision 20.
     local long = string.rep('x', 65)
     redis.call('ZADD', active, 0, long, unpack(expiries))
     redis.call('ZREM', active, long)
@@ -76,8 +76,8 @@ else
     redis.call('HSET', leases, unpack(tokens))
 end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
--- A full worker stops listening for the wake token. It sets the token again, so that another worker takes the rest
--- or watches the clock for delayed jobs.
+-- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
+-- takes the remaining jobs or waits for the next due time.
 if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end

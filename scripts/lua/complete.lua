@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- complete: held jobs go from active to completed, with their results.
+-- complete: moves held jobs from active to completed, with their results.
 -- KEYS active leases completed results expires events metrics
--- ARGV now, m, then m pairs (histogram bucket of this hour, how many); then groups of jobs that share a token:
+-- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
--- RETURNS how many stand in completed now; then the ids that were not held (they changed nothing)
+-- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them)
 local active, leases, completed, results, expires, events, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -24,7 +24,7 @@ while ARGV[at] do
 end
 local held = redis.call('HMGET', leases, unpack(asked))
 local ids, finished, rows, lost = {}, {}, {}, { 0 }
--- as text once, not by the ZADD for every job
+-- Convert the number to text once here. Otherwise ZADD converts it for every job.
 local finish = string.format('%.0f', now)
 local n, k = 0, 0
 at = first
@@ -52,7 +52,7 @@ if n > 0 then
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))
     count('completed', n)
-    -- counted by the hour, so that a latency of last week does not weigh on today's
+    -- One histogram per hour, so that latencies of last week do not change today's percentiles.
     local hour = 'h:' .. string.format('%.0f', math.floor(now / 3600000)) .. ':'
     for i = 3, first - 1, 2 do redis.call('HINCRBY', metrics, hour .. ARGV[i], ARGV[i + 1]) end
 end

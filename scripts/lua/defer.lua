@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- defer: held jobs whose type the worker does not know go from active to delayed, uncharged, for a time that doubles.
--- All workers hear over the control channel when the first of them is due: those that know its type should be there then.
+-- defer: moves held jobs of a type that the worker does not know from active to delayed, uncharged. The delay doubles each time.
+-- The control channel tells all workers when the first of these jobs is due, so that a worker that knows its type is ready then.
 -- KEYS active leases delayed attempts unserved metrics wake control
--- ARGV now, first delay ms, longest delay ms, their types (a JSON list, for the workers); then per job: id, token
--- RETURNS the ids that were not held (they changed nothing)
+-- ARGV now, first delay ms, longest delay ms, the types of the jobs (a JSON list, for the message); then per job: id, token
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local active, leases, delayed, attempts, unserved, metrics, wake, control = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
--- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+-- Only the holder of the token can end the lease. A worker whose job was given to another one changes nothing.
 local function end_lease(id, token)
     if redis.call('HGET', leases, id) ~= token then return false end
     redis.call('ZREM', active, id)
@@ -22,7 +22,7 @@ local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
 
--- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+-- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
 end

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- drop: the queue goes, all of its keys in one step. Redis frees their memory in the background, so size does not matter.
+-- drop: removes the queue with all its keys in one step. Redis frees the memory in the background, so a large queue blocks nobody.
 -- KEYS waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims requests answers events workers_info metrics
--- ARGV now, alive ms (workers heard of since then count), 1 to drop it although it has jobs or workers
--- RETURNS how many jobs it has, how many workers are alive, and 1 when it was dropped (0: refused, nothing changed)
+-- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs or workers
+-- RETURNS the number of jobs, the number of living workers, and 1 if the queue was dropped (0: refused, nothing changed)
 local waiting, delayed, active, completed, failed, blocked, workers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local jobs = 0

@@ -1,23 +1,24 @@
 #!lua
--- enqueue: new jobs go to waiting, or to delayed until their time.
+-- enqueue: adds new jobs to waiting, or to delayed until their due time.
 -- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until
---   without the second half when no job has options: to name a key costs the server what a field of a job costs
+--   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
---   than '-' marks the key of a request: it is not released with its job, only after its ttl
+--   than '-' marks the idempotency key of a request. Such a key is not released with its job, only after its ttl.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
---   An id that is already known is answered by itself: with '-' when the spec is the same (a call was repeated because its
---   reply was lost), with '!' when it is another job's id. The field "at" of a spec says when
---   it was sent, and is left out of the comparison. Position 0, '', 'new' comes first when the queue had no job before, or
---   was dropped since its last one: the caller has to enter it into the list of queues.
--- No allow-oom: at maxmemory the server refuses the whole call before its first write.
+--   For an id that is already known the earlier job is that id itself. The fingerprint is then '-' if the spec is the same (the
+--   call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
+--   "at" of the spec, which is the time of sending. A first triple 0, '', 'new' says that the queue had no job before, or was
+--   dropped since its last one. The caller must then add the queue to the list of queues.
+-- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
 local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until = unpack(KEYS)
--- 2^42 per priority, the sequence around 2^41: exact in a double. As whole numbers made text: Redis prints doubles slowly
+-- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
+-- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local width = delayed and 3 or 2
 if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
-    -- what a web handler awaits, one plain job: the same as below in half the time
+    -- A single plain job is what a web handler enqueues and waits for. This path does the same as below in half the time.
     local sequence = redis.call('HINCRBY', meta, 'fifo', 1)
     redis.call('ZADD', waiting, format('%d', MIDDLE + sequence), ARGV[2])
     if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
@@ -28,12 +29,13 @@ local count = (#ARGV - 1) / width
 local ids, seen = {}, {}
 for i = 1, count do ids[i] = ARGV[width * (i - 1) + 2] end
 local known = redis.call('HMGET', jobs, unpack(ids))
--- always a write, also where all ids are known: WAIT and WAITAOF wait for what their connection wrote last
+-- Always write, even if all ids are known. WAIT and WAITAOF wait for the last write of their connection, so a call without
+-- a write would return before the earlier jobs are safe.
 local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
 local refused = fifo == 0 and { 0, '', 'new' } or {}
 
 if not delayed then
-    -- nearly every batch: plain jobs that nobody has seen before go in as they stand in ARGV
+    -- Nearly every batch holds only plain jobs with new ids. They are written as they stand in ARGV.
     local fresh, ready = true, {}
     for i = 1, count do
         local id = ids[i]
@@ -66,7 +68,7 @@ local function holder(key)
     return nil
 end
 
--- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+-- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function without_time(spec)
     local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
     return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
@@ -92,7 +94,7 @@ for i = 1, count do
         if not earlier and #names > 0 then
             local column = {}
             for _, name in ipairs(names) do
-                -- the tab marks a key whose time runs from now on, whatever becomes of its job
+                -- The tab marks a key with a ttl. The ttl runs from now on, and does not end with the job.
                 if name[3] == '-' then column[#column + 1] = name[2] >= 0 and '\t' .. name[1] or name[1] end
                 redis.call('HSET', unique, name[1], id .. ' ' .. name[3])
                 if name[2] >= 0 then
@@ -102,7 +104,7 @@ for i = 1, count do
                 end
             end
             if #column > 0 then redis.call('HSET', keys, id, table.concat(column, '\n')) end
-            -- at once, so that a second job with the same key in this very batch finds its holder
+            -- Add the job now, so that a second job with the same key in this batch finds the holder of the key.
             if delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
         end
         if not earlier and (priority ~= 0 or lifo) then
@@ -131,7 +133,7 @@ if #specs > 0 then redis.call('HSET', jobs, unpack(specs)) end
 if #later > 0 then
     local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
     redis.call('ZADD', delayed, unpack(later))
-    -- an idle worker sleeps until the earliest due time it knows of: tell one that there is an earlier one
+    -- An idle worker sleeps until the earliest due time that it knows. Wake one if this due time is earlier.
     if not head[2] or soonest <= tonumber(head[2]) then redis.call('ZADD', wake, 0, 't') end
 end
 if #ready > 0 then

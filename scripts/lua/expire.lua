@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- expire: deduplication keys whose time is over, old answers to operators, and the counts of minutes and hours past, go.
+-- expire: removes deduplication keys whose ttl is over, old recorded answers, and the metrics of past minutes and hours.
 -- KEYS unique unique_until requests answers metrics
 -- ARGV now, page, minutes to keep
--- RETURNS how many keys or answers went, the larger number; fewer than page: done
+-- RETURNS the number of keys or of answers that were removed, whichever is larger; a number below `page` means done
 local unique, unique_until, requests, answers, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))

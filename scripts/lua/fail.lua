@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- fail: held jobs go from active to failed for good.
+-- fail: moves held jobs from active to failed. They are not retried.
 -- KEYS active leases failed attempts errors expires events metrics
--- ARGV now; then per job: id, token, attempt (charged so far, this one included), error record (one line of JSON), retention ms ('': the queue's)
--- RETURNS how many stand in failed now; then the ids that were not held (they changed nothing)
+-- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
+-- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
 local active, leases, failed, attempts, errors, expires, events, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
--- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+-- Only the holder of the token can end the lease. A worker whose job was given to another one changes nothing.
 local function end_lease(id, token)
     if redis.call('HGET', leases, id) ~= token then return false end
     redis.call('ZREM', active, id)
@@ -20,7 +20,7 @@ end
 local function add_error(id, record)
     local text, from = redis.call('HGET', errors, id), 1
     text = text and text .. '\n' .. record or record
-    -- the column is bounded: the oldest attempts go first
+    -- The column is bounded. Drop the oldest attempts first.
     while #text - from >= 65536 do
         local line = string.find(text, '\n', from, true)
         if not line then break end

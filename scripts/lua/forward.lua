@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- forward: due jobs go from delayed to waiting, in the order of their due times.
+-- forward: moves due jobs from delayed to waiting, in the order of their due times.
 -- KEYS delayed waiting priorities meta wake
 -- ARGV now, limit
--- RETURNS how many were moved; ms until the next one is due (0: due already, -1: none)
+-- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job)
 local delayed, waiting, priorities, meta, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- heartbeat: a worker says that it lives; rows of workers not heard of for `ttl` go, and claims of workers without a row.
+-- heartbeat: writes the row of a living worker. It removes the rows of workers without a heartbeat for `ttl`, and the recorded
+-- claims of workers without a row.
 -- KEYS workers workers_info claims
 -- ARGV now, worker, info (JSON; '': the worker leaves), ttl ms
--- RETURNS how many workers there are
+-- RETURNS the number of workers
 local workers, workers_info, claims = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local gone = redis.call('ZRANGE', workers, '-inf', now - tonumber(ARGV[4]), 'BYSCORE', 'LIMIT', 0, 100)
@@ -12,7 +13,8 @@ else
     redis.call('ZADD', workers, now, ARGV[2])
     redis.call('HSET', workers_info, ARGV[2], ARGV[3])
 end
--- A heartbeat in the future came before the server's clock was set back. If that worker is dead, it must not count as alive.
+-- A heartbeat in the future was written before the server's clock was set back. Set it to now: a dead worker would count as
+-- alive until the clock reaches that time.
 for _, worker in ipairs(redis.call('ZRANGE', workers, '(' .. string.format('%.0f', now), '+inf', 'BYSCORE', 'LIMIT', 0, 100)) do
     redis.call('ZADD', workers, now, worker)
 end
@@ -23,7 +25,8 @@ for _, worker in ipairs(gone) do
         redis.call('HDEL', claims, worker .. ':0', worker .. ':1', worker .. ':2')
     end
 end
--- A claim that came before its worker's first word, or after its last, has no row in workers that it would go with.
+-- A claim that was executed before the first heartbeat of its worker, or after the last one, has no row in workers. It would
+-- stay for ever, so remove it here.
 local known = redis.call('ZCARD', workers)
 if redis.call('HLEN', claims) > 3 * known then
     for _, lane in ipairs(redis.call('HKEYS', claims)) do

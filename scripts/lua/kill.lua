@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- kill: unfinished jobs go to failed. An active one loses its lease at once, and its worker is told over the control channel.
+-- kill: moves unfinished jobs to failed. An active job loses its lease at once, and a control message tells its worker.
 -- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers
 --   control is a channel, declared as a key so that it shares the queue's hash tag
 -- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
--- RETURNS per id the state it stood in, or '' (not there, or finished: nothing changed)
+-- RETURNS per id the state before the kill, or '' (unknown id or finished job: nothing changed)
 local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -22,7 +22,7 @@ end
 local function add_error(id, record)
     local text, from = redis.call('HGET', errors, id), 1
     text = text and text .. '\n' .. record or record
-    -- the column is bounded: the oldest attempts go first
+    -- The column is bounded. Drop the oldest attempts first.
     while #text - from >= 65536 do
         local line = string.find(text, '\n', from, true)
         if not line then break end
@@ -44,7 +44,7 @@ local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
 
--- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+-- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
 end
@@ -78,7 +78,7 @@ end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- log: lines that held jobs write; the column keeps the last 64 KiB of each job.
+-- log: appends log lines of held jobs. The column keeps the last 64 KiB of each job.
 -- KEYS leases logs
--- ARGV per job: id, token, lines (JSON, one a line)
--- RETURNS the ids that were not held (they changed nothing)
+-- ARGV per job: id, token, lines (one JSON object per line)
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local leases, logs = unpack(KEYS)
 local lost = {}
 for i = 1, #ARGV, 3 do

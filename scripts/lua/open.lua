@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- open: the queue's layout, before anything else touches it. A queue without one is new, and is left without a trace.
+-- open: reads the version of the queue's layout, before any other script runs. It writes nothing for a new queue.
 -- KEYS meta
 -- ARGV the caller's layout version, the version that the caller has migrated from ('': it has migrated nothing)
--- RETURNS the layout that stands in Redis, or the caller's where none stands; after a migration the caller's is written
+-- RETURNS the version in Redis, or the caller's version for a new queue. After a migration it writes the caller's version.
 local meta = unpack(KEYS)
 local layout = redis.call('HGET', meta, 'layout') or ARGV[1]
 if layout ~= ARGV[2] then return layout end

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- pause: nothing is claimed from now on. A flag: no job moves, so none can be lost.
+-- pause: sets a flag that stops claims. No job moves, so no job can be lost.
 -- KEYS meta requests answers
 -- ARGV now, request
--- RETURNS "running", or '' when the queue was paused already (nothing changed)
+-- RETURNS "running", or '' if the queue was already paused (nothing changed)
 local meta, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -21,7 +21,7 @@ local states = { redis.call('HSETNX', meta, 'paused', string.format('%.0f', now)
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

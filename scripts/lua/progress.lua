@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- progress: what held jobs say of how far they are; the last word counts.
+-- progress: stores the progress of held jobs. The last value replaces earlier ones.
 -- KEYS leases progress
 -- ARGV per job: id, token, value (JSON)
--- RETURNS the ids that were not held (they changed nothing)
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local leases, progress = unpack(KEYS)
 local lost = {}
 for i = 1, #ARGV, 3 do

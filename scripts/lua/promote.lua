@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- promote: delayed jobs go to waiting now, whatever their time.
+-- promote: moves delayed jobs to waiting now, before their due time.
 -- KEYS delayed waiting priorities attempts meta wake requests answers
 -- ARGV now, request; then ids
--- RETURNS per id "delayed", or '' (not delayed: nothing changed)
+-- RETURNS per id "delayed", or '' (the job is not delayed: nothing changed)
 local delayed, waiting, priorities, attempts, meta, wake, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -31,7 +31,7 @@ local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
 
--- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+-- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
 end
@@ -52,7 +52,7 @@ if moved > 0 then redis.call('ZADD', wake, 0, 't') end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

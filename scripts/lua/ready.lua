@@ -1,7 +1,7 @@
 #!lua flags=no-writes
--- ready: whether a script runs on the queue's keys, at the cost of a PING.
+-- ready: shows that scripts run on the queue's keys. It costs as little as a PING.
 -- KEYS meta
 -- ARGV (none)
--- RETURNS the queue's layout, or nil where nobody has opened it
+-- RETURNS the version of the queue's layout, or nil if the queue was never opened
 local meta = unpack(KEYS)
 return redis.call('HGET', meta, 'layout')

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
--- rebase: the jobs in waiting get low places again, in the same order, before a sequence runs into the next priority.
+-- rebase: gives the jobs in waiting low places again, in the same order, before a sequence reaches the next priority.
 -- KEYS waiting meta
--- ARGV page (how many jobs at most), bound (a sequence that passed it is rebased)
--- RETURNS 1 when there is more to do, else 0
--- Each priority has 2^42 places, and its sequence starts in their middle: FIFO counts up from there, LIFO and what is handed
--- back counts down. Both are rebased the same way, from the middle outwards: the job nearest to the middle gets place 1, the
--- next one place 2, and so on. So the order holds at every step, and what is enqueued meanwhile stands behind the jobs that still
--- have their old places. The call that finds nothing left to move sets the counters back.
+-- ARGV page (largest number of jobs to move), bound (a sequence beyond this number is rebased)
+-- RETURNS 1 if there is more to do, else 0
+-- Each priority has 2^42 places, and its sequence starts in their middle. FIFO jobs count up from there. LIFO jobs and released
+-- jobs count down. Both sides are rebased in the same way, from the middle outwards: the job nearest to the middle gets place 1,
+-- the next one gets place 2, and so on. So the order is right at every step, and jobs that are enqueued meanwhile come after
+-- those that still have their old places. The call that has nothing left to move sets the counters back.
 local waiting, meta = unpack(KEYS)
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local page, bound = tonumber(ARGV[1]), tonumber(ARGV[2])
 local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase')
 if (tonumber(facts[1]) or 0) <= bound and (tonumber(facts[2]) or 0) <= bound then return 0 end
 
--- how far each priority came: "priority:jobs behind the middle:jobs in front of it", the counts of earlier calls
+-- How far earlier calls came, per priority: "priority:jobs behind the middle:jobs in front of it".
 local behind, before = {}, {}
 for priority, b, f in string.gmatch(facts[3] or '', '(%-?%d+):(%d+):(%d+)') do
     behind[tonumber(priority)], before[tonumber(priority)] = tonumber(b), tonumber(f)
@@ -43,7 +43,7 @@ while page > 0 do
 end
 
 if page > 0 then
-    -- everything was looked at in this one call, so nobody can have been enqueued behind it
+    -- This one call has seen every job, so no job can have been enqueued behind it.
     local fifo, lifo = 0, 0
     for _, count in pairs(behind) do fifo = math.max(fifo, count) end
     for _, count in pairs(before) do lifo = math.max(lifo, count) end

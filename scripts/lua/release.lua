@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- release: held jobs go back from active to the front of their priority in waiting, uncharged.
+-- release: moves held jobs from active back to the front of their priority in waiting, uncharged.
 -- KEYS active leases waiting priorities attempts meta wake
 -- ARGV now; then per job: id, token
--- RETURNS the ids that were not held (they changed nothing)
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local active, leases, waiting, priorities, attempts, meta, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
--- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+-- Only the holder of the token can end the lease. A worker whose job was given to another one changes nothing.
 local function end_lease(id, token)
     if redis.call('HGET', leases, id) ~= token then return false end
     redis.call('ZREM', active, id)
@@ -21,14 +21,14 @@ local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
 
--- The second number says since when the job can run; without one, that is when it was enqueued, or due for the first time.
+-- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
 end
 -- end
 
 local lost, released = {}, 0
--- backwards: each goes in front of the one before it, so the first stays first
+-- Walk backwards, because each job is put in front of the one before it. So the first job stays first.
 for i = #ARGV - 1, 2, -2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then

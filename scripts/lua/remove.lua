@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- remove: jobs that are not active go, with everything that is known of them.
+-- remove: removes jobs that are not active, with all their columns and keys.
 -- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events keys jobs priorities attempts errors results progress logs unserved
 -- ARGV now, request; then ids
--- RETURNS per id the state it stood in, or '' (not there, or active: nothing changed)
+-- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
 local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -42,14 +42,14 @@ if #removed > 0 then
         end
     end
     redis.call('ZREM', expires, unpack(removed))
-    -- from `keys` on, KEYS are the columns
+    -- From `keys` on, KEYS are the columns.
     for i = 12, #KEYS do redis.call('HDEL', KEYS[i], unpack(removed)) end
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(removed, ' '))
 end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- renew: the leases of held jobs run on from now.
+-- renew: extends the leases of held jobs, from now.
 -- KEYS active leases
 -- ARGV now, lease ms; then per job: id, token
--- RETURNS the ids that are not held any more
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local active, leases = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local ids, expiries, lost = {}, {}, {}
@@ -18,6 +18,6 @@ for i, id in ipairs(ids) do
         lost[#lost + 1] = id
     end
 end
--- XX: a renewal never puts a job into active that has left it
+-- XX: a renewal must never put a job back into active after it has left.
 if #expiries > 0 then redis.call('ZADD', active, 'XX', unpack(expiries)) end
 return lost

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- reprioritise: unstarted jobs get another priority and keep their place in time.
+-- reprioritise: gives jobs that have not started another priority. They keep their order in time.
 -- KEYS waiting delayed blocked priorities requests answers
 -- ARGV now, request, priority; then ids
--- RETURNS per id the state it stands in, or '' (not there, running or finished: nothing changed)
+-- RETURNS per id its state, or '' (unknown id, active or finished job: nothing changed)
 local waiting, delayed, blocked, priorities, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -23,7 +23,7 @@ for i = 4, #ARGV do
     local score = redis.call('ZSCORE', waiting, id)
     if score then
         state = 'waiting'
-        -- the sequence below 2^42 stays
+        -- Keep the place within the priority, which is the part below 2^42.
         local place = tonumber(score) % 4398046511104
         redis.call('ZADD', waiting, priority * 4398046511104 + place, id)
     elseif redis.call('ZSCORE', delayed, id) then state = 'delayed'
@@ -37,7 +37,7 @@ end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

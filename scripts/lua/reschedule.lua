@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- reschedule: held jobs whose attempt failed go from active to delayed; the attempt is charged.
+-- reschedule: moves held jobs from active to delayed after a failed attempt. The attempt is charged.
 -- KEYS active leases delayed attempts errors metrics wake
--- ARGV now; then per job: id, token, attempt (charged so far, this one included), delay ms, error record (one line of JSON)
--- RETURNS the ids that were not held (they changed nothing)
+-- ARGV now; then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
 local active, leases, delayed, attempts, errors, metrics, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
--- Only the holder ends a lease. Anybody else was replaced, and changes nothing.
+-- Only the holder of the token can end the lease. A worker whose job was given to another one changes nothing.
 local function end_lease(id, token)
     if redis.call('HGET', leases, id) ~= token then return false end
     redis.call('ZREM', active, id)
@@ -20,7 +20,7 @@ end
 local function add_error(id, record)
     local text, from = redis.call('HGET', errors, id), 1
     text = text and text .. '\n' .. record or record
-    -- the column is bounded: the oldest attempts go first
+    -- The column is bounded. Drop the oldest attempts first.
     while #text - from >= 65536 do
         local line = string.find(text, '\n', from, true)
         if not line then break end
@@ -50,7 +50,7 @@ for i = 2, #ARGV, 5 do
     end
 end
 if retried > 0 then
-    -- Somebody has to know the new due time. A worker that has just settled may be full already.
+    -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')
     count('retried', retried)
 end

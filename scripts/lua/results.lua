@@ -1,8 +1,8 @@
 #!lua flags=no-writes
--- results: how some jobs ended, as their waiters ask.
+-- results: reads how jobs ended, for the callers that wait for them.
 -- KEYS completed failed jobs results errors
 -- ARGV ids
--- RETURNS flat pairs for each of the first ids, until 1 MB was read: state, row.
+-- RETURNS pairs for the first ids, until 1 MB was read: state, row.
 --   "completed" and the result; "failed" and the error records; "pending" or "gone" and ''
 local completed, failed, jobs, results, errors = unpack(KEYS)
 local rows, bytes = {}, 0

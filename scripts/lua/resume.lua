@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
--- resume: claims go on, and one worker is told.
+-- resume: removes the flag that stops claims, and wakes one worker.
 -- KEYS meta wake requests answers
 -- ARGV now, request
--- RETURNS "paused", or '' when the queue was running already
+-- RETURNS "paused", or '' if the queue was not paused (nothing changed)
 local meta, wake, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -22,7 +22,7 @@ local states = { redis.call('HDEL', meta, 'paused') == 1 and 'paused' or '' }
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

@@ -1,14 +1,14 @@
 #!lua
--- retry: finished jobs go back to waiting, with fresh attempts; the errors of earlier ones stay.
+-- retry: moves finished jobs back to waiting. Their attempts start at 0 again, and the errors of earlier attempts are kept.
 -- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers
 -- ARGV now, request; then ids
--- RETURNS per id the state it stood in; '' (not there, or unfinished: nothing changed); or "key <id>": that job holds its key now
+-- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
 local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
--- A request whose reply was lost is sent again, and a frozen server may execute both. The second gets the answer of the first,
--- whatever became of the jobs in between.
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
 local recorded = redis.call('HGET', answers, ARGV[2])
 if recorded then
     local words = {}
@@ -26,13 +26,13 @@ local function place(id)
 end
 -- end
 
--- the keys that a job holds while it is unfinished; those with a time of their own (behind a tab) had their time
+-- The keys that a job holds while it is unfinished. Keys with a ttl (marked by a tab) are not taken again.
 local function own_keys(id)
     return string.gmatch('\n' .. (redis.call('HGET', keys, id) or ''), '\n([^\t\n][^\n]*)')
 end
 
--- Another job that holds one of them now, by the same rule as in enqueue.lua: until the key's own time is over, or while
--- the holder is unfinished.
+-- Another job that holds one of these keys now. The rule is that of enqueue.lua: a key is held until its ttl is over, or
+-- while its holder is unfinished.
 local function rival(id)
     for key in own_keys(id) do
         local other = string.match(redis.call('HGET', unique, key) or '', '^%S+')
@@ -62,11 +62,11 @@ for i = 3, #ARGV do
             redis.call('ZREM', set, id)
             redis.call('ZREM', expires, id)
             for _, column in ipairs({ results, progress, unserved }) do redis.call('HDEL', column, id) end
-            -- no runs charged, and able to run since now
+            -- No attempt is charged, and the job can run from now on.
             redis.call('HSET', attempts, id, string.format('0 %.0f', now))
             for key in own_keys(id) do
                 redis.call('HSET', unique, key, id .. ' -')
-                -- the time of a later holder that is over: with it, this job's key would count as free
+                -- Remove the past ttl of a later holder. With it, the key of this job would count as free.
                 redis.call('ZREM', unique_until, key)
             end
             redis.call('ZADD', waiting, place(id), id)
@@ -79,7 +79,7 @@ if moved > 0 then redis.call('ZADD', wake, 0, 't') end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
--- nobody repeats a request after two minutes
+-- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then
     redis.call('HDEL', answers, unpack(old))

@@ -1,8 +1,8 @@
 #!lua flags=no-writes
--- rows: what is known of some jobs: everything, or what a list shows of them.
+-- rows: reads jobs with all their columns, or only the columns that a list shows.
 -- KEYS waiting delayed active completed failed blocked expires leases jobs priorities attempts errors results progress unserved
 -- ARGV now, brief (1: the spec up to its payload, the last error, the result record without the result, no progress); then ids
--- RETURNS for each of the first ids, until 1 MB was read: nil (unknown, or past a retention of its own), or state, score,
+-- RETURNS for the first ids, until 1 MB was read: nil (unknown id, or the job's own retention is over), or state, score,
 --   lease token, spec, priority, attempts, errors, result, progress, unserved
 local expires, brief = KEYS[7], ARGV[2] == '1'
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
@@ -10,7 +10,7 @@ local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked
 local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 8, 9, 12, 13, 14
 
 -- shared: head of a spec
--- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+-- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function head(spec)
     local payload = string.find(spec, ',"payload":', 1, true)
     local text = payload and string.sub(spec, 1, payload - 1) or spec
@@ -20,7 +20,7 @@ local function head(spec)
 end
 -- end
 
--- Redis reads values as a whole. What a list does not show is cut here, so that it does not leave the server.
+-- Redis reads values as a whole. Cut here what a list does not show, so that it is not sent.
 local function cut(column, value)
     if column == SPEC then
         return head(value)
@@ -43,7 +43,7 @@ for i = 3, #ARGV do
             break
         end
     end
-    -- a job past its own retention may stand there until somebody trims, and nobody does while no worker runs
+    -- A job whose own retention is over is still stored until the next trim, and nothing trims while no worker runs. Hide it.
     local till = row and redis.call('ZSCORE', expires, id)
     if till and tonumber(till) <= now then row = false end
     for column = FIRST, row and #KEYS or 0 do

@@ -1,16 +1,16 @@
 #!lua flags=no-writes
--- stats: a queue at a glance.
+-- stats: reads the sizes, the oldest waiting jobs and the metrics of a queue.
 -- KEYS waiting delayed active completed failed blocked jobs attempts meta workers metrics
--- ARGV now, alive ms (workers heard of since then count)
+-- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat)
 -- RETURNS now; the six sizes in the order of KEYS; paused since (ms, or nil); workers alive;
---   flat triples id, attempts, spec up to its payload: the jobs of each priority that may have waited for the longest time;
---   due time of the first in delayed (or nil); flat pairs of metrics: totals, the last 60 minutes, this hour and the last one
+--   flat triples id, attempts, spec up to its payload, for the jobs of each priority that may have waited longest;
+--   due time of the first delayed job (or nil); flat pairs of metrics: totals, the last 60 minutes, this hour and the last one
 local waiting, delayed, active, completed, failed, blocked, jobs, attempts, meta, workers, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 
 -- shared: head of a spec
--- A quote inside a JSON string is escaped, so these marks are found only where a field begins.
+-- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function head(spec)
     local payload = string.find(spec, ',"payload":', 1, true)
     local text = payload and string.sub(spec, 1, payload - 1) or spec
@@ -28,8 +28,8 @@ local function look(id)
     bytes = bytes + #spec
 end
 
--- Behind the middle of a priority stands FIFO, the oldest first. In front of it stands what is LIFO or was handed back, the
--- oldest last. An hour-old job behind an urgent one must be seen, so each priority is looked at, up to 64 and 1 MB of them.
+-- FIFO jobs come after the middle of a priority, the oldest first. LIFO and released jobs come before it, the oldest last. The
+-- oldest job may have a low priority, so look at the ends of each priority, up to 64 priorities and 1 MB of specs.
 local from = '-inf'
 for _ = 1, 64 do
     local first = redis.call('ZRANGE', waiting, from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
@@ -45,7 +45,7 @@ for _ = 1, 64 do
     from = stop
 end
 
--- Only what is shown: a day of minutes is thousands of fields.
+-- Read only the fields that are shown. The minutes of a whole day are thousands of fields.
 local found = {}
 if redis.call('EXISTS', metrics) == 1 then
     local fields = { 'completed', 'failed', 'retried', 'unserved' }
@@ -72,7 +72,7 @@ return {
     redis.call('HGET', meta, 'paused'),
     redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf'),
     oldest,
-    -- false: a nil would end the reply here
+    -- A nil in place of false would end the reply here.
     due[2] or false,
     found,
 }

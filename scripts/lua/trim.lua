@@ -1,24 +1,24 @@
 #!lua flags=allow-oom
--- trim: finished jobs beyond the queue's retention go, oldest first, a page a call.
+-- trim: removes finished jobs beyond the retention, oldest first, one page per call.
 -- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved
 -- ARGV now, completed to keep, failed to keep, age to keep ms, page, young ms, young jobs to keep
---   Somebody may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
---   after its end, or after its own retention; but of each set only the newest `young` jobs do.
--- RETURNS how many were removed; fewer than page: done
+--   A caller may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
+--   after its end, or after its own retention. In each set this holds only for the newest `young` jobs.
+-- RETURNS the number of removed jobs; a number below `page` means done
 local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page = tonumber(ARGV[5])
 for i = 2, 7 do
-    -- a negative number would remove everything
+    -- A negative number would remove every job.
     if not ((tonumber(ARGV[i]) or -1) >= 0) then
-        return redis.error_reply('ERR trim: argument ' .. i .. ' is "' .. ARGV[i] .. '"; it takes a number from 0 on')
+        return redis.error_reply('ERR trim: argument ' .. i .. ' is "' .. ARGV[i] .. '"; give a number from 0 on')
     end
 end
 local old, many = string.format('%.0f', now - tonumber(ARGV[6])), tonumber(ARGV[7])
 local over_since = redis.call('ZCOUNT', expires, '-inf', now) > many and now or old
 local ids = redis.call('ZRANGE', expires, '-inf', over_since, 'BYSCORE', 'LIMIT', 0, page)
 if #ids > 0 then
-    -- first, so that what has expired leaves its room to the others
+    -- Remove these first. Then they do not count against the number of jobs to keep.
     redis.call('ZREM', completed, unpack(ids))
     redis.call('ZREM', failed, unpack(ids))
     redis.call('ZREM', expires, unpack(ids))
@@ -41,7 +41,7 @@ if #ids == 0 then return 0 end
 if redis.call('EXISTS', keys) == 1 then
     for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
         for key in string.gmatch(names or '', '\t?([^\n]+)') do
-            -- a key with a time of its own outlives the job: it says "not again before"
+            -- A key with a ttl outlives its job. It refuses new jobs with this key until the ttl is over.
             if not redis.call('ZSCORE', unique_until, key)
                 and string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then
                 redis.call('HDEL', unique, key)
@@ -49,7 +49,7 @@ if redis.call('EXISTS', keys) == 1 then
         end
     end
 end
--- from `keys` on, KEYS are the columns; most do not exist, and asking costs less than an HDEL of a page
+-- From `keys` on, KEYS are the columns. Most of them do not exist, and EXISTS costs less than an HDEL of a page.
 for i = 6, #KEYS do
     if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HDEL', KEYS[i], unpack(ids)) end
 end

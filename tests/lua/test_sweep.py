@@ -517,6 +517,6 @@ async def test_trim_refuses_what_is_no_number_from_0_on(bench: Bench, number: in
     await bench.seed(before)
     words: list[Any] = [0, 0, 0, 10]
     words[number] = wrong
-    with pytest.raises(StoreError, match=f'argument {number + 2} is "{wrong}"; it takes a number from 0 on'):
+    with pytest.raises(StoreError, match=f'argument {number + 2} is "{wrong}"; give a number from 0 on'):
         await bench.do(bench.store.trim(*words))
     assert await bench.dump() == before
