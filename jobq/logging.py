@@ -62,15 +62,21 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """For a terminal: an event is one line whatever it quotes. Only indented lines, as a traceback has, stay lines."""
     shown: dict[str, Any] = {}
+    stack: list[str] = []
     for name, value in event.items():
         text = value if isinstance(value, str) else repr(value)
-        if name in _TRACES:
-            shown[name] = "\n".join(printable_lines(text, _INDENT))
-        elif name == "event":
+        if name == "event":
             first, *others = text.split(f"\n{_INDENT}")
-            shown[name] = "\n".join([printable(first), *(_INDENT + printable(line) for line in others)])
+            shown[name] = printable(first)
+            stack = [_INDENT + printable(line) for line in others] + stack
+        elif name == "stack":
+            stack += printable_lines(text, _INDENT)
+        elif name in _TRACES:
+            shown[name] = "\n".join(printable_lines(text, _INDENT))
         else:
             shown[printable(name)] = printable(text)
+    if stack:
+        shown["stack"] = "\n".join(stack)  # written behind the fields
     return shown
 
 

@@ -246,7 +246,12 @@ class ApiCall:
 
     def audit(self, action: str, queue: Queue, **facts: Any) -> None:
         """Log which key changed what."""
-        _audit.info(action, queue=queue.name, key=self.key.name, remote=self.request.remote, **facts)
+        facts = {"queue": queue.name, **facts}
+        key, remote = self.key.name, self.request.remote
+        what = ", ".join(f"{name} {value}" for name, value in facts.items())
+        _audit.info(
+            f"REST: {action} by key {key} from {remote}: {what}", action=action, key=key, remote=remote, **facts
+        )
 
 
 def reply(value: Any, status: int = 200) -> web.Response:

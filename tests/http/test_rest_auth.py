@@ -303,7 +303,8 @@ async def test_what_destroys_is_written_down(locked: Client, caplog: pytest.LogC
         await locked.get("/jobs")
     events = ["kill", "retry", "pause", "resume", "retry many", "remove", "remove many"]
     logs = [vars(record) for record in caplog.records if record.name == "jobq.audit"]
-    assert [entry["msg"] for entry in logs] == events
+    assert [entry["action"] for entry in logs] == events
+    assert logs[0]["msg"] == f"REST: kill by key admin from 127.0.0.1: queue main, job {job.removeprefix('main:')}"
     assert {(entry["key"], entry["queue"], entry["remote"]) for entry in logs} == {("admin", "main", "127.0.0.1")}
     assert logs[0]["job"] in job
     assert ADMIN[0] not in str(logs)

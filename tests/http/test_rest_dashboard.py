@@ -221,7 +221,9 @@ async def test_only_keys_log_in(locked: Client, caplog: pytest.LogCaptureFixture
             await problem(response, 401, "unauthenticated")
             assert COOKIE not in response.cookies
         await log_in(locked, READ[0])
-    assert [record.msg for record in caplog.records if record.name == "jobq.audit"] == ["login refused"] * 3 + ["login"]
+    messages = [record.msg for record in caplog.records if record.name == "jobq.audit"]
+    refused = "Dashboard login refused, from 127.0.0.1"
+    assert messages == [refused] * 3 + ["Dashboard login with key read, from 127.0.0.1"]
     assert READ[0] not in caplog.text
     await problem(await locked.post("/dashboard/login", json={"key": "x" * 5000}), 413, "too-large")
     await problem(await locked.post("/dashboard/login", data={"key": "x" * 5000}), 413, "too-large")

@@ -127,14 +127,14 @@ def test_everything_a_handler_can_ask_of_its_run_is_documented(member: str):
     assert member in in_code((ROOT / "docs" / "handlers.md").read_text())
 
 
-LOGS = re.compile(r"^log\.(info|warning|error|exception)$|^level$|\.report$")
+LOGS = re.compile(r"^_?(log|audit)\.(info|warning|error|exception)$|^level$|\.report$")
 """What is called to log something."""
 
 
 def events() -> list[tuple[str, str]]:
-    """What the engine logs at info and above: the place, and the message up to what it quotes."""
+    """What the engine and REST log at info and above: the place, and the message up to what it quotes."""
     found: list[tuple[str, str]] = []
-    for path in sorted((ROOT / "jobq" / "engine").rglob("*.py")):
+    for path in sorted([*(ROOT / "jobq" / "engine").rglob("*.py"), *(ROOT / "jobq" / "http").rglob("*.py")]):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and call.args and LOGS.search(ast.unparse(call.func)):
                 found += [(f"{path.name}:{call.lineno}", text) for text in literals(call.args[0])]

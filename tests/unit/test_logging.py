@@ -90,7 +90,8 @@ def test_the_traceback_in_a_message_keeps_its_lines_on_a_terminal(capsys):
     configure(Settings(log_format="console"))
     get_logger("y").error(f"Job send 1 failed: no\n{indented(f'Traceback:{chr(10)}  in send{FORGED}')}", attempt=1)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("Job send 1 failed: no")
+    assert "Job send 1 failed: no" in lines[0]
+    assert lines[0].endswith("attempt=1")
     assert lines[1:3] == ["    Traceback:", "      in sendline"]
     assert [line for line in lines[1:] if not line.startswith("    ")] == []
 

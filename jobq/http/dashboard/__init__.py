@@ -76,7 +76,7 @@ async def login(call: ApiCall) -> web.Response:
         key = guard.find(request, f"Bearer {secret}")
     except HttpProblem as problem:
         if problem.kind is UNAUTHENTICATED:  # Otherwise there are too many, and they would fill the log.
-            _audit.warning("login refused", remote=request.remote)
+            _audit.warning(f"Dashboard login refused, from {request.remote}", remote=request.remote)
         raise
     value, seconds = guard.sessions.new(key)
     response = _done(request)
@@ -84,7 +84,7 @@ async def login(call: ApiCall) -> web.Response:
     response.set_cookie(
         COOKIE, value, max_age=seconds, path=path, httponly=True, samesite="Strict", secure=_is_https(request)
     )
-    _audit.info("login", key=key.name, remote=request.remote)
+    _audit.info(f"Dashboard login with key {key.name}, from {request.remote}", key=key.name, remote=request.remote)
     return response
 
 
