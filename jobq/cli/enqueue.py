@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "delay",
+    "run_at",
+    "id",
     "priority",
     "attempts",
     "backoff",

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from jobq.cli import render
@@ -28,8 +29,26 @@ def stats(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def queues(args: argparse.Namespace, settings: Settings) -> None:
-    """``jobq queues``."""
+    """``jobq queues``; with --types the types instead."""
+    if args.types:
+        _types(args, settings)
+        return
     _of_queues(args, settings, render.QUEUES_HEAD, render.queue_row, as_json=render.queue_facts)
+
+
+def _types(args: argparse.Namespace, settings: Settings) -> None:
+    async def main() -> None:
+        async with all_queues(args.queue, settings) as queues:
+            found = [(queue.name, row) for queue in queues for row in await queue.types()]
+        if args.json:
+            for name, row in found:
+                render.say_json({"queue": name, **msgspec.to_builtins(row)})
+        elif found:
+            render.say(*render.table(render.TYPES_HEAD, [render.type_row(name, row) for name, row in found]))
+        else:
+            render.say("no types; workers and servers publish them when they start: jobq work TARGET")
+
+    run(main())
 
 
 def _of_queues(

@@ -151,6 +151,8 @@ def _add_looking(menu: Menu) -> None:
     ):
         look = _command(menu, name, run, words, shown=True)
         look.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
+        if name == "queues":
+            look.add_argument("--types", action="store_true", help="list the types that workers and servers publish")
 
     top = _command(menu, "top", "top:top", "watch queues and workers live; q quits")
     top.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
@@ -188,8 +190,12 @@ def _add_jobs(menu: Menu) -> None:
     enqueue.add_argument("--create", action="store_true", help="let --queue name a queue that does not exist yet")
     time: dict[str, Any] = {"type": values.seconds, "metavar": "TIME"}
     enqueue.add_argument("--delay", **time, help="run it no sooner than in this time")
-    enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first (default: 0)")
-    enqueue.add_argument("--attempts", type=int, metavar="N", help="total number of runs (default: 3)")
+    enqueue.add_argument(
+        "--run-at", type=values.moment, metavar="WHEN", help="run it no sooner than then: 2030-01-31T08:00:00+01:00"
+    )
+    enqueue.add_argument("--id", help="an id of your own; the same job sent again with it is added once")
+    enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first")
+    enqueue.add_argument("--attempts", type=int, metavar="N", help="total number of runs")
     enqueue.add_argument(
         "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
     )

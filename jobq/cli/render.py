@@ -20,6 +20,8 @@ from jobq.printable import printable, printable_json, printable_lines
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from jobq.engine.model.types import TypeRow
+
 
 def say(*lines: str) -> None:
     """Write lines to stdout. A newline inside of one is shown as ``\\n``, so that nothing can forge a line."""
@@ -116,6 +118,16 @@ def queue_facts(stats: Stats) -> dict[str, Any]:
     """What ``jobq queues`` says of a queue. The workers are those that are alive."""
     names = ("queue", "waiting", "delayed", "active", "completed", "failed", "workers", "paused")
     return {name: getattr(stats, name) for name in names}
+
+
+TYPES_HEAD = ("QUEUE", "TYPE", "PUBLISHED BY", "OPTIONS", "")
+
+
+def type_row(queue: str, row: TypeRow) -> tuple[Any, ...]:
+    """A type's line under TYPES_HEAD. Options at their defaults are left out."""
+    options = msgspec.json.encode(row.options).decode()
+    others = f"differs from {', '.join(one.publisher for one in row.differing)}" if row.differing else ""
+    return (queue, row.type, row.publisher, options, others)
 
 
 JOBS_HEAD = ("ID", "TYPE", "STATE", "PRIORITY", "ATTEMPTS", "ENQUEUED", "WHEN")

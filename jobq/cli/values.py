@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,17 @@ def seconds(word: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"{word!r} is no time: it takes 5s, 250ms, 10m, 2h or 7d")
     return found
+
+
+def moment(word: str) -> datetime:
+    """ "2030-01-31T08:00:00+01:00", with its offset."""
+    try:
+        value = datetime.fromisoformat(word)
+    except ValueError:
+        value = None
+    if value is None or value.utcoffset() is None:
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes a time with an offset, such as 2030-01-31T08:00:00+01:00")
+    return value
 
 
 def positive_seconds(word: str) -> float:

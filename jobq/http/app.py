@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import AsyncExitStack
 from functools import lru_cache
@@ -15,6 +16,7 @@ from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import HUB, ApiCall, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
+from jobq.http.publish import publish
 from jobq.http.routes import ROUTES
 
 if TYPE_CHECKING:
@@ -189,7 +191,11 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
         async with AsyncExitStack() as stack:
             for queue in hub.queues.values():
                 await stack.enter_async_context(queue)
+            publishing = [asyncio.create_task(publish(queue), name="jobq-publish") for queue in hub.queues.values()]
             yield
+            for task in publishing:
+                task.cancel()
+            await asyncio.gather(*publishing, return_exceptions=True)
 
     return opened
 

@@ -16,6 +16,7 @@ from msgspec.structs import astuple, replace
 
 from jobq.engine.model import job
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob
+from jobq.engine.model.times import to_unix_ms
 from jobq.errors import InvalidJob, PayloadTooLarge
 from jobq.http import problems, schema
 from jobq.http.call import ApiCall, decode, given, reply
@@ -32,8 +33,9 @@ _decode_job = msgspec.json.Decoder(schema.Enqueue)
 _decode_metadata = msgspec.json.Decoder(dict[str, Any] | None)
 _PAGE = 4 * PIECE
 """Bytes of payloads that are submitted at once."""
-_OPTIONS = schema.Enqueue.__struct_fields__[2:]
-"""All but the type and the payload."""
+_OPTIONS = schema.Enqueue.__struct_fields__[2:-1]
+"""All but the type, the payload and the id."""
+_EMPTY = msgspec.Raw(b"{}")
 _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 
 
@@ -73,7 +75,9 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
             news[place] = new
             answers.append(None)
         place += 1
-    submitted = await _submit_many(queue, list(news.values()), durability, each=key is not None)
+    # with a key or an id of its own, each may be refused by itself
+    each = key is not None or any(new.id is not None for new in news.values())
+    submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
         answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
     refused = sum(isinstance(answer, dict) for answer in answers)
@@ -146,17 +150,24 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sc
     """``scope``: keys of two API keys, and of two places in arrays, have nothing in common."""
     task = queue.tasks.get(body.type)
     options = task.defaults if task else PLAIN
-    values = astuple(body)[2:]
+    values = astuple(body)[2:-1]
+    names = None if queue.tasks else ()
     if values != _NOTHING_GIVEN:
         given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
         if isinstance(body.backoff, schema.Backoff):
             given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
         if isinstance(body.metadata, msgspec.Raw):
             given["metadata"] = _metadata(queue, body.metadata)
+        if given.get("run_at") is not None:
+            given["run_at"] = to_unix_ms("run_at", given["run_at"])
+            given.setdefault("delay", 0)  # not the task's default
+        elif given.get("delay"):
+            given.setdefault("run_at", None)
         options = replace(options, **given)
-    if isinstance(body.payload, msgspec.Raw):
-        return NewJob(body.type, body.payload, options, idempotency_key, idempotency_scope=scope)
-    return NewJob(body.type, options=options, idempotency_key=idempotency_key, idempotency_scope=scope)
+        names = None if queue.tasks else tuple(given)
+    payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
+    job_id = None if body.id is UNSET else body.id
+    return NewJob(body.type, payload, options, idempotency_key, job_id, scope, names)
 
 
 def _metadata(queue: Queue, text: msgspec.Raw) -> dict[str, Any] | None:
@@ -176,7 +187,7 @@ async def _submit_many(
         if not each:
             answers += await queue.submit_many(page, durability=durability)
             continue
-        # With keys each may be refused by itself; they still share trips.
+        # they still share trips
         submits = [queue.submit(new, durability=durability) for new in page]
         for answer in await asyncio.gather(*submits, return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):

@@ -51,6 +51,10 @@ async def workers(call: ApiCall) -> web.Response:
     return reply(schema.Workers(await call.queue.workers()))
 
 
+async def types(call: ApiCall) -> web.Response:
+    return reply(schema.Types(await call.queue.types()))
+
+
 async def logs(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     return reply(schema.Logs(await queue.logs(job_id)))

@@ -64,8 +64,8 @@ ROUTES: tuple[Route, ...] = (
             207: list[schema.BulkAnswer],
         },
         errors=(
-            p.INVALID_JOB, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.TOO_LARGE, p.FULL, p.DURABILITY_REFUSED,
-            p.UNCONFIRMED,
+            p.INVALID_JOB, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.TOO_LARGE, p.FULL,
+            p.DURABILITY_REFUSED, p.UNCONFIRMED,
         ),
     ),
     Route(
@@ -150,6 +150,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/workers", scope=Scope.READ, handler=handlers.workers,
         summary="The queue's workers", responses={200: schema.Workers},
+    ),
+    Route(
+        method="GET", path="/types", scope=Scope.READ, handler=handlers.types,
+        summary="The types that workers and servers publish",
+        description="With the default options and the JSON Schema of each. `differing` is not empty while two of them"
+        " publish different ones.",
+        responses={200: schema.Types},
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,

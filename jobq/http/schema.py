@@ -6,6 +6,7 @@ Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the t
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -26,6 +27,7 @@ from jobq.engine.model.job import (
     WorkerRow,
 )
 from jobq.engine.model.job import JobBrief as Brief
+from jobq.engine.model.types import TypeRow  # noqa: TC001 - msgspec reads the annotation
 
 MAX_PAGE = 500
 MAX_MANY = 10_000
@@ -43,6 +45,19 @@ _Ms = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS)]
 _Delay = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms from now until it may run.")]
 _Timeout = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that one run may take.")]
 _Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms to keep the finished job, at most.")]
+_RunAt = Annotated[
+    datetime,
+    Meta(tz=True, description="Not before this time with its offset, in place of delay: 2030-01-31T08:00:00+01:00."),
+]
+_Id = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[0-9A-Za-z._~-]+$",
+        description="An id of your own. The same job sent again with it is enqueued once; another job gets a 409.",
+    ),
+]
 _Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs.")]
 _Lifo = Annotated[bool, Meta(description="Before the others of its priority instead of behind them.")]
 _Key = Annotated[
@@ -82,7 +97,7 @@ class Backoff(In):
 
 
 class Enqueue(In):
-    """A job to enqueue. What is not given is the task's default where the server knows the task."""
+    """A job to enqueue. What is not given is the task's default, as the server knows it or as workers publish it."""
 
     type: Annotated[str, Meta(min_length=1, max_length=NAME_MAX, description="The task's name.")]
     payload: _Payload | UnsetType = UNSET
@@ -96,6 +111,8 @@ class Enqueue(In):
     key_ttl: _KeyTtl | UnsetType | None = UNSET
     retention: _Retention | UnsetType | None = UNSET
     metadata: _Metadata | UnsetType = UNSET
+    run_at: _RunAt | UnsetType | None = UNSET
+    id: _Id | UnsetType = UNSET
 
 
 class EnqueueQuery(In):
@@ -289,6 +306,12 @@ class Workers(msgspec.Struct, frozen=True):
     """The live workers of the queue."""
 
     workers: list[WorkerRow]
+
+
+class Types(msgspec.Struct, frozen=True):
+    """What workers and servers publish of the queue's types."""
+
+    types: list[TypeRow]
 
 
 class QueueBrief(msgspec.Struct, frozen=True):

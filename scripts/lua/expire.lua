@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- expire: removes deduplication keys whose ttl is over, old recorded answers, and the metrics of past minutes and hours.
--- KEYS unique unique_until requests answers metrics
+-- expire: removes deduplication keys whose ttl is over, old recorded answers, the metrics of past minutes and hours,
+--   and types that nobody has published for a day.
+-- KEYS unique unique_until requests answers metrics types types_seen
 -- ARGV now, page, minutes to keep
 -- RETURNS the number of keys or of answers that were removed, whichever is larger; a number below `page` means done
-local unique, unique_until, requests, answers, metrics = unpack(KEYS)
+local unique, unique_until, requests, answers, metrics, types, types_seen = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #over > 0 then
@@ -14,6 +15,11 @@ local answered = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE',
 if #answered > 0 then
     redis.call('HDEL', answers, unpack(answered))
     redis.call('ZREM', requests, unpack(answered))
+end
+local unheard = redis.call('ZRANGE', types_seen, '-inf', now - 86400000, 'BYSCORE', 'LIMIT', 0, 100)
+if #unheard > 0 then
+    redis.call('HDEL', types, unpack(unheard))
+    redis.call('ZREM', types_seen, unpack(unheard))
 end
 local minutes, hours = math.floor(now / 60000) - tonumber(ARGV[3]), math.floor(now / 3600000) - 1
 local old = {}

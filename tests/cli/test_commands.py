@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from jobq import JobFailed, LogLine, Queue, Worker
 from jobq.cli.look import unseen
 from jobq.cli.target import load_target
+from jobq.engine.queue.published import Publisher
 from jobq.http.auth import parse_keys
 
 if TYPE_CHECKING:
@@ -427,3 +429,30 @@ def test_lines_that_were_shown_are_not_shown_again():
     assert unseen(lines[:10], lines[4:]) == lines[10:], "the first ones are gone by now"
     assert unseen(lines[:5], lines[10:]) == lines[10:]
     assert unseen(lines, []) == []
+
+
+def test_enqueue_at_a_time_and_with_an_id(jobq):
+    when = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    words = ("enqueue", "a", "--create", "--queue", "tasks", "--id", "mine", "--run-at")
+    for _ in range(2):
+        assert jobq(*words, when.isoformat()).out.strip() == "tasks:mine"
+    (row,) = jobq("show", "tasks:mine", "--json").json
+    assert (row["state"], row["run_at"]) == ("delayed", when.timestamp() * 1000)
+    assert "another job" in jobq(*words, (when + timedelta(hours=1)).isoformat()).err
+    assert "a time with an offset" in jobq("enqueue", "a", "--run-at", "2100-01-31").err
+
+
+def test_queues_lists_the_types_that_are_published(jobq, tasks):
+    assert "no types; workers and servers publish them" in jobq("queues", "--types").out
+    jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks)
+    (queue,) = load_target(tasks)
+
+    async def publish() -> None:
+        async with queue:
+            await Publisher(queue.tasks, queue.name, "w1").publish(queue.store)
+
+    asyncio.run(publish())
+    said = jobq("queues", "--types")
+    assert re.search(r"tasks +echo +w1", said.out)
+    echo = next(row for row in jobq("queues", "--types", "--json").json if row["type"] == "echo")
+    assert (echo["queue"], echo["publisher"], echo["differing"]) == ("tasks", "w1", [])

@@ -334,3 +334,14 @@ async def fail_with_traceback(queue: Queue, job_id: str) -> None:
     async with working(queue):
         with pytest.raises(Exception, match="no"):
             await queue.result(job_id, timeout=10)
+
+
+async def test_idempotency_keys_of_two_api_keys_have_nothing_in_common(new_client: NewClient, connection: Connection):
+    ada, ben = new_key("ada", Scope.WRITE), new_key("ben", Scope.WRITE)
+    client = await new_client(Queue("main", connection), api_keys=[ada[1], ben[1]])
+    ids: list[str] = []
+    for secret, _ in (ada, ben, ada):
+        headers = bearer(secret) | {"Idempotency-Key": "order-7"}
+        response = await client.post("/jobs/enqueue", json={"type": "a"}, headers=headers)
+        ids.append((await response.json())["id"])
+    assert ids[0] == ids[2] != ids[1]

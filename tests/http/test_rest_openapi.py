@@ -8,6 +8,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -105,7 +106,8 @@ async def test_docs_are_a_page_without_scripts_or_network(client: Client):
 
 
 async def test_openapi_is_served(client: Client):
-    assert await (await client.get("/openapi.json")).json() == document(keys=False) | {"servers": [{"url": "/"}]}
+    described = msgspec.json.decode(msgspec.json.encode(document(keys=False) | {"servers": [{"url": "/"}]}))
+    assert await (await client.get("/openapi.json")).json() == described
     await problem(await client.post("/openapi.json"), 405, "method-not-allowed")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -304,6 +305,59 @@ def test_every_route_of_the_issue_is_in_the_table():
     wanted = """POST /jobs/enqueue, GET /jobs/{id}, GET /jobs, GET /jobs/stats, GET /jobs/failed/jobs, POST /jobs/pause,
         POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
         GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
-        GET /queues, GET /workers, GET /events, GET /healthz, GET /readyz"""
+        GET /queues, GET /workers, GET /types, GET /events, GET /healthz, GET /readyz"""
     table = {f"{route.method} {route.path}" for route in ROUTES}
     assert table == {" ".join(line.split()) for line in wanted.split(",")}
+
+
+async def test_a_job_runs_at_a_time_with_an_offset(client: Client):
+    when = datetime.now(timezone(timedelta(hours=1))).replace(microsecond=0) + timedelta(days=1)
+    job_id = await enqueue(client, run_at=when.isoformat())
+    row = await (await client.get(f"/jobs/{job_id}")).json()
+    assert (row["state"], row["run_at"]) == ("delayed", round(when.timestamp() * 1000))
+    for wrong in ("2100-01-31T08:00:00", "tomorrow", 5):
+        body = {"type": "a", "run_at": wrong}
+        assert (await problem(await client.post("/jobs/enqueue", json=body), 422, "invalid-field"))["field"] == "run_at"
+    body = {"type": "a", "run_at": when.isoformat(), "delay": 5}
+    await problem(await client.post("/jobs/enqueue", json=body), 422, "invalid-job")
+
+
+async def test_an_id_of_the_clients_own_makes_an_enqueue_repeatable(client: Client):
+    job = {"type": "a", "id": "order-7", "payload": {"n": 1}}
+    for _ in range(2):
+        response = await client.post("/jobs/enqueue", json=job)
+        assert await response.json() == {"id": "main:order-7", "duplicate": False}
+    assert (await (await client.get("/jobs/order-7")).json())["id"] == "main:order-7"
+    other = job | {"payload": {"n": 2}}
+    await problem(await client.post("/jobs/enqueue", json=other), 409, "job-id-taken")
+    response = await client.post("/jobs/enqueue", json=[other, {"type": "b"}, job])
+    answers = await response.json()
+    assert response.status == 207
+    assert answers[0]["type"] == "urn:jobq:problem:job-id-taken"
+    assert answers[2]["id"] == "main:order-7"
+    bad = {"type": "a", "id": "a:b"}
+    assert (await problem(await client.post("/jobs/enqueue", json=bad), 422, "invalid-field"))["field"] == "id"
+
+
+async def test_types_are_published_and_used_by_a_server_without_the_code(
+    new_client: NewClient, connection: Connection, until: Until
+):
+    code = Queue("main", connection)
+
+    @code.task(attempts=7, timeout=5)
+    async def send(to: str) -> None: ...
+
+    with_code, without = await new_client(code), await new_client(Queue("main", connection))
+
+    async def types() -> list[Any]:
+        return (await (await without.get("/queues/main/types")).json())["types"]
+
+    await until(types, "published types")
+    (row,) = await types()
+    assert (row["type"], row["options"]["attempts"], row["differing"]) == ("send", 7, [])
+    assert row["publisher"].startswith("server ")
+    assert row["schema"]["$defs"]["send"]["required"] == ["to"]
+    for client in (with_code, without):
+        job_id = await enqueue(client, {"type": "send", "payload": {"to": "a"}, "timeout": None})
+        shown = await (await client.get(f"/jobs/{job_id}")).json()
+        assert (shown["attempts"], shown["timeout"]) == (7, None)

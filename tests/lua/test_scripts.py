@@ -46,6 +46,7 @@ CALLS: dict[str, Any] = {
     "pause": lambda s: s.pause(),
     "progress": lambda s: s.progress(["a", TOKEN, "1"]),
     "promote": lambda s: s.promote(["d"]),
+    "publish": lambda s: s.publish("w", ["t", b"{}"], started=True),
     "ready": lambda s: s.ready(),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
     "rebase": lambda s: s.rebase(10, -1),

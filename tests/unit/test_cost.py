@@ -132,7 +132,7 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert text == b"\n".join(b"%d" % n for n in range(300))
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(90, 15, 8)), (100, Cost(114, 15, 8))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(94, 16, 9)), (100, Cost(118, 16, 9))])
 async def test_cost_of_a_worker(
     queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:

@@ -319,6 +319,7 @@ class NewJob(msgspec.Struct, frozen=True):
     ``id``: one of your own; with it, repeating an enqueue is harmless as long as the job is kept. ``idempotency_key``:
     for 24 hours, another enqueue with this key answers with this job, whatever becomes of it; another job with the key
     is an ``IdempotencyConflict``. ``idempotency_scope``: whose key it is; keys of two scopes have nothing in common.
+    ``given``: the options that were asked for; the others are the published defaults of the type. None: all are.
     """
 
     type: str
@@ -327,6 +328,7 @@ class NewJob(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     id: str | None = None
     idempotency_scope: tuple[str, ...] = ()
+    given: tuple[str, ...] | None = None
 
     __repr__ = _readable
 

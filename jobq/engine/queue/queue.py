@@ -275,8 +275,10 @@ class Queue(Registry, Verbs):
         :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
         :raises StoreFull: Redis is at maxmemory; nothing was written.
         """
-        self.check(new)
         session = self._session
+        if new.given is not None and not self.tasks:
+            (new,) = await session.defaults.complete([new])
+        self.check(new)
         entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
@@ -298,6 +300,8 @@ class Queue(Registry, Verbs):
         session = self._session
         producer = session.producer_for(durability)
         news = list(news)
+        if not self.tasks and any(new.given is not None for new in news):
+            news = await session.defaults.complete(news)
         for new in news:
             self.check(new)
         now = session.store.now_ms
@@ -328,12 +332,16 @@ class Queue(Registry, Verbs):
     def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
         """A job of a type whose handler's code need not be here. ``id``: as for ``enqueue``.
 
+        Options that are not given are those of the type's task. A queue without tasks takes what workers and servers
+        publish of it (see ``types``) when the job is enqueued.
+
         :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
         """
         task = self.tasks.get(type)
         options = merge(task.defaults if task else PLAIN, given)
+        names = None if self.tasks else tuple(given)
         try:
-            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id)
+            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id, given=names)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
 

@@ -11,6 +11,7 @@ from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.options import check_durability
 from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
+from jobq.engine.queue.published import Defaults
 from jobq.engine.queue.results import Waiters
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Session:
         self.ids = IdMaker()
         self.pager = Pager(store)
         self.waiters = Waiters(store)
+        self.defaults = Defaults(store)
         self.producer = Producer(store, durability, durability_timeout_ms, checked=True)
         self._producers: dict[Durability | None, Producer] = {None: self.producer, durability: self.producer}
         self._durability_timeout_ms = durability_timeout_ms
@@ -69,6 +71,7 @@ class Session:
         self.is_open = False
         try:
             await self.waiters.aclose()
+            await self.defaults.aclose()
             for producer in set(self._producers.values()):
                 await producer.drain()
         finally:

@@ -101,6 +101,7 @@ class SyncQueue:
     logs = _waiting(Verbs.logs)
     stats = _waiting(Verbs.stats)
     workers = _waiting(Verbs.workers)
+    types = _waiting(Verbs.types)
     result = _waiting(Verbs.result)
     ready = _waiting(Verbs.ready)
     queues = _waiting(Verbs.queues)

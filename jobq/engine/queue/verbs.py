@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from jobq.engine.model.job import (
 from jobq.engine.model.options import check
 from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, worker_row
 from jobq.engine.model.times import to_ms
+from jobq.engine.model.types import read_type
 from jobq.engine.queue.results import KILLED
 from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState
@@ -30,10 +31,14 @@ from jobq.errors import JobNotFound, QueueInUse, WrongState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobq.engine.model.types import TypeRow
     from jobq.engine.queue.session import Session
     from jobq.engine.store import Call, Store
 
 log = get_logger("jobq.queue")
+
+TYPES_PAGE: Final = 32
+"""Types that are read in one trip."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -119,6 +124,17 @@ class Verbs(ABC):
         """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
         rows = [worker_row(worker, info, seen) for worker, info, seen in await self.store.workers()]
         return sorted(rows, key=lambda row: -row.seen)
+
+    async def types(self) -> list[TypeRow]:
+        """The types that workers and servers publish, with the default options and the JSON Schema of each."""
+        names = sorted(await self.store.type_names())
+        rows: list[TypeRow] = []
+        for at in range(0, len(names), TYPES_PAGE):
+            page = [name.decode() for name in names[at : at + TYPES_PAGE]]
+            for name, stored in zip(page, await self.store.types(page), strict=True):
+                if stored and (row := read_type(name, stored)):
+                    rows.append(row)
+        return rows
 
     async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
         """Wait for the job's end; its result as encoded JSON.

@@ -38,6 +38,8 @@ COLUMNS: Final[dict[str, str]] = {
     "events": "stream, capped: completed | failed | removed -> ids",
     "workers": "zset: worker -> last heartbeat, unix ms",
     "workers_info": "hash: worker -> what it is, JSON",
+    "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",
+    "types_seen": "zset: type -> when somebody said something of it last, unix ms",
     "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
     "control": "channel: 'kill <id> <token>' or 'unserved [<due in ms>, <types>]' for the workers",
 }

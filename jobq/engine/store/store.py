@@ -47,6 +47,10 @@ YOUNG_MS: Final = 5_000
 enqueue because the reply was lost."""
 YOUNG: Final = 50_000
 """Not more than so many of them, so that memory is bounded in a queue of any speed."""
+TYPES_MAX: Final = 256
+"""Types of a queue that are published. Others still work, with their code."""
+COMPARED_MS: Final = 120_000
+"""What a publisher has said is compared for that long with what others say. It says so again twice a minute."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -300,6 +304,14 @@ class Store(Sender):
         """The worker lives; empty info: it leaves. Answers how many workers there are."""
         return Call("heartbeat", [self.now, worker, info, FORGET_MS], int)
 
+    def publish(self, publisher: str, rows: Sequence[Argument], *, started: bool) -> Call[list[bytes]]:
+        """What is known of types: flat pairs type, row. Answers triples type, publisher, row of what others say.
+
+        ``started``: the publisher has just started, so what it says counts from now on.
+        """
+        args: list[Argument] = [self.now, publisher, int(started), TYPES_MAX, COMPARED_MS, *rows]
+        return Call("publish", args, read_as_is)
+
     # -- operators -------------------------------------------------------------------------------------------------
 
     def request(self) -> str:
@@ -385,6 +397,14 @@ class Store(Sender):
         rows = zip(seen[::2], info, seen[1::2], strict=True)
         # a row without info has just left
         return [(worker, row, int(float(at))) for worker, row, at in rows if row is not None]
+
+    async def types(self, names: Sequence[str]) -> list[bytes | None]:
+        """What is published of these types."""
+        return await self.command(b"HMGET", self.keys["types"], *names)
+
+    async def type_names(self) -> list[bytes]:
+        """The types of which something is published."""
+        return await self.command(b"HKEYS", self.keys["types"])
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 

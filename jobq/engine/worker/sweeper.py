@@ -14,6 +14,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.rows import read_spec
+from jobq.engine.queue.published import Publisher
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
 
@@ -25,6 +26,7 @@ log = get_logger("jobq.sweeper")
 
 PAGE: Final = 100
 REBASE_PAGE: Final = 1000
+PUBLISH_SECONDS: Final = 30.0
 TIDY_SECONDS: Final = 15.0
 
 
@@ -48,11 +50,15 @@ class Sweeper:
                 group.create_task(self._sweep(source), name=f"jobq-sweeper-{source.name}")
 
     async def _sweep(self, source: Source) -> None:
-        tidied = float("-inf")
+        publisher = Publisher(source.queue.tasks, source.name, self._pool.worker)
+        published = tidied = float("-inf")
         while True:
-            # at other moments than the other workers
-            await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
             try:
+                if perf_counter() - published > PUBLISH_SECONDS:
+                    published = perf_counter()
+                    await publisher.publish(source.store)
+                # at other moments than the other workers
+                await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
                 while await self.reap(source):
                     pass
                 if perf_counter() - tidied > TIDY_SECONDS:

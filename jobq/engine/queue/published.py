@@ -1,0 +1,144 @@
+"""The types that workers and servers publish: said by those that have the code, used by producers that do not."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.job import PLAIN
+from jobq.engine.model.types import difference, encode_published, read_type
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from jobq.engine.model.job import NewJob, Options
+    from jobq.engine.store import Store
+    from jobq.engine.task.task import Task
+
+log = get_logger("jobq.queue")
+
+FRESH_SECONDS: Final = 10.0
+"""A type's options that are older are looked up again, in the background."""
+KNOWN_MAX: Final = 1000
+"""Types whose options are kept. Clients of a server choose names of types, so there may be any number of them."""
+PAGE: Final = 16
+"""Types that one call publishes. Each may have four rows of 8 KiB, which Redis reads and writes within 10 ms."""
+SAID_MAX: Final = 1000
+"""Differences that one process reports."""
+
+
+class Defaults:
+    """The published options of the types that a session enqueues. A lookup in the cache costs no trip."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, Options] = {}
+        self._old = 0.0
+        """When the cache is looked up again, by the monotonic clock."""
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def complete(self, news: list[NewJob]) -> list[NewJob]:
+        """The jobs with the published options where none are given. The first use of a type looks it up.
+
+        :raises StoreError: Redis is away.
+        """
+        unknown = {new.type for new in news if new.given is not None and new.type not in self._known}
+        if unknown:
+            await self._look_up(unknown)
+        if monotonic() > self._old and self._refreshing is None:
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="jobq-published")
+        return [new if new.given is None else _completed(new, self._known.get(new.type, PLAIN)) for new in news]
+
+    async def aclose(self) -> None:
+        """End a lookup that is under way."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
+
+    async def _look_up(self, names: Iterable[str]) -> None:
+        names = list(names)
+        if len(self._known) + len(names) > KNOWN_MAX:
+            self._known.clear()
+        if not self._known:
+            self._old = monotonic() + FRESH_SECONDS
+        rows = await self._store.types(names)
+        for name, stored in zip(names, rows, strict=True):
+            row = read_type(name, stored) if stored else None
+            self._known[name] = row.options if row else PLAIN
+
+    async def _refresh(self) -> None:
+        try:
+            self._old = monotonic() + FRESH_SECONDS
+            await self._look_up(list(self._known))
+        except StoreError as error:
+            log.debug("published options could not be looked up", queue=self._store.name, error=str(error))
+        finally:
+            self._refreshing = None
+
+
+def _completed(new: NewJob, defaults: Options) -> NewJob:
+    if defaults is PLAIN or defaults == PLAIN:
+        return new
+    given = {name: getattr(new.options, name) for name in new.given or ()}
+    if given.get("run_at") is not None:
+        given["delay"] = 0  # not the type's default
+    elif given.get("delay"):
+        given["run_at"] = None
+    return msgspec.structs.replace(new, options=msgspec.structs.replace(defaults, **given), given=None)
+
+
+class Publisher:
+    """Publishes the tasks of a queue as one worker or server, and reports others that say something else."""
+
+    def __init__(self, tasks: Mapping[str, Task[Any, Any]], queue: str, name: str) -> None:
+        self._tasks = tasks
+        self._queue = queue
+        # the script parts its lines by these
+        self._name = name.replace("\t", " ").replace("\n", " ")
+        self._started = True
+        self._said: set[tuple[str, bytes]] = set()
+
+    async def publish(self, store: Store) -> None:
+        """Say what is known here. The first time it counts from then on, later on it is kept alive.
+
+        :raises StoreError: Redis is away.
+        """
+        rows = self._rows()
+        for at in range(0, len(rows), PAGE):
+            page = rows[at : at + PAGE]
+            flat = [word for pair in page for word in pair]
+            differing = await store.do(store.publish(self._name, flat, started=self._started))
+            ours = dict(page)
+            for place in range(0, len(differing), 3):
+                name, publisher, theirs = differing[place : place + 3]
+                self._report(name.decode(), publisher.decode(errors="replace"), ours[name.decode()], theirs)
+        self._started = False
+
+    def _rows(self) -> list[tuple[str, bytes]]:
+        rows: list[tuple[str, bytes]] = []
+        for name, task in self._tasks.items():
+            try:
+                schema = task.schema()
+            except TypeError:
+                schema = None  # an annotation has no JSON Schema
+            row = encode_published(task.defaults, schema)
+            if row is not None:
+                rows.append((name, row))
+            elif self._started:
+                log.warning("the options of a type are too large to be published", queue=self._queue, type=name)
+        return rows
+
+    def _report(self, name: str, publisher: str, ours: bytes, theirs: bytes) -> None:
+        if (name, theirs) in self._said or len(self._said) >= SAID_MAX:
+            return
+        self._said.add((name, theirs))
+        log.warning(
+            f"{self._name} and {publisher} publish different options or schemas of type {name}:"
+            f" {difference(ours, theirs)}. Producers without the code use those of whoever started last.",
+            queue=self._queue, type=name,
+        )  # fmt: skip

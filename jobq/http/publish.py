@@ -1,0 +1,36 @@
+"""A server that has the handlers' code publishes their options and schemas, for producers that do not have it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.queue.published import Publisher
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from jobq.engine.queue.queue import Queue
+
+log = get_logger("jobq.http")
+
+PUBLISH_SECONDS: Final = 30.0
+
+
+async def publish(queue: Queue) -> None:
+    """Publish the tasks of an open queue until cancelled. Does nothing for a queue without tasks."""
+    publisher = Publisher(queue.tasks, queue.name, f"server {socket.gethostname()}:{os.getpid()}")
+    failing = False
+    while queue.tasks:
+        try:
+            await queue.store.register()
+            await publisher.publish(queue.store)
+            failing = False
+        except StoreError as error:
+            # one line when an outage begins
+            level = log.debug if failing else log.warning
+            level("types not published; tried again", queue=queue.name, error=str(error))
+            failing = True
+        await asyncio.sleep(PUBLISH_SECONDS)
