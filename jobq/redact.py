@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MASK: Final = "***"
 MARGIN: Final = 4096
 """Characters beyond a cut that are searched too, so that the first half of a password is not shown."""
+MISFIT_MAX: Final = 1000
+"""Characters of such words."""
 
 _END_OF_URL = re.compile(r"[\s\"'<>]")
 _USER = re.compile(r"[^/@:]*:")
@@ -42,6 +44,11 @@ def excerpt(text: str, most: int) -> str:
     tail = text[-(half + MARGIN) :]
     left_out = f"... {len(text) - 2 * half} characters left out ..."
     return f"{_masked(head, 0, half)}\n{left_out}\n{_masked(tail, len(tail) - half, len(tail))}"
+
+
+def misfit(error: Exception) -> str:
+    """Why a value does not fit, in the words of msgspec. They quote a client's names in full, so they are cut."""
+    return excerpt(str(error), MISFIT_MAX)
 
 
 def _masked(text: str, start: int, end: int) -> str:

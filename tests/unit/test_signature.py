@@ -232,3 +232,15 @@ def test_schema():
     assert schema["required"] == ["to"]
     assert schema["properties"]["copies"] == {"type": "integer", "default": 1}
     assert schema["additionalProperties"] is False
+
+
+def test_what_is_said_of_a_payload_is_short_whatever_a_client_calls_its_fields():
+    queue = Queue("q")
+
+    @queue.task
+    async def work(a: int) -> None: ...
+
+    for payload in (b'{"a":1,"%b":1}' % (b"x" * 1_000_000), b'{"a":"1","%b":1}' % (b"x" * 1_000_000)):
+        with pytest.raises(InvalidJob) as refused:
+            work.check(payload)
+        assert len(str(refused.value)) < 2_000

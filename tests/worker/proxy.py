@@ -20,6 +20,9 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._awaited: bytes | None = None
         self._cut_after: int | None = None
+        self._refused: bytes | None = None
+        self.refusals = 0
+        """How many more requests are lost, each with its connection."""
         self.lost = asyncio.Event()
         self.away = False
         self.port = 0
@@ -46,6 +49,10 @@ class Proxy:
         """The next connection that sends ``request`` gets ``after`` bytes of its reply, and is cut."""
         self._awaited, self._cut_after = request, after
         self.lost.clear()
+
+    def lose_requests(self, request: bytes, times: int) -> None:
+        """So many connections that send ``request`` are cut before it reaches the server."""
+        self._refused, self.refusals = request, times
 
     def cut(self) -> None:
         """All connections break."""
@@ -78,6 +85,9 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                if self.refusals and self._refused is not None and self._refused in data:
+                    self.refusals -= 1
+                    break
                 if self._awaited is not None and self._awaited in data:
                     self._awaited = None
                     doomed.set()

@@ -223,3 +223,17 @@ async def test_script_flush_in_the_middle(queue: Queue, start, until, admin):
 def test_pauses_grow_and_stay_numbers_after_hours_of_outage():
     assert pause(1) < pause(2) < pause(5) <= 2.0
     assert pause(100_000) == 2.0
+
+
+async def test_a_small_outcome_is_sent_until_it_arrives(proxy, far, start):
+    """A bad network, not the job, is to blame: the work is done, and must not end in failed."""
+
+    @far.task(attempts=1)
+    async def work() -> str:
+        return "the small result"
+
+    await start(far, concurrency=1)
+    proxy.lose_requests(b"the small result", 12)
+    job = await work.enqueue()
+    assert await job.result(30) == "the small result"
+    assert proxy.refusals == 0

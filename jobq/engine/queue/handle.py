@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from jobq.errors import UnreadableResult
+from jobq.redact import misfit
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import JobRow, Seconds
@@ -41,7 +42,7 @@ class Job(Generic[R]):
         try:
             return msgspec.json.decode(raw, type=self._returns)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UnreadableResult(self.id, f"it does not fit the handler's annotation: {error}") from None
+            raise UnreadableResult(self.id, f"it does not fit the handler's annotation: {misfit(error)}") from None
 
     def result_sync(self, timeout: Seconds | None = None) -> R:
         """As ``result``, for synchronous code.

@@ -15,6 +15,7 @@ from jobq.engine.task.awaited import lost_unless_awaited, no_loop
 from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature
 from jobq.errors import InvalidJob
+from jobq.redact import misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -80,7 +81,7 @@ class Task(Generic[P, R]):
             else:
                 self.signature.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidJob(f"payload of {self.name!r}: {error}") from None
+            raise InvalidJob(f"payload of {self.name!r}: {misfit(error)}") from None
 
     def first_time(self, text: str) -> bool:
         """Whether a warning about this task is said for the first time. A client may have chosen its text."""

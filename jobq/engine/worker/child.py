@@ -44,6 +44,7 @@ from jobq.engine.worker.child_messages import (
 )
 from jobq.engine.worker.process import unblock_stop_signals
 from jobq.errors import InvalidPayload, InvalidResult
+from jobq.redact import misfit
 
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
@@ -265,7 +266,7 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
         # fields that this version does not know are ignored; the worker has logged them
         args = signature.read(spec.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {error}") from None
+        raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {misfit(error)}") from None
 
     def say(_: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
         channel.say(request.number, what, value)

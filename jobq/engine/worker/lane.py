@@ -35,6 +35,10 @@ RESERVED_SECONDS: Final = 0.25
 """For so long a claim on its way keeps room from the other sources: its server may have stopped to answer."""
 REFUSED_TIMES: Final = 2
 """How often a trip with one job must fail, while the server answers others, before the job's outcome is given up."""
+SMALL: Final = 1 << 16
+"""Bytes of an outcome that no limit of a server or a link refuses."""
+REFUSED_TIMES_SMALL: Final = 20
+"""The same for a small outcome: if its trips fail, the network is more likely to blame than the job."""
 
 TRANSIENT: Final = (StoreUnavailable, StoreRefused, StoreFull)
 """Errors that say nothing about the data: the same call may work later."""
@@ -60,6 +64,8 @@ class Lane:
         """Jobs per trip. Half as many after each trip that failed, so that one that the server refuses is found."""
         self._refused = 0
         """How often a trip with one job failed although the server answers."""
+        self._refused_times = REFUSED_TIMES
+        """How often it may."""
         self._error = StoreError()
         """Why the last trip failed."""
         self._claim_next = False
@@ -265,7 +271,7 @@ class Lane:
             self._refused = 0
             self._settling.failed(self._loop.time())
             return False
-        if self._refused < REFUSED_TIMES:
+        if self._refused < self._refused_times:
             return True
         self._refused = 0
         parcel = self.source.outbox.take(1)
@@ -288,6 +294,7 @@ class Lane:
         self._settling.failed(self._loop.time())
         self._most = max(1, len(parcel) // 2)
         self._refused = self._refused + 1 if parcel.alone else 0
+        self._refused_times = REFUSED_TIMES if parcel.size > SMALL else REFUSED_TIMES_SMALL
 
     def _settled(self, parcel: Parcel, steps: list[tuple[Outcome | None, Call[Any]]], answers: list[Any]) -> None:
         source = self.source

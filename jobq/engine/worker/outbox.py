@@ -103,6 +103,12 @@ class Parcel:
         """One job only: if the server refuses the trip, it refuses this job."""
         return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) <= 1 and len(self.notes) <= 1
 
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        rows = sum(len(word) for flat in self.rows.values() for word in flat if isinstance(word, (bytes, str)))
+        return rows + sum(said.size + len(said.progress or b"") for said in self.words.values())
+
     def calls(self, store: Store) -> list[tuple[Outcome | None, Call[Any]]]:
         """The scripts. A job's notes go before the outcome that ends its lease."""
         calls: list[tuple[Outcome | None, Call[Any]]] = []

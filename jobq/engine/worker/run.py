@@ -23,6 +23,7 @@ from jobq.engine.task.signature import field_names
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.invoke import invoke, surround
 from jobq.errors import InvalidPayload, Timeout, Unserved
+from jobq.redact import misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -200,7 +201,7 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     try:
         spec = run.spec = read_spec(run.raw)
     except msgspec.ValidationError as error:
-        raise Unserved(f"this version of jobq cannot read the job's row: {error}") from None
+        raise Unserved(f"this version of jobq cannot read the job's row: {misfit(error)}") from None
     task = source.tasks.get(spec.type)
     if task is None:
         raise Unserved("this worker has no handler for its type")
@@ -232,15 +233,15 @@ def read_leniently(run: Run, task: Task[Any, Any], error: Exception) -> msgspec.
         raise InvalidPayload(f"the payload is not JSON: {error}") from None
     try:
         args = signature.read(spec.payload)
-    except msgspec.ValidationError as misfit:
+    except msgspec.ValidationError as second:
         raise Unserved(
-            f"the payload does not fit {task.name}'s signature: {misfit}; it has the fields"
+            f"the payload does not fit {task.name}'s signature: {misfit(second)}; it has the fields"
             f" {_listed(field_names(spec.payload))}, the signature has {_listed(signature.names)}",
             invalid=True,
         ) from None
-    if task.first_time(str(error)):
+    if task.first_time(why := misfit(error)):
         log.warning(
-            f"A field of the payload is ignored, because this version of {task.name} has no such argument: {error}."
+            f"A field of the payload is ignored, because this version of {task.name} has no such argument: {why}."
             f" The first such job is {run.name}. This is said once for each field.",
             queue=run.source.name, job_id=run.id.decode(), type=task.name,
         )  # fmt: skip

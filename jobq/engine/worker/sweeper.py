@@ -17,6 +17,7 @@ from jobq.engine.model.rows import read_spec
 from jobq.engine.queue.published import Publisher
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
+from jobq.redact import misfit
 
 if TYPE_CHECKING:
     from jobq.engine.worker.pool import Pool
@@ -91,7 +92,7 @@ class Sweeper:
                 run.spec = read_spec(run.raw)
             except msgspec.ValidationError as error:
                 # a newer version wrote it, and knows how many attempts it has
-                source.deferred(run, f"this version of jobq cannot read the job's row: {error}")
+                source.deferred(run, f"this version of jobq cannot read the job's row: {misfit(error)}")
                 continue
             except Exception:  # noqa: BLE001 - an unreadable job must end as failed, too
                 job_id = run.id.decode()
