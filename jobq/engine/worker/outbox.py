@@ -107,7 +107,7 @@ class Parcel:
     def size(self) -> int:
         """Bytes, roughly."""
         rows = sum(len(word) for flat in self.rows.values() for word in flat if isinstance(word, (bytes, str)))
-        return rows + sum(said.size + len(said.progress or b"") for said in self.words.values())
+        return rows + sum(said.size + len(said.progress or b"") for said in self.notes.values())
 
     def calls(self, store: Store) -> list[tuple[Outcome | None, Call[Any]]]:
         """The scripts. A job's notes go before the outcome that ends its lease."""
