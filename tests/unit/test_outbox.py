@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from jobq.engine.worker import outbox as outbox_module
-from jobq.engine.worker.notes import LOG_KEPT, Notes, RunNotes, log_rows
+from jobq.engine.worker.notes import LOG_KEPT, NOTES_BYTES, NOTES_MAX, Notes, RunNotes, log_rows
 from jobq.engine.worker.outbox import COMPLETED, FAILED, HAND_BACK_MAX, RELEASED, SETTLE_BYTES, SETTLE_MAX, Outbox
 
 TOKEN = b"1 w"
@@ -106,25 +106,44 @@ def test_only_the_outcome_whose_own_words_do_not_fit_waits(monkeypatch):
 def messages(said: dict[tuple[bytes, bytes], RunNotes]) -> list[str]:
     return [
         msgspec.json.decode(line)[1] if line.startswith(b"[") else msgspec.json.decode(line)["message"]
-        for line in log_rows(said)[2::3]
+        for text in log_rows(said)[2::3]
+        for line in text.split(b"\n")
     ]
 
 
 def test_the_last_lines_are_kept_and_the_number_of_the_others_is_said_once():
     notes, key = Notes(), (b"a", TOKEN)
     for n in range(10_000):
-        notes.log(key, f"line {n}", n)
+        notes.log(key, f"line {n}", n, appends=False)
     taken = notes.take([], 10)
     said = taken[key]
     assert said.size <= LOG_KEPT
     # the server did not get them, and more came meanwhile
     for n in range(10_000, 10_010):
-        notes.log(key, f"line {n}", n)
+        notes.log(key, f"line {n}", n, appends=False)
     notes.put_back(taken)
     lines = messages(notes.take([], 10))
     assert lines[-1] == "line 10009"
     assert lines[0] == f"... {10_010 - (len(lines) - 1)} lines were left out ..."
     assert lines[1:] == [f"line {n}" for n in range(10_011 - len(lines), 10_010)]
+
+
+def test_a_trip_counts_the_earlier_lines_that_the_server_may_have_to_move():
+    """It reads and writes 64 KiB to append a word. The lines of new jobs cost next to nothing."""
+    for appends, jobs in ((False, NOTES_MAX), (True, NOTES_BYTES // LOG_KEPT + 1)):
+        notes = Notes()
+        for n in range(2 * NOTES_MAX):
+            notes.log((b"%d" % n, TOKEN), "line", 0, appends=appends)
+        assert len(notes.take([], NOTES_MAX)) == jobs
+
+
+def test_what_may_be_on_the_server_is_not_forgotten_when_a_trip_is_lost():
+    notes, key = Notes(), (b"a", TOKEN)
+    notes.log(key, "line", 0, appends=True)
+    lost = notes.take([], 1)
+    notes.log(key, "line", 0, appends=False)
+    notes.put_back(lost)
+    assert notes.take([], 1)[key].appends
 
 
 def test_of_progress_the_last_value_counts_also_after_a_lost_trip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import pytest
@@ -13,6 +13,9 @@ from jobq import Context, Depends, Queue, inject
 from jobq.engine.task.inject import injection
 from jobq.engine.task.signature import LARGE, Signature
 from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def values(struct: msgspec.Struct) -> dict[str, Any]:
@@ -123,6 +126,35 @@ def connect() -> int:
 
 
 Pool = Annotated[int, Depends(connect)]
+
+
+@pytest.mark.parametrize(
+    ("depends", "closes"),
+    [
+        (lambda: Depends(_plain), False),
+        (lambda: Depends(_generator), True),
+        (lambda: Depends(_needs_a_generator), True),
+        (lambda: Depends(_generator, scope="worker"), False),
+    ],
+    ids=["plain", "generator", "needs a generator", "of the worker"],
+)
+def test_only_what_is_closed_after_the_run_needs_a_stack(depends: Callable[[], Depends[Any]], closes: bool):
+    async def handler(value: Any) -> None: ...
+
+    handler.__defaults__ = (depends(),)
+    assert Signature(handler).closes is closes
+
+
+def _plain() -> int:
+    return 1
+
+
+def _generator() -> Any:
+    yield 1
+
+
+def _needs_a_generator(value: Annotated[int, Depends(_generator)]) -> int:
+    return value
 
 
 def test_injected_parameters_are_no_part_of_the_payload():

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 import structlog
 
-from jobq import Context, Depends, JobFailed, Queue, State, inject
+from jobq import Backoff, Context, Depends, JobFailed, Queue, State, inject
 from jobq.engine.task.context import current
 from jobq.engine.worker import lending
 from jobq.engine.worker import outbox as outbox_module
 from jobq.engine.worker import run as run_module
 from jobq.engine.worker.lane import Lane
+from jobq.engine.worker.notes import Notes
 
 
 class Point(msgspec.Struct):
@@ -258,6 +259,29 @@ async def test_many_words_go_in_several_trips_and_before_the_outcome(queue: Queu
         assert (await job.row()).progress == msgspec.Raw(b"6")
     assert sum(trips) >= 30  # a job's words may go in several trips
     assert max(trips) <= 5
+
+
+async def test_only_the_first_lines_of_a_job_are_known_to_find_no_others(queue: Queue, start, monkeypatch):
+    found: list[bool] = []
+    take = Notes.take
+
+    def seen(notes: Notes, *limits: Any) -> Any:
+        taken = take(notes, *limits)
+        found.extend(unsent.appends for unsent in taken.values() if unsent.lines)
+        return taken
+
+    monkeypatch.setattr(Notes, "take", seen)
+
+    @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=5, jitter=0))
+    async def talk(ctx: Context = inject) -> None:
+        ctx.log("a line")
+        if ctx.attempt == 1:
+            raise ValueError("once more")
+
+    await start()
+    job = await talk.enqueue()
+    await job.result(10)
+    assert found == [False, True]
 
 
 async def test_progress_shows_while_the_handler_runs(queue: Queue, start, gate, until):

@@ -129,7 +129,7 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     started: int | None = None
 
 
-class LogLine(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True, gc=False):
     """A line that a handler wrote with ``context.log``. ``at`` unix ms."""
 
     at: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -89,15 +89,3 @@ def read_as_is(reply: Any) -> Any:
 def read_states(reply: list[bytes]) -> list[str]:
     """One word per id."""
     return [word.decode() for word in reply]
-
-
-LOGS_BYTES: Final = 65_536
-"""What the column of a job's log lines keeps, as log.lua says."""
-
-
-def last_lines(lines: list[bytes]) -> bytes:
-    """The last of the lines, up to the bound of the column and always one."""
-    size, first = 0, len(lines)
-    while first and (size := size + len(lines[first - 1]) + 1) <= LOGS_BYTES:
-        first -= 1
-    return b"\n".join(lines[min(first, len(lines) - 1) :])

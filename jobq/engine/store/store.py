@@ -14,7 +14,6 @@ from jobq.engine.store.calls import (
     Call,
     Claimed,
     Settled,
-    last_lines,
     read_as_is,
     read_claimed,
     read_settled,
@@ -266,15 +265,8 @@ class Store(Sender):
         return Call("progress", jobs, read_as_is)
 
     def log(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Flat triples id, token, JSON line. Answers the lost."""
-        # a job's lines in one piece: what stands there already, 64 KiB at most, is moved once a job, not once a line
-        pieces: dict[tuple[Argument, Argument], list[bytes]] = {}
-        words = iter(jobs)
-        for job_id, token, line in zip(words, words, words, strict=True):
-            pieces.setdefault((job_id, token), []).append(line if isinstance(line, bytes) else str(line).encode())
-        # the column keeps no more than its bound, so no more than that is sent
-        args = [word for (job_id, token), lines in pieces.items() for word in (job_id, token, last_lines(lines))]
-        return Call("log", args, read_as_is)
+        """Flat triples id, token, lines (JSON, one a line). Answers the lost."""
+        return Call("log", jobs, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
         """Jobs whose lease ran out, claimed by the sweeper; fewer once their specs come to ``CLAIM_BYTES``."""

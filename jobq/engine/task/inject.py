@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import types
+from collections.abc import Awaitable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -87,7 +88,7 @@ class Provider:
     :raises TypeError: a parameter cannot be filled, or a dependency of scope "worker" asks for a run's Context.
     """
 
-    __slots__ = ("_needs", "_open", "call", "key", "scope")
+    __slots__ = ("_needs", "_open", "call", "closes", "key", "scope")
 
     def __init__(self, depends: Depends[Any], *, scope: str = "run") -> None:
         self.call = call = depends.call
@@ -122,6 +123,10 @@ class Provider:
                 )
             else:
                 self._needs.append((parameter.name, None))
+        self.closes: bool = self.scope == "run" and (
+            self._open is not None or any(need is not None and need.closes for _, need in self._needs)
+        )
+        """It, or one that it needs, has to be closed at the end of the run."""
 
     async def provide(self, run: Injector) -> Any:
         """The value, opened at its first use in the run (or the worker)."""
@@ -141,7 +146,8 @@ class Provider:
             wanted[name] = run.context if provider is None else await provider.provide(run)
         if self._open is None:
             value = self.call(**wanted)
-            return await value if inspect.isawaitable(value) else value
+            return await cast("Awaitable[Any]", value) if isinstance(value, Awaitable) else value
+        assert run.stack is not None
         manager = self._open(**wanted)
         if isinstance(manager, AbstractAsyncContextManager):
             return await run.stack.enter_async_context(cast("AbstractAsyncContextManager[Any]", manager))
@@ -151,11 +157,14 @@ class Provider:
 
 
 class Injector:
-    """What is injected into one run: each dependency is opened once, at its first use."""
+    """What is injected into one run: each dependency is opened once, at its first use.
+
+    ``stack`` closes them. It may be None if no provider ``closes``.
+    """
 
     __slots__ = ("context", "opened", "resources", "stack")
 
-    def __init__(self, context: Context | None, resources: Resources, stack: AsyncExitStack) -> None:
+    def __init__(self, context: Context | None, resources: Resources, stack: AsyncExitStack | None) -> None:
         self.context = context
         self.resources = resources
         self.stack = stack

@@ -67,6 +67,8 @@ class Signature:
             raise TypeError(f"{name}: {error}") from None
         self.plain = not (self._keywords or self.injected or self.open)
         """The payload's values can be passed by position."""
+        self.closes = any(provider is not None and provider.closes for provider in self.injected.values())
+        """A dependency has to be closed at the end of the run."""
 
     def decode(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
         """Validate a payload; ``null`` counts as ``{}``.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jobq.engine.task.task import Task
     from jobq.engine.worker.children import Children
     from jobq.engine.worker.threads import Threads
+    from jobq.engine.worker.timers import Deadlines
 
 Reason = Literal["killed", "lost", "timeout", "shutdown"]
 
@@ -72,6 +73,11 @@ class Host(Protocol):
     @property
     def threads(self) -> Threads:
         """The threads of sync handlers."""
+        ...
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """When runs time out."""
         ...
 
     def freed(self, run: Any, /) -> None:

@@ -6,15 +6,16 @@ import asyncio
 import contextvars
 import inspect
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from jobq.engine.log import get_logger
-from jobq.engine.task.inject import Injector
+from jobq.engine.task.inject import Injector, overrides
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import msgspec
+    from collections.abc import Awaitable, Callable, Sequence
 
     from jobq.engine.task.context import Context
     from jobq.engine.task.task import Task
@@ -22,40 +23,53 @@ if TYPE_CHECKING:
 
 log = get_logger("jobq.worker")
 
+_astuple = msgspec.structs.astuple
+
 
 async def invoke(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
     """Call the handler, with its dependencies around it and the middleware around both.
 
     Middleware sees what a dependency raises: a transaction that cannot be committed fails the job like any other error.
     """
-    source, context = run.source, run.context
+    if run.source.middlewares:
+        assert run.context is not None
+        return await surround(run.source.middlewares, run.context, partial(_handle, run, task, args))
+    return await _handle(run, task, args)
+
+
+async def _handle(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
+    """The handler's value, between opening and closing its dependencies."""
+    source, signature, context = run.source, task.signature, run.context
     assert context is not None
-    kwargs = {name: getattr(args, name) for name in task.signature.names}
-    if task.signature.open:
-        kwargs |= task.signature.extras(context.spec.payload)
+    kwargs = dict(zip(signature.names, _astuple(args), strict=True))
+    if signature.open:
+        kwargs |= signature.extras(context.spec.payload)
+    try:
+        if not signature.injected or task.kind == "process":
+            return await _call_handler(run, task, kwargs)
+        if not signature.closes and not overrides:
+            # nothing has to be closed: no stack, which costs as much as the dependencies
+            await Injector(context, source.resources, None).fill(kwargs, signature.injected)
+            return await _call_handler(run, task, kwargs)
+        async with AsyncExitStack() as stack:
+            await Injector(context, source.resources, stack).fill(kwargs, signature.injected)
+            try:
+                return await _call_handler(run, task, kwargs)
+            except asyncio.CancelledError as error:
+                raise _reason(run, error) from None
+    except asyncio.CancelledError as error:
+        raise _reason(run, error) from None
+    raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
 
-    async def call() -> Any:
-        try:
-            if task.kind == "async":
-                return await task.fn(**kwargs)
-            if task.kind == "process":
-                return await source.children.run(task, context)
-            return await in_a_thread(run, task.fn, kwargs)
-        except asyncio.CancelledError as error:
-            raise _reason(run, error) from None
 
-    async def handler() -> Any:
-        if task.kind == "process" or not task.signature.injected:
-            return await call()
-        try:
-            async with AsyncExitStack() as stack:
-                await Injector(context, source.resources, stack).fill(kwargs, task.signature.injected)
-                return await call()
-        except asyncio.CancelledError as error:
-            raise _reason(run, error) from None
-        raise RuntimeError("a dependency swallowed the handler's error: a generator has to let it pass")
-
-    return await surround(source.middlewares, context, handler)
+def _call_handler(run: Invoked, task: Task[Any, Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    """The handler itself, where its task wants it: in this event loop, in a thread or in a child process."""
+    if task.kind == "async":
+        return task.fn(**kwargs)
+    if task.kind == "process":
+        assert run.context is not None
+        return run.source.children.run(task, run.context)
+    return in_a_thread(run, task.fn, kwargs)
 
 
 def _reason(run: Invoked, error: asyncio.CancelledError) -> BaseException:
@@ -71,15 +85,8 @@ def _reason(run: Invoked, error: asyncio.CancelledError) -> BaseException:
 async def surround(middlewares: Sequence[Any], context: Context, inner: Callable[[], Any]) -> Any:
     """Call ``inner`` inside the middleware; the first is the outermost."""
     for middleware in reversed(middlewares):
-        inner = _wrap(middleware, context, inner)
+        inner = partial(middleware, context, inner)
     return await inner()
-
-
-def _wrap(middleware: Any, context: Context, inner: Any) -> Any:
-    async def step() -> Any:
-        return await middleware(context, inner)
-
-    return step
 
 
 async def in_a_thread(run: Invoked, fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:

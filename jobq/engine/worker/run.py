@@ -59,8 +59,8 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "deadline", "ended", "id", "raw", "reason", "since", "source",
-        "spec", "started", "task", "token", "watch",
+        "abandoned", "attempt", "claimed", "context", "ended", "id", "logged", "raw", "reason", "since", "source",
+        "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -85,8 +85,11 @@ class Run:
         self.context: Context | None = None
         self.task: asyncio.Task[None] | None = None
         self.reason: Reason | None = None
-        self.deadline: asyncio.TimerHandle | None = None
         self.watch: asyncio.TimerHandle | None = None
+        self.logged = False
+        """It has written log lines."""
+        self.timed = False
+        """It has a deadline."""
         self.ended = False
         self.abandoned = False
 
@@ -131,8 +134,8 @@ class Run:
         """Free the slot, once."""
         if not self.ended:
             self.ended = True
-            if self.deadline is not None:
-                self.deadline.cancel()
+            if self.timed:
+                self.source.deadlines.remove(self)
             if self.watch is not None:
                 self.watch.cancel()
             self.source.freed(self)
@@ -217,7 +220,8 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     _set_job_id(job_id)
     _set_attempt(run.attempt)
     if spec.timeout is not None:
-        run.deadline = source.loop.call_later(spec.timeout / 1000, run.stop, "timeout")
+        run.timed = True
+        source.deadlines.add(run, spec.timeout / 1000)
     return task, args
 
 

@@ -13,6 +13,7 @@ from jobq.engine.worker.buffer import Buffer
 from jobq.engine.worker.lending import Lending
 from jobq.engine.worker.run import execute
 from jobq.engine.worker.threads import Threads
+from jobq.engine.worker.timers import Deadlines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +69,7 @@ class Slots:
         self.stopping = False
         self.buffer = Buffer(loop, self._overdue)
         self.threads = Threads(loop, concurrency, self.widen)
+        self.deadlines = Deadlines(loop)
         self.lending = Lending(self.widen)
         self.thread = get_ident()
         self._reserved = 0
@@ -212,6 +214,7 @@ class Slots:
         """No more runs."""
         self.buffer.close()
         self.threads.close()
+        self.deadlines.close()
 
 
 async def _happens(event: asyncio.Event, timeout: float | None) -> bool:

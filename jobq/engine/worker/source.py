@@ -70,6 +70,7 @@ class Source:
         self.children = children
         self.loop: asyncio.AbstractEventLoop = slots.loop
         self.threads = slots.threads
+        self.deadlines = slots.deadlines
         self.context = base_context(queue.name, self)
         self.runs: dict[bytes, Run] = {}
         self.outbox = Outbox()
@@ -216,9 +217,11 @@ class Source:
         if what == "progress":
             first = notes.progress(key, value if isinstance(value, bytes) else value.encode())
         else:
-            first = notes.log(
-                key, value if isinstance(value, str) else value.decode(errors="replace"), self.store.now_ms()
-            )
+            text = value if isinstance(value, str) else value.decode(errors="replace")
+            # an earlier run, or one that was handed back, may have written lines too
+            appends = run.logged or run.attempt > 1 or run.since is not None
+            first = notes.log(key, text, self.store.now_ms(), appends=appends)
+            run.logged = True
         if not first:
             return
         if get_ident() == self._slots.thread:

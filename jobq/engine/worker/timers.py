@@ -1,8 +1,10 @@
-"""When to look for delayed jobs that are due: one timer for each source."""
+"""Timers: when delayed jobs of a source are due, and when the runs of a worker time out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import contextvars
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,6 +16,54 @@ HESITATE: Final = 0.05
 """Seconds that a worker leaves to others when a job is due whose type it may not know."""
 HESITANT_SECONDS: Final = 120.0
 """For so long after a job of an unknown type, this worker lets others go first when something comes due."""
+
+BETWEEN_TIMEOUTS: Final = 0.01
+"""Seconds between two looks for runs that time out: each look goes through all runs that have a timeout."""
+
+
+class Deadlines:
+    """When runs time out: one timer for all of them. A timer of its own costs a short run more than its claim."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._runs: dict[Any, float] = {}
+        """Runs, and the moments when they are stopped."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = inf
+        """When the timer looks."""
+        # of the worker: what a stopped run logs must not carry the job of the run that set the timer
+        self._variables = contextvars.copy_context()
+
+    def add(self, run: Any, seconds: float) -> None:
+        """Stop the run with the reason "timeout" in so many seconds."""
+        self._runs[run] = deadline = self._loop.time() + seconds
+        if deadline < self._next:
+            self._look_at(deadline)
+
+    def remove(self, run: Any) -> None:
+        """The run has ended. The timer stays as it is: another run may have the same timeout soon."""
+        self._runs.pop(run, None)
+
+    def close(self) -> None:
+        """Stop no more runs."""
+        self._runs.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_at(self, moment: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = moment
+        self._timer = self._loop.call_at(moment, self._look, context=self._variables)
+
+    def _look(self) -> None:
+        self._timer, self._next = None, inf
+        now = self._loop.time()
+        for run in [run for run, deadline in self._runs.items() if deadline <= now]:
+            self.remove(run)
+            run.stop("timeout")
+        if self._runs:
+            self._look_at(max(min(self._runs.values()), now + BETWEEN_TIMEOUTS))
 
 
 class DueTimer:
