@@ -194,14 +194,24 @@ def log_lines(line: LogLine) -> list[str]:
     return [start + first[len(start) :], *more]
 
 
-WORKERS_HEAD = ("WORKER", "HOST", "PID", "QUEUES", "RUNNING", "OF", "STARTED", "SEEN", "VERSION")
+WORKERS_HEAD = ("WORKER", "ALIVE", "HOST", "PID", "QUEUES", "RUNNING", "OF", "STARTED", "SEEN", "VERSION")
 
 
 def worker_line(row: WorkerRow) -> tuple[Any, ...]:
     """A worker's line under WORKERS_HEAD."""
     queues = ",".join(row.queues)
     times = (ago(row.started), ago(row.seen))
-    return (row.id, row.host, row.pid, queues, row.running, row.concurrency, *times, row.version)
+    return (
+        row.id,
+        "yes" if row.alive else "no",
+        row.host,
+        row.pid,
+        queues,
+        row.running,
+        row.concurrency,
+        *times,
+        row.version,
+    )
 
 
 @contextmanager

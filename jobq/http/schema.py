@@ -303,7 +303,7 @@ class Logs(msgspec.Struct, frozen=True):
 
 
 class Workers(msgspec.Struct, frozen=True):
-    """The live workers of the queue."""
+    """The workers of the queue, alive or not."""
 
     workers: list[WorkerRow]
 

@@ -328,7 +328,16 @@ async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(que
     assert set(ran.values()) == {1}
     assert workers[0].name != workers[1].name
     rows = await queue.workers()
-    assert {row.id for row in rows} >= {worker.name for worker in workers}
+    assert {row.id for row in rows if row.alive} >= {worker.name for worker in workers}
+
+
+async def test_a_worker_that_was_not_heard_of_for_30_s_is_shown_as_dead(queue):
+    heartbeat = b'{"id":"a","host":"h","pid":1,"queues":[],"types":[],"concurrency":1,"running":0,"started":1,"seen":1}'
+    store = queue.store
+    for name, age in (("now", 0), ("late", 29_000), ("gone", 31_000)):
+        await store.do(store.heartbeat(name, heartbeat.replace(b'"a"', b'"%b"' % name.encode())))
+        await store.command(b"ZADD", store.keys["workers"], store.now_ms() - age, name)
+    assert {row.id: row.alive for row in await queue.workers()} == {"now": True, "late": True, "gone": False}
 
 
 @pytest.mark.parametrize(

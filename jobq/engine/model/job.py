@@ -249,6 +249,7 @@ class BriefPage(msgspec.Struct, frozen=True):
 class WorkerRow(msgspec.Struct, frozen=True):
     """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms.
 
+    ``alive``: it was heard of in the last 30 s. One that was killed stays listed for a day.
     ``unreadable``: what its heartbeat wrote, cut, where this program cannot read it.
     """
 
@@ -262,6 +263,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     started: int
     seen: int
     version: str = ""
+    alive: bool = False
     unreadable: str | None = None
 
 

@@ -291,12 +291,12 @@ def _lease(token: bytes) -> tuple[str | None, int | None]:
     return worker.decode(), _count(fence) // 1000
 
 
-def worker_row(worker: bytes, info: bytes, seen: int) -> WorkerRow:
+def worker_row(worker: bytes, info: bytes, seen: int, *, alive: bool) -> WorkerRow:
     """One row of the worker registry. Of a row that cannot be read: the worker's id, and what stands there."""
     try:
-        return msgspec.structs.replace(_strictly(_worker, info), seen=seen)
+        return msgspec.structs.replace(_strictly(_worker, info), seen=seen, alive=alive)
     except _FAULTS:
-        return WorkerRow(as_text(worker), "?", 0, [], [], 0, 0, seen, seen, unreadable=shown(info))
+        return WorkerRow(as_text(worker), "?", 0, [], [], 0, 0, seen, seen, alive=alive, unreadable=shown(info))
 
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:

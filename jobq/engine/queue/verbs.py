@@ -26,6 +26,7 @@ from jobq.engine.model.times import to_ms
 from jobq.engine.model.types import read_type
 from jobq.engine.queue.results import KILLED
 from jobq.engine.task.context import waiting_for
+from jobq.engine.store import ALIVE_MS
 from jobq.errors import JobNotFound, QueueInUse, WrongState
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ class Verbs(ABC):
 
     async def workers(self) -> list[WorkerRow]:
         """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
-        rows = [worker_row(worker, info, seen) for worker, info, seen in await self.store.workers()]
+        known = await self.store.workers()
+        since = self.store.now_ms() - ALIVE_MS
+        rows = [worker_row(worker, info, seen, alive=seen > since) for worker, info, seen in known]
         return sorted(rows, key=lambda row: -row.seen)
 
     async def types(self) -> list[TypeRow]:

@@ -2,6 +2,6 @@
 
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.link import Connection
-from jobq.engine.store.store import CLAIM_BYTES, Store, give_wake_back
+from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, Store, give_wake_back
 
-__all__ = ["CLAIM_BYTES", "Call", "Claimed", "Connection", "Settled", "Store", "give_wake_back"]
+__all__ = ["ALIVE_MS", "CLAIM_BYTES", "Call", "Claimed", "Connection", "Settled", "Store", "give_wake_back"]
