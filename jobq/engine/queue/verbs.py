@@ -25,8 +25,8 @@ from jobq.engine.model.rows import job_brief, job_row, read_logs, read_stats, wo
 from jobq.engine.model.times import to_ms
 from jobq.engine.model.types import read_type
 from jobq.engine.queue.results import KILLED
-from jobq.engine.task.context import waiting_for
 from jobq.engine.store import ALIVE_MS
+from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState
 
 if TYPE_CHECKING:
