@@ -21,12 +21,12 @@ from jobq.engine.store.calls import (
 )
 from jobq.engine.store.fitness import QUESTIONS, check_fitness
 from jobq.engine.store.keys import LAYOUT, registry_key
+from jobq.engine.store.listening import Listening
 from jobq.engine.store.migrations import MIGRATIONS
-from jobq.engine.store.sender import Sender
 from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobq.engine.store.link import Argument, Connection
     from jobq.engine.store.migrations import Migration
@@ -53,7 +53,7 @@ COMPARED_MS: Final = 120_000
 MINUTES_KEPT: Final = 24 * 60
 
 
-class Store(Sender):
+class Store(Listening):
     """The verbs of one queue. ``clock`` gives ``now`` in unix ms as text; '' means the server's own time."""
 
     def __init__(
@@ -397,42 +397,6 @@ class Store(Sender):
     async def type_names(self) -> list[bytes]:
         """The types of which something is published."""
         return await self.command(b"HKEYS", self.keys["types"])
-
-    # -- waiting ---------------------------------------------------------------------------------------------------
-
-    async def last_event(self) -> bytes:
-        """Id of the newest entry in the events stream."""
-        newest = await self.command(b"XREVRANGE", self.keys["events"], b"+", b"-", b"COUNT", 1)
-        return newest[0][0] if newest else b"0-0"
-
-    async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
-        """Entries behind ``after``, waiting up to ``block`` seconds for the first.
-
-        Returns the id to go on from, the flat fields of the entries, and whether entries may have been trimmed between.
-        """
-        count = 256
-        reply = await self.command(
-            b"XREAD",
-            b"COUNT",
-            count,
-            b"BLOCK",
-            max(1, int(block * 1000)),
-            b"STREAMS",
-            self.keys["events"],
-            after,
-            patience=block,
-        )
-        if not reply:
-            return after, [], False
-        entries = reply[0][1]
-        return entries[-1][0], [fields for _, fields in entries], len(entries) == count
-
-    async def listen(self, heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]) -> None:
-        """Hear the control channel until cancelled.
-
-        :raises StoreUnavailable: the connection broke.
-        """
-        await self.connection.listen([self.keys["control"]], heard, joined)
 
 
 async def give_wake_back(store: Store) -> None:

@@ -1,0 +1,48 @@
+"""Waiting for what a queue tells: its stream of events, and its control channel. These block, and run no script."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobq.engine.store.sender import Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Listening(Sender):
+    """The part of a store that waits."""
+
+    async def last_event(self) -> bytes:
+        """Id of the newest entry in the events stream."""
+        newest = await self.command(b"XREVRANGE", self.keys["events"], b"+", b"-", b"COUNT", 1)
+        return newest[0][0] if newest else b"0-0"
+
+    async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
+        """Entries behind ``after``, waiting up to ``block`` seconds for the first.
+
+        Returns the id to go on from, the flat fields of the entries, and whether entries may have been trimmed between.
+        """
+        count = 256
+        reply = await self.command(
+            b"XREAD",
+            b"COUNT",
+            count,
+            b"BLOCK",
+            max(1, int(block * 1000)),
+            b"STREAMS",
+            self.keys["events"],
+            after,
+            patience=block,
+        )
+        if not reply:
+            return after, [], False
+        entries = reply[0][1]
+        return entries[-1][0], [fields for _, fields in entries], len(entries) == count
+
+    async def listen(self, heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]) -> None:
+        """Hear the control channel until cancelled.
+
+        :raises StoreUnavailable: the connection broke.
+        """
+        await self.connection.listen([self.keys["control"]], heard, joined)
