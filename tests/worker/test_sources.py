@@ -13,7 +13,7 @@ import pytest
 from tools import blocked
 
 from jobq import Connection, Context, JobFailed, Queue, State, Worker, inject
-from jobq.engine.worker import words as words_module
+from jobq.engine.worker import notes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -192,7 +192,7 @@ async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue: Qu
             assert await job.result(20) == n
 
 
-async def test_words_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(queue: Queue, start, strict, logs):
+async def test_notes_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(queue: Queue, start, strict, logs):
     @queue.task
     async def talk(ctx: Context = inject) -> int:
         ctx.progress("x" * (3 << 20))
@@ -205,13 +205,13 @@ async def test_words_that_the_server_refuses_are_left_out_and_the_outcome_is_sto
     assert logs.all("Redis refuses what a job said", "ERROR")
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- notes -------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue: Queue, start, gate, monkeypatch):
     trips: list[int] = []
     log = queue.store.log
-    monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(sum(map(len, words[2::3]))), log(words))[1])
+    monkeypatch.setattr(queue.store, "log", lambda rows: (trips.append(sum(map(len, rows[2::3]))), log(rows))[1])
 
     @queue.task
     async def talk(ctx: Context = inject) -> None:
@@ -229,7 +229,7 @@ async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue: Queue
     assert await (await quick.enqueue()).result(5) == 1
     gate.open()
     await talking.result(5)
-    assert sum(trips) <= words_module.LOG_KEPT + 200
+    assert sum(trips) <= notes.LOG_KEPT + 200
     lines = [line.message for line in await queue.logs(talking.id)]
     assert lines[-1] == "line 19999"
     left_out = [line for line in lines if "left out" in line]
@@ -239,7 +239,7 @@ async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue: Queue
 async def test_progress_in_a_loop_is_merged_to_its_last_value(queue: Queue, start, gate, monkeypatch):
     sent: list[bytes] = []
     progress = queue.store.progress
-    monkeypatch.setattr(queue.store, "progress", lambda words: (sent.extend(words[2::3]), progress(words))[1])
+    monkeypatch.setattr(queue.store, "progress", lambda rows: (sent.extend(rows[2::3]), progress(rows))[1])
 
     @queue.task
     def count(ctx: Context = inject) -> None:
