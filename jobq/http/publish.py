@@ -31,6 +31,10 @@ async def publish(queue: Queue) -> None:
         except StoreError as error:
             # one line when an outage begins
             level = log.debug if failing else log.warning
-            level("types not published; tried again", queue=queue.name, error=str(error))
+            level(
+                f"Types of queue {queue.name} were not published; tried again: {error}",
+                queue=queue.name,
+                error=str(error),
+            )
             failing = True
         await asyncio.sleep(PUBLISH_SECONDS)

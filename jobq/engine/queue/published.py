@@ -130,7 +130,7 @@ class Publisher:
             if row is not None:
                 rows.append((name, row))
             elif self._started:
-                log.warning("the options of a type are too large to be published", queue=self._queue, type=name)
+                log.warning(f"The options of type {name} are too large to be published", queue=self._queue, type=name)
         return rows
 
     def _report(self, name: str, publisher: str, ours: bytes, theirs: bytes) -> None:
