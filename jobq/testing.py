@@ -88,7 +88,7 @@ class FakeContext(Context):
         id: str | None = None,
         queue: str = "test",
         attempt: int = 1,
-        attempts: int = 3,
+        attempts: int | None = 3,
         metadata: dict[str, Any] | None = None,
         worker: str = "test",
         fence: int = 1,

@@ -36,6 +36,8 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         given: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+        if given.get("attempts") == "unlimited":
+            given["attempts"] = None
         async with one_queue(args.queue, settings, create=args.create or args.queue is None) as queue:
             payload = args.payload or msgspec.Raw(b"{}")
             job = await queue.enqueue(args.type, payload, **given)

@@ -195,7 +195,7 @@ def _add_jobs(menu: Menu) -> None:
     )
     enqueue.add_argument("--id", help="an id of your own; the same job sent again with it is added once")
     enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first")
-    enqueue.add_argument("--attempts", type=int, metavar="N", help="total number of runs")
+    enqueue.add_argument("--attempts", type=values.attempts, metavar="N", help="total number of runs, or unlimited")
     enqueue.add_argument(
         "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
     )

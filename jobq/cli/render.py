@@ -141,7 +141,7 @@ def job_line(row: JobRow | JobBrief, now_ms: float) -> tuple[Any, ...]:
         "completed": f"done {ago(row.finished_at, now_ms)}",
         "failed": f"failed {ago(row.finished_at, now_ms)}",
     }.get(row.state, "")
-    attempts = f"{row.attempts_made}/{row.attempts}"
+    attempts = f"{row.attempts_made}/{'no limit' if row.attempts is None else row.attempts}"
     enqueued = ago(row.enqueued_at, now_ms)
     return (f"{row.queue}:{row.id}", row.type, str(row.state), row.priority, attempts, enqueued, when)
 
@@ -154,7 +154,7 @@ def job_lines(row: JobRow) -> list[str]:
         ("state", row.state),
         ("payload", _json(row.payload)),
         ("priority", row.priority or None),
-        ("attempts", f"{row.attempts_made} of {row.attempts}"),
+        ("attempts", f"{row.attempts_made} of {'any number' if row.attempts is None else row.attempts}"),
         ("enqueued", f"{clock(row.enqueued_at)} ({ago(row.enqueued_at)})"),
         ("due", row.run_at and f"{clock(row.run_at)} ({ago(row.run_at)})"),
         ("lease ends", row.lease_until and ago(row.lease_until)),

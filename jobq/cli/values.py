@@ -67,6 +67,16 @@ def weight(word: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def attempts(word: str) -> int | str:
+    """A number of runs, or "unlimited"."""
+    if word == "unlimited":
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes a whole number, or unlimited") from None
+
+
 def backoff(word: str) -> Backoff:
     """ "fixed:5s", "exponential:1s:1h" (first delay, longest delay), or a list of delays: "1s,5s,1m"."""
     kind, colon, rest = word.partition(":")

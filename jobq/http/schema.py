@@ -58,7 +58,7 @@ _Id = Annotated[
         description="An id of your own. The same job sent again with it is enqueued once; another job gets a 409.",
     ),
 ]
-_Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs.")]
+_Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs; null: until it succeeds.")]
 _Lifo = Annotated[bool, Meta(description="Before the others of its priority instead of behind them.")]
 _Key = Annotated[
     str,
@@ -103,7 +103,7 @@ class Enqueue(In):
     payload: _Payload | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
     delay: _Delay | UnsetType = UNSET
-    attempts: _Attempts | UnsetType = UNSET
+    attempts: _Attempts | UnsetType | None = UNSET
     backoff: Backoff | UnsetType | None = UNSET
     timeout: _Timeout | UnsetType | None = UNSET
     lifo: _Lifo | UnsetType = UNSET
@@ -240,7 +240,7 @@ class JobBrief(msgspec.Struct, frozen=True):
     type: str
     state: State
     priority: int
-    attempts: int
+    attempts: int | None
     attempts_made: int
     enqueued_at: int
     run_at: int | None
@@ -272,7 +272,7 @@ class FailedJob(msgspec.Struct, frozen=True):
     id: str
     type: str
     error: str | None
-    attempts: int
+    attempts: int | None
     attempts_made: int
     traceback: str | None
     failed_at: int | None

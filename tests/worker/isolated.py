@@ -73,6 +73,12 @@ def fail(how: str) -> Any:
                 raise ValueError
 
         raise Broken
+    if how == "local":
+
+        class Local(ConnectionError):
+            """The worker cannot make it again, because it cannot find its class."""
+
+        raise Local("gone")
     if how == "result":
         return object()
     raise ValueError("plain")

@@ -552,3 +552,35 @@ async def test_many_failures_at_once_go_in_small_trips(queue: Queue, start, gate
     assert [await job.result(10) for job in jobs] == [2] * 120
     assert sum(sizes) == 120
     assert max(sizes) == FAIL_MAX
+
+
+async def test_a_task_says_which_errors_are_retried_and_when(queue: Queue, start, until, logs):
+    @queue.task(attempts=None, discard_on=(ValueError,), backoff=lambda attempt, _: 0.001 * attempt)
+    async def work(ctx: Context = inject) -> None:
+        if ctx.attempt < 5:
+            raise ConnectionError
+        raise ValueError("never again")
+
+    await start(queue)
+    job = await work.enqueue()
+    with pytest.raises(JobFailed, match="never again"):
+        await job.result(timeout=10)
+    row = await job.row()
+    assert (row.attempts, row.attempts_made, row.backoff) == (None, 5, None)
+    assert logs.one("failed in attempt 5 (no limit) and does not run again", "ERROR")
+
+
+async def test_a_row_without_a_limit_of_attempts_keeps_a_bounded_history(queue: Queue, start):
+    @queue.task(attempts=None, backoff=Backoff("fixed", 0))
+    async def work(ctx: Context = inject) -> int:
+        if ctx.attempt <= 60:
+            raise ValueError("x" * 1900)
+        return ctx.attempt
+
+    await start(queue)
+    job = await work.enqueue()
+    assert await job.result(timeout=30) == 61
+    errors = (await job.row()).errors
+    assert errors[-1].attempt == 60
+    assert sum(len(msgspec.json.encode(one)) + 1 for one in errors) <= 65_536
+    assert len(errors) < 40

@@ -227,3 +227,13 @@ def test_a_child_that_cannot_hear_its_parent_any_more_ends(monkeypatch):
     deaf: Any = Deaf()
     child.listen(deaf, queue_module.SimpleQueue(), threading.Event())
     assert codes == [1]
+
+
+@pytest.mark.parametrize("how", ["plain", "local"])
+async def test_errors_of_child_processes_are_discarded_by_the_names_of_their_classes(process, start, how: str):
+    fail = process(isolated.fail, attempts=5, discard_on=(ConnectionError, ValueError))
+    await start()
+    job = await fail.enqueue(how=how)
+    with pytest.raises(JobFailed):
+        await job.result(20)
+    assert (await job.row()).attempts_made == 1

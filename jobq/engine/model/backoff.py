@@ -78,6 +78,10 @@ def stored_backoff(given: Any) -> StoredBackoff:
     """
     if isinstance(given, Backoff):
         return given.stored()
+    if callable(given):
+        raise InvalidJob(
+            "a backoff function cannot be stored with a job: give it to the task, @queue.task(backoff=...)"
+        )
     if not isinstance(given, Sequence) or isinstance(given, str | bytes) or not given:
         raise InvalidJob(f"backoff is {given!r:.80}: it takes a Backoff, or a list of delays in seconds")
     return Backoff(delays=cast("Sequence[Any]", given)).stored()

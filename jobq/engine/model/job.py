@@ -74,7 +74,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     at: int = 0
     priority: int = 0
     delay: int = 0
-    attempts: int = 3
+    attempts: int | None = 3
     backoff: StoredBackoff | None = None
     timeout: int | None = None
     lifo: bool = False
@@ -94,14 +94,14 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
 
     ``run_at``: unix ms, not before which the job is to run, in place of ``delay``.
-    ``attempts``: total number of runs. ``key``: while a job with this key is unfinished (or for ``key_ttl`` ms
-    from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job at most;
-    the queue's count and age bound it all the same.
+    ``attempts``: total number of runs, None for no limit. ``key``: while a job with this key is unfinished (or for
+    ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
+    at most; the queue's count and age bound it all the same.
     """
 
     priority: int = 0
     delay: int = 0
-    attempts: int = 3
+    attempts: int | None = 3
     backoff: StoredBackoff | None = None
     timeout: int | None = None
     lifo: bool = False
@@ -182,7 +182,7 @@ class JobRow(msgspec.Struct, frozen=True):
     state: State
     payload: msgspec.Raw
     priority: int
-    attempts: int
+    attempts: int | None
     attempts_made: int
     enqueued_at: int
     delay: int = 0
@@ -215,7 +215,7 @@ class JobBrief(msgspec.Struct, frozen=True):
     type: str
     state: State
     priority: int
-    attempts: int
+    attempts: int | None
     attempts_made: int
     enqueued_at: int
     run_at: int | None = None

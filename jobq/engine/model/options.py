@@ -28,18 +28,15 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.backoff import Backoff
     from jobq.engine.model.job import Seconds
+    from jobq.engine.model.policy import BackoffFunction
 
 
-class Given(TypedDict, total=False):
-    """The options that Python callers give. Times in seconds or ``timedelta``.
-
-    ``backoff``: a ``Backoff``, or a list of delays, of which the last one repeats.
-    """
+class _Given(TypedDict, total=False):
+    """What jobs and tasks can be given alike."""
 
     priority: int
     delay: Seconds
-    attempts: int
-    backoff: Backoff | Sequence[Seconds] | None
+    attempts: int | None
     timeout: Seconds | None
     lifo: bool
     key: str | None
@@ -47,6 +44,29 @@ class Given(TypedDict, total=False):
     retention: Seconds | None
     run_at: datetime | None
     metadata: dict[str, Any] | None
+
+
+class Given(_Given, total=False):
+    """The options that Python callers give a job. Times in seconds or ``timedelta``.
+
+    ``attempts``: the total number of runs; None: until it succeeds. ``backoff``: a ``Backoff``, or a list of delays, of
+    which the last one repeats.
+    """
+
+    backoff: Backoff | Sequence[Seconds] | None
+
+
+class TaskGiven(_Given, total=False):
+    """The options of ``@queue.task``: defaults for its jobs, and what is not stored with them.
+
+    ``backoff`` may be a function as well, ``lambda attempt, error: seconds``. The worker calls it after a failed
+    attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
+    these are not. Both take one class or several, subclasses count, and of an exception group each leaf counts.
+    """
+
+    backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
+    retry_on: type[BaseException] | Sequence[type[BaseException]] | None
+    discard_on: type[BaseException] | Sequence[type[BaseException]] | None
 
 
 _TIMES = ("delay", "timeout", "key_ttl", "retention")
@@ -108,7 +128,8 @@ def check(options: Options) -> None:
     """
     _whole("priority", options.priority, PRIORITY_MIN, PRIORITY_MAX, " (a lower number runs first)")
     _whole("delay", options.delay, 0, DELAY_MAX_MS, " ms (ten years)")
-    _whole("attempts", options.attempts, 1, ATTEMPTS_MAX, " (the total number of runs)")
+    if options.attempts is not None:
+        _whole("attempts", options.attempts, 1, ATTEMPTS_MAX, " (the total number of runs), or None for no limit")
     for name in ("timeout", "key_ttl"):
         value = getattr(options, name)
         if value is not None:

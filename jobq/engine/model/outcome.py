@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from jobq.engine.model.job import Spec
+    from jobq.engine.model.policy import RetryPolicy
 
 MESSAGE_MAX: Final = 2_000
 TRACEBACK_MAX: Final = 8_000
@@ -50,6 +51,8 @@ class Facts(msgspec.Struct, frozen=True):
     trace: str | None
     final: bool
     delay: int | None
+    kinds: tuple[tuple[str, ...], ...] = ()
+    """Only what a child process sends has it: see ``kinds``."""
 
 
 class RemoteTraceback(Exception):
@@ -61,13 +64,17 @@ class RemoteTraceback(Exception):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt. ``delay``: ms until the next one, None after the last one."""
+    """A failed attempt. ``delay``: ms until the next one, None after the last one.
+
+    ``complaint``: why the task's backoff function could not be used.
+    """
 
     record: bytes
     delay: int | None
     type: str
     message: str
     trace: str | None
+    complaint: str | None = None
 
 
 def encode_result(value: Any, most: int | None = None) -> bytes:
@@ -89,13 +96,13 @@ def encode_result(value: Any, most: int | None = None) -> bytes:
 
 def facts(error: BaseException) -> Facts:
     """Read an exception. Never raises: the exception belongs to a user, and all of its attributes may raise."""
-    if issubclass(type(error), RemoteError):
-        remote = cast("RemoteError", error)
-        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay)
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
         return cause.facts
-    name = _guarded(lambda: _type_name(type(error)), "an exception without a name")
+    if issubclass(type(error), RemoteError):
+        remote = cast("RemoteError", error)
+        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay)
+    name = type_name(type(error))
     message = _guarded(lambda: _text(str(error), MESSAGE_MAX), f"<{name.rpartition('.')[2]} whose str() fails>")
     leaves = _leaves(error)
     return Facts(
@@ -105,6 +112,20 @@ def facts(error: BaseException) -> Facts:
         final=any(issubclass(type(leaf), FINAL) for leaf in leaves),
         delay=max((delay for leaf in leaves if (delay := _asked_delay(leaf)) is not None), default=None),
     )
+
+
+def kinds(error: BaseException) -> tuple[tuple[str, ...], ...]:
+    """For each kind of leaf of an error, the names of its class and of that one's bases. Never raises."""
+    cause = _attribute(error, "__cause__")
+    if type(cause) is RemoteTraceback:
+        return cause.facts.kinds
+    leaves = {type(leaf): None for leaf in _leaves(error)}
+    return tuple(tuple(type_name(base) for base in type.mro(leaf)[:-1]) for leaf in leaves)
+
+
+def type_name(kind: type) -> str:
+    """The name of an exception's class, as error records have it. Never raises."""
+    return _guarded(lambda: _type_name(kind), "an exception without a name")
 
 
 def _guarded(read: Callable[[], T], otherwise: T) -> T:
@@ -176,12 +197,22 @@ def judge(
     worker: str,
     now_ms: int | None = None,
     started_ms: int | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Failure:
-    """What follows from an error in run number ``attempt``: another run after a delay, or the end. Never raises."""
+    """What follows from an error in run number ``attempt``: another run after a delay, or the end. Never raises.
+
+    ``policy``: what the task says. The delay that the handler asks for counts before the backoff in the job's row,
+    and that one before the task's function.
+    """
     told = facts(error)
-    delay = None
-    if attempt < spec.attempts and not told.final:
-        delay = told.delay if told.delay is not None else delay_ms(spec.backoff, attempt)
+    final = told.final or (policy is not None and policy.is_final(kinds(error)))
+    delay = complaint = None
+    if not final and (spec.attempts is None or attempt < spec.attempts):
+        delay = told.delay
+        if delay is None and policy is not None and spec.backoff is None:
+            delay, complaint = policy.delay_ms(attempt, error)
+        if delay is None:
+            delay = delay_ms(spec.backoff, attempt)
     record = AttemptError(
         attempt=attempt,
         at=now_ms if now_ms is not None else time.time_ns() // 1_000_000,
@@ -191,4 +222,4 @@ def judge(
         worker=worker,
         started=started_ms,
     )
-    return Failure(_encode(record), delay, told.type, told.message, told.trace)
+    return Failure(_encode(record), delay, told.type, told.message, told.trace, complaint)

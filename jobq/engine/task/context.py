@@ -60,8 +60,8 @@ class Context:
         return self.spec.type
 
     @property
-    def attempts(self) -> int:
-        """Total number of runs allowed."""
+    def attempts(self) -> int | None:
+        """Total number of runs allowed; None: the job runs until it succeeds."""
         return self.spec.attempts
 
     @property

@@ -6,7 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from jobq.engine.model.job import Options
-from jobq.engine.model.options import Given, merge
+from jobq.engine.model.options import TaskGiven, merge
+from jobq.engine.model.outcome import type_name
+from jobq.engine.model.policy import retry_policy
 from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.task import Task
 from jobq.errors import InvalidJob
@@ -14,6 +16,7 @@ from jobq.errors import InvalidJob
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from jobq.engine.model.options import Given
     from jobq.engine.queue.queue import Queue
 
 
@@ -39,7 +42,7 @@ class Registry:
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, /, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[Given]
+        self, /, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[TaskGiven]
     ) -> _Decorator: ...
     def task(
         self,
@@ -48,7 +51,7 @@ class Registry:
         *,
         name: str | None = None,
         isolate: Literal["process"] | None = None,
-        **given: Unpack[Given],
+        **given: Unpack[TaskGiven],
     ) -> Any:
         """Make a function this queue's handler of a type, by default of the function's name.
 
@@ -65,7 +68,10 @@ class Registry:
             type_ = name or getattr(plain, "__name__", None)
             if type_ is None:
                 raise TypeError(f"{plain!r:.80} has no name that its jobs' type could have: give it a name=")
-            task: Task[..., Any] = Task(cast("Queue", self), plain, type_, merge(Options(), given), isolate)
+            options: dict[str, Any] = dict(given)
+            policy = retry_policy(options, type_name)
+            defaults = merge(Options(), cast("Given", options))
+            task: Task[..., Any] = Task(cast("Queue", self), plain, type_, defaults, isolate, policy)
             if task.name in self.tasks:
                 raise InvalidJob(
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="

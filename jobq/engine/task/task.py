@@ -20,6 +20,7 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from jobq.engine.model.policy import RetryPolicy
     from jobq.engine.queue.handle import Job
     from jobq.engine.queue.queue import Queue
 
@@ -45,12 +46,14 @@ class Task(Generic[P, R]):
         name: str,
         defaults: Options,
         isolate: Literal["process"] | None,
+        policy: RetryPolicy | None = None,
     ) -> None:
         check_type(name)
         self.queue = queue
         self.fn = fn
         self.name = name
         self.defaults = defaults
+        self.policy = policy
         self.signature = Signature(fn)
         self.kind: Kind = _kind(fn, isolate)
         self.inline = self.kind == "async" and self.signature.plain

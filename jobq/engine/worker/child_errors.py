@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from jobq.engine.model.outcome import RemoteTraceback, facts
+from jobq.engine.model.outcome import RemoteTraceback, facts, kinds
 from jobq.engine.worker.child_messages import RaisedError
 from jobq.errors import RemoteError, Retry
 
@@ -35,7 +35,11 @@ def pack(error: BaseException) -> RaisedError:
     return RaisedError(
         module=_in_worker(str(kind.__module__)),
         qualname=kind.__qualname__,
-        facts=msgspec.structs.replace(told, type=_in_worker(told.type)),
+        facts=msgspec.structs.replace(
+            told,
+            type=_in_worker(told.type),
+            kinds=tuple(tuple(_in_worker(name) for name in names) for names in kinds(error)),
+        ),
         args=args,
         state=state,
     )
@@ -75,7 +79,7 @@ def rebuild(raised: RaisedError) -> Exception:
     """The handler's exception, or a ``RemoteError`` that describes it."""
     error, told = _rebuilt(raised), raised.facts
     if error is None:
-        return RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay)
+        error = RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay)
     error.__cause__ = RemoteTraceback(told)
     return error
 

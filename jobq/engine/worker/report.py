@@ -23,11 +23,14 @@ _STOPPED = {
 def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
     """An attempt failed. A warning if another one follows, else an error with the traceback."""
     what = f"{failure.type}: {' '.join(failure.message.split())}" if failure.message else failure.type
-    attempt = f"Job {spec.type} {run.id.decode()} failed in attempt {run.attempt} of {spec.attempts}"
+    attempt = f"Job {spec.type} {run.id.decode()} failed in attempt {run.attempt}"
+    attempt += " (no limit)" if spec.attempts is None else f" of {spec.attempts}"
     fields = {
         "queue": run.source.name, "job_id": run.id.decode(), "type": spec.type, "attempt": run.attempt,
         "attempts": spec.attempts, "error": failure.type, "why": failure.message, "retry_in_ms": failure.delay,
     }  # fmt: skip
+    if failure.complaint is not None:
+        log.warning(f"Job {spec.type} {run.id.decode()}: {failure.complaint}", **fields)
     if failure.delay is not None:
         log.warning(f"{attempt} and runs again in {failure.delay / 1000:g} s: {what}", **fields)
         return

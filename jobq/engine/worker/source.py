@@ -138,7 +138,9 @@ class Source:
         """The run failed: another attempt, or the end."""
         spec = run.spec or UNREADABLE
         started = self.server_ms(run.started) if run.started else None
-        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms(), started)
+        task = self.tasks.get(spec.type)
+        policy = task.policy if task is not None else None
+        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms(), started, policy)
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
             self.outbox.rows[FAILED] += (run.id, run.token, run.attempt, failure.record, retention)

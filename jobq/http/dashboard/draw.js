@@ -132,7 +132,7 @@ export function drawList(turned = false) {
     el("td", { class: "tight" }, moment(row[when])),
     el("td", { class: "data type wide" }, row.type),
     el("td", { class: "wide" }, detail(row) ? el("div", { class: `data line ${state === "failed" ? "bad" : "soft"}` }, detail(row)) : null),
-    el("td", { class: "num" }, row.attempts_made ? `${row.attempts_made} of ${row.attempts}` : null),
+    el("td", { class: "num" }, row.attempts_made ? `${row.attempts_made} of ${row.attempts ?? "any number"}` : null),
     el("td", { class: "num" }, row.priority || null)));
   const heads = ["job", what, "type", { active: "worker", completed: "duration" }[state] ?? "last error", "attempts", "priority"];
   const table = () => el("div", { class: "scroll" }, el("table", { class: "jobs" },
@@ -159,7 +159,7 @@ export function drawJob() {
   patch($("verbs"), verbs(row));
   const progress = typeof row.progress === "number" && row.progress >= 0 && row.progress <= 100;
   const facts = [
-    ["attempts", `${row.attempts_made} of ${row.attempts}`], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
+    ["attempts", `${row.attempts_made} of ${row.attempts ?? "any number"}`], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
     ["due", both(row.run_at)], ["lease ends", both(row.lease_until)], ["started", both(row.started_at)], ["finished", both(row.finished_at)],
     ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)],
     ["order", row.lifo ? "before the others of its priority" : null], ["key", row.key],

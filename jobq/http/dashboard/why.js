@@ -27,7 +27,7 @@ export function obstacles(type = null) {
 
 export function why({ row, ahead }) {
   const last = row.errors.at(-1);
-  const tried = `attempt ${row.attempts_made} of ${row.attempts}`;
+  const tried = `attempt ${row.attempts_made} of ${row.attempts ?? "any number"}`;
   const unserved = row.unserved ? [["warn", `${plural(row.unserved, "time")} a worker took it and gave it back: it did not know its type.`]] : [];
   if (row.state === "completed") return [["good", `It has run: ${tried}, in ${span(row.duration ?? 0)}.`]];
   if (row.state === "failed") {
@@ -47,7 +47,7 @@ export function why({ row, ahead }) {
   if (row.state === "delayed") {
     const due = row.run_at - time();
     const when = due > 0 ? `${clock(row.run_at)}, in ${span(due)}` : "now: a live worker moves it to waiting within a second";
-    const reason = row.unserved && !row.attempts_made ? "It is offered again" : last ? `Attempt ${last.attempt} of ${row.attempts} failed; the next one is due` : "It is delayed until";
+    const reason = row.unserved && !row.attempts_made ? "It is offered again" : last ? `Attempt ${last.attempt} of ${row.attempts ?? "any number"} failed; the next one is due` : "It is delayed until";
     return [["warn", `${reason} ${when}.`], ...unserved, ...held, ...key];
   }
   const place = ahead === null ? [] : [["", ahead === 0 ? "It is the next one." : `${typeof ahead === "number" ? plural(ahead, "job stands", "jobs stand") : `${ahead} jobs stand`} before it.`]];
