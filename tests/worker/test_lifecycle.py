@@ -275,6 +275,17 @@ async def test_a_failing_startup_hook_is_named_and_the_hooks_of_other_queues_sti
     assert "second" in logs.one("shutdown hook failed", "ERROR").hook
 
 
+async def test_a_startup_hook_that_is_cancelled_by_what_it_awaits_is_an_error(queue: Queue, logs):
+    @queue.on_startup
+    async def connect() -> None:
+        raise asyncio.CancelledError
+
+    worker = Worker(queue)
+    with pytest.raises(RuntimeError, match="cancelled by something it awaited"):
+        await worker.run()
+    assert "connect" in logs.one("startup hook failed", "ERROR").hook
+
+
 async def test_an_error_in_the_heartbeat_starts_it_again(queue: Queue, monkeypatch, logs, until):
     monkeypatch.setattr("jobq.engine.worker.heartbeat.RESTART_SECONDS", 0.01)
     watch, failed = Heartbeat._watch, threading.Event()  # noqa: SLF001

@@ -273,9 +273,15 @@ async def open_queues(queues: list[tuple[Queue, int]], stack: AsyncExitStack) ->
 async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
     """Call a hook. An error is logged with the hook's name: whoever reads the log must know what to mend."""
     try:
-        value = hook()
-        if inspect.isawaitable(value):
-            await value
+        try:
+            value = hook()
+            if inspect.isawaitable(value):
+                await value
+        except asyncio.CancelledError:
+            if (this := asyncio.current_task()) is None or this.cancelling():
+                raise
+            # nobody cancelled the worker: it would end as if it had been stopped, without an error
+            raise RuntimeError("the hook was cancelled by something it awaited") from None
     except Exception:
         name = getattr(hook, "__qualname__", repr(hook))
         log.exception(f"A {when} hook failed: {name} of queue {queue.name}", hook=name, queue=queue.name)
