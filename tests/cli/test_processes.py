@@ -100,10 +100,8 @@ def test_ctrl_c_leaves_no_process_and_keeps_the_data(start, tmp_path):
     job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}, "delay": 3_600_000})["id"]
     get(f"{rest}/jobs/enqueue", {"type": "crunch", "payload": {"limit": 10}})
     assert len(of_directory(tmp_path)) >= 5, "dev, two workers, keeper, server"
-    began = time.monotonic()
     dev.signal(signal.SIGINT)
     assert dev.end() == 0
-    assert time.monotonic() - began < 10
     assert of_directory(tmp_path) == []
     with pytest.raises(OSError, match="refused"):
         get(f"{rest}/healthz")

@@ -25,6 +25,8 @@ class Proxy:
         """How many more requests are lost, each with its connection."""
         self.lost = asyncio.Event()
         self.away = False
+        self.refused = 0
+        """Connections that were tried while it was away."""
         self.port = 0
 
     @property
@@ -70,6 +72,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.away:
+            self.refused += 1
             writer.transport.abort()
             return
         their_reader, their_writer = await asyncio.open_unix_connection(self._upstream)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 
 import pytest
@@ -13,6 +12,7 @@ from tools import listening
 from jobq import Backoff, Queue, State, Worker
 from jobq.engine.model.backoff import pause
 from jobq.engine.store import lua
+from jobq.engine.worker import waker
 from jobq.errors import StoreUnavailable
 
 
@@ -116,7 +116,7 @@ async def test_outcomes_outlive_an_outage(proxy: Proxy, far: Queue, queue: Queue
         await gate.arrival()
     proxy.go_away()
     gate.open()
-    await asyncio.sleep(0.2)  # the outage: trips fail meanwhile
+    await until(lambda: proxy.refused >= 3, "trips to fail")
     assert (await queue.stats()).active == 5
     proxy.come_back()
     assert [await job.result(10) for job in jobs] == list(range(5))
@@ -124,8 +124,10 @@ async def test_outcomes_outlive_an_outage(proxy: Proxy, far: Queue, queue: Queue
 
 
 async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
-    proxy: Proxy, far: Queue, queue: Queue, start, gate, until, admin
+    proxy: Proxy, far: Queue, queue: Queue, start, gate, until, admin, monkeypatch
 ):
+    monkeypatch.setattr(waker, "BLOCK", 60.0)  # no worker looks by itself while the test lasts
+
     @far.task
     async def slow(n: int) -> int:
         await gate.passing(n)
@@ -134,13 +136,11 @@ async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
     worker = await start(far)
     for n in range(3):
         proxy.cut()
-        began = time.monotonic()
         job = await queue.enqueue("slow", {"n": n})
-        assert await gate.arrival(4) == n
-        assert time.monotonic() - began < 4
+        assert await gate.arrival() == n
         await until(lambda: listening(admin))
         await queue.kill(job.id)
-        await until(lambda: worker.running == 0, timeout=4)
+        await until(lambda: worker.running == 0, "the kill to be heard")
 
 
 async def test_waiting_for_a_result_survives_a_reconnect(proxy: Proxy, far: Queue, queue: Queue, start, gate, until):
@@ -163,14 +163,12 @@ async def test_stop_while_redis_is_away_is_bounded(proxy: Proxy, far: Queue, que
     async def slow() -> None:
         await gate.passing()
 
-    async with Worker(far, grace=0.2) as worker:
+    async with asyncio.timeout(60), Worker(far, grace=0.2) as worker:
         worker.start()
         await far.enqueue("slow")
         await gate.arrival()
         proxy.go_away()
-        began = time.monotonic()
         worker.stop()
-    assert time.monotonic() - began < 15
     stats = await queue.stats()
     assert stats.active == 1  # its lease will run out, and another worker recovers it
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from tools import commands
+from tools import commands, reading
 
 from jobq import (
     Connection,
@@ -64,10 +64,10 @@ async def test_waiting_ends_in_time(queue: Queue):
     assert (await job.row()).state is State.WAITING
 
 
-async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue: Queue):
+async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue: Queue, admin, until):
     job = await queue.enqueue("nobody")
     waiting = asyncio.create_task(job.result(5))
-    await asyncio.sleep(0.05)  # it waits
+    await until(lambda: reading(admin), "the waiter to read")
     await queue.remove(job.id)
     with pytest.raises(JobNotFound):
         await waiting
@@ -75,23 +75,23 @@ async def test_a_job_removed_before_or_while_somebody_waits_is_not_found(queue: 
         await job.result(5)
 
 
-async def test_closing_the_queue_ends_the_waiting(connection):
+async def test_closing_the_queue_ends_the_waiting(connection, admin, until):
     async with Queue("other", connection) as queue:
         job = await queue.enqueue("nobody")
         waiting = asyncio.create_task(job.result(30))
-        await asyncio.sleep(0.05)  # it waits
+        await until(lambda: reading(admin), "the waiter to read")
     with pytest.raises(StoreError, match="closed"):
         await waiting
 
 
-async def test_a_cancelled_waiter_harms_no_other(queue: Queue, start):
+async def test_a_cancelled_waiter_harms_no_other(queue: Queue, admin, start, until):
     @queue.task
     async def echo(n: int) -> int:
         return n
 
     job = await echo.enqueue(n=1)
     first, second = (asyncio.create_task(job.result(10)) for _ in range(2))
-    await asyncio.sleep(0.05)  # both wait
+    await until(lambda: reading(admin), "both waiters to read")
     first.cancel()
     await start()
     assert await second == 1
@@ -179,19 +179,19 @@ async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(que
     assert left == set()
 
 
-async def test_a_worker_cancelled_twice_goes_at_once(queue: Queue, gate):
+async def test_a_worker_cancelled_twice_goes_at_once(queue: Queue, gate, until, logs):
     @queue.task
     async def slow() -> None:
         await gate.passing()
 
-    async with Worker(queue, grace=60) as worker:
+    async with Worker(queue, grace=3600) as worker:
         running = asyncio.create_task(worker.run())
         await slow.enqueue()
         await gate.arrival()
-        for _ in range(2):
-            running.cancel()
-            await asyncio.sleep(0.05)  # it winds down
-        async with asyncio.timeout(4):
+        running.cancel()
+        await until(lambda: logs.all("jobs still run, and have"), "the worker to wait for the job")
+        running.cancel()
+        async with asyncio.timeout(30):  # much less than the grace
             with pytest.raises(asyncio.CancelledError):
                 await running
 
@@ -293,11 +293,7 @@ async def test_after_a_flush_nobody_waits_for_long(queue: Queue, admin, monkeypa
     monkeypatch.setattr(results, "PAGE", 2)
     jobs = [await queue.enqueue("nobody") for _ in range(10)]
     waiting = [asyncio.create_task(job.result(60)) for job in jobs]
-
-    async def reading() -> bool:
-        return b"cmd=xread" in await admin.command(b"CLIENT", b"LIST")
-
-    await until(reading)
+    await until(lambda: reading(admin), "the waiters to read")
     await admin.command(b"FLUSHALL")
     answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
     assert {type(answer) for answer in answers} == {JobNotFound}

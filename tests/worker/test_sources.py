@@ -110,12 +110,12 @@ async def test_one_broken_queue_does_not_starve_another_of_its_server(
         await until(lambda: len(ran) == JOBS, "every job of the healthy queue", timeout=15)
 
 
-async def test_a_broken_queue_goes_on_when_it_is_repaired(queue: Queue, start, until, admin):
+async def test_a_broken_queue_goes_on_when_it_is_repaired(queue: Queue, start, until, admin, logs):
     ran = tasks(queue)
     await admin.command(b"SET", queue.store.keys["waiting"], b"not a set")
     await queue.store.command(b"ZADD", queue.store.keys["wake"], 0, b"t")
     await start()
-    await asyncio.sleep(0.3)  # some claims are refused
+    await until(lambda: logs.all("Redis refuses a claim"), "a claim to be refused")
     await admin.command(b"DEL", queue.store.keys["waiting"])
     await queue.enqueue("note", {"n": 1})
     await until(lambda: ran == [1], "the job to run")

@@ -85,6 +85,12 @@ async def blocked(admin: Store, clients: int) -> bool:
     return int(found.partition(":")[2]) >= clients
 
 
+async def reading(admin: Store) -> bool:
+    """A client blocks in a read of a stream: somebody waits for a result."""
+    clients = (await admin.command(b"CLIENT", b"LIST")).splitlines()
+    return any(b"cmd=xread" in client and b" flags=b" in client for client in clients)
+
+
 async def listening(admin: Store, workers: int = 1) -> bool:
     """At least so many workers hear the control channel."""
     return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] >= workers
