@@ -185,10 +185,10 @@ async def _submit_many(
     answers: list[Accepted | InvalidJob] = []
     for page in _pages(news):
         if not each:
-            answers += await queue.submit_many(page, durability=durability)
+            answers += await queue.submit_many(page, durability=durability, checked=True)
             continue
         # they still share trips
-        submits = [queue.submit(new, durability=durability) for new in page]
+        submits = [queue.submit(new, durability=durability, checked=True) for new in page]
         for answer in await asyncio.gather(*submits, return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):
                 raise answer

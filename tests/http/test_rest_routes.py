@@ -361,3 +361,26 @@ async def test_types_are_published_and_used_by_a_server_without_the_code(
         job_id = await enqueue(client, {"type": "send", "payload": {"to": "a"}, "timeout": None})
         shown = await (await client.get(f"/jobs/{job_id}")).json()
         assert (shown["attempts"], shown["timeout"]) == (7, None)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+async def test_each_payload_of_an_array_is_checked_once(
+    new_client: NewClient, connection: Connection, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    queue = Queue("main", connection)
+
+    @queue.task
+    async def send(to: str) -> None: ...
+
+    client, checked = await new_client(queue), 0
+    check = send.check
+
+    def counted(payload: Any) -> None:
+        nonlocal checked
+        checked += 1
+        check(payload)
+
+    monkeypatch.setattr(send, "check", counted)
+    body = [{"type": "send", "payload": {"to": str(n)}} for n in range(10)]
+    assert (await client.post("/jobs/enqueue", json=body, headers=headers)).status == 201
+    assert checked == 10

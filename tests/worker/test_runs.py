@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from jobq import Backoff, Context, Depends, JobFailed, Queue, State, inject
-from jobq.engine.task.context import current
+from jobq.engine.task.context import PROGRESS_MAX, current
 from jobq.engine.worker import lending
 from jobq.engine.worker import outbox as outbox_module
 from jobq.engine.worker import run as run_module
@@ -341,6 +341,18 @@ async def test_progress_without_json_form_is_the_handlers_error(queue: Queue, st
     await start()
     job = await talk.enqueue()
     with pytest.raises(JobFailed, match="TypeError: progress takes a value with a JSON form"):
+        await job.result(5)
+    assert (await job.row()).progress is None
+
+
+async def test_progress_is_bounded(queue: Queue, start):
+    @queue.task(attempts=1)
+    async def talk(ctx: Context = inject) -> None:
+        ctx.progress("x" * PROGRESS_MAX)
+
+    await start()
+    job = await talk.enqueue()
+    with pytest.raises(JobFailed, match="progress has 65538 bytes, the limit is 65536: store it elsewhere"):
         await job.result(5)
     assert (await job.row()).progress is None
 

@@ -7,6 +7,7 @@ written. Both are refused here.
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
 _SCALARS: Final = frozenset((type(None), bool, int, str))
 _LEAVES: Final = _SCALARS | {float, bytes, bytearray, msgspec.Raw}
 
-_encode = msgspec.json.Encoder().encode
+
+def encode_hook(value: Any) -> Any:
+    """What msgspec calls for values that it does not know: a pydantic model is dumped as its class reads it back.
+
+    :raises TypeError: it is of no such class.
+    """
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(value, pydantic.BaseModel):
+        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+    return value.model_dump(mode="json", by_alias=True, round_trip=True)
+
+
+_encode = msgspec.json.Encoder(enc_hook=encode_hook).encode
 _one_value = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -68,8 +81,8 @@ def _inside(value: Any) -> Collection[Any]:
         return cast("dict[Any, Any]", value).values()
     if isinstance(value, list | tuple | set | frozenset):
         return cast("Collection[Any]", value)
-    if isinstance(value, Enum):
-        return (value.value,)
+    if isinstance(value, Enum) or hasattr(cast("object", value), "model_dump"):
+        return (value.value if isinstance(value, Enum) else encode_hook(value),)
     if isinstance(value, msgspec.Struct):
         return [getattr(value, name) for name in value.__struct_fields__]
     if fields := getattr(value, "__dataclass_fields__", None):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from jobq.engine.task.hooks import decode_hook
 from jobq.errors import UnreadableResult
 from jobq.redact import misfit
 
@@ -40,7 +41,7 @@ class Job(Generic[R]):
         """
         raw = await self.queue.result(self.id, timeout=timeout)
         try:
-            return msgspec.json.decode(raw, type=self._returns)
+            return msgspec.json.decode(raw, type=self._returns, dec_hook=decode_hook())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UnreadableResult(self.id, f"it does not fit the handler's annotation: {misfit(error)}") from None
 

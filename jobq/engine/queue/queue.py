@@ -264,10 +264,11 @@ class Queue(Registry, Verbs):
         if new.id is not None and not is_id(new.id):
             raise InvalidJob(f"id {new.id!r:.80}: 1 to 64 letters, digits and ._~-; jobq.new_id() makes one")
 
-    async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
+    async def submit(self, new: NewJob, *, durability: Durability | None = None, checked: bool = False) -> Accepted:
         """Check and enqueue one job, in one trip with whatever else is being enqueued.
 
         ``durability``: what must be confirmed before this returns; None: what the queue says.
+        ``checked``: the caller has called ``check`` for it.
 
         :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
         :raises DurabilityRefused: the server cannot give it; nothing was written.
@@ -277,8 +278,10 @@ class Queue(Registry, Verbs):
         """
         session = self._session
         if new.given is not None and not self.tasks:
-            (new,) = await session.defaults.complete([new])
-        self.check(new)
+            (new,), given = await session.defaults.complete([new]), new
+            checked &= new is given
+        if not checked:
+            self.check(new)
         entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
@@ -290,8 +293,10 @@ class Queue(Registry, Verbs):
         session.ids.redraw()
         return await self.submit(new, durability=durability)
 
-    async def submit_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Accepted]:
-        """Check all, then enqueue all, hundreds a trip. ``durability``: as for ``submit``.
+    async def submit_many(
+        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
+    ) -> list[Accepted]:
+        """Check all, then enqueue all, hundreds a trip. ``durability``, ``checked``: as for ``submit``.
 
         :raises InvalidJob: one does not fit; none was written.
         :raises IdempotencyConflict: a key was used for another job; the others are written (as with ``JobIdTaken``).
@@ -299,13 +304,13 @@ class Queue(Registry, Verbs):
         """
         session = self._session
         producer = session.producer_for(durability)
-        news = list(news)
+        news = given = list(news)
         if not self.tasks and any(new.given is not None for new in news):
             news = await session.defaults.complete(news)
-        for new in news:
-            self.check(new)
-        now = session.store.now_ms
-        answers = await producer.send_many([encode_entry(new, session.ids, now()) for new in news])
+        for new, before in zip(news, given, strict=True):
+            if not checked or new is not before:
+                self.check(new)
+        answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
         for place, answer in enumerate(answers):
             if isinstance(answer, JobIdTaken) and news[place].id is None:
                 session.ids.redraw()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.ids import time_of
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
 
 T = TypeVar("T")
+
+PROGRESS_MAX: Final = 65_536
+"""Bytes of a job's progress. It is shown with the job, and sent again and again."""
 
 current: ContextVar[Context] = ContextVar("jobq_context")
 """The run that this code belongs to; set while a handler runs."""
@@ -78,11 +81,16 @@ class Context:
         """Say how far the job is: any JSON value, often a number 0..100. The last word counts.
 
         :raises TypeError: the value has no JSON form.
+        :raises ValueError: its JSON form is larger than 64 KiB.
         """
         try:
             data = encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"progress takes a value with a JSON form: {error}") from None
+        if len(data) > PROGRESS_MAX:
+            raise ValueError(
+                f"progress has {len(data)} bytes, the limit is {PROGRESS_MAX}: store it elsewhere, report a reference"
+            )
         self._say(self, "progress", data)
 
     def log(self, message: str) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.model.encoding import refuse_non_finite
+from jobq.engine.model.encoding import encode_hook, refuse_non_finite
 from jobq.engine.task.context import Depends
+from jobq.engine.task.hooks import decode_hook
 from jobq.engine.task.inject import Provider, injection, name_of, parameters_of
 from jobq.redact import excerpt
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LARGE: Final = 1 << 18
 """Bytes of a payload that is decoded with the garbage collector at rest."""
 
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=encode_hook).encode
 
 
 class Signature:
@@ -56,13 +57,14 @@ class Signature:
                 fields.append((parameter.name, kind, _default(f"{name}({parameter})", parameter.default)))
         struct = name.rpartition(".")[2]
         self.names = tuple(field[0] for field in fields)
+        hook = decode_hook()
         try:
             self.struct: type[msgspec.Struct] = msgspec.defstruct(
                 struct, fields, kw_only=True, forbid_unknown_fields=not self.open
             )
-            self._decode = msgspec.json.Decoder(self.struct).decode
+            self._decode = msgspec.json.Decoder(self.struct, dec_hook=hook).decode
             lenient = msgspec.defstruct(struct, fields, kw_only=True)
-            self._read = msgspec.json.Decoder(lenient).decode
+            self._read = msgspec.json.Decoder(lenient, dec_hook=hook).decode
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         self.plain = not (self._keywords or self.injected or self.open)

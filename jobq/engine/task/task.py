@@ -12,6 +12,7 @@ import msgspec
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
 from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.hooks import schema_of
 from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature
 from jobq.errors import InvalidJob
@@ -71,7 +72,7 @@ class Task(Generic[P, R]):
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the payload."""
-        return msgspec.json.schema(self.signature.struct)
+        return schema_of(self.signature.struct)
 
     def check(self, payload: bytes | msgspec.Raw) -> None:
         """Validate a payload against the signature.
