@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobq.engine.store.keys import COLUMNS
+from jobq.engine.store.store import TYPES_MAX
 from tests.columns import dump
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     check(len(column["wake"]) <= 1, "wake tokens", set(column["wake"]))
     check(set(column["workers"]) == set(column["workers_info"]), "worker rows that disagree",
           set(column["workers"]) ^ set(column["workers_info"]))  # fmt: skip
+    check(set(column["types"]) == set(column["types_seen"]), "types that disagree",
+          set(column["types"]) ^ set(column["types_seen"]))  # fmt: skip
+    check(len(column["types"]) <= TYPES_MAX, "published types", len(column["types"]))
     check(len(state.get("events", [])) <= EVENTS_MOST, "events", len(state.get("events", [])))
     check(not strangers, "keys that are no column", strangers)
     return wrong

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SLOW_MS = 10.0
 LOOK_MS = 1
 """What takes longer is looked at: the slow log's bound."""
-BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "metrics", "meta")
+BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "types", "types_seen", "metrics", "meta")
 """Keys that must not grow with the jobs."""
 
 

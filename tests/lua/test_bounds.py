@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jobq.engine.model.types import ROW_BYTES
+from jobq.engine.queue.published import PAGE
 from jobq.engine.store import CLAIM_BYTES
 
 if TYPE_CHECKING:
@@ -89,6 +91,14 @@ async def test_stats_read_a_megabyte_of_specs(bench: Bench) -> None:
         await admin.command(b"HSET", admin.keys["jobs"], job_id, b"x" * 400_000)
         await admin.command(b"ZADD", admin.keys["waiting"], n * 2**42 + 2**41 + 1, job_id)
     assert len((await bench.store.do(bench.store.stats()))[9]) == 3 * 3
+
+
+async def test_a_call_that_publishes_answers_no_more_than_its_page(bench: Bench) -> None:
+    rows = [word for n in range(PAGE) for word in (f"t{n}", b"%d" % n + b"x" * ROW_BYTES)]
+    for who in range(6):
+        different = [row if at % 2 == 0 else b"%d" % who + bytes(row)[1:] for at, row in enumerate(rows)]
+        reply = await bench.store.do(bench.store.publish(f"w{who}", different, started=True))
+    assert PAGE * 3 * ROW_BYTES <= size(reply) <= PAGE * 3 * (ROW_BYTES + 100)
 
 
 def test_a_claim_is_bounded_too() -> None:
