@@ -81,7 +81,7 @@ async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Be
 
 async def test_a_layout_without_a_way_to_ours_is_refused(bench: Bench):
     await bench.seed({"meta": {"layout": "1"}})
-    with pytest.raises(StoreRefused, match="queue 'test' has layout 1, and this jobq knows no way from there to 2"):
+    with pytest.raises(StoreRefused, match="has layout 1, and this version of jobq cannot migrate it to layout 2"):
         await bench.store.open(wanted=2)
     assert await bench.dump() == {"meta": {"layout": "1"}}
 
@@ -126,7 +126,7 @@ async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(
     await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:
         async with Queue("test", bench.store.connection) as queue:
-            with pytest.raises(StoreFull, match="Redis is at maxmemory and takes no new jobs"):
+            with pytest.raises(StoreFull, match="Redis is at maxmemory and accepts no new jobs"):
                 await queue.enqueue("x")
         async with Queue("new", bench.store.connection) as queue:
             with pytest.raises(StoreFull):

@@ -230,7 +230,7 @@ async def full(bench: Bench):
 async def test_at_maxmemory(name: str, full: Bench):
     before = await full.dump()
     if name in REFUSED_WHEN_FULL:
-        with pytest.raises(StoreFull, match="Redis is at maxmemory and takes no new jobs; free memory or raise"):
+        with pytest.raises(StoreFull, match="Redis is at maxmemory and accepts no new jobs; free memory or raise"):
             await full.do(CALLS[name](full.store))
         assert await full.dump() == before
     else:

@@ -171,7 +171,7 @@ async def _(world: World) -> None:
     await Queue("q", f"unix://{world.tmp_path}/nowhere").open()
 
 
-@brings("StoreFull", "Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
+@brings("StoreFull", "Redis is at maxmemory and accepts no new jobs; free memory or raise maxmemory")
 async def _(world: World) -> None:
     await world.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:

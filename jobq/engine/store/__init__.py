@@ -1,4 +1,4 @@
-"""The only room that knows Redis: connections (link), calls, and the verbs (store)."""
+"""The only package that imports redis: connections (link), calls, and one method per script (store)."""
 
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.link import Connection

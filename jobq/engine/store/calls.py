@@ -1,4 +1,4 @@
-"""A call of a script, ready to be packed: the arguments of one verb and how its reply reads."""
+"""Calls of scripts: the arguments of one script, and the function that reads its reply."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Call(Generic[T]):
-    """One script with its arguments. ``read`` turns the reply into the verb's answer.
+    """One script with its arguments. ``read`` turns the reply into the method's return value.
 
-    ``repeat``: the arguments when it is sent again, where they differ. ``again``: it was, so an earlier one may have
-    been executed. ``short``: with those keys only that stand before the semicolon of the script's header.
+    ``repeat``: the arguments of a repetition, if they differ. ``again``: the call was sent before, so Redis may have
+    executed it already. ``short``: send only the keys before the semicolon of the script's header.
     """
 
     __slots__ = ("again", "args", "keys", "read", "repeat", "script", "short")
@@ -42,14 +42,14 @@ class Call(Generic[T]):
         self.again = False
 
     def send_again(self) -> None:
-        """Nobody knows whether it was executed: the next sending says so."""
+        """Mark the call as a repetition. Its reply was lost, so Redis may have executed it already."""
         self.again = True
         if self.repeat is not None:
             self.args = self.repeat
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
-    """What a claim or a reap took. ``token`` ("fence worker") is the proof of the lease; ``now`` is the server's, ms.
+    """Jobs of a claim or a reap. The holder of ``token`` ("fence worker") holds the lease; ``now`` is server time, ms.
 
     ``charged`` counts the attempts charged before this run; ``holders`` (reap only) are the tokens that ran out.
     """
@@ -63,14 +63,14 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
-    """How many stand in the finished set now, and whose lease was not held any more."""
+    """The size of the finished set now, and the ids of jobs whose lease the worker had lost."""
 
     standing: int
     lost: list[bytes]
 
 
 def read_claimed(reply: list[Any]) -> Claimed | None:
-    """None: nothing to do, or paused."""
+    """Returns None when no job is waiting, or when the queue is paused."""
     if not reply:
         return None
     return Claimed(reply[0], reply[1], reply[2], reply[3], reply[4], reply[5] if len(reply) > 5 else [])
@@ -82,7 +82,7 @@ def read_settled(reply: list[Any]) -> Settled:
 
 
 def read_as_is(reply: Any) -> Any:
-    """The reply is the answer."""
+    """Return the reply unchanged."""
     return reply
 
 

@@ -1,4 +1,4 @@
-"""Whether a server is fit for jobs: looked at once per connection, when the first queue on it is opened."""
+"""Checks that a server is fit for jobs: once per connection, when the first queue on it is opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = get_logger("jobq.store")
 
 REDIS_FLOOR: Final = (7, 0)
-"""Scripts declare their flags (allow-oom) from here on."""
+"""The first version in which scripts can declare flags (allow-oom)."""
 VALKEY_FLOOR: Final = (7, 2)
 WAITAOF_FLOOR: Final = (7, 2)
 CLUSTER: Final = (
@@ -32,7 +32,7 @@ QUESTIONS: Final = (
     (b"CONFIG", b"GET", b"maxmemory"),
     (b"CONFIG", b"GET", b"save"),
 )
-"""What is asked, one by one: a user without rights to one of them is no obstacle."""
+"""The commands that are asked, one by one. A user without the right to one of them may still use the others."""
 
 
 def _version(text: str) -> tuple[int, int]:
@@ -41,7 +41,7 @@ def _version(text: str) -> tuple[int, int]:
 
 
 def _facts(answers: Sequence[Any]) -> dict[str, str]:
-    """What the server says of itself; what this user may not ask, or the server does not tell, is left out."""
+    """The server's facts by name, without those that this user may not read or that the server does not report."""
     facts: dict[str, str] = {}
     for words, answer in zip(QUESTIONS, answers, strict=True):
         if isinstance(answer, bytes):
@@ -54,7 +54,7 @@ def _facts(answers: Sequence[Any]) -> dict[str, str]:
 
 
 def check_fitness(answers: Sequence[Any], connection: Connection, durability: str) -> None:
-    """Refuse a server that would lose jobs, and warn of what its operator should know. ``answers``: to QUESTIONS.
+    """Refuse a server that would lose jobs, and log warnings for its operator. ``answers``: replies to QUESTIONS.
 
     :raises StoreRefused: it is too old, evicts keys, or cannot give the ``durability`` asked for.
     """
@@ -67,9 +67,9 @@ def check_fitness(answers: Sequence[Any], connection: Connection, durability: st
 
 
 def refuse_unfit(facts: dict[str, str], durability: str) -> None:
-    """What makes a server unusable.
+    """Refuse an unusable server.
 
-    :raises StoreRefused: saying what to change.
+    :raises StoreRefused: the message says what to change.
     """
     version = _version(facts.get("valkey_version") or facts.get("redis_version") or "")
     name = "Valkey" if "valkey_version" in facts else "Redis"
@@ -83,7 +83,7 @@ def refuse_unfit(facts: dict[str, str], durability: str) -> None:
     policy = facts.get("maxmemory-policy", "")
     if policy.startswith("allkeys-") and facts.get("maxmemory", "0") != "0":
         raise StoreRefused(
-            f"maxmemory-policy is {policy}: the server would throw jobs away when memory runs out;"
+            f"maxmemory-policy is {policy}: the server would delete jobs when memory runs out;"
             " set maxmemory-policy noeviction"
         )
     if durability == "fsynced":
@@ -97,7 +97,7 @@ def refuse_unfit(facts: dict[str, str], durability: str) -> None:
 
 
 def doubts(facts: dict[str, str], durability: str) -> list[str]:
-    """What works, and may disappoint: sentences for the log."""
+    """Warnings for the log about a server that works but may lose jobs."""
     found: list[str] = []
     if facts.get("aof_enabled") == "0":
         if facts.get("save") == "":
@@ -109,9 +109,11 @@ def doubts(facts: dict[str, str], durability: str) -> list[str]:
             found.append("Redis keeps snapshots only: a crash loses the jobs since the last one. Set appendonly yes")
     if facts.get("maxmemory-policy", "").startswith("allkeys-"):
         found.append(
-            f"maxmemory-policy is {facts['maxmemory-policy']}: should maxmemory ever be set, jobs would be thrown away."
+            f"maxmemory-policy is {facts['maxmemory-policy']}: if maxmemory is set one day, Redis will delete jobs."
             " Set maxmemory-policy noeviction"
         )
     if durability == "replicated" and facts.get("connected_slaves") == "0":
-        found.append("durability='replicated', and no replica is connected: enqueues wait for one, then fail")
+        found.append(
+            "durability='replicated', but no replica is connected: enqueues wait for one, then fail. Connect a replica"
+        )
     return found

@@ -1,4 +1,4 @@
-"""Every key of a queue is born here. All share the hash tag ``{NAME}``, so a queue lives in one cluster slot."""
+"""Makes all keys of a queue. They share the hash tag ``{NAME}``, so a queue is in one cluster slot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from jobq.errors import InvalidJob
 
 LAYOUT: Final = 1
-"""Version of the data model below, kept in ``meta``; a program that meets a newer one refuses."""
+"""Version of the data model below, stored in ``meta``. A program refuses to use a newer one."""
 
 COLUMNS: Final[dict[str, str]] = {
     "waiting": "zset: id -> priority * 2^42 + 2^41 + sequence",
@@ -18,7 +18,7 @@ COLUMNS: Final[dict[str, str]] = {
     "failed": "zset: id -> finished, unix ms",
     "blocked": "zset: id waiting for other jobs (flows, to come)",
     "jobs": "hash: id -> spec, JSON, never changed",
-    "leases": "hash: id -> 'fence worker', exactly while active",
+    "leases": "hash: id -> 'fence worker', only while the job is active",
     "priorities": "hash: id -> priority, with an L behind it for LIFO; only when it is not 0 and FIFO",
     "attempts": "hash: id -> runs charged, and since when it can run (unix ms) if it was put back since its enqueue",
     "errors": "hash: id -> error records, JSON, one a line, bounded",
@@ -31,7 +31,7 @@ COLUMNS: Final[dict[str, str]] = {
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase",
-    "wake": "zset: at most one token: there is work. Idle workers block on it",
+    "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
     "answers": "hash: id of an operator's request -> its answer, so that a repeated one gets the same",

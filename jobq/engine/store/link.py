@@ -1,8 +1,8 @@
 """Trips to Redis: several commands out in one write, their replies back in one read.
 
-redis-py makes and authenticates the connections; what is left out is its command layer (a pool lock, a retry object and
-several coroutines per command) and its streams, which cost more than the trip itself: docs/decisions/0002 and 0015.
-Connections are never shared by two trips at once, so a cancelled trip spoils its own connection only.
+redis-py makes and authenticates the connections. Its command layer (a pool lock, a retry object and several coroutines
+per command) and its streams are not used, because they cost more than the trip itself: docs/decisions/0002 and 0015.
+Two trips never share a connection at the same time, so a cancelled trip closes only its own connection.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _REFUSED = ("NOAUTH ", "NOPERM ", "WRONGPASS ")
 
 
 def translate(error: Exception) -> StoreError:
-    """Redis's and redis-py's errors in jobq's words."""
+    """Translate errors of Redis and redis-py into jobq's errors."""
     text = redact(str(error)) or type(error).__name__
     if text.startswith("OOM "):
-        return StoreFull("Redis is at maxmemory and takes no new jobs; free memory or raise maxmemory")
+        return StoreFull("Redis is at maxmemory and accepts no new jobs; free memory or raise maxmemory")
     refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
     # redis-py raises a refused login as a ConnectionError whose cause is the refusal
     if isinstance(error, refusals) or isinstance(error.__cause__, refusals) or text.startswith(_REFUSED):
@@ -71,7 +71,7 @@ def translate(error: Exception) -> StoreError:
 class Connection:
     """Shared by the queues made on it: ``Queue(name, redis=Connection(url))``.
 
-    ``timeout`` (seconds) bounds every trip, waiting for a free connection and connecting included: no wait is for ever.
+    ``timeout`` (seconds) bounds every trip, with the time to get a free connection and to connect. So no call hangs.
 
     Sockets belong to one event loop of one process. ``here`` gives each loop its own; after a fork the child forgets
     those of its parent, and touches none of them.
@@ -79,7 +79,7 @@ class Connection:
 
     _all: ClassVar[weakref.WeakSet[Connection]] = weakref.WeakSet()
     _inherited: ClassVar[list[object]] = []
-    """What the parent process had. It is kept for ever: if it were collected, closing its TLS connections and removing
+    """Connections of the parent process. They are kept for ever: when collected, closing TLS connections and removing
     its sockets from the epoll instance that both processes share would disturb the parent."""
     _inherited_loops: ClassVar[set[asyncio.AbstractEventLoop]] = set()
 
@@ -88,17 +88,17 @@ class Connection:
         self.timeout = timeout
         self.max_connections = max_connections
         self.looked_at = False
-        """Whether the server's operator has been warned of what may disappoint."""
+        """The server was checked, and its operator was warned of settings that may lose jobs."""
         self.has_scripts = False
         """Whether the server was given all scripts over this connection."""
         self._begin()
         self._all.add(self)
 
     def _begin(self) -> None:
-        """As new: no loop, no sockets. Those that were there are dropped, and not closed."""
+        """Start again without a loop and without sockets. Earlier sockets are dropped without being closed."""
         options: dict[str, Any] = {
             "protocol": 2,
-            # redis-py would repeat a script whose reply was lost, ten times, without asking
+            # Switch off redis-py's own retries. It would repeat a script whose reply was lost up to ten times.
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
             "socket_connect_timeout": self.timeout,
@@ -155,7 +155,7 @@ class Connection:
             return twin
 
     async def leave(self, connection: Connection) -> None:
-        """Give back what ``here`` gave. Where nobody uses it any more, no socket stays open: the loop may end now."""
+        """Give back the connection that ``here`` returned. The last user closes its sockets; then the loop can end."""
         with self._lock:
             connection._users -= 1
             if connection._users:
@@ -174,12 +174,12 @@ class Connection:
         ``patience``: seconds that the server may keep a blocking command on top of the timeout. ``within``: seconds for
         all of it, where that is less than the timeout.
 
-        :raises StoreUnavailable: nothing can be said of what ran.
+        :raises StoreUnavailable: no answer came, so the commands may have been executed or not.
         :raises StoreRefused: the server refuses this user.
         """
         timeout = self.timeout if within is None else within
         if patience:
-            # a blocked command keeps its connection for seconds: it must not use up what trips share
+            # A blocking command keeps its connection for seconds. It must not take one from the pool of the trips.
             return await self._trip(payload, replies, timeout + patience)
         if self._free:
             self._free -= 1
@@ -193,7 +193,7 @@ class Connection:
     async def _wait_for_a_free_one(self, timeout: float) -> float:
         """Queue for a connection. Returns what is left of the timeout.
 
-        :raises StoreUnavailable: less than a tenth is left: too little to wait for an answer with.
+        :raises StoreUnavailable: less than a tenth of the timeout is left, which is too little to wait for a reply.
         """
         began = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -216,7 +216,7 @@ class Connection:
         return left
 
     def _hand_on(self) -> None:
-        """A connection is free: for the one that waits longest, if any."""
+        """Give a free connection to the trip that has waited longest, if there is one."""
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
@@ -242,7 +242,7 @@ class Connection:
         except (exceptions.RedisError, hiredis.ReplyError, OSError, TimeoutError, EOFError) as error:
             raise translate(error) from error
         finally:
-            # anything else (a cancellation too) leaves replies in the socket: never used again
+            # anything else (a cancellation too) leaves replies in the socket, so never use it again
             if wire is not None:
                 if clean:
                     self._idle.append(wire)
@@ -277,7 +277,7 @@ class Connection:
             while True:
                 message = await self._hear(connection)
                 if message is None:
-                    # a half-open socket is silent too: make the server say something
+                    # a half-open socket is silent too, so send a PING and wait for the reply
                     await connection.send_packed_command(pack((b"PING",)), check_health=False)
                     message = await self._hear(connection)
                 if message is None:
@@ -290,11 +290,11 @@ class Connection:
             await connection.disconnect(nowait=True)
 
     async def _hear(self, connection: AbstractConnection) -> Any:
-        """The next message; None: a whole timeout of silence. Not by cancellation: that would end the subscription."""
+        """The next message, or None after a timeout. It does not cancel the read, which would end the subscription."""
         return cast("Any", await connection.read_response(timeout=self.timeout, disconnect_on_error=False))
 
     async def aclose(self) -> None:
-        """Close what is idle; trips under way close their own."""
+        """Close idle connections. Trips that are under way close theirs."""
         self._closed = True
         running = asyncio.get_running_loop()
         if self._loop in (None, running):
@@ -312,7 +312,7 @@ class Connection:
             self._idle.pop().close()
 
     def disown(self) -> None:
-        """In a forked child: begin anew, with what is the parent's kept aside."""
+        """In a forked child: start without connections, and keep those of the parent untouched."""
         loops = [*self._others, self._loop] if self._loop else [*self._others]
         self._inherited_loops.update(loops)
         self._inherited.append(dict(vars(self)))

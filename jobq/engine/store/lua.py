@@ -1,4 +1,4 @@
-"""The scripts: found in the wheel or the checkout, read once, their headers parsed."""
+"""Finds the scripts in the wheel or the checkout, reads them once, and parses their headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYS = re.compile(r"^-- KEYS (.+)$", re.MULTILINE)
 
 
 class Script(msgspec.Struct, frozen=True):
-    """One atomic move. ``keys`` are the columns it declares, in order; ``few`` of them stand before the semicolon."""
+    """One script. ``keys`` are the columns that it declares, in order. The first ``few`` are before the semicolon."""
 
     name: str
     source: bytes
@@ -27,7 +27,7 @@ class Script(msgspec.Struct, frozen=True):
     few: int
 
     def columns(self, *, short: bool) -> tuple[str, ...]:
-        """The columns that a call names: all, or for a short one those before the semicolon."""
+        """The columns that a call sends: all of them, or for a short call those before the semicolon."""
         return self.keys[: self.few] if short else self.keys
 
 
@@ -45,7 +45,7 @@ def parse(name: str, source: bytes) -> Script:
     found = _KEYS.search(source.decode())
     if not found:
         raise ValueError(f"{name}.lua has no '-- KEYS' line")
-    # EVALSHA's name for a script; not a matter of security
+    # EVALSHA identifies a script by its SHA-1. This is not a security feature.
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     few, *more = (half.split() for half in found[1].split(";"))
     return Script(name=name, source=source, sha=sha, keys=tuple(sum(more, few)), few=len(few))

@@ -1,4 +1,4 @@
-"""The ways from one layout to the next one."""
+"""Migrations from one layout to the next."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from jobq.engine.store.store import Store
 
 Migration = Callable[["Store"], Awaitable[bool]]
-"""One page of the way: whether there is more. It may be repeated at any point, since a process may die behind any page.
+"""Migrates one page and returns whether there is more. It must be repeatable, because a process may die after any page.
 The workers of the older version must have stopped."""
 
 MIGRATIONS: Final[dict[int, Migration]] = {}
-"""By the layout that they start from."""
+"""Migrations by the layout that they start from."""

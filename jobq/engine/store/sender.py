@@ -1,4 +1,4 @@
-"""Sending calls: packed, in one write, again when their reply was lost, whole when the server forgot the script."""
+"""Sends calls in one write. Repeats a call whose reply was lost. Sends a whole script that the server lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
-"""Seconds between the sendings of one call."""
+"""Seconds between the attempts to send one call."""
 
 
 class Sender:
@@ -38,7 +38,7 @@ class Sender:
         }
 
     def _head(self, script: lua.Script, *, short: bool) -> tuple[int, bytes]:
-        """The packed words in front of the arguments, and how many they are: packed once instead of on every call."""
+        """The packed command and keys in front of the arguments, and their number. They are packed only once."""
         keys = [self.keys[column] for column in script.columns(short=short) if column in self.keys]
         words = pack((b"EVALSHA", script.sha, len(keys), *keys))
         return 3 + len(keys), words[words.index(b"\n") + 1 :]
@@ -71,17 +71,17 @@ class Sender:
         ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
         block for ``patience`` seconds; its reply comes last. ``within``: as for ``do``.
 
-        :raises StoreUnavailable: no answer, however often it was tried.
+        :raises StoreUnavailable: no attempt got an answer.
         """
         behind = pack(extra) if extra else b""
         answers = await self._persist(self._pack, calls, behind, patience, 1, within)
         return await self._read(calls, answers, behind, patience)
 
     async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
-        """Block on the wake token for up to ``block`` seconds, then run the call. One write: what the token announces
-        comes back with it instead of a trip later. Sent once. The call's own error (``StoreError``) is its answer.
+        """Block on the wake token for up to ``block`` seconds, then run the call. Both go in one write, so the claimed
+        job comes back with the token and not a trip later. Sent once. Returns the call's own ``StoreError``.
 
-        :raises StoreUnavailable: nothing can be said of what ran.
+        :raises StoreUnavailable: no answer came, so the call may have been executed or not.
         """
         payload = pack((b"BZPOPMIN", self.keys["wake"], block)) + self._pack(call)
         token, answer = await self.connection.trip(payload, 2, patience=block)
@@ -138,9 +138,9 @@ class Sender:
     async def do(self, call: Call[T], *, within: float | None = None) -> T:
         """Send one call. ``within``: seconds for all of it, where that is less than the connection's timeout.
 
-        :raises StoreError: what the server said.
+        :raises StoreError: the server's error.
         """
-        # as `trip` of one, without its lists and coroutines: the way of every lone enqueue
+        # The same as `trip` with one call, without its lists and coroutines. Every single enqueue goes this way.
         answer = (await self._persist(self._pack, (call,), b"", 0.0, 1, within))[0]
         if isinstance(answer, Exception):
             answer = (await self._read((call,), [answer], b"", 0.0))[0]
@@ -153,7 +153,7 @@ class Sender:
         """Send several calls in one write, each of a size that does not hold the server for long. ``within``: as for
         ``do``.
 
-        :raises StoreError: what the server said of one; the others may have run.
+        :raises StoreError: the server's error for one call; the others may have been executed.
         """
         answers = await self.trip(*calls, within=within)
         for answer in answers:
@@ -164,7 +164,7 @@ class Sender:
     async def command(self, *words: Argument, patience: float = 0.0) -> Any:
         """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
 
-        :raises StoreError: what the server said.
+        :raises StoreError: the server's error.
         """
         if patience:
             answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
@@ -175,15 +175,15 @@ class Sender:
         return answer
 
     async def commands(self, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Plain commands in one write, again if need be. A command's own error stands in its place.
+        """Plain commands in one write, repeated if a reply was lost. A command's own error stands in its place.
 
-        :raises StoreUnavailable: no answer, however often it was tried.
+        :raises StoreUnavailable: no attempt got an answer.
         """
         payload = b"".join([pack(words) for words in commands])
         return await self._persist(self._pack, (), payload, 0.0, len(commands))
 
     async def load(self) -> None:
-        """Give the server all scripts at once. Of a trip's scripts it then knows all or none, so they run in order.
+        """Load all scripts at once. Then the server has all scripts of a trip or none of them, so they run in order.
 
         :raises StoreUnavailable: no answer.
         """

@@ -1,7 +1,7 @@
 """One method per script. A method makes a ``Call``; ``do`` sends one, ``trip`` several in one write.
 
-Every verb may be repeated: settles are fenced, enqueues, claims and what operators ask carry ids. So a call whose reply
-was lost is sent again, a few times and with growing pauses, before ``StoreUnavailable`` is raised.
+Every call can be repeated safely: scripts of workers are fenced, and enqueues, claims and operators' requests have ids.
+So a call whose reply was lost is sent again a few times, with growing pauses, before ``StoreUnavailable`` is raised.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ CLAIM_BYTES: Final = 1 << 20
 """Bytes of specs after which a claim or a reap takes no more jobs."""
 ALIVE_MS: Final = 30_000
 FORGET_MS: Final = 24 * 3600 * 1000
-"""A worker not heard of for longer is not counted; it loses its row."""
+"""A worker without a heartbeat for longer is not counted as alive, and its row is removed."""
 WORKERS_SHOWN: Final = 1000
 SEQUENCE_BOUND: Final = 1 << 40
-"""A sequence of waiting that passed this is rebased. It would run into the next priority at twice as much."""
+"""A sequence of waiting beyond this number is rebased. It would reach the next priority at twice this number."""
 YOUNG_MS: Final = 5_000
-"""A finished job stays at least as long, whatever the retention is. Somebody may wait for its result, or repeat its
+"""A finished job is kept at least as long, whatever the retention is. A caller may wait for its result, or repeat its
 enqueue because the reply was lost."""
 YOUNG: Final = 50_000
-"""Not more than so many of them, so that memory is bounded in a queue of any speed."""
+"""How many such jobs are kept at most, so that memory stays bounded in a fast queue."""
 TYPES_MAX: Final = 256
-"""Types of a queue that are published. Others still work, with their code."""
+"""How many types of a queue are published at most. Tasks of other types work all the same."""
 COMPARED_MS: Final = 120_000
-"""What a publisher has said is compared for that long with what others say. It says so again twice a minute."""
+"""How long a published type is compared with those of other publishers. Each publishes its types twice a minute."""
 MINUTES_KEPT: Final = 24 * 60
 
 
 class Store(Listening):
-    """The verbs of one queue. ``clock`` gives ``now`` in unix ms as text; '' means the server's own time."""
+    """The scripts of one queue, as methods. ``clock`` gives ``now`` (unix ms as text); '' means the server's time."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Store(Listening):
         return self._clock() if self._clock else b""
 
     def now_ms(self) -> int:
-        """The server's time as known here, unix ms: its clock at the last look, carried on by the monotonic one."""
+        """An estimate of the server's time, unix ms: its clock when last read, advanced by the monotonic clock."""
         if self._clock:
             return int(self._clock())
         if self._offset_ms is None:
@@ -88,12 +88,12 @@ class Store(Listening):
     ) -> None:
         """Check the server, bring the layout to the ``wanted`` version, look at the server's clock.
 
-        A queue that nobody has used is left without a trace: ``register`` writes its layout.
+        It writes nothing for a queue that was never used: ``register`` writes the layout.
 
-        A migration that dies in the middle leaves the old version standing. The next opener goes on with it.
+        If a process dies during a migration, the old version stays, and the next process to open the queue continues.
 
         :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
-            older and there is no way from it.
+            older and cannot be migrated.
         """
         await self.check(durability)
         await self.load()
@@ -101,8 +101,8 @@ class Store(Listening):
         while (layout := int(await self.do(Call("open", [target, migrated_from], read_as_is)))) < wanted:
             if layout not in migrations:
                 raise StoreRefused(
-                    f"queue {self.name!r} has layout {layout}, and this jobq knows no way from there to {wanted}:"
-                    " drain it with the jobq that made it, or use another prefix"
+                    f"queue {self.name!r} has layout {layout}, and this version of jobq cannot migrate it to layout"
+                    f" {wanted}: drain it with the jobq that made it, or use another prefix"
                 )
             while await migrations[layout](self):
                 pass
@@ -117,7 +117,7 @@ class Store(Listening):
             )
 
     async def check(self, durability: str) -> None:
-        """Look at the server.
+        """Check the server.
 
         :raises StoreRefused: it is unfit (``DurabilityRefused``: it cannot give the ``durability``).
         """
@@ -129,8 +129,8 @@ class Store(Listening):
         return (b"SISMEMBER", registry_key(self.prefix), self.name)
 
     async def register(self) -> None:
-        """Enter the queue into the registry and write its layout: at the first enqueue, pause or worker, so that a
-        mistyped name leaves no trace.
+        """Add the queue to the registry and write its layout. This happens at the first enqueue, pause or worker, so
+        that reading from a mistyped name creates no queue.
 
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
         :raises StoreRefused: the layout is newer than this program's.
@@ -147,18 +147,18 @@ class Store(Listening):
             await self.command(b"SADD", registry_key(self.prefix), self.name)
 
     async def unregister(self) -> None:
-        """Take a dropped queue out of the registry, unless somebody has used it again meanwhile."""
+        """Remove a dropped queue from the registry, unless it has been used again meanwhile."""
         registry = registry_key(self.prefix)
         await self.command(b"SREM", registry, self.name)
         if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
             await self.command(b"SADD", registry, self.name)
 
     async def look_at_clock(self) -> None:
-        """Learn the server's clock; half the round trip is the error."""
+        """Read the server's clock. The error is half the round trip at most."""
         before = time.monotonic()
         seconds, micros = await self.command(b"TIME")
         if time.monotonic() - before > 0.5:
-            # it had to be sent again, and nobody knows in which half the time went
+            # The call was sent again, so the round trip says nothing about the error.
             before = time.monotonic()
             seconds, micros = await self.command(b"TIME")
         middle = (before + time.monotonic()) / 2
@@ -171,9 +171,9 @@ class Store(Listening):
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
-        """New jobs: flat triples id, spec, options as enqueue.lua reads them; sent without options if no job has any.
+        """Add jobs, given as flat triples id, spec, options (see enqueue.lua). Sent without options if no job has any.
 
-        Answers triples of what was refused.
+        Returns triples for the jobs that were not written.
         """
         plain = not any(jobs[2::3])
         args = [self.now, *jobs]
@@ -182,10 +182,10 @@ class Store(Listening):
         return Call("enqueue", args, read_as_is, short=plain)
 
     async def do_durably(self, calls: Sequence[Call[T]], durability: str, timeout_ms: int) -> list[T]:
-        """Enqueues in one write; returns only when it is fsynced here or stands on a replica.
+        """Send enqueues in one write. Return only when the jobs are fsynced here, or stored on a replica.
 
-        :raises StoreError: a call was refused; others may stand.
-        :raises DurabilityUnavailable: it was not confirmed in time, or the server cannot; the jobs stand all the same.
+        :raises StoreError: a call was refused; jobs of the others may be enqueued.
+        :raises DurabilityUnavailable: no confirmation in time, or the server cannot give one. The jobs are enqueued.
         """
         wait: tuple[Argument, ...] = (
             (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
@@ -207,23 +207,23 @@ class Store(Listening):
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def forward(self, limit: int) -> Call[list[int]]:
-        """Due jobs to waiting. Answers how many, and ms until the next one is due (-1: none)."""
+        """Move due jobs to waiting. Returns their number, and ms until the next job is due (-1: none)."""
         return Call("forward", [self.now, limit], read_as_is)
 
     def claim(
         self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
     ) -> Call[Claimed | None]:
-        """Up to ``want`` jobs, first by priority, under a lease; fewer once their specs come to ``CLAIM_BYTES``.
+        """Claim up to ``want`` jobs in the order of their priorities; fewer if their specs exceed ``CLAIM_BYTES``.
 
-        ``room``: the worker could take more.
+        ``room``: the worker could take more than ``want``.
         """
         args: list[Argument] = [self.now, want, lease_ms, worker, lane, request]
         rest = (int(room), CLAIM_BYTES)
         return Call("claim", [*args, int(repeated), *rest], read_claimed, repeat=[*args, 1, *rest])
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
-        """Held jobs to completed: flat quads id, token, result, retention ms; ``counts``: flat pairs for metrics."""
-        # jobs of one claim have one token: said once, it is half of the words
+        """Move held jobs to completed: groups id, token, result, retention ms. ``counts``: flat pairs for metrics."""
+        # Jobs of one claim have the same token. Sending it once per group halves the number of arguments.
         groups: dict[tuple[Argument, Argument], list[Argument]] = {}
         words = iter(jobs)
         for job_id, token, result, retention in zip(words, words, words, words, strict=True):
@@ -238,38 +238,38 @@ class Store(Listening):
         return Call("complete", args, read_settled)
 
     def reschedule(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Held jobs to delayed, charged: flat groups id, token, attempt, delay ms, error record. Answers lost ids."""
+        """Move held jobs to delayed, charged: groups id, token, attempt, delay ms, error record. Returns lost ids."""
         return Call("reschedule", [self.now, *jobs], read_as_is)
 
     def fail(self, jobs: list[Argument]) -> Call[Settled]:
-        """Held jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
+        """Move held jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
         return Call("fail", [self.now, *jobs], read_settled)
 
     def release(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Held jobs back to the front of waiting, uncharged: flat pairs id, token. Answers the lost."""
+        """Move held jobs back to the front of waiting, uncharged: flat pairs id, token. Returns lost ids."""
         return Call("release", [self.now, *jobs], read_as_is)
 
     def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int, types: Argument) -> Call[list[bytes]]:
-        """Held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Answers the lost.
+        """Move held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Returns lost ids.
 
-        ``types`` is a JSON list of them, for the other workers: ``Source.heard``.
+        ``types`` is a JSON list of these types. Other workers receive it in ``Source.heard``.
         """
         return Call("defer", [self.now, first_ms, longest_ms, types, *jobs], read_as_is)
 
     def renew(self, jobs: list[Argument], lease_ms: int) -> Call[list[bytes]]:
-        """Leases run on from now: flat pairs id, token. Answers the lost."""
+        """Extend leases from now: flat pairs id, token. Returns lost ids."""
         return Call("renew", [self.now, lease_ms, *jobs], read_as_is)
 
     def progress(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Flat triples id, token, JSON value. Answers the lost."""
+        """Store progress: flat triples id, token, JSON value. Returns lost ids."""
         return Call("progress", jobs, read_as_is)
 
     def log(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Flat triples id, token, lines (JSON, one a line). Answers the lost."""
+        """Append log lines: flat triples id, token, lines (one JSON object per line). Returns lost ids."""
         return Call("log", jobs, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
-        """Jobs whose lease ran out, claimed by the sweeper; fewer once their specs come to ``CLAIM_BYTES``."""
+        """Claim jobs whose lease ran out, for the sweeper; fewer if their specs exceed ``CLAIM_BYTES``."""
         return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms, CLAIM_BYTES], read_claimed)
 
     def trim(
@@ -281,25 +281,25 @@ class Store(Listening):
         young_ms: int = YOUNG_MS,
         young: int = YOUNG,
     ) -> Call[int]:
-        """A page of what is beyond the retention goes. Answers how many went."""
+        """Remove one page of finished jobs beyond the retention. Returns their number."""
         return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page, young_ms, young], int)
 
     def expire(self, page: int) -> Call[int]:
-        """A page of outlived deduplication keys and old answers goes, and old minutes of metrics. Answers how many."""
+        """Remove one page of expired deduplication keys, old recorded answers and old metrics. Returns the number."""
         return Call("expire", [self.now, page, MINUTES_KEPT], int)
 
     def rebase(self, page: int, bound: int = SEQUENCE_BOUND) -> Call[int]:
-        """A page of the jobs in waiting gets low places again, if a sequence passed the bound. Answers 1: go on."""
+        """Give a page of waiting jobs low places again, if a sequence passed the bound. Returns 1 if more remain."""
         return Call("rebase", [page, bound], int)
 
     def heartbeat(self, worker: str, info: bytes) -> Call[int]:
-        """The worker lives; empty info: it leaves. Answers how many workers there are."""
+        """Write the worker's row, or remove it if ``info`` is empty. Returns the number of workers."""
         return Call("heartbeat", [self.now, worker, info, FORGET_MS], int)
 
     def publish(self, publisher: str, rows: Sequence[Argument], *, started: bool) -> Call[list[bytes]]:
-        """What is known of types: flat pairs type, row. Answers triples type, publisher, row of what others say.
+        """Publish types: flat pairs type, row. Returns triples type, publisher, row of other publishers' types.
 
-        ``started``: the publisher has just started, so what it says counts from now on.
+        ``started``: the publisher has just started, so its rows come before those of others.
         """
         args: list[Argument] = [self.now, publisher, int(started), TYPES_MAX, COMPARED_MS, *rows]
         return Call("publish", args, read_as_is)
@@ -307,45 +307,45 @@ class Store(Listening):
     # -- operators -------------------------------------------------------------------------------------------------
 
     def request(self) -> str:
-        """The id of an operator's request. Its answer is recorded under it, so that a repetition gets the same one."""
+        """A new id for an operator's request. The answer is recorded under it, and a repetition returns it."""
         return token_hex(8)
 
     def pause(self) -> Call[list[str]]:
-        """No claims from now on. Answers ['running'], or [''] when the queue was paused already."""
+        """Stop claims. Returns ['running'], or [''] if the queue was already paused."""
         return Call("pause", [self.now, self.request()], read_states)
 
     def resume(self) -> Call[list[str]]:
-        """Claims go on. Answers ['paused'], or [''] when the queue was running already."""
+        """Allow claims again. Returns ['paused'], or [''] if the queue was not paused."""
         return Call("resume", [self.now, self.request()], read_states)
 
     def kill(self, ids: Sequence[str], record: bytes, retention_ms: int | str = "") -> Call[list[str]]:
-        """Unfinished jobs to failed. Answers per id the state it stood in, or ''. ``retention_ms`` '': the queue's."""
+        """Move unfinished jobs to failed. Returns per id its earlier state or ''. ``retention_ms`` '': the queue's."""
         return Call("kill", [self.now, self.request(), record, retention_ms, *ids], read_states)
 
     def retry(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
-        """Finished jobs to waiting. Answers per id the state it stood in, '' or 'key <holder>'."""
+        """Move finished jobs to waiting. Returns per id its earlier state, '' or 'key <holder>'."""
         return Call("retry", [self.now, self.request(), *ids], read_states)
 
     def promote(self, ids: Sequence[str]) -> Call[list[str]]:
-        """Delayed jobs to waiting now. Answers per id 'delayed' or ''."""
+        """Move delayed jobs to waiting now. Returns per id 'delayed' or ''."""
         return Call("promote", [self.now, self.request(), *ids], read_states)
 
     def reprioritise(self, ids: Sequence[str], priority: int) -> Call[list[str]]:
-        """Another priority for unstarted jobs. Answers per id its state, or ''."""
+        """Give jobs that have not started another priority. Returns per id its state, or ''."""
         return Call("reprioritise", [self.now, self.request(), priority, *ids], read_states)
 
     def remove(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
-        """Jobs that are not active go altogether. Answers per id the state it stood in, or ''."""
+        """Remove jobs that are not active. Returns per id its earlier state, or ''."""
         return Call("remove", [self.now, self.request(), *ids], read_states)
 
     def drop(self, *, force: bool) -> Call[list[int]]:
-        """The queue with all its keys. Answers how many jobs and living workers it has, and 1 when it was dropped."""
+        """Remove the queue with all its keys. Returns the numbers of jobs and living workers, and 1 if removed."""
         return Call("drop", [self.now, ALIVE_MS, int(force)], read_as_is)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
     def ready(self) -> Call[bytes | None]:
-        """Whether a script runs on the queue's keys. Answers the layout, or None where nobody has opened the queue."""
+        """Show that scripts run on the queue's keys. Returns the layout, or None if the queue was never used."""
         return Call("ready", [], read_as_is)
 
     def stats(self) -> Call[list[Any]]:
@@ -363,16 +363,16 @@ class Store(Listening):
         highest: str,
         cursor: tuple[str, str | bytes],
     ) -> Call[list[Any]]:
-        """Ids of one state: ids, then score and id to go on from ('' at the end)."""
+        """List ids of one state. Returns the ids, then score and id of the next cursor ('' at the end)."""
         args: list[Argument] = [int(reverse), limit, scan, prefix, highest, *cursor]
         return Call("page", args, read_as_is, keys=(self.keys[state], self.keys["jobs"]))
 
     def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
-        """Rows of the first of these jobs, as rows.lua returns them: fewer than asked for, where they are large."""
+        """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
         return Call("rows", [self.now, int(brief), *ids], read_as_is)
 
     def results(self, ids: Sequence[str | bytes]) -> Call[list[bytes]]:
-        """Flat pairs state, row of the first of these jobs: fewer than were asked for, where they are large."""
+        """Read pairs state, row of the first of these jobs. Large rows make the reply shorter than ``ids``."""
         return Call("results", list(ids), read_as_is)
 
     async def logs(self, job_id: str) -> bytes:
@@ -381,7 +381,7 @@ class Store(Listening):
 
     async def workers(self) -> list[tuple[bytes, bytes, int]]:
         """Rows of the registry: worker, info and last heartbeat, unix ms."""
-        # the latest: workers that crash at their start, all day long, leave thousands of rows
+        # Read the latest rows only. Workers that crash at every start can leave thousands of rows in a day.
         seen = await self.command(b"ZREVRANGE", self.keys["workers"], 0, WORKERS_SHOWN - 1, b"WITHSCORES")
         if not seen:
             return []
@@ -395,7 +395,7 @@ class Store(Listening):
         return await self.command(b"HMGET", self.keys["types"], *names)
 
     async def type_names(self) -> list[bytes]:
-        """The types of which something is published."""
+        """The types for which rows are published."""
         return await self.command(b"HKEYS", self.keys["types"])
 
 

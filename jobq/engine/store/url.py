@@ -37,7 +37,7 @@ _INSTEAD: Final = {
     "socket_connect_timeout": "use Connection(url, timeout=seconds)",
     "max_connections": "use Connection(url, max_connections=n)",
 }
-"""What to do instead of a parameter that redis-py knows and jobq must not pass on."""
+"""What to use in place of a parameter that redis-py accepts and jobq must not pass on."""
 
 
 def make_pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
@@ -62,7 +62,7 @@ def make_pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
 
 
 def _parameters(parts: SplitResult, scheme: str) -> dict[str, str]:
-    """The parameters behind the question mark. redis-py would pass any name on, and fail at the first connection.
+    """The parameters after the question mark. redis-py accepts any name, and fails only at the first connection.
 
     :raises ValueError: jobq does not take one of them.
     """

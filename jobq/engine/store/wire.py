@@ -1,7 +1,7 @@
 """The bytes of one connection: commands out in one write, their replies back by one future.
 
-redis-py opens the connection (TLS, ACL, unix sockets, Sentinel) and hiredis parses what comes back; between them its
-streams cost more than the trip itself. docs/decisions/0015 has the figures.
+redis-py opens the connection (TLS, ACL, unix sockets, Sentinel), and hiredis parses the replies. redis-py's streams are
+not used, because they cost more than the trip itself. docs/decisions/0015 has the figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wire(asyncio.Protocol):
         self._future: asyncio.Future[list[Any]] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        # redis-py has no public way to its transport; what it keeps it would close when it is collected
+        # redis-py has no public access to its transport. If it kept the transport, it would close it when collected.
         theirs = cast("Any", connection)
         self._writer: asyncio.StreamWriter = theirs._writer  # noqa: SLF001
         theirs._writer = theirs._reader = None  # noqa: SLF001
@@ -51,11 +51,11 @@ class Wire(asyncio.Protocol):
         """
         if self.lost:
             raise ConnectionError("the connection was closed")
-        # first: what else there is to do is done while the server reads
+        # Write first, so that the server reads while this process does the rest.
         self._transport.write(payload)
         self._want = replies
         self._future = future = self._loop.create_future()
-        # One timer looks after all trips of a connection: making and cancelling one for each costs more than the rest.
+        # One timer serves all trips of a connection. A timer for each trip would cost more than the rest of it.
         self._deadline = deadline = self._loop.time() + timeout
         timer = self._timer
         if timer is None or timer.when() > deadline:
@@ -102,7 +102,7 @@ class Wire(asyncio.Protocol):
             self._future.set_exception(error)
 
     def close(self) -> None:
-        """At once: replies that are still to come are nobody's."""
+        """Close at once. Replies that have not arrived are dropped."""
         self.lost = True
         if self._timer is not None:
             self._timer.cancel()
