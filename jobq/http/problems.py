@@ -74,7 +74,7 @@ RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
 HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
 INTERNAL = Kind("internal", 500, "Something broke that should not have")
 UNAVAILABLE = Kind("redis-unavailable", 503, "Redis does not answer", _SOON)
-FULL = Kind("redis-full", 503, "Redis is full and takes no new jobs", (("Retry-After", "10"),))
+FULL = Kind("redis-full", 503, "Redis is full and accepts no new jobs", (("Retry-After", "10"),))
 REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")
 WORKER_FAILED = Kind("worker-failed", 503, "A worker in this process has failed")
 BUSY = Kind("busy", 503, "Too many connections", _SOON)
@@ -124,7 +124,7 @@ TABLE: dict[type[BaseException], _Row] = {
     ),
     errors.StoreFull: _Row(
         FULL,
-        detail="Redis is at maxmemory and takes no new jobs; workers go on. Repeat later, remove jobs, or add memory",
+        detail="Redis is at maxmemory and accepts no new jobs; workers go on. Repeat later, remove jobs, or add memory",
     ),
     errors.StoreRefused: _Row(REFUSED, detail="the server's log says what is wrong with Redis; it needs an operator"),
     errors.DurabilityRefused: _Row(DURABILITY_REFUSED),

@@ -202,7 +202,7 @@ async def test_notes_that_the_server_refuses_are_left_out_and_the_outcome_is_sto
     job = await talk.enqueue()
     assert await job.result(20) == 1
     assert (await job.row()).progress is None
-    assert logs.all("Redis refuses what a job said", "ERROR")
+    assert logs.all("Redis refuses the notes of a job", "ERROR")
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------

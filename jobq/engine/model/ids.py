@@ -44,7 +44,7 @@ class IdMaker:
         self.redraw()
 
     def redraw(self) -> None:
-        """Become another maker: draw the random digits again."""
+        """Draw the random digits again."""
         bits = secrets.randbits(25)
         self._node = _TRIPLES[bits >> 10] + _PAIRS[bits & 1023]
         self._count = secrets.randbits(15)
@@ -86,7 +86,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_id() -> str:
-    """A new job id, for ``id=``: whoever may repeat an enqueue makes the id first.
+    """A new job id, for ``id=``. To be able to repeat an enqueue, make its id first.
 
     The ids of one thread only grow.
     """

@@ -113,7 +113,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 PLAIN = Options()
-"""The options of a job that asks for nothing in particular."""
+"""The default options."""
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""Waiting for what a queue tells: its stream of events, and its control channel. These block, and run no script."""
+"""The events and the control channel of a queue. These methods block, and run no script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Listening(Sender):
-    """The part of a store that waits."""
+    """The part of a store that listens."""
 
     async def last_event(self) -> bytes:
         """Id of the newest entry in the events stream."""
@@ -19,7 +19,7 @@ class Listening(Sender):
         return newest[0][0] if newest else b"0-0"
 
     async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
-        """Entries behind ``after``, waiting up to ``block`` seconds for the first.
+        """Entries after the one with id ``after``, waiting up to ``block`` seconds for the first.
 
         Returns the id to go on from, the flat fields of the entries, and whether entries may have been trimmed between.
         """
@@ -41,7 +41,7 @@ class Listening(Sender):
         return entries[-1][0], [fields for _, fields in entries], len(entries) == count
 
     async def listen(self, heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]) -> None:
-        """Hear the control channel until cancelled.
+        """Pass the messages of the control channel to ``heard`` until cancelled.
 
         :raises StoreUnavailable: the connection broke.
         """

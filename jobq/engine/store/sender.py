@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from jobq.engine.store import lua
 from jobq.engine.store.keys import queue_keys
 from jobq.engine.store.link import Connection, pack, translate
-from jobq.errors import StoreError, StoreUnavailable
+from jobq.errors import DurabilityUnavailable, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,6 +159,29 @@ class Sender:
         for answer in answers:
             if isinstance(answer, StoreError):
                 raise answer
+        return answers
+
+    async def do_durably(self, calls: Sequence[Call[T]], durability: str, timeout_ms: int) -> list[T]:
+        """Send enqueues in one write. Return only when the jobs are fsynced here, or stored on a replica.
+
+        :raises StoreError: a call was refused; jobs of the others may be enqueued.
+        :raises DurabilityUnavailable: no confirmation in time, or the server cannot give one. The jobs are enqueued.
+        """
+        wait: tuple[Argument, ...] = (
+            (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
+        )
+        *answers, confirmed = await self.trip(*calls, extra=wait, patience=timeout_ms / 1000)
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+        if isinstance(confirmed, Exception):
+            raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
+        # WAITAOF answers (local, replicas), WAIT a number
+        copies: int = confirmed[0] if durability == "fsynced" else confirmed
+        if not copies:
+            raise DurabilityUnavailable(
+                f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
+            )
         return answers
 
     async def command(self, *words: Argument, patience: float = 0.0) -> Any:

@@ -23,7 +23,7 @@ from jobq.engine.store.fitness import QUESTIONS, check_fitness
 from jobq.engine.store.keys import LAYOUT, registry_key
 from jobq.engine.store.listening import Listening
 from jobq.engine.store.migrations import MIGRATIONS
-from jobq.errors import DurabilityUnavailable, StoreError, StoreRefused
+from jobq.errors import StoreRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -180,29 +180,6 @@ class Store(Listening):
         if plain:
             del args[3::3]
         return Call("enqueue", args, read_as_is, short=plain)
-
-    async def do_durably(self, calls: Sequence[Call[T]], durability: str, timeout_ms: int) -> list[T]:
-        """Send enqueues in one write. Return only when the jobs are fsynced here, or stored on a replica.
-
-        :raises StoreError: a call was refused; jobs of the others may be enqueued.
-        :raises DurabilityUnavailable: no confirmation in time, or the server cannot give one. The jobs are enqueued.
-        """
-        wait: tuple[Argument, ...] = (
-            (b"WAITAOF", 1, 0, timeout_ms) if durability == "fsynced" else (b"WAIT", 1, timeout_ms)
-        )
-        *answers, confirmed = await self.trip(*calls, extra=wait, patience=timeout_ms / 1000)
-        for answer in answers:
-            if isinstance(answer, StoreError):
-                raise answer
-        if isinstance(confirmed, Exception):
-            raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
-        # WAITAOF answers (local, replicas), WAIT a number
-        copies: int = confirmed[0] if durability == "fsynced" else confirmed
-        if not copies:
-            raise DurabilityUnavailable(
-                f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
-            )
-        return answers
 
     # -- workers ---------------------------------------------------------------------------------------------------
 

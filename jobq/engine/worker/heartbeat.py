@@ -87,7 +87,7 @@ class Heartbeat(threading.Thread):
                 loop.call_soon_threadsafe(halt.set)
 
     def word(self, queue: Queue) -> bytes:
-        """What the worker says of itself to those who read this queue, JSON."""
+        """The worker's row for readers of this queue, as JSON."""
         return _encode(self._describe(queue))
 
     def run(self) -> None:

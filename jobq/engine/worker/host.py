@@ -105,7 +105,7 @@ class Host(Protocol):
         ...
 
     def forget(self, run: Any, /) -> None:
-        """The job is somebody else's now, or over."""
+        """Another worker holds the job now, or it has ended."""
         ...
 
     def say(self, context: Context, what: str, value: bytes | str, /) -> None:

@@ -1,8 +1,8 @@
 """A lane makes the trips of one source: outcomes go out and jobs come in, in one write of whole scripts.
 
-A trip settles what has ended, trims, forwards delayed jobs that are due, and claims jobs for the free slots. The trips
-of a source follow one another. So its jobs start in the order of their claims, and what a run said is stored before its
-outcome. A source with a lane of its own cannot be held up by another one whose server does not answer.
+A trip sends the outcomes of ended runs, trims, forwards delayed jobs that are due, and claims jobs for the free slots.
+The trips of a source follow one another. So its jobs start in the order of their claims, and the notes of a run are
+stored before its outcome. Each source has a lane of its own, so a server that does not answer holds up no other source.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.store import CLAIM_BYTES, give_wake_back
-from jobq.engine.worker.claimer import BackOff, Claimer, Demand
-from jobq.engine.worker.outbox import COMPLETED, HAND_BACK_MAX, RELEASED, SETTLE_MAX, Parcel
-from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from jobq.engine.worker.claimer import Demand
+from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, Parcel
+from jobq.engine.worker.settler import Settler
+from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     import asyncio
 
     from jobq.engine.store import Call
-    from jobq.engine.worker.outbox import Outcome
+    from jobq.engine.worker.claimer import BackOff, Claimer
     from jobq.engine.worker.slots import Slots
     from jobq.engine.worker.source import Source
 
@@ -33,25 +34,15 @@ TRIM_PAGE: Final = 250
 """As many as a trip settles: finished jobs must not pile up."""
 RESERVED_SECONDS: Final = 0.25
 """For so long a claim on its way keeps room from the other sources: its server may have stopped to answer."""
-REFUSED_TIMES: Final = 2
-"""How often a trip with one job must fail, while the server answers others, before the job's outcome is given up."""
-SMALL: Final = 1 << 16
-"""Bytes of an outcome that no limit of a server or a link refuses."""
-REFUSED_TIMES_SMALL: Final = 20
-"""The same for a small outcome: if its trips fail, the network is more likely to blame than the job."""
-
-TRANSIENT: Final = (StoreUnavailable, StoreRefused, StoreFull)
-"""Errors that say nothing about the data: the same call may work later."""
 
 
-class Lane:
+class Lane(Settler):
     """Of one source. ``run`` is its task; ``close`` ends it."""
 
     def __init__(self, source: Source, slots: Slots) -> None:
-        self.source = source
+        super().__init__(source)
         self.weight = source.weight
         self._slots = slots
-        self._loop = slots.loop
         self._sleeper: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._chosen = False
@@ -59,15 +50,6 @@ class Lane:
         self._releasing = False
         """Jobs that were handed back are on their way."""
         self._closed = False
-        self._settling = BackOff()
-        self._most = SETTLE_MAX
-        """Jobs per trip. Half as many after each trip that failed, so that one that the server refuses is found."""
-        self._refused = 0
-        """How often a trip with one job failed although the server answers."""
-        self._refused_times = REFUSED_TIMES
-        """How often it may."""
-        self._error = StoreError()
-        """Why the last trip failed."""
         self._claim_next = False
         self._reserved = 0
         self._passing: set[asyncio.Task[None]] = set()
@@ -160,7 +142,10 @@ class Lane:
         self.wake()
 
     def _next_claimer(self) -> Claimer | None:
-        """Who claims in the next trip. A claim whose reply was lost is repeated before any new one, room or no room."""
+        """The claimer of the next trip, if there is one.
+
+        A claim whose reply was lost is repeated before any new one, even if there is no free slot.
+        """
         source, slots = self.source, self._slots
         chosen, self._chosen = self._chosen, False
         lost = [claimer for claimer in (source.claimer, source.waking) if claimer.lost]
@@ -182,7 +167,7 @@ class Lane:
         claimer = self._next_claimer()
         settles = bool(source.outbox) and not self._rests(self._settling)
         if claimer is not None and settles and (self._settling.failures or claimer.backoff.failures):
-            # The last trip failed. They go one by one now, so that neither suffers for what the other carries.
+            # The last trip failed. Send outcomes and claims one by one now: neither can then stop the other.
             self._claim_next = not self._claim_next
             if self._claim_next:
                 settles = False
@@ -261,84 +246,6 @@ class Lane:
         self._slots.reserve(-self._reserved)
         self._reserved = 0
 
-    # -- outcomes --------------------------------------------------------------------------------------------------
-
-    async def _answers(self) -> bool:
-        """Whether the server answers at all, or the last trip's data had nothing to do with its failure."""
-        try:
-            await self.source.store.look_at_clock()
-        except StoreError:
-            self._refused = 0
-            self._settling.failed(self._loop.time())
-            return False
-        if self._refused < self._refused_times:
-            return True
-        self._refused = 0
-        parcel = self.source.outbox.take(1)
-        if parcel.notes:
-            # without them, the outcome may pass
-            log.error(
-                f"Redis refuses what a job said: progress and log lines are left out of {_ids(parcel)}",
-                queue=self.source.name, jobs=_ids(parcel),
-            )  # fmt: skip
-            for outcome, flat in parcel.rows.items():
-                self.source.outbox.put_rows_back(outcome, flat)
-        else:
-            for outcome, flat in parcel.rows.items():
-                self.source.give_up(outcome, flat, self._error)
-        return False
-
-    def _not_sent(self, parcel: Parcel, error: StoreError) -> None:
-        """The trip failed as a whole. The server may be away, or one job's data may be more than it accepts."""
-        self._error = error
-        self._settling.failed(self._loop.time())
-        self._most = max(1, len(parcel) // 2)
-        self._refused = self._refused + 1 if parcel.alone else 0
-        self._refused_times = REFUSED_TIMES if parcel.size > SMALL else REFUSED_TIMES_SMALL
-
-    def _settled(self, parcel: Parcel, steps: list[tuple[Outcome | None, Call[Any]]], answers: list[Any]) -> None:
-        source = self.source
-        ok = True
-        for (outcome, call), answer in zip(steps, answers, strict=False):
-            if not isinstance(answer, StoreError):
-                if outcome is not None:
-                    flat = parcel.rows[outcome]
-                    source.settled(outcome, flat, answer, repeated=parcel.repeated or call.again)
-            elif outcome is None:
-                source.report("Redis refuses progress or log lines; they are left out", answer)
-            else:
-                ok = False
-                self._refused_rows(parcel, outcome, answer)
-        self._refused = 0
-        if ok:
-            self._settling.worked()
-            self._most = min(SETTLE_MAX, 2 * self._most)
-        else:
-            self._settling.failed(self._loop.time())
-
-    def _refused_rows(self, parcel: Parcel, outcome: Outcome, error: StoreError) -> None:
-        """The server refuses the call of one outcome. Half as many next time, until one job is refused alone."""
-        source, flat = self.source, parcel.rows[outcome]
-        jobs = len(flat) // outcome.width
-        if not isinstance(error, TRANSIENT) and jobs == 1:
-            source.give_up(outcome, flat, error)
-            return
-        source.report("Redis refuses outcomes; they are kept and sent again", error)
-        source.outbox.put_rows_back(outcome, flat)
-        if outcome is COMPLETED:
-            for bucket, count in parcel.counts.items():
-                source.outbox.counts[bucket] = source.outbox.counts.get(bucket, 0) + count
-        if not isinstance(error, TRANSIENT):
-            self._most = max(1, jobs // 2)
-
-    def _trimmed(self, answer: Any) -> None:
-        source = self.source
-        if isinstance(answer, StoreError):
-            source.report("Redis refuses to trim finished jobs", answer)
-            source.standing = 0
-        else:
-            source.standing = source.standing - answer if answer else 0
-
     # -- claims ----------------------------------------------------------------------------------------------------
 
     def claim_call(self, claimer: Claimer, want: int) -> Call[Any]:
@@ -408,10 +315,6 @@ class Lane:
             source.demand = source.demand.came()
         else:
             source.timer.set(answer[1])
-
-
-def _ids(parcel: Parcel) -> list[str]:
-    return [job_id.decode() for job_id, _ in parcel.notes]
 
 
 async def pass_on(source: Source) -> None:

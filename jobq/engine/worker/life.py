@@ -76,7 +76,7 @@ async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lam
 class Life:
     """One run. A worker that is started again has a new one.
 
-    It is a task of its own: a cancellation of the caller, however often it is repeated, reaches it as a wish to stop.
+    It is a task of its own: a cancellation of the caller, however often it is repeated, only asks it to stop.
     """
 
     def __init__(self, plan: Plan, opened: AsyncExitStack | None) -> None:
@@ -137,7 +137,7 @@ class Life:
             log.info(f"The worker was stopped before it had started: {name}", worker=name)
             return
         try:
-            # whatever of the end fails, the rest of the end still happens
+            # a step of the shutdown that fails does not keep the other steps from happening
             async with AsyncExitStack() as stack:
                 if self._opened is None:
                     await open_queues(self._plan.queues, stack)

@@ -123,7 +123,7 @@ class Parcel:
 
 
 class Outbox:
-    """What runs left for the next trip."""
+    """Outcomes and notes that the next trip carries."""
 
     __slots__ = ("counts", "notes", "repeated", "rows")
 

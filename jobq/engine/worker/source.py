@@ -179,7 +179,7 @@ class Source:
         self.wake()
 
     def forget(self, run: Run) -> None:
-        """The job is somebody else's now, or over."""
+        """Another worker holds the job now, or it has ended."""
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
         report_stop(run)
@@ -335,7 +335,7 @@ class Source:
             run.stop(reason)
 
     def heard(self, message: bytes) -> None:
-        """A word on the control channel."""
+        """A message on the control channel."""
         verb, _, rest = message.partition(b" ")
         if verb == b"kill":
             job_id, _, token = rest.partition(b" ")

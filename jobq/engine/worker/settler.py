@@ -1,0 +1,128 @@
+"""Outcomes on their way to Redis, and what becomes of those that it refuses. One of these is refused alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.worker.claimer import BackOff
+from jobq.engine.worker.outbox import COMPLETED, SETTLE_MAX
+from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from jobq.engine.store import Call
+    from jobq.engine.worker.outbox import Outcome, Parcel
+    from jobq.engine.worker.source import Source
+
+log = get_logger("jobq.worker")
+
+REFUSED_TIMES: Final = 2
+"""How often a trip with one job must fail, while the server answers others, before the job's outcome is given up."""
+SMALL: Final = 1 << 16
+"""Bytes of an outcome that no limit of a server or a link refuses."""
+REFUSED_TIMES_SMALL: Final = 20
+"""The same for a small outcome: if its trips fail, the network is more likely to blame than the job."""
+
+TRANSIENT: Final = (StoreUnavailable, StoreRefused, StoreFull)
+"""Errors that say nothing about the data: the same call may work later."""
+
+
+class Settler:
+    """The part of a lane that sends outcomes.
+
+    After a trip that failed, the next one carries half as many jobs, until the job that Redis refuses is alone. Only
+    that job fails then.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._loop = source.loop
+        self._settling = BackOff()
+        self._most = SETTLE_MAX
+        """Jobs per trip. Half as many after each trip that failed, so that one that the server refuses is found."""
+        self._refused = 0
+        """How often a trip with one job failed although the server answers."""
+        self._refused_times = REFUSED_TIMES
+        """How often it may."""
+        self._error = StoreError()
+        """Why the last trip failed."""
+
+    async def _answers(self) -> bool:
+        """Whether the server answers at all, or the last trip's data had nothing to do with its failure."""
+        try:
+            await self.source.store.look_at_clock()
+        except StoreError:
+            self._refused = 0
+            self._settling.failed(self._loop.time())
+            return False
+        if self._refused < self._refused_times:
+            return True
+        self._refused = 0
+        parcel = self.source.outbox.take(1)
+        if parcel.notes:
+            # Redis may accept the outcome without them
+            log.error(
+                f"Redis refuses the notes of a job: progress and log lines are left out of {_ids(parcel)}",
+                queue=self.source.name, jobs=_ids(parcel),
+            )  # fmt: skip
+            for outcome, flat in parcel.rows.items():
+                self.source.outbox.put_rows_back(outcome, flat)
+        else:
+            for outcome, flat in parcel.rows.items():
+                self.source.give_up(outcome, flat, self._error)
+        return False
+
+    def _not_sent(self, parcel: Parcel, error: StoreError) -> None:
+        """The trip failed as a whole. The server may be away, or one job's data may be more than it accepts."""
+        self._error = error
+        self._settling.failed(self._loop.time())
+        self._most = max(1, len(parcel) // 2)
+        self._refused = self._refused + 1 if parcel.alone else 0
+        self._refused_times = REFUSED_TIMES if parcel.size > SMALL else REFUSED_TIMES_SMALL
+
+    def _settled(self, parcel: Parcel, steps: list[tuple[Outcome | None, Call[Any]]], answers: list[Any]) -> None:
+        source = self.source
+        ok = True
+        for (outcome, call), answer in zip(steps, answers, strict=False):
+            if not isinstance(answer, StoreError):
+                if outcome is not None:
+                    flat = parcel.rows[outcome]
+                    source.settled(outcome, flat, answer, repeated=parcel.repeated or call.again)
+            elif outcome is None:
+                source.report("Redis refuses progress or log lines; they are left out", answer)
+            else:
+                ok = False
+                self._refused_rows(parcel, outcome, answer)
+        self._refused = 0
+        if ok:
+            self._settling.worked()
+            self._most = min(SETTLE_MAX, 2 * self._most)
+        else:
+            self._settling.failed(self._loop.time())
+
+    def _refused_rows(self, parcel: Parcel, outcome: Outcome, error: StoreError) -> None:
+        """The server refuses the call of one outcome. Half as many next time, until one job is refused alone."""
+        source, flat = self.source, parcel.rows[outcome]
+        jobs = len(flat) // outcome.width
+        if not isinstance(error, TRANSIENT) and jobs == 1:
+            source.give_up(outcome, flat, error)
+            return
+        source.report("Redis refuses outcomes; they are kept and sent again", error)
+        source.outbox.put_rows_back(outcome, flat)
+        if outcome is COMPLETED:
+            for bucket, count in parcel.counts.items():
+                source.outbox.counts[bucket] = source.outbox.counts.get(bucket, 0) + count
+        if not isinstance(error, TRANSIENT):
+            self._most = max(1, jobs // 2)
+
+    def _trimmed(self, answer: Any) -> None:
+        source = self.source
+        if isinstance(answer, StoreError):
+            source.report("Redis refuses to trim finished jobs", answer)
+            source.standing = 0
+        else:
+            source.standing = source.standing - answer if answer else 0
+
+
+def _ids(parcel: Parcel) -> list[str]:
+    return [job_id.decode() for job_id, _ in parcel.notes]
