@@ -223,7 +223,7 @@ def test_pauses_grow_and_stay_numbers_after_hours_of_outage():
     assert pause(100_000) == 2.0
 
 
-async def test_a_small_outcome_is_sent_until_it_arrives(proxy, far, start):
+async def test_a_small_outcome_is_sent_until_it_arrives(proxy, far: Queue, start):
     """A bad network, not the job, is to blame: the work is done, and must not end in failed."""
 
     @far.task(attempts=1)

@@ -13,6 +13,7 @@ import pytest
 from tools import blocked
 
 from jobq import Connection, Context, JobFailed, Queue, State, Worker, inject
+from jobq.engine.task import context
 from jobq.engine.worker import notes
 
 if TYPE_CHECKING:
@@ -192,7 +193,11 @@ async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue: Qu
             assert await job.result(20) == n
 
 
-async def test_notes_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(queue: Queue, start, strict, logs):
+async def test_notes_that_the_server_refuses_are_left_out_and_the_outcome_is_stored(
+    queue: Queue, start, strict, logs, monkeypatch
+):
+    monkeypatch.setattr(context, "PROGRESS_MAX", 4 << 20)
+
     @queue.task
     async def talk(ctx: Context = inject) -> int:
         ctx.progress("x" * (3 << 20))
