@@ -188,7 +188,7 @@ def test_fit_servers_are_taken(facts: dict[str, str]) -> None:
     [
         ((), "keeps nothing on disk"),
         (("--save", "3600 1"), "snapshots only"),
-        (("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"), "should maxmemory ever be set"),
+        (("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"), "if maxmemory is set one day"),
         (("--appendonly", "yes"), ""),
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from jobq import Backoff, Context, Queue, inject
+from jobq import Context, Queue, inject
 
 queue = Queue("upgrade")
 RELEASE = os.environ.get("UPGRADE_RELEASE", "")
@@ -19,7 +19,7 @@ async def plain(n: int) -> str:
     return f"{RELEASE} {n}"
 
 
-@queue.task(attempts=4, backoff=Backoff("fixed", 0.001))
+@queue.task(attempts=4)
 async def flaky(n: int, ctx: Context = inject) -> str:
     """Fails twice, perhaps in two releases."""
     ctx.log(f"attempt {ctx.attempt} by {RELEASE}")
@@ -35,7 +35,7 @@ def threaded(n: int) -> str:
     return f"{RELEASE} {n}"
 
 
-@queue.task(attempts=3, backoff=Backoff("fixed", 0.001))
+@queue.task(attempts=3)
 async def stuck(begun: str, ctx: Context = inject) -> str:
     """The first run says that it has begun, and never ends: its process is to be killed."""
     if ctx.attempt == 1:

@@ -296,7 +296,7 @@ def test_a_second_signal_to_the_supervisor_hands_jobs_back_at_once(start, tasks,
     job = jobq("enqueue", "sleepy", '{"seconds": 60}', "--queue", "tasks").out.strip()
     holds(lambda: jobq("show", job, "--json").json[0]["state"] == "active", "the job runs")
     work.signal(signal.SIGTERM)
-    work.wait_line("waiting for running jobs")
+    work.wait_line("jobs still run, and have")
     work.signal(signal.SIGTERM)
     assert work.end() == 0
     row = jobq("show", job, "--json").json[0]
