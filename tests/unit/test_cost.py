@@ -136,7 +136,7 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert len(text.splitlines()) == 300
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(94, 17, 12)), (100, Cost(118, 17, 12))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(110, 17, 12)), (100, Cost(134, 17, 12))])
 async def test_cost_of_a_worker(
     queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:
