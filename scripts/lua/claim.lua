@@ -10,6 +10,14 @@ local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unp
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
+-- shared: fence
+-- A fence only grows. A damaged one, which cannot grow as a double, starts again at the clock.
+local function next_fence(last)
+    local fence = math.max((tonumber(last) or 0) + 1, now * 1000)
+    return string.format('%.0f', fence < 9007199254740992 and fence or now * 1000)
+end
+-- end
+
 local function charged(ids)
     return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
 end
@@ -51,9 +59,8 @@ while count < #ids and bytes <= tonumber(ARGV[9]) do
 end
 local enough = count == want or count < #ids
 for i = #ids, count + 1, -1 do ids[i] = nil end
-local fence = math.max((tonumber(facts[2]) or 0) + 1, now * 1000)
-local text = string.format('%.0f', fence)
-local token = text .. ' ' .. worker
+local fence = next_fence(facts[2])
+local token = fence .. ' ' .. worker
 -- Convert the number to text once here. Otherwise redis.call() converts it for every job.
 local expiry = string.format('%.0f', now + lease)
 local expiries, tokens = {}, {}
@@ -61,7 +68,7 @@ for i, id in ipairs(ids) do
     expiries[2 * i - 1], expiries[2 * i] = expiry, id
     tokens[2 * i - 1], tokens[2 * i] = id, token
 end
-redis.call('HSET', meta, 'fence', text)
+redis.call('HSET', meta, 'fence', fence)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
 if count > 16 then
     -- Redis stores a small set or hash as a list, and searches it from the start for each member. A member that is too long

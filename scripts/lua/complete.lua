@@ -7,10 +7,17 @@
 local active, leases, completed, results, expires, events, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
+-- shared: add
+-- A damaged count starts again. Otherwise it would refuse the outcomes of all jobs.
+local function add(field, n)
+    if type(redis.pcall('HINCRBY', metrics, field, n)) == 'table' then redis.call('HSET', metrics, field, n) end
+end
+-- end
+
 -- shared: count
 local function count(what, n)
-    redis.call('HINCRBY', metrics, what, n)
-    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+    add(what, n)
+    add('m:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
 end
 -- end
 
@@ -54,7 +61,7 @@ if n > 0 then
     count('completed', n)
     -- One histogram per hour, so that latencies of last week do not change today's percentiles.
     local hour = 'h:' .. string.format('%.0f', math.floor(now / 3600000)) .. ':'
-    for i = 3, first - 1, 2 do redis.call('HINCRBY', metrics, hour .. ARGV[i], ARGV[i + 1]) end
+    for i = 3, first - 1, 2 do add(hour .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', completed)
 return lost

@@ -28,12 +28,19 @@ local function can_run(id, runs, since)
 end
 -- end
 
+-- shared: add
+-- A damaged count starts again. Otherwise it would refuse the outcomes of all jobs.
+local function add(field, n)
+    if type(redis.pcall('HINCRBY', metrics, field, n)) == 'table' then redis.call('HSET', metrics, field, n) end
+end
+-- end
+
 local first, longest = tonumber(ARGV[2]), tonumber(ARGV[3])
 local lost, deferred, soonest = {}, 0, longest
 for i = 5, #ARGV, 2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
-        local times = (tonumber(redis.call('HGET', unserved, id) or 0) or 0) + 1
+        local times = (tonumber(string.match(redis.call('HGET', unserved, id) or '', '^%d+$')) or 0) + 1
         redis.call('HSET', unserved, id, string.format('%.0f', times))
         local delay = math.min(longest, first * 2 ^ math.min(times - 1, 40))
         redis.call('ZADD', delayed, now + delay, id)
@@ -44,7 +51,7 @@ for i = 5, #ARGV, 2 do
     end
 end
 if deferred > 0 then
-    redis.call('HINCRBY', metrics, 'unserved', deferred)
+    add('unserved', deferred)
     redis.call('ZADD', wake, 0, 't')
     redis.call('PUBLISH', control, string.format('unserved [%d,%s]', soonest, ARGV[4]))
 end

@@ -17,9 +17,23 @@ local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, uni
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local width = delayed and 3 or 2
+
+-- shared: turn
+-- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
+-- which then gives all jobs low numbers.
+local function turn(counter, n)
+    local last = redis.pcall('HINCRBY', meta, counter, n)
+    if type(last) == 'table' or last < n or last > 2199023255552 then
+        last = 1649267441664 + n
+        redis.call('HSET', meta, counter, string.format('%.0f', last))
+    end
+    return last
+end
+-- end
+
 if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     -- A single plain job is what a web handler enqueues and waits for. This path does the same as below in half the time.
-    local sequence = redis.call('HINCRBY', meta, 'fifo', 1)
+    local sequence = turn('fifo', 1)
     redis.call('ZADD', waiting, format('%d', MIDDLE + sequence), ARGV[2])
     if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
     return sequence == 1 and { 0, '', 'new' } or {}
@@ -31,7 +45,7 @@ for i = 1, count do ids[i] = ARGV[width * (i - 1) + 2] end
 local known = redis.call('HMGET', jobs, unpack(ids))
 -- Always write, even if all ids are known. WAIT and WAITAOF wait for the last write of their connection, so a call without
 -- a write would return before the earlier jobs are safe.
-local fifo = redis.call('HINCRBY', meta, 'fifo', count) - count
+local fifo = turn('fifo', count) - count
 local refused = fifo == 0 and { 0, '', 'new' } or {}
 
 if not delayed then
@@ -55,9 +69,8 @@ end
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local function holder(key)
-    local value = redis.call('HGET', unique, key)
-    if not value then return nil end
-    local id, fingerprint = string.match(value, '^(%S+) (%S+)$')
+    local id, fingerprint = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+)$')
+    if not id then return nil end
     local till = redis.call('ZSCORE', unique_until, key)
     if till then
         if tonumber(till) > now then return id, fingerprint end
@@ -124,7 +137,7 @@ for i = 1, count do
             if not soonest or now + delay < soonest then soonest = now + delay end
         else
             n = #ready
-            local place = lifo and -redis.call('HINCRBY', meta, 'lifo', 1) or fifo + i
+            local place = lifo and -turn('lifo', 1) or fifo + i
             ready[n + 1], ready[n + 2] = format('%d', priority * SPAN + MIDDLE + place), id
         end
     end

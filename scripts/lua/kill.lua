@@ -32,10 +32,17 @@ local function add_error(id, record)
 end
 -- end
 
+-- shared: add
+-- A damaged count starts again. Otherwise it would refuse the outcomes of all jobs.
+local function add(field, n)
+    if type(redis.pcall('HINCRBY', metrics, field, n)) == 'table' then redis.call('HSET', metrics, field, n) end
+end
+-- end
+
 -- shared: count
 local function count(what, n)
-    redis.call('HINCRBY', metrics, what, n)
-    redis.call('HINCRBY', metrics, 'm:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+    add(what, n)
+    add('m:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
 end
 -- end
 

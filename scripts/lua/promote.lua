@@ -17,12 +17,25 @@ if recorded then
 end
 -- end
 
+-- shared: turn
+-- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
+-- which then gives all jobs low numbers.
+local function turn(counter, n)
+    local last = redis.pcall('HINCRBY', meta, counter, n)
+    if type(last) == 'table' or last < n or last > 2199023255552 then
+        last = 1649267441664 + n
+        redis.call('HSET', meta, counter, string.format('%.0f', last))
+    end
+    return last
+end
+-- end
+
 -- shared: place
 -- Each priority has 2^42 places, and its sequence starts in their middle. A damaged row counts as priority 0.
 local function place(id)
     local priority, lifo = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)$')
-    local turn = lifo == 'L' and -redis.call('HINCRBY', meta, 'lifo', 1) or redis.call('HINCRBY', meta, 'fifo', 1)
-    return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn
+    local number = lifo == 'L' and -turn('lifo', 1) or turn('fifo', 1)
+    return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
 end
 -- end
 

@@ -11,6 +11,15 @@ local active, leases, jobs, attempts, meta = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit, lease, sweeper = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local gap, grace = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+-- shared: fence
+-- A fence only grows. A damaged one, which cannot grow as a double, starts again at the clock.
+local function next_fence(last)
+    local fence = math.max((tonumber(last) or 0) + 1, now * 1000)
+    return string.format('%.0f', fence < 9007199254740992 and fence or now * 1000)
+end
+-- end
+
 local facts = redis.call('HMGET', meta, 'fence', 'swept', 'reap_from', 'longest_lease')
 local before, from = tonumber(facts[2]), tonumber(facts[3]) or 0
 local longest = math.max(lease, tonumber(facts[4]) or 0)
@@ -37,7 +46,7 @@ repeat
     bytes = bytes + #(specs[count] or '')
 until count == #ids or bytes > tonumber(ARGV[7])
 for i = #ids, count + 1, -1 do ids[i] = nil end
-local fence = string.format('%.0f', math.max((tonumber(facts[1]) or 0) + 1, now * 1000))
+local fence = next_fence(facts[1])
 local token = fence .. ' ' .. sweeper
 local holders = redis.call('HMGET', leases, unpack(ids))
 local expiries, tokens = {}, {}

@@ -19,20 +19,21 @@ for priority, b, f in string.gmatch(facts[3] or '', '(%-?%d+):(%d+):(%d+)') do
     behind[tonumber(priority)], before[tonumber(priority)] = tonumber(b), tonumber(f)
 end
 
-local from = '-inf'
+-- A damaged place may belong to no priority. It is passed over: the walk would not get beyond it.
+local from, stop = format('%.0f', -1024 * SPAN), format('(%.0f', 1024 * SPAN)
 while page > 0 do
-    local first = redis.call('ZRANGE', waiting, from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    local first = redis.call('ZRANGE', waiting, from, stop, 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
     if not first[1] then break end
     local priority = math.floor(tonumber(first[2]) / SPAN)
     local middle = priority * SPAN + MIDDLE
     for _, side in ipairs({ { behind, 1 }, { before, -1 } }) do
         local count, sign = side[1], side[2]
         local done = count[priority] or 0
-        local start, stop = '(' .. format('%.0f', middle + sign * done), format('%.0f', middle + sign * (MIDDLE - 1))
+        local near, far = '(' .. format('%.0f', middle + sign * done), format('%.0f', middle + sign * (MIDDLE - 1))
         local ids
         if page <= 0 then ids = {}
-        elseif sign == 1 then ids = redis.call('ZRANGE', waiting, start, stop, 'BYSCORE', 'LIMIT', 0, page)
-        else ids = redis.call('ZRANGE', waiting, start, stop, 'BYSCORE', 'REV', 'LIMIT', 0, page) end
+        elseif sign == 1 then ids = redis.call('ZRANGE', waiting, near, far, 'BYSCORE', 'LIMIT', 0, page)
+        else ids = redis.call('ZRANGE', waiting, near, far, 'BYSCORE', 'REV', 'LIMIT', 0, page) end
         for i, id in ipairs(ids) do
             redis.call('ZADD', waiting, format('%.0f', middle + sign * (done + i)), id)
         end

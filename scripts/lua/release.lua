@@ -27,14 +27,26 @@ local function can_run(id, runs, since)
 end
 -- end
 
+-- shared: turn
+-- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
+-- which then gives all jobs low numbers.
+local function turn(counter, n)
+    local last = redis.pcall('HINCRBY', meta, counter, n)
+    if type(last) == 'table' or last < n or last > 2199023255552 then
+        last = 1649267441664 + n
+        redis.call('HSET', meta, counter, string.format('%.0f', last))
+    end
+    return last
+end
+-- end
+
 local lost, released = {}, 0
 -- Walk backwards, because each job is put in front of the one before it. So the first job stays first.
 for i = #ARGV - 1, 2, -2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
         local priority = string.match(redis.call('HGET', priorities, id) or '', '^%-?%d+')
-        local turn = -redis.call('HINCRBY', meta, 'lifo', 1)
-        redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + turn, id)
+                redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 - turn('lifo', 1), id)
         can_run(id, charged(id), now)
         released = released + 1
     else
