@@ -21,10 +21,10 @@ from jobq.engine.model.job import (
     StoredBackoff,
     WorkerRow,
 )
-from jobq.engine.queue.handle import Job
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject
+from jobq.engine.task.handle import Job
 from jobq.engine.task.task import Task
 from jobq.engine.worker.worker import Worker
 from jobq.errors import (

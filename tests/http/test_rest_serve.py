@@ -168,7 +168,7 @@ async def test_stop_lets_a_long_poll_answer_at_once(connection: Connection, unti
         async with serving(create_app(queue)) as served, aiohttp.ClientSession() as session:
             url = f"http://localhost:{served.port}/jobs/main:{job.id}/result?wait=60000"
             poll = asyncio.create_task(session.get(url))
-            waiters = queue._session.waiters._waiting  # noqa: SLF001 # pyright: ignore
+            waiters = queue._sessions.here.waiters._waiting  # noqa: SLF001 # pyright: ignore
             await until(lambda: waiters, "the poll to wait")
             served.stop.set()
             response = await asyncio.wait_for(poll, 3)

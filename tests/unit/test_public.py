@@ -63,12 +63,6 @@ def modules(room: str) -> list[Path]:
 
 ENGINE = ("model", "store", "task", "queue", "worker")
 """The rooms of the engine from the bottom up: each may import those before it."""
-KNOWN = {
-    ("task/registry.py", "jobq.engine.queue.queue"),
-    ("task/task.py", "jobq.engine.queue.handle"),
-    ("task/task.py", "jobq.engine.queue.queue"),
-}
-"""Arrows that still run back. It may only shrink."""
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def test_no_arrow_of_the_engine_runs_back():
         for path in modules(f"engine/{room}"):
             name = path.relative_to(PACKAGE / "engine").as_posix()
             back |= {(name, ".".join(module.split(".")[:4])) for module in imports(path) if module.startswith(higher)}
-    assert back == KNOWN
+    assert not back
 
 
 def test_no_file_of_the_worker_imports_another_in_a_circle():

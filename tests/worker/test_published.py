@@ -84,7 +84,7 @@ async def test_a_type_is_looked_up_once_and_then_in_the_background(
     assert asked == [["send"]]
     await publish(with_code(connection, attempts=9), "w1")
     monkeypatch.setattr(published, "FRESH_SECONDS", -1.0)  # what is known is old from now on
-    queue._session.defaults._old = 0.0  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    queue._sessions.here.defaults._old = 0.0  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     await queue.enqueue("send")
     await until(lambda: len(asked) > 1, "a lookup in the background")
 
@@ -98,7 +98,7 @@ async def test_names_of_types_are_not_kept_without_bound(queue: Queue, monkeypat
     monkeypatch.setattr(published, "KNOWN_MAX", 10)
     for n in range(25):
         await queue.enqueue(f"t{n}")
-    assert len(queue._session.defaults._known) <= 10  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert len(queue._sessions.here.defaults._known) <= 10  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_difference_is_logged_with_both_names_and_shown(

@@ -1,48 +1,31 @@
-"""A queue: its life, and what producers do. Operators' verbs are in verbs.py, tasks in registry.py."""
+"""A queue: its settings and its life.
+
+What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Literal, Self
 
-import msgspec
-
-from jobq.engine.model.encoding import encode
-from jobq.engine.model.entry import encode_entry
-from jobq.engine.model.ids import is_id
-from jobq.engine.model.job import (
-    PLAIN,
-    Accepted,
-    Durability,
-    NewJob,
-    Seconds,
-)
-from jobq.engine.model.options import Given, check, check_durability, check_key, check_type, count_of, merge
+from jobq.engine.model.options import check_durability, count_of
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.connect import acquire
-from jobq.engine.queue.handle import Job
-from jobq.engine.queue.session import Session
+from jobq.engine.queue.producing import Producing
+from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
-from jobq.engine.queue.verbs import Verbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
-from jobq.engine.task.awaited import lost_unless_awaited, no_loop
-from jobq.engine.task.registry import Registry
-from jobq.errors import (
-    InvalidJob,
-    JobIdTaken,
-    PayloadTooLarge,
-    StoreError,
-    UnknownType,
-)
+from jobq.errors import InvalidJob
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable
+
+    from jobq.engine.model.job import Durability, Seconds
 
 
-class Queue(Registry, Verbs):
+class Queue(Producing):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
@@ -95,13 +78,9 @@ class Queue(Registry, Verbs):
         self.clock = clock
         self._redis = redis
         self._durability_timeout_ms = time_given("durability_timeout", durability_timeout)
-        self._sessions: dict[asyncio.AbstractEventLoop, Session] = {}
-        self._last: Session | None = None
-        """The session that was opened last: nearly always the only one."""
+        self._sessions = Sessions(self.name, self._connect)
         self._looked_at = False
-        """Whether the log has the warnings about the server. They are not repeated by each event loop."""
-        self._checked = PLAIN
-        """The last options that were found well: thousands of jobs of one call share theirs."""
+        """The warnings about the server were logged. They are not repeated for each event loop."""
 
     def __repr__(self) -> str:
         return f"<Queue {self.name}>"
@@ -118,46 +97,14 @@ class Queue(Registry, Verbs):
     async def open(self) -> Self:
         """Connect and check the server, in the event loop that runs now. Each further loop opens the queue for itself.
 
-        Opening twice in one loop is fine: the last ``aclose`` closes.
+        A queue may be opened several times in one loop. The last ``aclose`` closes it.
 
-        :raises StoreUnavailable: no answer from Redis.
-        :raises StoreRefused: the server or its data do not fit this jobq.
-        :raises NoServer: no URL, and no server binary to start.
+        :raises StoreUnavailable: Redis does not answer.
+        :raises StoreRefused: this jobq cannot use the server or its data.
+        :raises NoServer: there is no URL, and no server binary to start.
         """
-        loop = asyncio.get_running_loop()
-        dead = self._take_dead_sessions()
-        session = self._sessions.get(loop)
-        if session is None:
-            session = self._sessions[loop] = Session(loop)
-        session.depth += 1
-        try:
-            async with session.opening:
-                if not session.is_open:
-                    await self._connect(session)
-            self._last = session
-        except BaseException:
-            session.depth -= 1
-            if not session.depth:
-                self._sessions.pop(loop, None)
-            raise
-        finally:
-            # only now: an embedded server that a dead loop held must not stop before it is held here
-            for one in dead:
-                await one.abandon()
+        await self._sessions.open()
         return self
-
-    def _take_dead_sessions(self) -> list[Session]:
-        """Drop the sessions of closed loops; asyncio.run() may have ended before the queue was closed.
-
-        After a fork the parent's sessions are dropped too, and left alone.
-        """
-        dead: list[Session] = []
-        for loop, session in list(self._sessions.items()):
-            if session.loop is None or loop.is_closed():
-                del self._sessions[loop]
-                if session.loop is not None:
-                    dead.append(session)
-        return dead
 
     async def _connect(self, session: Session) -> None:
         use = await acquire(self._redis, self.settings)
@@ -172,16 +119,8 @@ class Queue(Registry, Verbs):
         session.begin(use, store, self.durability, self._durability_timeout_ms)
 
     async def aclose(self) -> None:
-        """Finish what is being sent, and let the connection go. Closing a queue that is not open does nothing."""
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.loop is None:
-            return
-        session.depth -= 1
-        if not session.depth:
-            # first, so that an opening meanwhile makes its own
-            del self._sessions[loop]
-            await session.aclose()
+        """Finish what is being sent, and release the connection. Closing a queue that is not open does nothing."""
+        await self._sessions.aclose()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -191,38 +130,8 @@ class Queue(Registry, Verbs):
 
     @property
     def is_open(self) -> bool:
-        """Whether the verbs can be used in the event loop that runs now (without one: in any)."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return any(one.is_open and one.loop and not one.loop.is_closed() for one in list(self._sessions.values()))
-        session = self._sessions.get(loop)
-        return session is not None and session.is_open and session.loop is loop
-
-    @property
-    def _session(self) -> Session:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise StoreError(f"queue {self.name!r} is used outside of an event loop: await it in a coroutine") from None
-        session = self._last
-        if session is None or session.loop is not loop or not session.is_open:
-            session = self._sessions.get(loop)
-            if session is None or session.loop is not loop or not session.is_open:
-                elsewhere = " in this event loop (each loop opens it for itself)" if self._sessions else ""
-                raise StoreError(
-                    f"queue {self.name!r} is not open{elsewhere}: use 'async with queue:' or 'await queue.open()'"
-                )
-            self._last = session
-        return session
-
-    @property
-    def store(self) -> Store:
-        """The verbs underneath.
-
-        :raises StoreError: the queue is not open in the event loop that runs now.
-        """
-        return self._session.store
+        """Whether the queue can be used in the event loop that runs now. Without a running loop: in any loop."""
+        return self._sessions.is_open
 
     def new_store(self, connection: Connection) -> Store:
         """The same verbs on another connection; a worker's heartbeat thread has its own."""
@@ -232,168 +141,3 @@ class Queue(Registry, Verbs):
     def sync(self) -> SyncQueue:
         """The queue's verbs for synchronous code: each waits for its result. See sync.py."""
         return SyncQueue(self)
-
-    # -- producers -------------------------------------------------------------------------------------------------
-
-    def check(self, new: NewJob) -> None:
-        """Check a job before it is enqueued.
-
-        :raises InvalidJob: an option or the payload does not fit (``UnknownType``, ``PayloadTooLarge``).
-        """
-        size = len(bytes(new.payload))
-        if size > self.max_payload:
-            raise PayloadTooLarge(size, self.max_payload)
-        defaults = PLAIN
-        if self.tasks:
-            task = self.tasks.get(new.type)
-            if task is None:
-                raise UnknownType(new.type, list(self.tasks))
-            task.check(new.payload)
-            defaults = task.defaults
-        else:
-            check_type(new.type)
-        if new.options is not defaults and new.options is not self._checked:
-            check(new.options)
-            if new.options.metadata is not None and (size := len(encode(new.options.metadata))) > self.max_payload:
-                raise InvalidJob(f"metadata has {size} bytes, the limit is max_payload, {self.max_payload}")
-            self._checked = new.options
-        if new.idempotency_key is not None:
-            check_key("idempotency key", new.idempotency_key)
-            for part in new.idempotency_scope:
-                check_key("idempotency scope", part)
-        if new.id is not None and not is_id(new.id):
-            raise InvalidJob(f"id {new.id!r:.80}: 1 to 64 letters, digits and ._~-; jobq.new_id() makes one")
-
-    async def submit(self, new: NewJob, *, durability: Durability | None = None, checked: bool = False) -> Accepted:
-        """Check and enqueue one job, in one trip with whatever else is being enqueued.
-
-        ``durability``: what must be confirmed before this returns; None: what the queue says.
-        ``checked``: the caller has called ``check`` for it.
-
-        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
-        :raises DurabilityRefused: the server cannot give it; nothing was written.
-        :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
-        :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
-        :raises StoreFull: Redis is at maxmemory; nothing was written.
-        """
-        session = self._session
-        if new.given is not None and not self.tasks:
-            (new,), given = await session.defaults.complete([new]), new
-            checked &= new is given
-        if not checked:
-            self.check(new)
-        entry = encode_entry(new, session.ids, session.store.now_ms())
-        producer = session.producer if durability is None else session.producer_for(durability)
-        try:
-            return await producer.send(entry)
-        except JobIdTaken:
-            if new.id is not None:
-                raise
-        # an id that we drew, and another process too
-        session.ids.redraw()
-        return await self.submit(new, durability=durability)
-
-    async def submit_many(
-        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
-    ) -> list[Accepted]:
-        """Check all, then enqueue all, hundreds a trip. ``durability``, ``checked``: as for ``submit``.
-
-        :raises InvalidJob: one does not fit; none was written.
-        :raises IdempotencyConflict: a key was used for another job; the others are written (as with ``JobIdTaken``).
-        :raises StoreError: some may be written.
-        """
-        session = self._session
-        producer = session.producer_for(durability)
-        news = given = list(news)
-        if not self.tasks and any(new.given is not None for new in news):
-            news = await session.defaults.complete(news)
-        for new, before in zip(news, given, strict=True):
-            if not checked or new is not before:
-                self.check(new)
-        answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
-        for place, answer in enumerate(answers):
-            if isinstance(answer, JobIdTaken) and news[place].id is None:
-                session.ids.redraw()
-                answers[place] = await self.submit(news[place], durability=durability)
-        accepted: list[Accepted] = []
-        for answer in answers:
-            if not isinstance(answer, Accepted):
-                raise answer
-            accepted.append(answer)
-        return accepted
-
-    async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
-        """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
-        accepted = await self.submit(new, durability=durability)
-        return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
-
-    async def send_many(
-        self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
-    ) -> list[Job[Any]]:
-        """As ``submit_many``, answering with handles."""
-        accepted = await self.submit_many(news, durability=durability)
-        return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
-
-    def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
-        """A job of a type whose handler's code need not be here. ``id``: as for ``enqueue``.
-
-        Options that are not given are those of the type's task. A queue without tasks takes what workers and servers
-        publish of it (see ``types``) when the job is enqueued.
-
-        :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
-        """
-        task = self.tasks.get(type)
-        options = merge(task.defaults if task else PLAIN, given)
-        names = None if self.tasks else tuple(given)
-        try:
-            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id, given=names)
-        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
-            raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
-
-    def enqueue(
-        self,
-        type: str,
-        payload: Any = None,
-        *,
-        id: str | None = None,
-        durability: Durability | None = None,
-        **given: Unpack[Given],
-    ) -> Coroutine[Any, Any, Job[Any]]:
-        """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
-
-        ``id``: one of your own, or of ``jobq.new_id()``. Repeating the call is then harmless while the job is kept.
-        ``durability``: as for ``submit``.
-
-        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
-        :raises StoreError: Redis is away or full.
-        :raises RuntimeError: no event loop runs in this thread.
-        """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise no_loop("queue.enqueue", "queue.sync().enqueue(...)") from None
-        return self._enqueue(type, payload, id, durability, given)
-
-    @lost_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
-    async def _enqueue(
-        self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
-    ) -> Job[Any]:
-        return await self.send(self.new(type, payload, id=id, **given), durability=durability)
-
-    def enqueue_many(
-        self, jobs: Iterable[NewJob], *, durability: Durability | None = None
-    ) -> Coroutine[Any, Any, list[Job[Any]]]:
-        """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
-
-        :raises InvalidJob: one does not fit; none was written.
-        :raises RuntimeError: no event loop runs in this thread.
-        """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise no_loop("queue.enqueue_many", "queue.sync().enqueue_many(...)") from None
-        return self._enqueue_many(jobs, durability)
-
-    @lost_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
-    async def _enqueue_many(self, jobs: Iterable[NewJob], durability: Durability | None) -> list[Job[Any]]:
-        return await self.send_many(jobs, durability=durability)

@@ -1,4 +1,4 @@
-"""What an open queue has in one event loop. Sockets, locks and futures of one loop are of no use to another one."""
+"""The sessions of an open queue, one for each event loop, because loops cannot share sockets, locks and futures."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
 from jobq.engine.queue.published import Defaults
 from jobq.engine.queue.results import Waiters
+from jobq.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from jobq.engine.model.job import Durability
     from jobq.engine.queue.connect import ConnectionUse
     from jobq.engine.store import Store
 
 
 class Session:
-    """A queue's connection in one event loop, and all that works on it.
+    """A queue's connection in one event loop, and everything that uses it.
 
-    ``loop`` is None in a forked child: the session is the parent's, and nothing of it may be used or closed here.
+    ``loop`` is None in a forked child. The session is then the parent's, and the child must not use or close it.
     """
 
     _all: ClassVar[WeakSet[Session]] = WeakSet()
@@ -33,7 +36,7 @@ class Session:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
         self.depth = 0
-        """How many times the queue was opened here, less how many times it was closed."""
+        """How many times the queue was opened in this loop, less how many times it was closed."""
         self.opening = asyncio.Lock()
         self.is_open = False
         self._all.add(self)
@@ -65,7 +68,7 @@ class Session:
         return producer
 
     async def aclose(self) -> None:
-        """Finish what is being sent, and let the connection go."""
+        """Finish what is being sent, and release the connection."""
         if not self.is_open:
             return
         self.is_open = False
@@ -78,17 +81,109 @@ class Session:
             await self.use.release()
 
     async def abandon(self) -> None:
-        """The event loop of this session was closed first: give back what can be given back without it."""
+        """The event loop of this session was closed first: release what can be released without it."""
         if self.is_open:
             self.is_open = False
             await self.use.abandon()
 
     @classmethod
     def forget_parent(cls) -> None:
-        """In a forked child: no session is this process's own."""
+        """Called in a forked child: none of the sessions belongs to this process."""
         for session in list(cls._all):
             session.loop = None
             cls._inherited.append(session)
+
+
+class Sessions:
+    """The sessions of one queue: one for each event loop that has it open. ``connect`` begins a new one."""
+
+    def __init__(self, queue: str, connect: Callable[[Session], Awaitable[None]]) -> None:
+        self._queue = queue
+        self._connect = connect
+        self._by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
+        self._last: Session | None = None
+        """The session that was used last. Nearly always it is the only one."""
+
+    @property
+    def here(self) -> Session:
+        """The session of the event loop that runs now.
+
+        :raises StoreError: the queue is not open there.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise StoreError(
+                f"queue {self._queue!r} is used outside of an event loop: await it in a coroutine"
+            ) from None
+        session = self._last
+        if session is None or session.loop is not loop or not session.is_open:
+            session = self._by_loop.get(loop)
+            if session is None or session.loop is not loop or not session.is_open:
+                elsewhere = " in this event loop (each loop opens it for itself)" if self._by_loop else ""
+                raise StoreError(
+                    f"queue {self._queue!r} is not open{elsewhere}: use 'async with queue:' or 'await queue.open()'"
+                )
+            self._last = session
+        return session
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an open session for the event loop that runs now. Without a running loop: for any loop."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return any(one.is_open and one.loop and not one.loop.is_closed() for one in list(self._by_loop.values()))
+        session = self._by_loop.get(loop)
+        return session is not None and session.is_open and session.loop is loop
+
+    async def open(self) -> None:
+        """Open a session in the event loop that runs now, or count one more user of the open one."""
+        loop = asyncio.get_running_loop()
+        dead = self._take_dead()
+        session = self._by_loop.get(loop)
+        if session is None:
+            session = self._by_loop[loop] = Session(loop)
+        session.depth += 1
+        try:
+            async with session.opening:
+                if not session.is_open:
+                    await self._connect(session)
+            self._last = session
+        except BaseException:
+            session.depth -= 1
+            if not session.depth:
+                self._by_loop.pop(loop, None)
+            raise
+        finally:
+            # Not earlier: an embedded server that a dead loop used must not stop before this session uses it.
+            for one in dead:
+                await one.abandon()
+
+    async def aclose(self) -> None:
+        """Count one user less, and close the session with the last one."""
+        loop = asyncio.get_running_loop()
+        session = self._by_loop.get(loop)
+        if session is None or session.loop is None:
+            return
+        session.depth -= 1
+        if not session.depth:
+            # Forget it before closing it, so that an opening meanwhile makes a new session.
+            del self._by_loop[loop]
+            await session.aclose()
+
+    def _take_dead(self) -> list[Session]:
+        """Forget the sessions of closed loops: asyncio.run() may have ended before the queue was closed.
+
+        After a fork the parent's sessions are forgotten too. They are not returned, because they are the parent's.
+        """
+        dead: list[Session] = []
+        for loop, session in list(self._by_loop.items()):
+            if session.loop is None or loop.is_closed():
+                del self._by_loop[loop]
+                if session.loop is not None:
+                    dead.append(session)
+        return dead
 
 
 if hasattr(os, "register_at_fork"):

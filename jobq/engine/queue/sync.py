@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
 
-from jobq.engine.queue.bridge import bridge
+from jobq.engine.queue.bridge import Openable, bridge
 from jobq.engine.queue.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -16,17 +16,15 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import Durability, NewJob
     from jobq.engine.model.options import Given
-    from jobq.engine.queue.handle import Job
+    from jobq.engine.task.handle import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Producing(Protocol):
-    """What a SyncQueue needs of its queue, besides the verbs."""
+class AsyncQueue(Openable, Protocol):
+    """The queue behind a SyncQueue."""
 
-    async def open(self) -> Any: ...
-    async def aclose(self) -> None: ...
     def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob: ...
     async def send(self, new: NewJob, *, durability: Durability | None = None) -> Job[Any]: ...
     async def send_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]: ...
@@ -51,7 +49,7 @@ class SyncQueue:
     process ends.
     """
 
-    def __init__(self, queue: Producing) -> None:
+    def __init__(self, queue: AsyncQueue) -> None:
         self.queue = queue
 
     def __repr__(self) -> str:

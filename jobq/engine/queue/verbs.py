@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.model.types import TypeRow
-    from jobq.engine.queue.session import Session
+    from jobq.engine.queue.session import Sessions
     from jobq.engine.store import Call, Store
 
 log = get_logger("jobq.queue")
@@ -45,25 +45,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Verbs(ABC):
-    """The verbs of one open queue."""
+    """The operators' part of a queue."""
 
     name: str
+    _sessions: Sessions
 
     @property
-    @abstractmethod
-    def _session(self) -> Session:
-        """What the queue has in the event loop that runs now.
-
-        :raises StoreError: the queue is not open there.
-        """
-
-    @property
-    @abstractmethod
     def store(self) -> Store:
-        """The verbs underneath.
+        """The methods that run the scripts.
 
-        :raises StoreError: the queue is not open.
+        :raises StoreError: the queue is not open in the event loop that runs now.
         """
+        return self._sessions.here.store
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +84,7 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
         """
-        return Page(*await self._session.pager.page(job_row, state, type, limit, cursor))
+        return Page(*await self._sessions.here.pager.page(job_row, state, type, limit, cursor))
 
     async def briefs(
         self,
@@ -105,7 +98,7 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
         """
-        return BriefPage(*await self._session.pager.page(job_brief, state, type, limit, cursor, brief=True))
+        return BriefPage(*await self._sessions.here.pager.page(job_brief, state, type, limit, cursor, brief=True))
 
     async def logs(self, job_id: str) -> list[LogLine]:
         """What the job's handler logged.
@@ -150,7 +143,7 @@ class Verbs(ABC):
         :raises TooManyWaiting: too many handlers of the worker wait for other jobs already.
         """
         with waiting_for(self.name, job_id):
-            return await self._session.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
+            return await self._sessions.here.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
         """Run the smallest script on Redis: a PING says nothing of scripts and rights.
@@ -269,7 +262,7 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is not failed or completed.
         """
-        return await self._session.pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
+        return await self._sessions.here.pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
 
     async def remove_all(
         self,
@@ -285,4 +278,4 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is active, or an age is given for waiting.
         """
-        return await self._session.pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)
+        return await self._sessions.here.pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)

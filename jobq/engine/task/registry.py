@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from jobq.engine.model.options import Given
-    from jobq.engine.queue.queue import Queue
-
+    from jobq.engine.task.handle import Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,7 +70,7 @@ class Registry:
             options: dict[str, Any] = dict(given)
             policy = retry_policy(options, type_name)
             defaults = merge(Options(), cast("Given", options))
-            task: Task[..., Any] = Task(cast("Queue", self), plain, type_, defaults, isolate, policy)
+            task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy)
             if task.name in self.tasks:
                 raise InvalidJob(
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from jobq.engine.model.policy import RetryPolicy
-    from jobq.engine.queue.handle import Job
-    from jobq.engine.queue.queue import Queue
+    from jobq.engine.task.handle import Job, Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +41,7 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: Sender,
         fn: Callable[P, Any],
         name: str,
         defaults: Options,

@@ -1,0 +1,200 @@
+"""What producers do with an open queue: check jobs and enqueue them."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Unpack
+
+import msgspec
+
+from jobq.engine.model.encoding import encode
+from jobq.engine.model.entry import encode_entry
+from jobq.engine.model.ids import is_id
+from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
+from jobq.engine.model.options import Given, check, check_key, check_type, merge
+from jobq.engine.queue.verbs import Verbs
+from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.handle import Job
+from jobq.engine.task.registry import Registry
+from jobq.errors import InvalidJob, JobIdTaken, PayloadTooLarge, UnknownType
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from jobq.engine.queue.sync import SyncQueue
+
+
+class Producing(Registry, Verbs):
+    """The producers' part of a queue."""
+
+    max_payload: int
+    _checked: Options = PLAIN
+    """The options that were checked last. The jobs of one call share theirs, and need no check of their own."""
+
+    @abstractmethod
+    def sync(self) -> SyncQueue:
+        """The queue for synchronous code."""
+
+    def check(self, new: NewJob) -> None:
+        """Check a job before it is enqueued.
+
+        :raises InvalidJob: an option or the payload does not fit (``UnknownType``, ``PayloadTooLarge``).
+        """
+        size = len(bytes(new.payload))
+        if size > self.max_payload:
+            raise PayloadTooLarge(size, self.max_payload)
+        defaults = PLAIN
+        if self.tasks:
+            task = self.tasks.get(new.type)
+            if task is None:
+                raise UnknownType(new.type, list(self.tasks))
+            task.check(new.payload)
+            defaults = task.defaults
+        else:
+            check_type(new.type)
+        if new.options is not defaults and new.options is not self._checked:
+            check(new.options)
+            if new.options.metadata is not None and (size := len(encode(new.options.metadata))) > self.max_payload:
+                raise InvalidJob(f"metadata has {size} bytes, the limit is max_payload, {self.max_payload}")
+            self._checked = new.options
+        if new.idempotency_key is not None:
+            check_key("idempotency key", new.idempotency_key)
+            for part in new.idempotency_scope:
+                check_key("idempotency scope", part)
+        if new.id is not None and not is_id(new.id):
+            raise InvalidJob(f"id {new.id!r:.80}: 1 to 64 letters, digits and ._~-; jobq.new_id() makes one")
+
+    async def submit(self, new: NewJob, *, durability: Durability | None = None, checked: bool = False) -> Accepted:
+        """Check and enqueue one job, in one trip with whatever else is being enqueued.
+
+        ``durability``: what must be confirmed before this returns; None: what the queue says.
+        ``checked``: the caller has called ``check`` for it.
+
+        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
+        :raises DurabilityRefused: the server cannot give it; nothing was written.
+        :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
+        :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
+        :raises StoreFull: Redis is at maxmemory; nothing was written.
+        """
+        session = self._sessions.here
+        if new.given is not None and not self.tasks:
+            (new,), given = await session.defaults.complete([new]), new
+            checked &= new is given
+        if not checked:
+            self.check(new)
+        entry = encode_entry(new, session.ids, session.store.now_ms())
+        producer = session.producer if durability is None else session.producer_for(durability)
+        try:
+            return await producer.send(entry)
+        except JobIdTaken:
+            if new.id is not None:
+                raise
+        # an id that we drew, and another process too
+        session.ids.redraw()
+        return await self.submit(new, durability=durability)
+
+    async def submit_many(
+        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
+    ) -> list[Accepted]:
+        """Check all, then enqueue all, hundreds a trip. ``durability``, ``checked``: as for ``submit``.
+
+        :raises InvalidJob: one does not fit; none was written.
+        :raises IdempotencyConflict: a key was used for another job; the others are written (as with ``JobIdTaken``).
+        :raises StoreError: some may be written.
+        """
+        session = self._sessions.here
+        producer = session.producer_for(durability)
+        news = given = list(news)
+        if not self.tasks and any(new.given is not None for new in news):
+            news = await session.defaults.complete(news)
+        for new, before in zip(news, given, strict=True):
+            if not checked or new is not before:
+                self.check(new)
+        answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
+        for place, answer in enumerate(answers):
+            if isinstance(answer, JobIdTaken) and news[place].id is None:
+                session.ids.redraw()
+                answers[place] = await self.submit(news[place], durability=durability)
+        accepted: list[Accepted] = []
+        for answer in answers:
+            if not isinstance(answer, Accepted):
+                raise answer
+            accepted.append(answer)
+        return accepted
+
+    async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
+        """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
+        accepted = await self.submit(new, durability=durability)
+        return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
+
+    async def send_many(
+        self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
+    ) -> list[Job[Any]]:
+        """As ``submit_many``, answering with handles."""
+        accepted = await self.submit_many(news, durability=durability)
+        return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
+
+    def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
+        """A job of a type whose handler's code need not be here. ``id``: as for ``enqueue``.
+
+        Options that are not given are those of the type's task. A queue without tasks takes what workers and servers
+        publish of it (see ``types``) when the job is enqueued.
+
+        :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
+        """
+        task = self.tasks.get(type)
+        options = merge(task.defaults if task else PLAIN, given)
+        names = None if self.tasks else tuple(given)
+        try:
+            return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id, given=names)
+        except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
+            raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
+
+    def enqueue(
+        self,
+        type: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,
+        durability: Durability | None = None,
+        **given: Unpack[Given],
+    ) -> Coroutine[Any, Any, Job[Any]]:
+        """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
+
+        ``id``: one of your own, or of ``jobq.new_id()``. Repeating the call is then harmless while the job is kept.
+        ``durability``: as for ``submit``.
+
+        :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
+        :raises StoreError: Redis is away or full.
+        :raises RuntimeError: no event loop runs in this thread.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("queue.enqueue", "queue.sync().enqueue(...)") from None
+        return self._enqueue(type, payload, id, durability, given)
+
+    @lost_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
+    async def _enqueue(
+        self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
+    ) -> Job[Any]:
+        return await self.send(self.new(type, payload, id=id, **given), durability=durability)
+
+    def enqueue_many(
+        self, jobs: Iterable[NewJob], *, durability: Durability | None = None
+    ) -> Coroutine[Any, Any, list[Job[Any]]]:
+        """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
+
+        :raises InvalidJob: one does not fit; none was written.
+        :raises RuntimeError: no event loop runs in this thread.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop("queue.enqueue_many", "queue.sync().enqueue_many(...)") from None
+        return self._enqueue_many(jobs, durability)
+
+    @lost_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
+    async def _enqueue_many(self, jobs: Iterable[NewJob], durability: Durability | None) -> list[Job[Any]]:
+        return await self.send_many(jobs, durability=durability)
