@@ -6,21 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.job import (
-    Accepted,
-    AttemptError,
-    BriefPage,
-    JobBrief,
-    JobRow,
-    LogLine,
-    NewJob,
-    Options,
-    Page,
-    State,
-    Stats,
-    StoredBackoff,
-    WorkerRow,
-)
+from jobq.engine.model.job import Accepted, AttemptError, LogLine, NewJob, Options, State, StoredBackoff
+from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Page, Stats, WorkerRow
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.job import Seconds, Spec, State, Stats
+from jobq.engine.model.job import Seconds, Spec, State
 from jobq.engine.model.times import to_ms
 from jobq.engine.task.context import Context
 from jobq.engine.task.inject import key_of, overrides
@@ -39,6 +39,7 @@ from jobq.errors import WrongState
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
+    from jobq.engine.model.views import Stats
     from jobq.engine.queue.queue import Queue
 
 __all__ = ["Drained", "FakeContext", "ManualClock", "drain", "on_server", "override", "temporary_server"]

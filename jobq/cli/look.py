@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from jobq.cli import render
 from jobq.cli.session import Queues, all_queues, one_queue, run, split_id
-from jobq.engine.model.job import JobBrief, JobRow, LogLine, State, Stats, WorkerRow
+from jobq.engine.model.job import LogLine, State
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from jobq.engine.model.views import JobBrief, JobRow, Stats, WorkerRow
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 

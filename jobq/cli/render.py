@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.model.job import AttemptError, JobBrief, JobRow, LogLine, Stats, WorkerRow
+from jobq.engine.model.views import JobBrief, JobRow, Stats, WorkerRow
 from jobq.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from jobq.engine.model.job import AttemptError, LogLine
     from jobq.engine.model.types import TypeRow
 
 

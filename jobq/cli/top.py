@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jobq.cli import render
 from jobq.cli.look import known_workers
 from jobq.cli.session import Queues, on_stop_signals, run
-from jobq.engine.model.job import State, Stats
+from jobq.engine.model.job import State
 from jobq.errors import StoreUnavailable
 from jobq.printable import printable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Generator
 
+    from jobq.engine.model.views import Stats
     from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from jobq.engine.model.job import AttemptError, JobRow, State, Stats
+from jobq.engine.model.job import AttemptError, State
 from jobq.engine.queue.results import KILLED
 from jobq.errors import JobFailed, JobKilled, UnreadableResult
 from jobq.http import problems, schema
@@ -18,6 +18,7 @@ from jobq.http.call import ApiCall, decode, given, no_content, reply
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from jobq.engine.model.views import JobRow, Stats
     from jobq.engine.queue.queue import Queue
 
 _priority = msgspec.json.Decoder(schema.SetPriority)

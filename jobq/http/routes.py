@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq.engine.model.job import JobRow, Stats
+from jobq.engine.model.views import JobRow, Stats
 from jobq.http import enqueue, events, handlers, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope

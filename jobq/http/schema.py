@@ -7,7 +7,7 @@ Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the t
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -21,13 +21,14 @@ from jobq.engine.model.job import (
     PRIORITY_MIN,
     AttemptError,
     Durability,
-    JobRow,
     LogLine,
     State,
-    WorkerRow,
 )
-from jobq.engine.model.job import JobBrief as Brief
 from jobq.engine.model.types import TypeRow  # noqa: TC001 - msgspec reads the annotation
+from jobq.engine.model.views import JobRow, WorkerRow  # noqa: TC001 - msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from jobq.engine.model.views import JobBrief as Brief
 
 MAX_PAGE = 500
 MAX_MANY = 10_000

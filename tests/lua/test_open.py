@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from table import Bench, Case, table
 
 from jobq import Queue
-from jobq.engine.store import Call, Store
+from jobq.engine.store import Call
 from jobq.errors import StoreFull, StoreRefused
+
+if TYPE_CHECKING:
+    from jobq.engine.store.sender import Sender
 
 
 @table(
@@ -50,7 +53,7 @@ async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Be
     await bench.seed({"meta": {"layout": "1"}, "progress": {f"j{n}": str(n) for n in range(5)}})
     pages: list[int] = []
 
-    async def to_2(store: Store) -> bool:
+    async def to_2(store: Sender) -> bool:
         found = await store.command(b"HGETALL", progress)
         rows = list(zip(found[::2], found[1::2], strict=True))[:2]
         for job_id, value in rows:
@@ -62,7 +65,7 @@ async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Be
         pages.append(len(rows))
         return len(rows) == 2
 
-    async def to_3(store: Store) -> bool:
+    async def to_3(store: Sender) -> bool:
         await store.command(b"HSET", store.keys["unserved"], "seen", 1)
         return False
 

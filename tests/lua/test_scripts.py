@@ -14,7 +14,7 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine.store import Call, Store, lua
+from jobq.engine.store import Call, Store, lua, opening
 from jobq.engine.store import store as store_module
 from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
@@ -156,9 +156,8 @@ def test_flags(name: str):
 
 def _methods() -> dict[str, list[str]]:
     """Name of each method of the store -> the scripts it calls."""
-    tree = ast.parse(inspect.getsource(store_module))
     found: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
+    for node in (node for file in (opening, store_module) for node in ast.walk(ast.parse(inspect.getsource(file)))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = [
                 call.args[0].value

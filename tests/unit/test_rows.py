@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from jobq import AttemptError, LogLine, State
 from jobq.engine.model.ids import IdMaker, time_of
-from jobq.engine.model.job import Minute, Result, Spec, StoredBackoff
-from jobq.engine.model.rows import job_row, latency, read_errors, read_logs, read_spec, read_stats
+from jobq.engine.model.job import Result, Spec, StoredBackoff
+from jobq.engine.model.rows import job_row, read_errors, read_logs
+from jobq.engine.model.stats import latency, read_stats
+from jobq.engine.model.unreadable import read_spec
+from jobq.engine.model.views import Minute
 
 ID = "0htk3v9c20047qm2x"
 SPEC = Spec("send", 1000, payload=msgspec.Raw(b'{"to":[]}'), priority=-3, attempts=5, key="k", metadata={"a": 1})

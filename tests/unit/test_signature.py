@@ -227,7 +227,8 @@ def test_calls_become_payloads():
 
 
 def test_calls_that_do_not_fit():
-    task = Queue("q", "unix:///nowhere").task(plain)
+    queue = Queue("q", "unix:///nowhere")
+    task = queue.task(plain)
     for args, kwargs, message in (
         ((1, 2, 3, 4), {}, "3 positional arguments at most, 4 given"),
         (("a",), {"to": "b"}, "argument 'to' given twice"),
@@ -236,7 +237,7 @@ def test_calls_that_do_not_fit():
         ((5,), {}, "Expected `str`, got `int`"),
     ):
         with pytest.raises(InvalidJob, match=f"payload of 'plain': .*{message}"):
-            task.queue.check(task.new(args, kwargs, task.defaults))
+            queue.check(task.new(args, kwargs, task.defaults))
 
 
 def test_signatures_that_cannot_be_a_payloads():

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from jobq.engine.model.job import State
-from jobq.engine.model.rows import as_text
 from jobq.engine.model.times import to_ms
+from jobq.engine.model.unreadable import as_text
 from jobq.errors import InvalidQuery
 
 if TYPE_CHECKING:

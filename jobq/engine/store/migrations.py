@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from jobq.engine.store.store import Store
+    from jobq.engine.store.sender import Sender
 
-Migration = Callable[["Store"], Awaitable[bool]]
+Migration = Callable[["Sender"], Awaitable[bool]]
 """Migrates one page and returns whether there is more. It must be repeatable, because a process may die after any page.
 The workers of the older version must have stopped."""
 

@@ -6,9 +6,8 @@ So a call whose reply was lost is sent again a few times, with growing pauses, b
 
 from __future__ import annotations
 
-import time
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.store.calls import (
     Call,
@@ -19,19 +18,12 @@ from jobq.engine.store.calls import (
     read_settled,
     read_states,
 )
-from jobq.engine.store.fitness import QUESTIONS, check_fitness
-from jobq.engine.store.keys import LAYOUT, registry_key
-from jobq.engine.store.listening import Listening
-from jobq.engine.store.migrations import MIGRATIONS
-from jobq.errors import StoreRefused
+from jobq.engine.store.opening import Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from jobq.engine.store.link import Argument, Connection
-    from jobq.engine.store.migrations import Migration
-
-T = TypeVar("T")
+    from jobq.engine.store.link import Argument
 
 CLAIM_BYTES: Final = 1 << 20
 """Bytes of specs after which a claim or a reap takes no more jobs."""
@@ -53,120 +45,8 @@ COMPARED_MS: Final = 120_000
 MINUTES_KEPT: Final = 24 * 60
 
 
-class Store(Listening):
-    """The scripts of one queue, as methods. ``clock`` gives ``now`` (unix ms as text); '' means the server's time."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        *,
-        prefix: str = "jobq",
-        clock: Callable[[], str] | None = None,
-    ) -> None:
-        super().__init__(connection, name, prefix)
-        self._clock = clock
-        self._offset_ms: float | None = None
-
-    @property
-    def now(self) -> Argument:
-        """The ``now`` argument of a script."""
-        return self._clock() if self._clock else b""
-
-    def now_ms(self) -> int:
-        """An estimate of the server's time, unix ms: its clock when last read, advanced by the monotonic clock."""
-        if self._clock:
-            return int(self._clock())
-        if self._offset_ms is None:
-            return time.time_ns() // 1_000_000
-        return int(time.monotonic() * 1000 + self._offset_ms)
-
-    # -- opening ---------------------------------------------------------------------------------------------------
-
-    async def open(
-        self, durability: str = "none", *, wanted: int = LAYOUT, migrations: Mapping[int, Migration] = MIGRATIONS
-    ) -> None:
-        """Check the server, bring the layout to the ``wanted`` version, look at the server's clock.
-
-        It writes nothing for a queue that was never used: ``register`` writes the layout.
-
-        If a process dies during a migration, the old version stays, and the next process to open the queue continues.
-
-        :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
-            older and cannot be migrated.
-        """
-        await self.check(durability)
-        await self.load()
-        target, migrated_from = wanted, ""
-        while (layout := int(await self.do(Call("open", [target, migrated_from], read_as_is)))) < wanted:
-            if layout not in migrations:
-                raise StoreRefused(
-                    f"queue {self.name!r} has layout {layout}, and this version of jobq cannot migrate it to layout"
-                    f" {wanted}: drain it with the jobq that made it, or use another prefix"
-                )
-            while await migrations[layout](self):
-                pass
-            target, migrated_from = layout + 1, str(layout)
-        self._check_layout(layout, wanted)
-        await self.look_at_clock()
-
-    def _check_layout(self, layout: int, wanted: int) -> None:
-        if layout > wanted:
-            raise StoreRefused(
-                f"queue {self.name!r} has layout {layout}, this jobq knows {wanted}: update jobq, or use another prefix"
-            )
-
-    async def check(self, durability: str) -> None:
-        """Check the server.
-
-        :raises StoreRefused: it is unfit (``DurabilityRefused``: it cannot give the ``durability``).
-        """
-        check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
-
-    @property
-    def is_registered(self) -> tuple[Argument, ...]:
-        """The command that asks whether the queue is in the registry: 1, or 0."""
-        return (b"SISMEMBER", registry_key(self.prefix), self.name)
-
-    async def register(self) -> None:
-        """Add the queue to the registry and write its layout. This happens at the first enqueue, pause or worker, so
-        that reading from a mistyped name creates no queue.
-
-        :raises StoreFull: the queue is new, and Redis is at maxmemory.
-        :raises StoreRefused: the layout is newer than this program's.
-        """
-        # Look before writing. At maxmemory writes are refused, and a worker must be able to start in order to drain the
-        # queue.
-        meta = self.keys["meta"]
-        layout = await self.command(b"HGET", meta, b"layout")
-        if layout is None:
-            await self.command(b"HSETNX", meta, b"layout", LAYOUT)
-        else:
-            self._check_layout(int(layout), LAYOUT)
-        if not await self.command(*self.is_registered):
-            await self.command(b"SADD", registry_key(self.prefix), self.name)
-
-    async def unregister(self) -> None:
-        """Remove a dropped queue from the registry, unless it has been used again meanwhile."""
-        registry = registry_key(self.prefix)
-        await self.command(b"SREM", registry, self.name)
-        if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
-            await self.command(b"SADD", registry, self.name)
-
-    async def look_at_clock(self) -> None:
-        """Read the server's clock. The error is half the round trip at most."""
-        before = time.monotonic()
-        seconds, micros = await self.command(b"TIME")
-        if time.monotonic() - before > 0.5:
-            # The call was sent again, so the round trip says nothing about the error.
-            before = time.monotonic()
-            seconds, micros = await self.command(b"TIME")
-        middle = (before + time.monotonic()) / 2
-        self._offset_ms = int(seconds) * 1000 + int(micros) / 1000 - middle * 1000
-
-    async def queues(self) -> list[str]:
-        """All queues under the prefix, sorted."""
-        return sorted(name.decode() for name in await self.command(b"SMEMBERS", registry_key(self.prefix)))
+class Store(Opening):
+    """The scripts of one queue, as methods."""
 
     # -- producers -------------------------------------------------------------------------------------------------
 

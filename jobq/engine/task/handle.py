@@ -13,7 +13,8 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from jobq.engine.model.job import Durability, JobRow, NewJob, Seconds
+    from jobq.engine.model.job import Durability, NewJob, Seconds
+    from jobq.engine.model.views import JobRow
 
 R = TypeVar("R")
 

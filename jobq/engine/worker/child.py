@@ -24,7 +24,7 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from jobq.engine.model.outcome import encode_result
-from jobq.engine.model.rows import read_spec
+from jobq.engine.model.unreadable import read_spec
 from jobq.engine.task.context import Context, current, lender
 from jobq.engine.task.inject import Injector, Resources
 from jobq.engine.task.signature import Signature

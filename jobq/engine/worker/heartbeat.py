@@ -27,7 +27,7 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from jobq.engine.model.job import WorkerRow
+    from jobq.engine.model.views import WorkerRow
     from jobq.engine.queue.queue import Queue
     from jobq.engine.worker.pool import Pool
     from jobq.engine.worker.run import Run

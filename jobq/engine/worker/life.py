@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
-from jobq.engine.model.job import WorkerRow
+from jobq.engine.model.views import WorkerRow
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.children import Children

@@ -17,7 +17,7 @@ from structlog.contextvars import bind_contextvars
 
 from jobq.engine.log import get_logger, indented
 from jobq.engine.model.outcome import encode_result
-from jobq.engine.model.rows import read_spec
+from jobq.engine.model.unreadable import read_spec
 from jobq.engine.task.context import Context, Lender, current, lender
 from jobq.engine.task.signature import field_names
 from jobq.engine.version import jobq_version

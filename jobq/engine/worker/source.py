@@ -13,7 +13,7 @@ import msgspec
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.outcome import judge
-from jobq.engine.model.rows import UNREADABLE, shown_attempts
+from jobq.engine.model.unreadable import UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, Outbox, deferred_ms
 from jobq.engine.worker.report import report_failure, report_stop

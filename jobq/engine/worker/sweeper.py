@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.rows import read_spec
+from jobq.engine.model.unreadable import read_spec
 from jobq.engine.queue.published import Publisher
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError

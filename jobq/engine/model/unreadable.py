@@ -1,0 +1,125 @@
+"""Reading what is stored, although it may be damaged or written by another version of jobq.
+
+One value that cannot be read must not hide the others, nor keep a job from its end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from jobq.engine.model.job import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_spec = msgspec.json.Decoder(Spec).decode
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_fields = {field.encode_name: field for field in msgspec.structs.fields(Spec)}
+
+UNREADABLE_SHOWN: Final = 200
+"""Characters shown of a stored value that cannot be read."""
+
+FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, LookupError)
+"""What reading a damaged row may raise. ``UnicodeDecodeError`` is a ``ValueError``."""
+
+T = TypeVar("T")
+
+
+def read_spec(raw: bytes) -> Spec:
+    """The spec of a job, for the worker that runs it.
+
+    :raises msgspec.MsgspecError: the row is not one of ours.
+    """
+    return _spec(raw)
+
+
+UNREADABLE: Final = Spec(type="?", at=0, attempts=1)
+"""Stands in for a spec that cannot be read: its job must still end, and operators must still see it."""
+
+
+class Unreadable:
+    """Collects the columns of one row that cannot be read, so that one damaged column hides nothing else."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def read(self, column: str, raw: bytes | None, decode: Callable[[bytes], T], otherwise: T) -> T:
+        """The decoded value, or ``otherwise`` where there is none or it cannot be read."""
+        if raw is None:
+            return otherwise
+        try:
+            return strictly(decode, raw)
+        except FAULTS:
+            self.found[column] = shown(raw)
+            return otherwise
+
+    def spec(self, raw: bytes | None) -> Spec:
+        """The spec. Of one that another version wrote, or that is damaged, every field that can be read."""
+        if raw is None:
+            # The job stands in a set and is counted, so it is shown: an operator has to see it to remove it.
+            self.found["spec"] = "it is missing"
+            return UNREADABLE
+        try:
+            return strictly(_spec, raw or b"")
+        except FAULTS:
+            pass
+        try:
+            parts = _object(raw or b"")
+        except FAULTS:
+            self.found["spec"] = shown(raw or b"")
+            return UNREADABLE
+        values: dict[str, Any] = {}
+        for name, part in parts.items():
+            if field := _fields.get(name):
+                otherwise = getattr(UNREADABLE, field.name)
+                decoder = msgspec.json.Decoder(field.type)
+                values[field.name] = self.read(name, bytes(part), decoder.decode, otherwise)
+        if "type" not in values:
+            self.found["spec"] = shown(raw or b"")
+        return msgspec.structs.replace(UNREADABLE, **values)
+
+
+def strictly(decode: Callable[[bytes], T], raw: bytes) -> T:
+    """Decode. msgspec passes over the text inside a ``Raw`` without looking whether it is UTF-8; this looks."""
+    raw.decode()
+    return decode(raw)
+
+
+def shown(raw: bytes) -> str:
+    """A stored value that cannot be read, cut, as text that can always be encoded."""
+    text = raw[:UNREADABLE_SHOWN].decode(errors="backslashreplace")
+    return text if len(raw) <= UNREADABLE_SHOWN else f"{text}... ({len(raw)} bytes)"
+
+
+def as_text(raw: bytes) -> str:
+    """An id or a name, whatever its bytes."""
+    return raw.decode(errors="backslashreplace")
+
+
+def whole(raw: bytes) -> int:
+    """A whole number as HINCRBY writes it."""
+    count = int(raw)
+    if not -(2**63) <= count < 2**63:
+        raise OverflowError
+    return count
+
+
+def read_attempts(raw: bytes | None) -> tuple[int, int | None]:
+    """How many runs were charged. Since when the job can run, unix ms; None stands for its enqueue and its delay.
+
+    :raises ValueError: the row is damaged.
+    """
+    if raw is None:
+        return 0, None
+    charged, _, since = raw.partition(b" ")
+    return whole(charged), whole(since) if since else None
+
+
+def shown_attempts(raw: bytes | None) -> tuple[int, int | None]:
+    """As ``read_attempts``. A damaged row counts as none: the job must run, or fail, all the same."""
+    try:
+        return read_attempts(raw)
+    except FAULTS:
+        return 0, None

@@ -1,0 +1,159 @@
+"""What readers see of jobs, workers and queues. Times are unix ms, durations are ms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from jobq.engine.model.job import AttemptError, State, StoredBackoff  # noqa: TC001 - msgspec reads the annotations
+from jobq.engine.model.readable import readable
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """All there is to know of one job. Times unix ms; durations ms.
+
+    ``attempts_made`` counts the runs that were charged, the running one included.
+    ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
+    ``started_at``: when the run that ended it started, or when the running one was claimed.
+    ``unreadable``: stored values that cannot be read, cut, by the name of their column; the fields that they would have
+    filled stand at their defaults.
+    """
+
+    id: str
+    queue: str
+    type: str
+    state: State
+    payload: msgspec.Raw
+    priority: int
+    attempts: int | None
+    attempts_made: int
+    enqueued_at: int
+    delay: int = 0
+    backoff: StoredBackoff | None = None
+    timeout: int | None = None
+    lifo: bool = False
+    key: str | None = None
+    retention: int | None = None
+    metadata: dict[str, Any] | None = None
+    run_at: int | None = None
+    lease_until: int | None = None
+    worker: str | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    duration: int | None = None
+    progress: msgspec.Raw | None = None
+    result: msgspec.Raw | None = None
+    errors: list[AttemptError] = []
+    unserved: int = 0
+    unreadable: dict[str, str] = {}
+
+    __repr__ = readable
+
+
+class JobBrief(msgspec.Struct, frozen=True):
+    """What a list shows of a job: a ``JobRow`` without what may be large. ``error``: why its last attempt failed."""
+
+    id: str
+    queue: str
+    type: str
+    state: State
+    priority: int
+    attempts: int | None
+    attempts_made: int
+    enqueued_at: int
+    run_at: int | None = None
+    lease_until: int | None = None
+    worker: str | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    duration: int | None = None
+    error: AttemptError | None = None
+    unserved: int = 0
+    unreadable: dict[str, str] = {}
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of jobs; ``cursor`` leads to the next one, None at the end.
+
+    A page of large jobs holds fewer than were asked for.
+    """
+
+    jobs: list[JobRow]
+    cursor: str | None = None
+
+
+class BriefPage(msgspec.Struct, frozen=True):
+    """A page of briefs; ``cursor`` leads to the next one, None at the end."""
+
+    jobs: list[JobBrief]
+    cursor: str | None = None
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms.
+
+    ``alive``: it was heard of in the last 30 s. One that was killed stays listed for a day.
+    ``unreadable``: what its heartbeat wrote, cut, where this program cannot read it.
+    """
+
+    id: str
+    host: str
+    pid: int
+    queues: list[str]
+    types: list[str]
+    concurrency: int
+    running: int
+    started: int
+    seen: int
+    version: str = ""
+    alive: bool = False
+    unreadable: str | None = None
+
+
+class Minute(msgspec.Struct, frozen=True):
+    """What one minute saw. ``at``: its start, unix ms."""
+
+    at: int
+    completed: int = 0
+    failed: int = 0
+    retried: int = 0
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Quantiles in ms of the runs that ended in this hour and the last one. Bucket edges are powers of two."""
+
+    p50: float
+    p90: float
+    p99: float
+    count: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began.
+
+    ``oldest_waiting_ms``: how long the job that waits for the longest time has been able to run. A delay does not
+    count, and a job that was put back (a retry, a hand-back) waits since then.
+
+    ``unreadable``: stored counts that are not numbers, by name.
+    """
+
+    queue: str
+    waiting: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+    blocked: int
+    paused: bool
+    workers: int
+    completed_total: int
+    failed_total: int
+    retried_total: int
+    unserved_total: int
+    oldest_waiting_ms: int | None = None
+    next_due_ms: int | None = None
+    wait: Latency | None = None
+    run: Latency | None = None
+    minutes: list[Minute] = []
+    unreadable: dict[str, str] = {}
