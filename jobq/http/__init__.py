@@ -1,4 +1,4 @@
-"""The REST interface: ``create_app`` makes an aiohttp application of queues, ``asgi`` an ASGI application of that."""
+"""The REST interface. ``create_app`` makes an aiohttp application that serves queues, ``asgi`` an ASGI application."""
 
 from jobq.http.app import create_app
 from jobq.http.bridge import asgi

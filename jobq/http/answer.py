@@ -1,4 +1,4 @@
-"""JSON answers whose head is made once: aiohttp makes each anew, which was a sixth of an enqueue's time."""
+"""JSON answers with a prepared head. aiohttp builds each head anew, which took a sixth of an enqueue's time."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _date(second: int) -> bytes:
 class Answer(web.Response):
     """A JSON body and the common headers.
 
-    It is made of the public parts of aiohttp. One that an application around ours has changed, or wants to see before
-    it goes, goes aiohttp's way.
+    It uses only the public parts of aiohttp. An answer that an embedding application has changed, or wants to see
+    before it is sent, is sent by aiohttp in the usual way.
     """
 
     def __init__(self, body: bytes, status: int) -> None:
@@ -46,11 +46,11 @@ class Answer(web.Response):
         self._made = self.headers
         self._made_version, self._made_status = _version(self._made), status
         self._touched = False
-        """Whether it has cookies, or its connection is to be closed."""
+        """Whether the answer has cookies, or its connection is to be closed."""
         self._sent = 0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send all of it in one write, where nothing speaks against it."""
+        """Send the whole answer in one write, if it has not been changed."""
         if self._sent:
             return None
         body, status = self.body, self.status
@@ -61,12 +61,12 @@ class Answer(web.Response):
         whole = b"%b\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date, body)
         self._sent = len(whole)
         await writer.write(whole)
-        # A small write does not wait by itself, and a client that asks on and never reads would fill the memory.
+        # A small write does not wait by itself. A client that sends requests and never reads would fill the memory.
         await writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the answer; nothing is left to do when it was sent in one write."""
+        """End the answer, unless it was already sent in one write."""
         if not self._sent:
             await super().write_eof(data)
 
@@ -104,7 +104,7 @@ class Answer(web.Response):
 
 
 def _usual(request: web.BaseRequest) -> bool:
-    """Whether the answer to it needs no header of its own, and nobody has asked to see the answer first."""
+    """Whether the answer needs no special header, and no application asks to see it before it is sent."""
     return (
         isinstance(request, web.Request)
         and request.version == HttpVersion11

@@ -41,17 +41,17 @@ def create_app(
     body_seconds: float = 30.0,
     workers: Sequence[Worker] = (),
 ) -> web.Application:
-    """The application for these queues, which it opens and closes. The plain routes serve the first queue.
+    """An application that serves these queues. It opens and closes them. The plain routes serve the first queue.
 
     ``api_keys``: keys, or text as in ``JOBQ_API_KEYS``. Without keys every caller may do everything, so ``serve`` then
-    refuses an address that other machines can reach. Another server does not check that.
+    refuses an address that other machines can reach. Other servers, such as gunicorn, do not check that.
     ``allowed_hosts``: the names that the Host header may have. By default these are the names of this machine, those of
     ``settings.allowed_hosts``, and the address that ``settings`` bind to. If that address is a public one, any name is
     allowed: keys are needed there, and a foreign page has none.
-    ``rate``: calls a second for each key, or for each address where there are no keys; None: ``settings.rate``.
+    ``rate``: calls per second for each key, or for each address if there are no keys; by default ``settings.rate``.
     ``max_body``: bytes of one request, by default four times the largest payload. ``max_bulk``: jobs in one request.
-    ``body_seconds``: time for a body to arrive. ``workers``: workers that run in this process, started and stopped by
-    whoever made them. When one of them has failed, /readyz answers 503.
+    ``body_seconds``: time for a body to arrive. ``workers``: workers that run in this process. The application neither
+    starts nor stops them, but /readyz answers 503 when one of them has failed.
 
     :raises ValueError: there is no queue, or two have the same name.
     :raises SettingsError: an API key cannot be read, or the session secret is too short.
@@ -88,7 +88,7 @@ def _add_routes(app: web.Application, hub: Hub) -> None:
     for route in ROUTES:
         door = _door(hub, route.scope, route.handler)
         for path in route.paths():
-            # aiohttp's own pattern leaves out braces, and an id may be anything that a client makes up.
+            # aiohttp's own pattern does not match braces. A client may send any id, and the answer must be 404.
             _add(app, route.method, re.sub(r"{(\w+)}", r"{\1:[^/]+}", path), door)
 
 
@@ -115,7 +115,7 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
     for door in dashboard.DOORS:
         _add(app, door.method, door.path, _door(hub, door.scope, door.handler))
-    # Requests that match no route are answered here: 404, or 405 with the methods that the path takes.
+    # This answers requests that match no route: 404, or 405 with the methods that the path takes.
     app.router.add_route("*", r"/{path:[\s\S]*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
 
 
@@ -127,9 +127,10 @@ def _add(app: web.Application, method: str, path: str, door: Any) -> None:
 
 
 def _door(hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]) -> Any:
-    """What aiohttp calls for a route: the guard, the handler, and every exception as a problem.
+    """The coroutine that aiohttp calls for a route. It admits the request, calls the handler, and answers every
+    exception with a problem.
 
-    One coroutine instead of a stack of middlewares: enqueue is the hot path.
+    A stack of middlewares would be slower, and enqueue is a hot path.
     """
     admit = hub.guard.admit
     public = scope is Scope.PUBLIC
@@ -140,9 +141,9 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.Str
         try:
             key = ANYONE if public else admit(request, scope)
             return await handler(ApiCall(hub, request, key))
-        except Exception as error:  # noqa: BLE001 - each becomes a problem, the unknown ones with a log line
+        except Exception as error:  # noqa: BLE001 - each becomes a problem; unknown ones are logged
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-                return web.Response(status=400)  # The client left in the middle of its request; nobody gets this.
+                return web.Response(status=400)  # The client left during its request, so nobody reads this.
             return problems.response(error)
 
     setattr(door, SCOPE, scope)
@@ -174,11 +175,11 @@ async def _no_route(call: ApiCall) -> web.Response:
             headers={"Allow": allowed},
             allowed=sorted(methods),
         )
-    raise problems.HttpProblem(problems.NOT_FOUND, f"no route {path[:200]!r}; /docs lists them all")
+    raise problems.HttpProblem(problems.NOT_FOUND, f"there is no route {path[:200]!r}; /docs lists all routes")
 
 
 async def _expect(request: web.Request) -> web.Response | None:
-    """Expect: 100-continue, and no other expectation."""
+    """Answer ``Expect: 100-continue``, and refuse every other expectation."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # The interim answer is not part of the response.

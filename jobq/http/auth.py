@@ -1,8 +1,8 @@
-"""API keys: hashed at rest, compared in constant time, with a scope, queues and an end.
+"""API keys: hashed at rest, compared in constant time, with a scope, queues and an expiry.
 
-One key in the settings is ``name:sha256-of-the-key:scope[:queues[:expires]]``; several stand side by side,
-separated by commas, so a new one can be added before the old one goes. ``queues``: patterns as in a shell,
-separated by ``|``. ``expires``: a date or time as ISO 8601 writes it (UTC unless it says otherwise).
+An entry of the settings is ``name:sha256-of-the-key:scope[:queues[:expires]]``. Commas separate several entries, so
+a new key can be added before the old one is removed. ``queues``: shell patterns, separated by ``|``. ``expires``: a
+date or time in ISO 8601, in UTC unless it has an offset.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Scope(IntEnum):
 
 
 class ApiKey(NamedTuple):
-    """A key as the server knows it: its hash, never the key itself. ``expires``: unix seconds."""
+    """An API key as the server stores it: its hash, never the key itself. ``expires``: unix seconds."""
 
     name: str
     sha256: str
@@ -44,11 +44,11 @@ class ApiKey(NamedTuple):
     expires: float | None = None
 
     def may_reach(self, queue: str) -> bool:
-        """Whether the key is for this queue."""
+        """Whether the key is valid for this queue."""
         return self.queues == ("*",) or any(fnmatchcase(queue, pattern) for pattern in self.queues)
 
     def entry(self) -> str:
-        """The line for the settings."""
+        """The key's entry in the settings."""
         expires = [] if self.expires is None else [datetime.fromtimestamp(self.expires, UTC).isoformat()]
         return ":".join([self.name, self.sha256, self.scope.name.lower(), "|".join(self.queues), *expires])
 
@@ -65,7 +65,7 @@ def hash_key(secret: str) -> str:
 def new_key(
     name: str, scope: Scope = Scope.WRITE, queues: Sequence[str] = ("*",), expires: float | None = None
 ) -> tuple[str, ApiKey]:
-    """Make a key: the secret for its owner, and what the server may know of it.
+    """Make a key. Returns the secret for its owner, and the hashed key for the server.
 
     :raises SettingsError: the name or a queue's pattern has characters that its entry in the settings cannot hold.
     """
@@ -82,7 +82,7 @@ def new_key(
 def parse_keys(text: str) -> list[ApiKey]:
     """Read the keys out of the settings.
 
-    :raises SettingsError: naming the entry by its position, since it may hold what is secret.
+    :raises SettingsError: an entry is wrong. It is named by its position, since its text may hold a secret.
     """
     return [_parse(position, entry.strip()) for position, entry in enumerate(text.split(","), 1) if entry.strip()]
 
@@ -145,14 +145,14 @@ class Keyring:
             if hmac.compare_digest(key.sha256, digest):
                 found = key
         if found is None:
-            raise HttpProblem(UNAUTHENTICATED, "this API key is not known here")
+            raise HttpProblem(UNAUTHENTICATED, "this API key is not known to this server")
         if found.expires is not None and found.expires <= self._now():
             raise HttpProblem(UNAUTHENTICATED, f"the API key {found.name!r} has expired; ask for a new one")
         return found
 
 
 def require(key: ApiKey, scope: Scope) -> None:
-    """:raises HttpProblem: the key's scope does not hold the route's."""
+    """:raises HttpProblem: the key's scope does not include the route's."""
     if key.scope < scope:
         need, have = scope.name.lower(), key.scope.name.lower()
         raise HttpProblem(FORBIDDEN, f"this needs the scope {need!r}, the key {key.name!r} has {have!r}", scope=need)

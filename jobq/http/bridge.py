@@ -1,8 +1,8 @@
 """``asgi``: an application of ours inside ASGI (Starlette, FastAPI, Django), under any prefix.
 
-aiohttp has no public way to hand it a request that it has not read from a connection itself. So the application is
-served on a unix socket in a directory that only this user can enter, and each ASGI request goes through a connection to
-it, streamed both ways (docs/decisions/0025).
+aiohttp has no public way to accept a request that it has not read from a connection itself. So the application is
+served on a unix socket in a directory that only this user can enter. Each ASGI request is streamed over a connection
+to it, in both directions (docs/decisions/0025).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ P = ParamSpec("P")
 _BETWEEN_TWO: Final = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "expect", "proxy-connection"}
 )
-"""Headers that are about one connection. The ASGI server has one with the client, we have another."""
+"""Headers that are valid for one connection. The client's connection to the ASGI server is not ours."""
 _SERVERS: Final = _BETWEEN_TWO | {"date", "server"}
 """Headers of an answer that the ASGI server adds by itself."""
 _TOLD: Final = "Jobq-Bridge"
-"""The header in which the bridge tells what the unix socket does not say: address, scheme, prefix."""
+"""The header in which the bridge passes on what a unix socket hides: the client's address, the scheme, the prefix."""
 
 
 class Bridge:
     """An ASGI application. It starts with the first request, with ASGI's lifespan, or as a context manager.
 
-    ``make_app``: an aiohttp application serves one event loop and ends once. So each start has a new one, as test
-    suites need that start a service for each test.
+    ``make_app``: an aiohttp application serves one event loop and cannot be started again. So each start makes a new
+    one, which test suites need that start a service for each test.
     """
 
     def __init__(self, make_app: Callable[[], web.Application]) -> None:
@@ -59,7 +59,7 @@ class Bridge:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the queues. Several callers share one start; after a failure the next one tries again.
+        """Open the queues. Several callers share one start. After a failure the next call tries again.
 
         :raises StoreError: a queue cannot be opened.
         """
@@ -170,7 +170,7 @@ class Bridge:
         return [*kept, (_TOLD, " ".join(told))]
 
     def _unwrap(self, request: web.Request) -> web.Request:
-        """The request as the ASGI server got it: its client's address, its scheme, its prefix."""
+        """The request with the client's address, the scheme and the prefix that the ASGI server reported."""
         told = request.headers.get(_TOLD, "").split(" ")
         if len(told) != 4 or not hmac.compare_digest(told[0].encode(), self._secret.encode()):
             return request
@@ -181,7 +181,7 @@ class Bridge:
 
 
 class _Body:
-    """The one reader of an ASGI request: its body, then whether the client leaves."""
+    """Reads an ASGI request: first its body, then whether the client leaves."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -189,7 +189,7 @@ class _Body:
         self.is_left = False
 
     async def begin(self) -> io.BytesIO | AsyncIterator[bytes] | None:
-        """The body: whole if it came in one piece, else as a stream; None when there is none."""
+        """The whole body if it came in one piece, else a stream of it, or None without a body."""
         message = await self._receive()
         if message["type"] == "http.request" and message.get("more_body"):
             return self._stream(message.get("body", b""))
@@ -222,11 +222,11 @@ class _Body:
 
 
 def _path(scope: Scope) -> str:
-    """Path and query below the prefix, as they were written."""
+    """Path and query below the prefix, escaped as the client sent them."""
     raw = (scope.get("raw_path") or URL.build(path=scope["path"]).raw_path.encode()).decode("latin-1")
     root = scope.get("root_path", "").rstrip("/")
     if root and (scope["path"] + "/").startswith(root + "/"):
-        # A slash of the prefix is a slash, while one inside of an id is %2F: so segments are counted.
+        # Count segments instead of characters: the raw path may escape characters of the prefix.
         raw = "/" + "/".join(raw.split("/")[root.count("/") + 1 :])
     query = scope.get("query_string", b"").decode("latin-1")
     return f"{raw}?{query}" if query else raw
@@ -243,11 +243,11 @@ def _bridging(make: Callable[P, web.Application]) -> Callable[P, Bridge]:
     def asgi(*queues: P.args, **options: P.kwargs) -> Bridge:
         """As ``create_app``, for ASGI: ``api.mount("/jobq", asgi(queue))`` in Starlette and FastAPI.
 
-        It opens its queues with the first request, since ASGI frameworks do not tell what is mounted that they start.
-        Let ``async with bridge:`` stand in your lifespan, so that a Redis that is away is noticed at the start, and the
-        queues are closed at the end. Names that the Host header may say are an option: ``allowed_hosts=[...]``.
+        It opens its queues with the first request, because ASGI frameworks do not send lifespan events to mounted
+        applications. Use ``async with bridge:`` in your own lifespan: a Redis that is away is then noticed at the
+        start, and the queues are closed at the end. ``allowed_hosts=[...]`` lists names that the Host header may have.
         """
-        make(*queues, **options)  # what is wrong with the options is said here, and not at the first request
+        make(*queues, **options)  # This reports wrong options now instead of at the first request.
         return Bridge(lambda: make(*queues, **options))
 
     return asgi

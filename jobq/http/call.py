@@ -1,4 +1,4 @@
-"""One request: the object that handlers get, and the helpers with which they answer."""
+"""``ApiCall`` is the request that a handler gets. The functions below it make answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Limits of one request. ``body``: bytes; ``body_seconds``: for the whole body to arrive."""
+    """Limits of one request. ``body``: bytes. ``bulk``: jobs. ``body_seconds``: time for the whole body to arrive."""
 
     body: int
     bulk: int = 1000
@@ -64,13 +64,13 @@ class Hub:
         self.feeds = Feeds()
         self.readiness = Readiness(queues, workers)
         self.unwrap: Callable[[web.Request], web.Request] | None = None
-        """For an application inside of another kind of server: the request as that server got it."""
+        """Used by ``asgi``: returns the request as the ASGI server received it."""
         self._polls: set[asyncio.Timeout] = set()
         self._closing = False
 
     @asynccontextmanager
     async def polling(self, seconds: float) -> AsyncGenerator[None]:
-        """A long poll: ends with ``TimeoutError`` after its time, or as soon as the server closes."""
+        """Run a long poll. It ends with ``TimeoutError`` after ``seconds``, or as soon as the server closes."""
         async with asyncio.timeout(0 if self._closing else seconds) as poll:
             self._polls.add(poll)
             try:
@@ -79,7 +79,7 @@ class Hub:
                 self._polls.discard(poll)
 
     def end_polls(self) -> None:
-        """Let every long poll answer now, so that none delays the end of the server."""
+        """Let every long poll answer now, so that the server can stop without waiting for them."""
         self._closing = True
         now = asyncio.get_running_loop().time()
         for poll in self._polls:
@@ -87,9 +87,9 @@ class Hub:
 
 
 ROOT: Final = web.RequestKey("jobq_root", str)
-"""The prefix under which another kind of server has the application, as that server says."""
+"""The prefix under which an ASGI server has mounted the application."""
 HUB: Final = web.AppKey("jobq_hub", Hub)
-"""Where an application of ours keeps its hub."""
+"""The key of the hub in an application of ``create_app``."""
 
 
 class ApiCall:
@@ -108,24 +108,24 @@ class ApiCall:
 
     @property
     def tracebacks(self) -> bool:
-        """Whether this caller may see tracebacks, which show the inside of the workers."""
+        """Whether the caller may see tracebacks. They show the inside of the workers."""
         return self.key.scope >= Scope.WRITE
 
     @property
     def queue(self) -> Queue:
         """The queue named in the path, or the default.
 
-        :raises HttpProblem: it is not served here, or not for this key.
+        :raises HttpProblem: the queue is not served here, or the key is not valid for it.
         """
         name = self.request.match_info.get("queue")
         return self._default() if name is None else self._find(name)
 
     def job(self) -> tuple[Queue, str]:
-        """The queue and the id of the job in the path; an id without its queue means the path's, or the
-        default.
+        """The queue and the id of the job in the path. An id without a queue belongs to the path's queue, or to the
+        default one.
 
-        :raises HttpProblem: the queue in the path is not served here, or the default is not for this key.
-        :raises JobNotFound: no such job can be here, or it is in a queue that is not for this key.
+        :raises HttpProblem: the path's queue is not served here, or the key is not valid for the default queue.
+        :raises JobNotFound: no job can have this id, or the key is not valid for its queue.
         """
         given = self.request.match_info["id"]
         prefix, _, job_id = given.rpartition(":")
@@ -141,8 +141,8 @@ class ApiCall:
         return queue, job_id
 
     def _reachable(self, name: str) -> Queue | None:
-        """None for a queue that is not served here and for one that is not for this key: a key must not learn from
-        the difference which queues there are."""
+        """The queue, or None if it is not served here or the key is not valid for it. Both cases look alike to the
+        caller: a key must not reveal which other queues there are."""
         return self.hub.queues.get(name) if self.key.may_reach(name) else None
 
     def _find(self, name: str) -> Queue:
@@ -153,7 +153,7 @@ class ApiCall:
 
     def _default(self) -> Queue:
         if not self.key.may_reach(self.hub.default.name):
-            detail = f"the key {self.key.name!r} is not for the default queue; name yours: /queues/{{queue}}/..."
+            detail = f"the key {self.key.name!r} is not valid for the default queue; use /queues/{{queue}}/..."
             raise HttpProblem(FORBIDDEN, detail)
         return self.hub.default
 
@@ -162,7 +162,7 @@ class ApiCall:
 
         :raises HttpProblem: an unknown parameter, one given twice, or one out of its range.
         """
-        if not self.request.rel_url.raw_query_string:  # an enqueue has none, as a rule: no need to parse it
+        if not self.request.rel_url.raw_query_string:  # Most calls have none, and parsing it costs time.
             return convert_query({}, kind)
         given = self.request.query
         if len(set(given)) != len(given):
@@ -181,19 +181,19 @@ class ApiCall:
         return key
 
     async def body(self, limit: int | None = None) -> bytes:
-        """The body, as sound JSON. ``limit``: bytes, by default that of the hub.
+        """The body, checked to be sound JSON. ``limit``: bytes, by default the limit of the hub.
 
-        :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
-        :raises BadJSON: it is no JSON.
+        :raises HttpProblem: its content type is not JSON, it is too large, or it arrives too slowly.
+        :raises BadJSON: it is not JSON.
         """
         body = await self.unchecked_body(limit)
         await check_body(body)
         return body
 
     async def unchecked_body(self, limit: int | None = None) -> bytes:
-        """As ``body``, but JSON by its headers only. Pass it to ``check_body`` before any of it is kept.
+        """As ``body``, but only the content type is checked. Pass it to ``check_body`` before any of it is stored.
 
-        :raises HttpProblem: it is no JSON by its content type, too large, or too slow.
+        :raises HttpProblem: its content type is not JSON, it is too large, or it arrives too slowly.
         """
         kind = self.request.headers.get("Content-Type")
         if kind != "application/json":
@@ -202,7 +202,7 @@ class ApiCall:
         content = self.request.content
         if not content.is_eof():
             return await self.read(limit)
-        # It came together with its head: no need to wait.
+        # The body arrived together with the head, so there is nothing to wait for.
         self._refuse_encodings()
         body = content.read_nowait()
         if len(body) > limit:
@@ -210,9 +210,9 @@ class ApiCall:
         return body
 
     async def read(self, limit: int) -> bytes:
-        """The body as it is.
+        """The body without any check of its content.
 
-        :raises HttpProblem: it is compressed, larger than ``limit`` bytes, or too slow.
+        :raises HttpProblem: it is compressed, larger than ``limit`` bytes, or arrives too slowly.
         """
         self._refuse_encodings()
         content = self.request.content
@@ -235,7 +235,7 @@ class ApiCall:
         return b"".join(chunks)
 
     def _refuse_encodings(self) -> None:
-        """A few hundred bytes can inflate to gigabytes, so nothing is inflated here."""
+        """Refuse a compressed body. A few hundred bytes could inflate to gigabytes."""
         encoding = self.request.headers.get("Content-Encoding")
         if encoding is not None and encoding.strip().lower() != "identity":
             raise HttpProblem(
@@ -265,14 +265,14 @@ def no_content() -> web.Response:
 
 
 def given(value: T | UnsetType) -> T | None:
-    """None where a query says nothing."""
+    """The value of a query parameter, or None if it was not given."""
     return None if value is UNSET else value
 
 
 def decode(decoder: msgspec.json.Decoder[Struct], body: bytes | msgspec.Raw) -> Struct:
     """The body as a struct.
 
-    :raises HttpProblem: naming the field that does not fit.
+    :raises HttpProblem: a field does not fit; the problem names it.
     """
     try:
         return decoder.decode(body)
@@ -283,7 +283,7 @@ def decode(decoder: msgspec.json.Decoder[Struct], body: bytes | msgspec.Raw) -> 
 def convert_query(given: dict[str, str], kind: type[Struct]) -> Struct:
     """Query parameters as a struct.
 
-    :raises HttpProblem: naming the parameter that does not fit.
+    :raises HttpProblem: a parameter does not fit; the problem names it.
     """
     try:
         return msgspec.convert(given, kind, strict=False)
@@ -295,8 +295,8 @@ def _check_content_type(kind: str | None) -> None:
     name, _, parameters = (kind or "").partition(";")
     charset = parameters.strip().lower().replace(" ", "").replace('"', "")
     if name.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        given = f"it is {kind[:80]!r}" if kind else "there is none"
-        raise HttpProblem(UNSUPPORTED_MEDIA_TYPE, f"the header Content-Type must say application/json (UTF-8); {given}")
+        given = f"it is {kind[:80]!r}" if kind else "the header is missing"
+        raise HttpProblem(UNSUPPORTED_MEDIA_TYPE, f"the header Content-Type must be application/json (UTF-8); {given}")
 
 
 def _too_large(size: int, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""The page at /docs: the OpenAPI document made readable. One file, no script, nothing from the network."""
+"""The page at /docs shows the OpenAPI document. It is one file without scripts, and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 _INTRO = """<header><h1>jobq</h1>
-<p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> says the same to machines.</p>
-<p>JSON in, JSON out. Moments are unix ms, durations ms. Every error is a problem (RFC 9457): branch on its
-<code>type</code>, show its <code>detail</code>. A job's id is <code>queue:id</code>. The routes below serve the
-default queue; all but those of the server also stand under <code>/queues/{queue}</code>.</p>
+<p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> is the same for machines.</p>
+<p>Requests and answers are JSON. Times are unix ms, durations ms. Every error is a problem (RFC 9457): let your code
+decide by its <code>type</code>, and show its <code>detail</code>. A job's id is <code>queue:id</code>. The routes under
+Jobs serve the default queue; each also exists under <code>/queues/{queue}</code> for any other queue.</p>
 <pre>curl --json '{"type": "send", "payload": {"to": "user@example.com"}}' localhost:7800/jobs/enqueue
 curl 'localhost:7800/jobs/{id}/result?wait=5000'
 curl localhost:7800/jobs/stats</pre></header>
@@ -20,7 +20,7 @@ curl localhost:7800/jobs/stats</pre></header>
 
 
 def page(document: dict[str, Any]) -> tuple[bytes, str]:
-    """The page, and the Content-Security-Policy it needs."""
+    """The page, and the Content-Security-Policy that it needs."""
     style = files(__package__ or "jobq.http").joinpath("docs.css").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
@@ -99,7 +99,7 @@ def _about(shape: dict[str, Any]) -> str:
 
 
 def _kind(shape: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """A schema in a few words of HTML."""
+    """A short description of a schema in HTML."""
     if "$ref" in shape:
         name = shape["$ref"].rpartition("/")[2]
         if "enum" in schemas[name]:
@@ -132,6 +132,6 @@ def _prose(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Text with its backticks as code."""
+    """Text as HTML, with the parts in backticks as code."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if odd % 2 else piece for odd, piece in enumerate(pieces))

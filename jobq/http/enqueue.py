@@ -1,7 +1,8 @@
 """POST /jobs/enqueue: one job, or an array of them.
 
-A body may have megabytes, and the event loop serves everybody. So a large body is first read without looking into
-payloads, which is quick: too many jobs and too large payloads are refused there. What is left is checked in pieces.
+A body may have megabytes, and other requests share the event loop. So a large body is first split without reading its
+payloads, which is quick. Too many jobs and payloads that are too large are refused there. The rest is checked in
+pieces.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 _decode_job = msgspec.json.Decoder(schema.Enqueue)
 _decode_metadata = msgspec.json.Decoder(dict[str, Any] | None)
 _PAGE = 4 * PIECE
-"""Bytes of payloads that are submitted at once."""
+"""Bytes of payloads that are submitted together."""
 _OPTIONS = schema.Enqueue.__struct_fields__[2:-1]
-"""All but the type, the payload and the id."""
+"""All fields of a job but the type, the payload and the id."""
 _EMPTY = msgspec.Raw(b"{}")
 _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 
@@ -75,7 +76,7 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
             news[place] = new
             answers.append(None)
         place += 1
-    # with a key or an id of its own, each may be refused by itself
+    # A job with an idempotency key or an id of its own may be refused alone.
     each = key is not None or any(new.id is not None for new in news.values())
     submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
@@ -86,8 +87,8 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
 
 @lru_cache
 def _items(most: int) -> msgspec.json.Decoder[msgspec.Struct]:
-    """Reads an array as a struct of ``most`` values: it stops at the first value too many, where a list reads them
-    all (a million take 70 ms)."""
+    """Reads an array as a struct of ``most`` values. It stops at the first value too many; reading a list of a
+    million values would take 70 ms."""
     fields = [(f"i{place}", msgspec.Raw | UnsetType, UNSET) for place in range(most)]
     return msgspec.json.Decoder(msgspec.defstruct("Items", fields, array_like=True, forbid_unknown_fields=True))
 
@@ -101,7 +102,7 @@ def _split(body: bytes, most: int) -> list[msgspec.Raw]:
     try:
         values = astuple(_items(most).decode(body))
     except msgspec.ValidationError:
-        detail = f"the array has more than {most} jobs; send 1 to {most} a request"
+        detail = f"the array has more than {most} jobs; send 1 to {most} in a request"
         raise problems.HttpProblem(problems.TOO_LARGE, detail, limit=most) from None
     except REFUSALS as error:
         raise refusal(error) from None
@@ -112,7 +113,7 @@ def _split(body: bytes, most: int) -> list[msgspec.Raw]:
 
 
 async def _in_turns(items: Sequence[msgspec.Raw]) -> AsyncGenerator[msgspec.Raw]:
-    """One after the other, and others are served after each ``PIECE`` bytes."""
+    """Yields the items in order, and lets other requests run after each ``PIECE`` bytes."""
     size = 0
     for item in items:
         size += len(item)
@@ -123,7 +124,7 @@ async def _in_turns(items: Sequence[msgspec.Raw]) -> AsyncGenerator[msgspec.Raw]
 
 
 async def _read_large(queue: Queue, text: bytes, level: int = 0) -> schema.Enqueue:
-    """A job whose text is large. What would be refused for its size alone is not looked at any further.
+    """Read a job from a large text. Its size is checked first, because that is cheap.
 
     :raises HttpProblem: a field does not fit.
     :raises PayloadTooLarge: the payload or the metadata have more bytes than the queue takes.
@@ -132,7 +133,7 @@ async def _read_large(queue: Queue, text: bytes, level: int = 0) -> schema.Enque
     try:
         read = decode(_decode_job, text)
     except REFUSALS:
-        await check_body(text, level)  # it says what is wrong
+        await check_body(text, level)  # This raises the better error if the text is not JSON.
         raise
     for part in (read.payload, read.metadata):
         if isinstance(part, msgspec.Raw):
@@ -147,7 +148,7 @@ def _check_size(queue: Queue, part: msgspec.Raw) -> None:
 
 
 def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
-    """``scope``: keys of two API keys, and of two places in arrays, have nothing in common."""
+    """``scope``: the API key and the position in the array, which an idempotency key belongs to."""
     task = queue.tasks.get(body.type)
     options = task.defaults if task else PLAIN
     values = astuple(body)[2:-1]
@@ -160,7 +161,7 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sc
             given["metadata"] = _metadata(queue, body.metadata)
         if given.get("run_at") is not None:
             given["run_at"] = to_unix_ms("run_at", given["run_at"])
-            given.setdefault("delay", 0)  # not the task's default
+            given.setdefault("delay", 0)  # run_at replaces the task's default delay.
         elif given.get("delay"):
             given.setdefault("run_at", None)
         options = replace(options, **given)
@@ -187,7 +188,7 @@ async def _submit_many(
         if not each:
             answers += await queue.submit_many(page, durability=durability, checked=True)
             continue
-        # they still share trips
+        # Calls that are made together still share a round trip.
         submits = [queue.submit(new, durability=durability, checked=True) for new in page]
         for answer in await asyncio.gather(*submits, return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):
@@ -197,7 +198,7 @@ async def _submit_many(
 
 
 def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:
-    """So many at once that checking and encoding them does not hold up others for long."""
+    """Pages that are small enough for checking and encoding one not to delay other requests for long."""
     page: list[NewJob] = []
     size = 0
     for new in news:

@@ -1,8 +1,8 @@
-"""Server-Sent Events: a queue's stats once a second, asked of Redis once however many listen.
+"""Server-Sent Events: a queue's stats once a second. All listeners of a queue share one request to Redis.
 
-The memory of a stream is bounded: a listener gets the newest event and never those it missed, its connection buffers
-little, and a listener that does not read is disconnected. A stream ends after ``LIFE``, so that its client has to show
-its key again.
+The memory of a stream is bounded. A listener gets the newest event and none that it missed. Its connection buffers
+little, and a listener that does not read is disconnected. A stream ends after ``LIFE``, and the client has to send its
+key again.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 INTERVAL = 1.0
 """Seconds between two events."""
 HEARTBEAT: Final = 10.0
-"""Seconds without an event (Redis hangs, say) until a comment says that the stream lives."""
+"""Seconds without an event, for example while Redis hangs, until a comment is sent to keep the stream open."""
 UNREAD: Final = 30.0
 """Seconds that a listener may leave an event unread."""
 LIFE: Final = 3600.0
-"""Seconds until a stream ends; EventSource opens it anew by itself."""
+"""Seconds until a stream ends. EventSource opens it again by itself."""
 MOST: Final = 500
-"""Streams of one process. An event wakes them all, which takes about 15 ms for so many."""
+"""Most streams of one process. An event wakes all of them, which takes about 15 ms for this number."""
 _BUFFER: Final = 1 << 16
 
 _HEADERS = problems.COMMON_HEADERS | {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "X-Accel-Buffering": "no",  # nginx would keep the events for itself
+    "X-Accel-Buffering": "no",  # Otherwise nginx buffers the events.
 }
 _encode = msgspec.json.Encoder().encode
 
 
 class Feed:
-    """The events of one queue, made while somebody listens."""
+    """The events of one queue. Redis is asked only while somebody listens."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -54,7 +54,7 @@ class Feed:
 
     @contextmanager
     def heard(self) -> Generator[None]:
-        """Somebody listens while the block runs."""
+        """Count one listener while the block runs."""
         self._listeners += 1
         if self._listeners == 1:
             loop = asyncio.get_running_loop()
@@ -69,11 +69,11 @@ class Feed:
 
     @property
     def last(self) -> bytes:
-        """The newest event; empty before the first."""
+        """The newest event, or empty before the first one."""
         return self._last
 
     async def following(self) -> bytes:
-        """The next event, or a comment when none comes."""
+        """The next event, or a comment if none comes in time."""
         coming = self._next
         await asyncio.wait([coming], timeout=HEARTBEAT)
         return coming.result() if coming.done() else b": nothing new\n\n"
@@ -102,9 +102,9 @@ class Feeds:
 
     @contextmanager
     def listening(self, queue: Queue) -> Generator[Feed]:
-        """One more stream while the block runs.
+        """Count one more stream while the block runs.
 
-        :raises HttpProblem: there are ``MOST`` already.
+        :raises HttpProblem: there are ``MOST`` streams already.
         """
         if self._streams >= MOST:
             detail = f"this process has {MOST} event streams open; repeat later, or ask for /jobs/stats"

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 FAILURES_PER_SECOND: Final = 1.0
-"""How many requests without a valid key an address may send; more are 429 instead of 401."""
+"""Requests without a valid key that an address may send. Further ones are answered with 429 instead of 401."""
 FAILURES_AT_ONCE: Final = 20.0
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Rate:
-    """A token bucket for each caller, in this process. ``per_second``: calls. ``burst``: how many may come at once, by
-    default a second's worth."""
+    """A token bucket for each caller, in this process. ``per_second``: calls. ``burst``: the most calls at once, by
+    default those of one second."""
 
     _MOST = 10_000  # callers remembered; those whose bucket is full again are forgotten first
 
@@ -60,8 +60,8 @@ class Rate:
 class Guard:
     """The checks of every route that is not public.
 
-    ``hosts``: the names this server answers to; None: any, which is safe with keys only (a page that rebinds
-    its name to this address has no key to send). ``session_secret``: see ``Sessions``.
+    ``hosts``: the names that the Host header may have. None allows any name, which is safe only with API keys: a web
+    page that rebinds its name to this address has no key to send. ``session_secret``: see ``Sessions``.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Guard:
             if site != "same-origin" and (site is not None or "Origin" not in request.headers):
                 raise HttpProblem(
                     CROSS_ORIGIN,
-                    "a session changes things only from the server's own pages (Origin, Sec-Fetch-Site);"
+                    "a session may change things only from the server's own pages (Origin, Sec-Fetch-Site);"
                     " outside a browser send the API key",
                 )
         return key
@@ -149,7 +149,9 @@ class Guard:
                 f"the Host header says {host[:80]!r}; allowed are: {', '.join(sorted(allowed))}."
                 " Add yours with allowed_hosts",
             )
-        if len(self._seen) < 64:  # As written, with ports. There are only a few in practice.
+        if (
+            len(self._seen) < 64
+        ):  # Remember the header as it is, with its port. In practice there are few different ones.
             self._seen.add(host)
 
 

@@ -1,4 +1,4 @@
-"""What each route does: a few lines between the wire and the queue's verbs."""
+"""The handlers of the routes. Each reads its request, calls a method of the queue, and answers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def result(call: ApiCall) -> web.Response:
     except JobFailed as error:
         if call.tracebacks:
             raise
-        # All waiters of a job share the exception, and others of them may see the traceback.
+        # All waiters of a job share one exception. Others may see its traceback, so it must not be changed here.
         raise type(error)(error.job_id, error.type, error.message) from None
 
 

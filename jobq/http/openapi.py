@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from jobq.http.problems import Kind
 
 _PARAMETERS = {
-    "id": "The job's id as enqueue answered it, `queue:id`; a bare id means the path's queue, or the default.",
+    "id": "The job's id as enqueue answered it, `queue:id`. An id without a queue belongs to the path's queue or the"
+    " default one.",
     "queue": "The queue's name.",
 }
 
@@ -40,7 +41,8 @@ def document(*, keys: bool) -> dict[str, Any]:
             "title": "jobq",
             "version": _version(),
             "description": "A job queue. Times are unix ms, durations ms. Every error is a problem (RFC 9457) with a"
-            " stable `type`. The plain routes serve the default queue; the same stand under /queues/{queue}.",
+            " stable `type`. The plain routes serve the default queue; the same routes under /queues/{queue} serve"
+            " any queue.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         **tidy,
@@ -50,7 +52,7 @@ def document(*, keys: bool) -> dict[str, Any]:
 def _version() -> str:
     try:
         return version("jobq")
-    except PackageNotFoundError:  # a bare checkout
+    except PackageNotFoundError:  # jobq runs from a checkout and is not installed.
         return "0"
 
 
@@ -89,7 +91,7 @@ def _operation(
                 "name": "Idempotency-Key",
                 "in": "header",
                 "schema": schema.IDEMPOTENCY_KEY,
-                "description": "The same key with the same body enqueues once in 24 hours, with another body not.",
+                "description": "For 24 hours, the same key with the same body enqueues once. Another body is refused.",
             }
         )
     by_status: dict[int, list[Kind]] = {}
@@ -116,7 +118,7 @@ def _path_parameter(name: str) -> dict[str, Any]:
 def _query_parameters(shape: dict[str, Any]) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = []
     for name, one in shape["properties"].items():
-        # a parameter that is not given is null; a URL has no other way to say it
+        # The struct has null for a parameter that is not given. A URL cannot contain null.
         kinds = [kind for kind in one.get("anyOf", [one]) if kind.get("type") != "null"]
         kind = {key: value for key, value in kinds[0].items() if key != "description"}
         if one.get("default") is not None:
@@ -139,7 +141,7 @@ def _bounded(kind: dict[str, Any], route: Route) -> dict[str, Any]:
 
 
 def _response(status: int, kind: Any, shown: dict[str, Any], media: str) -> dict[str, Any]:
-    said = {200: "Done", 201: "Enqueued", 202: "Not ended yet", 204: "Gone", 207: "Some were refused"}
+    said = {200: "Success", 201: "Enqueued", 202: "Not ended yet", 204: "Removed", 207: "Some jobs were refused"}
     if kind is None:
         return {"description": said[status]}
     body: dict[str, Any] = {} if kind is Any else shown[repr(kind)]
@@ -153,7 +155,7 @@ def _problem_response(kinds: list[Kind]) -> dict[str, Any]:
 
 
 def _cleaned(components: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Docstrings as prose, names without their modules."""
+    """The components with their docstrings as plain text, and names without modules."""
     clean: dict[str, Any] = {}
     for name, shape in components.items():
         if "description" in shape:
@@ -163,7 +165,7 @@ def _cleaned(components: dict[str, Any], names: dict[str, str]) -> dict[str, Any
 
 
 def _short(name: str, components: dict[str, Any]) -> str:
-    """msgspec writes ``a.b.Backoff`` where two structs share a name: what is kept, against what is sent."""
+    """msgspec writes ``a.b.Backoff`` if two structs share a name: the one that is stored and the one that is sent."""
     if "." not in name:
         return name
     last = name.rsplit(".", 1)[1]

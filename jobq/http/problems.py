@@ -1,4 +1,4 @@
-"""Every error is a problem (RFC 9457): which exception becomes which, in one table."""
+"""Every error is answered with a problem (RFC 9457). ``TABLE`` maps exceptions to kinds of problems."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SOON = (("Retry-After", "1"),)
 MALFORMED_REQUEST = Kind("malformed-request", 400, "The request is not sound HTTP")
 INVALID_JSON = Kind("invalid-json", 400, "The body is not sound JSON")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "An API key is needed", (("WWW-Authenticate", 'Bearer realm="jobq"'),))
-FORBIDDEN = Kind("forbidden", 403, "The API key does not reach that far")
+FORBIDDEN = Kind("forbidden", 403, "The API key does not allow this")
 CROSS_ORIGIN = Kind("cross-origin", 403, "A page of another origin must not change anything")
 NOT_FOUND = Kind("not-found", 404, "There is no such route")
 UNKNOWN_QUEUE = Kind("unknown-queue", 404, "This server does not serve that queue")
@@ -63,7 +63,7 @@ EXPECTATION_FAILED = Kind("expectation-failed", 417, "Only Expect: 100-continue 
 MISDIRECTED = Kind("host-not-allowed", 421, "This server does not answer to that Host")
 UNKNOWN_FIELD = Kind("unknown-field", 422, "There is no such field")
 MISSING_FIELD = Kind("missing-field", 422, "A field is missing")
-INVALID_FIELD = Kind("invalid-field", 422, "A field has a value it cannot have")
+INVALID_FIELD = Kind("invalid-field", 422, "A field has a value that is not allowed")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
@@ -72,7 +72,7 @@ DURABILITY_REFUSED = Kind("durability-refused", 422, "This Redis cannot give the
 INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
 HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
-INTERNAL = Kind("internal", 500, "Something broke that should not have")
+INTERNAL = Kind("internal", 500, "The server has an internal error")
 UNAVAILABLE = Kind("redis-unavailable", 503, "Redis does not answer", _SOON)
 FULL = Kind("redis-full", 503, "Redis is full and accepts no new jobs", (("Retry-After", "10"),))
 REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")
@@ -84,7 +84,7 @@ KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isi
 
 
 class HttpProblem(Exception):
-    """Raised where this package itself finds the problem."""
+    """An error that the REST interface itself finds."""
 
     def __init__(self, kind: Kind, detail: str, *, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         self.kind = kind
@@ -97,10 +97,9 @@ class HttpProblem(Exception):
 class _Row(NamedTuple):
     kind: Kind
     fields: tuple[str, ...] = ()
-    """Attributes of the exception that become members of the problem; ``name=attribute`` where the names
-    differ."""
+    """Attributes of the exception that become members of the problem, as ``name=attribute`` if the names differ."""
     detail: str = ""
-    """Instead of the exception's own words, where those may tell of the inside (addresses, say)."""
+    """Replaces the exception's own text if that could reveal internals, such as addresses."""
 
 
 _FAILURE = ("error_type=type", "error_message=message", "traceback")
@@ -120,13 +119,13 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.UnreadableResult: _Row(UNREADABLE_RESULT),
     errors.StoreUnavailable: _Row(
         UNAVAILABLE,
-        detail="Redis does not answer; repeat the request (with an Idempotency-Key, it enqueues once)",
+        detail="Redis does not answer; repeat the request (an Idempotency-Key makes sure that it enqueues once)",
     ),
     errors.StoreFull: _Row(
         FULL,
-        detail="Redis is at maxmemory and accepts no new jobs; workers go on. Repeat later, remove jobs, or add memory",
+        detail="Redis is at maxmemory and accepts no new jobs, but workers go on; repeat later or add memory",
     ),
-    errors.StoreRefused: _Row(REFUSED, detail="the server's log says what is wrong with Redis; it needs an operator"),
+    errors.StoreRefused: _Row(REFUSED, detail="Redis must be configured differently; the server's log says how"),
     errors.DurabilityRefused: _Row(DURABILITY_REFUSED),
     errors.DurabilityUnavailable: _Row(
         UNCONFIRMED,
@@ -134,18 +133,18 @@ TABLE: dict[type[BaseException], _Row] = {
         " repeating with the same Idempotency-Key is harmless",
     ),
     HttpProcessingError: _Row(MALFORMED_REQUEST),
-    web.RequestPayloadError: _Row(MALFORMED_REQUEST, detail="the body breaks off or is not encoded as its headers say"),
+    web.RequestPayloadError: _Row(MALFORMED_REQUEST, detail="the body is incomplete or not encoded as its headers say"),
 }
 
 
 def response(error: Exception) -> web.Response:
-    """The answer to an exception: the table's problem, or 500 with a line in the log."""
+    """The answer to an exception: a problem of the table, or 500 with a traceback in the log."""
     kind, body, headers = describe(error)
     return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
 
 
 def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]:
-    """The problem's kind, its body and the headers that go with it."""
+    """The kind of problem for an exception, its body and its extra headers."""
     if isinstance(error, HttpProblem):
         return error.kind, _body(error.kind, error.detail, error.fields), error.headers
     if isinstance(error, msgspec.ValidationError):
@@ -185,9 +184,9 @@ _DETAIL_MAX = 1000
 
 
 def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Struct] | None = None) -> HttpProblem:
-    """What msgspec refused, by the name of the field. ``struct``: what was expected at the top."""
-    # The path is made by msgspec and stands last. The text before it may quote the client, so no regular expression is
-    # run over it.
+    """The problem that names the field that msgspec refused. ``struct``: the type of the whole value."""
+    # The path is made by msgspec and comes last. The text before it may quote the client and be long, so it is not
+    # searched with a regular expression.
     message, _, path = str(error).rpartition(" - at `$")
     message, path = (message, path.removesuffix("`").removeprefix(".")) if message else (str(error), "")
     for start, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):

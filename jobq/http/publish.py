@@ -20,7 +20,7 @@ PUBLISH_SECONDS: Final = 30.0
 
 
 async def publish(queue: Queue) -> None:
-    """Publish the tasks of an open queue until cancelled. Does nothing for a queue without tasks."""
+    """Publish the tasks of an open queue until cancelled. A queue without tasks has nothing to publish."""
     publisher = Publisher(queue.tasks, queue.name, f"server {socket.gethostname()}:{os.getpid()}")
     failing = False
     while queue.tasks:
@@ -29,7 +29,7 @@ async def publish(queue: Queue) -> None:
             await publisher.publish(queue.store)
             failing = False
         except StoreError as error:
-            # one line when an outage begins
+            # Log one warning when an outage begins.
             level = log.debug if failing else log.warning
             level(
                 f"Types of queue {queue.name} were not published; tried again: {error}",

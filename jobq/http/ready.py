@@ -1,7 +1,7 @@
-"""Readiness: whether every Redis server behind this application runs scripts, and its own workers have not failed.
+"""Readiness: every Redis server behind this application runs scripts, and no worker of this process has failed.
 
-/readyz needs no key, so strangers may call it as often as they like. Therefore a probe costs one script per server that
-reads nothing, calls that come meanwhile share it, and its answer is kept for a moment.
+/readyz needs no key, so anybody may call it at any rate. Therefore a probe runs one script per server that reads
+nothing. Calls that arrive meanwhile share the probe, and its answer is kept for a moment.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Readiness:
         self._stale_at = 0.0
 
     async def check(self) -> Exception | None:
-        """None when all is well, otherwise the first error. What Redis said is at most ``KEPT`` seconds old."""
+        """The first error, or None if there is none. The answer of Redis is at most ``KEPT`` seconds old."""
         if any(worker.state == "failed" for worker in self._workers):
-            # Strangers read this answer: the error itself is in the log.
+            # Anybody may read this answer, so the error itself is only in the log.
             return HttpProblem(WORKER_FAILED, "a worker in this process has failed; the server's log has its error")
         loop = asyncio.get_running_loop()
         if self._probe is None or (self._probe.done() and loop.time() >= self._stale_at):
@@ -48,7 +48,7 @@ class Readiness:
         return next((answer for answer in answers if isinstance(answer, Exception)), None)
 
     async def aclose(self) -> None:
-        """Give up a probe that still runs."""
+        """Cancel a probe that still runs."""
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait([self._probe])

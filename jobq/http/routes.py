@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One row. ``responses``: what it answers with, by status. ``errors``: the problems of its own, see
-    ``problems_of``.
+    """One route.
 
-    ``per_queue``: it also stands under /queues/{queue}, where it means that queue instead of the default.
-    ``media``: the content type of its answers.
+    ``responses``: the body type of each success status. ``errors``: problems beyond those that every route can answer
+    with, see ``problems_of``. ``per_queue``: the route also exists under /queues/{queue}, for that queue instead of
+    the default one. ``media``: the content type of its answers.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     media: str = "application/json"
 
     def paths(self) -> list[str]:
-        """Where it stands."""
+        """The paths of the route."""
         return [self.path, f"/queues/{{queue}}{self.path}"] if self.per_queue else [self.path]
 
 
@@ -52,11 +52,11 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/enqueue", scope=Scope.WRITE, handler=enqueue.enqueue,
         summary="Enqueue a job, or many",
-        description="201 for a new job, 200 with `duplicate` for one that was there already (by `key` or"
-        " Idempotency-Key). An array of jobs gets an array of answers in its order: 201 when all were taken, 207"
-        " when at least one was refused, whose answer is then a problem; the others are enqueued. With the header"
-        " Idempotency-Key the request can be repeated for 24 hours, also after the job was removed. Such a key counts"
-        " for one API key and one queue; in an array each place has one of its own.",
+        description="Answers 201 for a new job, and 200 with `duplicate` for a job that exists already (found by `key`"
+        " or Idempotency-Key). An array of jobs gets an array of answers in the same order: 201 if all were accepted,"
+        " 207 if at least one was refused. The answer of a refused job is a problem; the other jobs are enqueued."
+        " With the header Idempotency-Key the request can be repeated for 24 hours, even after the job was removed."
+        " An idempotency key is valid for one API key and one queue; in an array it is valid for each position.",
         request=schema.Enqueue | list[schema.Enqueue], query=schema.EnqueueQuery,
         responses={
             200: schema.Enqueued,
@@ -71,14 +71,14 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/jobs", scope=Scope.READ, handler=handlers.page,
         summary="List jobs", query=schema.ListQuery,
-        description="Unfinished ones in their order, finished ones newest first. Pass `cursor` on until it is null;"
-        " a page may be short, or empty, before that.",
+        description="Unfinished jobs in the order in which they will run, finished jobs newest first. Pass `cursor` to"
+        " the next request until it is null. Any page before that may be short or empty.",
         responses={200: schema.Jobs}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="DELETE", path="/jobs", scope=Scope.ADMIN, handler=handlers.remove_many,
         summary="Remove many jobs", query=schema.RemoveMany,
-        description="By state and age, oldest first. ApiCall again while `count` equals `limit`.",
+        description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",
         responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
@@ -94,7 +94,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/pause", scope=Scope.ADMIN, handler=handlers.pause,
         summary="Pause the queue",
-        description="No worker takes another job, on any machine, until it is resumed. Running jobs go on.",
+        description="No worker on any machine takes another job until the queue is resumed. Running jobs continue.",
         responses={200: schema.Paused},
     ),
     Route(
@@ -104,30 +104,30 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
         summary="Retry many jobs", query=schema.RetryMany,
-        description="By state and age, oldest first. ApiCall again while `count` equals `limit`.",
+        description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",
         responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="GET", path=_JOB, scope=Scope.READ, handler=handlers.show,
-        summary="All there is to know of a job", description="Tracebacks need the scope `write`.",
+        summary="Show a job in full", description="Tracebacks need the scope `write`.",
         responses={200: JobRow}, errors=(p.JOB_NOT_FOUND,),
     ),
     Route(
         method="DELETE", path=_JOB, scope=Scope.ADMIN, handler=handlers.remove, summary="Remove a job",
-        description="With all that is known of it. An active job has to be killed first.",
+        description="Removes its result, errors and log lines too. Kill an active job first.",
         responses={204: None}, errors=_STATES,
     ),
     Route(
         method="GET", path=f"{_JOB}/result", scope=Scope.READ, handler=handlers.result,
         summary="Wait for the result", query=schema.WaitQuery,
-        description="200 with what the handler returned; 202 while the job has not ended after `wait` ms;"
-        " 409 when it failed or was killed.",
+        description="Answers 200 with the value that the handler returned, 202 if the job has not ended after `wait`"
+        " ms, and 409 if it failed or was killed.",
         responses={200: Any, 202: schema.Moved},
         errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED, p.UNREADABLE_RESULT),
     ),
     Route(
         method="GET", path=f"{_JOB}/logs", scope=Scope.READ, handler=handlers.logs,
-        summary="What the handler logged", responses={200: schema.Logs}, errors=(p.JOB_NOT_FOUND,),
+        summary="Log lines of a job", responses={200: schema.Logs}, errors=(p.JOB_NOT_FOUND,),
     ),
     Route(
         method="POST", path=f"{_JOB}/kill", scope=Scope.WRITE, handler=handlers.kill, summary="Kill a job",
@@ -154,15 +154,15 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/types", scope=Scope.READ, handler=handlers.types,
         summary="The types that workers and servers publish",
-        description="With the default options and the JSON Schema of each. `differing` is not empty while two of them"
-        " publish different ones.",
+        description="With the default options and the JSON Schema of each type. `differing` lists the types for which"
+        " two processes publish different ones.",
         responses={200: schema.Types},
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,
         summary="The queue's stats, live",
-        description="Server-Sent Events: once a second a `stats` event with what /jobs/stats answers, or a `problem`"
-        " while Redis cannot be asked. The stream ends after an hour; EventSource opens it again.",
+        description="Server-Sent Events: once a second a `stats` event with the answer of /jobs/stats, or a `problem`"
+        " event while Redis does not answer. The stream ends after an hour; EventSource opens it again.",
         responses={200: Stats}, errors=(p.BUSY,), media="text/event-stream",
     ),
     Route(
@@ -182,7 +182,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 def problems_of(route: Route, path: str) -> list[p.Kind]:
-    """Every problem that the route can answer with, at that path."""
+    """All problems that the route can answer with at this path."""
     kinds = [*route.errors, p.MALFORMED_REQUEST]
     if "{queue}" in path:
         kinds.append(p.UNKNOWN_QUEUE)

@@ -1,7 +1,7 @@
-"""The structs of requests and answers. Times are unix ms, durations ms. The OpenAPI document is made of them.
+"""The structs of requests and answers. Times are unix ms, durations ms. The OpenAPI document is made from them.
 
-Requests refuse unknown fields by name. ``UNSET`` tells "not given", where the task's own default counts, from
-``null``.
+Requests refuse unknown fields by name. ``UNSET`` means that a field is not given, so the task's default applies;
+``null`` overrides that default.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ MAX_PAGE = 500
 MAX_MANY = 10_000
 MAX_WAIT = 60_000
 
-_Payload = Annotated[msgspec.Raw, Meta(description="Any JSON; kept byte for byte.", extra_json_schema={"default": {}})]
+_Payload = Annotated[
+    msgspec.Raw, Meta(description="Any JSON, stored byte for byte.", extra_json_schema={"default": {}})
+]
 _Metadata = Annotated[
     msgspec.Raw,
     Meta(
-        description="An object for your own use, kept with the job.",
+        description="An object for your own use, stored with the job.",
         extra_json_schema={"anyOf": [{"type": "object"}, {"type": "null"}]},
     ),
 ]
 _Ms = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS)]
 _Delay = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms from now until it may run.")]
 _Timeout = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that one run may take.")]
-_Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="ms to keep the finished job, at most.")]
+_Retention = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Longest time in ms to keep the finished job.")]
 _RunAt = Annotated[
     datetime,
     Meta(tz=True, description="Not before this time with its offset, in place of delay: 2030-01-31T08:00:00+01:00."),
@@ -60,45 +62,45 @@ _Id = Annotated[
     ),
 ]
 _Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs; null: until it succeeds.")]
-_Lifo = Annotated[bool, Meta(description="Before the others of its priority instead of behind them.")]
+_Lifo = Annotated[bool, Meta(description="Run before the other jobs of the same priority instead of after them.")]
 _Key = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=512,
-        description="While a job with this key is unfinished, or for key_ttl ms, that job is the answer.",
+        description="While a job with this key is unfinished, or for key_ttl ms, the answer is that job.",
         extra_json_schema={"pattern": "^[^\\x00-\\x1f\\x7f]*$"},
     ),
 ]
-_KeyTtl = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that the key holds.")]
-_Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only those older than this, ms.")]
-_Cursor = Annotated[str, Meta(max_length=1000, description="From the page before.")]
+_KeyTtl = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that the key is held.")]
+_Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only jobs older than this, in ms.")]
+_Cursor = Annotated[str, Meta(max_length=1000, description="The cursor of the previous page.")]
 _PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
 _Many = Annotated[int, Meta(ge=1, le=MAX_MANY)]
 IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"}
-"""Printable ASCII: what every client, proxy and server reads alike in a header."""
+"""Printable ASCII, which every client, proxy and server reads in the same way in a header."""
 Priority = Annotated[
     int, Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX, description="A lower number runs first; 0 is the default.")
 ]
 
 
 class In(msgspec.Struct, forbid_unknown_fields=True):
-    """Base of what clients send."""
+    """Base of all structs that clients send."""
 
 
 class Backoff(In):
-    """How long a failed attempt waits for the next one, in ms: ``delay``, or ``delay * 2**(attempt - 1)`` up
-    to ``max``. With ``delays``, these in their order, and the last one for all further attempts."""
+    """The time in ms from a failed attempt to the next one: ``delay``, or ``delay * 2**(attempt - 1)`` up to ``max``.
+    ``delays`` replaces both: its entries are used in order, and the last one for all further attempts."""
 
     type: Literal["fixed", "exponential"] = "exponential"
     delay: _Ms = 1000
     max: _Ms = 3_600_000
-    jitter: Annotated[float, Meta(ge=0, le=1, description="The share of the time that is drawn at random.")] = 0.25
+    jitter: Annotated[float, Meta(ge=0, le=1, description="The share of the delay that is random.")] = 0.25
     delays: Annotated[tuple[_Ms, ...], Meta(max_length=DELAYS_MAX)] = ()
 
 
 class Enqueue(In):
-    """A job to enqueue. What is not given is the task's default, as the server knows it or as workers publish it."""
+    """A job to enqueue. A field that is not given has the task's default, as the server or a worker publishes it."""
 
     type: Annotated[str, Meta(min_length=1, max_length=NAME_MAX, description="The task's name.")]
     payload: _Payload | UnsetType = UNSET
@@ -117,14 +119,14 @@ class Enqueue(In):
 
 
 class EnqueueQuery(In):
-    """What the answer waits for; not given, it is what the queue says."""
+    """What must be confirmed before the answer. The default is the queue's setting."""
 
     durability: (
         Annotated[
             Durability,
             Meta(
-                description="What must be confirmed before the answer: nothing more than the write, an fsync, or a copy"
-                " on a replica. Not given, it is what the queue says."
+                description="What must be confirmed before the answer: only the write, an fsync, or a copy on a"
+                " replica. The default is the queue's setting."
             ),
         ]
         | UnsetType
@@ -160,7 +162,7 @@ class WaitQuery(In):
 
 
 class RetryMany(In):
-    """Which finished jobs to run again; call again while ``count`` equals ``limit``."""
+    """Which finished jobs to run again. Call again while ``count`` equals ``limit``."""
 
     state: Literal["failed", "completed"] = "failed"
     older_than: _Age | UnsetType = UNSET
@@ -168,7 +170,7 @@ class RetryMany(In):
 
 
 class RemoveMany(In):
-    """Which jobs to remove; call again while ``count`` equals ``limit``."""
+    """Which jobs to remove. Call again while ``count`` equals ``limit``."""
 
     state: Literal["waiting", "delayed", "completed", "failed"]
     older_than: _Age | UnsetType = UNSET
@@ -182,7 +184,7 @@ class Login(In):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """The caller and its scope. ``login``: whether this server asks for keys at all."""
+    """The caller and its scope. ``login``: whether this server requires API keys."""
 
     key: str
     scope: str
@@ -190,14 +192,14 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """``duplicate``: the id is that of an earlier job with the same key."""
+    """The job's id. ``duplicate``: it belongs to an earlier job with the same key."""
 
     id: str
     duplicate: bool
 
 
 class BulkAnswer(msgspec.Struct, frozen=True):
-    """For one job of an array: ``id`` and ``duplicate`` when it was taken, else the members of a problem."""
+    """The answer for one job of an array: ``id`` and ``duplicate`` if it was accepted, else a problem."""
 
     id: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
@@ -208,7 +210,7 @@ class BulkAnswer(msgspec.Struct, frozen=True):
 
 
 class Moved(msgspec.Struct, frozen=True):
-    """Where the job stands now."""
+    """The state that the job is in now."""
 
     id: str
     state: State
@@ -222,20 +224,20 @@ class Prioritised(msgspec.Struct, frozen=True):
 
 
 class Count(msgspec.Struct, frozen=True):
-    """How many jobs the call moved."""
+    """The number of jobs that were moved."""
 
     count: int
 
 
 class Paused(msgspec.Struct, frozen=True):
-    """Whether the queue hands out jobs."""
+    """Whether the queue is paused."""
 
     queue: str
     paused: bool
 
 
 class JobBrief(msgspec.Struct, frozen=True):
-    """A line of the list; the job itself has more."""
+    """A job as the list shows it. GET /jobs/{id} shows more."""
 
     id: str
     type: str
@@ -268,7 +270,7 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class FailedJob(msgspec.Struct, frozen=True):
-    """A failed job and why. Tracebacks need the scope "write"."""
+    """A failed job and its errors. Tracebacks need the scope "write"."""
 
     id: str
     type: str
@@ -298,7 +300,7 @@ class FailedJobs(msgspec.Struct, frozen=True):
 
 
 class Logs(msgspec.Struct, frozen=True):
-    """What the job's handler logged, oldest first."""
+    """The log lines of the job's handler, oldest first."""
 
     logs: list[LogLine]
 
@@ -310,13 +312,13 @@ class Workers(msgspec.Struct, frozen=True):
 
 
 class Types(msgspec.Struct, frozen=True):
-    """What workers and servers publish of the queue's types."""
+    """The types of the queue that workers and servers publish."""
 
     types: list[TypeRow]
 
 
 class QueueBrief(msgspec.Struct, frozen=True):
-    """A queue that this server serves. ``types``: the tasks it knows; empty: it takes any type."""
+    """A queue that this server serves. ``types``: the types that it accepts; an empty list means all."""
 
     name: str
     default: bool
@@ -330,13 +332,13 @@ class QueueBrief(msgspec.Struct, frozen=True):
 
 
 class Queues(msgspec.Struct, frozen=True):
-    """The queues that this server serves and the key may read."""
+    """The queues that this server serves and that the API key may read."""
 
     queues: list[QueueBrief]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """``ok`` is true; whatever is wrong is a problem."""
+    """``ok`` is always true. Anything wrong is answered with a problem."""
 
     ok: bool = True
 
@@ -361,11 +363,11 @@ def one_line(error: AttemptError | None) -> str | None:
 
 
 def without_tracebacks(errors: list[AttemptError]) -> list[AttemptError]:
-    """The errors without tracebacks, for callers that may not see the inside of the workers."""
+    """The errors without tracebacks, for callers that must not see the inside of the workers."""
     return [msgspec.structs.replace(error, traceback=None) for error in errors]
 
 
 def public(row: JobRow, *, tracebacks: bool) -> JobRow:
-    """The row with its id as REST knows it, and without tracebacks where they are not to be seen."""
+    """The row with the id that REST uses. Tracebacks are removed unless the caller may see them."""
     errors = row.errors if tracebacks else without_tracebacks(row.errors)
     return msgspec.structs.replace(row, id=f"{row.queue}:{row.id}", errors=errors)

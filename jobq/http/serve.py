@@ -1,8 +1,8 @@
-"""Serving an application until told to stop, with deadlines that aiohttp's own runner lacks.
+"""``serve`` runs an application until it is told to stop, with deadlines that aiohttp's own runner lacks.
 
-A connection that starts a request and does not finish its head, or that does not read its answer, is closed after a
-while. Connections over the limit are closed at once. (A body has its own deadline, in ``call.py``.) Bytes that are not
-HTTP are answered with a problem, as any other error is.
+A connection is closed after a while if it starts a request and does not finish its head, or if it does not read its
+answer. Connections over the limit are closed at once. (A body has its own deadline, in ``call.py``.) Bytes that are not
+HTTP are answered with a problem, like any other error.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from aiohttp import StreamReader
 
 _OTHER_FILES: Final = 100
-"""What else a process opens: connections to Redis, its log, the listener, programs that embed us."""
+"""Files that the process needs for other things: connections to Redis, its log, the listener, the embedding program."""
 _IN_HAND: Final = 4
 """Turns of the event loop until a connection over the limit is closed again."""
 
 
 class Deadlines(msgspec.Struct, frozen=True):
-    """Seconds. ``head``: from a request's first byte to the end of its head. ``write``: that a client may
-    leave an answer unread. ``idle``: between requests. ``close``: for running requests when the server
-    stops."""
+    """Deadlines in seconds. ``head``: from a request's first byte to the end of its head. ``write``: for a client to
+    read its answer. ``idle``: between requests. ``close``: for running requests when the server stops."""
 
     head: float = 10.0
     write: float = 30.0
@@ -43,18 +42,18 @@ class Deadlines(msgspec.Struct, frozen=True):
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, which also records since when it waits for its client."""
+    """aiohttp's connection, which also records for how long it has been waiting for its client."""
 
     def __init__(self, connections: _Connections, **options: Any) -> None:
         super().__init__(connections.server, loop=connections.loop, **options)
         self._connections = connections
         self.busy = False
-        """Whether a request is being answered. What arrives meanwhile is its body, or has to wait for its turn."""
+        """Whether a request is being answered. Data that arrives meanwhile is its body or the next request."""
         self.body: StreamReader | None = None
         """The body of the last request. It may be answered before all of its body has arrived."""
         self.head_begun = False
         self.head_since: float | None = None
-        """When the watch first saw that a head had begun; asking the clock at each request would cost more."""
+        """When the watch first saw that a head had begun. Reading the clock for each request would cost more."""
         self.unread_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -71,8 +70,8 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        # Every read of a body calls this, and it goes through parser and transport although nothing was paused:
-        # a tenth of an enqueue's time. aiohttp has no public way to ask; where it is not known, aiohttp's way is taken.
+        # aiohttp calls this at every read of a body and goes through parser and transport even if nothing was paused,
+        # which takes a tenth of an enqueue's time. It has no public way to ask. Without the private attribute, call it.
         if getattr(self, "_reading_paused", True):
             super().resume_reading(resume_parser)
 
@@ -106,7 +105,7 @@ class _Connection(web.RequestHandler):
         if status >= 500 or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         said = (message or "").partition("\n")[0].rstrip(": ")[:200]
-        detail = f"{said or 'not HTTP'}; send HTTP/1.1 as RFC 9112 has it"
+        detail = f"{said or 'not HTTP'}; send HTTP/1.1 as RFC 9112 defines it"
         response = problems.response(problems.HttpProblem(problems.MALFORMED_REQUEST, detail))
         response.force_close()
         return response
@@ -130,7 +129,7 @@ class _Connections:
             access_log=None,
             keepalive_timeout=self._deadlines.idle,
             lingering_time=min(5.0, self._deadlines.head),
-            # A compressed body is refused, and inflating it first would hold up everybody.
+            # Compressed bodies are refused. Inflating one first would delay all other requests.
             auto_decompress=False,
         )
 
@@ -178,10 +177,10 @@ def _raw(problem: problems.HttpProblem) -> bytes:
 
 
 def _share_files(connections: int, backlog: int) -> tuple[int, int]:
-    """How many connections this process can have, and how many it may accept in a turn: fewer where files are few.
+    """The most connections of this process, and the most that it accepts in one turn. The limit of open files may
+    reduce both.
 
-    At the limit of open files no connection could be accepted, or refused with an answer, and Redis could not be
-    reached again.
+    At that limit the process could neither accept a connection to refuse it, nor connect to Redis again.
     """
     wanted = connections + _IN_HAND * backlog + _OTHER_FILES
     files = _files(wanted)
@@ -192,16 +191,16 @@ def _share_files(connections: int, backlog: int) -> tuple[int, int]:
 
 
 def _files(wanted: int) -> int:
-    """How many files this process may have open, having raised its soft limit if need be and allowed."""
+    """The number of files that this process may have open. Raises its soft limit if necessary and allowed."""
     try:
         import resource
-    except ImportError:  # a system without such limits
+    except ImportError:  # This system has no such limits.
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    with suppress(ValueError, OSError):  # macOS has one more limit than it tells of
+    with suppress(ValueError, OSError):  # macOS has a lower limit that getrlimit does not report.
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         return most
     return soft
@@ -219,19 +218,17 @@ async def serve(
     max_connections: int = 10_000,
     deadlines: Deadlines | None = None,
 ) -> None:
-    """Serve until ``stop`` is set, or the task is cancelled; then let running requests end and close the
-    queues.
+    """Serve until ``stop`` is set or the task is cancelled. Then let running requests end, and close the queues.
 
-    ``started`` hears the address and the port (0 asks for a free one) once connections are accepted.
-    ``max_connections``: of this process; the soft limit of open files is raised for them, and where the hard
-    limit leaves room for fewer, there are fewer. ``reuse_port``: several processes on one port, the kernel
-    spreads connections over them (SO_REUSEPORT).
+    ``port``: 0 takes a free one. ``started`` is called with the address and the port once connections are accepted.
+    ``max_connections``: of this process. The soft limit of open files is raised for them; a lower hard limit reduces
+    them. ``reuse_port``: several processes serve one port, and the kernel distributes connections (SO_REUSEPORT).
 
     :raises SettingsError: other machines can reach the address, and the application has no API keys.
     :raises OSError: the address cannot be bound.
     :raises StoreError: a queue cannot be opened.
     """
-    hub = app.get(HUB)  # an application of somebody else's, around ours, has doors of its own
+    hub = app.get(HUB)  # An application that mounts ours has no hub; it checks its own callers.
     if hub is not None:
         check_bind(host, hub.guard.keys)
     deadlines = deadlines or Deadlines()
@@ -245,7 +242,7 @@ async def serve(
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(connections, host, port, backlog=at_once, reuse_port=reuse_port or None)
         for sock in listener.sockets:
-            # to asyncio a backlog is also how many it accepts in one turn; the kernel may queue more
+            # asyncio also accepts at most ``backlog`` connections in one turn. The kernel may queue more than that.
             with socket.socket(fileno=os.dup(sock.fileno())) as same:
                 same.listen(backlog)
         watch = loop.create_task(connections.watch(), name="jobq-http-watch")
@@ -263,6 +260,6 @@ async def serve(
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago; for several processes on one port, which cannot each ask for 0."""
+    """A port that was free a moment ago, for several processes on one port. They cannot each ask for port 0."""
     with socket.create_server((host, 0)) as probe:
         return probe.getsockname()[1]

@@ -1,7 +1,7 @@
 """Sessions of the dashboard: a signed cookie that stands for an API key.
 
-The server stores no sessions. So several processes with the same secret accept each other's sessions.
-The secret is independent of the configured hashes: reading those must not be enough to make a session.
+The server stores no sessions, so several processes with the same secret accept each other's sessions.
+The secret is independent of the configured hashes: a person who can read those must not be able to make a session.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHORTEST_SECRET: Final = 32
 
 
 class Sessions:
-    """``secret``: None draws one, and the sessions end with this process. ``now``: unix seconds.
+    """``secret``: without one, a random secret is used and the sessions end with this process. ``now``: unix seconds.
 
     :raises SettingsError: the secret is too short.
     """
@@ -33,13 +33,13 @@ class Sessions:
     def __init__(self, keys: Keyring, secret: str | None = None, now: Callable[[], float] = time.time) -> None:
         if secret is not None and len(secret) < SHORTEST_SECRET:
             # Do not show the secret, even a bad one.
-            raise SettingsError(f"JOBQ_SESSION_SECRET: {SHORTEST_SECRET} characters or more, at random")
+            raise SettingsError(f"JOBQ_SESSION_SECRET takes {SHORTEST_SECRET} or more random characters")
         self._keys = keys
         self._secret = (secret or secrets.token_hex(32)).encode()
         self._now = now
 
     def new(self, key: ApiKey) -> tuple[str, int]:
-        """The cookie's value, and for how many seconds it holds."""
+        """The cookie's value, and the seconds until it expires."""
         now = int(self._now())
         until = now + SECONDS if key.expires is None else min(now + SECONDS, int(key.expires))
         return f"{until}.{self._sign(key, until)}", until - now

@@ -1,9 +1,9 @@
 """Accepts only JSON that all parsers read in the same way.
 
-msgspec refuses NaN, lone surrogates, raw control characters and trailing commas, but a ``msgspec.Raw`` is
-only skipped, not read: bytes that are no UTF-8 and numbers beyond a double pass. And like most parsers it
-lets the last of two equal keys win. What is stored here is read later by a worker in another process, so it
-has to be sound before it is accepted.
+msgspec refuses NaN, lone surrogates, raw control characters and trailing commas. But it skips a ``msgspec.Raw``
+without reading it, so bytes that are not UTF-8 and numbers beyond a double pass. Like most parsers it also lets the
+last of two equal keys win. A payload is read later by a worker in another process, so it must be sound before it is
+accepted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 PIECE: Final = 1 << 16
-"""Bytes that are looked at in one go: about 2 ms."""
+"""Bytes that are checked without a pause. That takes about 2 ms."""
 _MOST_VALUES: Final = 1 << 13
 MAX_DEPTH: Final = 100
-"""Levels of arrays and objects. Far below any parser's recursion limit, whatever its caller's stack looks
-like."""
+"""Levels of arrays and objects. This is far below every parser's recursion limit, even when its caller's stack is
+deep."""
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -34,7 +34,7 @@ class BadJSON(ValueError):
 
 
 async def check_body(text: bytes, level: int = 0) -> None:
-    """As ``check_json``, a piece after another, so that others are served while a large text is looked at.
+    """As ``check_json``, but in pieces, so that other requests are served while a large text is checked.
 
     ``level``: how deep in a larger text it stands.
 
@@ -65,22 +65,22 @@ async def check_body(text: bytes, level: int = 0) -> None:
 
 
 def _split(text: bytes, level: int) -> Collection[msgspec.Raw] | None:
-    """The values of an array or of an object whose keys are unique; None: it has to be looked at as a whole."""
+    """The values of an array, or of an object whose keys are unique. None if the text must be checked as a whole."""
     try:
         found: list[msgspec.Raw] | dict[str, msgspec.Raw] = _outermost(text)
     except msgspec.ValidationError:
-        return None  # one long string or number
+        return None  # The text is one long string or number.
     except REFUSALS as error:
         raise refusal(error) from None
     if level >= MAX_DEPTH:
         raise _too_deep()
     if isinstance(found, list):
         return found
-    # as in check_json; an escape hides a colon only if it stands in a key of this very object, the values are verbatim
+    # Count colons as check_json does. Values are copied verbatim, so only an escape in a key here can hide one.
     if b"\\u003" in text and any(":" in key for key in found):
         return None
     if _encode(found).count(b":") != text.count(b":"):
-        return None  # it says which key
+        return None  # check_json reports which key is there twice.
     return found.values()
 
 
@@ -94,8 +94,8 @@ def check_json(text: bytes, level: int = 0) -> None:
     most = MAX_DEPTH - level
     try:
         value = _decode(text)
-        # One colon per key, as long as none hides behind an escape: written anew, a document whose keys are
-        # unique has as many as before. Anything else is looked at slowly.
+        # A document has one colon per key, unless an escape hides one. If all keys are unique, the document encoded
+        # again has as many colons as before. Otherwise the slow check decides.
         if b"\\u003" in text or _encode(value).count(b":") != text.count(b":"):
             json.loads(text, object_pairs_hook=_unique)
         if text.count(b"[") + text.count(b"{") > most and _deeper_than(value, most):
@@ -105,11 +105,11 @@ def check_json(text: bytes, level: int = 0) -> None:
 
 
 REFUSALS: Final = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
-"""What msgspec raises for a text that it cannot read."""
+"""The exceptions that msgspec raises for a text that it cannot read."""
 
 
 def refusal(error: Exception) -> BadJSON:
-    """One of ``REFUSALS`` in words for the client."""
+    """The error that tells the client about one of ``REFUSALS``."""
     if isinstance(error, RecursionError):
         return _too_deep()
     if isinstance(error, UnicodeDecodeError):
@@ -128,7 +128,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise BadJSON(f"the key {twice[:80]!r} stands twice in one object; which one counts differs between parsers")
+        raise BadJSON(f"the key {twice[:80]!r} is there twice in one object; parsers would read different values")
     return found
 
 

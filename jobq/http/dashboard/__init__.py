@@ -1,6 +1,6 @@
-"""The page at /dashboard: static files, and sessions for those whose browser has no header to send a key in.
+"""The page at /dashboard: static files, and a login, because a browser cannot send an API key in a header by itself.
 
-The page is made of what REST answers; nothing here knows of jobs.
+The page shows the answers of the REST interface. Nothing here knows about jobs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'self';"
-    # and where the browser knows it, a text that would be read as HTML is an error
+    # Browsers that know trusted types refuse to read a text as HTML.
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
 SCRIPTS = ("app.js", "draw.js", "actions.js", "why.js", "state.js", "parts.js")
-"""Each loads only those that stand after it."""
+"""Each script imports only scripts that are later in this list."""
 _LOGIN_BYTES = 4096
 _FORM = "application/x-www-form-urlencoded"
 
@@ -40,7 +40,7 @@ _login = msgspec.json.Decoder(Login)
 
 
 class Door(NamedTuple):
-    """A route that is no part of REST."""
+    """A route that is not part of the REST interface."""
 
     method: str
     path: str
@@ -63,19 +63,19 @@ async def _slash(_: ApiCall) -> web.Response:
 
 
 async def session(call: ApiCall) -> web.Response:
-    """Who is logged in."""
+    """The API key of the caller."""
     return reply(Session(call.key.name, call.key.scope.name.lower(), bool(call.hub.guard.keys)))
 
 
 async def login(call: ApiCall) -> web.Response:
-    """A key for a cookie. JSON is answered with 204, a form with a redirect to the page."""
+    """Exchange an API key for a cookie. JSON is answered with 204, a form with a redirect to the page."""
     guard, request = call.hub.guard, call.request
     guard.admit_anyone(request)
     secret = await _given_key(call)
     try:
         key = guard.find(request, f"Bearer {secret}")
     except HttpProblem as problem:
-        if problem.kind is UNAUTHENTICATED:  # Otherwise there are too many, and they would fill the log.
+        if problem.kind is UNAUTHENTICATED:  # Refusals by the rate limit would fill the log.
             _audit.warning(f"Dashboard login refused, from {request.remote}", remote=request.remote)
         raise
     value, seconds = guard.sessions.new(key)
@@ -89,7 +89,7 @@ async def login(call: ApiCall) -> web.Response:
 
 
 async def logout(call: ApiCall) -> web.Response:
-    """Take the cookie back."""
+    """Delete the cookie."""
     call.hub.guard.admit_anyone(call.request)
     response = _done(call.request)
     path, secure = call.prefix("/dashboard/logout") or "/", _is_https(call.request)
@@ -113,7 +113,7 @@ def _done(request: web.Request) -> web.Response:
 
 
 def _is_https(request: web.Request) -> bool:
-    """Whether the browser speaks TLS, to us or to a proxy. A client that lies here affects its own cookie only."""
+    """Whether the browser uses TLS, to us or to a proxy. A client that lies here affects its own cookie only."""
     told = (request.headers.get("X-Forwarded-Proto", ""), request.headers.get("Origin", ""))
     return request.secure or any(text.lower().startswith("https") for text in told)
 
