@@ -121,7 +121,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # aiohttp takes 100 ms to import; a worker does not need it
+    # Importing aiohttp takes 100 ms, and a worker does not need it.
     if name == "create_app":
         from jobq.http import create_app
 

@@ -1,4 +1,4 @@
-"""``jobq bench``: measures this engine on this machine in ten seconds. ``python -m benchmarks`` compares engines.
+"""``jobq bench`` measures jobq on this machine in ten seconds. ``python -m benchmarks`` compares it with others.
 
 It uses a queue of its own, which is removed afterwards, on an embedded server with an empty data directory or on the
 Redis that ``--redis`` names. Producer and worker share one process, as in an embedded service.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 PAD = "y" * 72
-"""Fills a payload to 100 bytes of JSON."""
+"""The field that makes a payload 100 bytes of JSON."""
 CHUNK = 1000
 CONCURRENCY = 100
 PICKUPS = 200
@@ -60,7 +60,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Progress(Protocol):
-    """Is told how far the run is, from 0 to 1, and what it does."""
+    """A callable that shows the progress of the run, from 0 to 1, and the name of the current step."""
 
     def __call__(self, done: float, what: str) -> None: ...
 
@@ -92,13 +92,13 @@ class _Bench:
         self.timed = queue.task(timed)
 
     async def redis_cpu(self) -> float:
-        """Seconds, user and system."""
+        """CPU time of the server in seconds, user and system."""
         text: bytes = await self.queue.store.command(b"INFO", b"cpu")
         facts = dict(line.split(":") for line in text.decode().splitlines() if ":" in line)
         return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
 
     async def one_by_one(self) -> float:
-        """Each enqueue awaited before the next."""
+        """Await each enqueue before the next one."""
         begun, count = perf_counter(), 0
         while (spent := perf_counter() - begun) < self.options.seconds:
             await self.noop.enqueue(n=count, x=PAD)
@@ -109,7 +109,7 @@ class _Bench:
         return count / spent
 
     async def bulk(self) -> float:
-        """A thousand a call."""
+        """Enqueue a thousand jobs per call."""
         begun = perf_counter()
         while (spent := perf_counter() - begun) < self.options.seconds:
             await self.noop.enqueue_many([{"n": n, "x": PAD} for n in range(self.due, self.due + CHUNK)])
@@ -140,7 +140,7 @@ class _Bench:
 
 
 async def run(settings: Settings, options: BenchOptions, progress: Progress) -> Report:
-    """Measure.
+    """Run all measurements.
 
     :raises JobqError: there is no server, or it cannot be used.
     """
@@ -239,7 +239,7 @@ class _Bar:
 
 
 def main(args: argparse.Namespace, settings: Settings) -> int:
-    """Measure and print.
+    """Run all measurements and print the report.
 
     :raises JobqError: a job was lost or ran twice, or there is no server.
     """

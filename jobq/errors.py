@@ -1,33 +1,34 @@
-"""Everything jobq raises.
+"""All exceptions that jobq raises.
 
 JobqError
   x InvalidJob              the enqueue's arguments do not fit; nothing was written
-    + UnknownType           the queue knows its types and this is none of them
+    + UnknownType           the queue has no task of this type
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
-    + JobIdTaken            another job has the id that was given
+    + JobIdTaken            another job has this id
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
-  x WrongState              the job stands in a state that the verb does not move
+  x WrongState              the job's state does not allow the call, such as retry of a running job
   x UnknownQueue            Redis knows no queue of that name
-  x QueueInUse              the queue has jobs or workers and is not dropped
+  x QueueInUse              the queue has jobs or living workers, so it was not dropped
   x JobFailed               raised by ``job.result()``: the job ended in failed
     + JobKilled
   x UnreadableResult        raised by ``job.result()``: the stored result is damaged
   x ResultTimeout           the job had no result within the time given
-  x TooManyWaiting          a handler may not wait for another job: too many of its worker wait already
+  x TooManyWaiting          a handler may not wait for a job: too many handlers of its worker wait already
   x StoreError
     + StoreUnavailable      no answer from Redis; nothing is known to be lost
     + StoreFull             Redis is at maxmemory; only enqueue is refused
     + StoreRefused          the server is unfit: version, layout, rights, persistence
-      + DurabilityRefused   it cannot give the durability asked for; nothing was written
-    + DurabilityUnavailable the write stands, the asked-for copies or fsync do not
+      + DurabilityRefused   the server cannot give the requested durability; nothing was written
+    + DurabilityUnavailable the jobs are written, but copies or fsync were not confirmed
   x NoServer                no Redis URL and no server binary to start
   x TargetError             "module:name" on the command line does not lead to a queue
   x SettingsError           an environment variable or flag that cannot be used
-  x RemoteError             what middleware sees of an isolated handler's exception that cannot be sent
+  x RemoteError             stands for an exception of an isolated handler that cannot be sent to middleware
 
-The worker's own reasons why an attempt failed. Stored as the error's ``type``; middleware sees those with a *:
+Errors of an attempt that the worker itself finds. They are stored as the error's ``type``. Middleware sees those
+with a *:
 
   x Timeout *               the run took longer than the job's timeout
   x InvalidPayload *        the payload does not fit the handler's signature
@@ -35,12 +36,12 @@ The worker's own reasons why an attempt failed. Stored as the error's ``type``; 
   x InvalidResult           the handler's result has no JSON form, or is too large
   x ProcessCrashed *        the child process of an isolated handler died
   x LeaseExpired            the worker died, hung or lost its network
-  x OutcomeRefused          Redis refuses to store how the run ended
+  x OutcomeRefused          Redis refuses to store the outcome of the run
 
-Raised by handlers, to steer their own job:
+Raised by handlers to control their own job:
 
-  x Discard                 fail now, whatever attempts are left
-  x Retry                   run again after a delay of the handler's choosing
+  x Discard                 fail now, even if attempts are left
+  x Retry                   run again, after a delay that the handler chooses
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class InvalidJob(JobqError, ValueError):
 
 
 class UnknownType(InvalidJob):
-    """The queue knows its task types and the given one is none of them."""
+    """The queue has tasks, and none of them has the type of the job."""
 
     def __init__(self, type_: str, known: Sequence[str]) -> None:
         self.type = type_
@@ -93,7 +94,7 @@ class IdempotencyConflict(InvalidJob):
 
 
 class JobIdTaken(InvalidJob):
-    """Another job has the id that was given for this one."""
+    """Another job already has the given id."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -105,7 +106,7 @@ class InvalidQuery(JobqError, ValueError):
 
 
 class JobNotFound(JobqError, LookupError):
-    """No such job: it never was, was removed, or its retention ran out."""
+    """There is no such job: it was never enqueued, was removed, or its retention has ended."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -113,7 +114,7 @@ class JobNotFound(JobqError, LookupError):
 
 
 class WrongState(JobqError):
-    """The job stands in a state that the verb does not move."""
+    """The state of the job does not allow the call."""
 
     def __init__(self, job_id: str, verb: str, state: str, allowed: Sequence[str], hint: str = "") -> None:
         self.job_id = job_id
@@ -129,14 +130,14 @@ class UnknownQueue(JobqError, LookupError):
 
 
 class QueueInUse(JobqError):
-    """The queue has jobs or living workers; it is dropped only with ``force``."""
+    """The queue has jobs or living workers. ``force`` drops it anyway."""
 
     def __init__(self, name: str, jobs: int, workers: int) -> None:
         self.queue = name
         self.jobs = jobs
         self.workers = workers
         parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((jobs, "job"), (workers, "living worker")) if n]
-        super().__init__(f"queue {name!r} has {' and '.join(parts)}; force removes it all the same")
+        super().__init__(f"queue {name!r} has {' and '.join(parts)}; force removes it anyway")
 
 
 class JobFailed(JobqError):
@@ -155,7 +156,7 @@ class JobKilled(JobFailed):
 
 
 class UnreadableResult(JobqError):
-    """The job completed, but its stored result cannot be read: it is damaged, or another program wrote it."""
+    """The job completed, but its stored result is damaged or was written by another program."""
 
     def __init__(self, job_id: str, found: str) -> None:
         self.job_id = job_id
@@ -163,21 +164,21 @@ class UnreadableResult(JobqError):
 
 
 class ResultTimeout(JobqError, TimeoutError):
-    """The job had no result within the time given; it goes on."""
+    """The job had no result within the given time. It is not cancelled."""
 
 
 class TooManyWaiting(JobqError):
-    """A handler waits for another job while too many handlers of its worker do the same."""
+    """A handler wants to wait for another job, but too many handlers of its worker do that already."""
 
     def __init__(self, waiting: str, awaited: str, others: int) -> None:
         super().__init__(
             f"job {waiting} may not wait for job {awaited}: {others} jobs of this worker wait for other jobs already;"
-            " enqueue without waiting, or let the last job of the chain go on with the work"
+            " enqueue without waiting, or let the awaited job do the rest of the work"
         )
 
 
 class StoreError(JobqError):
-    """Base of what goes wrong between jobq and Redis."""
+    """Base of all errors between jobq and Redis."""
 
 
 class StoreUnavailable(StoreError, ConnectionError):
@@ -185,7 +186,7 @@ class StoreUnavailable(StoreError, ConnectionError):
 
 
 class StoreFull(StoreError):
-    """Redis is at maxmemory and refuses new jobs. Running, settling and removing go on."""
+    """Redis is at maxmemory and refuses new jobs. Jobs can still be run, finished and removed."""
 
 
 class StoreRefused(StoreError):
@@ -193,11 +194,11 @@ class StoreRefused(StoreError):
 
 
 class DurabilityRefused(StoreRefused):
-    """The server cannot give the durability asked for; nothing was written."""
+    """The server cannot give the requested durability. Nothing was written."""
 
 
 class DurabilityUnavailable(StoreError):
-    """The jobs are enqueued, but the copies or the fsync asked for were not confirmed in time."""
+    """The jobs are enqueued, but the requested copies or fsync were not confirmed in time."""
 
 
 class NoServer(JobqError):
@@ -213,7 +214,7 @@ class SettingsError(JobqError, ValueError):
 
 
 class RemoteError(JobqError):
-    """A handler with ``isolate="process"`` raised an exception that cannot be made again in the worker.
+    """A handler with ``isolate="process"`` raised an exception that cannot be recreated in the worker.
 
     Middleware sees it in place of that exception. ``type`` is the exception's name (``package.SomeError``), ``message``
     its text and ``traceback`` the traceback in the child process. ``final``: no other attempt follows. ``delay``: ms
@@ -236,11 +237,11 @@ class Timeout(JobqError, TimeoutError):
 
 
 class InvalidPayload(JobqError):
-    """The payload does not fit the handler's signature (any more); running it again cannot help."""
+    """The payload does not fit the handler's signature. Running it again cannot help."""
 
 
 class Unserved(JobqError):
-    """The worker has no handler for the job's type, or cannot read the job: a worker of another version might.
+    """The worker has no handler for the job's type or cannot read the job. A worker of another version may be able to.
 
     ``invalid``: the payload does not fit the handler's signature.
     """
@@ -251,7 +252,7 @@ class Unserved(JobqError):
 
 
 class InvalidResult(JobqError):
-    """The handler's result has no JSON form, or is too large. Its work is done: running it again cannot help."""
+    """The handler's result cannot be written as JSON, or is too large. Running it again cannot help."""
 
 
 class ProcessCrashed(JobqError):
@@ -263,15 +264,15 @@ class LeaseExpired(JobqError):
 
 
 class OutcomeRefused(JobqError):
-    """Redis refuses to store how the run ended: the result is larger than the server accepts, say."""
+    """Redis refuses to store the outcome of the run, for example because the result is too large for the server."""
 
 
 class Discard(Exception):
-    """Raised by a handler: this job fails now, whatever attempts are left."""
+    """Raised by a handler: the job fails now, even if attempts are left."""
 
 
 class Retry(Exception):
-    """Raised by a handler: run again, after ``delay`` (seconds) instead of the backoff. Charged as an attempt."""
+    """Raised by a handler: the job runs again after ``delay`` (seconds) instead of its backoff. It uses an attempt."""
 
     def __init__(self, message: str = "retry requested", *, delay: float | timedelta | None = None) -> None:
         self.delay = delay
@@ -279,7 +280,7 @@ class Retry(Exception):
 
 
 def twin(error: E) -> E:
-    """The same error once more, for another caller: an exception object keeps the tracebacks of all who raise it."""
+    """A copy of the error for another caller. One exception object would collect the tracebacks of all who raise it."""
     copy = type(error).__new__(type(error), *error.args)
     vars(copy).update(vars(error))
     copy.__cause__ = error.__cause__

@@ -1,6 +1,6 @@
-"""How jobq's own processes write their log: structlog and the standard library's logging as one stream.
+"""Logging of jobq's own processes: structlog and the standard library's logging are written as one stream.
 
-Only the command line calls ``configure``; a service that embeds jobq keeps its own configuration.
+Only the command line calls ``configure``. A service that embeds jobq keeps its own configuration.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _OF_STRUCTLOG = ("_record", "_from_structlog")
 _INDENT = "    "
 _TRACES = ("exception", "stack")
-"""Fields that have several lines by right."""
+"""Fields that may have several lines."""
 
 
 class _Lenient:
-    """A stream whose reader may leave. A log line that nobody can read must not stop a worker."""
+    """A stream whose reader may go away. A log line that nobody can read must not stop a worker."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,7 +43,7 @@ class _Lenient:
 
 
 def _redacted(value: Any) -> Any:
-    """The value without passwords. Anything that is not plain data is written as its repr, so that is searched too."""
+    """The value without passwords. Other objects are replaced by their redacted repr, which is what the log shows."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
@@ -60,7 +60,7 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """For a terminal: an event is one line whatever it quotes. Only indented lines, as a traceback has, stay lines."""
+    """Make an event printable on one line, even if it quotes several. Only tracebacks keep their lines, indented."""
     shown: dict[str, Any] = {}
     stack: list[str] = []
     for name, value in event.items():
@@ -76,21 +76,21 @@ def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutable
         else:
             shown[printable(name)] = printable(text)
     if stack:
-        shown["stack"] = "\n".join(stack)  # written behind the fields
+        shown["stack"] = "\n".join(stack)  # This is written after the fields.
     return shown
 
 
 def configure(settings: Settings) -> None:
-    """Write to stderr, from ``settings.log_level`` up: for people on a terminal, as JSON elsewhere."""
+    """Write events from ``settings.log_level`` up to stderr: as text on a terminal, as JSON elsewhere."""
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     stream = cast("TextIO", _Lenient(sys.stderr))
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,  # queue, job id and attempt, while a handler runs
+        structlog.contextvars.merge_contextvars,  # Adds the queue, job id and attempt while a handler runs.
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if console else "iso", utc=not console),
         structlog.processors.StackInfoRenderer(),
-        # as text and before the redaction; rich's tracebacks would show the values of local variables
+        # Format tracebacks before the redaction. Those of rich would show the values of local variables.
         structlog.processors.format_exc_info,
         _redact_event,
     ]
@@ -114,6 +114,6 @@ def configure(settings: Settings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # a line per request and per selected event loop is nobody's wish
+    # These loggers write a line for each request and each event loop.
     logging.getLogger("aiohttp.access").setLevel(max(level, logging.WARNING))
     logging.getLogger("asyncio").setLevel(max(level, logging.WARNING))

@@ -1,8 +1,8 @@
-"""Makes text from others harmless for a terminal.
+"""Makes text that clients chose harmless for a terminal.
 
-Payloads, errors, log lines and keys are chosen by clients. Written as they are, they could move the cursor, retitle
-the window, reverse a line (U+202E) or look like a line of ours. What has no visible form is
-shown as an escape sequence.
+Payloads, errors, log lines and keys come from clients. Written as they are, they could move the cursor, retitle the
+window, reverse a line (U+202E) or look like a line of jobq. Characters without a visible form are shown as escape
+sequences.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 _NOT_ASCII = re.compile(r"[^ -~]")
 _JOINERS: Final = "\u200c\u200d"
-"""Scripts and emoji need them, and they do nothing to other characters."""
+"""Joiners that some scripts and emoji need. They do not affect other characters."""
 
 
 def printable(text: str) -> str:
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def printable_json(document: str) -> str:
-    """A JSON document on one line, as another form of the same document."""
+    """A JSON document on one line. It is an equal document with escapes for characters that are not printable."""
     if document.isprintable():
         return document
     return _NOT_ASCII.sub(_escape_in_json, document)
@@ -33,7 +33,7 @@ def printable_json(document: str) -> str:
 def printable_lines(text: str, indent: str = "") -> list[str]:
     """The lines of a text that may have several, such as a traceback.
 
-    With an indent, no line can pass for one that we wrote at the margin.
+    The indent makes sure that no line looks like a line of jobq, which starts at the margin.
     """
     return [indent + printable(line.expandtabs(4)) for line in text.rstrip().replace("\r\n", "\n").split("\n")]
 

@@ -1,7 +1,7 @@
 """Removes the passwords of URLs from log lines, tracebacks and error texts.
 
-The text often comes from a client, so every step is linear in its length: a slow step here would hold the GIL and stop
-a whole worker. tests/unit/test_redact.py tries hostile texts of 1 MB.
+The text often comes from a client, so every step takes time linear in its length. A slow step would hold the GIL and
+stop the whole worker. tests/unit/test_redact.py tries hostile texts of 1 MB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MASK: Final = "***"
 MARGIN: Final = 4096
-"""Characters beyond a cut that are searched too, so that the first half of a password is not shown."""
+"""Characters beyond a cut that are also searched. Otherwise a password at the cut would be shown in part."""
 MISFIT_MAX: Final = 1000
 """Characters of such words."""
 
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 def excerpt(text: str, most: int) -> str:
-    """At most ``most`` characters of the redacted text: its start and its end, and how much was left out between.
+    """The redacted text. If it is longer than ``most`` characters, only its start and its end.
 
     The text is cut before it is searched, so the work depends on ``most`` and not on the length of the text.
     """
@@ -47,12 +47,12 @@ def excerpt(text: str, most: int) -> str:
 
 
 def misfit(error: Exception) -> str:
-    """Why a value does not fit, in the words of msgspec. They quote a client's names in full, so they are cut."""
+    """The message of msgspec about a value that does not fit. It is cut, because it may quote a long name in full."""
     return excerpt(str(error), MISFIT_MAX)
 
 
 def _masked(text: str, start: int, end: int) -> str:
-    """``text[start:end]``; a secret that reaches into it is masked as a whole."""
+    """``text[start:end]`` with its secrets masked, also a secret that is only partly inside."""
     parts: list[str] = []
     for first, last in sorted([*_in_front_of_hosts(text), *_in_queries(text)]):
         if first >= end:
@@ -65,11 +65,11 @@ def _masked(text: str, start: int, end: int) -> str:
 
 
 def _in_front_of_hosts(text: str) -> Iterator[tuple[int, int]]:
-    """Where the passwords of ``scheme://user:password@host`` stand.
+    """The positions of passwords in ``scheme://user:password@host``.
 
-    A password reaches to the last @ of the URL, because people forget to encode @ and / in it.
-    Every character is visited a fixed number of times: the runs that ``_USER`` scans end at a slash, @ or colon, and
-    the next run starts behind it.
+    A password extends to the last @ of the URL, because people forget to encode @ and / in it.
+    Every character is visited a fixed number of times: a run that ``_USER`` scans ends at a slash, @ or colon, and the
+    next run starts after it.
     """
     at_slashes = text.find("//")
     while at_slashes != -1:
@@ -86,11 +86,11 @@ def _in_front_of_hosts(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_web_host(text: str, at_slashes: int, behind_colon: int) -> bool:
-    """Whether this is ``http://host:80/...``, in whose path an @ may stand."""
+    """Whether this is ``http://host:80/...``. The path of such a URL may contain an @."""
     scheme = text[max(0, at_slashes - 6) : at_slashes].lower()
     return behind_colon > at_slashes + 3 and scheme.endswith(_WEB) and _PORT.match(text, behind_colon) is not None
 
 
 def _in_queries(text: str) -> Iterator[tuple[int, int]]:
-    """Where the values of ``?password=...`` and its like stand."""
+    """The positions of values of ``?password=...`` and similar parameters."""
     return (found.span(1) for found in _IN_QUERY.finditer(text))

@@ -1,4 +1,4 @@
-"""Settings from the environment, each with a flag on the command line."""
+"""Settings from the environment. Each is also a flag of the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECRETS = frozenset({"api_keys", "session_secret"})
 
 
 def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
-    """Where the embedded server keeps its data: the user's own data directory. ``env``: default ``os.environ``."""
+    """The default directory for the embedded server's data. ``env``: by default ``os.environ``."""
     env = os.environ if env is None else env
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "jobq"
@@ -35,45 +35,46 @@ _UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def to_seconds(text: str) -> float | None:
-    """A time of the command line or of a variable: "5s", "250ms", "10m", "2h", "7d"; a bare number is seconds."""
+    """Parse a time such as "5s", "250ms", "10m", "2h" or "7d". A number without a unit is seconds."""
     found = _TIME.fullmatch(text)
     return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every field is read from ``JOBQ_<FIELD>``. Times are seconds (a variable may also say "5m"), sizes are bytes."""
+    """Every field is read from ``JOBQ_<FIELD>``. Times are seconds (a variable may also be "5m"), sizes are bytes."""
 
     redis_url: str | None = None
     """redis://, rediss://, unix:// or valkey://. None means an embedded server."""
     data_dir: str | None = None
-    """Where the embedded server keeps its data. None means the user's data directory."""
+    """Directory for the embedded server's data. None means the user's data directory."""
     prefix: str = "jobq"
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Meta(ge=0, le=65535)] = 7800
     api_keys: str | None = None
     """``name:sha256-of-the-key:scope[:queues[:expires]]``, comma separated; see SECURITY.md."""
     session_secret: str | None = None
-    """Signs the dashboard's sessions: 32 characters or more, the same for all servers behind one address.
-    None means a random one at each start."""
+    """Secret that signs the dashboard's sessions: 32 characters or more, the same for all servers behind one address.
+    None means a random secret at each start."""
     allowed_hosts: str | None = None
     """Names that the Host header may have besides those of this machine, comma separated. Needed behind a proxy that
     passes the header on."""
     rate: Annotated[float, Meta(gt=0)] | None = None
-    """REST calls a second for each API key, or for each address if there are no keys. None means no limit."""
+    """REST calls per second for each API key, or for each address if there are no keys. None means no limit."""
     lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     concurrency: Annotated[int, Meta(ge=1)] = 100
     max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
     max_result: Annotated[int, Meta(ge=1)] = 1 << 20
-    """Bytes of JSON that a handler may return. A larger result fails its job: it would slow down every reader."""
+    """Bytes of JSON that a handler may return. A larger result fails the job, because it would slow down every
+    reader."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-        """Read ``JOBQ_*`` from ``env`` (default: ``os.environ``); an override that is not None wins.
+        """Read ``JOBQ_*`` from ``env`` (default: ``os.environ``). An override that is not None wins.
 
-        :raises SettingsError: naming the variable and what it takes.
+        :raises SettingsError: a variable cannot be used. The text names it and the values that it takes.
         """
         env = os.environ if env is None else env
         found: dict[str, Any] = {
@@ -83,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             seconds = to_seconds(found[field])
             found[field] = found[field] if seconds is None else seconds
         for field, value in found.items():
-            # one at a time, so that the error names the variable
+            # Convert one field at a time, so that the error can name its variable.
             try:
                 msgspec.convert({field: value}, cls, strict=False)
             except msgspec.ValidationError as error:
@@ -101,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"Settings({fields})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """The fields without secrets, for ``repr`` and for rich, which asks here and not for the repr."""
+        """The fields without secrets, for ``repr`` and for rich, which prints these instead of the repr."""
         return [(name, _shown(name, getattr(self, name))) for name in self.__struct_fields__]
 
     @property
@@ -117,12 +118,12 @@ def _shown(name: str, value: Any) -> Any:
 
 
 LIFELINE = "JOBQ_LIFELINE"
-"""By this variable a process knows its supervisor: see jobq/cli/supervisor.py."""
+"""The variable that connects a process with its supervisor, see jobq/cli/supervisor.py."""
 _NO_SETTINGS = ("JOBQ_TEST_", LIFELINE)
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[str]:
-    """A sentence for each ``JOBQ_*`` that is no setting: a mistyped name would otherwise do nothing, silently."""
+    """A warning for each ``JOBQ_*`` that is no setting. Otherwise a mistyped name would silently have no effect."""
     known = [f"JOBQ_{field.upper()}" for field in Settings.__struct_fields__]
     sentences: list[str] = []
     for name in sorted(env):

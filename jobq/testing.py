@@ -1,11 +1,11 @@
-"""Help for testing code that uses jobq: real queues on a real server that lives as long as the test, without waiting.
+"""Tools for testing code that uses jobq. They use a real server for the time of the test, and never wait for a delay.
 
     from jobq.testing import ManualClock, drain, on_server, temporary_server
 
     async def test_reminder():
         clock = ManualClock()
         with temporary_server() as url:
-            async with on_server(app.queue, url, clock=clock):  # the service's own queue, elsewhere
+            async with on_server(app.queue, url, clock=clock):  # the service's own queue, on the test's server
                 await app.remind.options(delay=3600).enqueue(user=7)
                 assert (await drain(app.queue)).completed == 0
                 clock.advance(3600)
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 __all__ = ["Drained", "FakeContext", "ManualClock", "drain", "on_server", "override", "temporary_server"]
 
 LOOK_SECONDS = 0.005
-"""How often ``drain`` looks whether all is done."""
+"""The time between two checks of ``drain`` whether all jobs are done."""
 
 
 class ManualClock:
     """A clock that stands still until it is advanced: ``Queue(..., clock=clock)``.
 
-    Whoever uses the queue must have the same clock. A worker that is running does not notice an advance by itself;
-    ``drain`` looks at the clock when it starts. ``now``: where it begins, unix ms.
+    All users of a queue must have the same clock. A running worker does not notice an advance by itself; ``drain``
+    reads the clock when it starts. ``now``: the first time, in unix ms.
     """
 
     def __init__(self, now: int = 1_700_000_000_000) -> None:
@@ -63,9 +63,9 @@ class ManualClock:
         return self.now
 
     def advance(self, by: Seconds) -> None:
-        """Let ``by`` (seconds or a ``timedelta``) pass.
+        """Advance the clock by ``by`` (seconds or a ``timedelta``).
 
-        :raises ValueError: time does not run backwards.
+        :raises ValueError: ``by`` is negative.
         """
         ms = to_ms(by)
         if ms < 0:
@@ -74,9 +74,9 @@ class ManualClock:
 
 
 class FakeContext(Context):
-    """A ``Context`` for calling a handler by itself. It keeps what the handler reports: ``logs`` and ``progresses``.
+    """A ``Context`` for calling a handler without a worker. ``logs`` and ``progresses`` list what the handler reports.
 
-    ``lost`` can be set, as the worker does when the job is no longer this run's.
+    Set ``lost`` to test how the handler reacts when its worker has lost the job.
     """
 
     __slots__ = ("logs", "progresses")
@@ -111,9 +111,10 @@ class FakeContext(Context):
 
 @contextmanager
 def override(dependency: Callable[..., Any], by: Callable[..., Any]) -> Generator[None]:
-    """Let ``Depends(dependency)`` give what ``by`` gives, in all runs of this process that start in the ``with`` block.
+    """Replace a dependency: ``Depends(dependency)`` calls ``by`` instead, in all runs that start in the ``with`` block.
 
-    ``by`` may be whatever ``Depends`` takes. Child processes (``isolate="process"``) keep the dependency itself.
+    ``by`` may be anything that ``Depends`` takes. The replacement holds in this process. Child processes
+    (``isolate="process"``) keep the dependency itself.
     """
     key = key_of(dependency)
     before = overrides.get(key)
@@ -128,7 +129,7 @@ def override(dependency: Callable[..., Any], by: Callable[..., Any]) -> Generato
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """How the runs of a ``drain`` ended; a job that was run twice counts twice."""
+    """The number of runs of a ``drain`` that ended in each way. A job that ran twice counts twice."""
 
     completed: int = 0
     failed: int = 0
@@ -136,18 +137,18 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds = 30.0) -> Drained:
-    """Run what waits in these queues, and what it enqueues, with a real worker in this process, until nothing is left.
+    """Run all waiting jobs of these queues, and the jobs that they enqueue, with a real worker in this process.
 
-    A failed job waits out its backoff as delayed, and delayed jobs are left alone until they are due;
-    ``include_delayed`` runs them at once, so that a job goes through all its attempts.
+    Delayed jobs stay delayed until they are due, and so does a failed job until its next attempt. ``include_delayed``
+    runs them at once, so that a job goes through all its attempts.
 
-    :raises TimeoutError: something still waited or ran after ``timeout`` (seconds).
-    :raises RuntimeError: a queue is paused: its jobs would wait for ever.
+    :raises TimeoutError: jobs were still waiting or running after ``timeout`` (seconds).
+    :raises RuntimeError: a queue is paused, so its jobs would wait for ever.
     """
     async with Worker(*queues, grace=0) as worker:
         before = await _look(queues)
         if paused := [stats.queue for stats in before if stats.paused]:
-            raise RuntimeError(f"queue {paused[0]!r} is paused: resume it, or its jobs wait for ever")
+            raise RuntimeError(f"queue {paused[0]!r} is paused, so its jobs would never run; resume it first")
         after = before
         running = worker.start()
         try:
@@ -157,10 +158,10 @@ async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds 
                         for queue in queues:
                             await _promote_delayed(queue)
                     earlier, after = after, await _look(queues)
-                    # queues are looked at one by one: a job that ended between two looks may have filled the other
+                    # Queues are read one after another. A job that ended in between may have enqueued to another one.
                     if not any(map(_busy, [*earlier, *after])) and [*map(_ends, earlier)] == [*map(_ends, after)]:
                         break
-                    # its end here would be an error of a hook: raised below, where it is awaited
+                    # If the worker ends here, a hook has failed. Its error is raised below, where it is awaited.
                     await asyncio.wait([running], timeout=LOOK_SECONDS)
                     if running.done():
                         break
@@ -188,7 +189,7 @@ def _ends(stats: Stats) -> tuple[int, int, int]:
 
 
 async def _promote_delayed(queue: Queue) -> None:
-    """Delayed jobs run now, but for those that no handler here can read: they would come back for ever."""
+    """Promote all delayed jobs, except those that no handler here can read: they would be delayed again for ever."""
     cursor = None
     while True:
         page = await queue.briefs(State.DELAYED, limit=1000, cursor=cursor)
@@ -197,7 +198,7 @@ async def _promote_delayed(queue: Queue) -> None:
                 try:
                     await queue.promote(row.id)
                 except WrongState:
-                    continue  # it came due meanwhile
+                    continue  # The job came due meanwhile.
         cursor = page.cursor
         if cursor is None:
             return
@@ -205,13 +206,13 @@ async def _promote_delayed(queue: Queue) -> None:
 
 @asynccontextmanager
 async def on_server(queue: Queue, url: str, *, clock: Callable[[], int] | None = None) -> AsyncGenerator[Queue]:
-    """Open a queue, with its tasks, on another server than its own, and perhaps with another clock.
+    """Open a queue with its tasks on a server other than its own. ``clock`` replaces the queue's clock.
 
-    :raises RuntimeError: it is open already.
+    :raises RuntimeError: the queue is open already.
     :raises StoreError: as ``queue.open``.
     """
     if queue.is_open:
-        raise RuntimeError(f"{queue!r} is open already: it cannot be moved to another server")
+        raise RuntimeError(f"{queue!r} is open already; close it before you open it on another server")
     attributes = vars(queue)
     before = attributes["_redis"], attributes["clock"]
     attributes |= {"_redis": url, "clock": clock or queue.clock}
@@ -224,11 +225,11 @@ async def on_server(queue: Queue, url: str, *, clock: Callable[[], int] | None =
 
 @contextmanager
 def temporary_server() -> Generator[str]:
-    """A server of one's own, empty, gone afterwards with all its data; gives its URL.
+    """Start an empty server and return its URL. Afterwards the server is stopped and its data removed.
 
-    It is the embedded server: from ``jobq[embedded]``, else valkey-server or redis-server on PATH.
+    It is the server of ``jobq[embedded]``, or else valkey-server or redis-server from PATH.
 
-    :raises NoServer: there is none of them.
+    :raises NoServer: none of them is installed.
     """
     from jobq.engine.server.embedded import EmbeddedServer
 
@@ -244,14 +245,14 @@ def temporary_server() -> Generator[str]:
 
 
 def _in_a_thread(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine where no event loop is: this one's caller may have one, or none."""
+    """Run a coroutine in a new thread, because the caller's thread may have a running event loop."""
     answers: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             answers.append(asyncio.run(coroutine))
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
 
     thread = Thread(target=run, name="jobq-testing")

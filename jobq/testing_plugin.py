@@ -1,6 +1,6 @@
 """Pytest fixtures: ``pytest_plugins = ["jobq.testing_plugin"]`` in the topmost conftest.py.
 
-No entry point registers them: that would import jobq into every pytest run of an environment that has it.
+They have no entry point, because that would import jobq into every pytest run where it is installed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def jobq_url(jobq_server_url: str) -> str:
 
 @pytest.fixture
 def jobq_clock() -> ManualClock:
-    """A clock that stands still until the test advances it; ``jobq_queue`` goes by it."""
+    """A clock that stands still until the test advances it. ``jobq_queue`` uses it."""
     return ManualClock()
 
 

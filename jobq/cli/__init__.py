@@ -34,18 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        return OK  # the reader of our output left, as `| head` does
+        return OK  # The reader of our output is gone, as with `| head`.
     finally:
         _let_go_of_lost_readers()
 
 
 def _must_be_text(words: Sequence[str]) -> None:
-    """Bytes of the shell that are not UTF-8 arrive as lone surrogates, which Redis and JSON cannot take."""
+    """Refuse arguments that are not UTF-8. They arrive as lone surrogates, which Redis and JSON cannot store."""
     for number, word in enumerate(words, 1):
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise SettingsError(f"argument {number} is not UTF-8") from None
+            raise SettingsError(f"argument {number} is not UTF-8; encode it as UTF-8") from None
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The settings. Flags are written to the environment first, so that targets and child processes see them too.
+    """The settings. Flags are written to the environment first, so that targets and child processes use them too.
 
     :raises SettingsError: a flag or variable cannot be used.
     """
@@ -63,7 +63,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         value = getattr(args, field, None)
         if value is not None:
             os.environ[f"JOBQ_{field.upper()}"] = str(value)
-    if LIFELINE not in os.environ:  # the supervisor has said it already
+    if LIFELINE not in os.environ:  # The supervisor has already warned about unknown variables.
         for sentence in unknown_variables(os.environ):
             render.complain(sentence)
     return Settings.from_env()
@@ -75,14 +75,14 @@ def _complain(error: JobqError, code: int) -> int:
 
 
 def _write_what_cannot_be_encoded() -> None:
-    """With LANG=C an é in a payload would otherwise end the command with a traceback."""
+    """Escape characters that the terminal cannot show. With LANG=C an é in a payload would raise an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _let_go_of_lost_readers() -> None:
-    """Python writes once more to stdout and stderr while it exits, and complains if that fails."""
+    """Redirect a stream whose reader is gone. Python flushes it once more at exit and would print an error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""``jobq bench``: runs the benchmark, which no other command loads."""
+"""``jobq bench``. It imports the benchmark only when it runs, because other commands do not need it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``jobq dev``: server, REST and workers with one command, and a summary of what runs where."""
+"""``jobq dev``: Redis server, REST and workers with one command, and a summary of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
 
 GRACE = 3.0
-"""Seconds that running jobs get after Ctrl-C, unless set otherwise. A developer does not want to wait 25."""
+"""Default seconds that running jobs get after Ctrl-C. A developer does not want to wait 25 seconds."""
 
 
 def dev(args: argparse.Namespace, settings: Settings) -> int:
-    """Run everything until Ctrl-C. With ``--reload`` REST is restarted too: it knows the types and their schemas."""
+    """Run everything until Ctrl-C. ``--reload`` also restarts REST, because it serves the types and their schemas."""
     if "JOBQ_GRACE" not in os.environ:
         os.environ["JOBQ_GRACE"] = str(GRACE)
         settings = Settings.from_env()
@@ -42,7 +42,7 @@ def dev(args: argparse.Namespace, settings: Settings) -> int:
     follow_supervisor(grace=settings.grace + 2 * SETTLING)
     if args.reload:
         queues = load_target(args.target)
-        # the other flags are in the environment
+        # The other flags are in the environment.
         words = ["dev", args.target, f"--processes={args.processes}"]
         supervisor = partial(
             Supervisor,
@@ -65,14 +65,14 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
         stop.set()
         supervisor.stop()
         if first:
-            render.complain("stopping; once more to stop at once")
+            render.complain("stopping; press Ctrl-C again to stop at once")
 
     on_stop_signals(on_signal)
     bound: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(listen(queues, settings, stop, lambda host, port: bound.set_result((host, port))))
     await asyncio.wait([serving, bound], return_when=asyncio.FIRST_COMPLETED)
     if bound.done():
-        with contextlib.suppress(BrokenPipeError):  # work goes on if nobody reads the output any more
+        with contextlib.suppress(BrokenPipeError):  # Jobs run on if nobody reads the output any more.
             render.say(*screen(queues, settings, url(*bound.result()), processes))
         serving.add_done_callback(lambda _: stop.is_set() or supervisor.stop())
         code = await supervisor.run()
@@ -85,7 +85,7 @@ async def _dev(target: str, queues: list[Queue], processes: int, settings: Setti
 
 
 def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -> list[str]:
-    """What runs where, and three commands to try. The first one enqueues a job that the queue takes."""
+    """The summary, and three commands to try. The first one enqueues a job that the queue accepts."""
     first = queues[0]
     jobs = f"{settings.concurrency} jobs at a time each"
     servers = dict.fromkeys(_server(queue) for queue in queues)
@@ -114,7 +114,7 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
         "",
         *(f"  {line}" for line in curls),
         "",
-        "  Ctrl-C stops all of it and keeps the data.",
+        "  Ctrl-C stops everything and keeps the data.",
         "",
     ]
 
@@ -122,4 +122,4 @@ def screen(queues: list[Queue], settings: Settings, rest: str, processes: int) -
 def _server(queue: Queue) -> str:
     address = queue.store.connection.url
     embedded = queue.settings.redis_url is None and address.endswith(".server")
-    return f"embedded, its data in {queue.settings.data_path}" if embedded else redact(address)
+    return f"embedded, data in {queue.settings.data_path}" if embedded else redact(address)

@@ -1,4 +1,4 @@
-"""``jobq enqueue``: add a job from the shell."""
+"""``jobq enqueue`` adds a job from the shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job for the screen of ``jobq dev``, made from the signature of a handler."""
+"""Makes the example job that ``jobq dev`` shows, from the signature of a handler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
 
 DEEPEST = 20
-"""Levels after which a type that contains itself gets null."""
+"""Levels after which a type that contains itself is filled with null."""
 _BY_TYPE: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
 _FORMATS = {
     "date-time": "2030-01-31T12:00:00Z",
@@ -26,11 +26,11 @@ _FORMATS = {
 
 
 def example(queue: Queue) -> dict[str, Any] | None:
-    """A job that the queue takes, made for the first of its types that allows it; None if no type does."""
+    """A job that the queue accepts, for its first type with a usable schema. None if there is no such type."""
     if not queue.tasks:
         return {"type": "anything", "payload": {}}
     for task in queue.tasks.values():
-        # a type of the user's own may have no schema, or one (a pattern, say) that the sample does not meet
+        # A user's type may have no schema, or the sample may not match it, for example a pattern.
         with contextlib.suppress(TypeError, InvalidJob):
             schema = task.schema()
             payload = _sample(schema, schema)
@@ -40,7 +40,7 @@ def example(queue: Queue) -> dict[str, Any] | None:
 
 
 def _sample(schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> Any:
-    """A value that a JSON schema made by msgspec takes, as a rule; of an object only what is required."""
+    """A value that usually matches a JSON schema of msgspec. An object gets only its required fields."""
     for name, of in (("$ref", _of_reference), ("examples", _first), ("enum", _first), ("anyOf", _of_union)):
         if name in schema:
             schema = of(schema[name], root) if depth < DEEPEST else {}
@@ -67,5 +67,5 @@ def _first(values: list[Any], _: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_union(schemas: list[dict[str, Any]], _: dict[str, Any]) -> dict[str, Any]:
-    """Null where it is allowed: it ends the types that contain themselves."""
+    """Whether null is allowed. Null ends a type that contains itself."""
     return {"type": "null"} if {"type": "null"} in schemas else schemas[0]

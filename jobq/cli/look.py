@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: queues, stats, workers, ls, show, logs."""
+"""Commands that only read: queues, stats, workers, ls, show, logs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def stats(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def queues(args: argparse.Namespace, settings: Settings) -> None:
-    """``jobq queues``; with --types the types instead."""
+    """``jobq queues``. With --types it lists the types instead."""
     if args.types:
         _types(args, settings)
         return
@@ -47,7 +47,7 @@ def _types(args: argparse.Namespace, settings: Settings) -> None:
         elif found:
             render.say(*render.table(render.TYPES_HEAD, [render.type_row(name, row) for name, row in found]))
         else:
-            render.say("no types; workers and servers publish them when they start: jobq work TARGET")
+            render.say("there are no types; workers and servers publish them when they start: jobq work TARGET")
 
     run(main())
 
@@ -86,18 +86,18 @@ def workers(args: argparse.Namespace, settings: Settings) -> None:
         elif rows:
             render.say(*render.table(render.WORKERS_HEAD, [render.worker_line(row) for row in rows]))
         else:
-            render.say("no workers; start some: jobq work TARGET")
+            render.say("there are no workers; start some with jobq work TARGET")
 
     run(main())
 
 
 async def known_workers(queues: list[Queue]) -> list[WorkerRow]:
-    """The workers of all these queues, each once."""
+    """The workers of all these queues, without duplicates."""
     found: dict[str, WorkerRow] = {}
     for queue in queues:
         for row in await queue.workers():
             known = found.get(row.id)
-            # Each queue has a row of its own for the worker.
+            # A worker has one row in each of its queues.
             found[row.id] = replace(row, queues=sorted({*known.queues, *row.queues})) if known else row
     return list(found.values())
 
@@ -121,7 +121,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
                 if cursor is None:
                     return
             if not args.json:
-                render.say("... there are more: --limit N or --all")
+                render.say("... there are more jobs; list them with --limit N or --all")
 
     run(main())
 
@@ -152,7 +152,7 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def logs(args: argparse.Namespace, settings: Settings) -> None:
-    """``jobq logs``; with --follow until the job is finished."""
+    """``jobq logs``. With --follow it runs until the job is finished."""
 
     async def main() -> None:
         name, job_id = split_id(args.id, args.queue)
@@ -160,7 +160,7 @@ def logs(args: argparse.Namespace, settings: Settings) -> None:
             shown: list[LogLine] = []
             finished = not args.follow
             while True:
-                # look at the state first: what was logged before the end is then read after it
+                # Read the state first. Lines that were logged before the job ended are then not missed.
                 finished = finished or (await queue.get(job_id)).state in (State.COMPLETED, State.FAILED)
                 lines = await queue.logs(job_id)
                 for line in unseen(shown, lines):
@@ -177,7 +177,7 @@ def logs(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def unseen(shown: list[LogLine], lines: list[LogLine]) -> list[LogLine]:
-    """The lines behind those that were shown. Redis keeps the last 64 KiB, so the first ones may be gone by now."""
+    """The lines after those already shown. Redis keeps the last 64 KiB, so the first ones may be gone."""
     for kept in range(min(len(shown), len(lines)), 0, -1):
         if shown[-kept] == lines[0] and shown[-kept:] == lines[:kept]:
             return lines[kept:]

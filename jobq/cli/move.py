@@ -1,4 +1,4 @@
-"""Commands that move jobs: retry, kill, promote, rm; and those of whole queues: pause, resume, queue rm."""
+"""Commands that change jobs: retry, kill, promote, rm. And those that change a queue: pause, resume, queue rm."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: 
 
 
 def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> int:
-    """Move the jobs that are named. One that cannot be moved is reported and does not keep the others."""
+    """Change the named jobs. One that cannot be changed is reported, and the others are still changed."""
     if not args.ids:
         return _refuse("say which job: ID" + (", or --all" if "all" in args else ""))
 
@@ -108,7 +108,7 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
 
 
 def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, verb: str) -> int:
-    """Move all jobs of a state, in pages, with a bar."""
+    """Change all jobs of a state, in pages, with a progress bar."""
     if args.ids:
         return _refuse("either IDs or --all, not both")
 

@@ -1,4 +1,4 @@
-"""What the command line takes. Nothing is imported here that a command needs only when it runs."""
+"""The parser of the command line. It imports nothing that a command needs only when it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPILOG = """\
 'jobq COMMAND --help' describes a command.
 
 TARGET   package.module:name or path/file.py:name, a queue or a list of queues in your code.
-QUEUE    the name of a queue, or a TARGET. Left out: the only queue there is, else "default".
+QUEUE    the name of a queue, or a TARGET. The default is the only queue there is, else "default".
 ID       a job, as queue:id. The id alone is enough with --queue, or if there is only one queue.
 TIME     5s, 250ms, 10m, 2h or 7d. A number without a unit is seconds.
 
@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors take one line."""
 
     def __init__(self, **given: Any) -> None:
-        # an abbreviated flag would change its meaning when another flag is added
+        # A new flag could change the meaning of an abbreviated one.
         super().__init__(allow_abbrev=False, **given)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to read more; exit with 2."""
+        """Print the error and where to read more, and exit with 2."""
         render.complain(f"{message}; see '{self.prog} --help'")
         self.exit(2)
 
@@ -56,7 +56,7 @@ class Menu:
         self._lines += ["", f"{title}:"]
 
     def add(self, name: str, run: str, words: str) -> argparse.ArgumentParser:
-        """A command. ``run``: "module:function" in this package."""
+        """Add a command. ``run``: "module:function" in this package."""
         self._lines.append(f"  {name:<10} {words}")
         self._parser.description = "\n".join([self._intro, *self._lines])
         parser = self._subparsers.add_parser(name, description=words[0].upper() + words[1:] + ".")
@@ -65,7 +65,7 @@ class Menu:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; ``args.run`` is "module:function" in this package."""
+    """The parser. It sets ``args.run`` to "module:function" in this package."""
     parser = Parser(
         prog="jobq",
         usage="jobq COMMAND ...",
@@ -99,7 +99,7 @@ def _add_processes(menu: Menu) -> None:
     dev = _command(menu, "dev", "dev:dev", "run server, REST and workers together, for development")
     dev.add_argument("target", metavar="TARGET", help="the queues to serve and run")
     dev.add_argument("--processes", type=values.whole(0), default=2, metavar="N", help="worker processes (default: 2)")
-    _reload(dev, "restart it all when the code changes")
+    _reload(dev, "restart everything when the code changes")
     _http_settings(dev)
     _worker_settings(dev)
 
@@ -138,9 +138,13 @@ def _add_processes(menu: Menu) -> None:
 
     bench = _command(menu, "bench", "bench:bench", "measure jobq on this machine, in about ten seconds", shown=True)
     bench.add_argument(
-        "--seconds", type=values.positive_seconds, default=2.0, metavar="TIME", help="for each of two measurements (2s)"
+        "--seconds",
+        type=values.positive_seconds,
+        default=2.0,
+        metavar="TIME",
+        help="length of each of two measurements (2s)",
     )
-    bench.add_argument("--concurrency", type=values.whole(1), default=100, metavar="N", help="of the worker (100)")
+    bench.add_argument("--concurrency", type=values.whole(1), default=100, metavar="N", help="jobs at a time (100)")
 
 
 def _add_looking(menu: Menu) -> None:
@@ -157,7 +161,7 @@ def _add_looking(menu: Menu) -> None:
     top = _command(menu, "top", "top:top", "watch queues and workers live; q quits")
     top.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
     top.add_argument(
-        "--interval", type=values.positive_seconds, default=1.0, metavar="TIME", help="time between two looks (1s)"
+        "--interval", type=values.positive_seconds, default=1.0, metavar="TIME", help="time between two updates (1s)"
     )
 
     ls = _command(menu, "ls", "look:ls", "list jobs", shown=True, queue=True)
@@ -173,7 +177,11 @@ def _add_looking(menu: Menu) -> None:
     logs.add_argument("id", metavar="ID", help="the job")
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more lines until the job is finished")
     logs.add_argument(
-        "--interval", type=values.positive_seconds, default=0.5, metavar="TIME", help="with -f: between looks (500ms)"
+        "--interval",
+        type=values.positive_seconds,
+        default=0.5,
+        metavar="TIME",
+        help="with -f: time between two reads (500ms)",
     )
 
 
@@ -189,23 +197,30 @@ def _add_jobs(menu: Menu) -> None:
     )
     enqueue.add_argument("--create", action="store_true", help="let --queue name a queue that does not exist yet")
     time: dict[str, Any] = {"type": values.seconds, "metavar": "TIME"}
-    enqueue.add_argument("--delay", **time, help="run it no sooner than in this time")
+    enqueue.add_argument("--delay", **time, help="run it after this time at the earliest")
     enqueue.add_argument(
-        "--run-at", type=values.moment, metavar="WHEN", help="run it no sooner than then: 2030-01-31T08:00:00+01:00"
+        "--run-at",
+        type=values.moment,
+        metavar="WHEN",
+        help="run it at this time at the earliest: 2030-01-31T08:00:00+01:00",
     )
-    enqueue.add_argument("--id", help="an id of your own; the same job sent again with it is added once")
+    enqueue.add_argument("--id", help="an id of your own; the same job with the same id is added once")
     enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first")
     enqueue.add_argument("--attempts", type=values.attempts, metavar="N", help="total number of runs, or unlimited")
     enqueue.add_argument(
         "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
     )
     enqueue.add_argument("--timeout", **time, help="limit of one run")
-    enqueue.add_argument("--lifo", action="store_true", default=None, help="run it before the others of its priority")
+    enqueue.add_argument(
+        "--lifo", action="store_true", default=None, help="run it before the other jobs of its priority"
+    )
     enqueue.add_argument("--key", help="while a job with this key is unfinished, no other is added")
-    enqueue.add_argument("--key-ttl", **time, help="hold the key for this time instead")
+    enqueue.add_argument("--key-ttl", **time, help="hold the key for this time, even if the job ends earlier")
     enqueue.add_argument("--retention", **time, help="keep the finished job for this time")
     enqueue.add_argument(
-        "--durability", choices=get_args(Durability), help="what must be confirmed first (default: the queue's)"
+        "--durability",
+        choices=get_args(Durability),
+        help="what must be confirmed before the command ends (default: the queue's)",
     )
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
@@ -227,7 +242,7 @@ def _add_jobs(menu: Menu) -> None:
 
 def _add_queues(menu: Menu) -> None:
     for name, words in (
-        ("pause", "let no worker start jobs of a queue; running jobs go on"),
+        ("pause", "let no worker start jobs of a queue; running jobs continue"),
         ("resume", "let workers start jobs again"),
     ):
         verb = _command(menu, name, f"move:{name}", words, shown=True)
@@ -241,7 +256,7 @@ def _add_queues(menu: Menu) -> None:
 
 def _add_access(menu: Menu) -> None:
     key = menu.add("key", "serve:key", "make an API key for JOBQ_API_KEYS")
-    key.add_argument("name", metavar="NAME", help="whose key it is")
+    key.add_argument("name", metavar="NAME", help="name of the key's owner")
     key.add_argument("--scope", choices=["read", "write", "admin"], default="write", help="default: write")
     key.add_argument("--queue", action="append", metavar="PATTERN", help="only for these queues; may be repeated")
 
@@ -249,7 +264,7 @@ def _add_access(menu: Menu) -> None:
 def _command(
     menu: Menu, name: str, run: str, words: str, *, shown: bool = False, queue: bool = False
 ) -> argparse.ArgumentParser:
-    """A command with the settings that all have. ``shown``: it prints data, as JSON on request."""
+    """Add a command with the settings that all commands have. ``shown``: it prints data, and takes --json."""
     parser = menu.add(name, run, words)
     if shown:
         parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
@@ -270,7 +285,7 @@ def _http_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", dest="http_port", type=values.whole(1), metavar="PORT", help="default: 7800")
     group.add_argument("--api-keys", metavar="KEYS", help="name:sha256:scope[:queues[:expires]],...")
     group.add_argument("--allowed-hosts", metavar="NAMES", help="names that the Host header may have, comma separated")
-    group.add_argument("--rate", type=float, metavar="N", help="calls a second for each key (default: no limit)")
+    group.add_argument("--rate", type=float, metavar="N", help="calls per second for each key (default: no limit)")
     group.add_argument("--max-payload", type=values.whole(1), metavar="BYTES", help="largest payload (default: 1 MiB)")
 
 
@@ -300,6 +315,9 @@ def _bulk(parser: argparse.ArgumentParser, words: str, *, states: list[str], sta
     parser.add_argument("--all", action="store_true", help=words)
     parser.add_argument("--state", choices=states, default=state, help=f"with --all: of this state{default}")
     parser.add_argument(
-        "--older-than", type=values.seconds, metavar="TIME", help="with --all: finished, or due, so long ago"
+        "--older-than",
+        type=values.seconds,
+        metavar="TIME",
+        help="with --all: only jobs that finished, or were due, longer ago than this",
     )
     parser.add_argument("--limit", type=values.whole(1), metavar="N", help="with --all: at most N jobs")

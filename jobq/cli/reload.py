@@ -1,6 +1,6 @@
-"""``--reload``: notices that a file of the target's code has changed.
+"""``--reload`` notices when a file of the target's code changes.
 
-It looks at the modification times twice a second. The files are few, and no further package is needed for that.
+It reads the modification times twice a second. There are few files, and this needs no other package.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EVERY: Final = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 INSTALLED: Final = {"site-packages", "dist-packages"}
 LEFT_OUT: Final = {"__pycache__", "node_modules", "venv", *INSTALLED}
 
 
 def code_roots() -> tuple[set[Path], set[Path]]:
-    """Where the code lies that is imported now: packages, and directories of single modules.
+    """The directories of all code that is imported now: packages, and directories of single modules.
 
     Installed packages, the standard library and jobq itself are left out.
     """
@@ -39,7 +39,7 @@ def code_roots() -> tuple[set[Path], set[Path]]:
         path = Path(file).resolve()
         if INSTALLED & set(path.parts) or path.suffix != ".py":
             continue
-        # app/tasks/mail.py as app.tasks.mail: the package is two above the file, or three above its __init__.py
+        # The package of app.tasks.mail is two levels above app/tasks/mail.py, or three above mail/__init__.py.
         depth = name.count(".") + (path.name == "__init__.py")
         if depth:
             packages.add(path.parents[depth - 1])
@@ -60,12 +60,12 @@ def look(packages: set[Path], folders: set[Path]) -> dict[str, int]:
                     if name.endswith(".py"):
                         found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
                 except OSError:
-                    continue  # removed meanwhile
+                    continue  # The file was removed meanwhile.
     return found
 
 
 async def watch(changed: Callable[[], None]) -> None:
-    """Call ``changed`` whenever a file of the code that is imported now changes, comes or goes. Never returns."""
+    """Call ``changed`` whenever a file of the imported code is changed, added or removed. Never returns."""
     packages, folders = code_roots()
     before = look(packages, folders)
     log.info("reloading when a file changes", places=sorted(map(str, packages | folders)))
@@ -74,6 +74,6 @@ async def watch(changed: Callable[[], None]) -> None:
         now = await asyncio.to_thread(look, packages, folders)
         if now != before:
             paths = sorted({path for path, _ in now.items() ^ before.items()})
-            log.info("code has changed: restarting", files=paths[:5])
+            log.info("code has changed; restarting", files=paths[:5])
             before = now
             changed()

@@ -1,7 +1,7 @@
-"""What commands print: text for people, one JSON document a line for programs.
+"""Output of the commands: text for people, or one JSON document per line for programs.
 
-Every word reaches the terminal through ``say``, ``say_json`` and ``complain``, which make it printable: most of it was
-chosen by somebody else. A test refuses a ``print`` anywhere else in the command line.
+All output goes through ``say``, ``say_json`` and ``complain``, which make it printable, because most of it was chosen
+by clients. A test refuses a ``print`` anywhere else in the command line.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def say(*lines: str) -> None:
-    """Write lines to stdout. A newline inside of one is shown as ``\\n``, so that nothing can forge a line."""
+    """Write lines to stdout. A newline inside a line is shown as ``\\n``, so that a value cannot forge a line."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stdout.flush()
 
 
 def say_json(value: Any) -> None:
-    """One JSON document on one line. A job's id carries its queue."""
+    """Write one JSON document on one line. A job's id includes its queue."""
     if isinstance(value, JobRow):
         value = msgspec.structs.replace(value, id=f"{value.queue}:{value.id}")
     sys.stdout.write(f"{_one_line(msgspec.json.encode(value))}\n")
@@ -39,7 +39,7 @@ def say_json(value: Any) -> None:
 
 
 def complain(words: str) -> None:
-    """One line on stderr, whose reader may be gone."""
+    """Write one line to stderr. Its reader may be gone."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"jobq: {printable(' '.join(words.split()))}\n")
         sys.stderr.flush()
@@ -50,11 +50,11 @@ def _one_line(document: bytes) -> str:
     try:
         return printable_json(msgspec.json.format(document, indent=-1).decode())
     except (msgspec.DecodeError, UnicodeError):
-        return printable(document.decode(errors="replace"))  # what stands in Redis is not sound; show it all the same
+        return printable(document.decode(errors="replace"))  # The stored text is damaged. Show it anyway.
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The lines of a table: its head, then the rows. Numbers stand to the right, text to the left."""
+    """The lines of a table: its head, then the rows. Numbers are aligned to the right, text to the left."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
@@ -94,7 +94,7 @@ def clock(ms: int | None) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) + f".{ms % 1000:03}"
     except (OverflowError, ValueError, OSError):
-        return f"{ms} ms"  # a damaged row may hold any number
+        return f"{ms} ms"  # A damaged row may contain any number.
 
 
 STATS_HEAD = ("QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "WAIT P99", "RUN P99", "")
@@ -116,7 +116,7 @@ def queue_row(stats: Stats) -> tuple[Any, ...]:
 
 
 def queue_facts(stats: Stats) -> dict[str, Any]:
-    """What ``jobq queues`` says of a queue. The workers are those that are alive."""
+    """A queue's document of ``jobq queues --json``. It counts living workers only."""
     names = ("queue", "waiting", "delayed", "active", "completed", "failed", "workers", "paused")
     return {name: getattr(stats, name) for name in names}
 
@@ -148,7 +148,7 @@ def job_line(row: JobRow | JobBrief, now_ms: float) -> tuple[Any, ...]:
 
 
 def job_lines(row: JobRow) -> list[str]:
-    """All that is known of a job, one fact a line, then its errors."""
+    """A job in full: one fact per line, then its errors."""
     facts: list[tuple[str, Any]] = [
         ("id", f"{row.queue}:{row.id}"),
         ("type", row.type),
@@ -181,7 +181,7 @@ def _json(raw: msgspec.Raw | bytes | None) -> str | None:
 
 
 def _error(error: AttemptError) -> list[str]:
-    # a kill ends a job without charging an attempt
+    # A kill ends a job without using an attempt.
     what = f"attempt {error.attempt} failed" if error.attempt else "killed"
     message, *more = printable_lines(f"{error.type}: {error.message}", "  ")
     trace = printable_lines(error.traceback, "  ") if error.traceback else more
@@ -189,7 +189,7 @@ def _error(error: AttemptError) -> list[str]:
 
 
 def log_lines(line: LogLine) -> list[str]:
-    """An entry of a job's log; its further lines are indented."""
+    """An entry of a job's log. Lines after the first are indented."""
     start = f"{clock(line.at)}  "
     first, *more = printable_lines(line.message, " " * len(start))
     return [start + first[len(start) :], *more]
@@ -217,7 +217,7 @@ def worker_line(row: WorkerRow) -> tuple[Any, ...]:
 
 @contextmanager
 def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int], None], None, None]:
-    """A progress bar on stderr, which is told how much is done. A counter without rich; nothing without a terminal."""
+    """A progress bar on stderr. Without rich it is a counter, and without a terminal nothing."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return

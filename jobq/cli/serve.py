@@ -1,4 +1,4 @@
-"""``jobq serve``: the REST interface, in one process or in several that share a port. And ``jobq key``."""
+"""``jobq serve`` runs the REST interface in one process, or in several that share a port. ``jobq key`` makes keys."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
     names = [f"--queue={name}" for name in args.queue]
     target = [args.target] if args.target else []
     words = [sys.executable, "-m", "jobq", "serve", *target, *names]
-    # all processes must accept the sessions that one of them made
+    # Every process must accept the sessions of the others.
     env = {"JOBQ_SESSION_SECRET": settings.session_secret or secrets.token_hex(32)}
     return run(_supervise(words, args.processes, env))
 
 
 def key(args: argparse.Namespace, _: Settings) -> None:
-    """``jobq key``: print the secret for its owner, and the entry for JOBQ_API_KEYS."""
+    """``jobq key``: print the secret for the owner, and the entry for JOBQ_API_KEYS."""
     scope = auth.Scope[args.scope.upper()]
     secret, made = auth.new_key(args.name, scope, args.queue or ("*",))
     render.say(f"key for {args.name}, shown this once:", f"  {secret}", "entry for JOBQ_API_KEYS:", f"  {made.entry()}")
 
 
 def check_bind(settings: Settings) -> None:
-    """Check address and keys before anything starts.
+    """Check the address and the keys before anything starts.
 
-    :raises SettingsError: other machines could reach us and there is no key, or a key cannot be read.
+    :raises SettingsError: other machines could reach this server and there is no key, or a key cannot be read.
     """
     auth.check_bind(settings.http_host, auth.parse_keys(settings.api_keys or ""))
 
@@ -82,7 +82,7 @@ async def listen(
     try:
         await server.serve(app, host, port, stop=stop, started=started, reuse_port=reuse_port)
     except ConnectionError:
-        raise  # this is about Redis, not about the address
+        raise  # This error is about Redis and not about the address.
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(f"port {port} of {host} is taken: choose another with --port") from None

@@ -1,4 +1,4 @@
-"""What the commands share: the event loop, signals, and queues by name or target."""
+"""Shared by the commands: the event loop, signals, and queues by name or target."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def loaded() -> None:
-    """Exempt all objects that exist now from garbage collection. Call it when a long-running process has loaded all."""
+    """Exempt all existing objects from garbage collection. Call it when a long-running process has loaded its code."""
     gc.collect()
     gc.freeze()
 
 
 def on_stop_signals(stop: Callable[[], None], at_once: Callable[[], None] | None = None) -> None:
-    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C); the process does not end by itself.
+    """Call ``stop`` at every SIGTERM and SIGINT (Ctrl-C). The process does not end by itself.
 
-    ``at_once`` is called at SIGQUIT, which a supervisor sends when it is told a second time to stop. None: ``stop``.
+    ``at_once`` is called at SIGQUIT, which a supervisor sends at its second stop. The default is ``stop``.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,19 +57,20 @@ def on_stop_signals(stop: Callable[[], None], at_once: Callable[[], None] | None
 
 
 def is_target(word: str) -> bool:
-    """Whether it leads to code: it has a ":" or a "/", which a queue's name cannot have.
+    """Whether the word names code and not a queue: it contains a ":" or a "/", which a queue's name cannot contain.
 
-    So ``x.py`` is a queue's name. A name comes from Redis or from somebody's job id, and must never run a file.
+    So ``x.py`` is a queue's name. Names come from Redis or from a job's id, and must never run a file.
     """
     return ":" in word or "/" in word
 
 
 @asynccontextmanager
 async def one_queue(word: str | None, settings: Settings, *, create: bool = False) -> AsyncGenerator[Queue, None]:
-    """The queue that is meant, open. If it is not said which: the only one there is, else "default".
+    """The named queue, open. Without a name: the only queue there is, else "default".
 
-    :raises TargetError: it is not clear which one is meant.
-    :raises UnknownQueue: Redis has none of that name. ``create`` allows it; else a mistyped name would make a queue.
+    :raises TargetError: there is no name, and there are several queues.
+    :raises UnknownQueue: Redis has no queue of this name. ``create`` allows a new one; otherwise a mistyped name would
+        create a queue.
     """
     async with Queues(settings) as queues:
         yield await queues.one(word, create=create)
@@ -77,16 +78,16 @@ async def one_queue(word: str | None, settings: Settings, *, create: bool = Fals
 
 @asynccontextmanager
 async def all_queues(word: str | None, settings: Settings) -> AsyncGenerator[list[Queue], None]:
-    """The queues of a name or target, open; if it is not said which: all that are known in Redis.
+    """The queues of a name or target, open. Without a name: all queues in Redis.
 
-    :raises UnknownQueue: Redis has none of that name.
+    :raises UnknownQueue: Redis has no queue of this name.
     """
     async with Queues(settings) as queues:
         yield await queues.all(word)
 
 
 class Queues:
-    """Queues by name or target. All those by name share one connection, which is made when it is needed first."""
+    """Opens queues by name or target. Queues by name share one connection, which is made when it is first needed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -103,7 +104,7 @@ class Queues:
         await self._stack.aclose()
 
     async def one(self, word: str | None, *, create: bool = False) -> Queue:
-        """As ``one_queue``. Asked again for the same name, it answers with the same queue."""
+        """As ``one_queue``. The same name returns the same queue again."""
         if word is not None and is_target(word):
             queues = load_target(word)
             if len(queues) > 1:
@@ -127,18 +128,18 @@ class Queues:
 
     @property
     def nothing(self) -> str:
-        """What to say when Redis knows no queue at all."""
+        """The message for a Redis without queues."""
         assert self._connection
         where = redact(self._connection.url)
         if self._settings.redis_url is None:
             where = f"the embedded server of {self._settings.data_path}"
         return (
             f"{where} has no queues under the prefix {self._settings.prefix!r}. Enqueue a job or start a worker. "
-            "If there were queues: look at --redis, --data-dir and --prefix, or the server has lost its data"
+            "If there were queues before, check --redis, --data-dir and --prefix. Or the server has lost its data"
         )
 
     async def _connect(self, *, again: bool = False) -> None:
-        """Connect and ask for the names of all queues. ``again``: ask although they are known from before."""
+        """Connect and ask for the names of all queues. ``again``: ask even if they are already known."""
         if self._connection is None:
             lease = await acquire(None, self._settings)
             self._stack.push_async_callback(lease.release)
@@ -168,13 +169,13 @@ class Queues:
 
 
 def _listed(names: list[str]) -> str:
-    """Names for one line: a server may have thousands."""
+    """The first names, in one line. A server may have thousands."""
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 @contextmanager
 def _without_warnings() -> Generator[None]:
-    """The warnings about a server are for its operator: `serve`, `work` and `dev` log them, other commands do not."""
+    """Hide warnings about the Redis server. They are for its operator, and `serve`, `work` and `dev` log them."""
     logger = logging.getLogger("jobq")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -185,9 +186,9 @@ def _without_warnings() -> Generator[None]:
 
 
 def split_id(word: str, queue: str | None) -> tuple[str | None, str]:
-    """ "email:0h2k..." as its queue (None: not said) and the plain id.
+    """Split "email:0h2k..." into its queue and the id alone. The queue is None if it is not given.
 
-    :raises TargetError: the id's queue is not the one given with --queue, or is no queue's name.
+    :raises TargetError: the id's queue differs from --queue or is not a valid name.
     """
     name, colon, job_id = word.rpartition(":")
     if not colon:

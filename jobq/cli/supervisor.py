@@ -1,14 +1,14 @@
-"""Runs N processes of one command: restarts those that die, stops them all, leaves none behind.
+"""Runs N processes of one command. It restarts those that die, stops all of them, and leaves none behind.
 
-- A process that ends unasked is started again, after a delay that doubles up to 30 s while it keeps dying.
-- Some errors cannot be mended by a restart. A process that ends with exit code 2 was used wrongly (usage, target,
-  settings); one that ends with exit code 78 was refused by Redis (password, rights, layout). The supervisor then stops
-  the others and ends with 2 or 1.
+- A process that ends by itself is started again, after a delay that doubles up to 30 s while it keeps dying.
+- A restart does not help against some errors. Exit code 2 means that a process was used wrongly (usage, target,
+  settings), exit code 78 that Redis refused it (password, rights, layout). The supervisor then stops the other
+  processes and ends with 2 or 1.
 - ``stop()`` sends SIGTERM: graceful. A second ``stop()`` sends SIGQUIT: at once. The signals differ because systemd and
   others send SIGTERM to every process of a service. A process then gets it twice, and both mean one graceful stop.
 - A process that has not ended in time gets SIGKILL, and so do the processes that it started.
-- A supervisor that is killed takes its processes along: each holds the read end of a pipe (``LIFELINE``, the
-  number of the descriptor) that nobody writes to; its end of file means that the supervisor is gone.
+- If the supervisor is killed, its processes end too. Each has the read end of a pipe (``LIFELINE`` is the number of its
+  descriptor). Nobody writes to the pipe; its end of file means that the supervisor is gone.
 - ``restart()`` replaces the processes gracefully, without a delay.
 - The processes run in sessions of their own: the terminal's Ctrl-C reaches them once, through the supervisor.
 """
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 CANNOT_RUN = 2
 """Exit code of a process that was used wrongly: usage, target or settings."""
 REFUSED = 78
-"""Exit code of a process that Redis refuses, or that has no server to go to. It is EX_CONFIG of sysexits.h."""
+"""Exit code of a process that Redis refuses, or that has no server. It is EX_CONFIG of sysexits.h."""
 FATAL = {CANNOT_RUN: 2, REFUSED: 1}
-"""Exit codes that no restart can mend, with the supervisor's own exit code."""
+"""Exit codes after which a restart would not help, with the exit code of the supervisor."""
 DELAY_MIN = 0.1
 DELAY_MAX = 30.0
 """Seconds before a process that died is started again."""
 STEADY_AFTER = 10.0
-"""Seconds that a process must have run to be restarted without a grown delay."""
+"""Seconds that a process must have run for the delay to start again from the beginning."""
 AT_ONCE_WITHIN = 5.0
 """Seconds that a process gets after the second stop, before SIGKILL."""
 
@@ -50,9 +50,9 @@ log = get_logger(__name__)
 class Supervisor:
     """``processes`` copies of ``command``. ``grace``: seconds from ``stop()`` to SIGKILL.
 
-    ``name`` is for the log. The environment is ours, with ``env`` laid over it. ``once``: a process that ends with 0
-    has done its work and is not started again. ``restarts``: ``restart`` will be called when the code has changed. So a
-    process that cannot run waits for that, instead of ending all.
+    ``name`` is for the log. ``env`` is added to our own environment. ``once``: a process that ends with 0 has done its
+    work and is not started again. ``restarts``: ``restart`` will be called when the code changes, so a process that
+    cannot run waits for that, and the others are not stopped.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the processes running until ``stop()``.
 
-        Returns 0 after a stop or when all have done their work, or an exit code when a process cannot run. Cancellation
-        kills them.
+        Returns 0 after a stop or when all have done their work, and another exit code if a process cannot run.
+        Cancellation kills the processes.
         """
         lifeline, ours = os.pipe()
         try:
@@ -102,7 +102,7 @@ class Supervisor:
         return self._code
 
     def stop(self) -> None:
-        """End the processes gracefully; the second call: at once. Needs the running loop; never blocks."""
+        """End the processes gracefully, at the second call at once. Call it on the event loop. It never blocks."""
         self._stops += 1
         self._stopping = True
         self._tell()
@@ -111,7 +111,8 @@ class Supervisor:
             self._end(set(self._running), signal.SIGTERM if self._stops == 1 else signal.SIGQUIT, within)
 
     def restart(self) -> None:
-        """End the processes gracefully and start new ones, also where one could not run. Needs the running loop."""
+        """End the processes gracefully and start new ones, also in place of those that could not run. Call it on the
+        event loop."""
         if self._stopping:
             return
         self._tell()
@@ -121,11 +122,11 @@ class Supervisor:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of those that run now."""
+        """Ids of the processes that run now."""
         return sorted(process.pid for process in self._running)
 
     async def _keep(self, number: int, lifeline: int) -> None:
-        """One place among the N: start, wait for the end, start again."""
+        """Keep one of the N processes running: start it, wait for its end, start it again."""
         delay = DELAY_MIN
         while not self._stopping:
             began, news = time.monotonic(), self._news
@@ -152,7 +153,8 @@ class Supervisor:
             delay = min(delay * 2, DELAY_MAX)
 
     async def _run_once(self, lifeline: int, news: asyncio.Event) -> tuple[int, bool]:
-        """Start a process and wait for its end: its exit code (negative for a signal), and whether it was replaced."""
+        """Start a process and wait for its end. Returns its exit code (negative for a signal), and whether it was
+        replaced."""
         process = await asyncio.create_subprocess_exec(
             *self._command,
             env={**self._env, LIFELINE: str(lifeline)},
@@ -162,13 +164,13 @@ class Supervisor:
         )
         self._running.add(process)
         try:
-            if news.is_set():  # stop() or restart() came while it was being started
+            if news.is_set():  # stop() or restart() was called while it was being started.
                 self._replaced.add(process)
                 self._end({process}, signal.SIGTERM, self._grace)
             code = await process.wait()
             return code, process in self._replaced
         finally:
-            kill_session(process.pid)  # and what it started, were it dead itself
+            kill_session(process.pid)  # This also kills the processes that it started, if it is itself dead.
             await process.wait()
             self._running.discard(process)
             self._replaced.discard(process)
@@ -187,18 +189,18 @@ class Supervisor:
 
     def _kill(self, processes: set[asyncio.subprocess.Process]) -> None:
         for process in processes & self._running:
-            log.warning(f"{self._name} did not end in time, killing it", pid=process.pid)
+            log.warning(f"{self._name} did not end in time; killing it", pid=process.pid)
             kill_session(process.pid)
 
 
 def kill_session(pid: int) -> None:
-    """SIGKILL to a process that leads a session, and to all that it started there."""
+    """Send SIGKILL to a process that leads a session, and to all processes that it started there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def describe(code: int) -> str:
-    """What an exit code means: "exit code 1", "signal SIGKILL"."""
+    """A description of an exit code: "exit code 1" or "signal SIGKILL"."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -208,11 +210,11 @@ def describe(code: int) -> str:
 
 
 def follow_supervisor(*, grace: float) -> bool:
-    """In a supervised process: end when the supervisor is gone. False: there is no supervisor.
+    """End this process when its supervisor is gone. Returns False if it has no supervisor.
 
-    Its end is a SIGTERM to ourselves, and SIGKILL to our whole session ``grace`` seconds later.
+    It sends SIGTERM to this process, and SIGKILL to its whole session ``grace`` seconds later.
     """
-    lifeline = os.environ.pop(LIFELINE, None)  # it is ours, not our children's
+    lifeline = os.environ.pop(LIFELINE, None)  # Our own children must not inherit it.
     if lifeline is None:
         return False
     threading.Thread(target=_follow, args=(int(lifeline), grace), name="jobq-lifeline", daemon=True).start()
@@ -220,7 +222,7 @@ def follow_supervisor(*, grace: float) -> bool:
 
 
 def _follow(lifeline: int, grace: float) -> None:
-    os.read(lifeline, 1)  # nobody writes: it returns at the end of file
+    os.read(lifeline, 1)  # Nobody writes to it, so this returns at the end of file.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace)
     kill_session(os.getpid())

@@ -1,4 +1,4 @@
-"""Finds the queues that ``package.module:name`` or ``path/file.py:name`` on the command line names."""
+"""Finds the queues of a target: ``package.module:name`` or ``path/file.py:name``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def load_target(target: str) -> list[Queue]:
     """Import the module, with the working directory on ``sys.path``, and return its queue or queues.
 
-    ``:name`` may be left out if the module has only one queue.
+    ``:name`` may be omitted if the module has only one queue.
 
-    :raises TargetError: the text says what is wrong and which names exist.
+    :raises TargetError: there is no queue there. The text says why, and which names exist.
     """
     module_name, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not module_name or (colon and not name):
-        raise TargetError(f"{target!r} is no target: it takes package.module:name or path/file.py:name")
+        raise TargetError(f"{target!r} is not a target; write package.module:name or path/file.py:name")
     module = _import(module_name)
     there = _queues_in(module)
     if not colon:
@@ -90,20 +90,20 @@ def _import(module: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file: by its stem if that leads to it, else under a name that no other module has."""
+    """Import a file: by its stem if ``import`` finds it, else under a name that no other module has."""
     if not path.is_file():
         hint = f"; did you mean {path}.py?" if Path(f"{path}.py").exists() else ""
-        raise TargetError(f"there is no file {path}, seen from {Path.cwd()}{hint}")
+        raise TargetError(f"there is no file {path} in {Path.cwd()}{hint}")
     path = path.resolve()
     if str(path.parent) not in sys.path:
-        # at the end, so that a file `email.py` does not replace the standard library's `email`
+        # Append it, so that a file `email.py` does not replace the standard library's `email`.
         sys.path.append(str(path.parent))
     name = path.stem if _finds(path.stem, path) else f"jobq_target_{path.stem}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise TargetError(f"{path} is no Python file: its name does not end in .py")
+        raise TargetError(f"{path} is not a Python file, because its name does not end in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -114,7 +114,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _finds(name: str, path: Path) -> bool:
-    """Whether ``import name`` leads to this file."""
+    """Whether ``import name`` finds this file."""
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name)
         return bool(spec and spec.origin and Path(spec.origin).resolve() == path)
@@ -122,7 +122,7 @@ def _finds(name: str, path: Path) -> bool:
 
 
 def _broken(module: str, error: Exception) -> str:
-    """One line that names the place in the user's code."""
+    """The error in one line, with its place in the user's code."""
     where = ""
     if isinstance(error, SyntaxError):
         where = f"{error.filename}, line {error.lineno}"

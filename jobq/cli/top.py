@@ -1,4 +1,4 @@
-"""``jobq top``: queues and workers, live. With rich each look replaces the last one; without it they are appended."""
+"""``jobq top`` shows queues and workers live. With rich each update replaces the last one, otherwise it is appended."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 HEAD = (*render.STATS_HEAD[:-1], "DONE/S", "FAILED/S", "")
 FAILURES = 5
-"""How many of the latest failed jobs are shown."""
+"""The number of failed jobs that are shown, latest first."""
 
 
 class Rates:
-    """Finished jobs a second since the last look."""
+    """The rate of finished jobs since the last update."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, int, int]] = {}
 
     def of(self, stats: Stats, now: float) -> tuple[str, str]:
-        """Completed and failed jobs a second, or "-" at the first look. ``now``: seconds of a monotonic clock."""
+        """Completed and failed jobs per second, or "-" at the first update. ``now``: seconds of a monotonic clock."""
         before = self._last.get(stats.queue)
         self._last[stats.queue] = (now, stats.completed_total, stats.failed_total)
         if before is None or now <= before[0]:
@@ -48,7 +48,7 @@ class Rates:
 
 
 def top(args: argparse.Namespace, settings: Settings) -> None:
-    """Look every ``--interval`` seconds until q, Ctrl-C or the end of the terminal."""
+    """Update every ``--interval`` seconds until q, Ctrl-C or the end of the terminal."""
 
     async def main() -> None:
         quit_ = asyncio.Event()
@@ -58,7 +58,7 @@ def top(args: argparse.Namespace, settings: Settings) -> None:
             chosen = await opened.all(args.queue)
 
             async def queues() -> list[Queue]:
-                return chosen if args.queue else await opened.all(None)  # new ones appear while we look
+                return chosen if args.queue else await opened.all(None)  # New queues may appear.
 
             with _keys(quit_), _display() as draw:
                 while not quit_.is_set():
@@ -70,7 +70,7 @@ def top(args: argparse.Namespace, settings: Settings) -> None:
 
 
 async def _look(which: Callable[[], Awaitable[list[Queue]]], rates: Rates) -> list[str]:
-    """The lines of one look."""
+    """The lines of one update."""
     head = f"jobq top  {time.strftime('%H:%M:%S')}  q quits"
     try:
         queues = await which()
@@ -99,7 +99,7 @@ def _reason(error: render.AttemptError | None) -> str:
 
 @contextmanager
 def _display() -> Generator[Callable[[list[str]], None], None, None]:
-    """How to draw: on the terminal's alternate screen with rich; plain lines without rich or into a file."""
+    """The function that draws: on the terminal's alternate screen with rich, else as plain lines."""
     try:
         from rich.live import Live
         from rich.text import Text
@@ -120,7 +120,7 @@ def _display() -> Generator[Callable[[list[str]], None], None, None]:
 
 @contextmanager
 def _keys(quit_: asyncio.Event) -> Generator[None, None, None]:
-    """Quit at q, without Enter, if stdin is a terminal."""
+    """Quit when q is pressed, without Enter, if stdin is a terminal."""
     if not sys.stdin.isatty():
         yield
         return
@@ -132,7 +132,7 @@ def _keys(quit_: asyncio.Event) -> Generator[None, None, None]:
     loop = asyncio.get_running_loop()
 
     def pressed() -> None:
-        # an empty read means that the terminal is gone
+        # An empty read means that the terminal is gone.
         if (key := sys.stdin.read(1)) in ("q", "Q", ""):
             quit_.set()
         if not key:

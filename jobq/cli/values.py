@@ -1,4 +1,4 @@
-"""Types of the command line's arguments. Each turns a word into a value, or its error says what it takes."""
+"""Types of the command line's arguments. Each parses a word, or raises an error that says which values it takes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
 
 def seconds(word: str) -> float:
-    """ "5s", "1.5s", "10m", "2h", "7d", "250ms" in seconds; a bare number is seconds, as in Python."""
+    """Parse "5s", "1.5s", "10m", "2h", "7d" or "250ms" into seconds. A number without a unit is seconds."""
     found = to_seconds(word)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{word!r} is no time: it takes 5s, 250ms, 10m, 2h or 7d")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a time; write 5s, 250ms, 10m, 2h or 7d")
     return found
 
 
 def moment(word: str) -> datetime:
-    """ "2030-01-31T08:00:00+01:00", with its offset."""
+    """Parse a time with its offset, such as "2030-01-31T08:00:00+01:00"."""
     try:
         value = datetime.fromisoformat(word)
     except ValueError:
         value = None
     if value is None or value.utcoffset() is None:
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes a time with an offset, such as 2030-01-31T08:00:00+01:00")
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a time with an offset; write it like 2030-01-31T08:00:00+01:00"
+        )
     return value
 
 
@@ -40,7 +42,7 @@ def positive_seconds(word: str) -> float:
     """A time above zero."""
     found = seconds(word)
     if not found:
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes a time above 0, such as 500ms")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a time above 0; write it like 500ms")
     return found
 
 
@@ -53,28 +55,30 @@ def whole(least: int) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{word!r}: it takes a whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of {least} or more")
         return value
 
     return number
 
 
 def weight(word: str) -> tuple[str, int]:
-    """ "email=3": the queue's name and its weight."""
+    """Parse "email=3" into the queue's name and its weight."""
     name, equals, number = word.partition("=")
     if not name or not equals or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes QUEUE=N, N from 1 up")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a weight; write QUEUE=N with a whole number N of 1 or more")
     return name, int(number)
 
 
 def attempts(word: str) -> int | str:
-    """A number of runs, or "unlimited"."""
+    """Parse a number of runs, or "unlimited"."""
     if word == "unlimited":
         return word
     try:
         return int(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes a whole number, or unlimited") from None
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a number of runs; write a whole number or unlimited"
+        ) from None
 
 
 def backoff(word: str) -> Backoff:
@@ -92,25 +96,25 @@ def backoff(word: str) -> Backoff:
     except InvalidJob as error:
         raise argparse.ArgumentTypeError(f"{word!r}: {error}") from None
     raise argparse.ArgumentTypeError(
-        f"{word!r}: it takes fixed:DELAY, exponential:DELAY[:LONGEST] or DELAY,DELAY,... (the last one repeats)"
+        f"{word!r} is not a backoff; write fixed:DELAY, exponential:DELAY[:LONGEST] or DELAY,DELAY,..."
     )
 
 
 def json(word: str) -> msgspec.Raw:
-    """A JSON document, kept byte for byte; "-" reads it from stdin."""
+    """A JSON document, unchanged. "-" reads it from stdin."""
     text = sys.stdin.read() if word == "-" else word
     try:
         msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"this is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"this is not JSON: {error}") from None
     return msgspec.Raw(text.strip().encode())
 
 
 def payload(word: str) -> msgspec.Raw:
-    """The arguments of a handler: a JSON object, kept byte for byte; "-" reads it from stdin."""
+    """The arguments of a handler: a JSON object, unchanged. "-" reads it from stdin."""
     document = json(word)
     if not bytes(document).startswith(b"{"):
-        raise argparse.ArgumentTypeError("the payload is no JSON object: it takes the handler's arguments by name")
+        raise argparse.ArgumentTypeError("the payload is not a JSON object; write the handler's arguments by name")
     return document
 
 
@@ -119,4 +123,4 @@ def json_object(word: str) -> dict[str, object]:
     try:
         return msgspec.json.decode(word, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"this is no JSON object: {error}") from None
+        raise argparse.ArgumentTypeError(f"this is not a JSON object: {error}") from None

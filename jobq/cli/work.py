@@ -1,4 +1,4 @@
-"""``jobq work``: worker processes under a supervisor, or (in each of them) the worker itself."""
+"""``jobq work`` supervises worker processes. In each of these processes it runs the worker itself."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 SETTLING = 10.0
-"""Seconds that a worker may need after its grace: last settles, its children, its connections."""
+"""Seconds that a worker may need after its grace to send outcomes and to close children and connections."""
 LEAVING = 1.0
-"""Seconds for the interpreter to end by itself; it waits for threads, which nothing can stop."""
+"""Seconds for the interpreter to end by itself. It waits for threads, which cannot be stopped."""
 STUCK = 70
 """Exit code of a worker whose event loop is given up."""
 LOOKING: Final = 0.2
-"""Seconds between two looks of ``--burst``."""
+"""Seconds between two checks of ``--burst``."""
 
 
 def work(args: argparse.Namespace, settings: Settings) -> int:
-    """Supervise ``--processes`` workers; 0: be the worker.
+    """Supervise ``--processes`` workers, or run the worker itself with 0.
 
-    The supervisor loads the target and opens its queues, too: what is wrong with them is said in one line, before
+    The supervisor also loads the target and opens its queues. So an error in them is reported once, in one line, before
     anything starts.
     """
     configure(settings)
@@ -70,7 +70,7 @@ def work(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def command(target: str, options: Sequence[str] = ()) -> list[str]:
-    """What a supervisor runs; the settings are in the environment."""
+    """The command that the supervisor runs. The settings are in the environment."""
     return [sys.executable, "-m", "jobq", "work", target, *options]
 
 
@@ -80,7 +80,7 @@ async def supervise(make: Callable[[], Supervisor], queues: list[Queue], *, relo
     on_stop_signals(supervisor.stop)
     async with AsyncExitStack() as stack:
         for queue in queues:
-            # open for as long as the workers run, so that an embedded server does not end between them
+            # The queues stay open while the workers run. Otherwise an embedded server could end in between.
             await stack.enter_async_context(queue)
         watching = asyncio.create_task(watch(supervisor.restart)) if reload else None
         try:
@@ -91,10 +91,10 @@ async def supervise(make: Callable[[], Supervisor], queues: list[Queue], *, relo
 
 
 async def _stop_when_empty(worker: Worker, queues: Sequence[Queue]) -> None:
-    """Stop the worker when no job is waiting, active or due; jobs of a paused queue are not waited for.
+    """Stop the worker when no job is waiting, active or due. Jobs of a paused queue do not count.
 
-    Queues are read one after another, and a job that ends between two reads may have enqueued others. So two looks in
-    a row have to find nothing.
+    Queues are read one after another, and a job that ends between two reads may have enqueued others. So two checks
+    in a row must find no job.
     """
     empty = 0
     while empty < 2:
@@ -102,7 +102,7 @@ async def _stop_when_empty(worker: Worker, queues: Sequence[Queue]) -> None:
         try:
             busy = worker.running > 0 or any([await _has_work(queue) for queue in queues])
         except StoreError:
-            continue  # the worker has said it already, and goes on when Redis is back
+            continue  # The worker has logged the error, and continues when Redis is back.
         empty = 0 if busy else empty + 1
     worker.stop()
 
@@ -114,10 +114,11 @@ async def _has_work(queue: Queue) -> bool:
 
 
 async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: bool) -> int:
-    """Run until a signal stops it: gracefully, the second time at once. ``burst``: or until nothing is left to do.
+    """Run until a signal stops the worker: gracefully at the first, at once at the second. ``burst``: also stop when no
+    job is left.
 
     Under a supervisor SIGTERM is always graceful, and SIGQUIT means at once. systemd sends SIGTERM to every process of
-    a service, so that it arrives here twice, from the system and from the supervisor.
+    a service, so it arrives here twice: from the system and from the supervisor.
     """
     worker = Worker(*queues, given_up=lambda: os._exit(STUCK))
 
@@ -138,7 +139,7 @@ async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: boo
         finally:
             if watching is not None:
                 watching.cancel()
-    # what now hangs is a handler's thread: fenced off, and nobody's to wait for
+    # Only a handler's thread can hang here. Its job is fenced, so there is no need to wait for it.
     leave = threading.Timer(LEAVING, os._exit, [0])
     leave.daemon = True
     leave.start()
@@ -148,5 +149,7 @@ async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: boo
 def _weighted(queues: list[Queue], weights: dict[str, int]) -> list[tuple[Queue, int]]:
     names = {queue.name for queue in queues}
     if unknown := sorted(set(weights) - names):
-        raise TargetError(f"--weight: no queue {', '.join(unknown)}; there are {', '.join(sorted(names))}")
+        raise TargetError(
+            f"--weight: there is no queue {', '.join(unknown)}; the queues are {', '.join(sorted(names))}"
+        )
     return [(queue, weights.get(queue.name, 1)) for queue in queues]

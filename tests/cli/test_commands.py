@@ -98,13 +98,13 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
     [
         (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, frozen, pid, sleepy"),
         (["enqueue", "echo", '{"words": 1}'], 1, "unknown field `words`"),
-        (["enqueue", "echo", "{"], 2, "this is no JSON"),
-        (["enqueue", "echo", "[1,2]"], 2, "the payload is no JSON object: it takes the handler's arguments by name"),
-        (["enqueue", "echo", "null"], 2, "the payload is no JSON object"),
-        (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is no time: it takes 5s, 250ms, 10m, 2h or 7d"),
-        (["enqueue", "echo", "--backoff", "linear:5"], 2, "it takes fixed:DELAY, exponential:DELAY[:LONGEST] or"),
+        (["enqueue", "echo", "{"], 2, "this is not JSON"),
+        (["enqueue", "echo", "[1,2]"], 2, "the payload is not a JSON object; write the handler's arguments by name"),
+        (["enqueue", "echo", "null"], 2, "the payload is not a JSON object"),
+        (["enqueue", "echo", "--delay", "soon"], 2, "'soon' is not a time; write 5s, 250ms, 10m, 2h or 7d"),
+        (["enqueue", "echo", "--backoff", "linear:5"], 2, "write fixed:DELAY, exponential:DELAY[:LONGEST] or"),
         (["enqueue", "echo", "--priority", "5000"], 1, "priority is 5000: it takes -1024 to 1023"),
-        (["enqueue", "echo", "--metadata", "[]"], 2, "this is no JSON object"),
+        (["enqueue", "echo", "--metadata", "[]"], 2, "this is not a JSON object"),
         (["enqueue", "echo", "--durability", "fsynced"], 1, "durability='fsynced' needs"),
         (["enqueue", "echo", "--durability", "fsync"], 2, "invalid choice: 'fsync'"),
         (["show", "00000000000000000"], 1, "no job '00000000000000000'"),
@@ -183,7 +183,7 @@ def test_ls_filters_and_limits(jobq, finished):
     assert [row["id"] for row in jobq("ls", "--type", "echo", "--json").json] == [finished["echo"]]
     said = jobq("ls", "--limit", "1")
     assert len(said.out.splitlines()) == 3
-    assert said.out.endswith("... there are more: --limit N or --all\n")
+    assert said.out.endswith("... there are more jobs; list them with --limit N or --all\n")
 
 
 def test_ls_follows_all_pages(jobq):
@@ -268,7 +268,7 @@ def test_pause_and_resume(jobq, finished):
 
 def test_workers(jobq, tasks, start, redis_url):
     jobq("enqueue", "echo", "--queue", tasks)
-    assert jobq("workers").out == "no workers; start some: jobq work TARGET\n"
+    assert jobq("workers").out == "there are no workers; start some with jobq work TARGET\n"
     process = start("work", tasks, "--concurrency", "7", JOBQ_REDIS_URL=redis_url)
     process.wait_line("worker started")
     jobq("enqueue", "echo", "--queue", tasks, "--wait", "20")
@@ -373,7 +373,7 @@ def test_queue_rm(jobq):
     jobq("enqueue", "x", "--queue", "tipo", "--create")
     said = jobq("queue", "rm", "tipo")
     assert (said.code, said.out) == (1, "")
-    assert said.err == "jobq: queue 'tipo' has 1 job; --force removes it all the same\n"
+    assert said.err == "jobq: queue 'tipo' has 1 job; --force removes it anyway\n"
     assert jobq("queue", "rm", "tipo", "--force").out == "removed queue tipo\n"
     assert jobq("queues", "--json").out == ""
     assert jobq("queue", "rm", "tipo").code == 1
@@ -443,7 +443,7 @@ def test_enqueue_at_a_time_and_with_an_id(jobq):
 
 
 def test_queues_lists_the_types_that_are_published(jobq, tasks):
-    assert "no types; workers and servers publish them" in jobq("queues", "--types").out
+    assert "there are no types; workers and servers publish them" in jobq("queues", "--types").out
     jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks)
     (queue,) = load_target(tasks)
 

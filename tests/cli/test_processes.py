@@ -78,7 +78,7 @@ def test_dev_shows_what_runs_and_its_lines_work(start, tmp_path):
     dev, rest = begin_dev(start)
     screen = "\n".join(dev.lines)
     assert "queue    email: email, report, flaky, crunch" in screen
-    assert f"redis    embedded, its data in {tmp_path / 'data'}" in screen
+    assert f"redis    embedded, data in {tmp_path / 'data'}" in screen
     assert f"rest     {rest}" in screen
     assert f"look     {rest}/dashboard" in screen
     assert "workers  2 processes, 100 jobs at a time each" in screen
@@ -114,7 +114,7 @@ def test_ctrl_c_twice_does_not_wait_for_jobs(start, tmp_path):
     get(f"{rest}/jobs/enqueue", {"type": "report", "payload": {"rows": 100_000}})
     holds(lambda: get(f"{rest}/jobs/stats")["active"] == 1, "the job runs")
     dev.signal(signal.SIGINT)
-    dev.wait_line("once more to stop at once")
+    dev.wait_line("press Ctrl-C again to stop at once")
     dev.signal(signal.SIGINT)
     assert dev.end() == 0
     assert of_directory(tmp_path) == []

@@ -45,7 +45,7 @@ async def test_no_key_is_left_and_the_name_is_forgotten(bench: Bench):
     async with Queue("test", bench.store.connection) as queue, Queue("other", bench.store.connection) as other:
         await queue.enqueue_many([queue.new("x", key=f"k{n}") for n in range(5)])
         await other.enqueue("x")
-        with pytest.raises(QueueInUse, match=r"queue 'test' has 5 jobs; force removes it all the same"):
+        with pytest.raises(QueueInUse, match=r"queue 'test' has 5 jobs; force removes it anyway"):
             await queue.drop()
         await queue.drop(force=True)
         assert await queue.queues() == ["other"]

@@ -77,7 +77,7 @@ def test_times_are_read(word: str, seconds: float):
 
 @pytest.mark.parametrize("word", ["", "-5", "5 s", "1w", "inf", "nan", "1e3"])
 def test_what_is_no_time_is_refused(word: str):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no time"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time"):
         values.seconds(word)
 
 
@@ -91,7 +91,7 @@ def test_backoffs_are_read():
 
 @pytest.mark.parametrize("word", ["fixed", "fixed:1s:2s", "exponential", "exponential:1s:2s:3s", "other:1s"])
 def test_what_is_no_backoff_is_refused(word: str):
-    with pytest.raises(argparse.ArgumentTypeError, match="it takes fixed:DELAY"):
+    with pytest.raises(argparse.ArgumentTypeError, match="write fixed:DELAY"):
         values.backoff(word)
 
 

@@ -102,7 +102,7 @@ async def _(world: World) -> None:
     await world.queue.page(cursor="nonsense")
 
 
-@brings("QueueInUse", "has 1 job; force removes it all the same")
+@brings("QueueInUse", "has 1 job; force removes it anyway")
 async def _(world: World) -> None:
     await world.queue.enqueue("send")
     await world.queue.drop()
