@@ -172,7 +172,7 @@ def test_dev_on_a_server_of_the_users(start, tmp_path, redis_url):
     [
         (["dev", "examples/email.py:nope"], "has no 'nope'; its queues are: queue"),
         (["work", "no_such_module:queue"], "there is no module 'no_such_module'"),
-        (["work", EXAMPLE, "--weight", "mail=2"], "--weight: no queue mail; there are email"),
+        (["work", EXAMPLE, "--weight", "mail=2"], "--weight: there is no queue mail; the queues are email"),
         (["serve", "--host", "0.0.0.0"], "no API key is set"),
         (["serve", "--api-keys", "nonsense"], "it takes name:sha256-of-the-key:scope"),
         (["serve", "--host", "192.0.2.1", "--api-keys", f"a:{'0' * 64}:read"], "cannot listen on 192.0.2.1"),
