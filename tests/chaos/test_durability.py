@@ -70,7 +70,7 @@ async def test_fsynced_jobs_survive_a_power_loss(new_server: NewServer, seed: in
 
 
 @pytest.mark.skipif(server_kind() != "redis", reason="the others have WAITAOF")
-async def test_fsynced_is_refused_where_the_server_cannot(new_server: NewServer) -> None:
+async def test_fsynced_is_refused_by_a_server_that_does_not_support_it(new_server: NewServer) -> None:
     """At the start, in words; not at the first enqueue."""
     queue = Queue("kept", new_server("--appendonly", "yes").url, durability="fsynced")
     with pytest.raises(StoreRefused, match=r"needs WAITAOF, which this Redis 7\.0 does not have"):
@@ -162,7 +162,7 @@ async def test_the_confirmation_of_a_repetition(new_server: NewServer) -> None:
         ({"redis_version": "7.0.1", "maxmemory": "100", "maxmemory-policy": "allkeys-lru"}, "noeviction"),
     ],
 )
-def test_unfit_servers_are_refused(facts: dict[str, str], words: str) -> None:
+def test_unsuitable_servers_are_refused(facts: dict[str, str], words: str) -> None:
     """In words that say what to change."""
     with pytest.raises(StoreRefused, match=words):
         fitness.refuse_unfit(facts, "none")
@@ -178,7 +178,7 @@ def test_unfit_servers_are_refused(facts: dict[str, str], words: str) -> None:
         {},
     ],
 )
-def test_fit_servers_are_taken(facts: dict[str, str]) -> None:
+def test_suitable_servers_are_accepted(facts: dict[str, str]) -> None:
     """One that tells nothing of itself too: managed servers keep INFO and CONFIG to themselves."""
     fitness.refuse_unfit(facts, "none")
 
@@ -192,7 +192,7 @@ def test_fit_servers_are_taken(facts: dict[str, str]) -> None:
         (("--appendonly", "yes"), ""),
     ],
 )
-async def test_doubts_are_logged_once(
+async def test_warnings_about_the_server_are_logged_once_per_connection(
     new_server: NewServer, caplog: pytest.LogCaptureFixture, options: tuple[str, ...], words: str
 ) -> None:
     """In plain words, once per connection."""

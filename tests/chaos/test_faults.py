@@ -163,7 +163,9 @@ async def test_network(new_server: NewServer, until: Until, fault: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("CLIENT", "KILL", "TYPE", "normal"), ("SCRIPT", "FLUSH")], ids=" ".join)
-async def test_again_and_again(new_server: NewServer, until: Until, words: tuple[str, ...]) -> None:
+async def test_faults_every_few_milliseconds_lose_nothing(
+    new_server: NewServer, until: Until, words: tuple[str, ...]
+) -> None:
     """Connections cut, or scripts forgotten, every few milliseconds: the work goes on, and nothing runs twice."""
     server = new_server()
     queue = Queue("work", server.url)

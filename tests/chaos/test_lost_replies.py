@@ -101,7 +101,7 @@ async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
 
 
 @pytest.mark.parametrize("verb", ["retry", "promote", "kill", "remove", "resume", "pause"])
-async def test_a_verb_is_executed_once_whatever_happens_before_its_repetition(
+async def test_a_repeated_verb_is_executed_once_even_if_the_state_changes_in_between(
     queue: Queue, faulty: FaultyConnection, connection: Connection, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """Between the two sendings the job runs, and others bring the queue to where it was before the first one."""
@@ -151,7 +151,7 @@ async def test_a_verb_is_executed_once_whatever_happens_before_its_repetition(
         assert len(ran) == {"retry": 2, "promote": 1}.get(verb, 0)
 
 
-async def test_a_verb_that_cannot_work_still_says_so(queue: Queue, faulty: FaultyConnection) -> None:
+async def test_a_verb_that_the_state_does_not_allow_still_raises(queue: Queue, faulty: FaultyConnection) -> None:
     """A lost reply is no excuse: the job must stand where the verb leads."""
     job = await queue.enqueue("send")
     faulty.next_of = "retry"

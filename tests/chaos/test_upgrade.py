@@ -122,7 +122,7 @@ async def queue(releases: Releases) -> Any:
         yield queue
 
 
-async def test_each_release_settles_what_the_other_enqueued(releases: Releases, queue: Queue) -> None:
+async def test_each_release_runs_the_jobs_that_the_other_enqueued(releases: Releases, queue: Queue) -> None:
     await queue.pause()
     ids = [job_id for release in ("earlier", "now") for job_id in releases.produce(release)]
     assert len(set(ids)) == 281, "the key 'once' made one job, though both releases used it twice"
@@ -150,7 +150,7 @@ async def test_each_release_settles_what_the_other_enqueued(releases: Releases, 
 
 
 @pytest.mark.parametrize(("killed", "left"), [("earlier", "now"), ("now", "earlier")])
-async def test_a_release_recovers_what_the_other_was_running(
+async def test_each_release_recovers_the_running_jobs_of_the_other(
     releases: Releases, queue: Queue, tmp_path: Path, killed: str, left: str
 ) -> None:
     begun = tmp_path / "begun"

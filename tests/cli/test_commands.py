@@ -116,7 +116,7 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
         (["show", "other:00000000000000000", "--queue", "tasks"], 2, "is not in queue tasks"),
     ],
 )
-def test_one_clear_line_says_what_is_wrong(jobq, tasks, words, code, error):
+def test_a_wrong_command_prints_one_clear_line(jobq, tasks, words, code, error):
     jobq("enqueue", "echo", "--queue", tasks)
     takes_queue = "tasks:" not in " ".join(words) and "--queue" not in words
     said = jobq(*words, *(["--queue", tasks] if takes_queue else []))
@@ -168,7 +168,7 @@ def test_stats(jobq, finished):
     assert line.split()[:7] == ["tasks", "0", "0", "0", "1", "1", "0"]
 
 
-def test_stats_before_there_is_anything(jobq):
+def test_stats_of_an_empty_server(jobq):
     said = jobq("stats")
     assert said.code == 0
     assert "has no queues under the prefix 'jobq'. Enqueue a job or start a worker." in said.out
@@ -198,7 +198,7 @@ def test_ls_follows_all_pages(jobq):
     assert sum(line.startswith("ID") for line in lines) == 1
 
 
-def test_show_tells_why_a_job_failed(jobq, finished):
+def test_show_prints_the_error_of_a_failed_job(jobq, finished):
     text = jobq("show", finished["broken"]).out
     assert "state      failed" in text
     assert "attempts   1 of 1" in text
@@ -243,14 +243,14 @@ def test_retry_kill_promote_rm(jobq, finished):
     assert "it is waiting, and promote takes delayed" in said.err
 
 
-def test_one_that_cannot_be_moved_does_not_keep_the_others(jobq, finished):
+def test_a_job_that_cannot_be_changed_does_not_keep_the_others_from_it(jobq, finished):
     said = jobq("rm", "tasks:00000000000000000", finished["echo"])
     assert said.code == 1
     assert said.out == f"removed {finished['echo']}\n"
     assert "no job" in said.err
 
 
-def test_the_whole_state_at_once(jobq, finished):
+def test_all_jobs_of_a_state_can_be_changed(jobq, finished):
     assert jobq("retry", "--all").out == "retried 1 failed job of tasks\n"
     assert jobq("retry", "--all", "--state", "completed", "--json").json == [
         {"queue": "tasks", "state": "completed", "retried": 1}
@@ -299,7 +299,7 @@ def test_help_and_usage(jobq):
         *([command, "--nonsense"] for command in COMMANDS if command != "queue"),
     ],
 )
-def test_wrong_usage_is_one_line_that_says_where_to_read(jobq, words):
+def test_wrong_usage_prints_one_line_that_refers_to_help(jobq, words):
     said = jobq(*words)
     assert (said.code, said.out) == (2, "")
     assert re.fullmatch(r"jobq: .+; see 'jobq( \w+)? --help'\n", said.err)

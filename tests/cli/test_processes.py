@@ -74,7 +74,7 @@ def begin_dev(start: Callable[..., Process], *words: str, **env: str) -> tuple[P
     return dev, f"http://127.0.0.1:{port}"
 
 
-def test_dev_shows_what_runs_and_its_lines_work(start, tmp_path):
+def test_the_commands_that_dev_shows_can_be_run(start, tmp_path):
     dev, rest = begin_dev(start)
     screen = "\n".join(dev.lines)
     assert "queue    email: email, report, flaky, crunch" in screen
@@ -129,7 +129,7 @@ def test_a_killed_dev_leaves_nothing_behind_either(start, tmp_path):
     holds(lambda: not of_directory(tmp_path), "workers, keeper and server follow", 30)
 
 
-def test_a_killed_worker_is_replaced(start):
+def test_a_killed_worker_process_is_replaced(start):
     dev, rest = begin_dev(start)
     workers = [child for child in dev.children() if "work" in child.cmdline()]
     assert len(workers) == 2
@@ -178,7 +178,7 @@ def test_dev_on_a_server_of_the_users(start, tmp_path, redis_url):
         (["serve", "--host", "192.0.2.1", "--api-keys", f"a:{'0' * 64}:read"], "cannot listen on 192.0.2.1"),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(start, words, error):
+def test_a_command_that_cannot_start_prints_one_line(start, words, error):
     process = start(*words)
     assert error in process.wait_line("jobq: ")
     assert process.end() == 2
@@ -308,7 +308,7 @@ def test_a_second_signal_to_the_supervisor_hands_jobs_back_at_once(start, tasks,
     [("unix://nobody:wrong@{socket}", "Redis refuses this user"), ("unix:///nowhere/redis", "no answer from Redis")],
     ids=["password", "address"],
 )
-def test_work_says_in_one_line_that_redis_refuses_it(start, tasks, server, url, error):
+def test_work_prints_one_line_if_redis_refuses_it(start, tasks, server, url, error):
     work = start("work", tasks, JOBQ_REDIS_URL=url.format(socket=server.socket))
     assert error in work.wait_line("jobq: ")
     assert work.end() == 1
@@ -331,7 +331,7 @@ def test_a_worker_that_redis_refuses_later_is_not_started_again_and_again(start,
         admin.execute_command("ACL", "LOG", "RESET")
 
 
-def test_a_stuck_thread_does_not_keep_a_worker(start, tasks):
+def test_a_stuck_thread_does_not_keep_a_worker_process_alive(start, tasks):
     work = start("work", tasks, "--grace", "0.1")
     work.wait_line("worker started")
     start("enqueue", "sleepy", '{"seconds": 3600}', "--queue", "tasks", "--create").wait_line("tasks:")
@@ -390,7 +390,7 @@ def test_top_into_a_pipe_is_plain_text(start, redis_url, jobq):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="PIPESTATUS is bash's")
-def test_output_into_a_closed_pipe_is_no_error(redis_url, jobq):
+def test_output_into_a_closed_pipe_is_not_an_error(redis_url, jobq):
     for _ in range(3):
         jobq("enqueue", "x", "--queue", "shown", "--create")
     command = f"{shlex.quote(sys.executable)} -m jobq ls --json | true; exit ${{PIPESTATUS[0]}}"

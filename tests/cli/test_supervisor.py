@@ -93,7 +93,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "pids"
 
 
-async def test_it_runs_as_many_as_asked_and_stops_them(file: Path):
+async def test_a_supervisor_runs_and_stops_the_given_number_of_processes(file: Path):
     supervisor = Supervisor(command(POLITE, file), 3)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: len(pids(file)) == 3, "all run")
@@ -130,7 +130,7 @@ async def test_the_delay_grows_while_it_keeps_dying(file: Path, monkeypatch):
 
 
 @pytest.mark.parametrize(("code", "answer"), [(CANNOT_RUN, 2), (REFUSED, 1)])
-async def test_one_that_cannot_run_is_not_repeated(file: Path, code: int, answer: int):
+async def test_a_process_that_cannot_run_is_not_started_again(file: Path, code: int, answer: int):
     words = command(f"raise SystemExit({code})", file)
     assert await asyncio.wait_for(Supervisor(words, 2).run(), 15) == answer
 
@@ -162,7 +162,7 @@ async def test_a_process_that_does_not_end_for_a_restart_is_killed(file: Path):
     assert await running == 0
 
 
-async def test_what_cannot_run_waits_for_a_restart(file: Path, monkeypatch):
+async def test_a_process_that_cannot_run_waits_for_a_restart(file: Path, monkeypatch):
     """A file is saved with an error in it, and mended a minute later."""
     said: list[str] = []
     monkeypatch.setattr(module.log, "error", lambda text, **_: said.append(text))
@@ -177,7 +177,7 @@ async def test_what_cannot_run_waits_for_a_restart(file: Path, monkeypatch):
     assert await running == 0
 
 
-async def test_what_has_done_its_work_is_not_started_again(file: Path):
+async def test_a_process_that_has_done_its_work_is_not_started_again(file: Path):
     """The first start of each fails, the second one ends well."""
     code = "import os, sys\nopen(sys.argv[1], 'a').write('0\\n')\nsys.exit(len(open(sys.argv[1]).readlines()) < 3)"
     assert await asyncio.wait_for(Supervisor(command(code, file), 1, once=True).run(), 15) == 0
@@ -198,7 +198,7 @@ async def test_a_stop_is_sigterm_and_a_second_one_another_signal(file: Path):
     assert pids(file)[1:] == [signal.SIGTERM, signal.SIGTERM, signal.SIGQUIT]
 
 
-async def test_the_stubborn_are_killed_with_their_children(file: Path):
+async def test_processes_that_do_not_stop_are_killed_with_their_children(file: Path):
     supervisor = Supervisor(command(STUBBORN, file), 1, grace=0.1)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: len(pids(file)) == 2, "process and child run")
@@ -235,5 +235,5 @@ async def test_a_killed_supervisor_takes_its_processes_along(file: Path):
 
 
 @pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "signal SIGKILL"), (-200, "signal 200")])
-def test_exit_codes_in_words(code: int, words: str):
+def test_exit_codes_are_described(code: int, words: str):
     assert describe(code) == words

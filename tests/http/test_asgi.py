@@ -143,7 +143,7 @@ def polling() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "jobq-events-main"]
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(
+async def test_a_client_that_leaves_during_its_body_causes_no_error_log(
     connection: Connection, until: Until, caplog: pytest.LogCaptureFixture
 ):
     bridge = asgi(Queue("main", connection))
@@ -197,7 +197,7 @@ async def test_links_cookies_and_documents_follow_the_prefix(connection: Connect
             await problem(response, 401, "unauthenticated")
 
 
-async def test_the_address_is_the_clients_and_nobody_can_forge_it(
+async def test_the_address_is_that_of_the_client_and_cannot_be_forged(
     connection: Connection, until: Until, caplog: pytest.LogCaptureFixture
 ):
     bridge = asgi(Queue("main", connection), api_keys=[new_key("a")[1]])
@@ -224,7 +224,7 @@ async def test_without_a_lifespan_it_starts_with_the_first_requests(connection: 
     assert not queue.is_open
 
 
-async def test_alone_it_lives_by_the_servers_lifespan(connection: Connection, until: Until):
+async def test_as_the_only_application_it_follows_the_servers_lifespan(connection: Connection, until: Until):
     queue = Queue("main", connection)
     async with serving(asgi(queue), until, lifespan="on") as base, ClientSession() as session:
         assert queue.is_open

@@ -57,7 +57,7 @@ async def visiting(base: str) -> AsyncIterator[Page]:
     assert errors == []
 
 
-async def test_enter_in_the_priority_dialog_does_it_and_escape_does_not(connection: Connection):
+async def test_enter_confirms_the_priority_dialog_and_escape_cancels_it(connection: Connection):
     queue = Queue("main", connection)
     async with queue, browsing(queue) as page:
         job = await queue.enqueue("send")
@@ -82,7 +82,7 @@ async def test_enter_in_the_priority_dialog_does_it_and_escape_does_not(connecti
         await expect(page.locator(".state.failed")).to_be_visible()
 
 
-async def test_a_refresh_keeps_the_focus_and_moves_nothing_under_the_mouse(connection: Connection):
+async def test_a_refresh_keeps_the_focus_and_moves_no_row_under_the_mouse(connection: Connection):
     queue = Queue("main", connection)
     async with queue, browsing(queue, Queue("other", connection)) as page:
         jobs = [await queue.enqueue("send", priority=10) for _ in range(3)]
@@ -116,7 +116,7 @@ async def test_a_refresh_keeps_the_focus_and_moves_nothing_under_the_mouse(conne
             assert await page.evaluate("node => node === document.activeElement && node.isConnected", marked)
 
 
-async def test_a_type_that_only_another_queue_serves_is_said(connection: Connection):
+async def test_a_type_that_only_workers_of_another_queue_serve_is_reported(connection: Connection):
     main, other = Queue("main", connection), Queue("other", connection)
 
     @main.task

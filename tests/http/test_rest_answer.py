@@ -104,7 +104,7 @@ CHANGES: dict[str, tuple[Callable[[web.Response], Any], Callable[[Any], bool]]] 
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_what_an_outer_middleware_changes_counts(name: str):
+async def test_changes_of_an_outer_middleware_are_sent(name: str):
     change, shows = CHANGES[name]
 
     @web.middleware
@@ -135,7 +135,7 @@ async def test_a_status_without_a_body_has_none():
     assert b"Content-Length" not in said
 
 
-async def test_an_outer_signal_sees_the_answer_before_it_goes():
+async def test_a_signal_of_an_outer_application_sees_the_answer_before_it_is_sent():
     async def allow(_request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Access-Control-Allow-Origin"] = "https://a.example"
 
@@ -160,7 +160,7 @@ async def test_a_middleware_may_send_it_itself():
             assert await (await client.get("/")).read() == BODY
 
 
-async def test_who_asks_on_and_never_reads_has_to_wait(until: Until):
+async def test_a_client_that_sends_requests_and_never_reads_has_to_wait(until: Until):
     asked = 0
 
     async def large(_: web.Request) -> Answer:

@@ -52,7 +52,7 @@ def test_every_route_of_the_router_declares_its_scope(connection: Connection):
     assert seen > len(scopes)
 
 
-def test_scopes_of_the_table_fit_what_routes_do():
+def test_the_scope_of_each_route_fits_its_effect():
     for route in ROUTES:
         if route.scope is Scope.PUBLIC:
             assert route.path in ("/healthz", "/readyz")
@@ -99,7 +99,7 @@ async def test_each_route_needs_its_scope(locked: Client, route: Any):
         f"Bearer {READ[0]}x",
     ],
 )
-async def test_what_is_no_valid_key_is_401(locked: Client, header: str):
+async def test_an_invalid_key_is_401(locked: Client, header: str):
     await problem(await locked.get("/jobs", headers={"Authorization": header}), 401, "unauthenticated")
 
 
@@ -108,7 +108,7 @@ async def test_keys_work_in_the_header_only(locked: Client):
     assert (await locked.get("/jobs", headers={"Authorization": f"bearer  {READ[0]}"})).status == 200
 
 
-async def test_keys_reach_their_queues_only(new_client: NewClient, connection: Connection):
+async def test_a_key_is_valid_for_its_queues_only(new_client: NewClient, connection: Connection):
     secret, key = new_key("mail", Scope.ADMIN, ["mail-*", "news"])
     queues = [Queue(name, connection) for name in ("main", "mail-in", "news")]
     client = await new_client(*queues, api_keys=[key])
@@ -126,7 +126,7 @@ async def test_keys_reach_their_queues_only(new_client: NewClient, connection: C
     assert "main" not in (await problem(await client.get("/queues/x/jobs"), 404, "unknown-queue"))["known"]
 
 
-async def test_keys_end_and_two_live_side_by_side(new_client: NewClient, connection: Connection):
+async def test_an_expired_key_is_refused_while_its_successor_is_valid(new_client: NewClient, connection: Connection):
     old, new = new_key("app", expires=1.0), new_key("app")
     client = await new_client(Queue("main", connection), api_keys=f"{old[1].entry()}, {new[1].entry()}")
     assert (await client.get("/jobs", headers=bearer(new[0]))).status == 200
@@ -201,12 +201,12 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", LOCAL)
-async def test_local_names_are_answered(client: Client, host: str):
+async def test_local_host_names_are_allowed(client: Client, host: str):
     assert (await client.get("/jobs", headers={"Host": host})).status == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-async def test_other_names_are_not(client: Client, host: str):
+async def test_other_host_names_are_refused(client: Client, host: str):
     await problem(await client.get("/jobs", headers={"Host": host}), 421, "host-not-allowed")
     assert (await client.get("/healthz", headers={"Host": host})).status == 200  # probes come by address
 
@@ -252,7 +252,7 @@ async def test_pages_of_other_origins_change_nothing(client: Client, headers: di
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_our_own_pages_may(client: Client):
+async def test_requests_of_our_own_pages_are_allowed(client: Client):
     origin = str(client.make_url("")).rstrip("/")
     for headers in (
         {"Origin": origin, "Sec-Fetch-Site": "same-origin"},
@@ -265,7 +265,7 @@ async def test_our_own_pages_may(client: Client):
 # -- rates, audit, tracebacks ----------------------------------------------------------------------------------------
 
 
-def test_a_bucket_holds_a_second_and_fills_again():
+def test_a_rate_bucket_holds_one_second_of_calls_and_fills_again():
     now = [0.0]
     rate = Rate(5, now=lambda: now[0])
     assert [rate.wait("a") for _ in range(5)] == [0.0] * 5
@@ -279,7 +279,7 @@ def test_a_bucket_holds_a_second_and_fills_again():
     assert len(rate._buckets) <= 10_000  # noqa: SLF001
 
 
-async def test_too_many_calls_are_429_for_that_key_only(new_client: NewClient, connection: Connection):
+async def test_too_many_calls_of_one_key_are_429_for_this_key_only(new_client: NewClient, connection: Connection):
     client = await new_client(Queue("main", connection), api_keys=KEYS, rate=3)
     answers = [await client.get("/jobs", headers=bearer(READ[0])) for _ in range(10)]
     assert [answer.status for answer in answers[:3]] == [200, 200, 200]
@@ -288,7 +288,7 @@ async def test_too_many_calls_are_429_for_that_key_only(new_client: NewClient, c
     assert (await client.get("/jobs", headers=bearer(WRITE[0]))).status == 200
 
 
-async def test_what_destroys_is_written_down(locked: Client, caplog: pytest.LogCaptureFixture):
+async def test_destructive_calls_are_written_to_the_audit_log(locked: Client, caplog: pytest.LogCaptureFixture):
     headers = bearer(ADMIN[0])
     locked.session.headers.update(headers)
     job = await enqueue(locked)

@@ -68,7 +68,7 @@ async def test_failed_jobs_with_their_payloads_come_in_bounded_pages(new_client:
 
 
 @pytest.mark.parametrize("delay", [0, 60_000])
-async def test_a_job_whose_row_is_gone_is_shown_as_it_is_counted(
+async def test_a_job_whose_row_is_missing_is_counted_and_shown(
     new_client: NewClient, connection: Connection, delay: int
 ):
     queue = Queue("main", connection)
@@ -86,9 +86,7 @@ async def test_a_job_whose_row_is_gone_is_shown_as_it_is_counted(
     assert (await (await client.get("/jobs/stats")).json())[state] == 0
 
 
-async def test_numbers_are_those_of_the_living_and_of_what_runs(
-    new_client: NewClient, connection: Connection, until: Until
-):
+async def test_stats_count_living_workers_and_running_jobs(new_client: NewClient, connection: Connection, until: Until):
     queue = Queue("main", connection)
     holding, done = [], []
 

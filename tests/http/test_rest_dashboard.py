@@ -124,7 +124,7 @@ def test_no_text_is_ever_read_as_html():
 EVIL = "<img src=x onerror=alert(1)></script><script>alert(1)</script>\u202e"
 
 
-async def test_what_a_job_brings_along_is_nowhere_html(new_client: NewClient, connection: Connection):
+async def test_no_text_of_a_job_is_read_as_html(new_client: NewClient, connection: Connection):
     queue = Queue("main", connection)
     client = await new_client(queue)
     job = await enqueue(client, type=EVIL[:20], payload={EVIL: EVIL}, metadata={EVIL: EVIL}, attempts=1)
@@ -268,7 +268,7 @@ THEIRS: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("headers", OURS + THEIRS, ids=str)
-async def test_a_session_writes_from_our_own_pages_only(locked: Client, headers: dict[str, str]):
+async def test_a_session_can_write_only_from_our_own_pages(locked: Client, headers: dict[str, str]):
     await log_in(locked, ADMIN[0])
     sent = {name: origin(locked)["Origin"] if value == "SELF" else value for name, value in headers.items()}
     calls = [("POST", "/jobs/pause"), ("DELETE", "/jobs?state=failed"), ("POST", "/jobs/retry")]
@@ -284,12 +284,12 @@ async def test_a_session_writes_from_our_own_pages_only(locked: Client, headers:
         assert response.status == 200
 
 
-async def test_a_key_in_the_header_goes_before_the_cookie(locked: Client):
+async def test_a_key_in_the_header_is_used_instead_of_the_cookie(locked: Client):
     await log_in(locked, ADMIN[0])
     await problem(await locked.get("/jobs", headers={"Authorization": "Bearer wrong"}), 401, "unauthenticated")
 
 
-async def test_logout_takes_the_cookie_back(locked: Client):
+async def test_logout_deletes_the_cookie(locked: Client):
     await log_in(locked, READ[0])
     response = await locked.post("/dashboard/logout", headers=origin(locked))
     cookie = response.cookies[COOKIE]
@@ -299,7 +299,7 @@ async def test_logout_takes_the_cookie_back(locked: Client):
 @pytest.mark.parametrize(
     "value", ["", "x", ".", "1.", "9999999999", "9999999999.", "9" * 400 + ".a", "\u0661.a", "-1.a"]
 )
-async def test_what_is_no_session_is_401(locked: Client, value: str):
+async def test_an_invalid_session_is_401(locked: Client, value: str):
     response = await locked.get("/jobs", headers={"Cookie": f"{COOKIE}={value}"})
     await problem(response, 401, "unauthenticated")
 
@@ -324,7 +324,7 @@ def test_sessions_end():
         sessions.find(value)
 
 
-def test_sessions_cannot_be_made_longer_or_another_keys():
+def test_a_session_cannot_be_changed_to_last_longer_or_belong_to_another_key():
     sessions = Sessions(Keyring(KEYS), "secret" * 6)
     value, _ = sessions.new(KEYS[0])
     until, signature = value.split(".")
@@ -334,7 +334,7 @@ def test_sessions_cannot_be_made_longer_or_another_keys():
     assert sessions.find(value) is KEYS[0]
 
 
-def test_a_session_goes_with_its_key_and_stands_in_all_processes():
+def test_a_session_ends_with_its_key_and_is_valid_in_all_processes():
     value, _ = Sessions(Keyring(KEYS), "secret" * 6).new(KEYS[0])
     assert Sessions(Keyring(KEYS), "secret" * 6).find(value) is KEYS[0]
     replaced = new_key(KEYS[0].name, Scope.ADMIN)[1]
@@ -354,7 +354,7 @@ def test_a_short_secret_is_refused_and_not_shown(connection: Connection):
     assert "hunter2" not in str(caught.value)
 
 
-async def test_without_keys_nobody_logs_in(client: Client):
+async def test_without_keys_there_is_no_login(client: Client):
     assert await (await client.get("/dashboard/session")).json() == {"key": "anyone", "scope": "admin", "login": False}
     assert (await client.post("/jobs/pause")).status == 200
 

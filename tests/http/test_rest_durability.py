@@ -59,6 +59,6 @@ async def test_a_request_may_ask_for_less_than_its_queue(new_client: NewClient, 
         ("durability=none&durability=fsynced", "invalid-query"),
     ],
 )
-async def test_misspelt_is_not_weaker(client: Client, query: str, slug: str):
+async def test_a_misspelt_durability_is_refused(client: Client, query: str, slug: str):
     await problem(await client.post(f"/jobs/enqueue?{query}", json=ONE), 422, slug)
     assert await waiting(client) == 0

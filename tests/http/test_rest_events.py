@@ -87,9 +87,7 @@ async def test_the_first_event_comes_at_once(client: Client, monkeypatch: pytest
         await next_event(second)
 
 
-async def test_there_is_an_interval_between_two_events(
-    new_client: NewClient, connection: Connection, monkeypatch: pytest.MonkeyPatch
-):
+async def test_events_keep_the_interval(new_client: NewClient, connection: Connection, monkeypatch: pytest.MonkeyPatch):
     assert events.INTERVAL == 1.0
     monkeypatch.setattr(events, "INTERVAL", 0.1)
     queue = Counted("main", connection)
@@ -101,7 +99,7 @@ async def test_there_is_an_interval_between_two_events(
     assert queue.closest > 0.09  # the loop's clock is exact to some ms
 
 
-async def test_many_listeners_cost_one_call_and_none_cost_none(
+async def test_many_listeners_cost_one_call_and_no_listener_costs_no_call(
     new_client: NewClient, connection: Connection, often: None, until: Until
 ):
     queue = Counted("main", connection)
@@ -166,7 +164,7 @@ async def test_a_quiet_stream_has_a_heartbeat(client: Client, monkeypatch: pytes
                 pass
 
 
-async def test_listeners_hear_that_redis_is_away(new_client: NewClient, often: None):
+async def test_listeners_get_a_problem_event_while_redis_is_away(new_client: NewClient, often: None):
     server = Server().start()
     connection = Connection(server.url, timeout=0.3)
     client = await new_client(Queue("main", connection))
@@ -215,7 +213,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events.Feed, "_event", padded)
 
 
-async def test_who_does_not_read_is_dropped_by_the_server(
+async def test_a_listener_that_does_not_read_is_disconnected_by_serve(
     connection: Connection, often: None, large: None, until: Until
 ):
     fast = Deadlines(head=5, write=0.2, idle=30, close=5)
@@ -227,7 +225,7 @@ async def test_who_does_not_read_is_dropped_by_the_server(
             writer.transport.abort()
 
 
-async def test_who_does_not_read_is_dropped_in_any_server(
+async def test_a_listener_that_does_not_read_is_disconnected_in_any_server(
     client: Client, often: None, large: None, until: Until, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(events, "UNREAD", 0.2)
@@ -238,7 +236,7 @@ async def test_who_does_not_read_is_dropped_in_any_server(
     writer.transport.abort()
 
 
-async def test_the_server_stops_at_once_although_somebody_does_not_read(
+async def test_the_server_stops_at_once_although_a_listener_does_not_read(
     connection: Connection, often: None, large: None, until: Until
 ):
     async with serving(create_app(Queue("main", connection))) as served:

@@ -119,7 +119,7 @@ async def test_bytes(client: ClientSession, raw: bytes):
 
 @LIMITS
 @given(payload=values)
-async def test_what_is_accepted_comes_back_as_it_was(client: ClientSession, payload: Any):
+async def test_accepted_json_comes_back_unchanged(client: ClientSession, payload: Any):
     sent = json.dumps(payload, ensure_ascii=False).encode()
     try:
         check_json(sent)

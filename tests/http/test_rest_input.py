@@ -203,7 +203,7 @@ MANY = [
 
 
 @pytest.mark.parametrize(("method", "path", "slug"), MANY)
-async def test_verbs_for_many_are_refused(client: Client, method: str, path: str, slug: str):
+async def test_wrong_parameters_of_verbs_for_many_jobs_are_refused(client: Client, method: str, path: str, slug: str):
     await problem(await client.request(method, path), 422, slug)
 
 
@@ -308,7 +308,7 @@ MANY_AND_LARGE = {
 
 
 @pytest.mark.parametrize("name", MANY_AND_LARGE)
-async def test_what_is_refused_for_its_size_is_not_looked_at_further(
+async def test_a_body_that_is_refused_for_its_size_is_not_checked_further(
     client: Client, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     body, status, slug = MANY_AND_LARGE[name]

@@ -62,7 +62,7 @@ def echoing(connection: Connection, size: int) -> Queue:
 
 
 @SIZES
-async def test_the_largest_payload_goes_through_rest_and_a_worker(
+async def test_the_largest_payload_passes_through_rest_and_a_worker(
     new_client: NewClient, connection: Connection, size: int
 ):
     queue = echoing(connection, size)
@@ -83,7 +83,7 @@ async def test_the_largest_payload_goes_through_rest_and_a_worker(
 
 
 @SIZES
-async def test_the_largest_payload_goes_through_python_and_a_worker(connection: Connection, size: int):
+async def test_the_largest_payload_passes_through_python_and_a_worker(connection: Connection, size: int):
     queue = echoing(connection, size)
     payload = payload_of(size)
     async with queue, working(queue):
@@ -107,7 +107,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("payload", LARGE.values(), ids=LARGE.keys())
-async def test_others_are_served_while_megabytes_are_taken_and_shown(
+async def test_other_requests_are_served_during_requests_of_megabytes(
     new_client: NewClient, connection: Connection, payload: bytes
 ):
     assert 5_000_000 < len(payload) < 10_000_000

@@ -60,7 +60,7 @@ def app_routes() -> set[tuple[str, str]]:
     }
 
 
-def test_the_document_is_whole():
+def test_the_openapi_document_is_complete():
     described = document(keys=True)
     assert described["openapi"] == "3.1.0"
     schemas = described["components"]["schemas"]
@@ -73,7 +73,7 @@ def test_the_document_is_whole():
     assert json.dumps(described).isascii()
 
 
-def test_the_document_says_which_problems_come():
+def test_the_openapi_document_lists_the_problems_of_each_route():
     described = document(keys=True)
     for route in ROUTES:
         for path in route.paths():

@@ -67,19 +67,19 @@ def test_fields_of_their_own():
     assert (failed["error_type"], failed["error_message"], failed["traceback"]) == ("E", "m", "t")
 
 
-def test_types_are_distinct_and_whole():
+def test_the_types_of_problems_are_distinct_and_complete():
     assert len({kind.type for kind in KINDS}) == len(KINDS)
     assert all(400 <= kind.status <= 599 and kind.title for kind in KINDS)
 
 
-def test_unknown_exceptions_are_500_and_say_nothing_of_the_inside(caplog: pytest.LogCaptureFixture):
+def test_unknown_exceptions_are_500_and_reveal_nothing(caplog: pytest.LogCaptureFixture):
     response = problems.response(RuntimeError("secret"))
     assert response.status == 500
     assert b"secret" not in response.body  # pyright: ignore
     assert "secret" in caplog.text  # the log has it
 
 
-def test_text_that_is_no_text_is_made_visible():
+def test_lone_surrogates_in_a_problem_are_escaped():
     response = problems.response(HttpProblem(problems.NOT_FOUND, "a\udc80b"))
     assert json.loads(response.body)["detail"] == "a\\udc80b"  # pyright: ignore
 
@@ -122,7 +122,7 @@ async def test_unknown_type_names_those_that_are_known(new_client: NewClient, co
     assert "too" in (await problem(response, 422, "invalid-job"))["detail"]
 
 
-async def test_a_wrong_state_says_which_and_what_is_allowed(client: Client):
+async def test_a_wrong_state_is_answered_with_the_state_and_the_allowed_ones(client: Client):
     answer = await client.post("/jobs/enqueue", json={"type": "a"})
     job = (await answer.json())["id"]
     for verb, allowed in (("promote", ["delayed"]), ("retry", ["failed", "completed"])):

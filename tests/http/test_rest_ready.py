@@ -52,7 +52,7 @@ async def test_each_server_is_asked(connection: Connection, redis_url: str, call
     await second.aclose()
 
 
-async def test_a_caller_that_leaves_does_not_end_the_probe_of_the_others(
+async def test_a_caller_that_leaves_does_not_cancel_the_probe_for_others(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     asked, answered = asyncio.Event(), asyncio.Event()

@@ -59,7 +59,7 @@ async def test_payload_is_kept_byte_for_byte(client: Client, payload: bytes):
     assert b'"payload":%b,"priority"' % payload.strip() in await job.read()
 
 
-async def test_same_key_answers_with_the_job_that_is_there(client: Client):
+async def test_the_same_key_is_answered_with_the_existing_job(client: Client):
     first = await enqueue(client, key="one")
     again = await post(client, "/jobs/enqueue", {"type": "any", "key": "one"}, 200)
     assert again == {"id": first, "duplicate": True}
@@ -158,7 +158,7 @@ async def test_promote_and_priority(client: Client):
     assert (shown["state"], shown["priority"]) == ("waiting", -3)
 
 
-async def test_many_are_retried_and_removed_in_pages(client: Client):
+async def test_many_jobs_are_retried_and_removed_in_pages(client: Client):
     for job in [await enqueue(client) for _ in range(5)]:
         await post(client, f"/jobs/{job}/kill")
     assert await post(client, "/jobs/retry?state=failed&limit=2") == {"count": 2}
@@ -262,7 +262,7 @@ async def test_result_is_waited_for(new_client: NewClient, connection: Connectio
     assert await get(client, f"/jobs/{job}/result") == {"sum": 3}
 
 
-async def test_task_defaults_count_where_nothing_is_given(new_client: NewClient, connection: Connection):
+async def test_options_that_are_not_given_have_the_tasks_defaults(new_client: NewClient, connection: Connection):
     queue = Queue("main", connection)
 
     @queue.task(attempts=7, timeout=3)
@@ -275,7 +275,7 @@ async def test_task_defaults_count_where_nothing_is_given(new_client: NewClient,
     assert (job["attempts"], job["timeout"]) == (1, None)
 
 
-async def test_the_same_routes_stand_under_each_queue(new_client: NewClient, connection: Connection):
+async def test_the_same_routes_exist_under_each_queue(new_client: NewClient, connection: Connection):
     client = await new_client(Queue("main", connection), Queue("other", connection))
     answer = await post(client, "/queues/other/jobs/enqueue", {"type": "x"}, 201)
     job = answer["id"]

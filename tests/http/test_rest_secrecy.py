@@ -34,7 +34,7 @@ def bearer(key: tuple[str, object]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "example.com"])
-async def test_an_address_that_others_reach_is_refused_without_keys(connection: Connection, host: str):
+async def test_a_public_address_is_refused_without_keys(connection: Connection, host: str):
     with pytest.raises(SettingsError, match=r"JOBQ_API_KEYS .* api_keys=.* 127\.0\.0\.1"):
         await serve(create_app(Queue("main", connection)), host, 0)
 
@@ -47,7 +47,7 @@ async def test_with_keys_any_address_is_served(connection: Connection):
 # -- queues of others -----------------------------------------------------------------------------------------------
 
 
-async def test_a_queue_of_others_looks_like_one_that_does_not_exist(new_client: NewClient, connection: Connection):
+async def test_a_queue_of_another_key_looks_like_one_that_does_not_exist(new_client: NewClient, connection: Connection):
     client = await new_client(*(Queue(name, connection) for name in ("main", "mail", "secret")), api_keys=KEYS)
     job = (await enqueue_as(client, ALL, "/queues/secret/jobs/enqueue")).rpartition(":")[2]
     routes = [
@@ -78,7 +78,7 @@ async def enqueue_as(client: Client, key: tuple[str, object], path: str) -> str:
     return (await response.json())["id"]
 
 
-async def test_the_workers_of_a_queue_tell_nothing_of_other_queues(
+async def test_the_workers_of_a_queue_reveal_no_other_queues(
     new_client: NewClient, connection: Connection, until: Until
 ):
     mail, secret = Queue("mail", connection), Queue("secret", connection)
@@ -100,7 +100,7 @@ async def test_the_workers_of_a_queue_tell_nothing_of_other_queues(
 # -- tracebacks -----------------------------------------------------------------------------------------------------
 
 
-async def test_who_else_waits_does_not_change_what_a_waiter_sees(new_client: NewClient, connection: Connection):
+async def test_a_waiter_sees_the_same_error_whoever_else_is_waiting(new_client: NewClient, connection: Connection):
     queue = Queue("main", connection)
 
     @queue.task(attempts=1)
@@ -164,7 +164,7 @@ def test_an_ipv6_network_counts_as_one_address(remote: str | None, counted: str)
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("abort", [False, True])
-async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(
+async def test_a_client_that_leaves_during_its_body_causes_no_error_log(
     connection: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, framing: str, abort: bool
 ):
     begun, left = asyncio.Event(), asyncio.Event()
@@ -207,7 +207,7 @@ VERBS = [
 
 
 @pytest.mark.parametrize(("method", "tail"), VERBS)
-async def test_any_odd_id_is_a_job_that_is_not_there(client: Client, method: str, tail: str):
+async def test_an_unusual_id_is_404(client: Client, method: str, tail: str):
     draw = random.Random(7)
     drawn = ["".join(draw.choice("{}%2Fab:.~/;'\"\\<>|^`[]") for _ in range(8)).replace("/", "%2F") for _ in range(60)]
     for odd in [*ODD, *(text for text in drawn if "%" not in text.replace("%2F", ""))]:
@@ -218,7 +218,7 @@ async def test_any_odd_id_is_a_job_that_is_not_there(client: Client, method: str
             assert found["detail"]
 
 
-async def test_any_odd_queue_is_one_that_is_not_there(client: Client):
+async def test_an_unusual_queue_name_is_404(client: Client):
     for odd in ODD:
         response = await client.get(URL(f"/queues/{odd}/jobs", encoded=True))
         await problem(response, 404, "unknown-queue")

@@ -50,7 +50,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("raw", BROKEN, ids=range(len(BROKEN)))
-async def test_what_is_no_http_is_a_problem(app: web.Application, raw: bytes):
+async def test_bytes_that_are_not_http_are_answered_with_a_problem(app: web.Application, raw: bytes):
     async with serving(app) as served:
         status, body = parsed(await served.exchange(raw))
         assert (status, body["status"], body["type"]) == (400, 400, "urn:jobq:problem:malformed-request")
@@ -62,13 +62,13 @@ async def test_broken_chunks_are_a_problem(app: web.Application):
         assert parsed(raw)[1]["type"] == "urn:jobq:problem:malformed-request"
 
 
-async def test_a_head_that_does_not_come_is_408(app: web.Application):
+async def test_a_head_that_does_not_arrive_is_408(app: web.Application):
     async with serving(app, deadlines=FAST) as served:
         status, body = parsed(await served.exchange(b"GET /jobs HTTP/1.1\r\nHost: loc"))
         assert (status, body["type"]) == (408, "urn:jobq:problem:request-timeout")
 
 
-async def test_a_head_that_drips_is_408_too(app: web.Application):
+async def test_a_head_that_arrives_byte_by_byte_is_408(app: web.Application):
     async with serving(app, deadlines=FAST) as served:
         reader, writer = await served.connect()
         writer.write(b"GET /jobs HTTP/1.1\r\nHost: ")
@@ -102,7 +102,7 @@ async def test_a_quiet_connection_between_requests_is_kept(app: web.Application)
         writer.close()
 
 
-async def test_the_rest_of_a_refused_body_is_no_head(app: web.Application):
+async def test_the_rest_of_a_refused_body_is_not_read_as_a_head(app: web.Application):
     async with serving(app, deadlines=Deadlines(head=0.5, write=5.0, idle=30.0, close=5.0)) as served:
         reader, writer = await served.connect()
         raw = HEAD.replace(b"application/json", b"text/plain") + b"Content-Length: 20\r\n\r\n"
@@ -116,7 +116,7 @@ async def test_the_rest_of_a_refused_body_is_no_head(app: web.Application):
         writer.close()
 
 
-async def test_a_body_that_does_not_come_is_408(app: web.Application):
+async def test_a_body_that_does_not_arrive_is_408(app: web.Application):
     async with serving(app, deadlines=FAST) as served:
         raw = await served.exchange(HEAD + b'Content-Length: 100\r\n\r\n{"type":')
         assert parsed(raw)[1]["type"] == "urn:jobq:problem:request-timeout"

@@ -96,7 +96,7 @@ async def others(port: int) -> AsyncIterator[list[float]]:
             await asyncio.wait([task])
 
 
-async def test_500_slow_clients_do_not_disturb_others_and_are_cut(
+async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
     connection: Connection, files: None, slow: Slow, until: Until, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(events, "INTERVAL", 0.05)
@@ -144,7 +144,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "any"])
-async def test_more_clients_than_files_are_told_so_and_others_go_on(
+async def test_clients_beyond_the_limit_of_files_get_503_and_the_others_are_served(
     redis_url: str, slow: Slow, until: Until, loop: str
 ):
     port = free_port()

@@ -60,7 +60,7 @@ async def test_bytes_of_a_reply(name: str, bench: Bench) -> None:
     assert 0 < size(reply) <= most, f"{size(reply)} bytes"
 
 
-async def test_a_filter_by_type_reads_a_megabyte_and_goes_on(bench: Bench) -> None:
+async def test_a_filter_by_type_reads_one_megabyte_per_call(bench: Bench) -> None:
     """Which jobs are of a type is seen in their specs only: 1,000 of a megabyte would hold Redis for a second."""
     admin = bench.admin
     for n, job_id in enumerate(IDS):
@@ -84,7 +84,7 @@ async def test_a_filter_by_type_reads_a_megabyte_and_goes_on(bench: Bench) -> No
     assert calls == 7
 
 
-async def test_stats_read_a_megabyte_of_specs(bench: Bench) -> None:
+async def test_stats_read_one_megabyte_of_specs(bench: Bench) -> None:
     """The oldest of each priority is looked at, and each may be large."""
     admin = bench.admin
     for n, job_id in enumerate(IDS):

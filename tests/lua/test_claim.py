@@ -240,7 +240,7 @@ async def test_repeated(case: Case, bench: Bench):
     await bench.check(case)
 
 
-async def test_a_whole_life_in_order(bench: Bench):
+async def test_jobs_are_claimed_in_order_of_priority_fifo_and_lifo(bench: Bench):
     """Priorities, FIFO within one millisecond, LIFO and what was handed back, through the scripts themselves."""
     do, store = bench.do, bench.store
     await do(store.enqueue(["a1", "", "", "a2", "", "", "b1", "", "5 0 0", "c1", "", "-5 0 0"]))
@@ -249,7 +249,7 @@ async def test_a_whole_life_in_order(bench: Bench):
     assert ids == ["c1", "c2", "l2", "l1", "a1", "a2", "a3", "b2", "b1"]
 
 
-async def test_what_is_handed_back_comes_first_and_in_its_order(bench: Bench):
+async def test_released_jobs_come_first_and_keep_their_order(bench: Bench):
     do, store = bench.do, bench.store
     await do(store.enqueue(["a", "", "", "b", "", "", "c", "", "", "d", "", "-1 0 0", "e", "", "", "f", "", "1 0 0"]))
     token = (await do(store.claim(4, 30_000, "w", "w:0", 1, repeated=False)))[0]
@@ -259,7 +259,7 @@ async def test_what_is_handed_back_comes_first_and_in_its_order(bench: Bench):
     assert ids == ["d", "a", "b", "c", "l", "e", "f"]
 
 
-async def test_nobody_gets_a_job_twice(bench: Bench):
+async def test_no_job_is_claimed_twice(bench: Bench):
     do, store = bench.do, bench.store
     await do(store.enqueue([word for i in range(100) for word in (f"j{i:02}", "", "")]))
     claims = [await do(store.claim(7, 30_000, f"w{i}", f"w{i}:0", 1, repeated=False)) for i in range(20)]
@@ -271,7 +271,7 @@ async def test_nobody_gets_a_job_twice(bench: Bench):
     assert fences == sorted(fences)
 
 
-async def test_what_many_are_claimed_into_is_no_list(bench: Bench, admin: Store):
+async def test_a_claim_of_many_jobs_makes_redis_use_a_table(bench: Bench, admin: Store):
     """A list is looked through from its start for every word: three times the work at a few hundred leases."""
     do, store = bench.do, bench.store
     await do(store.enqueue([word for job_id in MANY for word in (job_id, "", "")]))
@@ -281,7 +281,7 @@ async def test_what_many_are_claimed_into_is_no_list(bench: Bench, admin: Store)
 
 
 @pytest.mark.parametrize("want", [1, 500, 3000])
-async def test_a_claim_of_thousands_fits_lua(want: int, bench: Bench):
+async def test_a_claim_of_thousands_stays_below_luas_limit(want: int, bench: Bench):
     for page in range(6):
         await bench.do(bench.store.enqueue([word for i in range(500) for word in (f"j{page}-{i}", "", "")]))
     assert len((await bench.do(bench.store.claim(want, 30_000, "w", "w:0", 1, repeated=False)))[2]) == want
@@ -307,7 +307,7 @@ async def test_jobs_of_megabytes_come_a_few_at_a_time(bench: Bench):
     assert sorted(state["active"]) == names[:4]
 
 
-async def test_without_a_clock_the_server_says_what_time_it_is(bench: Bench):
+async def test_without_a_clock_the_time_is_the_servers(bench: Bench):
     store = Store(bench.store.connection, "test")
     await store.do(store.enqueue(["a", "A", ""]))
     before = time.time_ns() // 1_000_000

@@ -54,14 +54,14 @@ async def test_no_key_is_left_and_the_name_is_forgotten(bench: Bench):
         await queue.drop()
 
 
-async def test_a_queue_that_is_used_again_meanwhile_keeps_its_place_in_the_list(bench: Bench):
+async def test_a_queue_that_is_used_again_during_its_drop_stays_listed(bench: Bench):
     async with Queue("test", bench.store.connection) as queue:
         await queue.enqueue("x")
         await Store(bench.store.connection, "test").unregister()
         assert await queue.queues() == ["test"]
 
 
-async def test_a_large_queue_goes_at_once(bench: Bench):
+async def test_a_large_queue_is_dropped_without_holding_redis(bench: Bench):
     """The keys are unlinked, not emptied: the call does not hold the server."""
     async with Queue("test", bench.store.connection) as queue:
         await queue.enqueue_many([queue.new("x") for _ in range(20_000)])

@@ -70,7 +70,7 @@ async def test_a_killed_job_keeps_its_own_retention(bench: Bench):
     assert (await bench.dump())["expires"] == {"a": 1500}
 
 
-async def test_an_operators_kill_hands_the_retention_over(queue: Queue):
+async def test_a_job_with_a_retention_of_zero_is_gone_after_an_operators_kill(queue: Queue):
     job = await queue.enqueue("t", retention=0)
     kept = await queue.enqueue("t")
     await queue.kill(job.id)
@@ -80,14 +80,14 @@ async def test_an_operators_kill_hands_the_retention_over(queue: Queue):
     assert (await kept.row()).state == "failed"
 
 
-async def test_the_worker_is_told(bench: Bench, heard: list[bytes], until):
+async def test_a_kill_publishes_a_message_to_the_worker(bench: Bench, heard: list[bytes], until):
     await bench.seed(also(held("a", "b"), waiting("c")))
     await bench.do(bench.store.kill(["a", "c", "b"], RECORD))
     await until(lambda: len(heard) == 2, "both kills heard")
     assert heard == [b"kill a 5 w", b"kill b 5 w"]
 
 
-async def test_killed_and_retried_over_and_over_the_reasons_stay_bounded(bench: Bench):
+async def test_the_error_history_of_a_job_that_is_killed_again_and_again_is_bounded(bench: Bench):
     await bench.seed(waiting("a"))
     record = b"x" * 8000
     for _ in range(20):
@@ -192,7 +192,7 @@ async def test_retry(case: Case, bench: Bench):
     await bench.check(case)
 
 
-async def test_a_key_with_a_time_is_nobodys_rival(bench: Bench):
+async def test_a_key_with_a_ttl_does_not_block_a_retry(bench: Bench):
     """The job's own key had its time; that another job took it without one is no reason to wait."""
     before = also(standing("failed", "a"), held("b"), {"keys": {"a": "\tk\nl", "b": "k"}, "unique": {"k": "b -"}})
     changes = {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "b -", "l": "a -"}}
@@ -200,7 +200,7 @@ async def test_a_key_with_a_time_is_nobodys_rival(bench: Bench):
 
 
 @pytest.mark.parametrize("rival", ["waiting", "delayed", "active", "blocked"])
-async def test_any_unfinished_rival_is_in_the_way(rival: str, bench: Bench):
+async def test_any_unfinished_holder_of_the_key_blocks_a_retry(rival: str, bench: Bench):
     before = also(standing("failed", "a"), standing(rival, "b"), {"keys": {"a": "k"}, "unique": {"k": "b -"}})
     await bench.check(Case("", before, retry("a"), {}, ["key b"]))
 
@@ -292,7 +292,7 @@ async def test_remove(case: Case, bench: Bench):
 
 
 @pytest.mark.parametrize("verb", ["kill", "remove"])
-async def test_a_killed_or_removed_job_does_not_come_back_by_a_late_settle(verb: str, bench: Bench):
+async def test_a_late_outcome_does_not_revive_a_killed_or_removed_job(verb: str, bench: Bench):
     do, store = bench.do, bench.store
     await bench.seed(held("a"))
     await do(store.kill(["a"], RECORD))

@@ -306,7 +306,7 @@ async def test_a_key_is_held_by_an_unfinished_job(state: str, bench: Bench):
 
 
 @pytest.mark.parametrize("state", ["completed", "failed"])
-async def test_a_key_is_let_go_by_a_finished_job(state: str, bench: Bench):
+async def test_a_finished_job_releases_its_key(state: str, bench: Bench):
     before = standing(state, "z") | key("z", "k")
     changes = also(before, waiting("a"), key("a", "k")) | meta(1) | WAKE
     await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
@@ -318,7 +318,7 @@ async def test_the_key_of_a_removed_job_is_free(bench: Bench):
     await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
 
 
-async def test_repeated_it_writes_nothing_twice(bench: Bench):
+async def test_a_repeated_enqueue_writes_nothing_twice(bench: Bench):
     """The reply was lost: the same call again, between whose sendings the world went on."""
     rows = [
         "a", "A", "", "b", "B", "5 1 0", "c", "C", "0 0 700", "d", "D", "0 0 0\n-1 - k", "e", "E", "0 0 0\n-1 - k",
@@ -339,13 +339,13 @@ async def test_a_server_that_forgot_the_scripts_takes_plain_jobs_too(bench: Benc
     assert await bench.dump() == waiting("a", "b") | meta(2) | WAKE
 
 
-async def test_a_full_batch_of_plain_jobs_fits_lua(bench: Bench):
+async def test_a_full_batch_of_plain_jobs_stays_below_luas_limit(bench: Bench):
     assert await bench.do(bench.store.enqueue([word for i in range(2000) for word in (f"j{i}", "x", "")])) == []
     state = await bench.dump()
     assert len(state["waiting"]) == len(state["jobs"]) == 2000
 
 
-async def test_a_full_batch_fits_lua(bench: Bench):
+async def test_a_full_batch_stays_below_luas_limit(bench: Bench):
     """Some 60 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
     rows: list[Any] = [
         word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f i:{i}")
@@ -356,6 +356,6 @@ async def test_a_full_batch_fits_lua(bench: Bench):
 
 
 @pytest.mark.parametrize("rows", [["a", "A", ""], ["a", "A", "", "b", "B", ""], ["a", "A", "0 0 500\n-1 - k"]])
-async def test_a_new_queue_is_told_to_the_first_who_enqueues(rows: list[str], bench: Bench):
+async def test_the_first_enqueue_learns_that_the_queue_is_new(rows: list[str], bench: Bench):
     assert await bench.store.do(bench.store.enqueue(list(rows))) == [0, b"", b"new"]
     assert await bench.store.do(bench.store.enqueue(["c", "C", *rows[2:3]])) != [0, b"", b"new"]

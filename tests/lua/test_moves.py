@@ -180,7 +180,7 @@ async def test_pause(case: Case, bench: Bench):
 
 
 @pytest.mark.parametrize("verb", ["enqueue", "forward", "promote", "release", "retry"])
-async def test_a_paused_queue_is_filled_and_claims_nothing(verb: str, bench: Bench):
+async def test_a_paused_queue_accepts_jobs_and_gives_out_none(verb: str, bench: Bench):
     """Every way into waiting, then a claim."""
     do, store = bench.do, bench.store
     calls: dict[str, Any] = {

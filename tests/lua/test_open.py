@@ -47,7 +47,7 @@ class Crash(Exception):
     """The process that migrates dies here."""
 
 
-async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Bench):
+async def test_a_layout_is_migrated_in_pages_and_continues_after_a_crash(bench: Bench):
     """Layouts of the tests' own: progress moves into the logs, two jobs a page, and then a third layout follows."""
     progress, logs = bench.store.keys["progress"], bench.store.keys["logs"]
     await bench.seed({"meta": {"layout": "1"}, "progress": {f"j{n}": str(n) for n in range(5)}})
@@ -82,14 +82,14 @@ async def test_a_layout_is_migrated_in_pages_and_goes_on_after_a_crash(bench: Be
     await bench.store.open(wanted=3, migrations={})
 
 
-async def test_a_layout_without_a_way_to_ours_is_refused(bench: Bench):
+async def test_a_layout_that_cannot_be_migrated_is_refused(bench: Bench):
     await bench.seed({"meta": {"layout": "1"}})
     with pytest.raises(StoreRefused, match="has layout 1, and this version of jobq cannot migrate it to layout 2"):
         await bench.store.open(wanted=2)
     assert await bench.dump() == {"meta": {"layout": "1"}}
 
 
-async def test_a_queue_that_nobody_uses_leaves_no_trace(bench: Bench):
+async def test_reading_an_unused_queue_writes_nothing(bench: Bench):
     async with Queue("test", bench.store.connection) as queue:
         await queue.stats()
         await queue.page()
@@ -104,7 +104,9 @@ async def test_a_queue_that_nobody_uses_leaves_no_trace(bench: Bench):
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"priority": 1}])
-async def test_a_queue_that_was_dropped_under_a_producer_is_listed_again(bench: Bench, count: int, options: Any):
+async def test_a_dropped_queue_is_listed_again_at_the_next_enqueue_of_an_open_producer(
+    bench: Bench, count: int, options: Any
+):
     async with Queue("test", bench.store.connection) as queue:
         for _ in range(2):
             await queue.enqueue_many([queue.new("x", **options) for _ in range(count)])
@@ -114,7 +116,7 @@ async def test_a_queue_that_was_dropped_under_a_producer_is_listed_again(bench: 
             assert await queue.queues() == []
 
 
-async def test_queues_are_known_from_their_first_job_on(bench: Bench):
+async def test_a_queue_is_listed_from_its_first_job_on(bench: Bench):
     async with Queue("mistyped", bench.store.connection):
         for name in ("b", "a"):
             async with Queue(name, bench.store.connection) as queue:

@@ -90,7 +90,7 @@ async def test_types_are_bounded_in_number(bench: Bench):
 
 
 @pytest.mark.parametrize("later", [0, 1])
-async def test_types_that_nobody_publishes_are_forgotten_after_a_day(bench: Bench, later: int):
+async def test_types_that_are_no_longer_published_are_removed_after_a_day(bench: Bench, later: int):
     await bench.seed(said("1000\ta\tA"))
     bench.now = NOW + DAY - 1 + later
     await bench.do(bench.store.expire(10))

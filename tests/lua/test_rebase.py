@@ -93,7 +93,7 @@ async def drained(store: Store) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_the_order_holds_while_jobs_come_and_go(bench: Bench, seed: int):
+async def test_the_order_is_kept_while_jobs_are_added_and_claimed(bench: Bench, seed: int):
     """Against a second queue that is not rebased: the same calls, the same order of claims."""
     draw = random.Random(seed)
     store, admin = bench.store, bench.admin

@@ -47,7 +47,7 @@ async def test_a_repeated_request_gets_the_recorded_answer(verb: str, bench: Ben
 
 
 @every_verb
-async def test_another_request_is_executed(verb: str, bench: Bench) -> None:
+async def test_a_request_with_a_new_number_is_executed(verb: str, bench: Bench) -> None:
     before, make, answer = VERBS[verb]
     await bench.seed(before)
     await bench.do(make(bench.store))

@@ -72,7 +72,7 @@ def body(name: str) -> str:
     return SCRIPTS[name].source.decode()
 
 
-def test_each_has_a_call_here():
+def test_every_script_has_a_call_in_this_table():
     assert sorted(CALLS) == sorted(SCRIPTS)
 
 
@@ -111,7 +111,7 @@ def test_every_key_is_used(name: str):
         assert len(re.findall(rf"\b{key}\b", code)) >= 2, f"{key} is declared and not used"
 
 
-def test_what_a_removed_job_leaves_is_known_to_both_who_remove():
+def test_remove_and_trim_delete_the_same_columns():
     def columns(name: str) -> set[str]:
         keys = SCRIPTS[name].keys
         return set(keys[keys.index("keys") :])
@@ -236,6 +236,6 @@ async def test_at_maxmemory(name: str, full: Bench):
         await full.do(CALLS[name](full.store))
 
 
-def test_a_script_without_its_keys_is_no_script():
+def test_a_file_without_a_header_is_refused():
     with pytest.raises(ValueError, match=r"x\.lua has no '-- KEYS' line"):
         lua.parse("x", b"#!lua\nreturn 1\n")

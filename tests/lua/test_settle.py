@@ -289,7 +289,7 @@ async def test_defer(case: Case, bench: Bench):
     await bench.check(case)
 
 
-async def test_all_workers_are_told_when_the_first_deferred_job_is_due(bench: Bench, heard: list[bytes], until):
+async def test_a_message_tells_all_workers_when_the_first_deferred_job_is_due(bench: Bench, heard: list[bytes], until):
     await bench.seed(held("a", "b", "c", "d") | {"unserved": {"a": "3", "b": "1"}})
     await bench.do(defer("a", TOKEN, "b", TOKEN, "c", "4 w")(bench.store))
     await bench.do(defer("c", "4 w")(bench.store))
@@ -394,13 +394,13 @@ def lost(verb: str, *ids: str, standing: int = 0) -> list[Any]:
 
 @pytest.mark.parametrize("token", STALE)
 @pytest.mark.parametrize("verb", FENCED)
-async def test_who_does_not_hold_the_lease_changes_not_one_byte(verb: str, token: str, bench: Bench):
+async def test_a_caller_without_the_lease_changes_not_one_byte(verb: str, token: str, bench: Bench):
     await bench.check(Case("", held("a"), lambda store: FENCED[verb](store, "a", token), {}, lost(verb, "a")))
 
 
 @pytest.mark.parametrize("state", ["waiting", "delayed", "completed", "failed", "blocked", None])
 @pytest.mark.parametrize("verb", FENCED)
-async def test_nobody_holds_a_job_that_is_not_active(verb: str, state: str | None, bench: Bench):
+async def test_a_job_that_is_not_active_has_no_lease(verb: str, state: str | None, bench: Bench):
     before = standing(state, "a") if state else {}
     reply = lost(verb, "a", standing=int((verb, state) in {("complete", "completed"), ("fail", "failed")}))
     for token in (TOKEN, ""):
@@ -408,7 +408,7 @@ async def test_nobody_holds_a_job_that_is_not_active(verb: str, state: str | Non
 
 
 @pytest.mark.parametrize("verb", SETTLES)
-async def test_a_settle_whose_reply_was_lost_is_sent_again(verb: str, bench: Bench):
+async def test_an_outcome_whose_reply_was_lost_can_be_sent_again(verb: str, bench: Bench):
     await bench.seed(held("a"))
     await bench.do(FENCED[verb](bench.store, "a", TOKEN))
     settled = await bench.dump()

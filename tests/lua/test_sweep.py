@@ -220,7 +220,7 @@ async def test_reaping_again_takes_nothing_twice(bench: Bench):
     assert await bench.dump() == after
 
 
-async def test_the_holder_of_a_reaped_lease_is_a_stranger(bench: Bench):
+async def test_the_former_holder_of_a_reaped_lease_can_change_nothing(bench: Bench):
     await bench.seed(held("a", till=1) | swept())
     await bench.do(bench.store.reap(9, 30_000, "sweeper", GAP, GRACE))
     after = await bench.dump()
@@ -511,7 +511,7 @@ async def test_heartbeat(case: Case, bench: Bench):
 
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("wrong", ["-1", "None", "", "nan"])
-async def test_trim_refuses_what_is_no_number_from_0_on(bench: Bench, number: int, wrong: str):
+async def test_trim_refuses_limits_that_are_not_numbers_from_0_on(bench: Bench, number: int, wrong: str):
     """keep_completed=-1 removed everything, and None ended the worker that sent it."""
     before = standing("completed", "a", "b") | {"expires": {"a": 1}}
     await bench.seed(before)

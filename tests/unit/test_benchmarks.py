@@ -76,7 +76,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     assert "over BullMQ | >= 3.5 x | 4 x | yes |" in text
 
 
-def test_the_tally_tells_lost_and_repeated_jobs(tmp_path: Path) -> None:
+def test_the_tally_counts_lost_and_repeated_jobs(tmp_path: Path) -> None:
     tally = Tally(tmp_path, jobs=3, processes=2)
     tally.paths[0].write_bytes(b"\1\1\0")
     assert (tally.ran(), tally.exact()) == (2, False)
@@ -120,7 +120,7 @@ def test_quantiles() -> None:
     assert quantile([float(n) for n in range(100)], 0.99) == 99.0
 
 
-def test_every_driver_is_there_and_pinned() -> None:
+def test_every_benchmark_driver_exists_and_is_pinned() -> None:
     for subject in SUBJECTS.values():
         assert subject.program.is_file(), subject.name
         assert subject.own or subject.version(subject.program) != "", subject.name

@@ -40,7 +40,7 @@ def test_ago():
     assert render.ago(301_000, now_ms=1000) == "in 5m"
 
 
-def test_table_puts_numbers_to_the_right_and_words_to_the_left():
+def test_a_table_aligns_numbers_to_the_right_and_text_to_the_left():
     lines = render.table(("NAME", "N"), [("a", 1), ("long name", 200)])
     assert lines == ["NAME         N", "a            1", "long name  200"]
 
@@ -64,7 +64,7 @@ def test_no_progress_for_programs(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_table_of_nothing_is_its_head():
+def test_an_empty_table_is_its_head():
     assert render.table(("NAME", "N"), []) == ["NAME  N"]
 
 
@@ -76,7 +76,7 @@ def test_times_are_read(word: str, seconds: float):
 
 
 @pytest.mark.parametrize("word", ["", "-5", "5 s", "1w", "inf", "nan", "1e3"])
-def test_what_is_no_time_is_refused(word: str):
+def test_a_text_that_is_not_a_time_is_refused(word: str):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a time"):
         values.seconds(word)
 
@@ -90,7 +90,7 @@ def test_backoffs_are_read():
 
 
 @pytest.mark.parametrize("word", ["fixed", "fixed:1s:2s", "exponential", "exponential:1s:2s:3s", "other:1s"])
-def test_what_is_no_backoff_is_refused(word: str):
+def test_a_text_that_is_not_a_backoff_is_refused(word: str):
     with pytest.raises(argparse.ArgumentTypeError, match="write fixed:DELAY"):
         values.backoff(word)
 
@@ -102,7 +102,7 @@ class Part(msgspec.Struct):
     size: int = 3
 
 
-async def test_the_example_on_the_screen_is_a_job_that_the_queue_takes(queue: Queue):
+async def test_the_example_of_jobq_dev_is_a_job_that_the_queue_accepts(queue: Queue):
     @queue.task
     async def everything(
         text: str,

@@ -37,7 +37,7 @@ def examples() -> list[tuple[str, str, str | None]]:
 
 
 @pytest.mark.parametrize(("place", "code", "output"), examples(), ids=lambda value: str(value).split("\n")[0][:40])
-def test_example_prints_what_the_page_says(
+def test_each_example_prints_the_output_on_its_page(
     place: str, code: str, output: str | None, redis_url: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "example.py"
@@ -117,7 +117,7 @@ def test_every_setting_is_documented():
     assert {f"JOBQ_{name.upper()}" for name in Settings.__struct_fields__} - in_code(GUIDES) == set()
 
 
-def test_every_exception_stands_in_the_page_of_errors():
+def test_every_exception_is_in_the_page_of_errors():
     kinds = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
     assert kinds - in_code(ERRORS_PAGE) == set()
 
@@ -149,7 +149,7 @@ def literals(message: ast.expr) -> list[str]:
 
 
 @pytest.mark.parametrize(("place", "text"), events(), ids=lambda value: str(value)[:40])
-def test_every_log_message_stands_in_the_page_of_logging(place: str, text: str):
+def test_every_log_message_is_in_the_page_of_logging(place: str, text: str):
     """Operators search the docs for what they read in a log."""
     assert " ".join(text.split()) in " ".join(LOGGING_PAGE.split()), (
         f"docs/logging.md does not have the message of {place}"

@@ -63,7 +63,7 @@ def quick(watched: Watched, **options: Any) -> Queue:
     return Queue("calls", watched.url, **{"durability_timeout": 0.05, **options})
 
 
-async def test_a_call_waits_and_the_others_do_not(watched: Watched):
+async def test_only_a_durable_call_waits_for_its_confirmation(watched: Watched):
     async with quick(watched) as queue:
         await queue.enqueue("send")
         assert await watched.asked("wait") == 0
@@ -75,7 +75,7 @@ async def test_a_call_waits_and_the_others_do_not(watched: Watched):
         assert (await queue.stats()).waiting == 3
 
 
-async def test_every_door_takes_it(watched: Watched):
+async def test_every_way_to_enqueue_accepts_a_durability(watched: Watched):
     queue = quick(watched)
 
     @queue.task
@@ -98,7 +98,7 @@ async def test_every_door_takes_it(watched: Watched):
         assert await watched.asked("wait") == len(doors)
 
 
-async def test_what_a_call_says_counts_for_it_in_place_of_its_queues(watched: Watched):
+async def test_the_durability_of_a_call_overrides_that_of_its_queue(watched: Watched):
     """More or, in so many words, less."""
     async with quick(watched, durability="replicated") as queue:
         await queue.enqueue("send", durability="none")
@@ -121,7 +121,7 @@ async def test_calls_of_one_durability_share_trips_and_those_of_two_never(watche
         assert (await queue.stats()).waiting == 101
 
 
-async def test_nobody_waits_for_the_confirmation_of_others(watched: Watched, until: Until):
+async def test_calls_do_not_wait_for_the_confirmation_of_others(watched: Watched, until: Until):
     """A trip in the air that waits for a replica for 30 s holds up its own kind only."""
     async with quick(watched, durability_timeout=30) as queue:
         slow = asyncio.create_task(queue.enqueue("send", durability="replicated"))
@@ -157,7 +157,7 @@ async def test_a_duplicate_is_as_durable_as_it_was_asked_for(watched: Watched):
 
 
 @WAITAOF
-async def test_the_server_is_looked_at_once(watched: Watched):
+async def test_the_server_is_checked_once(watched: Watched):
     async with quick(watched, durability_timeout=5) as queue:
         await queue.enqueue("send", durability="fsynced")
         looks = await watched.asked("config|get")
@@ -166,7 +166,7 @@ async def test_the_server_is_looked_at_once(watched: Watched):
         assert await watched.asked("config|get") == looks
 
 
-async def test_refused_where_the_server_cannot_and_nothing_is_written(watched: Watched):
+async def test_an_unsupported_durability_is_refused_and_nothing_is_written(watched: Watched):
     """In words, before the write; and taken as soon as the server can."""
     words = r"needs WAITAOF, which this Redis 7\.0 does not have"
     if server_kind() != "redis":
@@ -190,7 +190,7 @@ async def test_refused_where_the_server_cannot_and_nothing_is_written(watched: W
             await queue.enqueue("send", durability="fsynced")
 
 
-async def test_there_is_no_such_durability(watched: Watched):
+async def test_an_unknown_durability_is_refused(watched: Watched):
     """A misspelt one is no weaker one."""
     words = "durability is 'fsync': it takes none, fsynced or replicated"
     with pytest.raises(InvalidJob, match=words):

@@ -120,7 +120,7 @@ async def test_the_data_outlives_the_server(tmp_path: Path):
         await server.stop()
 
 
-async def test_many_starters_at_once_start_one_server(tmp_path: Path):
+async def test_many_processes_that_start_at_once_start_one_server(tmp_path: Path):
     servers = await asyncio.gather(*(EmbeddedServer.join_or_start(tmp_path) for _ in range(6)))
     assert sum(server.owned for server in servers) == 1
     assert len({pid_of(server.url) for server in servers}) == 1
@@ -128,7 +128,7 @@ async def test_many_starters_at_once_start_one_server(tmp_path: Path):
     assert not listening(servers[0].url)
 
 
-async def test_stops_and_starts_may_cross(tmp_path: Path):
+async def test_processes_may_start_and_stop_the_server_at_the_same_time(tmp_path: Path):
     async def come_and_go() -> None:
         for _ in range(5):
             server = await EmbeddedServer.join_or_start(tmp_path)
@@ -138,7 +138,7 @@ async def test_stops_and_starts_may_cross(tmp_path: Path):
     await asyncio.gather(*(come_and_go() for _ in range(3)))
 
 
-async def test_another_process_joins_and_may_stay_longer(tmp_path: Path):
+async def test_a_process_that_joins_may_outlive_the_first(tmp_path: Path):
     server = await EmbeddedServer.join_or_start(tmp_path)
     with user(tmp_path) as other:
         assert other.stdout
@@ -251,7 +251,7 @@ async def test_a_cancelled_start_waits_for_nothing(tmp_path: Path):
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
 
 
-async def test_data_that_another_machine_or_container_holds(tmp_path: Path, monkeypatch):
+async def test_data_in_use_by_another_machine_or_container_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(embedded, "START_WITHIN", 0.2)
     with (tmp_path / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -293,7 +293,7 @@ def test_the_binary_from_the_path_must_be_new_enough(tmp_path: Path, monkeypatch
     assert find_binary(env) == tmp_path / "redis-server"
 
 
-def test_the_directory_of_the_sockets_must_be_ours_alone(tmp_path: Path):
+def test_the_directory_of_sockets_must_belong_to_this_user(tmp_path: Path):
     env = {"XDG_RUNTIME_DIR": str(tmp_path)}
     made = runtime_dir(env)
     assert made == tmp_path / "jobq"
@@ -303,7 +303,7 @@ def test_the_directory_of_the_sockets_must_be_ours_alone(tmp_path: Path):
         runtime_dir(env)
 
 
-def test_a_long_runtime_directory_is_passed_over(tmp_path: Path):
+def test_a_runtime_directory_with_a_long_path_is_not_used(tmp_path: Path):
     deep = tmp_path / ("x" * 90)
     deep.mkdir()
     assert len(str(runtime_dir({"XDG_RUNTIME_DIR": str(deep)}))) < 60
@@ -317,7 +317,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_nobody_else_can_read_the_data_in_a_directory_that_all_can_enter(tmp_path: Path):
+async def test_other_users_cannot_read_the_data_even_in_a_public_directory(tmp_path: Path):
     """Whoever made the directory with mkdir gave it mode 755; the append-only file holds every payload."""
     data = tmp_path / "data"
     (data / "appendonlydir").mkdir(parents=True)

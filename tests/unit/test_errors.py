@@ -301,7 +301,7 @@ async def test_error(name: str, queue: Queue, admin: Store, tmp_path: Path, monk
     assert type(caught.value) is kind or name == "JobqError"
 
 
-async def test_what_errors_carry(queue: Queue):
+async def test_errors_have_attributes_for_programs(queue: Queue):
     """Beside the text, what a program needs to act on."""
     job = await queue.enqueue("send")
     with pytest.raises(errors.WrongState) as wrong:
@@ -321,7 +321,7 @@ async def test_what_errors_carry(queue: Queue):
     assert missing.value.job_id == job.id
 
 
-async def test_a_rival_is_named(queue: Queue):
+async def test_a_refused_retry_names_the_job_that_holds_the_key(queue: Queue):
     first = await queue.enqueue("send", key="k")
     await queue.kill(first.id)
     second = await queue.enqueue("send", key="k")

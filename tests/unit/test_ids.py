@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobq.engine.model.ids import IdMaker, is_id, new_id, time_of
 
 
-def test_a_hundred_thousand_are_unique_and_of_one_form():
+def test_a_hundred_thousand_ids_are_unique_and_have_one_form():
     ids = [new_id() for _ in range(100_000)]
     assert len(set(ids)) == len(ids)
     assert ids == sorted(ids)
@@ -22,7 +22,7 @@ def test_a_hundred_thousand_are_unique_and_of_one_form():
 
 
 @pytest.mark.parametrize("step", [0, -1, 1])
-def test_whatever_the_clock_does_they_only_grow(step: int):
+def test_ids_only_grow_even_if_the_clock_stands_or_goes_back(step: int):
     maker, ms = IdMaker(), 1_700_000_000_000
     ids = [maker.new(ms + step * (n // 7)) for n in range(100_000)]
     assert all(one < other for one, other in pairwise(ids))
@@ -33,12 +33,12 @@ def test_whatever_the_clock_does_they_only_grow(step: int):
 
 
 @given(st.lists(st.integers(0, 2**45 - 1), min_size=2, max_size=20))
-def test_they_sort_by_time(times: list[int]):
+def test_ids_sort_by_time(times: list[int]):
     ids = {ms: IdMaker().new(ms) for ms in times}
     assert [ids[ms] for ms in sorted(ids)] == sorted(ids.values())
 
 
-def test_threads_make_different_ones():
+def test_threads_make_different_ids():
     made: list[list[str]] = []
     threads = [Thread(target=lambda: made.append([new_id() for _ in range(5000)])) for _ in range(4)]
     for thread in threads:
@@ -49,23 +49,23 @@ def test_threads_make_different_ones():
 
 
 @given(st.integers(0, 2**45 - 1))
-def test_they_say_their_time(ms: int):
+def test_the_time_of_an_id_can_be_read(ms: int):
     job_id = IdMaker().new(ms)
     assert time_of(job_id) == time_of(job_id.encode()) == ms
 
 
 @pytest.mark.parametrize("text", ["", "j0", "0" * 16, "0" * 18, "u" * 17, "\u00e9" * 17, " 12345678" + "0" * 8])
-def test_no_id_no_time(text: str):
+def test_a_text_that_is_not_an_id_has_the_time_0(text: str):
     assert time_of(text) == 0
     assert time_of(text.encode()) == 0
 
 
-def test_without_a_time_it_is_the_machines():
+def test_an_id_without_a_given_time_has_the_machines_time():
     before = time.time_ns() // 1_000_000
     assert before <= time_of(new_id()) <= time.time_ns() // 1_000_000
 
 
-def test_after_a_fork_the_child_is_another_process():
+def test_a_forked_child_makes_other_ids():
     read, write = os.pipe()
     parent = [new_id() for _ in range(10)]
     pid = os.fork()

@@ -70,7 +70,7 @@ def test_passwords_and_locals_stay_out(capsys, log_format):
 FORGED = "line\n12:00:00.000000 [error    ] forged \x1b[31m\x9b2J\u202e\r\ud800"
 
 
-def test_no_text_of_others_acts_on_the_terminal_or_forges_a_line(capsys):
+def test_client_text_in_the_log_cannot_control_the_terminal_or_forge_a_line(capsys):
     configure(Settings(log_format="console"))
     try:
         raise ValueError(FORGED)
@@ -96,7 +96,7 @@ def test_the_traceback_in_a_message_keeps_its_lines_on_a_terminal(capsys):
     assert [line for line in lines[1:] if not line.startswith("    ")] == []
 
 
-def test_values_that_are_no_text_are_redacted_too(capsys):
+def test_values_other_than_text_are_redacted_too(capsys):
     configure(Settings(log_format="json"))
     url = "redis://u:hunter2@h"
     structlog.get_logger().error("failed", listed=[url], mapped={url: url}, error=ValueError(url), number=1, none=None)
@@ -119,7 +119,7 @@ class Gone:
         return False
 
 
-def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
+def test_a_log_without_a_reader_does_not_stop_the_process(monkeypatch):
     monkeypatch.setattr("sys.stderr", Gone())
     configure(Settings(log_format="json"))
     structlog.get_logger().error("one")

@@ -32,12 +32,12 @@ def test_seconds_in_ms(given: Any, ms: int):
 
 
 @pytest.mark.parametrize("given", ["5", None, True, False, float("inf"), float("nan"), [], object()])
-def test_what_is_no_time(given: Any):
+def test_values_that_are_not_times_are_refused(given: Any):
     with pytest.raises(InvalidJob, match="is no time: give seconds as a number, or a timedelta"):
         to_ms(given)
 
 
-def test_given_options_lie_over_the_tasks_own():
+def test_given_options_override_those_of_the_task():
     base = Options(priority=3, timeout=1000, key="k")
     merged = merge(base, {"delay": 1.5, "timeout": None, "key_ttl": timedelta(seconds=2), "retention": 0})
     assert merged == Options(priority=3, delay=1500, timeout=None, key="k", key_ttl=2000, retention=0)
@@ -84,12 +84,12 @@ def test_a_backoff_that_is_refused_when_it_is_made(made: dict[str, Any], says: s
 
 
 @pytest.mark.parametrize("backoff", [5, "5s", [], {"type": "fixed"}, True, {1, 2}])
-def test_what_is_no_backoff(backoff: Any):
+def test_values_that_are_not_backoffs_are_refused(backoff: Any):
     with pytest.raises(InvalidJob, match="it takes a Backoff, or a list of delays in seconds"):
         merge(Options(), {"backoff": backoff})
 
 
-def test_an_option_that_there_is_not():
+def test_an_unknown_option_is_refused():
     with pytest.raises(InvalidJob, match="no such option: prio; there are priority, delay, attempts, backoff, timeout"):
         merge(Options(), {"prio": 1})  # type: ignore[typeddict-unknown-key]
 
@@ -117,7 +117,7 @@ def test_an_option_that_there_is_not():
         Options(backoff=StoredBackoff("exponential", delay=TEN_YEARS, max=TEN_YEARS, jitter=1)),
     ],
 )
-def test_what_fits(options: Options):
+def test_valid_options_are_accepted(options: Options):
     check(options)
 
 
@@ -162,29 +162,29 @@ def test_what_fits(options: Options):
         ({"backoff": StoredBackoff(jitter="much")}, "backoff.jitter is 'much': it takes 0 to 1"),  # type: ignore[arg-type]
     ],
 )
-def test_what_does_not(options: dict[str, Any], message: str):
+def test_invalid_options_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(InvalidJob, match=message):
         check(Options(**options))
 
 
 @pytest.mark.parametrize("name", ["send", "a" * 128, "mail.send v2", "\u00e9"])
-def test_types_that_fit(name: str):
+def test_valid_type_names_are_accepted(name: str):
     check_type(name)
 
 
 @pytest.mark.parametrize("name", ["", "a" * 129, "two\nlines", "\x00", "\ud800"])
-def test_types_that_do_not(name: str):
+def test_invalid_type_names_are_refused(name: str):
     with pytest.raises(InvalidJob, match=r"type '.*': 1 to 128 printable characters"):
         check_type(name)
 
 
 @pytest.mark.parametrize("name", ["email", "a", "0", "A.b_c-d", "a" * 128])
-def test_queue_names_that_fit(name: str):
+def test_valid_queue_names_are_accepted(name: str):
     assert check_queue_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a:b", "a{b}", "a b", "a\n", "\u00e9", "a" * 129])
-def test_queue_names_that_do_not(name: str):
+def test_invalid_queue_names_are_refused(name: str):
     with pytest.raises(InvalidJob, match=r"queue name '.*': 1 to 128 letters, digits, '\.', '_' or '-', starting with"):
         Queue(name, "unix:///nowhere")
 
@@ -223,7 +223,7 @@ async def test_a_point_in_time_that_is_too_far_ahead(queue: Queue):
         ({"max_result": -5}, "max_result is -5: it takes a whole number from 1 on"),
     ],
 )
-def test_what_a_queue_cannot_be_made_with(given: dict[str, Any], says: str):
+def test_invalid_arguments_of_a_queue_are_refused(given: dict[str, Any], says: str):
     with pytest.raises(InvalidJob, match=says):
         Queue("test", **given)
 

@@ -26,7 +26,7 @@ def numbers(count: int) -> list[bytes]:
     return [b"%d" % n for n in range(count)]
 
 
-def test_a_trip_carries_so_many_outcomes_and_the_rest_stays_in_order():
+def test_a_trip_carries_a_bounded_number_of_outcomes_and_the_rest_keeps_its_order():
     outbox = Outbox()
     completed(outbox, *numbers(SETTLE_MAX + 3))
     assert ids(outbox.take().rows[COMPLETED], 4) == numbers(SETTLE_MAX)
@@ -34,14 +34,14 @@ def test_a_trip_carries_so_many_outcomes_and_the_rest_stays_in_order():
     assert not outbox
 
 
-def test_large_results_go_a_few_at_a_time():
+def test_large_results_are_sent_a_few_per_trip():
     outbox = Outbox()
     completed(outbox, b"a", b"b", b"c", result=b"x" * (SETTLE_BYTES // 2 + 1))
     assert ids(outbox.take().rows[COMPLETED], 4) == [b"a", b"b"]
     assert ids(outbox.take().rows[COMPLETED], 4) == [b"c"]
 
 
-def test_what_was_not_received_goes_again_in_front_and_with_its_metrics():
+def test_outcomes_of_a_lost_trip_are_sent_again_first_with_their_metrics():
     outbox = Outbox()
     completed(outbox, b"a", b"b")
     outbox.counts = {b"run:5": 2}
@@ -69,7 +69,7 @@ def test_a_bound_counts_all_outcomes_together():
     assert last.alone
 
 
-def test_of_many_jobs_handed_back_the_last_go_first():
+def test_of_many_released_jobs_the_last_are_sent_first():
     """Each call puts its jobs in front of all that wait."""
     outbox = Outbox()
     for job_id in numbers(HAND_BACK_MAX + 2):
@@ -88,7 +88,7 @@ def test_jobs_that_are_handed_back_keep_the_order_of_their_claims():
     assert ids(outbox.take().rows[RELEASED], 2) == [b"a", b"b", b"c"]
 
 
-def test_only_the_outcome_whose_own_words_do_not_fit_waits(monkeypatch):
+def test_an_outcome_waits_only_for_the_log_lines_of_its_own_job(monkeypatch):
     monkeypatch.setattr(outbox_module, "NOTES_MAX", 2)
     outbox = Outbox()
     for job_id in (b"running", b"a", b"b", b"c"):
@@ -111,7 +111,7 @@ def messages(said: dict[tuple[bytes, bytes], RunNotes]) -> list[str]:
     ]
 
 
-def test_the_last_lines_are_kept_and_the_number_of_the_others_is_said_once():
+def test_the_last_lines_are_kept_and_one_line_counts_the_dropped_ones():
     notes, key = Notes(), (b"a", TOKEN)
     for n in range(10_000):
         notes.log(key, f"line {n}", n, appends=False)
@@ -137,7 +137,7 @@ def test_a_trip_counts_the_earlier_lines_that_the_server_may_have_to_move():
         assert len(notes.take([], NOTES_MAX)) == jobs
 
 
-def test_what_may_be_on_the_server_is_not_forgotten_when_a_trip_is_lost():
+def test_lines_of_a_lost_trip_are_counted_as_possibly_stored():
     notes, key = Notes(), (b"a", TOKEN)
     notes.log(key, "line", 0, appends=True)
     lost = notes.take([], 1)
@@ -146,7 +146,7 @@ def test_what_may_be_on_the_server_is_not_forgotten_when_a_trip_is_lost():
     assert notes.take([], 1)[key].appends
 
 
-def test_of_progress_the_last_value_counts_also_after_a_lost_trip():
+def test_the_last_progress_is_sent_even_after_a_lost_trip():
     notes, key = Notes(), (b"a", TOKEN)
     assert notes.progress(key, b"1")
     assert not notes.progress(key, b"2")

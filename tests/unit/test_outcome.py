@@ -52,7 +52,7 @@ def test_a_task_group_is_judged_by_the_errors_in_it(errors: list[Exception], del
     assert verdict(ExceptionGroup("unhandled errors in a TaskGroup", errors)).delay == delay
 
 
-def test_one_attempt_is_no_retry():
+def test_a_job_with_one_attempt_is_not_retried():
     assert verdict(ValueError("no"), 1, Spec("t", 0, attempts=1)).delay is None
 
 
@@ -121,7 +121,7 @@ def test_type_names(error: BaseException, name: str):
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_an_exception_that_raises_when_it_is_looked_at_is_judged_all_the_same(kind: str):
+def test_an_exception_whose_attributes_raise_still_ends_its_run(kind: str):
     failure = verdict(HOSTILE[kind]())
     assert failure.delay == 100, "the backoff's"
     kept = record(failure)
@@ -172,7 +172,7 @@ def test_the_worst_record_still_fits_the_column():
     assert len(kept) < 65_536
 
 
-def test_causes_are_told():
+def test_a_traceback_contains_the_cause():
     def handler() -> None:
         try:
             raise KeyError("first")

@@ -84,7 +84,7 @@ async def test_a_page_of_large_jobs_ends_early(queue: Queue, state: State | None
     assert max(map(len, found)) == 6
 
 
-async def test_briefs_show_what_a_list_needs(queue: Queue):
+async def test_briefs_have_the_fields_that_a_list_shows(queue: Queue):
     await queue.enqueue("x", "y" * 1000, priority=3, key="k", metadata={"payload": 1}, delay=5)
     await filled(queue, 1, state=State.FAILED)
     await filled(queue, 1, state=State.COMPLETED)
@@ -99,7 +99,7 @@ async def test_briefs_show_what_a_list_needs(queue: Queue):
                 assert getattr(brief, name) == getattr(row, name), name
 
 
-def test_cursors_come_back_as_they_went():
+def test_a_cursor_can_be_encoded_and_decoded():
     for cursor in (Cursor(State.WAITING), Cursor(State.FAILED, "1722470400123", b"0htk3v9c20047qm2x\xff")):
         assert read_cursor(write_cursor(cursor)) == cursor
 
@@ -119,7 +119,7 @@ def test_cursors_come_back_as_they_went():
         "\ud83d",
     ],
 )
-def test_cursors_that_are_none_of_ours(text: str):
+def test_invalid_cursors_are_refused(text: str):
     with pytest.raises(InvalidQuery, match=r"cursor '.*' is none of ours: pass the one that the last page gave"):
         read_cursor(text)
 
@@ -162,7 +162,7 @@ async def test_finished_ones_newest_first(connection: Connection):
         assert [job_id for page in found for job_id in page] == [*sorted(second)[::-1], *sorted(first)[::-1]]
 
 
-async def test_all_states_one_after_another(queue: Queue):
+async def test_a_list_of_all_states_shows_one_after_another(queue: Queue):
     failed = await filled(queue, 3, state=State.FAILED)
     waiting = await filled(queue, 3)
     delayed = await filled(queue, 3, state=State.DELAYED)
@@ -179,7 +179,7 @@ async def test_of_one_type(queue: Queue):
     assert await walk(queue, None, 2, 'ev"en') == [[]]
 
 
-async def test_a_cursor_of_another_state(queue: Queue):
+async def test_a_cursor_of_another_state_is_refused(queue: Queue):
     await filled(queue, 3)
     cursor = (await queue.page(State.WAITING, limit=1)).cursor
     with pytest.raises(InvalidQuery, match="the cursor belongs to state waiting, the query asks for failed"):
@@ -205,14 +205,14 @@ async def test_retry_all(state: State, queue: Queue):
     assert (stats.waiting, stats.completed, stats.failed) == (count, 0, 0)
 
 
-async def test_no_more_than_asked_for_oldest_first(queue: Queue):
+async def test_verbs_with_a_limit_change_the_oldest_jobs(queue: Queue):
     ids = await filled(queue, 5)
     assert await queue.remove_all(State.WAITING, limit=2) == 2
     assert (await walk(queue, State.WAITING, 100))[0] == ids[2:]
     assert await queue.remove_all(State.WAITING, limit=0) == 0
 
 
-async def test_only_what_is_old_enough(connection: Connection):
+async def test_verbs_with_older_than_change_only_old_jobs(connection: Connection):
     now = 1_000_000
     async with Queue("test", connection, clock=lambda: now) as queue:
         await filled(queue, 3, state=State.FAILED)
@@ -224,7 +224,7 @@ async def test_only_what_is_old_enough(connection: Connection):
         assert await queue.retry_all(older_than=5) == 2
 
 
-async def test_what_cannot_be_moved_is_passed_over(queue: Queue):
+async def test_jobs_that_cannot_be_retried_are_skipped(queue: Queue):
     """Rivals hold the keys of the first pages; what stands behind them is retried all the same."""
     held = [await queue.enqueue("x", key=f"k{i}") for i in range(CHUNK + 3)]
     for job in held:
@@ -245,6 +245,8 @@ async def test_what_cannot_be_moved_is_passed_over(queue: Queue):
         ("remove_all", State.BLOCKED, 5, "blocked jobs stand in order of priority, not of age: leave the age out"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_asked(verb: str, state: State, older_than: float | None, message: str, queue: Queue):
+async def test_invalid_arguments_of_verbs_for_many_jobs_are_refused(
+    verb: str, state: State, older_than: float | None, message: str, queue: Queue
+):
     with pytest.raises(InvalidQuery, match=message):
         await getattr(queue, verb)(state, older_than=older_than)

@@ -109,7 +109,7 @@ def test_a_function_that_fails_is_replaced_by_the_default(backoff: Any, says: st
         ({"backoff": lambda attempt: attempt}, "the backoff function does not take"),
     ],
 )
-def test_what_is_refused_where_the_task_is_made(given: dict[str, Any], says: str):
+def test_invalid_retry_rules_are_refused_at_decoration(given: dict[str, Any], says: str):
     with pytest.raises(TypeError, match=says):
         Queue("test").task(**given)(print)
 
@@ -122,7 +122,7 @@ def test_an_async_backoff_function_is_refused():
         retry_policy({"backoff": backoff}, type_name)
 
 
-def test_a_function_is_no_option_of_a_job():
+def test_a_backoff_function_is_refused_as_an_option_of_a_job():
     with pytest.raises(InvalidJob, match="a backoff function cannot be stored with a job: give it to the task"):
         merge(Options(), {"backoff": lambda *_: 5})  # type: ignore[typeddict-item]
 

@@ -15,7 +15,7 @@ ALL = [chr(code) for code in range(sys.maxunicode + 1)]
 ACTING = [c for c in ALL if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u200c\u200d"]
 
 
-def test_no_character_that_acts_is_left():
+def test_no_control_character_is_left():
     shown = printable("".join(ACTING))
     assert shown.isascii()
     assert shown.isprintable()
@@ -25,12 +25,12 @@ def test_no_character_that_acts_is_left():
 @pytest.mark.parametrize(
     "text", ["", "plain", "Grüße, 日本語　全角, עברית, naïve\u00a0x", "👩\u200d👩\u200d👧", r"a\nb"]
 )
-def test_what_people_write_stays(text: str):
+def test_ordinary_text_is_not_changed(text: str):
     assert printable(text) == text
     assert printable_json(text) == text
 
 
-def test_json_says_the_same():
+def test_escaped_json_is_an_equal_document():
     value = "".join(c for c in ACTING if c > "\x1f" and unicodedata.category(c) != "Cs")
     shown = printable_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(shown) == value

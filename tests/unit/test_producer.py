@@ -60,7 +60,7 @@ async def test_a_hundred_at_once_are_a_few_trips(counted: tuple[Queue, Counted])
     assert [bytes(row.payload) for row in rows] == [b'{"n":%d}' % i for i in range(5)]
 
 
-async def test_many_are_batches(counted: tuple[Queue, Counted]):
+async def test_many_jobs_are_submitted_in_batches(counted: tuple[Queue, Counted]):
     queue, connection = counted
     await queue.submit_many([NewJob("x")] * (2 * BATCH + 1))
     assert connection.trips == 3
@@ -80,14 +80,14 @@ async def test_jobs_with_options_count_twice(counted: tuple[Queue, Counted]):
     assert (await queue.stats()).delayed == BATCH + BATCH // 2 - 1
 
 
-async def test_large_payloads_do_not_ride_together(counted: tuple[Queue, Counted]):
+async def test_large_payloads_do_not_share_a_trip(counted: tuple[Queue, Counted]):
     queue, connection = counted
     large = msgspec.Raw(b'"' + b"x" * (BATCH_BYTES - 10) + b'"')
     await queue.submit_many([NewJob("x", large)] * 4)
     assert connection.trips >= 2
 
 
-async def test_none_at_all(counted: tuple[Queue, Counted]):
+async def test_submitting_no_jobs_makes_no_trip(counted: tuple[Queue, Counted]):
     queue, connection = counted
     assert await queue.submit_many([]) == []
     assert connection.trips == 0
@@ -131,7 +131,7 @@ async def test_each_gets_its_own_answer_whichever_call_of_a_trip_carries_it(coun
     assert len({answer.id for answer in answers}) == len(new) - len(places) + 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-async def test_a_trip_refused_in_part_is_refused_as_a_whole_and_repeats_without_harm(
+async def test_a_partly_refused_trip_raises_for_all_and_can_be_repeated(
     queue: Queue, admin: Store, monkeypatch: pytest.MonkeyPatch
 ):
     new = [NewJob("x", id=new_id()) for _ in range(BATCH)]
@@ -150,7 +150,7 @@ async def test_a_trip_refused_in_part_is_refused_as_a_whole_and_repeats_without_
     assert (await queue.stats()).waiting == BATCH
 
 
-async def test_the_same_id_again_is_no_duplicate(queue: Queue):
+async def test_the_same_id_again_is_not_reported_as_a_duplicate(queue: Queue):
     """A caller repeats a call whose answer it did not get."""
     new = NewJob("x", id=new_id())
     job = await queue.submit(new)
@@ -159,7 +159,7 @@ async def test_the_same_id_again_is_no_duplicate(queue: Queue):
     assert (await queue.stats()).waiting == 1
 
 
-async def test_one_that_does_not_fit_leaves_the_others_unwritten(queue: Queue):
+async def test_one_invalid_job_of_many_keeps_all_from_being_written(queue: Queue):
     with pytest.raises(InvalidJob, match="priority is 5000"):
         await queue.submit_many([NewJob("x"), NewJob("x", options=Options(priority=5000))])
     assert (await queue.stats()).waiting == 0
@@ -174,7 +174,7 @@ async def test_a_raw_payload_must_be_json(raw: bytes, queue: Queue):
 
 
 @pytest.mark.parametrize("job_id", ["", "a b", "queue:id", "x" * 65])
-async def test_ids_that_are_none(job_id: str, queue: Queue):
+async def test_invalid_ids_are_refused(job_id: str, queue: Queue):
     with pytest.raises(InvalidJob, match=r"id '.*': 1 to 64 letters, digits and ._~-; jobq.new_id\(\) makes one"):
         await queue.submit(NewJob("x", id=job_id))
 
@@ -190,7 +190,7 @@ async def test_an_id_of_the_users_own_makes_repeating_harmless(queue: Queue):
     assert (await queue.stats()).delayed == 1
 
 
-async def test_an_id_that_another_job_has_is_refused(queue: Queue):
+async def test_an_id_of_another_job_is_refused(queue: Queue):
     await queue.enqueue("x", {"n": 1}, id="mine")
     with pytest.raises(JobIdTaken, match="'mine' belongs to another job"):
         await queue.enqueue("x", {"n": 2}, id="mine")
@@ -219,7 +219,7 @@ async def test_an_id_that_two_processes_drew_is_drawn_again(queue: Queue, connec
         assert (await one.stats()).waiting == 5
 
 
-async def test_a_clock_that_stands_loses_no_job(connection: Connection):
+async def test_a_clock_that_stands_still_loses_no_job(connection: Connection):
     async with Queue("test", connection, clock=lambda: 1_700_000_000_000) as queue:
         jobs = await queue.submit_many(NewJob("x") for _ in range(33_000))
         assert len({job.id for job in jobs}) == (await queue.stats()).waiting == 33_000
@@ -261,7 +261,7 @@ async def test_the_key_of_a_request_outlives_its_job(queue: Queue):
     assert (await queue.stats()).waiting == 0
 
 
-async def test_a_trip_that_fails_fails_for_all_that_rode_it(queue: Queue, admin: Store):
+async def test_a_trip_that_fails_raises_for_all_its_callers(queue: Queue, admin: Store):
     await admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
     try:
         answers = await asyncio.gather(*[queue.enqueue("x") for _ in range(20)], return_exceptions=True)
@@ -292,7 +292,7 @@ async def test_callers_behind_a_trip_without_an_answer_do_not_wait_for_another_o
     frozen.stop()
 
 
-async def test_a_caller_that_gives_up_takes_nobody_along(queue: Queue):
+async def test_a_cancelled_caller_does_not_cancel_the_others_of_its_trip(queue: Queue):
     tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
     await asyncio.sleep(0)
     tasks[7].cancel()
@@ -301,7 +301,7 @@ async def test_a_caller_that_gives_up_takes_nobody_along(queue: Queue):
     assert (await queue.stats()).waiting in (19, 20)
 
 
-async def test_the_first_callers_cancellation_takes_nobody_along(queue: Queue):
+async def test_cancelling_the_caller_that_sends_the_trip_does_not_cancel_the_others(queue: Queue):
     """It sends its own trip; those behind it ride the next one."""
     tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
     await asyncio.sleep(0)
@@ -310,7 +310,7 @@ async def test_the_first_callers_cancellation_takes_nobody_along(queue: Queue):
     assert [isinstance(answer, BaseException) for answer in answers] == [True] + [False] * 19
 
 
-async def test_closing_waits_for_what_is_under_way(connection: Connection):
+async def test_closing_waits_for_running_calls(connection: Connection):
     async with Queue("test", connection) as queue:
         tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
         await asyncio.sleep(0)

@@ -33,12 +33,12 @@ def test_every_exception_can_be_imported_from_the_package():
     assert own <= set(jobq.__all__)
 
 
-def test_what_there_is_not():
+def test_an_unknown_attribute_of_the_package_raises():
     with pytest.raises(AttributeError, match="module 'jobq' has no attribute 'nothing'"):
         jobq.nothing  # noqa: B018
 
 
-def test_every_public_name_says_what_it_is():
+def test_every_public_name_has_a_docstring():
     for name in jobq.__all__:
         if name != "inject":
             assert inspect.getdoc(getattr(jobq, name)), name
@@ -76,13 +76,13 @@ ENGINE = ("model", "store", "task", "queue", "worker")
         ("settings.py", ("jobq.engine", "jobq.http", "jobq.cli")),
     ],
 )
-def test_arrows(room: str, forbidden: tuple[str, ...]):
+def test_packages_import_only_packages_below_them(room: str, forbidden: tuple[str, ...]):
     for path in modules(room):
         against = [name for name in imports(path) if name.startswith(forbidden)]
         assert not against, f"{path.relative_to(PACKAGE)} imports {against}"
 
 
-def test_no_arrow_of_the_engine_runs_back():
+def test_packages_of_the_engine_import_only_packages_below_them():
     back: set[tuple[str, str]] = set()
     for place, room in enumerate(ENGINE):
         higher = tuple(f"jobq.engine.{other}." for other in ENGINE[place + 1 :])
@@ -92,7 +92,7 @@ def test_no_arrow_of_the_engine_runs_back():
     assert not back
 
 
-def test_no_file_of_the_worker_imports_another_in_a_circle():
+def test_the_modules_of_the_worker_do_not_import_each_other_in_a_circle():
     """Annotations included. A file that needs its user names a small Protocol instead."""
     room = "jobq.engine.worker."
     arrows = {
@@ -119,7 +119,7 @@ def test_importing_jobq_costs_no_http():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_the_tree_of_errors_is_drawn_as_it_is():
+def test_the_docstring_of_errors_shows_the_real_tree():
     drawn = {line.split()[1] for line in (errors.__doc__ or "").splitlines() if line.strip().startswith(("x ", "+ "))}
     classes = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
     assert drawn == classes - {"JobqError"}

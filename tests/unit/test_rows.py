@@ -83,7 +83,7 @@ def test_put_back_shows_the_runs_charged():
     assert (job.attempts_made, job.unreadable) == (3, {})
 
 
-def test_failed_counts_what_was_charged():
+def test_attempts_made_of_a_failed_job_are_the_charged_ones():
     job = job_row("mail", ID, row("failed", "1540", attempts=b"5"))
     assert (job.state, job.attempts_made, job.finished_at) == (State.FAILED, 5, 1540)
 
@@ -94,7 +94,7 @@ def test_options_of_the_spec_are_shown():
     assert (job.delay, job.backoff, job.timeout, job.lifo, job.retention) == (5, StoredBackoff("fixed"), 7, True, 0)
 
 
-def test_an_id_of_ours_says_when_it_was_enqueued():
+def test_the_time_of_enqueue_is_read_from_the_id():
     at = 1_700_000_000_123
     assert job_row("mail", IdMaker().new(at), row("waiting", "1", spec=b'{"type":"t"}')).enqueued_at == at
     stats = read_stats(
@@ -107,7 +107,7 @@ DEEP = b'{"type":"t","at":1,"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.mark.parametrize("spec", [b"", b"\x00", b"{}", b'{"type":1,"at":1}', b'{"type":"\xff","at":1}', DEEP])
-def test_a_row_that_is_none_of_ours_hides_no_other(spec: bytes):
+def test_a_row_of_another_program_does_not_hide_others(spec: bytes):
     job = job_row("mail", ID, row("failed", "1", spec=spec))
     assert (job.type, job.state) == ("?", State.FAILED)
     assert job.enqueued_at in (1, time_of(ID))
@@ -169,12 +169,12 @@ def test_stats():
     assert stats.wait is not None
 
 
-def test_what_is_overdue_is_due_now():
+def test_an_overdue_job_is_due_now():
     stats = read_stats("mail", reply(due=b"5", oldest=[ID.encode(), None, msgspec.json.encode(Spec("t", 500_000))]))
     assert (stats.next_due_ms, stats.oldest_waiting_ms) == (0, 0)
 
 
-def test_minutes_of_the_last_hour_that_saw_something():
+def test_minutes_of_the_last_hour_with_jobs_are_listed():
     metrics = {"m:70:completed": 1, "m:70:failed": 2, "m:129:retried": 3, "m:69:completed": 9, "m:130:failed": 9}
     stats = read_stats("mail", reply(now=129 * 60_000 + 59_999, metrics=metrics))
     assert stats.minutes == [Minute(70 * 60_000, completed=1, failed=2), Minute(129 * 60_000, retried=3)]
@@ -187,11 +187,11 @@ def test_the_oldest_of_all_priorities_counts():
     assert read_stats("mail", reply(oldest=oldest[:3])).oldest_waiting_ms == 1_000, "since it was put back"
 
 
-def test_nothing_counted():
+def test_stats_without_any_job_have_no_latency():
     assert latency({"completed": 5, "h:1:wait:3": 1}, ["h:1:run:"]) is None
 
 
-def test_two_hours_are_laid_over_each_other():
+def test_latencies_of_two_hours_are_added():
     found = latency({"h:1:run:3": 1, "h:2:run:3": 2, "h:2:run:x": 9}, ["h:1:run:", "h:2:run:"])
     assert found is not None
     assert found.count == 3
@@ -228,14 +228,14 @@ def test_quantiles_are_right_to_a_factor_of_two(micros: list[int]):
     assert exact / 2000 - 0.001 <= found.p50 <= max(exact, 1) * 2 / 1000 + 0.001
 
 
-def test_a_spec_of_a_newer_version_shows_what_can_be_read():
+def test_readable_fields_of_a_newer_spec_are_shown():
     spec = b'{"type":"t","at":1,"payload":[1],"backoff":{"type":"fibonacci","delay":5},"colour":"red","priority":4}'
     job = job_row("mail", ID, row("failed", "1", spec=spec))
     assert (job.type, bytes(job.payload), job.priority, job.backoff) == ("t", b"[1]", 4, None)
     assert job.unreadable == {"backoff": '{"type":"fibonacci","delay":5}'}
 
 
-def test_bytes_that_are_no_text_are_not_passed_on():
+def test_stored_bytes_that_are_not_utf8_are_marked_unreadable():
     """msgspec does not look into a Raw: without a check, the answer of GET /jobs/{id} would not be UTF-8."""
     job = job_row("mail", ID, row("failed", "1", spec=b'{"type":"t","payload":"\xff"}', progress=b'"\xfe"'))
     assert (job.type, bytes(job.payload), job.progress) == ("t", b"null", None)
@@ -247,7 +247,7 @@ def test_an_unreadable_value_is_cut():
     assert job.unreadable == {"progress": "x" * 200 + "... (1000000 bytes)"}
 
 
-def test_an_unreadable_line_stands_for_itself_only():
+def test_an_unreadable_line_does_not_hide_the_others():
     good = [msgspec.json.encode(LogLine(1, "a")), msgspec.json.encode(LogLine(2, "b"))]
     lines = read_logs(b"\n".join([good[0], b"oops", good[1]]))
     assert [line.message for line in lines] == ["a", "this stored log line cannot be read: oops", "b"]
@@ -258,7 +258,7 @@ def test_an_unreadable_line_stands_for_itself_only():
     ]
 
 
-def test_a_count_that_is_no_number_hides_no_other():
+def test_a_count_that_is_not_a_number_does_not_hide_others():
     stats = read_stats("mail", reply(metrics={"completed": "many", "failed": 3, "h:0:wait:3": 1}))  # pyright: ignore
     assert (stats.completed_total, stats.failed_total) == (0, 3)
     assert stats.unreadable == {"completed": "many"}

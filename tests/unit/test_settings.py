@@ -70,7 +70,7 @@ def test_each_has_a_variable():
         ("JOBQ_LOG_FORMAT", "xml", "Invalid enum value 'xml'"),
     ],
 )
-def test_what_cannot_be_used_is_named(variable: str, value: str, why: str):
+def test_a_setting_that_cannot_be_used_is_named(variable: str, value: str, why: str):
     with pytest.raises(SettingsError, match=f"^{variable}={value!r}: .*{why}"):
         Settings.from_env({variable: value})
 
@@ -102,7 +102,7 @@ def test_overrides_win_unless_they_are_none():
         Settings.from_env({}, nope=1)
 
 
-def test_where_data_stands(monkeypatch):
+def test_the_data_directory_of_each_platform(monkeypatch):
     assert Settings(data_dir="/data").data_path == Path("/data")
     monkeypatch.setattr("sys.platform", "linux")
     assert default_data_dir({"XDG_DATA_HOME": "/xdg"}) == Path("/xdg/jobq")

@@ -101,7 +101,7 @@ def test_required_behind_optional():
     assert values(Signature(handler).decode(b'{"b":"x"}')) == {"a": 1, "b": "x"}
 
 
-def test_kwargs_take_what_else_there_is():
+def test_kwargs_receive_all_other_fields():
     def handler(a: int, **rest: Any) -> None: ...
 
     signature = Signature(handler)
@@ -113,7 +113,7 @@ def test_kwargs_take_what_else_there_is():
     assert not signature.plain
 
 
-def test_without_annotations_anything_goes():
+def test_parameters_without_annotations_accept_anything():
     def handler(a, b=None): ...  # type: ignore[no-untyped-def]
 
     signature = Signature(handler)
@@ -138,7 +138,7 @@ Pool = Annotated[int, Depends(connect)]
     ],
     ids=["plain", "generator", "needs a generator", "of the worker"],
 )
-def test_only_what_is_closed_after_the_run_needs_a_stack(depends: Callable[[], Depends[Any]], closes: bool):
+def test_only_dependencies_that_are_closed_need_an_exit_stack(depends: Callable[[], Depends[Any]], closes: bool):
     async def handler(value: Any) -> None: ...
 
     handler.__defaults__ = (depends(),)
@@ -157,7 +157,7 @@ def _needs_a_generator(value: Annotated[int, Depends(_generator)]) -> int:
     return value
 
 
-def test_injected_parameters_are_no_part_of_the_payload():
+def test_injected_parameters_are_not_part_of_the_payload():
     def handler(
         a: int, ctx: Context = inject, pool: Pool = inject, *, note: Annotated[str, "no marker"] = ""
     ) -> None: ...
@@ -186,7 +186,7 @@ def test_structs_and_containers_are_validated():
         signature.decode(b'{"to":{"street":"x"},"tags":[1]}')
 
 
-def test_a_mutable_default_is_each_runs_own():
+def test_mutable_defaults_of_a_signature_are_copied_for_each_run():
     def handler(tags: list[str] = ["a"], more: dict[str, int] = {}) -> None: ...  # noqa: B006 - that is the test
 
     signature = Signature(handler)
@@ -196,7 +196,7 @@ def test_a_mutable_default_is_each_runs_own():
     assert values(signature.decode(b"{}")) == {"tags": ["a"], "more": {}}
 
 
-def test_what_a_mutable_default_holds_is_each_runs_own_too():
+def test_nested_mutable_defaults_are_not_shared_between_runs():
     class Options(msgspec.Struct):
         tags: list[str]
 
@@ -240,7 +240,7 @@ def test_calls_that_do_not_fit():
             queue.check(task.new(args, kwargs, task.defaults))
 
 
-def test_signatures_that_cannot_be_a_payloads():
+def test_signatures_that_no_payload_can_match_are_refused():
     def positional(a: int, /) -> None: ...
 
     def several(*args: int) -> None: ...
@@ -267,7 +267,7 @@ def test_schema():
     assert schema["additionalProperties"] is False
 
 
-def test_what_is_said_of_a_payload_is_short_whatever_a_client_calls_its_fields():
+def test_an_error_about_a_payload_is_short_even_if_a_field_has_a_long_name():
     queue = Queue("q")
 
     @queue.task

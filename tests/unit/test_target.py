@@ -81,7 +81,7 @@ def test_targets_that_lead_to_queues(target: str, expected: list[str]):
         ("needs:queue", "importing needs failed: ModuleNotFoundError: No module named 'not_installed'"),
     ],
 )
-def test_targets_that_do_not(target: str, message: str):
+def test_targets_that_do_not_lead_to_queues(target: str, message: str):
     Path("targets_b.py").write_text(MODULE)
     Path("bare.py").touch()
     Path("broken.py").write_text("\n1 / 0\n")

@@ -16,7 +16,7 @@ from jobq.testing import Drained, FakeContext, ManualClock, drain, on_server, ov
 pytest_plugins = ["pytester"]
 
 
-async def test_drain_runs_what_waits_and_what_that_enqueues(queue: Queue):
+async def test_drain_runs_waiting_jobs_and_the_jobs_that_they_enqueue(queue: Queue):
     ran: list[int] = []
 
     @queue.task
@@ -85,7 +85,7 @@ async def test_drain_does_not_wait_for_ever(queue: Queue):
         await drain(queue)
 
 
-async def test_drain_raises_what_a_startup_hook_raises(queue: Queue):
+async def test_drain_raises_the_error_of_a_startup_hook(queue: Queue):
     @queue.on_startup
     async def broken() -> None:
         raise LookupError("no database")
@@ -151,7 +151,7 @@ async def test_a_temporary_server_is_empty_and_gone_afterwards():
             assert (await queue.stats()).waiting == 0
 
 
-def test_the_fixtures_are_there_when_asked_for(pytester, monkeypatch):
+def test_the_fixtures_exist_with_the_plugin(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest('pytest_plugins = ["jobq.testing_plugin"]')
     pytester.makepyfile(

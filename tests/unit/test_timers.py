@@ -81,7 +81,7 @@ def test_runs_that_end_in_time_make_no_timers_of_their_own():
     assert not loop.timers
 
 
-def test_many_deadlines_in_a_row_are_looked_at_in_groups():
+def test_close_deadlines_are_checked_together():
     """Each look goes through all runs: a thousand looks at a thousand runs would hold the loop."""
     loop = Loop()
     timers = deadlines(loop)

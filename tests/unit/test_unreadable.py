@@ -92,7 +92,7 @@ async def test_a_column_of_one_job(queue: Queue, state: State, column: str) -> N
 
 
 @pytest.mark.parametrize("state", list(COLUMNS))
-async def test_a_spec_that_cannot_be_read_is_shown_as_such(queue: Queue, state: State) -> None:
+async def test_an_unreadable_spec_is_shown_as_unreadable(queue: Queue, state: State) -> None:
     ids = await three_of(queue, state)
     await queue.store.command(b"HSET", queue.store.keys["jobs"], ids[0], b"oops\x9b")
     row = await queue.get(ids[0])
@@ -154,7 +154,7 @@ async def test_stats(queue: Queue, garbage: bytes) -> None:
     assert (stats.waiting, stats.failed_total, stats.paused) == (3, 3, True)
 
 
-async def test_an_id_that_is_no_text(queue: Queue, admin: Store) -> None:
+async def test_an_id_that_is_not_utf8_can_be_listed_and_removed(queue: Queue, admin: Store) -> None:
     """It can be listed page by page, and removed together with the others."""
     strange = b"\xff\xfe\nx"
     await three_of(queue, State.FAILED)

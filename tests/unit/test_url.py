@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         ("redis+sentinel://a/jobs?password=secret", {"password": "secret", "db": 0}),
     ],
 )
-def test_what_a_url_says(url: str, expected: dict[str, object]):
+def test_options_of_a_url_reach_the_connection(url: str, expected: dict[str, object]):
     found = make_pool(url, {"protocol": 2}).connection_kwargs
     assert {name: found.get(name) for name in expected} == expected
     assert found["protocol"] == 2
@@ -57,7 +57,7 @@ def test_the_addresses_of_sentinels():
         ("", "Redis URL must specify one of the following schemes"),
     ],
 )
-def test_what_jobq_cannot_use_is_refused_when_the_connection_is_made(url: str, says: str):
+def test_an_unusable_url_is_refused_when_the_connection_is_made(url: str, says: str):
     with pytest.raises(SettingsError, match=says):
         Connection(url)
 
@@ -70,7 +70,7 @@ async def test_a_redis_cluster_is_refused_when_the_queue_is_opened(server: Serve
 
 
 @pytest.mark.parametrize("said", ["MOVED 15495 127.0.0.1:7001", "ASK 3999 h:6381", "CROSSSLOT Keys in request"])
-def test_where_info_is_not_allowed_the_reply_of_a_cluster_is_translated(said: str):
+def test_the_reply_of_a_cluster_is_translated_if_info_is_not_allowed(said: str):
     error = translate(Exception(said))
     assert type(error) is StoreRefused
     assert "Redis Cluster" in str(error)

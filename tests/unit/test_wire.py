@@ -72,7 +72,7 @@ async def test_replies_in_parts_are_put_together():
         assert str(array[1]) == "ERR no"
 
 
-async def test_silence_ends_with_the_timeout():
+async def test_a_silent_server_ends_in_a_timeout():
     async with Server() as connection:
         with pytest.raises(StoreUnavailable, match="did not answer in time"):
             await connection.trip(PING, 1)
@@ -89,7 +89,7 @@ async def test_waiting_for_a_connection_counts_as_waiting_for_the_answer():
         assert server.connections == connection.max_connections
 
 
-async def test_those_who_wait_for_a_connection_get_it_in_their_order():
+async def test_waiters_for_a_connection_get_it_in_order():
     async with Server(b"+PONG\r\n") as connection:
         order: list[int] = []
 
@@ -106,7 +106,7 @@ async def test_those_who_wait_for_a_connection_get_it_in_their_order():
         assert connection._free == 1  # noqa: SLF001 # pyright: ignore
 
 
-async def test_a_shorter_wait_behind_a_longer_one_is_not_as_long():
+async def test_a_short_timeout_behind_a_longer_one_ends_in_time():
     """One timer serves all trips of a connection."""
     async with Server(b"+PONG\r\n") as connection:
         await connection.trip(PING, 1, patience=60)
@@ -115,13 +115,13 @@ async def test_a_shorter_wait_behind_a_longer_one_is_not_as_long():
                 await connection.trip(PING, 2)
 
 
-async def test_another_protocol_is_no_answer():
+async def test_an_answer_in_another_protocol_is_an_error():
     async with Server(b"HTTP/1.1 400 Bad Request\r\n") as connection:
         with pytest.raises(StoreUnavailable, match="not a reply of Redis"):
             await connection.trip(PING, 1)
 
 
-async def test_a_server_that_closes_is_no_answer():
+async def test_a_connection_that_the_server_closes_is_an_error():
     async with Server(b"+PO", b"") as connection:
         with pytest.raises(StoreUnavailable, match="connection lost"):
             await connection.trip(PING, 1)
@@ -137,7 +137,7 @@ async def test_a_replica_after_a_failover_is_left():
             assert server.connections == n
 
 
-async def test_what_the_server_closed_while_idle_is_not_used(connection, admin, until):
+async def test_a_connection_that_the_server_closed_while_idle_is_not_used(connection, admin, until):
     """A trip that is sent once must not meet a dead socket where a new one would have answered."""
     await connection.trip(PING, 1)
     await admin.command(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
@@ -209,7 +209,7 @@ async def test_over_tls(behind_tls: str):
             assert [await job.result(10) for job in jobs] == [str(n) for n in range(300)]
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(behind_tls: str):
+async def test_a_certificate_of_an_unknown_authority_is_refused(behind_tls: str):
     connection = Connection(behind_tls.partition("?")[0])
     with pytest.raises(StoreUnavailable, match="certificate"):
         await connection.trip(PING, 1)

@@ -15,7 +15,7 @@ from jobq import Context, Depends, JobFailed, Queue, Worker, inject
 from jobq.engine.task.context import current
 
 
-async def test_dependencies_of_a_run_are_made_anew_and_closed_after_it(queue: Queue, start):
+async def test_dependencies_of_a_run_are_opened_for_it_and_closed_after_it(queue: Queue, start):
     events: list[str] = []
 
     def plain() -> int:
@@ -104,7 +104,7 @@ async def test_a_worker_dependency_that_fails_is_tried_again_by_the_next_run(que
     assert await (await use.enqueue()).result(5) == 2
 
 
-async def test_a_run_killed_while_it_opens_a_worker_dependency_takes_no_other_with_it(queue: Queue, start, gate):
+async def test_killing_a_run_that_opens_a_worker_dependency_does_not_affect_other_runs(queue: Queue, start, gate):
     async def slow() -> int:
         await gate.passing()
         return 7
@@ -183,7 +183,7 @@ async def test_a_handlers_error_passes_through_its_dependencies(queue: Queue, st
     assert seen == ["rollback: bad", "swallowed"]
 
 
-async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue: Queue, start):
+async def test_a_dependency_is_opened_once_per_run_even_if_several_need_it(queue: Queue, start):
     opened: list[str] = []
 
     async def session():
@@ -209,7 +209,7 @@ async def test_a_dependency_is_opened_once_a_run_however_many_ask_for_it(queue: 
         assert opened == ["open", "close"]
 
 
-async def test_a_worker_dependency_of_others_is_opened_once_too(queue: Queue, start, gate):
+async def test_a_worker_dependency_of_other_dependencies_is_opened_once(queue: Queue, start, gate):
     opened: list[str] = []
 
     async def settings() -> str:
@@ -393,7 +393,7 @@ def _using(depends: Any) -> Any:
         (lambda queue: queue.middleware(_yields_too), "is not async"),
     ],
 )  # fmt: skip
-async def test_what_cannot_work_is_refused_at_once(queue: Queue, make, says):
+async def test_handlers_and_options_that_cannot_work_are_refused_at_decoration(queue: Queue, make, says):
     with pytest.raises(TypeError, match=says):
         make(queue)
 
@@ -532,7 +532,7 @@ async def test_middleware_sees_the_errors_of_dependencies_too(queue: Queue, star
     ]
 
 
-async def test_middleware_can_answer_itself(queue: Queue, start):
+async def test_middleware_can_return_a_result_without_the_handler(queue: Queue, start):
     ran = False
 
     @queue.middleware
@@ -608,7 +608,7 @@ async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue: Q
     assert (stats.waiting, stats.active) == (1, 0)
 
 
-async def test_an_error_at_the_end_does_not_skip_the_rest_of_it(queue: Queue):
+async def test_an_error_on_shutdown_does_not_skip_the_other_steps(queue: Queue):
     events: list[str] = []
 
     async def resource():

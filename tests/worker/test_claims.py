@@ -142,7 +142,7 @@ async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes
     assert woken, "the resume woke a worker"
 
 
-async def test_running_jobs_go_on_through_a_pause(queue: Queue, start, gate):
+async def test_running_jobs_continue_during_a_pause(queue: Queue, start, gate):
     @queue.task
     async def slow() -> int:
         await gate.passing()
@@ -302,7 +302,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue: Queue, start
     assert (await blocker.row()).state is State.ACTIVE
 
 
-async def test_a_worker_that_stops_leaves_its_watch_to_another(queue: Queue, start, until, admin, patient):
+async def test_a_stopping_worker_passes_its_watch_for_due_jobs_to_another(queue: Queue, start, until, admin, patient):
     """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
 
     @queue.task
@@ -343,7 +343,7 @@ async def test_two_workers_in_one_loop_share_the_work_and_each_job_runs_once(que
     assert {row.id for row in rows if row.alive} >= {worker.name for worker in workers}
 
 
-async def test_a_worker_that_was_not_heard_of_for_30_s_is_shown_as_dead(queue):
+async def test_a_worker_without_a_heartbeat_for_30_s_is_shown_as_dead(queue):
     heartbeat = b'{"id":"a","host":"h","pid":1,"queues":[],"types":[],"concurrency":1,"running":0,"started":1,"seen":1}'
     store = queue.store
     for name, age in (("now", 0), ("late", 29_000), ("gone", 31_000)):
@@ -367,7 +367,7 @@ async def test_a_worker_that_was_not_heard_of_for_30_s_is_shown_as_dead(queue):
         (lambda queue: Worker(queue, lease=0.01), "lease"),
     ],
 )
-async def test_a_worker_that_could_not_work_is_refused(queue: Queue, make, says):
+async def test_a_worker_with_unusable_arguments_is_refused(queue: Queue, make, says):
     with pytest.raises(ValueError, match=says):
         make(queue)
 

@@ -21,7 +21,7 @@ from jobq.testing import ManualClock
 SOON = Backoff(type="fixed", delay=0.005, jitter=0)
 
 
-async def test_attempts_used_up_end_in_failed_with_every_attempts_record(queue: Queue, start, logs):
+async def test_a_job_without_attempts_left_fails_and_keeps_the_error_of_each(queue: Queue, start, logs):
     @queue.task(attempts=3, backoff=SOON)
     async def flaky(ctx: Context = inject) -> None:
         raise ValueError(f"attempt {ctx.attempt}")
@@ -149,7 +149,7 @@ async def test_backoff_is_the_time_until_the_next_attempt(queue: Queue, start, u
     ],
     ids=str,
 )
-async def test_retry_chooses_its_delay_and_nonsense_falls_back_to_the_backoff(
+async def test_retry_sets_its_delay_and_an_unusable_delay_means_the_backoff(
     queue: Queue, start, until, logs, delay, ms
 ):
     @queue.task(attempts=2, backoff=Backoff(type="fixed", delay=7, jitter=0))
@@ -226,7 +226,7 @@ async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue
 
 
 @pytest.mark.parametrize("payload", [payload for payload, _ in PAYLOADS], ids=str)
-async def test_what_nobody_can_read_for_long_fails_and_names_both_versions(redis_url, start, payload):
+async def test_a_job_that_no_worker_can_read_fails_in_the_end_and_names_both_versions(redis_url, start, payload):
     seen: list[str] = []
     async with Queue("test", redis_url) as before:
         job = await before.enqueue("send", payload, attempts=5)
@@ -283,7 +283,7 @@ async def test_time_that_a_job_waited_for_its_turn_does_not_count_as_unserved(re
             await queue.result(job.id, timeout=5)
 
 
-async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(queue: Queue, redis_url, start, logs):
+async def test_an_optional_argument_of_another_version_is_ignored_and_logged_once(queue: Queue, redis_url, start, logs):
     @queue.task
     async def send(to: str) -> str:
         return to
@@ -297,7 +297,7 @@ async def test_an_optional_argument_of_another_version_is_ignored_and_said_once(
     assert f"The first such job is send {jobs[0].id}" in line
 
 
-async def test_unknown_fields_are_refused_at_the_door_unless_the_queue_says_otherwise(queue: Queue, redis_url):
+async def test_unknown_fields_are_refused_at_enqueue_unless_the_queue_ignores_them(queue: Queue, redis_url):
     async def send(to: str) -> None: ...
 
     queue.task(send)
@@ -331,7 +331,9 @@ async def test_a_row_with_fields_of_a_newer_jobq_runs(queue: Queue, start):
     assert await job.result(5) == 1
 
 
-async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ran_out(queue: Queue, start, until, logs):
+async def test_a_row_that_a_newer_jobq_may_read_goes_back_even_after_its_lease_ran_out(
+    queue: Queue, start, until, logs
+):
     @queue.task
     async def fine() -> None: ...
 
@@ -346,7 +348,7 @@ async def test_a_row_that_a_newer_jobq_may_read_goes_back_also_when_its_lease_ra
     assert (row.errors, row.state is State.FAILED) == ([], False)
 
 
-async def test_a_row_that_cannot_be_read_ends_in_failed_and_harms_nobody(queue: Queue, connection, start, until):
+async def test_an_unreadable_row_ends_in_failed_and_affects_no_other_job(queue: Queue, connection, start, until):
     @queue.task
     async def fine() -> int:
         return 1
@@ -366,7 +368,7 @@ async def _counts(queue: Queue, **wanted: int) -> bool:
     return all(getattr(stats, name) == count for name, count in wanted.items())
 
 
-async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
+async def test_a_job_of_an_unknown_type_goes_back_uncharged_with_a_growing_delay(
     queue: Queue, redis_url, start, until, logs, monkeypatch
 ):
     monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
@@ -412,7 +414,7 @@ async def test_an_unknown_type_goes_back_uncharged_for_a_growing_time(
     assert (row.attempts_made, row.result and bytes(row.result)) == (1, b"2")
 
 
-async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue: Queue, redis_url, admin, start, until):
+async def test_a_worker_that_knows_the_type_claims_the_due_job_first(queue: Queue, redis_url, admin, start, until):
     @queue.task
     async def known() -> None: ...
 
@@ -434,7 +436,7 @@ async def test_whoever_knows_the_type_comes_first_when_the_job_is_due(queue: Que
         assert (await job.row()).unserved == 1
 
 
-async def test_types_unknown_here_do_not_hold_up_the_others(queue: Queue, redis_url, start, monkeypatch):
+async def test_jobs_of_unknown_types_do_not_delay_other_jobs(queue: Queue, redis_url, start, monkeypatch):
     monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 20)
 
     @queue.task
@@ -526,7 +528,7 @@ async def test_options_reach_the_run(queue: Queue, start):
     assert (await queue.get(accepted.id)).attempts_made == 2
 
 
-async def test_many_failures_at_once_go_in_small_trips(queue: Queue, start, gate, monkeypatch):
+async def test_many_simultaneous_failures_are_sent_in_small_trips(queue: Queue, start, gate, monkeypatch):
     """Each moves its job's earlier errors: hundreds in one script would hold Redis for tens of milliseconds."""
     sizes: list[int] = []
     reschedule = queue.store.reschedule

@@ -40,7 +40,7 @@ def _gone(pid: int) -> bool:
         return True
 
 
-async def test_runs_elsewhere_and_a_child_is_used_again(process, start):
+async def test_a_handler_runs_in_a_child_process_that_is_used_again(process, start):
     add, pid = process(isolated.add), process(isolated.pid)
     await start(concurrency=1)
     assert await (await add.enqueue(a=1)).result(20) == 2
@@ -129,7 +129,7 @@ async def test_a_child_that_died_while_idle_harms_no_job(process, start, until):
         ("result", "InvalidResult", "no JSON form", State.FAILED),
     ],
 )
-async def test_what_a_handler_raises_there_is_told_here(process, start, until, how, type_, message, state):
+async def test_an_exception_in_a_child_is_reported_by_the_worker(process, start, until, how, type_, message, state):
     final = how in ("discard", "result")
     fail = process(isolated.fail, attempts=2 if final or how == "retry" else 1)
     await start(concurrency=1)
@@ -148,7 +148,7 @@ async def test_what_a_handler_raises_there_is_told_here(process, start, until, h
         assert "isolated.py" in error.traceback.splitlines()[1]
 
 
-async def test_worker_scope_is_a_childs_life(process, start):
+async def test_a_dependency_of_worker_scope_lives_as_long_as_its_child(process, start):
     use = process(isolated.use)
     await start(concurrency=1)
     first = await (await use.enqueue()).result(20)
@@ -215,7 +215,7 @@ async def test_children_end_with_their_parent(tmp_path, redis_url, until):
     await until(lambda: _gone(pid), "the child to end with its killed parent")
 
 
-def test_a_child_that_cannot_hear_its_parent_any_more_ends(monkeypatch):
+def test_a_child_that_lost_the_connection_to_its_parent_ends(monkeypatch):
     """A handler left it no memory: without an ear it would outlive its parent."""
 
     class Deaf:

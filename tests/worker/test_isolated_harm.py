@@ -61,28 +61,28 @@ async def test_the_processes_of_a_pool_end_with_the_child(process, start, until)
     await until(lambda: not left(), "the forks to end")
 
 
-async def test_a_pool_can_be_used_and_left(process, start):
+async def test_a_handler_may_leave_a_multiprocessing_pool_open(process, start):
     pool = process(isolated.pool)
     await start()
     assert await (await pool.enqueue()).result(20) == 3
 
 
 @pytest.mark.parametrize("how", ["exit", "raise", "return"])
-async def test_a_forked_copy_of_the_handler_gives_no_answer(process, start, how):
+async def test_a_forked_copy_of_a_handler_cannot_end_the_job(process, start, how):
     fork, add = process(isolated.fork), process(isolated.add)
     await start(concurrency=1)
     assert await (await fork.enqueue(how=how)).result(20) == "the original"
     assert [await (await add.enqueue(a=n)).result(20) for n in range(3)] == [1, 2, 3]
 
 
-async def test_a_forked_copy_of_an_async_handler_gives_no_answer(process, start):
+async def test_a_forked_copy_of_an_async_handler_cannot_end_the_job(process, start):
     fork, add = process(isolated.fork_async), process(isolated.add)
     await start(concurrency=1)
     assert await (await fork.enqueue()).result(20) == "the original"
     assert await (await add.enqueue(a=1)).result(20) == 2
 
 
-async def test_a_forked_copy_is_told_that_it_cannot_report(queue, process, start):
+async def test_a_forked_copy_of_a_handler_gets_an_error_when_it_reports(queue, process, start):
     task = process(isolated.fork_and_talk)
     await start()
     job = await task.enqueue()
@@ -102,7 +102,7 @@ async def test_a_daemon_does_not_keep_its_job_active(process, start, until, tmp_
 # -- what a job leaves behind ------------------------------------------------------------------------------------------
 
 
-async def test_a_left_over_thread_says_nothing_in_the_next_job(queue, process, start, caplog):
+async def test_a_thread_left_over_by_a_handler_cannot_log_into_the_next_job(queue, process, start, caplog):
     first, second = process(isolated.leave_a_thread), process(isolated.let_it_talk)
     bound: list[Any] = []
 
@@ -223,7 +223,7 @@ async def test_a_handler_that_reads_stdin_fails_at_once(process, start):
     assert failed.value.type == "EOFError"
 
 
-async def test_what_a_handler_prints_disturbs_nothing(process, start):
+async def test_output_that_a_handler_prints_is_not_read_as_a_message(process, start):
     task = process(isolated.print_much)
     await start()
     assert await (await task.enqueue(lines=2000)).result(20) == 2000
@@ -233,7 +233,7 @@ def _slots(worker: Any) -> int:
     return worker._pool.slots.concurrency  # noqa: SLF001
 
 
-async def test_a_handler_there_that_waits_for_another_job_lends_its_slot(queue, process, start, redis_url):
+async def test_an_isolated_handler_that_waits_for_another_job_lends_its_slot(queue, process, start, redis_url):
     wait, _ = process(isolated.wait_for_add), process(isolated.add)
     worker = await start(concurrency=1)
     job = await wait.enqueue(url=redis_url, queue=queue.name, a=1)

@@ -140,7 +140,7 @@ async def test_a_killed_and_removed_job_never_comes_back(queue: Queue, start, ga
     assert (stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed) == (0, 0, 0, 0, 0)
 
 
-async def test_a_killed_job_that_is_retried_runs_again_while_the_old_run_counts_for_nothing(queue: Queue, start, gate):
+async def test_a_killed_job_that_is_retried_runs_again_and_its_old_run_changes_nothing(queue: Queue, start, gate):
     runs = 0
 
     @queue.task
@@ -160,7 +160,7 @@ async def test_a_killed_job_that_is_retried_runs_again_while_the_old_run_counts_
     assert await job.result(5) == "second"
 
 
-async def test_a_killed_thread_is_fenced_off_and_the_log_says_so(queue: Queue, start, gate, until, logs):
+async def test_the_outcome_of_a_killed_thread_is_refused_and_the_kill_is_logged(queue: Queue, start, gate, until, logs):
     ended = threading.Event()
 
     @queue.task
@@ -225,9 +225,7 @@ async def test_after_a_timeout_the_next_attempt_runs(queue: Queue, start, gate):
     assert [error.type for error in (await job.row()).errors] == ["Timeout"]
 
 
-async def test_a_handler_that_turns_its_cancellation_into_an_error_has_timed_out_all_the_same(
-    queue: Queue, start, gate
-):
+async def test_a_handler_that_raises_another_error_when_cancelled_has_still_timed_out(queue: Queue, start, gate):
     @queue.task(attempts=1, timeout=0.05)
     async def wrapping() -> None:
         try:
@@ -320,7 +318,7 @@ async def test_a_sync_handler_learns_that_its_grace_is_over(queue: Queue, start,
     await until(handed_back)
 
 
-async def test_threads_that_hang_are_bounded_and_each_one_more_keeps_a_slot(queue: Queue, start, gate, until, logs):
+async def test_hung_threads_are_bounded_and_each_one_beyond_keeps_its_slot(queue: Queue, start, gate, until, logs):
     """Without a bound, a handler that hangs now and then fills the process with threads."""
 
     @queue.task(attempts=1, timeout=0.05)

@@ -47,7 +47,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(qu
     assert "time.sleep(2.5)" in report.getMessage()
 
 
-async def test_what_was_claimed_ahead_goes_back_while_a_handler_blocks_the_loop(
+async def test_jobs_claimed_ahead_go_back_while_a_handler_blocks_the_loop(
     queue: Queue, server, admin, start, until, monkeypatch
 ):
     monkeypatch.setattr(heartbeat, "HAND_BACK_MAX", 10)
@@ -239,7 +239,7 @@ async def test_sigterm_waits_for_running_jobs_and_hands_the_rest_back(queue: Que
 
 
 @pytest.mark.parametrize("signals", [1, 2], ids=["after the grace", "second signal"])
-async def test_what_does_not_end_in_time_goes_back_uncharged(queue: Queue, redis_url, until, tmp_path, signals):
+async def test_a_job_that_outlasts_the_grace_goes_back_uncharged(queue: Queue, redis_url, until, tmp_path, signals):
     process = await _worker_process(redis_url, mode="work", work=3600, grace=0.3 if signals == 1 else 3600)
     job = await queue.enqueue("work", {"where": str(tmp_path / "log")}, attempts=1)
     await until((tmp_path / "log").exists)

@@ -52,7 +52,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(("enter", "begin", "end"), ORDERS)
-async def test_every_order_gives_the_running_job_its_grace_and_can_be_done_again(queue: Queue, gate, enter, begin, end):
+async def test_running_jobs_get_their_grace_in_every_order_of_stop_and_exit(queue: Queue, gate, enter, begin, end):
     """Twice, since a worker that has stopped can be started again."""
 
     @queue.task(attempts=1)
@@ -213,7 +213,7 @@ def broken(queue: Queue) -> Queue:
     return queue
 
 
-async def test_leaving_raises_what_made_a_background_worker_fail(broken: Queue, until, logs):
+async def test_leaving_raises_the_error_of_a_failed_background_worker(broken: Queue, until, logs):
     async def serve() -> None:
         async with worker:
             running = worker.start()
@@ -227,7 +227,7 @@ async def test_leaving_raises_what_made_a_background_worker_fail(broken: Queue, 
     assert logs.one("worker failed", "ERROR").exc_info
 
 
-async def test_the_error_of_the_body_goes_first(broken: Queue, until):
+async def test_an_error_of_the_with_body_is_raised_instead_of_the_workers(broken: Queue, until):
     async def serve() -> None:
         async with Worker(broken) as worker:
             running = worker.start()
@@ -238,7 +238,7 @@ async def test_the_error_of_the_body_goes_first(broken: Queue, until):
         await serve()
 
 
-async def test_finished_tells_it_and_leaving_does_not_tell_it_again(broken: Queue):
+async def test_an_error_raised_by_finished_is_not_raised_again_on_leaving(broken: Queue):
     async with Worker(broken) as worker:
         worker.start()
         with pytest.raises(Broken):
@@ -275,7 +275,7 @@ async def test_a_failing_startup_hook_is_named_and_the_hooks_of_other_queues_sti
     assert "second" in logs.one("shutdown hook failed", "ERROR").hook
 
 
-async def test_a_startup_hook_that_is_cancelled_by_what_it_awaits_is_an_error(queue: Queue, logs):
+async def test_a_startup_hook_that_raises_cancelled_error_is_an_error(queue: Queue, logs):
     @queue.on_startup
     async def connect() -> None:
         raise asyncio.CancelledError
@@ -369,7 +369,7 @@ def test_a_weight_is_a_whole_number(weight):
 
 
 @pytest.mark.parametrize("given", ["test", [Queue("a"), Queue("b")], None, (Queue("a"),), (Queue("a"), 1, 2)])
-def test_what_is_no_queue_is_refused(given):
+def test_an_argument_that_is_not_a_queue_is_refused(given):
     with pytest.raises(TypeError, match="is no queue: a worker takes queues one by one"):
         Worker(given)
 

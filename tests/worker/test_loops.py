@@ -96,7 +96,7 @@ def test_each_thread_opens_the_queue_in_its_own_loop(redis: str | Connection, re
     assert not queue.is_open
 
 
-def test_one_loop_after_another(redis: str | Connection, redis_url: str):
+def test_a_queue_can_be_used_in_one_loop_after_another(redis: str | Connection, redis_url: str):
     queue = Queue("loops", redis)
     for _ in range(3):
         assert asyncio.run(enqueue_and_close(queue)) == 5
@@ -125,7 +125,7 @@ def test_a_queue_left_open_in_a_loop_that_ended_is_usable_in_the_next_one(redis:
     gc.collect()
 
 
-async def test_a_loop_that_did_not_open_the_queue_is_told_so_and_nothing_is_written(redis_url: str):
+async def test_use_in_a_loop_that_did_not_open_the_queue_is_refused_and_writes_nothing(redis_url: str):
     queue = Queue("loops", redis_url)
     async with queue:
         job = await queue.enqueue("x")
@@ -229,7 +229,7 @@ def test_a_child_cannot_use_the_parents_loop(redis_url: str):
     loop.close()
 
 
-async def test_closing_once_too_often_does_nothing(redis_url: str):
+async def test_closing_a_closed_queue_does_nothing(redis_url: str):
     queue = Queue("loops", redis_url)
     await queue.aclose()
     for _ in range(2):
@@ -240,7 +240,7 @@ async def test_closing_once_too_often_does_nothing(redis_url: str):
         await queue.submit_many([])
 
 
-def test_outside_of_a_loop_the_error_says_so(redis_url: str):
+def test_use_without_a_running_loop_is_refused_with_a_clear_error(redis_url: str):
     with pytest.raises(StoreError, match="outside of an event loop"):
         _ = Queue("loops", redis_url).store
 
@@ -249,7 +249,7 @@ def _child_of_a_pool(url: str) -> int:
     return asyncio.run(enqueue_and_close(Queue("loops", url)))
 
 
-async def test_processes_of_multiprocessing(redis_url: str):
+async def test_processes_of_multiprocessing_can_use_the_queue(redis_url: str):
     async with Queue("loops", redis_url) as queue:
         await queue.enqueue("x")
 

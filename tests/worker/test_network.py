@@ -76,7 +76,7 @@ async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy: Proxy, far: Queue
     assert (await queue.get(job.id)).state is State.WAITING
 
 
-async def test_many_enqueued_while_redis_is_away_raise_what_is_promised(proxy: Proxy, far: Queue):
+async def test_enqueues_while_redis_is_away_raise_the_documented_errors(proxy: Proxy, far: Queue):
     @far.task
     async def any_(n: int) -> None: ...
 
@@ -123,7 +123,7 @@ async def test_outcomes_outlive_an_outage(proxy: Proxy, far: Queue, queue: Queue
     assert (await queue.stats()).completed == 5
 
 
-async def test_a_worker_wakes_and_hears_kills_again_after_its_connections_broke(
+async def test_a_worker_wakes_and_receives_kills_again_after_its_connections_broke(
     proxy: Proxy, far: Queue, queue: Queue, start, gate, until, admin, monkeypatch
 ):
     monkeypatch.setattr(waker, "BLOCK", 60.0)  # no worker looks by itself while the test lasts

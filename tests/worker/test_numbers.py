@@ -38,14 +38,14 @@ async def oldest(queue: Queue) -> int | None:
     return (await queue.stats()).oldest_waiting_ms
 
 
-async def test_an_old_job_behind_an_urgent_one_is_seen(queue: Queue, clock: ManualClock) -> None:
+async def test_the_oldest_waiting_job_is_found_behind_urgent_ones(queue: Queue, clock: ManualClock) -> None:
     await queue.enqueue("t")
     clock.advance(3600)
     await queue.enqueue("t", priority=-1)
     assert await oldest(queue) == 3_600_000
 
 
-async def test_a_job_that_was_put_back_waits_since_then(queue: Queue, clock: ManualClock) -> None:
+async def test_the_waiting_time_of_a_released_job_starts_at_its_release(queue: Queue, clock: ManualClock) -> None:
     fail = True
 
     @queue.task(attempts=1)
@@ -67,7 +67,9 @@ async def test_a_job_that_was_put_back_waits_since_then(queue: Queue, clock: Man
     assert 4_000 < wait.p99 < 9_000, "five seconds, not three days"
 
 
-async def test_a_retry_and_a_promotion_wait_since_they_could_run(queue: Queue, clock: ManualClock) -> None:
+async def test_the_waiting_time_after_a_retry_or_promotion_starts_when_the_job_could_run(
+    queue: Queue, clock: ManualClock
+) -> None:
     store = queue.store
     await queue.enqueue("t")
     claimed = await store.do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
@@ -83,7 +85,7 @@ async def test_a_retry_and_a_promotion_wait_since_they_could_run(queue: Queue, c
     assert await oldest(queue) == 0
 
 
-async def test_latencies_of_long_ago_do_not_weigh(queue: Queue, clock: ManualClock) -> None:
+async def test_old_latencies_are_not_counted(queue: Queue, clock: ManualClock) -> None:
     @queue.task
     async def t() -> None: ...
 

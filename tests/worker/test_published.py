@@ -62,7 +62,7 @@ async def test_a_producer_without_code_uses_the_published_options(connection: Co
     assert rows[0].backoff == Backoff("fixed", 5).stored()
 
 
-async def test_what_is_given_counts_also_where_it_is_the_default(connection: Connection, queue: Queue) -> None:
+async def test_a_given_option_is_used_even_if_it_equals_the_default(connection: Connection, queue: Queue) -> None:
     await publish(with_code(connection, **OPTIONS), "w1")
     row = await (await queue.enqueue("send", {"to": "a"}, attempts=3, timeout=None, delay=0, priority=0)).row()
     assert (row.attempts, row.timeout, row.delay, row.priority, row.state) == (3, None, 0, 0, "waiting")
@@ -118,7 +118,7 @@ async def test_a_difference_is_logged_with_both_names_and_shown(
     assert [(one.publisher, one.options.attempts) for one in row.differing] == [("w1", 2)]
 
 
-async def test_rows_that_cannot_be_read_or_used_count_as_nothing(queue: Queue) -> None:
+async def test_published_rows_that_cannot_be_used_are_ignored(queue: Queue) -> None:
     bad = {"a": b"x", "b": b"1\tw\t{", "c": b'1\tw\t{"options":{"attempts":0}}', "d": b"\xff\t\xff\t\xff"}
     for name, row in bad.items():
         await queue.store.command(b"HSET", queue.store.keys["types"], name, row)
@@ -127,7 +127,7 @@ async def test_rows_that_cannot_be_read_or_used_count_as_nothing(queue: Queue) -
         assert (await (await queue.enqueue(name)).row()).attempts == 3
 
 
-async def test_what_is_published_is_bounded_in_bytes(connection: Connection, queue: Queue) -> None:
+async def test_published_types_are_bounded_in_bytes(connection: Connection, queue: Queue) -> None:
     code = Queue("test", connection)
     many = msgspec.defstruct("Wide", [(f"field_{n}", str) for n in range(1000)])
 

@@ -59,7 +59,7 @@ def code(connection: Connection) -> Queue:
 ORDER = Order(no=2, lines=[Line(name="a", count=3, at=datetime(2030, 1, 1))])
 
 
-async def test_a_model_goes_to_the_handler_and_another_comes_back(code: Queue) -> None:
+async def test_a_handler_takes_and_returns_pydantic_models(code: Queue) -> None:
     async with code, Worker(code) as worker:
         worker.start()
         jobs = [
@@ -83,7 +83,7 @@ async def test_a_model_goes_to_the_handler_and_another_comes_back(code: Queue) -
         (5, "value: Input should be"),
     ],
 )
-async def test_what_does_not_fit_is_refused_at_the_door(code: Queue, payload: Any, says: str) -> None:
+async def test_arguments_that_do_not_fit_the_model_are_refused_at_enqueue(code: Queue, payload: Any, says: str) -> None:
     async with code:
         with pytest.raises(InvalidJob) as caught:
             await code.enqueue("buy", {"order": payload})

@@ -47,7 +47,7 @@ async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue:
     assert await asyncio.gather(*waiting) == list(range(5000))
 
 
-async def test_the_result_of_a_job_that_ended_before_is_there_at_once(queue: Queue, start):
+async def test_the_result_of_a_finished_job_is_returned_at_once(queue: Queue, start):
     @queue.task
     async def answer() -> int:
         return 42
@@ -140,7 +140,7 @@ async def test_an_opening_that_fails_can_be_tried_again(server, tmp_path):
         missing.kill()
 
 
-async def test_two_services_in_one_loop_do_not_know_of_each_other(redis_url):
+async def test_two_services_in_one_loop_do_not_affect_each_other(redis_url):
     async def service(name: str) -> list[str]:
         queue = Queue("same", redis_url, prefix=name)
 
@@ -179,7 +179,7 @@ async def test_a_cancelled_worker_stops_gracefully_and_leaves_no_task_behind(que
     assert left == set()
 
 
-async def test_a_worker_cancelled_twice_goes_at_once(queue: Queue, gate, until, logs):
+async def test_a_worker_that_is_cancelled_twice_stops_at_once(queue: Queue, gate, until, logs):
     @queue.task
     async def slow() -> None:
         await gate.passing()
@@ -196,7 +196,7 @@ async def test_a_worker_cancelled_twice_goes_at_once(queue: Queue, gate, until, 
                 await running
 
 
-async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(queue: Queue, gate, until, logs):
+async def test_stop_waits_then_hands_jobs_back_and_a_second_stop_does_not_wait(queue: Queue, gate, until, logs):
     @queue.task(attempts=1)
     async def slow(n: int) -> None:
         await gate.passing(n)
@@ -216,7 +216,7 @@ async def test_stop_in_the_process_waits_then_hands_back_and_twice_goes_at_once(
     assert not logs.all("before Redis took the outcome")
 
 
-async def test_a_handler_that_is_deaf_at_the_stop_is_handed_back_all_the_same(queue: Queue, gate, logs, monkeypatch):
+async def test_the_job_of_a_handler_that_ignores_the_stop_is_handed_back(queue: Queue, gate, logs, monkeypatch):
     from jobq.engine.worker import run as run_module
 
     monkeypatch.setattr(run_module, "SHUTDOWN_GRACE", 0.05)
@@ -272,7 +272,7 @@ async def test_a_result_over_the_limit_fails_its_job(connection: Connection) -> 
         assert (await job.row()).attempts_made == 1
 
 
-async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue: Queue, start):
+async def test_a_timeout_of_zero_returns_an_existing_result(queue: Queue, start):
     @queue.task
     async def answer() -> int:
         return 42
@@ -288,7 +288,7 @@ async def test_with_a_timeout_of_zero_a_result_that_is_there_is_returned(queue: 
         await job.result(0)
 
 
-async def test_after_a_flush_nobody_waits_for_long(queue: Queue, admin, monkeypatch, until):
+async def test_waiters_get_an_error_soon_after_a_flush(queue: Queue, admin, monkeypatch, until):
     monkeypatch.setattr(results, "BLOCK", 0.05)
     monkeypatch.setattr(results, "PAGE", 2)
     jobs = [await queue.enqueue("nobody") for _ in range(10)]
@@ -322,7 +322,7 @@ async def test_a_result_that_does_not_fit_the_annotation_is_an_error_of_jobqs(qu
         await job.result(10)
 
 
-async def test_awaited_results_outlive_a_retention_of_nothing(connection, start):
+async def test_a_retention_of_zero_still_keeps_awaited_results_for_a_moment(connection, start):
     """What has just finished stays for some seconds, whatever the retention."""
     queue = Queue("test", connection, keep_completed=0, keep_failed=0)
 

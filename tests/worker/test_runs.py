@@ -39,7 +39,7 @@ async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(qu
     assert raw == {"x": 0, "y": 1}
 
 
-async def test_sync_handler_runs_in_a_thread_and_the_loop_goes_on(queue: Queue, start, gate):
+async def test_a_sync_handler_runs_in_a_thread_and_does_not_block_the_loop(queue: Queue, start, gate):
     @queue.task
     def hold(n: int) -> str:
         gate.hold(n)
@@ -125,7 +125,7 @@ def _circle() -> list[Any]:
     ],
     ids=["object", "nested", "circle", "raw", "nested raw", "nan"],
 )
-async def test_a_result_without_json_form_fails_at_once_and_says_so(queue: Queue, start, make):
+async def test_a_result_that_is_not_json_fails_the_job_at_once_with_a_clear_error(queue: Queue, start, make):
     runs = 0
 
     @queue.task(attempts=5)
@@ -167,7 +167,7 @@ class Outcast(BaseException):
     ],
     ids=["StopIteration", "SystemExit", "GeneratorExit", "BaseException", "CancelledError"],
 )
-async def test_whatever_a_handler_raises_fails_its_job_only(queue: Queue, start, kind, act, type_, message):
+async def test_any_exception_of_a_handler_fails_only_its_own_job(queue: Queue, start, kind, act, type_, message):
     @queue.task(attempts=1)
     async def coroutine() -> None:
         act()
@@ -239,7 +239,7 @@ async def test_progress_and_log_lines_of_async_and_sync_handlers_can_be_read(que
         assert all(abs(line.at - row.enqueued_at) < 60_000 for line in lines)
 
 
-async def test_many_words_go_in_several_trips_and_before_the_outcome(queue: Queue, start, monkeypatch):
+async def test_many_log_lines_are_sent_in_several_trips_and_before_the_outcome(queue: Queue, start, monkeypatch):
     monkeypatch.setattr(outbox_module, "NOTES_MAX", 5)
     trips: list[int] = []
     log = queue.store.log
@@ -261,7 +261,7 @@ async def test_many_words_go_in_several_trips_and_before_the_outcome(queue: Queu
     assert max(trips) <= 5
 
 
-async def test_only_the_first_lines_of_a_job_are_known_to_find_no_others(queue: Queue, start, monkeypatch):
+async def test_only_the_first_log_lines_of_a_job_are_known_to_have_no_predecessors(queue: Queue, start, monkeypatch):
     found: list[bool] = []
     take = Notes.take
 
@@ -301,7 +301,9 @@ async def test_progress_shows_while_the_handler_runs(queue: Queue, start, gate, 
     await until(seen, "progress and log of a running job")
 
 
-async def test_words_of_a_run_that_lost_its_job_are_refused(queue: Queue, start, gate, until, monkeypatch):
+async def test_log_lines_and_progress_of_a_run_that_lost_its_job_are_refused(
+    queue: Queue, start, gate, until, monkeypatch
+):
     monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.05)
     said = asyncio.Event()
 
@@ -333,7 +335,7 @@ async def test_words_of_a_run_that_lost_its_job_are_refused(queue: Queue, start,
 
 
 @pytest.mark.parametrize("value", [object(), msgspec.Raw(b"oops"), {"a": float("inf")}], ids=["object", "raw", "inf"])
-async def test_progress_without_json_form_is_the_handlers_error(queue: Queue, start, value):
+async def test_progress_that_is_not_json_raises_in_the_handler(queue: Queue, start, value):
     @queue.task(attempts=1)
     async def talk(ctx: Context = inject) -> None:
         ctx.progress(value)
@@ -470,7 +472,7 @@ async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue: 
             await job.result(5)
 
 
-async def test_a_handler_over_the_bound_may_not_wait_and_says_for_what(queue: Queue, start, monkeypatch):
+async def test_a_handler_beyond_the_bound_may_not_wait_and_the_error_names_both_jobs(queue: Queue, start, monkeypatch):
     monkeypatch.setattr(lending, "LENT_MAX", 0)
 
     @queue.task
@@ -517,7 +519,7 @@ async def test_mutable_defaults_are_not_shared_between_runs(queue: Queue, start)
         assert await (await collect.enqueue(n=n)).result(5) == [n]
 
 
-async def test_jobs_and_results_of_megabytes_go_a_few_a_trip(queue: Queue, start, monkeypatch):
+async def test_jobs_and_results_of_megabytes_are_sent_a_few_per_trip(queue: Queue, start, monkeypatch):
     """Redis does nothing else while it moves them."""
     claims: list[int] = []
     settles: list[int] = []

@@ -111,7 +111,7 @@ async def test_one_broken_queue_does_not_starve_another_of_its_server(
         await until(lambda: len(ran) == JOBS, "every job of the healthy queue", timeout=15)
 
 
-async def test_a_broken_queue_goes_on_when_it_is_repaired(queue: Queue, start, until, admin, logs):
+async def test_a_broken_queue_continues_when_it_is_repaired(queue: Queue, start, until, admin, logs):
     ran = tasks(queue)
     await admin.command(b"SET", queue.store.keys["waiting"], b"not a set")
     await queue.store.command(b"ZADD", queue.store.keys["wake"], 0, b"t")
@@ -213,7 +213,7 @@ async def test_notes_that_the_server_refuses_are_left_out_and_the_outcome_is_sto
 # -- notes -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_talkative_handler_sends_little_and_holds_up_nobody(queue: Queue, start, gate, monkeypatch):
+async def test_a_handler_with_many_log_lines_sends_few_and_delays_no_other_job(queue: Queue, start, gate, monkeypatch):
     trips: list[int] = []
     log = queue.store.log
     monkeypatch.setattr(queue.store, "log", lambda rows: (trips.append(sum(map(len, rows[2::3]))), log(rows))[1])

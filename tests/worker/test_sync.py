@@ -205,7 +205,7 @@ async def test_a_sync_handler_enqueues_and_waits(app: Queue):
 # -- where it cannot be used -------------------------------------------------------------------------------------------
 
 
-async def test_in_a_running_event_loop_it_says_what_to_await(app):
+async def test_in_a_running_event_loop_the_error_names_the_call_to_await(app):
     double = app.tasks["double"]
     with pytest.raises(RuntimeError, match=r"would block the event loop .* write 'await queue.enqueue\(...\)'"):
         app.sync().enqueue("double", {"n": 1})
