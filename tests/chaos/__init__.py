@@ -1,1 +1,2 @@
-"""The proof of docs/reliability.md: real servers, real processes, and faults at every point where one can hit."""
+"""The tests behind docs/reliability.md: real servers and real processes, with faults at every point where one can
+occur."""

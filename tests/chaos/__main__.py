@@ -1,4 +1,4 @@
-"""``python -m tests.chaos --seed N --minutes M``: exit code 1 when something did not hold."""
+"""``python -m tests.chaos --seed N --minutes M``. The exit code is 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.chaos.run import run
 
 
 def main() -> int:
-    """Run and print."""
+    """Run and print the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0)

@@ -1,4 +1,4 @@
-"""What the workers of the chaos run serve: ``jobq work tests/chaos/app.py:queue``."""
+"""The queue that the workers of the chaos run serve: ``jobq work tests/chaos/app.py:queue``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 queue = Queue("chaos", keep_completed=10_000_000, keep_failed=10_000_000)
 SOON = Backoff("fixed", 0.1)
 MANY = 100
-"""Attempts: faults must not use them up."""
+"""Attempts of each job, so many that faults do not use them up."""
 
 
 @functools.cache
 def sink() -> Sink:
-    """Opened by the process that runs the handler, which may be a child."""
+    """The database of this process, which may be a child process of a worker."""
     return Sink(Path(os.environ["CHAOS_SINK"]))
 
 
 @asynccontextmanager
 async def run(ctx: Context) -> AsyncIterator[None]:
-    """Start and end of a run."""
+    """Record the start and the end of a run."""
     sink().start(ctx)
     try:
         yield
@@ -47,7 +47,7 @@ async def run(ctx: Context) -> AsyncIterator[None]:
 
 @queue.task(attempts=MANY, backoff=SOON)
 async def plain(ms: int, ctx: Context) -> int:
-    """Takes its time, then takes effect."""
+    """Takes some time, then takes effect."""
     async with run(ctx):
         await asyncio.sleep(ms / 1000)
         ctx.progress(50)
@@ -57,7 +57,7 @@ async def plain(ms: int, ctx: Context) -> int:
 
 @queue.task(attempts=MANY, backoff=SOON)
 async def flaky(fails: int, ctx: Context) -> int:
-    """Fails so many attempts."""
+    """Fails for the given number of attempts."""
     async with run(ctx):
         ctx.log(f"attempt {ctx.attempt}")
         if ctx.attempt <= fails:
@@ -68,7 +68,7 @@ async def flaky(fails: int, ctx: Context) -> int:
 
 @queue.task(attempts=MANY, backoff=SOON)
 def threaded(ms: int, ctx: Context) -> int:
-    """In a thread."""
+    """Runs in a thread."""
     sink().start(ctx)
     time.sleep(ms / 1000)
     sink().effect(ctx)
@@ -78,22 +78,22 @@ def threaded(ms: int, ctx: Context) -> int:
 
 @queue.task(attempts=MANY, backoff=SOON, isolate="process")
 def isolated(ms: int, ctx: Context) -> int:
-    """In a child process."""
+    """Runs in a child process."""
     return threaded(ms, ctx)
 
 
 @queue.task(attempts=MANY, backoff=SOON)
 async def blocker(ms: int, ctx: Context) -> int:
-    """Holds up the event loop."""
+    """Blocks the event loop."""
     async with run(ctx):
-        time.sleep(ms / 1000)  # noqa: ASYNC251 - that is the fault
+        time.sleep(ms / 1000)  # noqa: ASYNC251 - blocking is the fault under test
         sink().effect(ctx)
     return ctx.fence
 
 
 @queue.task(attempts=1, timeout=0.3)
 async def stubborn(ms: int, ctx: Context) -> None:
-    """Takes no notice of its cancellation."""
+    """Ignores its cancellation."""
     sink().start(ctx)
     until = time.monotonic() + ms / 1000
     while time.monotonic() < until:
@@ -105,7 +105,7 @@ async def stubborn(ms: int, ctx: Context) -> None:
 
 @queue.task(attempts=2, backoff=SOON, isolate="process")
 def segfault(ctx: Context) -> None:
-    """Takes its process along."""
+    """Kills its own process."""
     sink().start(ctx)
     sink().end(ctx, "failed")
     ctypes.string_at(0)
@@ -113,7 +113,7 @@ def segfault(ctx: Context) -> None:
 
 @queue.task(attempts=2, backoff=SOON, isolate="process")
 def glutton(ctx: Context) -> None:
-    """Eats until there is no memory."""
+    """Allocates memory until there is none left."""
     sink().start(ctx)
     sink().end(ctx, "failed")
     with limited(32 << 20):

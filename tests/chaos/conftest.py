@@ -1,4 +1,4 @@
-"""Servers of a test's own, for faults that would disturb the others."""
+"""Servers for one test each, for faults that would disturb other tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def free_port() -> int:
 
 @pytest.fixture
 def new_server() -> Iterator[NewServer]:
-    """``new_server("--appendonly", "yes")``: started, on a TCP port and a unix socket, ended after the test."""
+    """``new_server("--appendonly", "yes")``: a running server on a TCP port and a unix socket. It is stopped after the
+    test."""
     from tests.conftest import Server
 
     servers: list[Server] = []

@@ -1,4 +1,4 @@
-"""The faults of a chaos run. Each returns how many jobs it may make start once more: those in flight where it hit."""
+"""The faults of a chaos run. Each returns the number of jobs that it may start once more: those that were running."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.chaos.world import GRACE, LEASE, World
 
 Fault = Callable[[World], Awaitable[int]]
 BEYOND: Final = LEASE * 1.6
-"""Seconds: longer than any lease lasts."""
+"""Seconds, longer than any lease."""
 SPELL: Final = 1.5
-"""Seconds that a disturbance of short beats goes on."""
+"""Seconds that a repeated short fault lasts."""
 
 
 async def _soon() -> None:
-    """What a dying process had sent already is executed by now."""
+    """After this time the server has executed everything that a dying process had sent."""
     await asyncio.sleep(0.05)
 
 
@@ -26,7 +26,7 @@ async def _soon() -> None:
 
 
 async def worker_sigkill(world: World) -> int:
-    """A worker dies in the middle of everything."""
+    """A worker dies."""
     process = world.workers.any(world.chance)
     with contextlib.suppress(ProcessLookupError):
         process.kill()
@@ -35,7 +35,7 @@ async def worker_sigkill(world: World) -> int:
 
 
 async def worker_sigstop(world: World) -> int:
-    """A worker freezes for longer than its leases, then goes on as if nothing were."""
+    """A worker freezes for longer than its leases, then continues."""
     process = world.workers.any(world.chance)
     with contextlib.suppress(ProcessLookupError), world.sink.to_itself():
         process.send_signal(signal.SIGSTOP)
@@ -48,7 +48,7 @@ async def worker_sigstop(world: World) -> int:
 
 
 async def worker_sigterm(world: World) -> int:
-    """A worker is asked to go; what it does not finish in its grace is handed back."""
+    """A worker is told to stop. It hands back the jobs that do not end in its grace."""
     process = world.workers.any(world.chance)
     held = await world.held(process.pid)
     with contextlib.suppress(ProcessLookupError):
@@ -58,7 +58,7 @@ async def worker_sigterm(world: World) -> int:
 
 
 async def worker_sigterm_twice(world: World) -> int:
-    """A worker is asked to go at once."""
+    """A worker is told to stop at once."""
     process = world.workers.any(world.chance)
     held = await world.held(process.pid)
     with contextlib.suppress(ProcessLookupError):
@@ -70,7 +70,7 @@ async def worker_sigterm_twice(world: World) -> int:
 
 
 async def worker_sigterm_twice_sigkill(world: World) -> int:
-    """A worker is asked to go, then to go at once, and dies while it is at it."""
+    """A worker is told to stop, then to stop at once, and dies while it stops."""
     process = world.workers.any(world.chance)
     held = await world.held(process.pid)
     with contextlib.suppress(ProcessLookupError):
@@ -87,7 +87,7 @@ async def worker_sigterm_twice_sigkill(world: World) -> int:
 
 
 async def redis_sigkill(world: World) -> int:
-    """The server dies and comes back with its append-only file. Nothing was lost, so nothing starts twice."""
+    """The server dies and restarts with its append-only file. Nothing was lost, so no job starts twice."""
     world.server.kill()
     await asyncio.sleep(world.chance.uniform(0.05, 1.2))
     await asyncio.to_thread(world.server.start)
@@ -95,7 +95,7 @@ async def redis_sigkill(world: World) -> int:
 
 
 async def client_kill(world: World) -> int:
-    """Every connection is cut, again and again."""
+    """All connections are cut every 100 ms."""
     for _ in range(int(SPELL / 0.1)):
         await world.command("CLIENT", "KILL", "TYPE", "normal")
         await world.command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -104,7 +104,7 @@ async def client_kill(world: World) -> int:
 
 
 async def script_flush(world: World) -> int:
-    """The server forgets its scripts, again and again."""
+    """The server forgets its scripts every 50 ms."""
     for _ in range(int(SPELL / 0.05)):
         await world.command("SCRIPT", "FLUSH")
         await asyncio.sleep(0.05)
@@ -112,22 +112,22 @@ async def script_flush(world: World) -> int:
 
 
 async def client_pause(world: World) -> int:
-    """The server serves nobody for longer than the leases: no false recovery."""
+    """The server answers nobody for longer than the leases. No job may be recovered."""
     await world.command("CLIENT", "PAUSE", int(BEYOND * 1000), "ALL")
     await asyncio.sleep(BEYOND)
     return 0
 
 
 async def debug_sleep(world: World) -> int:
-    """The server hangs for longer than the leases: no false recovery."""
-    await world.command("PING")  # a living connection comes first now
+    """The server hangs for longer than the leases. No job may be recovered."""
+    await world.command("PING")  # Makes sure that the next command has a working connection.
     await world.once("DEBUG", "SLEEP", str(BEYOND))
     return 0
 
 
 async def foreign_script(world: World) -> int:
-    """Somebody's script keeps the server BUSY for longer than the leases."""
-    # bare sockets: a busy server answers no client's greeting
+    """Another program's script keeps the server BUSY for longer than the leases."""
+    # Use bare sockets, because a busy server does not even answer the greeting of a client.
     _, script = await asyncio.open_connection("127.0.0.1", world.server.port)
     _, killer = await asyncio.open_connection("127.0.0.1", world.server.port)
     script.write(b'EVAL "while true do end" 0\r\n')
@@ -140,8 +140,8 @@ async def foreign_script(world: World) -> int:
 
 
 async def maxmemory(world: World) -> int:
-    """No memory is left: enqueue is refused, everything else goes on. A worker that is stopped, or whose loop a handler
-    blocks, settles nothing now or at any other time, so it is not asked."""
+    """The server has no memory left. Enqueue is refused, and everything else continues. Workers that are stopped, or
+    whose loop a handler blocks, cannot send outcomes, so they do not count."""
     refused = sum(world.refusals.values())
     able = _able(world)
     before = await _short_jobs_held(world)
@@ -157,7 +157,7 @@ async def maxmemory(world: World) -> int:
 
 
 async def _short_jobs_held(world: World) -> set[tuple[str, str]]:
-    """Id and token of the held jobs that end, done or failed, in much less than a spell."""
+    """Id and token of the active jobs that end, successfully or not, in much less time than the fault lasts."""
     leases = await world.command("HGETALL", "jobq:{chaos}:leases")
     held = {job.decode(): token.decode() for job, token in zip(leases[::2], leases[1::2], strict=True)}
     short = ("plain", "flaky", "threaded")
@@ -165,7 +165,7 @@ async def _short_jobs_held(world: World) -> set[tuple[str, str]]:
 
 
 def _able(world: World) -> set[int]:
-    """Worker processes that can settle something: they live, are not stopped, and no handler blocks their loop."""
+    """Worker processes that can send outcomes: they live, are not stopped, and no handler blocks their loop."""
     blocked = {pid for job, pid in world.sink.unended().items() if world.acknowledged.get(job, "blocker") == "blocker"}
     return {process.pid for process in world.workers.processes.values() if world.workers.runs(process.pid)} - blocked
 
@@ -198,7 +198,7 @@ async def readonly(world: World) -> int:
 
 
 async def replies_dropped(world: World) -> int:
-    """Executed, and nobody hears of it."""
+    """Calls are executed, and their replies are lost."""
     world.proxy.drop_replies = world.chance.randint(1, 25)
     await asyncio.sleep(SPELL)
     world.proxy.heal()
@@ -206,7 +206,7 @@ async def replies_dropped(world: World) -> int:
 
 
 async def delay(world: World) -> int:
-    """A slow network."""
+    """The network is slow."""
     world.proxy.delay = world.chance.uniform(0.01, 0.12)
     await asyncio.sleep(SPELL)
     world.proxy.heal()
@@ -214,7 +214,7 @@ async def delay(world: World) -> int:
 
 
 async def blackhole(world: World) -> int:
-    """Packets vanish for longer than the leases, for everybody."""
+    """All packets are lost for longer than the leases."""
     world.proxy.blackhole = True
     await asyncio.sleep(BEYOND)
     world.proxy.heal()
@@ -222,7 +222,7 @@ async def blackhole(world: World) -> int:
 
 
 async def half_open(world: World) -> int:
-    """Connections that exist are dead, and nobody says so; new ones work."""
+    """Existing connections are dead without a notice. New ones work."""
     world.proxy.freeze_all()
     await asyncio.sleep(BEYOND)
     world.proxy.heal()
@@ -230,7 +230,7 @@ async def half_open(world: World) -> int:
 
 
 async def one_byte_chunks(world: World) -> int:
-    """Replies in pieces of one byte."""
+    """Replies arrive in pieces of one byte."""
     world.proxy.chunk = 1
     await asyncio.sleep(SPELL)
     world.proxy.heal()

@@ -11,18 +11,18 @@ from jobq.errors import StoreUnavailable
 
 
 class Fault(StrEnum):
-    """What happens to the trip that is hit."""
+    """The fault of the trip that is hit."""
 
     REQUEST_LOST = "request lost"
     REPLY_LOST = "reply lost"
     CRASH_BEFORE = "crash before"
-    """Nothing passes from here on: the process died before it sent this."""
+    """The process dies before it sends this trip. Nothing passes from here on."""
     CRASH_AFTER = "crash after"
-    """The server executed this, and nothing passes from here on."""
+    """The server executes this trip, and nothing passes from here on."""
 
 
 class FaultyConnection(Connection):
-    """Counts trips, and breaks number ``at`` (from 0) as ``fault`` says."""
+    """Counts trips, and breaks trip number ``at`` (from 0) with ``fault``."""
 
     def __init__(self, url: str, *, at: int = -1, fault: Fault = Fault.REQUEST_LOST) -> None:
         super().__init__(url)
@@ -31,9 +31,9 @@ class FaultyConnection(Connection):
         self.trips = 0
         self.dead = False
         self.next_of = ""
-        """Names of scripts: the next trip that carries one is hit."""
+        """Names of scripts. The next trip that carries one of them is hit."""
         self.hit = ""
-        """What the broken trip carried: its scripts, or its command."""
+        """The content of the broken trip: its scripts, or its command."""
 
     async def trip(
         self, payload: bytes, replies: int, *, patience: float = 0.0, within: float | None = None

@@ -1,4 +1,4 @@
-"""What holds in every queue at every moment, whatever was done to it: checked over its whole keyspace."""
+"""Invariants of a queue that hold at every moment. They are checked over its whole keyspace."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys")
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase"}
 EVENTS_MOST = 1200
-"""The stream is capped at about 1000 entries; whole nodes of 100 go at a time."""
+"""The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 
 
 async def broken(store: Store, *, alone: bool = False) -> list[str]:
-    """What does not hold; empty: everything does. ``alone``: there is no other queue in this database."""
+    """The broken invariants; an empty list means that all hold. ``alone``: there is no other queue in this database."""
     state = await dump(store, foreign=alone)
     return broken_in(state, set(state.get("not a column", [])) - {f"{store.prefix}:queues"})
 
 
 def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
-    """The same over a dump."""
+    """As ``broken``, for a dump."""
     wrong: list[str] = []
 
     def check(good: bool, what: str, which: Any = "") -> None:

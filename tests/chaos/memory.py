@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def eat(bite: int) -> NoReturn:
-    """Allocate without end, ``bite`` bytes at a time."""
+    """Allocate memory without end, ``bite`` bytes at a time."""
     eaten: tuple[Any, ...] = ()
     while True:
-        # a chain: growing a list takes one large piece, and would leave all small ones
+        # A chain of small objects. Growing a list takes one large piece, and would leave all small ones.
         eaten = (bytearray(bite), eaten)
 
 
 @contextlib.contextmanager
 def limited(room: int) -> Iterator[None]:
-    """This process gets ``room`` bytes more than it has, by RLIMIT_AS: then the allocator says no."""
+    """Limit this process to ``room`` bytes more than it has, by RLIMIT_AS. Then the allocator refuses."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, before[1]))
     try:

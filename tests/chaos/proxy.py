@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks what passes through it: between jobq and a Redis of the tests."""
+"""A TCP proxy between jobq and a Redis of the tests, which breaks the connections that pass through it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from tests.conftest import USER
 
 @dataclass(eq=False)
 class Link:
-    """One connection through the proxy: the client's half and the server's half."""
+    """One connection through the proxy: to the client and to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     frozen: bool = False
-    """Half-open: nothing passes any more, and neither side is told."""
+    """Half-open: nothing passes any more, and neither side is notified."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def cut(self) -> None:
-        """Reset both halves."""
+        """Reset both connections."""
         for writer in (self.client, self.server):
             writer.transport.abort()
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes on to ``(host, port)``. Faults are plain attributes.
+    """Listens on a port of 127.0.0.1 and forwards to ``(host, port)``. Faults are plain attributes.
 
-    ``delay``: seconds before each piece goes on. ``chunk``: bytes per piece towards the client (0: as they come).
-    ``blackhole``: connections are taken and nothing passes, either way. ``drop_replies``: so many more requests are
-    passed on and executed; instead of the reply the connection is reset. ``only``: bytes that a request must hold to be
-    one of those.
+    ``delay``: seconds before each piece is forwarded. ``chunk``: bytes per piece to the client (0: as they arrive).
+    ``blackhole``: connections are accepted, and nothing passes. ``drop_replies``: the number of requests that are still
+    forwarded and executed, and whose connection is then reset instead of replying. ``only``: bytes that a request must
+    contain to count for ``drop_replies``.
     """
 
     def __init__(self, port: int) -> None:
@@ -64,13 +64,13 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         assert self._server is not None
         return self._server.sockets[0].getsockname()[1]
 
     @property
     def url(self) -> str:
-        """The way to Redis through this proxy."""
+        """URL of Redis through this proxy."""
         return f"redis://{USER}127.0.0.1:{self.port}"
 
     def cut_all(self) -> None:
@@ -79,12 +79,12 @@ class Proxy:
             link.cut()
 
     def freeze_all(self) -> None:
-        """Make every connection half-open; new ones work."""
+        """Make every connection half-open. New ones work."""
         for link in self.links:
             link.frozen = True
 
     def heal(self) -> None:
-        """No faults from now on; frozen connections are reset, as a peer that comes back does."""
+        """No faults from now on. Frozen connections are reset, as by a peer that comes back."""
         self.delay, self.chunk, self.blackhole, self.drop_replies, self.only = 0.0, 0, False, 0, b""
         for link in list(self.links):
             if link.frozen:
@@ -130,7 +130,7 @@ class Proxy:
             while data := await reader.read(1 << 16):
                 if dropping.is_set():
                     self.dropped += 1
-                    return  # executed; the client never hears of it
+                    return  # The request was executed, and the client never gets the reply.
                 if link.frozen or self.blackhole:
                     link.frozen = True
                     continue

@@ -1,4 +1,4 @@
-"""A chaos run: a plan of faults drawn from a seed, carried out over a working system, and what must hold after it."""
+"""A chaos run: faults drawn from a seed are applied to a working system, and afterwards the promises are checked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tests.chaos.invariants import broken
 from tests.chaos.world import ENDS, GRACE, LEASE, World
 
 SETTLE: Final = 2 * LEASE + LEASE / 3 + 0.5 + 5.0 + 3 * LEASE + 5.0
-"""Seconds after the last fault within which everything has ended: two leases (a recovery whose own reply was lost takes
-one more), the grace after an outage, a sweep, the look for a lost wake token, the longest handler, and the backlog."""
+"""Seconds after the last fault until everything must have ended: two leases (a recovery whose own reply was lost takes
+a second one), the grace after an outage, a sweep, the check for a lost wake token, the longest handler, and the
+backlog."""
 
 
 class Report(msgspec.Struct):
-    """What a run showed. ``allowed``: jobs in flight at the faults, the bound of ``extra``."""
+    """The results of a run. ``allowed``: jobs that ran when faults hit, which is the bound of ``extra``."""
 
     seed: int
     fsync: str
@@ -40,7 +41,7 @@ class Report(msgspec.Struct):
     log: str = ""
 
     def text(self) -> str:
-        """For people; the plan last, where it is wanted after a failure."""
+        """The report as text. The plan comes last."""
         lines = [
             f"seed {self.seed}, appendfsync {self.fsync}: {self.acknowledged} acknowledged, {self.completed} completed,"
             f" {self.failed} failed as planned, {self.extra} extra starts of {self.allowed} in flight at faults,"
@@ -53,14 +54,14 @@ class Report(msgspec.Struct):
 
 
 def draw_plan(chance: random.Random) -> list[Fault]:
-    """Every fault once, in any order; workers suffer as often as everything else."""
+    """Every fault once, in random order. Faults of workers are as frequent as all others together."""
     plan = [*OTHER_FAULTS, *WORKERS_FAULTS, *WORKERS_FAULTS]
     chance.shuffle(plan)
     return plan
 
 
 async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
-    """One run; faults go on for ``minutes``. ``say``: print each fault as it comes."""
+    """Run once. Faults are applied for ``minutes``. ``say`` prints each fault."""
     chance = random.Random(seed)
     report = Report(seed, fsync=chance.choice(["everysec", "always"]))
     async with World(random.Random(seed + 1), report.fsync) as world:
@@ -85,7 +86,7 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
             before = sum(world.sink.extra_starts().values())
             try:
                 budgets = await asyncio.gather(*(fault(world) for fault in together))
-            except Exception as error:  # noqa: BLE001 - the report says what and when
+            except Exception as error:  # noqa: BLE001 - the report says what failed and when
                 report.wrong.append(f"{line}: {type(error).__name__}: {error}")
                 break
             report.allowed += sum(budgets)
@@ -104,7 +105,7 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
 
 
 async def settle(world: World, report: Report, last: float) -> None:
-    """Wait for every end."""
+    """Wait until all jobs have ended."""
     store = Store(world.direct, "chaos")
     while True:
         rows = await store.do(store.stats())
@@ -119,7 +120,7 @@ async def settle(world: World, report: Report, last: float) -> None:
 
 
 async def judge(world: World, report: Report) -> None:
-    """Everything that is promised."""
+    """Check all promises."""
     wrong = report.wrong
     codes = await world.workers.stop(GRACE + 15)
     if any(codes):
@@ -144,7 +145,7 @@ async def judge(world: World, report: Report) -> None:
     for job_id, row in zip(results[::2], results[1::2], strict=True):
         _, _, _, *result = msgspec.json.decode(row)
         if not result:
-            continue  # null: of a stubborn one, which has no effect
+            continue  # A stubborn handler has no effect, so its result is null.
         fence = result[0]
         if effects.get(job_id.decode()) != fence:
             wrong.append(f"{job_id.decode()} completed under {fence}, its effect is of {effects.get(job_id.decode())}")

@@ -1,4 +1,4 @@
-"""Where runs leave their traces: an SQLite file, so that it survives every fault of Redis and of the workers."""
+"""Records of the runs in an SQLite file, which survives every fault of Redis and of the workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS refused (job TEXT, fence INTEGER);
 
 
 class Sink:
-    """Start, effect and end of every run. Effects are fenced: a run that was replaced cannot write over the next."""
+    """Start, effect and end of every run. Effects are fenced: a run that was replaced cannot overwrite the effect of
+    the next."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -32,7 +33,7 @@ class Sink:
         self._db.execute("PRAGMA synchronous=OFF")
 
     def create(self) -> None:
-        """Make the file."""
+        """Create the file."""
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(_TABLES)
 
@@ -41,12 +42,12 @@ class Sink:
             return self._db.execute(sql, values).rowcount
 
     def start(self, context: Context) -> None:
-        """A run begins."""
+        """A run starts."""
         self._run("INSERT INTO runs VALUES (?, ?, ?, ?, ?, NULL, NULL)",
                   context.id, context.fence, context.attempt, os.getpid(), time.time())  # fmt: skip
 
     def effect(self, context: Context) -> bool:
-        """The run takes effect; False: refused, a later run was seen."""
+        """The run takes effect. Returns False if it was refused because a later run was seen."""
         written = self._run(
             "INSERT INTO effects VALUES (?, ?) ON CONFLICT (job) DO UPDATE SET fence = excluded.fence"
             " WHERE excluded.fence >= effects.fence",
@@ -62,14 +63,14 @@ class Sink:
                   time.time(), outcome, context.id, context.fence)  # fmt: skip
 
     def all(self, sql: str, *values: object) -> list[tuple[object, ...]]:
-        """Rows of a query."""
+        """The rows of a query."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
     @contextmanager
     def to_itself(self) -> Generator[None]:
-        """Nobody else writes meanwhile. For stopping a process: stopped in the middle of a write it would keep the
-        file's lock, and so stop everybody."""
+        """Keep others from writing. A process that is stopped during a write would keep the file's lock, and so stop
+        everybody."""
         self.all("BEGIN IMMEDIATE")
         try:
             yield
@@ -77,18 +78,18 @@ class Sink:
             self.all("COMMIT")
 
     def unended(self) -> dict[str, int]:
-        """Job -> process, of the runs that have not ended."""
+        """The process of each job whose run has not ended."""
         return {str(job): int(str(pid)) for job, pid in self.all("SELECT job, pid FROM runs WHERE ended IS NULL")}
 
     def extra_starts(self) -> dict[str, int]:
-        """Job -> how often it started beyond the first run and the ones after a failure on purpose."""
+        """For each job, the number of starts beyond the first run and beyond those after a failure on purpose."""
         rows = self.all(
             "SELECT job, count(*) - 1 - sum(outcome IS NOT NULL AND outcome = 'failed') AS extra FROM runs"
             " GROUP BY job HAVING extra > 0"
         )
-        # a run that fails for good has no successor: its last failure is no excuse, and there is none to excuse
+        # The last failure of a job that fails for good is not followed by another start, so it allows none.
         return {str(job): int(str(extra)) for job, extra in rows}
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._db.close()

@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 SLOW_MS = 10.0
 LOOK_MS = 1
-"""What takes longer is looked at: the slow log's bound."""
+"""The bound of the slow log. Calls that take longer are recorded."""
 BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "types", "types_seen", "metrics", "meta")
 """Keys that must not grow with the jobs."""
 
 
 async def fill(queue: Queue, count: int, options: Options) -> None:
-    """That many small jobs."""
+    """Enqueue that many small jobs."""
     page = 10_000
     for _ in range(count // page):
         await queue.submit_many([NewJob("work", options=options, id=new_id()) for _ in range(page)])
 
 
 async def claims(queue: Queue, count: int, lease_ms: int) -> AsyncIterator[Claimed]:
-    """That many jobs, claimed as a worker claims them."""
+    """Claim that many jobs in the way of a worker."""
     store = queue.store
     for request in itertools.count(1):
         claimed = await store.do(store.claim(min(count, CLAIM_MAX), lease_ms, "w", "w:0", request, repeated=False))
@@ -59,7 +59,7 @@ async def claims(queue: Queue, count: int, lease_ms: int) -> AsyncIterator[Claim
 
 
 async def fail(queue: Queue, count: int) -> None:
-    """That many jobs fail for the first and last time."""
+    """Let that many jobs fail for good."""
     record = msgspec.json.encode(AttemptError(1, 1, "ValueError", "no"))
     store = queue.store
     async for claimed in claims(queue, count, lease_ms=60_000):
@@ -69,10 +69,10 @@ async def fail(queue: Queue, count: int) -> None:
 
 
 async def reap(queue: Queue, count: int) -> None:
-    """All workers died: the sweeper takes what they held, and it goes back to waiting."""
+    """All workers died. The sweeper recovers their jobs, which go back to waiting."""
     store = queue.store
     reaped = 0
-    while reaped < count - 1000:  # the verbs before held some for longer
+    while reaped < count - 1000:  # Earlier verbs have held some of them for longer.
         claimed = await store.do(store.reap(PAGE, 600_000, "s", 10**9, 0))
         assert claimed
         reaped += len(claimed.ids)
@@ -80,20 +80,20 @@ async def reap(queue: Queue, count: int) -> None:
 
 
 class Clock:
-    """Says what each step took."""
+    """Prints the time that each step took."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()
 
     def say(self, what: str) -> None:
-        """Print the time since the last word."""
+        """Print the time since the last call."""
         now = time.monotonic()
         print(f"{what:60} {now - self._at:8.1f} s", flush=True)
         self._at = now
 
 
 async def measure(count: int) -> dict[str, Seen]:
-    """Fill, run every verb, look at the slow log. Returns what was seen of each script."""
+    """Fill the queue, run every verb, and read the slow log. Returns the records of each script."""
     server = Server("--slowlog-log-slower-than", str(LOOK_MS * 1000), "--slowlog-max-len", "100000", port=free_port())
     connection = Watched(server.start())
     queue = Queue("size", connection, keep_completed=count, keep_failed=count)
@@ -144,21 +144,21 @@ async def measure(count: int) -> dict[str, Seen]:
 
 
 class Watched(Connection):
-    """Counts the calls of each script, and looks at the slow log behind every trip.
+    """Counts the calls of each script, and reads the slow log after every trip.
 
-    The slow log counts the wall's time, and a server that waits for its turn on a busy machine is not what is measured.
-    So a call that took long by the wall is held against what the server's process worked between the two looks around
-    it, which is more than the call itself worked, never less: what is really slow cannot hide. The CPU's clock has
-    outliers too, in a virtual machine that is halted for a while: a loop that does nothing but read it saw 60 ms pass
-    between two readings, once in 45 s. Those fall anywhere, while a script's work comes again where it came: what is
-    over the limit is measured a second time, see ``again``.
+    The slow log measures wall time, which includes the time that a server waits for a CPU on a busy machine. So a call
+    that took long is compared with the CPU time of the server's process between two readings. This is more than the
+    call itself used and never less, so a slow call cannot hide. In a virtual machine that is halted for a while the CPU
+    clock has outliers too: a loop that only reads it saw 60 ms pass between two readings, once in 45 s. These are
+    random, while a slow script is slow again at the same place. So calls over the limit are measured a second time, see
+    ``again``.
     """
 
     def __init__(self, server: Server) -> None:
         super().__init__(server.url)
         assert server.process is not None
         self.seen: dict[str, Seen] = {script.name: Seen() for script in lua.scripts().values()}
-        # the CPU clock of a process, as clock_getcpuclockid(3) makes its number
+        # The CPU clock of another process, computed as clock_getcpuclockid(3) does.
         self._clock = (~server.process.pid << 3) | 2
         self._names = {script.sha.encode(): script.name for script in lua.scripts().values()}
         self._own = Connection(server.url)
@@ -168,7 +168,7 @@ class Watched(Connection):
     async def trip(
         self, payload: bytes, replies: int, *, patience: float = 0.0, within: float | None = None
     ) -> list[Any]:
-        """As ``Connection.trip``, and a look."""
+        """As ``Connection.trip``, followed by a reading of the slow log."""
         for sha, name in self._names.items():
             self.seen[name].calls += payload.count(sha)
         try:
@@ -177,13 +177,13 @@ class Watched(Connection):
             await self.look()
 
     async def look(self) -> None:
-        """Take what the slow log has got since the last look."""
+        """Read the entries of the slow log since the last reading."""
         async with self._looking:
             since, self._since = self._since, time.clock_gettime(self._clock)
             log, _ = await self._own.trip(pack(("SLOWLOG", "GET", -1)) + pack(("SLOWLOG", "RESET")), 2)
             worked = (time.clock_gettime(self._clock) - since) * 1000
             for _, _, micros, words, *_ in log:
-                if words[0] == b"EVALSHA":  # a command inside of a script has an entry of its own
+                if words[0] == b"EVALSHA":  # A command inside a script has its own entry.
                     self.seen[self._names[words[1]]].add(micros / 1000, worked)
 
     async def aclose(self) -> None:
@@ -193,19 +193,19 @@ class Watched(Connection):
 
 
 class Seen:
-    """What was seen of a script."""
+    """The records of one script."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.late = 0
-        """Calls over the limit by the wall."""
+        """Calls over the limit in wall time."""
         self.over: list[int] = []
-        """Which of its calls may have worked for longer than the limit."""
+        """Numbers of the calls that may have worked for longer than the limit."""
         self.most = 0.0
-        """Milliseconds, an upper bound of what its longest call worked; 0: none took long enough to be looked at."""
+        """Milliseconds, an upper bound of the work of its longest call. 0 means that no call was in the slow log."""
 
     def add(self, took: float, worked: float) -> None:
-        """A call from the slow log: milliseconds by the wall, and of the process's work around it."""
+        """Add a call of the slow log: its wall time and the process's CPU time around it, in ms."""
         self.late += took > SLOW_MS
         if min(took, worked) > SLOW_MS:
             self.over.append(self.calls)
@@ -213,7 +213,7 @@ class Seen:
 
 
 def show(seen: dict[str, Seen]) -> None:
-    """Print what was seen, the slowest first."""
+    """Print the records, the slowest script first."""
     for name, script in sorted(seen.items(), key=lambda item: -item[1].most):
         if script.calls:
             most = f"{script.most:.1f}" if script.most else f"under {LOOK_MS}"
@@ -222,13 +222,13 @@ def show(seen: dict[str, Seen]) -> None:
 
 
 def again(first: Seen, second: Seen) -> bool:
-    """Whether a call was over the limit in both runs, at the same place: within 1 % of its calls, or ten."""
+    """Whether a call was over the limit in both runs at about the same place: within 1 % of the calls, or ten."""
     near = max(10, first.calls // 100)
     return any(abs(a - b) <= near for a in first.over for b in second.over)
 
 
 async def verbs(queue: Queue, clock: Clock) -> None:
-    """Everything that can be asked or done while a million stand in every state."""
+    """Run everything that reads or changes a queue while it has a million jobs in each state."""
     for state in State:
         cursor = None
         for _ in range(50):
@@ -265,7 +265,7 @@ async def verbs(queue: Queue, clock: Clock) -> None:
 
 
 async def settles(queue: Queue) -> None:
-    """Every end of a run but the usual one, and what runs say, as many at once as a worker sends, and as large."""
+    """All ways to end a run but success, and log lines and progress, in the largest calls that a worker sends."""
     store = queue.store
     number = itertools.count(2)
 
@@ -281,7 +281,7 @@ async def settles(queue: Queue) -> None:
     for _ in range(10):
         await store.do(store.release([word for pair in await held(HAND_BACK_MAX) for word in pair]))
         await store.do(store.defer([word for pair in await held(HAND_BACK_MAX) for word in pair], 1, 1, b"[]"))
-    # the same few jobs fail, and talk, until their columns are full
+    # The same few jobs fail and log until their columns are full.
     record = b'{"type":"ValueError","message":"%b"}' % (b"x" * (MESSAGE_MAX + TRACEBACK_MAX))
     line = b'{"at":1,"message":"%b"}' % (b"x" * LOG_LINE_MAX)
     first = Options(attempts=100, priority=-1000)
@@ -314,7 +314,7 @@ async def report(queue: Queue, server: Server, count: int) -> None:
 
 
 def main() -> int:
-    """Run and print."""
+    """Run all steps and print the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.size", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000)
     count = parser.parse_args().jobs

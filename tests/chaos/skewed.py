@@ -1,4 +1,4 @@
-"""The command line in a process whose wall clock is wrong: ``python -m tests.chaos.skewed SECONDS work ...``."""
+"""The command line in a process with a wrong wall clock: ``python -m tests.chaos.skewed SECONDS work ...``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def skew(seconds: float) -> None:
-    """Move what this process takes for the time."""
+    """Shift the time that this process reads."""
     right, right_ns = time.time, time.time_ns
     time.time = lambda: right() + seconds
     time.time_ns = lambda: right_ns() + int(seconds * 1e9)

@@ -30,7 +30,7 @@ from tests.conftest import Server, wait_until
 SOAK = f"{Path(__file__)}:queue"
 ROOT = Path(__file__).parents[2]
 RATE, REST_RATE = 300, 100
-"""Jobs and REST calls a second: a load that leaves room for whoever shares the machine."""
+"""Jobs and REST calls per second. The load leaves room for other work on the machine."""
 EVERY = 10.0
 """Seconds between two samples."""
 queue = Queue("soak", keep_completed=2_000, keep_failed=100)
@@ -38,7 +38,7 @@ queue = Queue("soak", keep_completed=2_000, keep_failed=100)
 
 @queue.task(attempts=2)
 async def work(n: int) -> dict[str, int]:
-    """Fails now and then."""
+    """Fails sometimes."""
     await asyncio.sleep(0.002)
     if n % 50 == 0:
         raise ValueError("now and then")
@@ -46,7 +46,7 @@ async def work(n: int) -> dict[str, int]:
 
 
 async def produce(queue: Queue, until: float) -> None:
-    """A steady stream of every kind."""
+    """Enqueue jobs of every kind steadily."""
     number = 0
     while time.monotonic() < until:
         began = time.monotonic()
@@ -63,7 +63,7 @@ async def produce(queue: Queue, until: float) -> None:
 
 
 class Rest:
-    """What clients over REST do all the time, and how much of it they did."""
+    """The REST clients of the run, and their number of calls."""
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
@@ -71,7 +71,7 @@ class Rest:
         self.events = 0
 
     async def call(self, until: float) -> None:
-        """Enqueue and look, over kept connections and now and then over a new one."""
+        """Enqueue and read, over kept connections and sometimes over a new one."""
         while time.monotonic() < until:
             began = time.monotonic()
             body = {"type": "work", "payload": {"n": self.calls}}
@@ -91,7 +91,7 @@ class Rest:
             return await response.json(content_type=None)
 
     async def listen(self, until: float) -> None:
-        """Read the events; a stream ends after an hour, and then it is opened anew."""
+        """Read the events. The stream ends after an hour and is then opened again."""
         end = asyncio.timeout(until - time.monotonic())
         try:
             async with end:
@@ -100,7 +100,7 @@ class Rest:
                         async for line in stream.content:
                             self.events += line.startswith(b"event: stats")
         except TimeoutError:
-            if not end.expired():  # the stream fell silent
+            if not end.expired():  # The stream is silent.
                 raise
 
     async def alive(self) -> bool:
@@ -112,7 +112,7 @@ class Rest:
 
 
 async def process(stack: AsyncExitStack, *words: str, **env: str) -> int:
-    """A process of jobq's command line until the stack unwinds; its pid."""
+    """Run a process of jobq's command line until the context ends. Yields its pid."""
     command = [sys.executable, "-m", "jobq", *words]
     started = await asyncio.create_subprocess_exec(
         *command, env=os.environ | {"PYTHONPATH": str(ROOT)} | env, stderr=asyncio.subprocess.DEVNULL
@@ -138,7 +138,7 @@ class Samples:
         self.taken: list[dict[str, float]] = []
 
     async def take(self, seconds: float) -> None:
-        """Take samples for so long."""
+        """Take samples for the given time."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(EVERY, seconds / 20, seconds - passed))
@@ -158,7 +158,7 @@ class Samples:
                       *(f"{name} {size:.1f}" for name, size in sample.items()), sep="  ", flush=True)  # fmt: skip
 
     def flat(self) -> bool:
-        """Print the table; whether nothing grew."""
+        """Print the table. Returns whether no memory grew."""
         after, last = self.taken[len(self.taken) // 4], self.taken[-1]
         print("\n| MB | after a quarter | most since | at the end |\n|---|---|---|---|")
         for name in last:
@@ -168,7 +168,7 @@ class Samples:
 
 
 async def soak(minutes: float, out: TextIO | None) -> int:
-    """Run; returns 1 when memory grew."""
+    """Run. Returns 1 if memory grew."""
     async with AsyncExitStack() as stack:
         server = Server("--appendonly", "yes", port=free_port()).start()
         stack.callback(server.stop)
@@ -178,7 +178,7 @@ async def soak(minutes: float, out: TextIO | None) -> int:
         for name in ("worker 1", "worker 2"):
             watched[name] = await process(stack, "work", SOAK, "--processes=0", JOBQ_REDIS_URL=server.url)
         watched |= {"producer and clients": os.getpid(), "Redis": server.process.pid}
-        # not the one above: that is the workers', by their environment
+        # This is not the queue above; the workers find that one by their environment.
         producer = await stack.enter_async_context(Queue("soak", server.url))
         rest = Rest(await stack.enter_async_context(ClientSession(f"http://127.0.0.1:{port}")))
         await wait_until(rest.alive, "the REST server", 20)
@@ -193,7 +193,7 @@ async def soak(minutes: float, out: TextIO | None) -> int:
 
 
 def main() -> int:
-    """Read the command line and run."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=argparse.FileType("w"), help="a file for the samples, a line of JSON each")

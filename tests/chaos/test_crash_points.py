@@ -32,31 +32,31 @@ if TYPE_CHECKING:
     from tests.conftest import Server
 
 LEASE = 60.0
-"""Seconds by the scenario's own clock, which only moves when the test moves it: no lease runs out by accident."""
+"""Seconds on the scenario's clock. Only the test advances it, so no lease runs out by accident."""
 ATTEMPTS = 4
 AT_A_TIME = 12
 _numbers = itertools.count()
 
 
 class Sink:
-    """A database that knows fences: for each job it keeps the effect of the highest fence it was shown."""
+    """A database that checks fences: for each job it keeps the effect of the highest fence that it has seen."""
 
     def __init__(self) -> None:
         self.effects: dict[str, int] = {}
         self.starts: dict[str, int] = {}
 
     def start(self, context: Context) -> None:
-        """A run begins."""
+        """A run starts."""
         self.starts[context.id] = self.starts.get(context.id, 0) + 1
 
     def effect(self, context: Context) -> None:
-        """A run takes effect, if no later run did."""
+        """A run takes effect, unless a later run has."""
         if context.fence >= self.effects.get(context.id, 0):
             self.effects[context.id] = context.fence
 
 
 class Scenario:
-    """One queue with jobs of every fate, run over one connection."""
+    """A queue whose jobs end in every possible way, over one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self.now = 1_700_000_000_000
@@ -64,7 +64,7 @@ class Scenario:
         self.sleeping = asyncio.Event()
         self.started = True
         self.fates: dict[str, tuple[State, ...]] = {}
-        """Acknowledged job -> where it may end."""
+        """The states in which each acknowledged job may end."""
         self.name = f"sweep{next(_numbers)}"
         self.queue = self.new_queue(connection)
         self.worker = Worker(self.queue, concurrency=3, lease=LEASE, grace=5)
@@ -102,7 +102,7 @@ class Scenario:
         return queue
 
     async def insist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """What a caller does who gets no answer: the same again."""
+        """A caller that gets no answer repeats its call."""
         for _ in range(3):
             try:
                 return await call()
@@ -119,8 +119,8 @@ class Scenario:
         return job.id
 
     async def act(self) -> None:
-        """Everything that producers, workers and operators do."""
-        # open() is tried again like any other call
+        """All calls of producers, workers and operators."""
+        # open() is repeated like any other call.
         await self.insist(self.queue.open)
         worker = self.worker
         try:
@@ -134,10 +134,10 @@ class Scenario:
                 sleeping = asyncio.create_task(self.sleeping.wait())
                 await asyncio.wait([working, sleeping], timeout=10, return_when=asyncio.FIRST_COMPLETED)
                 sleeping.cancel()
-                if working.done():  # it had no answer when it started: it ends, and is started again
+                if working.done():  # It got no answer when it started, so it ends and is started again.
                     self.started = False
                     return
-                with suppress(WrongState):  # it is failed already: the reply was lost, not the kill
+                with suppress(WrongState):  # The job is failed already: the kill was executed and its reply was lost.
                     await self.insist(lambda: self.queue.kill(victim))
                 self.now += 5_001
                 await self.insist(lambda: self.queue.promote(delayed))
@@ -145,14 +145,14 @@ class Scenario:
                 for job_id in others:
                     await self.ended(job_id)
         except (WrongState, JobNotFound):
-            # a promote whose reply was lost may find the job gone on already
+            # If the reply to the promote was lost, the job may already have started.
             pass
         finally:
             if self.queue.is_open:
                 await self.queue.aclose()
 
     async def ended(self, job_id: str) -> None:
-        """Wait for a job's end, however it ends."""
+        """Wait until a job ends in any way."""
         async with asyncio.timeout(10):
             while True:
                 row = await self.insist(lambda: self.queue.get(job_id))
@@ -161,14 +161,15 @@ class Scenario:
                 await asyncio.sleep(0.005)
 
     async def recover(self, healthy: Connection) -> None:
-        """The lease passes, a sweeper recovers what the dead held, and a healthy worker runs everything to its end."""
+        """The lease runs out, a sweeper recovers the jobs of the dead worker, and a healthy worker runs all jobs to
+        their end."""
         self.sleeping = asyncio.Event()
         queue = self.new_queue(healthy)
         async with queue:
             pool = Pool(asyncio.get_running_loop(), 1, round(LEASE * 1000), "sweeper")
             source = pool.add(queue, 1, Resources(), Children())
             self.now += round(LEASE * 1000) + 1
-            # nobody swept for long: the living get a third of the lease to renew
+            # Nobody has swept for long, so living workers get a third of the lease to renew.
             for _ in range(3):
                 await Sweeper(pool).reap(source)
                 self.now += round(LEASE * 1000 / 6) + 1
@@ -180,7 +181,7 @@ class Scenario:
                 worker.start()
                 async with asyncio.timeout(10):
                     while (stats := await queue.stats()).waiting + stats.delayed + stats.active:
-                        if self.sleeping.is_set():  # its kill was never sent, or never acknowledged
+                        if self.sleeping.is_set():  # Its kill was never sent or never acknowledged.
                             self.sleeping.clear()
                             for row in (await queue.page(State.ACTIVE)).jobs:
                                 if row.type == "endless":
@@ -189,7 +190,7 @@ class Scenario:
             await self.assert_sound(queue)
 
     async def assert_sound(self, queue: Queue) -> None:
-        """What is promised."""
+        """Check the promises."""
         assert await broken(queue.store) == []
         rows = {row.id: row for row in (await queue.page(None, limit=1000)).jobs}
         for job_id, ends in self.fates.items():
@@ -198,7 +199,7 @@ class Scenario:
         for job_id, row in rows.items():
             assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
             planned = 2 if row.type == "flaky" else 1
-            # one fault may cost one run of each job that was in flight
+            # One fault may use one attempt of each job that ran.
             assert self.sink.starts.get(job_id, 0) <= planned + 1, row
             if row.state is State.COMPLETED:
                 assert row.result is not None
@@ -207,12 +208,12 @@ class Scenario:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead worker need not wait for its Redis to come back."""
+    """A dead worker does not wait until its Redis is back."""
     monkeypatch.setattr(life, "SETTLE_SECONDS", 0.02)
 
 
 async def run_once(server: Server, at: int, fault: Fault) -> int:
-    """The scenario with a fault at one trip. Returns how many trips there were."""
+    """Run the scenario with a fault at one trip. Returns the number of trips."""
     faulty, healthy = FaultyConnection(server.url, at=at, fault=fault), Connection(server.url)
     scenario = Scenario(faulty)
     try:
@@ -220,7 +221,7 @@ async def run_once(server: Server, at: int, fault: Fault) -> int:
         while not task.done() and not faulty.dead:
             await asyncio.wait([task], timeout=0.01)
         if faulty.dead:
-            # as near to a SIGKILL as one process can come: nothing is waited for
+            # This is as near to a SIGKILL as one process can come, because nothing is awaited.
             scenario.worker.stop()
             scenario.worker.stop()
             task.cancel()

@@ -1,4 +1,4 @@
-"""What an acknowledged enqueue survives, and what a server must be for that."""
+"""Faults that an acknowledged enqueue survives, and the servers that this requires."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAITAOF = pytest.mark.skipif(server_kind() == "redis", reason="Redis 7.0 has no 
 
 
 async def command(server: Server, *words: str | int) -> object:
-    """One command on a connection of its own."""
+    """Send one command on its own connection."""
     connection = Connection(server.admin_url)
     try:
         return (await connection.trip(pack(words), 1))[0]
@@ -35,13 +35,13 @@ async def command(server: Server, *words: str | int) -> object:
 
 
 def tail_of(folder: Path) -> Path:
-    """The append-only file that is being written."""
+    """The current append-only file."""
     return max((folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
 
 
 @pytest.mark.parametrize("fsync", ["everysec", "always"])
 async def test_acknowledged_jobs_survive_a_sigkill_of_redis(new_server: NewServer, fsync: str) -> None:
-    """The process dies, the machine does not: the page cache keeps what was written before each reply."""
+    """The process dies and the machine does not, so the page cache keeps everything written before each reply."""
     server = new_server("--appendonly", "yes", "--appendfsync", fsync)
     async with Queue("kept", server.url) as queue:
         jobs = await queue.enqueue_many([queue.new("send", {"n": n}) for n in range(1000)])
@@ -53,7 +53,7 @@ async def test_acknowledged_jobs_survive_a_sigkill_of_redis(new_server: NewServe
 @WAITAOF
 @pytest.mark.parametrize("seed", range(3))
 async def test_fsynced_jobs_survive_a_power_loss(new_server: NewServer, seed: int) -> None:
-    """What the disk confirmed stays, wherever behind it the file is cut; at a random byte, as a power loss does."""
+    """Data that the disk confirmed survives a cut of the file at any later byte, as after a power loss."""
     server = new_server("--appendonly", "yes", "--appendfsync", "everysec", "--aof-load-truncated", "yes")
     chance = random.Random(seed)
     async with Queue("kept", server.url, durability="fsynced") as safe, Queue("kept", server.url) as quick:
@@ -71,7 +71,7 @@ async def test_fsynced_jobs_survive_a_power_loss(new_server: NewServer, seed: in
 
 @pytest.mark.skipif(server_kind() != "redis", reason="the others have WAITAOF")
 async def test_fsynced_is_refused_by_a_server_that_does_not_support_it(new_server: NewServer) -> None:
-    """At the start, in words; not at the first enqueue."""
+    """The error comes at the start with a clear text, not at the first enqueue."""
     queue = Queue("kept", new_server("--appendonly", "yes").url, durability="fsynced")
     with pytest.raises(StoreRefused, match=r"needs WAITAOF, which this Redis 7\.0 does not have"):
         await queue.open()
@@ -86,7 +86,7 @@ async def test_fsynced_is_refused_without_an_append_only_file(new_server: NewSer
 
 
 async def test_replicated_without_a_replica(new_server: NewServer, caplog: pytest.LogCaptureFixture) -> None:
-    """The producer learns that the promise cannot be kept, and that the job stands."""
+    """The producer learns that the job is enqueued but not confirmed."""
     server = new_server()
     async with Queue("kept", server.url, durability="replicated", durability_timeout=0.05) as queue:
         assert "no replica is connected" in caplog.text
@@ -96,7 +96,7 @@ async def test_replicated_without_a_replica(new_server: NewServer, caplog: pytes
 
 
 async def replica_of(master: Server, new_server: NewServer) -> Server:
-    """A replica that has caught up: it confirms a write."""
+    """A replica that has caught up, so it confirms writes."""
     replica = new_server("--replicaof", f"127.0.0.1 {master.port}")
     connection = Connection(master.admin_url, timeout=20)
     while True:
@@ -107,7 +107,7 @@ async def replica_of(master: Server, new_server: NewServer) -> Server:
 
 
 async def test_replicated_jobs_survive_the_master(new_server: NewServer) -> None:
-    """Killed right after the last acknowledgement; the replica has all of them."""
+    """The master is killed right after the last acknowledgement. The replica has all jobs."""
     master = new_server("--repl-diskless-sync-delay", "0")
     replica = await replica_of(master, new_server)
     async with Queue("kept", master.url, durability="replicated") as queue:
@@ -120,7 +120,7 @@ async def test_replicated_jobs_survive_the_master(new_server: NewServer) -> None
 
 
 async def test_the_confirmation_is_of_this_write(new_server: NewServer) -> None:
-    """WAIT counts the writes of its own connection: after a flush of the scripts, the write comes a second later."""
+    """WAIT counts the writes of its own connection. After a flush of the scripts the write is repeated there."""
     master = new_server("--repl-diskless-sync-delay", "0")
     replica = await replica_of(master, new_server)
     assert replica.process is not None
@@ -136,7 +136,7 @@ async def test_the_confirmation_is_of_this_write(new_server: NewServer) -> None:
 
 
 async def test_the_confirmation_of_a_repetition(new_server: NewServer) -> None:
-    """The reply was lost and the call sent again, on another connection: it waits for the copy all the same."""
+    """The reply was lost and the call was repeated on another connection. It still waits for the copy."""
     master = new_server("--repl-diskless-sync-delay", "0")
     replica = await replica_of(master, new_server)
     assert replica.process is not None
@@ -163,7 +163,7 @@ async def test_the_confirmation_of_a_repetition(new_server: NewServer) -> None:
     ],
 )
 def test_unsuitable_servers_are_refused(facts: dict[str, str], words: str) -> None:
-    """In words that say what to change."""
+    """The error says what to change."""
     with pytest.raises(StoreRefused, match=words):
         fitness.refuse_unfit(facts, "none")
 
@@ -179,7 +179,7 @@ def test_unsuitable_servers_are_refused(facts: dict[str, str], words: str) -> No
     ],
 )
 def test_suitable_servers_are_accepted(facts: dict[str, str]) -> None:
-    """One that tells nothing of itself too: managed servers keep INFO and CONFIG to themselves."""
+    """This includes managed servers that do not allow INFO and CONFIG."""
     fitness.refuse_unfit(facts, "none")
 
 
@@ -195,7 +195,7 @@ def test_suitable_servers_are_accepted(facts: dict[str, str]) -> None:
 async def test_warnings_about_the_server_are_logged_once_per_connection(
     new_server: NewServer, caplog: pytest.LogCaptureFixture, options: tuple[str, ...], words: str
 ) -> None:
-    """In plain words, once per connection."""
+    """The warning has a clear text and is logged once per connection."""
     caplog.set_level(logging.WARNING, "jobq.store")
     connection = Connection(new_server(*options).url)
     async with Queue("one", connection), Queue("two", connection):
@@ -206,14 +206,14 @@ async def test_warnings_about_the_server_are_logged_once_per_connection(
 
 
 async def test_an_evicting_server_is_refused(new_server: NewServer) -> None:
-    """A real one."""
+    """A real Redis Cluster node."""
     server = new_server("--maxmemory", "1gb", "--maxmemory-policy", "allkeys-random")
     with pytest.raises(StoreRefused, match="maxmemory-policy is allkeys-random"):
         await Queue("kept", server.url).open()
 
 
 async def test_without_persistence_a_restart_is_survived_by_workers(new_server: NewServer) -> None:
-    """All jobs are gone, as the warning said; what is enqueued afterwards runs."""
+    """All jobs are gone, as the warning said. Jobs that are enqueued afterwards run."""
     from jobq import Worker
 
     server = new_server()

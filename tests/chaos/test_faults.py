@@ -1,4 +1,4 @@
-"""One fault, one promise: servers and networks that misbehave, each for longer than a lease lasts."""
+"""Faults of servers and networks. Each lasts longer than a lease, and tests one promise."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 LEASE = 0.9
 """Seconds."""
 BEYOND = 1.4
-"""Seconds: longer than the lease."""
+"""Seconds, longer than the lease."""
 
 
 async def command(server: Server, *words: str | int) -> Any:
-    """One command on a connection of its own."""
+    """Send one command on its own connection."""
     connection = Connection(server.admin_url, timeout=20)
     try:
         answer = (await connection.trip(pack(words), 1))[0]
@@ -38,7 +38,8 @@ async def command(server: Server, *words: str | int) -> Any:
 
 
 class Bench:
-    """Two workers with a job each that waits for ``let_go``; who starts twice was recovered although it lived."""
+    """Two workers with one job each that waits for ``let_go``. A second start means that a living worker's job was
+    recovered."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -53,7 +54,7 @@ class Bench:
             return ctx.attempt
 
     async def assert_nobody_was_recovered(self, until: Until) -> None:
-        """Each job ran once, and its result is its first attempt's."""
+        """Each job ran once, and its result is that of the first attempt."""
         self.let_go.set()
 
         async def done() -> bool:
@@ -70,7 +71,7 @@ class Bench:
 
 @asynccontextmanager
 async def bench(url: str, until: Until) -> AsyncIterator[Bench]:
-    """Both jobs run already."""
+    """Wait until both jobs run."""
     queue = Queue("held", url)
     bench = Bench(queue)
     async with (
@@ -86,7 +87,7 @@ async def bench(url: str, until: Until) -> AsyncIterator[Bench]:
 
 
 async def paused(server: Server) -> None:
-    """Nobody is served."""
+    """The server answers nobody."""
     await command(server, "CLIENT", "PAUSE", int(BEYOND * 1000), "ALL")
 
 
@@ -96,7 +97,8 @@ async def sleeping(server: Server) -> None:
 
 
 async def busy(server: Server) -> None:
-    """A foreign script runs, and runs. By bare sockets: a busy server answers no client's greeting."""
+    """Another program's script runs for long. Use bare sockets, because a busy server does not answer a client's
+    greeting."""
     await command(server, "CONFIG", "SET", "busy-reply-threshold", 100)
     _, script = await asyncio.open_connection("127.0.0.1", server.port)
     _, killer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -109,7 +111,7 @@ async def busy(server: Server) -> None:
 
 
 async def misconfigured(server: Server) -> None:
-    """The last snapshot failed, so the server takes no writes."""
+    """The last snapshot failed, so the server refuses writes."""
     obstacle = server.folder / "dump.rdb"
     obstacle.mkdir()
     (obstacle / "full").touch()
@@ -120,14 +122,14 @@ async def misconfigured(server: Server) -> None:
 
 
 async def replica(server: Server) -> None:
-    """A failover went the other way."""
+    """The server becomes a replica for a while, as after a failover to another one."""
     await command(server, "REPLICAOF", "127.0.0.1", 1)
     await asyncio.sleep(BEYOND)
     await command(server, "REPLICAOF", "NO", "ONE")
 
 
 async def restarted(server: Server) -> None:
-    """Killed, and back with its append-only file; loading it takes its time."""
+    """The server is killed and restarts with its append-only file. Loading it takes some time."""
     server.kill()
     await asyncio.sleep(BEYOND)
     await asyncio.to_thread(server.start)
@@ -146,7 +148,7 @@ async def test_no_false_recovery(
 
 @pytest.mark.parametrize("fault", ["blackhole", "half-open", "delay", "chunks"])
 async def test_network(new_server: NewServer, until: Until, fault: str) -> None:
-    """The same for a network that swallows everything, or dies silently, or is slow, or cuts into single bytes."""
+    """The same for a network that loses everything, dies silently, is slow, or delivers single bytes."""
     server = new_server()
     async with Proxy(server.port) as proxy, bench(proxy.url, until) as held:
         if fault == "blackhole":
@@ -166,7 +168,7 @@ async def test_network(new_server: NewServer, until: Until, fault: str) -> None:
 async def test_faults_every_few_milliseconds_lose_nothing(
     new_server: NewServer, until: Until, words: tuple[str, ...]
 ) -> None:
-    """Connections cut, or scripts forgotten, every few milliseconds: the work goes on, and nothing runs twice."""
+    """Connections are cut, or scripts forgotten, every few milliseconds. The work continues, and no job runs twice."""
     server = new_server()
     queue = Queue("work", server.url)
     starts: list[str] = []
@@ -206,7 +208,8 @@ async def test_faults_every_few_milliseconds_lose_nothing(
 
 
 async def test_maxmemory(new_server: NewServer, until: Until) -> None:
-    """Enqueue is refused and loses nothing. Claims, renewals, results, kills, removals go on, and new workers join."""
+    """Enqueue is refused and loses nothing. Claims, renewals, results, kills and removals continue, and new workers
+    join."""
     server = new_server()
     queue = Queue("full", server.url)
     started, let_go = asyncio.Event(), asyncio.Event()
@@ -243,7 +246,7 @@ async def test_maxmemory(new_server: NewServer, until: Until) -> None:
 
 
 async def test_loading(new_server: NewServer, until: Until) -> None:
-    """While the server reads its file it is unavailable, not broken; then everything goes on."""
+    """While the server loads its file it counts as unavailable. Then everything continues."""
     server = new_server("--appendonly", "yes")
     async with Queue("load", server.url) as queue:
         payload = {"pad": "x" * 1000}
@@ -268,7 +271,8 @@ async def test_loading(new_server: NewServer, until: Until) -> None:
 
 @pytest.mark.chaos
 async def test_a_worker_awakes_after_a_half_open_socket(new_server: NewServer, until: Until) -> None:
-    """It was asleep on a connection that died silently; a job comes by another one. Within seconds it is found."""
+    """The worker slept on a connection that died silently, and a job was enqueued over another one. It starts within
+    seconds."""
     server = new_server()
     async with Proxy(server.port) as proxy:
         connection = Connection(proxy.url, timeout=0.5)
@@ -290,14 +294,14 @@ async def test_a_worker_awakes_after_a_half_open_socket(new_server: NewServer, u
             await until(asleep, "the worker to fall asleep")
             proxy.freeze_all()
             job = await elsewhere.enqueue("work")
-            assert await job.result(timeout=30) == 1  # the worker's next look comes by a new connection
+            assert await job.result(timeout=30) == 1  # The worker's next check uses a new connection.
             await blocked.aclose()
         await connection.aclose()
 
 
 @pytest.mark.chaos
 async def test_close_does_not_hang_with_redis_away(new_server: NewServer, until: Until) -> None:
-    """A worker that holds a job, a waiter and a full outbox: leaving is bounded all the same."""
+    """The worker has a running job, a waiter and a full outbox. Leaving still takes a bounded time."""
     server = new_server()
     async with Proxy(server.port) as proxy:
         connection = Connection(proxy.url, timeout=0.5)

@@ -1,4 +1,4 @@
-"""Handlers that do what none should: block the loop, ignore their cancellation, take their process along."""
+"""Handlers that misbehave: they block the loop, ignore their cancellation, or kill their process."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ LEASE = 0.3
 """Seconds."""
 ATTEMPTS = 3
 ROOM = 48 << 20
-"""Bytes that a handler may eat."""
+"""Bytes that a handler may allocate."""
 
 here = Queue("handlers")
-"""At the top level of a module: child processes look their handlers up."""
+"""Handlers are at the top level of a module, because child processes import them."""
 
 
 @here.task(isolate="process")
 def segfault() -> None:
-    """Reads where nothing is."""
+    """Reads from an invalid address."""
     ctypes.string_at(0)
 
 
 @here.task(isolate="process")
 def big_bites() -> None:
-    """Eats until the allocator refuses, with room left for words."""
+    """Allocates until the allocator refuses, with some memory left for an error message."""
     with limited(ROOM):
         eat(1 << 20)
 
 
 @here.task(isolate="process")
 def to_the_last_byte() -> None:
-    """Eats until the smallest allocation is refused."""
+    """Allocates until even the smallest allocation is refused."""
     with limited(ROOM):
         eat(1)
 
 
 @here.task(isolate="process")
 def native() -> None:
-    """As libraries in C++ do: what cannot allocate aborts."""
+    """Aborts when it cannot allocate, as C++ libraries do."""
     try:
         with limited(ROOM):
             eat(1 << 20)
@@ -63,9 +63,9 @@ def native() -> None:
 
 @here.task(isolate="process")
 def caged(group: str) -> None:
-    """Eats in a control group, until the kernel's OOM killer comes."""
+    """Allocates in a control group until the kernel's OOM killer kills it."""
     Path(group, "cgroup.procs").write_text(str(os.getpid()))
-    with limited(16 * ROOM):  # should the group not hold
+    with limited(16 * ROOM):  # This ends the test if the control group has no effect.
         eat(1 << 20)
 
 
@@ -77,7 +77,7 @@ def modest() -> int:
 
 @pytest.fixture
 def group() -> Iterator[str]:
-    """A control group with a little memory."""
+    """A control group with little memory."""
     root = Path("/sys/fs/cgroup")
     limits = ("memory.max", "memory.swap.max")
     if not (root / "cgroup.controllers").exists():
@@ -99,7 +99,7 @@ def group() -> Iterator[str]:
 
 
 async def ends_in_failed(connection: Connection, name: str, payload: dict[str, Any] | None = None) -> JobRow:
-    """A job that takes its process's memory or life, then one that does no harm, on one worker."""
+    """Run a job that uses up its process's memory or kills it, then a harmless one, on the same worker."""
     queue = Queue("handlers", connection)
     queue.tasks = here.tasks
     async with queue, Worker(queue, concurrency=2) as worker:
@@ -119,20 +119,20 @@ async def ends_in_failed(connection: Connection, name: str, payload: dict[str, A
     [
         ("segfault", "ProcessCrashed: .*SIGSEGV"),
         ("big_bites", "MemoryError"),
-        # where there is no room left even to say so, the process ends
+        # If there is not even memory for the error message, the process ends.
         ("to_the_last_byte", "MemoryError|ProcessCrashed"),
         ("native", "ProcessCrashed: .*SIGABRT"),
     ],
 )
 async def test_a_child_that_eats_memory_or_dies(connection: Connection, name: str, reason: str) -> None:
-    """The job ends in failed with the reason after its attempts; the worker and its other jobs go on."""
+    """The job ends in failed with the reason after its attempts. The worker and its other jobs continue."""
     row = await ends_in_failed(connection, name)
     for error in row.errors:
         assert re.match(reason, f"{error.type}: {error.message}")
 
 
 async def test_a_child_that_the_kernel_kills_for_its_memory(connection: Connection, group: str) -> None:
-    """By the real OOM killer. The reason says what SIGKILL usually means."""
+    """Uses the real OOM killer. The error says what SIGKILL usually means."""
     row = await ends_in_failed(connection, "caged", {"group": group})
     for error in row.errors:
         assert re.match("ProcessCrashed: .*SIGKILL.*memory", f"{error.type}: {error.message}")
@@ -141,7 +141,8 @@ async def test_a_child_that_the_kernel_kills_for_its_memory(connection: Connecti
 async def test_a_handler_that_blocks_the_loop_keeps_its_lease(
     connection: Connection, queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For three leases and more; another worker, in a loop of its own, must not get the job. It is reported by name."""
+    """The handler blocks the loop for more than three leases. Another worker in another loop must not get the job. The
+    log names the handler."""
     starts: list[int] = []
 
     @queue.task
@@ -151,7 +152,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease(
         return ctx.attempt
 
     def other() -> None:
-        """A second worker whose sweeper would recover what seems dead."""
+        """A second worker whose sweeper would recover jobs of a worker that seems dead."""
 
         async def sweep() -> None:
             elsewhere = Queue("test", connection.url)
@@ -184,7 +185,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_lease(
 async def test_a_handler_that_ignores_its_cancellation(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its slot goes to the next job, its job ends as its timeout says, and it is reported."""
+    """Its slot is freed for the next job, its job ends by its timeout, and the handler is logged."""
     monkeypatch.setattr(run_module, "CANCEL_GRACE", 0.1)
     let_go = asyncio.Event()
 

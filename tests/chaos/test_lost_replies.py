@@ -1,4 +1,4 @@
-"""What was executed, and nobody heard of it."""
+"""Calls that were executed, and whose reply was lost."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def faulty(server: Server, connection: Connection) -> AsyncIterator[FaultyConnection]:
-    """A connection that will lose a reply; it hits nothing until the test says what."""
+    """A connection that loses a reply when the test asks for it."""
     faulty = FaultyConnection(server.url, fault=Fault.REPLY_LOST)
-    for script in lua.scripts().values():  # else the lost reply is NOSCRIPT, and nothing was executed
+    # Otherwise the lost reply could be NOSCRIPT, and nothing would have been executed.
+    for script in lua.scripts().values():
         await connection.trip(pack((b"SCRIPT", b"LOAD", script.source)), 1)
     yield faulty
     await faulty.aclose()
@@ -34,13 +35,13 @@ async def faulty(server: Server, connection: Connection) -> AsyncIterator[Faulty
 
 @pytest.fixture
 async def queue(faulty: FaultyConnection) -> AsyncIterator[Queue]:
-    """A queue over it."""
+    """A queue over that connection."""
     async with Queue("lost", faulty) as queue:
         yield queue
 
 
 async def test_enqueue(queue: Queue, faulty: FaultyConnection) -> None:
-    """One job, and it is not called a duplicate of itself."""
+    """There is one job, and it is not reported as a duplicate of itself."""
     faulty.next_of = "enqueue"
     job = await queue.enqueue("send", {}, key="once")
     assert not job.duplicate
@@ -48,7 +49,7 @@ async def test_enqueue(queue: Queue, faulty: FaultyConnection) -> None:
 
 
 async def test_claim(queue: Queue, faulty: FaultyConnection) -> None:
-    """The jobs that the lost reply named are the answer of the repetition, not the next ones."""
+    """The repetition returns the jobs of the lost reply and not the next ones."""
     first = [(await queue.enqueue("send")).id for _ in range(2)]
     await queue.enqueue("send")
     faulty.next_of = "claim"
@@ -59,7 +60,7 @@ async def test_claim(queue: Queue, faulty: FaultyConnection) -> None:
 
 
 async def test_complete(queue: Queue, faulty: FaultyConnection, caplog: pytest.LogCaptureFixture) -> None:
-    """Counted once, and nobody is told that a lease was lost."""
+    """The outcome is counted once, and no lost lease is reported."""
     from jobq import Worker
 
     @queue.task
@@ -80,7 +81,7 @@ async def test_complete(queue: Queue, faulty: FaultyConnection, caplog: pytest.L
     [("kill", State.FAILED), ("promote", State.WAITING), ("remove", None)],
 )
 async def test_operators_verbs(queue: Queue, faulty: FaultyConnection, verb: str, state: State | None) -> None:
-    """They did what was asked, so they raise nothing."""
+    """The verbs have done their work, so they raise nothing."""
     job = await queue.enqueue("send", delay=60)
     faulty.next_of = verb
     await getattr(queue, verb)(job.id)
@@ -92,7 +93,7 @@ async def test_operators_verbs(queue: Queue, faulty: FaultyConnection, verb: str
 
 
 async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
-    """As the others, from failed."""
+    """The same for a retry of a failed job."""
     job = await queue.enqueue("send")
     await queue.kill(job.id)
     faulty.next_of = "retry"
@@ -104,7 +105,7 @@ async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
 async def test_a_repeated_verb_is_executed_once_even_if_the_state_changes_in_between(
     queue: Queue, faulty: FaultyConnection, connection: Connection, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """Between the two sendings the job runs, and others bring the queue to where it was before the first one."""
+    """Between the original and its repetition the job runs, and others bring the queue back to its earlier state."""
     ran: list[int] = []
     between = 0
     other = Queue("lost", connection)
@@ -152,7 +153,7 @@ async def test_a_repeated_verb_is_executed_once_even_if_the_state_changes_in_bet
 
 
 async def test_a_verb_that_the_state_does_not_allow_still_raises(queue: Queue, faulty: FaultyConnection) -> None:
-    """A lost reply is no excuse: the job must stand where the verb leads."""
+    """A lost reply does not hide the error: the job must be in a state that the verb allows."""
     job = await queue.enqueue("send")
     faulty.next_of = "retry"
     with pytest.raises(JobNotFound):
@@ -166,7 +167,7 @@ async def test_a_verb_that_the_state_does_not_allow_still_raises(queue: Queue, f
 async def test_producer_may_repeat_with_the_same_id(
     queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller got an error, and asks again."""
+    """The caller got an error and repeats the call."""
     from jobq.engine.store import sender
 
     monkeypatch.setattr(sender, "PAUSES", ())
@@ -180,7 +181,7 @@ async def test_producer_may_repeat_with_the_same_id(
 
 
 async def test_control_channel_after_a_silence(server: Server, admin: Store, until: Until) -> None:
-    """Silence longer than the timeout does not end the subscription: kills still reach the worker at once."""
+    """Silence for longer than the timeout does not end the subscription. Kills still reach the worker at once."""
     quiet = Connection(server.url, timeout=0.05)
     heard: list[bytes] = []
     joined = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The least rights that a Redis user of jobq needs, as docs/reliability.md gives them; and its password is secret."""
+"""The least rights of a Redis user for jobq, as in docs/reliability.md. Also: its password is never shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUOTED = "s3cret-p%40ss%2Fword"
 
 
 async def make_user(server: Server, *rules: str) -> str:
-    """A user; the URL to come as it."""
+    """Create a user and return its URL."""
     connection = Connection(server.admin_url)
     (answer,) = await connection.trip(pack(("ACL", "SETUSER", "jobq", "on", f">{PASSWORD}", *rules)), 1)
     await connection.aclose()
@@ -31,7 +31,7 @@ async def make_user(server: Server, *rules: str) -> str:
 
 
 async def test_every_verb_with_the_documented_rights(new_server: NewServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is refused, and nothing goes on in the log because of it."""
+    """Nothing is refused, and nothing is logged for that reason."""
     server = new_server("--appendonly", "yes")
     url = await make_user(server, *documented_rules())
     queue = Queue("rights", url)
@@ -77,7 +77,7 @@ async def test_every_verb_with_the_documented_rights(new_server: NewServer, capl
         await queue.ready()
         assert await queue.retry_all(State.FAILED) >= 0
         assert await queue.remove_all(State.COMPLETED) >= 0
-        other = Worker(queue, lease=0.3)  # its sweeps and trims are verbs too
+        other = Worker(queue, lease=0.3)  # This includes sweeps and trims.
         async with other:
             other.start()
             await asyncio.wait_for((await work.enqueue("ok")).result(), 5)
@@ -86,7 +86,7 @@ async def test_every_verb_with_the_documented_rights(new_server: NewServer, capl
 
 
 async def test_the_rights_end_at_the_prefix(new_server: NewServer) -> None:
-    """Other keys of the same server are out of reach."""
+    """Other keys of the same server cannot be reached."""
     url = await make_user(new_server(), *documented_rules())
     with pytest.raises(StoreRefused, match="refuses this user"):
         await Queue("rights", url, prefix="other").open()
@@ -98,7 +98,7 @@ async def test_the_rights_end_at_the_prefix(new_server: NewServer) -> None:
 async def test_passwords_are_never_shown(
     new_server: NewServer, url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Not in errors, reprs, tracebacks or logs: neither a wrong one, nor when the server is away."""
+    """Passwords are not in errors, reprs, tracebacks or logs, even if they are wrong or the server is away."""
     server = new_server()
     connection = Connection(server.admin_url)
     await connection.trip(pack(("CONFIG", "SET", "requirepass", "another")), 1)

@@ -10,7 +10,7 @@ from tests.chaos.run import run
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
 async def test_nothing_acknowledged_is_lost() -> None:
-    """Over a plan with every fault in it; the report names the seed, and the plan with what each fault cost."""
+    """Runs a plan with every fault in it. The report names the seed, and the cost of each fault."""
     report = await run(seed=1, minutes=3)
     assert not report.wrong, report.text()
     print(report.text())

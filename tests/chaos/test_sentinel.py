@@ -1,4 +1,4 @@
-"""Failover by real Sentinels: a URL that names them instead of a server."""
+"""Failover by real Sentinels: the URL names them instead of a server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Sentinels:
-    """Three of them, watching a master."""
+    """Three Sentinels that watch a master."""
 
     def __init__(self, folder: Path, master: Server) -> None:
         self.ports = [free_port() for _ in range(3)]
@@ -48,7 +48,7 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        """Leads to whoever is the master."""
+        """A URL that leads to the current master."""
         return "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in self.ports) + "/jobs"
 
     def stop(self) -> None:
@@ -60,14 +60,14 @@ class Sentinels:
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For the Sentinels' own files."""
+    """A folder for the Sentinels' files."""
     folder = tmp_path_factory.mktemp("sentinel")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 async def ask(port: int, *words: str | int) -> object:
-    """One command to a port."""
+    """Send one command to a port."""
     connection = Connection(f"redis://127.0.0.1:{port}", timeout=20)
     try:
         return (await connection.trip(pack(words), 1))[0]
@@ -76,10 +76,10 @@ async def ask(port: int, *words: str | int) -> object:
 
 
 @pytest.mark.chaos
-# redis-py leaves a socket of its Sentinel clients behind when a connect is cut off in the middle of a failover
+# redis-py does not close a socket of its Sentinel clients if a connect is cancelled during a failover.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 async def test_failover_under_load(new_server: NewServer, folder: Path, until: Until) -> None:
-    """The master is killed while jobs are enqueued with durability="replicated": none that was acknowledged is lost."""
+    """The master is killed while jobs are enqueued with durability="replicated". No acknowledged job is lost."""
     master = new_server("--repl-diskless-sync-delay", "0")
     replicas = [new_server("--replicaof", f"127.0.0.1 {master.port}") for _ in range(2)]
     await until(lambda: ask_copies(master.port), "the replicas", timeout=20)

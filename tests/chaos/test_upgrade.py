@@ -1,4 +1,4 @@
-"""Two releases side by side: an earlier jobq, built as a wheel from its commit, beside the code as it is."""
+"""Two releases side by side: an earlier jobq, built as a wheel from its commit, and the current code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "73ce07a4510d02a7efa2a95e9221a53b3e24494b"
-"""The commit since which the layout of the data has not changed. Raise it when the layout changes on purpose."""
+"""The commit since which the layout of the data has not changed. Update it when the layout changes on purpose."""
 LEASE = "1.5"
 Program = list[str]
 
@@ -38,7 +38,7 @@ def git(*words: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the earlier jobq in it, as its wheel installs it."""
+    """A folder with the earlier jobq, installed from its wheel."""
     if git("cat-file", "-e", EARLIER).returncode:
         pytest.skip("the earlier release is built from the repository's history, which is not here")
     folder = tmp_path_factory.mktemp("earlier")
@@ -54,7 +54,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a supervisor and its worker, in this order: a supervisor starts its worker again."""
+    """SIGKILL a supervisor and then its worker. In the other order the supervisor would start its worker again."""
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for worker in workers:
@@ -72,12 +72,12 @@ class Releases:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def env(self, release: str) -> dict[str, str]:
-        """Of a process: which jobq it imports, and what its handlers answer."""
+        """The environment of a process: which jobq it imports, and the answer of its handlers."""
         env = os.environ | {"JOBQ_REDIS_URL": self._url, "UPGRADE_RELEASE": release, "JOBQ_LEASE": LEASE}
         return env | ({"PYTHONPATH": str(self._earlier)} if release == "earlier" else {})
 
     def run(self, release: str, *words: str) -> str:
-        """A program's output; it must not fail."""
+        """The output of a program, which must not fail."""
         done = subprocess.run(
             [sys.executable, *words],
             env=self.env(release),
@@ -91,11 +91,11 @@ class Releases:
         return done.stdout
 
     def produce(self, release: str) -> list[str]:
-        """Ids of jobs that this release enqueued."""
+        """Enqueue with this release. Returns the ids of the jobs."""
         return self.run(release, "-c", upgrade_app.PRODUCE, str(Path(__file__).parent)).split()
 
     def work(self, release: str) -> subprocess.Popen[bytes]:
-        """Start a worker."""
+        """Start a worker of this release."""
         target = f"{Path(__file__).with_name('upgrade_app.py')}:queue"
         words = ["-m", "jobq", "work", target, "--concurrency", "4", "--log-level", "error"]
         process = subprocess.Popen([sys.executable, *words], env=self.env(release), cwd=self._folder)
@@ -105,7 +105,7 @@ class Releases:
 
 @pytest.fixture
 def releases(earlier: Path, new_server: NewServer, tmp_path: Path) -> Iterator[Releases]:
-    """Both, on a server of their own."""
+    """Both releases, on one server."""
     server = new_server()
     releases = Releases(earlier, server.url, tmp_path)
     assert releases.run("earlier", "-c", "import jobq; print(jobq.__file__)").startswith(str(earlier))
@@ -117,7 +117,7 @@ def releases(earlier: Path, new_server: NewServer, tmp_path: Path) -> Iterator[R
 
 @pytest.fixture
 async def queue(releases: Releases) -> Any:
-    """The queue as this release sees it."""
+    """The queue as this release shows it."""
     async with Queue("upgrade", releases.env("")["JOBQ_REDIS_URL"]) as queue:
         yield queue
 
@@ -144,7 +144,7 @@ async def test_each_release_runs_the_jobs_that_the_other_enqueued(releases: Rele
         results[msgspec.json.decode(row.result or b"", type=str).split()[0]] += 1
     assert results["earlier"] > 0
     assert results["now"] > 0
-    # and the earlier command line still reads what this release wrote
+    # The earlier command line can still read the data of this release.
     assert " 281 " in releases.run("earlier", "-m", "jobq", "stats")
     assert ids[0].rpartition(":")[2] in releases.run("earlier", "-m", "jobq", "show", f"upgrade:{ids[0]}")
 

@@ -1,4 +1,4 @@
-"""What both releases serve in test_upgrade.py. It uses only what the earlier one has."""
+"""The queue that both releases serve in test_upgrade.py. It uses only features of the earlier one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ RELEASE = os.environ.get("UPGRADE_RELEASE", "")
 
 @queue.task
 async def plain(n: int) -> str:
-    """Long enough for both workers to get their share."""
+    """Takes long enough for both workers to get some of the jobs."""
     await asyncio.sleep(0.005)
     return f"{RELEASE} {n}"
 
 
 @queue.task(attempts=4)
 async def flaky(n: int, ctx: Context = inject) -> str:
-    """Fails twice, perhaps in two releases."""
+    """Fails twice, possibly in two releases."""
     ctx.log(f"attempt {ctx.attempt} by {RELEASE}")
     ctx.progress(ctx.attempt)
     if ctx.attempt < 3:
@@ -37,7 +37,7 @@ def threaded(n: int) -> str:
 
 @queue.task(attempts=3)
 async def stuck(begun: str, ctx: Context = inject) -> str:
-    """The first run says that it has begun, and never ends: its process is to be killed."""
+    """The first run reports its start and never ends, until its process is killed."""
     if ctx.attempt == 1:
         Path(begun).touch()  # noqa: ASYNC240 - nothing else runs in this worker
         await asyncio.Event().wait()
@@ -61,4 +61,4 @@ async def main():
 
 asyncio.run(main())
 """
-"""A program that enqueues some of everything, and prints the ids."""
+"""A program that enqueues jobs of each type and prints their ids."""

@@ -1,4 +1,4 @@
-"""The stage of a chaos run: a server, a proxy in front of it, worker processes and producers over Python and REST."""
+"""The system of a chaos run: a server, a proxy in front of it, worker processes, and producers over Python and REST."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LEASE = 2.0
-"""Seconds. Short, so that a run sees many of them pass."""
+"""Seconds. The lease is short, so that many pass during a run."""
 GRACE = 1.0
 WORKERS = 3
 CONCURRENCY = 8
 SKEWS = (0, 3600, -3600)
-"""Seconds that the workers' clocks are wrong by."""
+"""Seconds by which the clocks of the workers are wrong."""
 DONE, FAILED = (State.COMPLETED,), (State.FAILED,)
 ENDS = {
     "plain": DONE, "flaky": DONE, "threaded": DONE, "isolated": DONE, "blocker": DONE, "segfault": FAILED,
@@ -45,7 +45,7 @@ ENDS = {
     # in a loop that somebody else blocks it may end by itself before it is given up
     "stubborn": FAILED + DONE,
 }  # fmt: skip
-"""How each type of job ends, whatever happens."""
+"""The end of each type of job, which no fault may change."""
 
 
 class Workers:
@@ -67,7 +67,7 @@ class Workers:
         self._stopping = False
 
     async def keep(self, place: int) -> None:
-        """One place: a process stands in it, always."""
+        """Keep one process running at this place."""
         while not self._stopping:
             with self._log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -80,19 +80,20 @@ class Workers:
             await asyncio.sleep(0.05)
 
     def any(self, chance: random.Random) -> asyncio.subprocess.Process:
-        """One of them."""
+        """A random process."""
         return chance.choice([self.processes[place] for place in sorted(self.processes)])
 
     @staticmethod
     def runs(pid: int) -> bool:
-        """Whether it lives and is not stopped."""
+        """Whether the process lives and is not stopped."""
         try:
             return psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
     async def stop(self, within: float) -> list[int]:
-        """SIGTERM to all; their exit codes. One that has not ended ``within`` seconds is killed: code -9."""
+        """Send SIGTERM to all and return their exit codes. A process that has not ended ``within`` seconds is killed
+        (code -9)."""
         self._stopping = True
         living = list(self.processes.values())
         for process in living:
@@ -109,7 +110,7 @@ class Workers:
 
 
 class World:
-    """Everything together. ``fsync``: appendfsync of the server."""
+    """The whole system. ``fsync``: appendfsync of the server."""
 
     def __init__(self, chance: random.Random, fsync: str = "everysec") -> None:
         self.chance = chance
@@ -123,9 +124,9 @@ class World:
         self.sink.create()
         self.log = self.folder / "workers.log"
         self.acknowledged: dict[str, str] = {}
-        """Job -> type, of every enqueue that was answered with yes."""
+        """The type of each job whose enqueue was acknowledged."""
         self.refusals: dict[str, int] = {}
-        """Errors that producers saw, by class."""
+        """Number of errors that producers got, by class."""
         self.producing = True
         self.kills: list[asyncio.Task[None]] = []
 
@@ -155,7 +156,7 @@ class World:
         self.sink.close()
 
     async def command(self, *words: str | bytes | int) -> Any:
-        """A command to the server itself, around the proxy; again and again while the server is away or busy."""
+        """Send a command to the server itself, not through the proxy. Repeat it while the server is away or busy."""
         async with asyncio.timeout(30):
             while True:
                 try:
@@ -164,26 +165,26 @@ class World:
                     await asyncio.sleep(0.05)
 
     async def once(self, *words: str | bytes | int) -> Any:
-        """A command to the server itself, sent once."""
+        """Send a command to the server itself, once."""
         answer = (await self.direct.trip(pack(words), 1))[0]
         if isinstance(answer, Exception):
             raise translate(answer)
         return answer
 
     async def held(self, pid: int | None = None) -> int:
-        """How many jobs are held, by one worker process or by all."""
+        """The number of active jobs of one worker process, or of all."""
         leases = await self.command("HVALS", "jobq:{chaos}:leases")
         return sum(pid is None or f"-{pid}-" in lease.decode() for lease in leases)
 
     # -- producers -------------------------------------------------------------------------------------------------
 
     def refused(self, error: Exception | str) -> None:
-        """A producer was told no, or got no answer."""
+        """A producer got an error or no answer."""
         name = error if isinstance(error, str) else type(error).__name__
         self.refusals[name] = self.refusals.get(name, 0) + 1
 
     def draw(self) -> tuple[str, dict[str, int], Options]:
-        """A job of any kind."""
+        """A random job."""
         chance = self.chance
         kind = chance.choices(
             ["plain", "flaky", "threaded", "isolated", "blocker", "stubborn", "segfault", "glutton", "victim"],
@@ -209,7 +210,7 @@ class World:
         return kind, payload, options
 
     async def produce(self, pause: float) -> None:
-        """Enqueue over Python until told to stop; what got no answer is repeated under the same id."""
+        """Enqueue over Python until told to stop. A call without an answer is repeated with the same id."""
         while self.producing:
             kind, payload, options = self.draw()
             base = self.queue.new(kind, payload)
@@ -228,7 +229,7 @@ class World:
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
 
     async def produce_rest(self, pause: float) -> None:
-        """Enqueue over REST; what got no answer is repeated under the same Idempotency-Key."""
+        """Enqueue over REST until told to stop. A call without an answer is repeated with the same Idempotency-Key."""
         while self.producing:
             kind, payload, options = self.draw()
             if kind == "victim":
@@ -250,7 +251,7 @@ class World:
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
 
     async def kill(self, job_id: str) -> None:
-        """Kill a job at some time, until that is acknowledged."""
+        """Kill a job at a random time. Repeat it until it is acknowledged."""
         await asyncio.sleep(self.chance.uniform(0, 2))
         while True:
             try:
@@ -262,4 +263,4 @@ class World:
                 self.refused(error)
                 await asyncio.sleep(0.2)
             except (WrongState, JobNotFound):
-                return  # an earlier try did it
+                return  # An earlier attempt has done it.

@@ -26,7 +26,7 @@ def bench(connection: Connection, admin: Store) -> Bench:
 
 @pytest.fixture
 async def heard(bench: Bench) -> AsyncIterator[list[bytes]]:
-    """What was said on the control channel."""
+    """Messages of the control channel."""
     words: list[bytes] = []
     joined = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The form of the script tests: before, call, after, reply. Time stands at ``NOW`` unless a case says otherwise."""
+"""The form of the script tests: before, call, after, reply. The time is ``NOW`` unless a case has another one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 NOW = 1000
 NEW = [0, "", "new"]
-"""What enqueue.lua answers first when the queue had no job before."""
+"""The first reply of enqueue.lua if the queue had no job before."""
 TOKEN = "5 w"
-"""A lease's fence and worker, of the seeded active jobs."""
+"""The token (fence and worker) of the seeded active jobs."""
 STALE = ["4 w", "5 v", "5 w ", "5", "", "nil"]
 """Tokens that do not hold the lease of TOKEN."""
 
 
 class Case(NamedTuple):
-    """One row. ``changes``: the columns that differ afterwards, each with its whole content ({}: gone).
+    """One case. ``changes``: the columns that differ afterwards, each with its whole content ({}: removed).
 
-    What is not in ``changes`` must stand as it stood ``before``.
+    All other columns must be the same as in ``before``.
     """
 
     name: str
@@ -46,13 +46,13 @@ def table(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 class Bench:
-    """A store over an empty queue, with a clock that stands where the test puts it; ``admin`` looks into it."""
+    """A store over an empty queue, with a clock that the test sets. ``admin`` reads and writes the queue directly."""
 
     def __init__(self, connection: Connection, admin: Store) -> None:
         self.now = NOW
         self.store = Store(connection, "test", clock=lambda: str(self.now))
         requests = itertools.count(1)
-        self.store.request = lambda: f"r{next(requests)}"  # known to the tests; else it is drawn at random
+        self.store.request = lambda: f"r{next(requests)}"  # In production the id is random. The tests have to know it.
         self.admin = admin
 
     async def seed(self, state: State) -> None:
@@ -63,7 +63,7 @@ class Bench:
 
     async def do(self, call: Call[Any]) -> Any:
         reply = plain(await self.store.do(call))
-        # an enqueue into a new queue says so first: test_enqueue.py looks at it
+        # An enqueue into a new queue returns this first. test_enqueue.py tests it.
         return reply[3:] if reply and call.script == "enqueue" and reply[:3] == NEW else reply
 
     async def check(self, case: Case) -> None:
@@ -73,13 +73,13 @@ class Bench:
         expected = {column: content for column, content in (case.before | case.changes).items() if content}
         found = await self.dump()
         if "answers" not in case.changes:
-            # what operators ask leaves its answer: test_requests.py looks at it
+            # Operators' verbs record their answer. test_requests.py tests it.
             found = {column: content for column, content in found.items() if column not in ("requests", "answers")}
         assert found == expected
 
 
 def plain(reply: Any) -> Any:
-    """A reply in text, lists and numbers."""
+    """A reply as text, lists and numbers."""
     if isinstance(reply, bytes):
         return text(reply)
     if isinstance(reply, list):
@@ -95,17 +95,17 @@ WAKE: State = {"wake": {"t": 0}}
 
 
 def place(sequence: int, priority: int = 0) -> int:
-    """Score in waiting."""
+    """The score in waiting."""
     return priority * 2**42 + 2**41 + sequence
 
 
 def jobs(*ids: str) -> State:
-    """Specs: the id in upper case, which no script may look into."""
+    """Specs: the id in upper case, because no script may read them."""
     return {"jobs": {job_id: job_id.upper() for job_id in ids}}
 
 
 def waiting(*ids: str) -> State:
-    """Jobs in waiting, one behind the other."""
+    """Waiting jobs in this order."""
     return jobs(*ids) | {"waiting": {job_id: place(i) for i, job_id in enumerate(ids, 1)}}
 
 

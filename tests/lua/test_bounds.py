@@ -1,4 +1,4 @@
-"""What one call of a reading script may answer, where every value is as large as it can be."""
+"""The largest replies of the reading scripts, when every value is as large as it can be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 MOST = 2 * MEGABYTE + 200_000
-"""A script stops behind the row with which it passes 1 MB; a row is a spec, a result and bounded columns."""
+"""A script stops after the row with which it passes 1 MB. A row is a spec, a result and bounded columns."""
 IDS = [f"j{n}" for n in range(20)]
 
 READS: dict[str, tuple[Callable[[Store], Call[Any]], int]] = {
@@ -55,13 +55,13 @@ async def test_bytes_of_a_reply(name: str, bench: Bench) -> None:
     await admin.command(b"HSET", admin.keys["meta"], b"swept", 999)
     make, most = READS[name]
     call = make(bench.store)
-    call.read = lambda reply: reply  # as it came
+    call.read = lambda reply: reply  # The id is used as it is.
     reply = await bench.store.do(call)
     assert 0 < size(reply) <= most, f"{size(reply)} bytes"
 
 
 async def test_a_filter_by_type_reads_one_megabyte_per_call(bench: Bench) -> None:
-    """Which jobs are of a type is seen in their specs only: 1,000 of a megabyte would hold Redis for a second."""
+    """The type of a job is only in its spec, and reading 1,000 specs of a megabyte would hold Redis for a second."""
     admin = bench.admin
     for n, job_id in enumerate(IDS):
         await admin.command(b"HSET", admin.keys["jobs"], job_id, b'{"type":"a"%b}' % (b"x" * 400_000))
@@ -85,7 +85,7 @@ async def test_a_filter_by_type_reads_one_megabyte_per_call(bench: Bench) -> Non
 
 
 async def test_stats_read_one_megabyte_of_specs(bench: Bench) -> None:
-    """The oldest of each priority is looked at, and each may be large."""
+    """The oldest job of each priority is read, and each may be large."""
     admin = bench.admin
     for n, job_id in enumerate(IDS):
         await admin.command(b"HSET", admin.keys["jobs"], job_id, b"x" * 400_000)

@@ -1,4 +1,4 @@
-"""Payloads, results, errors and keys go through Redis byte for byte: no script decodes what users say."""
+"""Redis stores payloads, results, errors and keys byte for byte, because no script decodes them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_any_bytes(bench: Bench):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document[:20].decode())
 async def test_json_of_any_kind(document: bytes, queue: Queue):
-    """In as encoded, out as encoded: through enqueue, a claim, a result and the readers."""
+    """Encoded values come back unchanged through enqueue, a claim, a result and the readers."""
     job = await queue.enqueue("x", msgspec.Raw(document), metadata={"kept": True})
     store = queue.store
     claimed = await store.do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False))

@@ -12,9 +12,9 @@ from table import NOW, WAKE, Bench, Case, held, jobs, place, standing, table, wa
 from jobq.engine.store import Store
 
 FENCE = str(NOW * 1000)
-"""Of a claim at NOW in a queue that had none: microseconds."""
+"""The fence of a claim at NOW in a queue that had none, in microseconds."""
 MANY = [f"j{i:02}" for i in range(20)]
-"""So many that the script goes another way."""
+"""A number of jobs for which the script uses its other branch."""
 
 
 def claim(want: int, request: int = 7, *, lane: str = "w:0", repeated: bool = False):
@@ -124,7 +124,7 @@ async def test_claim(case: Case, bench: Bench):
 
 
 LAST: State = held("a", "b", till=20_000, token="77 w") | {"claims": {"w:0": "7 77 w a b"}, "meta": {"fence": "77"}}
-"""A claim of a and b was executed; was its reply heard?"""
+"""A claim of a and b was executed. Was its reply received?"""
 
 
 @table(
@@ -241,7 +241,7 @@ async def test_repeated(case: Case, bench: Bench):
 
 
 async def test_jobs_are_claimed_in_order_of_priority_fifo_and_lifo(bench: Bench):
-    """Priorities, FIFO within one millisecond, LIFO and what was handed back, through the scripts themselves."""
+    """Priorities, FIFO within one millisecond, LIFO and released jobs, through the scripts themselves."""
     do, store = bench.do, bench.store
     await do(store.enqueue(["a1", "", "", "a2", "", "", "b1", "", "5 0 0", "c1", "", "-5 0 0"]))
     await do(store.enqueue(["a3", "", "", "l1", "", "0 1 0", "l2", "", "0 1 0", "b2", "", "5 1 0", "c2", "", "-5 0 0"]))
@@ -272,7 +272,7 @@ async def test_no_job_is_claimed_twice(bench: Bench):
 
 
 async def test_a_claim_of_many_jobs_makes_redis_use_a_table(bench: Bench, admin: Store):
-    """A list is looked through from its start for every word: three times the work at a few hundred leases."""
+    """Redis reads a list from its start for each access, which is three times the work at a few hundred leases."""
     do, store = bench.do, bench.store
     await do(store.enqueue([word for job_id in MANY for word in (job_id, "", "")]))
     await do(store.claim(len(MANY), 30_000, "w", "w:0", 1, repeated=False))
@@ -288,7 +288,7 @@ async def test_a_claim_of_thousands_stays_below_luas_limit(want: int, bench: Ben
 
 
 async def test_jobs_of_megabytes_come_a_few_at_a_time(bench: Bench):
-    """The rest stays in its place; a claim of hundreds of them would hold Redis for a second."""
+    """The other jobs stay in place. A claim of hundreds of them would hold Redis for a second."""
     names = [f"j{i}" for i in range(9)]
     await bench.seed(
         {"waiting": {name: at for at, name in enumerate(names)}, "jobs": dict.fromkeys(names, "s" * 600_000)}

@@ -1,4 +1,4 @@
-"""One damaged value in a hash stops no script: jobs beside it are enqueued, claimed and settled as before."""
+"""One damaged value in a hash stops no script. Other jobs are enqueued, claimed and finished as before."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "answers": ("r0",),
     "workers_info": ("w",),
 }
-"""The fields that a hash has besides those of jobs."""
+"""The fields of a hash that do not belong to a job."""
 JOBS = ("a", "b", "c", "d")
 
 
@@ -58,7 +58,7 @@ def fields(column: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"open", "ready"}))
 async def test_a_damaged_value_stops_no_script(name: str, bench: Bench) -> None:
-    """``meta.layout`` is left out: a queue whose layout cannot be read must not be used."""
+    """``meta.layout`` is left out, because a queue with an unreadable layout must not be used."""
     columns = [column for column in SCRIPTS[name].keys if KINDS.get(column) == "hash"]
     for column in columns:
         for garbage in GARBAGE:
@@ -102,7 +102,7 @@ PLACED: dict[str, tuple[State, Callable[[Store], Call[Any]]]] = {
 @pytest.mark.parametrize("value", ["x", "9223372036854775807", "9000000000000000000", "-9000000000000000000"])
 @pytest.mark.parametrize("name", PLACED)
 async def test_a_damaged_sequence_starts_again_behind_all_jobs(name: str, value: str, bench: Bench) -> None:
-    """And low enough to reach no other priority. The next rebase brings it down again."""
+    """The number is low enough not to reach another priority. The next rebase makes it small again."""
     before, make = PLACED[name]
     await bench.seed(also(waiting("first"), before, {"meta": {"fifo": value}}))
     await bench.do(make(bench.store))
@@ -135,7 +135,7 @@ async def test_a_damaged_sequence_of_lifo_jobs_starts_again_before_all_jobs(valu
 @pytest.mark.parametrize("value", ["x", "nan", "inf", "1e300", "9007199254740993"])
 @pytest.mark.parametrize("name", ["claim", "reap"])
 async def test_a_damaged_fence_starts_again_at_the_clock(name: str, value: str, bench: Bench) -> None:
-    """A fence that cannot grow would give two runs the same token."""
+    """With a fence that cannot grow, two runs would have the same token."""
     await bench.seed(also(waiting("b"), held("a", till=1), {"meta": {"fence": value, "swept": str(NOW)}}))
     claimed = await bench.do(CALLS[name](bench.store))
     assert claimed[0] == "1000000 w"
@@ -144,7 +144,7 @@ async def test_a_damaged_fence_starts_again_at_the_clock(name: str, value: str, 
 
 @pytest.mark.parametrize("score", ["inf", "-inf", "1e300", "-1e300"])
 async def test_rebase_passes_over_places_that_belong_to_no_priority(score: str, bench: Bench) -> None:
-    """It walks from priority to priority, and from such a place on it would never get anywhere."""
+    """Rebase continues from priority to priority, and from such a position it would never end."""
     await bench.seed(also(waiting("a"), {"waiting": {"b": score}, "jobs": {"b": "B"}}))
     assert await bench.do(bench.store.rebase(100, -1)) == 0
     assert (await bench.dump())["waiting"]["a"] == place(1)

@@ -1,4 +1,4 @@
-"""drop.lua and the verb on top of it: an unused queue goes without a trace, a used one only when forced."""
+"""drop.lua and ``Queue.drop``: an unused queue is removed completely, a used one only with ``force``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_queue_that_is_used_again_during_its_drop_stays_listed(bench: Be
 
 
 async def test_a_large_queue_is_dropped_without_holding_redis(bench: Bench):
-    """The keys are unlinked, not emptied: the call does not hold the server."""
+    """The keys are unlinked and not deleted, so the call does not hold the server."""
     async with Queue("test", bench.store.connection) as queue:
         await queue.enqueue_many([queue.new("x") for _ in range(20_000)])
         await bench.admin.command(b"CONFIG", b"RESETSTAT")

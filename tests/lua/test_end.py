@@ -1,4 +1,4 @@
-"""kill, retry, remove: what operators do to a job, in whatever state it is."""
+"""kill, retry and remove: what operators can do to a job in each state."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_the_error_history_of_a_job_that_is_killed_again_and_again_is_boun
 
 
 SINCE: State = {"attempts": {"a": "0 1000"}}
-"""No runs charged, and able to run since now."""
+"""The number of charged runs is 0, and the waiting time starts now."""
 
 
 def retry(*ids: str):
@@ -193,7 +193,7 @@ async def test_retry(case: Case, bench: Bench):
 
 
 async def test_a_key_with_a_ttl_does_not_block_a_retry(bench: Bench):
-    """The job's own key had its time; that another job took it without one is no reason to wait."""
+    """The ttl of the job's own key has ended, so it does not matter that another job holds this key without a ttl."""
     before = also(standing("failed", "a"), held("b"), {"keys": {"a": "\tk\nl", "b": "k"}, "unique": {"k": "b -"}})
     changes = {"failed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "unique": {"k": "b -", "l": "a -"}}
     await bench.check(Case("", before, retry("a"), changes | SINCE | WAKE, ["failed"]))
@@ -206,7 +206,7 @@ async def test_any_unfinished_holder_of_the_key_blocks_a_retry(rival: str, bench
 
 
 async def test_a_key_whose_time_is_over_does_not_come_back_with_its_job(bench: Bench):
-    """``key_ttl`` runs from the enqueue; a retry a day later must not hold the key while it is unfinished."""
+    """``key_ttl`` starts at the enqueue. A retry a day later must not hold the key while the job is unfinished."""
     do, store = bench.do, bench.store
     await do(store.enqueue(["a", "A", "0 0 0\n500 f00 k"]))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
@@ -235,7 +235,7 @@ ALL_COLUMNS: State = {
     "unique_until": {"l": 9000, "n": 9000},
     "expires": {"a": 9000, "z": 9000},
 }
-"""Everything that can be said of job a, beside a job z that stays."""
+"""Job a with a value in each column, and job z, which stays."""
 WITHOUT_A: State = {
     column: {name: value for name, value in content.items() if name != "a"} for column, content in ALL_COLUMNS.items()
 } | {"unique": {"m": "z -", "n": "z -"}, "unique_until": {"n": 9000}}

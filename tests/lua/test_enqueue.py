@@ -319,7 +319,7 @@ async def test_the_key_of_a_removed_job_is_free(bench: Bench):
 
 
 async def test_a_repeated_enqueue_writes_nothing_twice(bench: Bench):
-    """The reply was lost: the same call again, between whose sendings the world went on."""
+    """The reply was lost and the call is repeated after other calls have changed the queue."""
     rows = [
         "a", "A", "", "b", "B", "5 1 0", "c", "C", "0 0 700", "d", "D", "0 0 0\n-1 - k", "e", "E", "0 0 0\n-1 - k",
     ]  # fmt: skip
@@ -333,7 +333,7 @@ async def test_a_repeated_enqueue_writes_nothing_twice(bench: Bench):
 
 
 async def test_a_server_that_forgot_the_scripts_takes_plain_jobs_too(bench: Bench):
-    """They name fewer keys, also when the script goes out whole."""
+    """Such calls name fewer keys, also when they are sent with the whole script."""
     await bench.admin.command(b"SCRIPT", b"FLUSH")
     assert await bench.do(bench.store.enqueue(["a", "A", "", "b", "B", ""])) == []
     assert await bench.dump() == waiting("a", "b") | meta(2) | WAKE
@@ -346,7 +346,7 @@ async def test_a_full_batch_of_plain_jobs_stays_below_luas_limit(bench: Bench):
 
 
 async def test_a_full_batch_stays_below_luas_limit(bench: Bench):
-    """Some 60 jobs with everything a job can have is what the producer sends at most; 2,000 still fit."""
+    """The producer sends at most some 60 jobs with all options. 2,000 still work."""
     rows: list[Any] = [
         word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f i:{i}")
     ]

@@ -181,7 +181,7 @@ async def test_pause(case: Case, bench: Bench):
 
 @pytest.mark.parametrize("verb", ["enqueue", "forward", "promote", "release", "retry"])
 async def test_a_paused_queue_accepts_jobs_and_gives_out_none(verb: str, bench: Bench):
-    """Every way into waiting, then a claim."""
+    """Every way into waiting, followed by a claim."""
     do, store = bench.do, bench.store
     calls: dict[str, Any] = {
         "enqueue": (waiting("w"), lambda: store.enqueue(["a", "A", ""])),

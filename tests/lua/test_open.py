@@ -1,4 +1,4 @@
-"""open.lua and the store's door: which data and which server it takes."""
+"""open.lua and opening a store: which data and which servers are accepted."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ async def test_a_newer_layout_is_refused_and_nothing_is_touched(bench: Bench):
 
 
 class Crash(Exception):
-    """The process that migrates dies here."""
+    """Stands for the death of the process that migrates."""
 
 
 async def test_a_layout_is_migrated_in_pages_and_continues_after_a_crash(bench: Bench):
-    """Layouts of the tests' own: progress moves into the logs, two jobs a page, and then a third layout follows."""
+    """Layouts of these tests: progress moves into the logs, two jobs per page, and then a third layout follows."""
     progress, logs = bench.store.keys["progress"], bench.store.keys["logs"]
     await bench.seed({"meta": {"layout": "1"}, "progress": {f"j{n}": str(n) for n in range(5)}})
     pages: list[int] = []

@@ -1,4 +1,4 @@
-"""publish.lua: what workers and servers say of types; and expire.lua, which forgets the types of nobody."""
+"""publish.lua: the types that workers and servers publish. Also expire.lua, which removes old ones."""
 
 from __future__ import annotations
 

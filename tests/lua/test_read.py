@@ -1,4 +1,4 @@
-"""page, rows, results, stats: what is asked, and that asking changes nothing."""
+"""page, rows, results, stats: their replies, and that reading changes nothing."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_pages_lead_through_all_ties_once(reverse: bool, limit: int, bench
 
 
 async def test_pages_while_jobs_leave_and_come(bench: Bench):
-    """What stands there throughout is seen, whatever leaves behind the cursor."""
+    """Jobs that exist the whole time are listed, even if others are removed between two pages."""
     scores = {f"j{i:02}": i // 9 for i in range(30)}
     await bench.seed({"failed": scores} | jobs(*scores))
     cursor, seen = ("", ""), []

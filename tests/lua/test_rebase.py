@@ -1,4 +1,4 @@
-"""rebase: the places in waiting are brought down before a sequence runs into the next priority."""
+"""rebase: the positions in waiting are made small again before a sequence reaches the next priority."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_rebase(case: Case, bench: Bench):
 
 
 async def drained(store: Store) -> list[str]:
-    """Everything in waiting, in the order of claims."""
+    """All waiting jobs in the order of claims."""
     order: list[str] = []
     request = 0
     while True:
@@ -94,7 +94,7 @@ async def drained(store: Store) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_the_order_is_kept_while_jobs_are_added_and_claimed(bench: Bench, seed: int):
-    """Against a second queue that is not rebased: the same calls, the same order of claims."""
+    """Compared with a second queue that is not rebased: the same calls give the same order of claims."""
     draw = random.Random(seed)
     store, admin = bench.store, bench.admin
     await bench.seed(counters(2**41 - 500, 2**41 - 500))
@@ -134,7 +134,7 @@ async def test_the_order_is_kept_while_jobs_are_added_and_claimed(bench: Bench, 
 
 
 async def test_a_sequence_at_its_end_does_not_reach_the_next_priority(bench: Bench):
-    """Without rebasing, the next job of priority 0 would be one of priority 1."""
+    """Without rebasing, the next job of priority 0 would get priority 1."""
     await bench.seed(also(jobs("a"), {"waiting": {"a": place(2**41 - 1)}}, counters(2**41 - 1)))
     assert await bench.do(bench.store.rebase(100)) == 0
     await bench.do(bench.store.enqueue(["b", "B", "", "u", "U", "1 0 0"]))

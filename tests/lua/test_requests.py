@@ -1,4 +1,4 @@
-"""What operators ask may arrive twice: its reply was lost, or a frozen server ran the original after its repetition."""
+"""Operators' calls may arrive twice: the reply was lost, or a frozen server ran the original after its repetition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every_verb = pytest.mark.parametrize("verb", sorted(VERBS))
 
 @every_verb
 async def test_a_repeated_request_gets_the_recorded_answer(verb: str, bench: Bench) -> None:
-    """Whatever others did to the jobs in between: they go to where the verb would move them once more."""
+    """Others have changed the jobs meanwhile, so that the verb would change them again."""
     before, make, answer = VERBS[verb]
     await bench.seed(before)
     call = make(bench.store)

@@ -1,4 +1,4 @@
-"""What holds for every script: header and body agree, flags, EVAL verbatim, one method, a row in the README."""
+"""Tests of every script: header and body agree, flags, EVAL verbatim, one method, a row in the README."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CALLS: dict[str, Any] = {
     "stats": lambda s: s.stats(),
     "trim": lambda s: s.trim(0, 0, 0, 10),
 }  # fmt: skip
-"""One call of each, which finds something to do in BEFORE."""
+"""One call of each script that has an effect in BEFORE."""
 BEFORE = also(held("a", till=1), waiting("b"), standing("completed", "c"), standing("delayed", "d"))
 
 every_script = pytest.mark.parametrize("name", sorted(SCRIPTS))
@@ -95,7 +95,7 @@ def test_the_keys_of_the_header_are_those_of_the_body(name: str):
     assert len(unpacked) == (name != "rows")
     for line in unpacked:
         names = tuple(line.split(", "))
-        # where the rest is walked through by number, the names are the first ones
+        # If the other keys are accessed by number, only the first names are compared.
         assert names == (keys[: len(names)] if "#KEYS" in body(name) else keys)
     first = re.search(r"for i = (\d+), #KEYS", body(name))
     if first:
@@ -136,7 +136,7 @@ def test_now_is_taken_in_one_way(name: str):
 
 @pytest.mark.skipif("JOBQ_TEST_LUA" in os.environ, reason="a broken piece must be noticed by what it does")
 def test_shared_pieces_are_the_same_everywhere():
-    """A file runs verbatim, so what several scripts need stands in each of them. It must not drift apart."""
+    """A file runs verbatim, so shared code is copied into each script. The copies must not differ."""
     pieces: dict[str, dict[str, str]] = {}
     for name in SCRIPTS:
         for title, text in re.findall(r"^-- shared: ([^\n]+)\n(.*?)^-- end$", body(name), re.MULTILINE | re.DOTALL):
@@ -155,7 +155,7 @@ def test_flags(name: str):
 
 
 def _methods() -> dict[str, list[str]]:
-    """Name of each method of the store -> the scripts it calls."""
+    """The scripts that each method of the store calls."""
     found: dict[str, list[str]] = {}
     for node in (node for file in (opening, store_module) for node in ast.walk(ast.parse(inspect.getsource(file)))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -187,7 +187,7 @@ def test_the_readme_has_a_row_for_each():
 
 @every_script
 async def test_runs_verbatim(name: str, bench: Bench):
-    """As ``redis-cli --eval`` sends it: the file as it stands, without the loader."""
+    """As ``redis-cli --eval`` sends it: the file unchanged, without the loader."""
     await bench.seed(BEFORE)
     call = CALLS[name](bench.store)
     keys = call.keys or tuple(bench.store.keys[column] for column in SCRIPTS[name].columns(short=call.short))
@@ -203,7 +203,7 @@ async def test_runs_verbatim(name: str, bench: Bench):
 
 @every_script
 async def test_takes_the_servers_time(name: str, bench: Bench):
-    """With '' for now, as in production."""
+    """With '' as the time, as in production."""
     await bench.seed(BEFORE)
     await bench.do(CALLS[name](Store(bench.store.connection, "test")))
 

@@ -1,4 +1,4 @@
-"""complete, reschedule, fail, release, defer: how a lease ends. And the fence in front of each of them."""
+"""complete, reschedule, fail, release, defer: the ways to end a lease, and their fences."""
 
 from __future__ import annotations
 
@@ -382,7 +382,7 @@ FENCED = {
     "progress": lambda store, job_id, token: store.progress([job_id, token, "1"]),
     "log": lambda store, job_id, token: store.log([job_id, token, "l"]),
 }
-"""Every verb that shows a token."""
+"""All verbs that take a token."""
 COUNTING = ("complete", "fail")
 SETTLES = ("complete", "reschedule", "fail", "release", "defer")
 

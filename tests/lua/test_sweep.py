@@ -512,7 +512,7 @@ async def test_heartbeat(case: Case, bench: Bench):
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("wrong", ["-1", "None", "", "nan"])
 async def test_trim_refuses_limits_that_are_not_numbers_from_0_on(bench: Bench, number: int, wrong: str):
-    """keep_completed=-1 removed everything, and None ended the worker that sent it."""
+    """keep_completed=-1 used to remove all jobs, and None stopped the worker."""
     before = standing("completed", "a", "b") | {"expires": {"a": 1}}
     await bench.seed(before)
     words: list[Any] = [0, 0, 0, 10]

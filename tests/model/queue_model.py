@@ -1,7 +1,7 @@
-"""What a queue should be, in plain Python: the oracle of the state machine.
+"""A model of a queue in plain Python, with which the state machine compares Redis.
 
-Each method has the name and arguments of the store's verb, does to the model what the script does to Redis, and returns
-the reply to expect. Nothing is copied from the scripts: order is a pair (priority, turn), not a packed number.
+Each method has the name and arguments of the store's method. It changes the model as the script changes Redis, and
+returns the expected reply. It does not copy the scripts: order is a pair (priority, turn) and not a packed number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ FINISHED = ("completed", "failed")
 
 @dataclass
 class Job:
-    """A job. ``at``: due, end of the lease, or finished, by its state. ``turn``: place among its priority."""
+    """A job. ``at``: due, end of the lease, or finished, depending on its state. ``turn``: its position within its
+    priority."""
 
     id: str
     spec: str
@@ -28,18 +29,18 @@ class Job:
     priority: int = 0
     lifo: bool = False
     shown: bool = False
-    """It has a row in the priorities column."""
+    """Whether it has a row in the priorities column."""
     token: str | None = None
     attempts: int = 0
     since: int | None = None
-    """Since when it can run, if it was put back since its enqueue."""
+    """The time since which it can run, if it was released or retried after its enqueue."""
     errors: list[str] = field(default_factory=list)
     result: str | None = None
     progress: str | None = None
     logs: list[str] = field(default_factory=list)
     unserved: int = 0
     keys: list[tuple[str, bool]] = field(default_factory=list)
-    """Name, and whether it has a time of its own."""
+    """Name, and whether it has its own ttl."""
     expires: int | None = None
 
     @property
@@ -52,9 +53,9 @@ class Job:
 
 @dataclass
 class Row:
-    """A job to enqueue. ``keys``: name and ttl (ms; None: while unfinished).
+    """A job to enqueue. ``keys``: name and ttl (ms; None: while the job is unfinished).
 
-    A name in capitals is the key of a request: it has a fingerprint, and stays when its job goes.
+    A name in capitals is the key of a request: it has a fingerprint, and outlives the job's row.
     """
 
     id: str
@@ -76,7 +77,7 @@ class Row:
 
 
 def fingerprint(key: str) -> str:
-    """What makes two requests with this key the same."""
+    """The fingerprint: two requests with this key are the same if it is equal."""
     return f"print-of-{key}" if key.isupper() else "-"
 
 
@@ -90,7 +91,7 @@ class Model:
         self.until: dict[str, int] = {}
         self.claims: dict[str, tuple[int, str, list[str]]] = {}
         self.requests: dict[str, tuple[int, list[str]]] = {}
-        """What operators asked: when, and the answer."""
+        """Requests of operators: time and answer."""
         self.totals: dict[str, int] = {}
         self.paused = False
         self.fence = 0
@@ -112,7 +113,7 @@ class Model:
         return job_id in self.jobs and self.jobs[job_id].state in UNFINISHED
 
     def holder(self, key: str) -> tuple[str, str] | None:
-        """Who holds a deduplication key."""
+        """The holder of a deduplication key."""
         if key not in self.unique:
             return None
         owner, fingerprint = self.unique[key]
@@ -120,7 +121,7 @@ class Model:
         return (owner, fingerprint) if held else None
 
     def columns(self) -> dict[str, Any]:
-        """As Redis should have it."""
+        """The state that Redis should have."""
         jobs = list(self.jobs.values())
         return {
             "waiting": [(job.id, job.priority) for job in self.of("waiting")],
@@ -170,7 +171,8 @@ class Model:
             job.turn = self.back
 
     def _held(self, flat: list[Any], size: int, lost: list[str]) -> Iterator[tuple[Job, list[Any]]]:
-        """Of groups id, token, rest: those whose token is the lease's. The other ids are added to ``lost``."""
+        """From groups (id, token, rest), those with the token of the lease. The ids of the others are added to
+        ``lost``."""
         for i in range(0, len(flat), size):
             job_id, token, *rest = flat[i : i + size]
             job = self.jobs.get(job_id)
@@ -212,7 +214,7 @@ class Model:
         return len(old)
 
     def asked(self, request: str, verb: str, *args: Any) -> list[str]:
-        """An operator's verb. The same request changes nothing more, and gets the same answer."""
+        """Run an operator's verb. The same request changes nothing more, and gets the same answer."""
         if request not in self.requests:
             answer: list[str] = getattr(self, verb)(*args)
             self.requests[request] = (self.now, answer)
@@ -264,7 +266,7 @@ class Model:
     def complete(self, jobs: list[Any], counts: list[Any]) -> list[Any]:
         lost: list[str] = []
         quads = [tuple(jobs[i : i + 4]) for i in range(0, len(jobs), 4)]
-        # the store says each token once, so the lost come in that order
+        # The store groups jobs by token, so the lost ones come in that order.
         said = list(dict.fromkeys((token, retention) for _, token, _, retention in quads))
         quads.sort(key=lambda quad: said.index((quad[1], quad[3])))
         for job, (result, retention) in self._held([word for quad in quads for word in quad], 4, lost):

@@ -1,9 +1,10 @@
-"""A state machine over the real server: every verb, in any order, with any token ever given, repeated, as time passes.
+"""A state machine over the real server. It calls every verb in any order, with any earlier token, with repetitions,
+while time passes.
 
-Redis runs scripts one at a time, so every race between workers is an ordering of script calls, and orderings are what
-the machine explores. A plain Python model predicts each reply and the whole state behind it.
+Redis runs scripts one at a time, so every race between workers is an order of script calls, and the machine explores
+orders. A plain Python model predicts each reply and the whole state.
 
-Profiles by HYPOTHESIS_PROFILE (dev, ci, nightly); a run is repeated with JOBQ_TEST_SEED.
+Profiles are set by HYPOTHESIS_PROFILE (dev, ci, nightly). JOBQ_TEST_SEED repeats a run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ PROFILES = {
     "dev": settings(max_examples=25, **COMMON),
     "ci": settings(max_examples=150, **COMMON),
     "nightly": settings(max_examples=2000, **COMMON),
-    # a broken script need not be understood, only found: see tests/mutations.py
+    # tests/mutations.py only needs to know that a script is broken, so there is no shrinking.
     "mutations": settings(max_examples=200, database=None, **COMMON | {"phases": (Phase.generate,)}),
 }
 
@@ -57,9 +58,9 @@ PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
 SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete"])
 RETENTIONS = st.sampled_from(["", "", 0, 500])
 ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
-"""Operators' verbs: they carry a request id, and a repeated request gets the recorded answer."""
+"""Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
 MOVES_ON = ("reap", "trim", "expire", "forward", "log")
-"""Sent again these take the next page, or say the same once more."""
+"""Verbs whose repetition handles the next page, or appends the same lines again."""
 KEYS = st.sampled_from(
     [[]] * 10
     + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
@@ -71,7 +72,7 @@ Lease = tuple[str, str, int]
 
 
 def runs_of(row: str) -> int:
-    """The runs charged, of a row of the attempts column."""
+    """The number of charged runs in a row of the attempts column."""
     return int(row.split()[0])
 
 
@@ -93,9 +94,9 @@ class Machine(RuleBasedStateMachine):
         self.again: Any = None
         self.asked = 0
         self.earlier: list[Any] = []
-        """What operators asked last."""
+        """The last requests of operators."""
         self.watch: int | None = None
-        """Until when an idle worker sleeps that knows the first due time."""
+        """The time until which an idle worker sleeps that knows the first due time."""
         self.seen_fence = 0
         self.seen_attempts: dict[str, int] = {}
         self.began = False
@@ -109,7 +110,7 @@ class Machine(RuleBasedStateMachine):
         self.runner.close()
 
     def do(self, verb: str, *args: Any, request: str | None = None, **named: Any) -> Any:
-        """One verb on both; the replies must agree. ``request``: of an operator's verb that is sent again."""
+        """Run a verb on both; the replies must agree. ``request``: the operator's request that is repeated."""
         if verb in ASKED:
             self.asked += request is None
             request = request or f"q{self.asked}"
@@ -124,7 +125,8 @@ class Machine(RuleBasedStateMachine):
             args = ([word for row in args[0] for word in (row.id, row.spec, row.options)],)
         actual = plain(self.run(self.store.do(getattr(self.store, verb)(*args, **named))))
         if verb == "enqueue" and (actual[:1] == [0] or not self.began):
-            # the first one is told that the queue is new; so is one behind a rebase of an empty queue, to no harm
+            # The first enqueue learns that the queue is new. So does one after a rebase of an empty queue, which does
+            # no harm.
             assert actual[:3] == [0, "", "new"]
             self.began, actual = True, actual[3:]
         assert actual == expected, f"{verb}{args}"
@@ -133,7 +135,7 @@ class Machine(RuleBasedStateMachine):
     # -- producers and operators -----------------------------------------------------------------------------------
 
     def rows(self, jobs: list[tuple[int, bool, int, list[Any]]]) -> Any:
-        # against the alphabet, so that equal scores cannot pass for the order of arrival
+        # Ids are not in alphabetical order, so that an order by id is not mistaken for the order of arrival.
         rows = [Row(f"j{999 - self.count - i}", *job) for i, job in enumerate(jobs)]
         self.count += len(rows)
         self.do("enqueue", rows)
@@ -163,7 +165,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=ids, job_id=ids, priority=PRIORITIES)
     def succeed(self, job_id: str, priority: int) -> Any:
-        """A job is killed, another one takes its keys, and the first is to run again."""
+        """A job is killed, another one takes its keys, and the first is retried."""
         job = self.model.jobs.get(job_id)
         keys: list[Any] = [(name, 700 if timed else None) for name, timed in job.keys] if job else []
         self.do("kill", [job_id], b"killed")
@@ -177,7 +179,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 5))
     def operator_again(self, number: int) -> None:
-        """The reply to an operator was lost, some time ago. The jobs have moved on, and stay where they are."""
+        """The reply to an operator was lost some time ago. The jobs have changed since, and the repetition must not
+        change them."""
         if number < len(self.earlier):
             verb, args, named = self.earlier[number]
             if named["request"] in self.model.requests:
@@ -201,7 +204,7 @@ class Machine(RuleBasedStateMachine):
         recorded = repeated and self.model.claims.get(lane, (-1,))[0] == self.requests[lane]
         reply = self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=repeated)
         if reply and len(reply[2]) == want and not recorded:
-            self.watch = None  # it may have been the one that watched, and is full now
+            self.watch = None  # The worker may have been the one that watched, and may be full now.
         return self.took(reply)
 
     @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
@@ -210,19 +213,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
     def claim_again(self, worker: str, want: int) -> Any:
-        """The reply to the lane's last claim was lost, some time ago."""
+        """The reply to the lane's last claim was lost some time ago."""
         return self.take(worker, want, repeated=True)
 
     @rule(worker=WORKERS, want=st.integers(1, 3))
     def claim_late(self, worker: str, want: int) -> None:
-        """The lane's last claim is executed once more, without the flag: it was stuck on the way."""
+        """The lane's last claim is executed late, without the flag of a repetition."""
         lane = f"{worker}:0"
         if self.model.claims.get(lane, (-1,))[0] == self.requests[lane]:
             assert self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=False) is None
 
     @rule(target=leases, worker=WORKERS, want=st.integers(1, 3))
     def wake(self, worker: str, want: int) -> Any:
-        """An idle worker takes the token, looks, and sleeps until the next due time unless it is full."""
+        """An idle worker takes the token, claims, and sleeps until the next due time unless it is full."""
         self.run(self.store.command(b"ZPOPMIN", self.store.keys["wake"]))
         _, due_in = self.do("forward", 100)
         taken = self.take(worker, want)
@@ -237,12 +240,12 @@ class Machine(RuleBasedStateMachine):
         retention=RETENTIONS,
     )
     def settle(self, leases: list[Lease], verb: str, delay: int, retention: Any) -> None:
-        """With any token ever given: most of them are a zombie's."""
+        """With any earlier token. Most of them no longer hold a lease."""
         self.end(leases, verb, delay, retention)
 
     @rule(target=leases, worker=WORKERS, want=st.integers(1, 3), verb=SETTLES, delay=TIMES, retention=RETENTIONS)
     def work(self, worker: str, want: int, verb: str, delay: int, retention: Any) -> Any:
-        """What workers do most of the time: settle what was just claimed."""
+        """The most frequent case: settle jobs that were just claimed."""
         taken = self.take(worker, want)
         if taken.values:
             self.end(list(taken.values), verb, delay, retention)
@@ -304,7 +307,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=leases)
     def send_again(self) -> Any:
-        """The reply to the last call was lost: it is sent once more, at once."""
+        """The reply to the last call was lost, and the call is repeated at once."""
         if self.again is None:
             return multiple()
         verb, args, named = self.again
@@ -315,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         if verb not in MOVES_ON:
             after = self.model.columns()
             if verb == "claim":
-                # a repetition that finds nothing is recorded, so that the original cannot be executed after it
+                # A repetition that finds nothing is recorded too, so that the original cannot be executed after it.
                 after["claims"] = before["claims"]
             assert after == before, "a repeated call has no effect of its own"
         return self.took(reply) if verb in ("claim", "reap") else multiple()
@@ -331,7 +334,7 @@ class Machine(RuleBasedStateMachine):
             state.pop(column, None)
         actual = {column: state.pop(column, {}) for column in self.model.columns() if column not in DERIVED}
         assert not state, "nothing else stands in Redis"
-        # the score's high bits are the priority; the place below them is seen in the order
+        # The high bits of the score are the priority. The order of jobs shows the position below them.
         actual["waiting"] = [(job_id, score // 2**42) for job_id, score in (actual["waiting"] or {}).items()]
         actual["totals"] = {name: int(count) for name, count in metrics.items() if not name.startswith("m:")}
         actual["paused"] = "paused" in meta
@@ -340,7 +343,7 @@ class Machine(RuleBasedStateMachine):
         self.one_place_for_each(actual)
 
     def one_place_for_each(self, actual: dict[str, Any]) -> None:
-        """Said without the model, of what stands in Redis."""
+        """Checks Redis without the model."""
         waiting = [job_id for job_id, _ in actual["waiting"]]
         places = waiting + [job for state in ("delayed", "active", *FINISHED) for job in actual[state]]
         assert sorted(places) == sorted(actual["jobs"]), "each job stands in one set, and no other does"
@@ -360,7 +363,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_will_look(self) -> None:
-        """No wake-up is lost: what can be claimed has a token lying there, what is delayed a token or a watcher."""
+        """No wake-up is lost: if a job can be claimed there is a token, and if one is delayed there is a token or a
+        watcher."""
         if self.model.of("waiting") and not self.model.paused:
             assert self.token_lies_there, "jobs wait, and nobody is told"
         delayed = self.model.of("delayed")
@@ -370,11 +374,11 @@ class Machine(RuleBasedStateMachine):
 
 
 DERIVED = ("totals", "paused", "fence")
-"""Of the model's columns, those that are no keys in Redis."""
+"""Columns of the model that are not keys in Redis."""
 
 
 def plain(reply: Any) -> Any:
-    """A reply in text, lists and numbers."""
+    """A reply as text, lists and numbers."""
     if isinstance(reply, bytes):
         return text(reply)
     if isinstance(reply, list):
