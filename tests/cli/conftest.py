@@ -1,4 +1,4 @@
-"""The command line as users meet it: in this process where only words matter, as processes where signals do."""
+"""The command line as users meet it: in this process if only the output matters, as real processes if signals do."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def sleepy(seconds: float) -> None:
 
 
 class Said:
-    """What a command printed and how it ended."""
+    """The output of a command and its exit code."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
     @property
     def json(self) -> list[Any]:
-        """The documents, one a line."""
+        """The JSON documents of the output, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -68,7 +68,7 @@ Jobq = "Callable[..., Said]"
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> str:
-    """A TARGET of its own."""
+    """A TARGET for one test."""
     file = tmp_path / "cli_tasks.py"
     file.write_text(TASKS)
     return f"{file}:queue"
@@ -77,7 +77,7 @@ def tasks(tmp_path: Path) -> str:
 @pytest.fixture
 def jobq(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """``jobq("stats", "--json")`` against the session's server, in this process."""
-    # all that a flag may set, so that the environment is as it was afterwards
+    # Every variable that a flag may set is restored afterwards.
     for field in Settings.__struct_fields__:
         monkeypatch.setenv(f"JOBQ_{field.upper()}", "")
     monkeypatch.setenv("JOBQ_REDIS_URL", redis_url)
@@ -86,7 +86,7 @@ def jobq(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         capsys.readouterr()
         try:
             code = main(words)
-        except SystemExit as exit_:  # argparse
+        except SystemExit as exit_:  # argparse exits in this way.
             code = int(str(exit_.code))
         out, err = capsys.readouterr()
         return Said(code, out, err)
@@ -95,7 +95,7 @@ def jobq(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 class Process:
-    """``python -m jobq ...`` with its lines, and all processes that came of it."""
+    """``python -m jobq ...`` with its output, and all processes that it starts."""
 
     def __init__(self, words: list[str], env: dict[str, str]) -> None:
         self.popen = subprocess.Popen(
@@ -120,7 +120,7 @@ class Process:
         self._new.put(None)
 
     def wait_line(self, part: str, within: float = 30.0) -> str:
-        """The next line with this in it."""
+        """The next line that contains this text."""
         deadline = time.monotonic() + within
         while True:
             try:
@@ -133,14 +133,14 @@ class Process:
                 return line
 
     def children(self) -> list[psutil.Process]:
-        """The processes it started and theirs."""
+        """The processes that it started, and theirs."""
         return psutil.Process(self.popen.pid).children(recursive=True)
 
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
 
     def end(self, within: float = 20.0) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for its end and return its exit code."""
         return self.popen.wait(within)
 
     def clean_up(self) -> None:
@@ -155,7 +155,7 @@ class Process:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """``start("dev", target)``: a process on an embedded server of the test's own, unless env says otherwise."""
+    """``start("dev", target)``: a process with an embedded server for this test, unless env says otherwise."""
     processes: list[Process] = []
 
     def begin(*words: str, **env: str) -> Process:

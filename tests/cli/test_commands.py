@@ -1,4 +1,4 @@
-"""Every command that looks at jobs or moves them: its words, its JSON, its exit codes."""
+"""Every command that shows or changes jobs: its text, its JSON and its exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ID = re.compile(r"tasks:[0-9a-z]{17}")
 
 
 def run_all(queue: Queue, ids: list[str]) -> None:
-    """A worker until these jobs are finished."""
+    """Run a worker until these jobs are finished."""
 
     async def main() -> None:
         async with queue, Worker(queue) as worker:
@@ -306,7 +306,7 @@ def test_wrong_usage_prints_one_line_that_refers_to_help(jobq, words):
 
 
 def test_flags_are_not_abbreviated(jobq):
-    """An abbreviation would mean something else as soon as another flag starts like it."""
+    """A new flag with the same beginning could change the meaning of an abbreviation."""
     assert "unrecognized arguments: --queu x" in jobq("ls", "--queu", "x").err
 
 

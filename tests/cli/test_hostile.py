@@ -1,4 +1,4 @@
-"""What clients wrote reaches the terminal as text only: through every command, in both forms."""
+"""Text from clients reaches the terminal as text only, in every command, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HOSTILE = {
 
 
 async def _fill(text: str) -> tuple[str, str]:
-    """A completed and a failed job that carry the text wherever a client or a handler may put it."""
+    """A completed and a failed job that contain the text in every place that a client or a handler can write."""
     queue = Queue("tasks")
     stored = text.encode(errors="backslashreplace").decode()
 
@@ -55,7 +55,7 @@ async def _fill(text: str) -> tuple[str, str]:
     async with queue, Worker(queue) as worker:
         worker.start()
         options = {"key": stored.replace("\n", " "), "metadata": {stored: stored}}
-        with contextlib.suppress(ValueError):  # a key with control characters may be refused
+        with contextlib.suppress(ValueError):  # A key with control characters may be refused.
             await queue.enqueue("echo", {"word": stored}, delay=3600, **options)
         good = await echo.options(metadata={stored: stored}).enqueue(word=stored)
         bad = await broken.enqueue(word=stored)
@@ -98,7 +98,7 @@ def test_every_command_shows_text_only(jobq: Callable[..., Said], monkeypatch: p
 
 
 def test_only_one_module_writes():
-    """``render.say``, ``say_json`` and ``complain`` make all text printable; a bare ``print`` would not."""
+    """``render.say``, ``say_json`` and ``complain`` make all text printable. A bare ``print`` would not."""
     for path in Path(jobq.cli.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -119,7 +119,7 @@ def test_text_that_the_terminal_cannot_encode_is_escaped(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_dev_can_be_stopped_when_nobody_reads_its_output(tmp_path: Path, tasks: str, number: int):
-    """As after ``jobq dev TARGET 2>&1 | head``."""
+    """The same as ``jobq dev TARGET 2>&1 | head``."""
     env = {**os.environ, "JOBQ_DATA_DIR": str(tmp_path / "data"), "PYTHONUNBUFFERED": "1"}
     words = [sys.executable, "-m", "jobq", "dev", tasks, "--port", str(free_port()), "--processes", "1"]
     with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as dev:

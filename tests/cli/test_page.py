@@ -1,4 +1,4 @@
-"""docs/cli.md describes the command line as it is."""
+"""docs/cli.md agrees with the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dev, serve, work and top as processes: what runs, what Ctrl-C and worse leave behind."""
+"""dev, serve, work and top as processes: their output, and what remains after Ctrl-C and SIGKILL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def get(url: str, payload: Any = None) -> Any:
-    """A request with the standard library's client; JSON both ways."""
+    """Send a request with the standard library's client. Both bodies are JSON."""
     body = None if payload is None else json.dumps(payload).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as answer:
@@ -43,7 +43,7 @@ def get(url: str, payload: Any = None) -> Any:
 
 
 def holds(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
-    """Look again and again until it does; other processes tell us nothing by themselves."""
+    """Check repeatedly until it holds. Other processes send us no events."""
     deadline = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -52,7 +52,7 @@ def holds(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
 
 
 def of_directory(folder: Path) -> list[psutil.Process]:
-    """Every process that works in this directory, or has it on its command line or in its environment."""
+    """Every process with this directory as its working directory, in its command line or in its environment."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
@@ -65,7 +65,7 @@ def of_directory(folder: Path) -> list[psutil.Process]:
 
 
 def begin_dev(start: Callable[..., Process], *words: str, **env: str) -> tuple[Process, str]:
-    """``jobq dev`` once its screen stands and both workers run; its address."""
+    """``jobq dev`` after it has printed its summary and both workers run. Yields its address."""
     port = free_port()
     dev = start("dev", EXAMPLE, "--port", str(port), *words, **env)
     dev.wait_line("Ctrl-C stops")
@@ -150,7 +150,7 @@ def test_a_second_process_joins_the_embedded_server(start, tmp_path):
     work.wait_line("worker started")
     dev.signal(signal.SIGINT)
     assert dev.end() == 0
-    # the one that joined keeps the server, and takes it along
+    # The process that joined keeps the server, and stops it at the end.
     stats = start("stats", "--json")
     assert '"workers":1' in stats.wait_line("email")
     stats.end()
@@ -202,7 +202,7 @@ def test_a_session_holds_in_each_of_several_processes(start, redis_url):
     body = json.dumps({"key": secret}).encode()
     with urllib.request.urlopen(urllib.request.Request(f"{address}/dashboard/login", body, kind), timeout=10) as answer:
         cookie = answer.headers["Set-Cookie"].partition(";")[0]
-    for _ in range(20):  # each on a connection of its own, so that both processes get some
+    for _ in range(20):  # Each request has its own connection, so that both processes get some.
         request = urllib.request.Request(f"{address}/jobs/stats", headers={"Cookie": cookie})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 200
@@ -231,7 +231,7 @@ def test_work_gives_running_jobs_their_grace(start, tasks):
     work.wait_line("worker started")
     job = start("enqueue", "sleepy", '{"seconds": 8}', "--queue", "tasks", "--create").wait_line("tasks:")
     holds(lambda: '"state":"active"' in start("show", job, "--json").wait_line("tasks:"), "the job runs")
-    keep = start("work", tasks, "--processes", "0")  # keeps the server for the last look
+    keep = start("work", tasks, "--processes", "0")  # Keeps the server for the last check.
     keep.wait_line("worker started")
     work.signal(signal.SIGTERM)
     assert work.end() == 0
@@ -239,7 +239,7 @@ def test_work_gives_running_jobs_their_grace(start, tasks):
 
 
 def test_sigterm_to_every_process_gives_running_jobs_their_grace(start, tasks, redis_url, jobq):
-    """systemd's default, KillMode=control-group: the worker gets it from the system and from its supervisor."""
+    """This is systemd's default, KillMode=control-group. The worker gets it from the system and from its supervisor."""
     work = start("work", tasks, "--grace", "30", JOBQ_REDIS_URL=redis_url)
     work.wait_line("worker started")
     job = jobq("enqueue", "sleepy", '{"seconds": 2}', "--queue", "tasks").out.strip()
@@ -314,7 +314,7 @@ def test_work_prints_one_line_if_redis_refuses_it(start, tasks, server, url, err
     assert work.end() == 1
     assert not [line for line in work.lines if "died" in line]
     with redis.Redis.from_url(server.admin_url) as admin:
-        admin.execute_command("ACL", "LOG", "RESET")  # it was meant to be refused
+        admin.execute_command("ACL", "LOG", "RESET")  # The test expects a refusal.
 
 
 def test_a_worker_that_redis_refuses_later_is_not_started_again_and_again(start, tasks, server, redis_url):
@@ -355,7 +355,7 @@ def test_weights_reach_the_workers(start, tmp_path):
 @pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
 def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq, rich):
     jobq("enqueue", "x", "--queue", "shown", "--create")
-    if not rich:  # a module of its name that cannot be imported comes first
+    if not rich:  # A module of this name that cannot be imported is found first.
         (tmp_path / "rich.py").write_text("raise ImportError\n")
     ours, theirs = pty.openpty()
     env = {**os.environ, "JOBQ_REDIS_URL": redis_url, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
@@ -371,7 +371,7 @@ def test_top_is_live_and_q_quits(tmp_path, redis_url, jobq, rich):
     try:
         while chunk := os.read(ours, 65536):
             seen += chunk
-    except OSError:  # Linux's way to say that the other side is closed
+    except OSError:  # Linux reports in this way that the other side is closed.
         pass
     assert top.wait(10) == 0
     os.close(ours)

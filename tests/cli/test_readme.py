@@ -1,4 +1,4 @@
-"""What the README tells people to type into a shell works as it stands there."""
+"""The shell commands of the README work as they are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobq.http.serve import free_port
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
 ENDLESS = 28
-"""curl's exit code where --max-time ends what has no end of its own: /events."""
+"""The exit code of curl when --max-time ends a request that has no end of its own: /events."""
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="the lines are for curl in a shell")

@@ -1,4 +1,4 @@
-"""``--reload``: which files count, and what happens when one changes."""
+"""``--reload``: the files that are watched, and the effect of a change."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ while True:
 
 
 async def until(condition: Callable[[], bool], what: str, within: float = 15.0) -> None:
-    """Look again and again for what other processes do; no event of ours tells us."""
+    """Check repeatedly until it holds. Other processes send us no events."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -163,7 +163,7 @@ async def test_a_process_that_does_not_end_for_a_restart_is_killed(file: Path):
 
 
 async def test_a_process_that_cannot_run_waits_for_a_restart(file: Path, monkeypatch):
-    """A file is saved with an error in it, and mended a minute later."""
+    """A file is saved with an error, which is corrected a minute later."""
     said: list[str] = []
     monkeypatch.setattr(module.log, "error", lambda text, **_: said.append(text))
     code = f"import os, sys\nif not os.path.exists(sys.argv[1] + '.ok'): sys.exit({CANNOT_RUN})\n" + POLITE
@@ -178,14 +178,14 @@ async def test_a_process_that_cannot_run_waits_for_a_restart(file: Path, monkeyp
 
 
 async def test_a_process_that_has_done_its_work_is_not_started_again(file: Path):
-    """The first start of each fails, the second one ends well."""
+    """The first start of each process fails, and the second one succeeds."""
     code = "import os, sys\nopen(sys.argv[1], 'a').write('0\\n')\nsys.exit(len(open(sys.argv[1]).readlines()) < 3)"
     assert await asyncio.wait_for(Supervisor(command(code, file), 1, once=True).run(), 15) == 0
     assert len(pids(file)) == 3
 
 
 async def test_a_stop_is_sigterm_and_a_second_one_another_signal(file: Path):
-    """The system may send SIGTERM as well: a second SIGTERM must not mean "at once"."""
+    """The system may send SIGTERM as well, so a second SIGTERM must not mean "at once"."""
     supervisor = Supervisor(command(SIGNALLED, file), 1, grace=3600)
     running = asyncio.create_task(supervisor.run())
     await until(lambda: len(pids(file)) == 1, "it runs")

@@ -1,4 +1,4 @@
-"""Helpers of the REST tests: a served application with raw connections, a running worker, checked problems."""
+"""Helpers of the REST tests: a served application with raw connections, a running worker, checks of problems."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Served:
         self.task = task
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A bare TCP connection."""
+        """A raw TCP connection."""
         return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def exchange(self, raw: bytes, *, to_end: bool = True) -> bytes:
-        """Send bytes; what came back until the server closed the connection."""
+        """Send bytes, and return everything until the server closes the connection."""
         reader, writer = await self.connect()
         try:
             writer.write(raw)
@@ -61,14 +61,14 @@ async def serving(app: web.Application, **options: Any) -> AsyncIterator[Served]
 
 @asynccontextmanager
 async def working(*queues: Queue, **options: Any) -> AsyncIterator[Worker]:
-    """A worker that runs while the block does."""
+    """A worker that runs during the block."""
     async with Worker(*queues, **options) as worker:
         worker.start()
         yield worker
 
 
 async def problem(response: ClientResponse, status: int, slug: str) -> dict[str, Any]:
-    """Check that the response is this problem, whole and well-formed; its body."""
+    """Check that the response is this problem, complete and well-formed. Returns its body."""
     body = await response.json(content_type="application/problem+json")
     assert (response.status, body["type"]) == (status, f"urn:jobq:problem:{slug}"), body
     assert body["status"] == status
@@ -78,7 +78,7 @@ async def problem(response: ClientResponse, status: int, slug: str) -> dict[str,
 
 
 async def enqueue(client: Client, body: Any = None, **fields: Any) -> str:
-    """Enqueue by REST; the id."""
+    """Enqueue over REST and return the id."""
     response = await client.post("/jobs/enqueue", json=body or {"type": "any"} | fields)
     assert response.status == 201, await response.text()
     return (await response.json())["id"]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def serving(app: Any, until: Until, **options: Any) -> AsyncIterator[str]:
-    """Serve an ASGI application; the URL."""
+    """Serve an ASGI application. Yields the URL."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="none", **options))
     running = asyncio.create_task(server.serve())
@@ -48,7 +48,7 @@ async def serving(app: Any, until: Until, **options: Any) -> AsyncIterator[str]:
 
 
 def mounted(kind: str, bridge: Bridge) -> Any:
-    """The bridge in an application of somebody else's, under /ops/jobq."""
+    """The bridge mounted in another application, under /ops/jobq."""
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -264,7 +264,7 @@ def test_wrong_options_are_refused_at_once():
 async def test_redis_away_at_the_first_request_is_503(until: Until):
     app = Starlette(routes=[Mount("/jobq", app=asgi(Queue("main", "redis://127.0.0.1:1")))])
     async with serving(app, until) as base, ClientSession() as session:
-        for _ in range(2):  # the second request tries again
+        for _ in range(2):  # The second request tries again.
             async with session.get(f"{base}/jobq/jobs") as response:
                 await problem(response, 503, "redis-unavailable")
 

@@ -1,4 +1,4 @@
-"""The dashboard and /docs in a real Chromium: what is clicked, what is focused, what is read."""
+"""The dashboard and /docs in a real Chromium: clicks, focus and text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FLAGS = [
 
 @asynccontextmanager
 async def browsing(*queues: Queue, **options: Any) -> AsyncIterator[Page]:
-    """A page of a browser in front of these queues' application."""
+    """A browser page with the application of these queues."""
     async with serving(create_app(*queues, **options)) as served, visiting(f"http://127.0.0.1:{served.port}") as page:
         yield page
 
@@ -74,7 +74,7 @@ async def test_enter_confirms_the_priority_dialog_and_escape_cancels_it(connecti
         await expect(page.locator("#dialog")).to_be_hidden()
         assert (await queue.get(job.id)).state == "waiting"
         await page.get_by_role("button", name="Kill").click()
-        await page.keyboard.press("Enter")  # what cannot be taken back needs more than that
+        await page.keyboard.press("Enter")  # An action that cannot be undone needs a confirmation.
         await expect(page.locator("#dialog")).to_be_hidden()
         assert (await queue.get(job.id)).state == "waiting"
         await page.get_by_role("button", name="Kill").click()
@@ -93,7 +93,7 @@ async def test_a_refresh_keeps_the_focus_and_moves_no_row_under_the_mouse(connec
         await first.hover()
         urgent = await queue.enqueue("send", priority=0)
         await queue.remove(jobs[1].id)
-        # the event of the change has come, and the list was asked for: it says so, and nothing has moved
+        # The event of the change has arrived and the list was requested: the notice is shown, and no row has moved.
         await expect(page.locator("#held")).to_contain_text("The list has changed.")
         assert await first.inner_text() == jobs[0].id
         await expect(rows).to_have_count(3)
@@ -101,7 +101,7 @@ async def test_a_refresh_keeps_the_focus_and_moves_no_row_under_the_mouse(connec
         await page.mouse.move(0, 0)
         await expect(rows.nth(0).get_by_role("link")).to_have_text(urgent.id)
         await expect(page.locator("#held")).to_be_empty()
-        # the focus stays in the table and in the list of queues while numbers change
+        # The focus stays in the table and in the list of queues while numbers change.
         for focused in (
             rows.nth(1).get_by_role("link"),
             page.locator("#queues a").nth(1),
@@ -230,7 +230,7 @@ SCRIPT = AXE.read_text(encoding="utf-8") if AXE.exists() else ""
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe-core finds, where it is installed (npm install axe-core)."""
+    """The findings of axe-core, if it is installed (npm install axe-core)."""
     if not SCRIPT:
         return []
     await page.evaluate(SCRIPT)

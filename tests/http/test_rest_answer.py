@@ -1,4 +1,4 @@
-"""The answer that is written at once: the bytes are aiohttp's, and what somebody changes in it counts."""
+"""The answer that is written at once: its bytes are those of aiohttp, and changes by other code are kept."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def application(*middlewares: Any) -> web.Application:
 
 
 async def look(_request: web.Request, _response: web.StreamResponse) -> None:
-    """Who wants to see every response gets aiohttp's way."""
+    """If an application wants to see every response, aiohttp sends it in the usual way."""
 
 
 def parts(raw: bytes) -> list[tuple[bytes, list[bytes]]]:
-    """Responses as status lines and the sorted rest; the second of the Date may differ."""
+    """Responses as status lines and their sorted headers. The second of the Date may differ."""
     found: list[tuple[bytes, list[bytes]]] = []
     for one in raw.split(b"HTTP/1.")[1:]:
         first, *rest = one.split(b"\r\n")
@@ -176,7 +176,7 @@ async def test_a_client_that_sends_requests_and_never_reads_has_to_wait(until: U
         writer.write(20_000 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 
         def dropped() -> bool:
-            writer.write(b"\r\n")  # the server's reset shows when we write
+            writer.write(b"\r\n")  # The server's reset is noticed at a write.
             return writer.is_closing()
 
         await until(dropped, "the connection to be dropped")

@@ -1,4 +1,4 @@
-"""Keys, scopes, hosts, origins, rates: who may in, and what is written down about it."""
+"""API keys, scopes, hosts, origins and rates: admission of requests, and the audit log."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_local_host_names_are_allowed(client: Client, host: str):
 @pytest.mark.parametrize("host", FOREIGN)
 async def test_other_host_names_are_refused(client: Client, host: str):
     await problem(await client.get("/jobs", headers={"Host": host}), 421, "host-not-allowed")
-    assert (await client.get("/healthz", headers={"Host": host})).status == 200  # probes come by address
+    assert (await client.get("/healthz", headers={"Host": host})).status == 200  # Probes use an address as the host.
 
 
 async def test_allowed_hosts_can_be_named(new_client: NewClient):
@@ -248,7 +248,7 @@ async def test_pages_of_other_origins_change_nothing(client: Client, headers: di
         await problem(await client.request(method, path, headers=headers), 403, "cross-origin")
     assert (await (await client.get("/jobs/stats")).json())["paused"] is False
     response = await client.get("/jobs", headers=headers)
-    assert response.status == 200  # without CORS headers the page cannot read it
+    assert response.status == 200  # Without CORS headers the page cannot read the answer.
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
@@ -274,7 +274,7 @@ def test_a_rate_bucket_holds_one_second_of_calls_and_fills_again():
     now[0] += 0.21
     assert rate.wait("a") == 0.0
     assert rate.wait("a") > 0
-    for caller in range(25_000):  # callers are forgotten, the memory is bounded
+    for caller in range(25_000):  # Old callers are forgotten, so the memory is bounded.
         rate.wait(str(caller))
     assert len(rate._buckets) <= 10_000  # noqa: SLF001
 
@@ -329,7 +329,7 @@ async def fail_with_traceback(queue: Queue, job_id: str) -> None:
     @queue.task(name="any")
     async def fail() -> None:
         the_inside = ValueError("no")
-        raise the_inside  # the inside
+        raise the_inside  # The traceback shows this line of the source.
 
     async with working(queue):
         with pytest.raises(Exception, match="no"):

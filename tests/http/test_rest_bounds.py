@@ -1,4 +1,4 @@
-"""What REST answers is bounded in bytes, and shows what is counted; what it is asked twice, it does once."""
+"""Answers of REST are bounded in bytes and agree with the counts. A repeated request is executed once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATES = ("waiting", "delayed", "active", "completed", "failed")
 
 
 def size_of(reply: Any) -> int:
-    """The bytes of a reply, whatever it is made of."""
+    """The size of a reply in bytes."""
     if isinstance(reply, list):
         return sum(map(size_of, reply))  # pyright: ignore
     return len(reply) if isinstance(reply, bytes | str) else 8

@@ -1,4 +1,4 @@
-"""The dashboard: files that no text of a job can turn against their reader, and sessions."""
+"""The dashboard: files in which no text of a job can act as HTML, and sessions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_the_page_has_one_address(client: Client):
 
 
 class Tags(HTMLParser):
-    """Every tag of a page, with its attributes."""
+    """All tags of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -110,9 +110,9 @@ def test_no_text_is_ever_read_as_html():
         r"|\beval\b|\bFunction\(|setTimeout\(\s*[\"'`]|setInterval\(\s*[\"'`]|\.style\b|https?://(?!www\.w3\.org/2000/svg)"
     )
     assert re.findall(forbidden, script) == []
-    # a link leads to a route of the page, or to a job in REST
+    # A link leads to a route of the page, or to a job in REST.
     assert set(re.findall(r"href: ([\w`#/]+)", script)) <= {"hrefOf", "jobPath", "`#/job/"}
-    # and scripts load each other, all of them, and nothing else
+    # Scripts import each other, all of them, and nothing else.
     loaded = {name: re.findall(r'from "\./([\w.]+)";$', static(name), re.MULTILINE) for name in dashboard.SCRIPTS}
     assert {"app.js", *(one for names in loaded.values() for one in names)} == set(dashboard.SCRIPTS)
     for place, names in enumerate(loaded.values()):
@@ -177,7 +177,7 @@ async def log_in(client: Client, secret: str) -> ClientResponse:
     client.session.cookie_jar.clear()
     response = await client.post("/dashboard/login", json={"key": secret}, headers=origin(client))
     assert response.status == 204, await response.text()
-    # the jar keeps no cookies for addresses
+    # The cookie jar keeps no cookies for addresses.
     client.session.headers["Cookie"] = f"{COOKIE}={response.cookies[COOKIE].value}"
     return response
 
@@ -278,7 +278,7 @@ async def test_a_session_can_write_only_from_our_own_pages(locked: Client, heade
             assert response.status == 200
         else:
             await problem(response, 403, "cross-origin")
-    # the same with a key in its header, which no browser sends by itself
+    # The same with a key in its header, which no browser sends by itself.
     if headers == {}:
         response = await locked.post("/jobs/pause", headers={"Authorization": f"Bearer {ADMIN[0]}"})
         assert response.status == 200
@@ -341,7 +341,7 @@ def test_a_session_ends_with_its_key_and_is_valid_in_all_processes():
     for other in (
         Sessions(Keyring([replaced, *KEYS[1:]]), "secret" * 6),
         Sessions(Keyring(KEYS), "another" * 6),
-        # who knows the configured hashes alone makes no session
+        # Knowledge of the configured hashes alone is not enough to make a session.
         Sessions(Keyring(KEYS)),
     ):
         with pytest.raises(HttpProblem, match="has ended"):

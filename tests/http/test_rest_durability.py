@@ -1,4 +1,4 @@
-"""What a request waits for: ``?durability=`` of the enqueues."""
+"""``?durability=`` of enqueue requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEYED = {"Idempotency-Key": "k"}
 
 @pytest.fixture
 async def hasty(new_client: NewClient, connection: Connection) -> Client:
-    """A client of an application that gives up waiting for a replica soon: there is none."""
+    """A client of an application that soon stops waiting for a replica. There is no replica."""
     return await new_client(Queue("main", connection, durability_timeout=0.02))
 
 
@@ -38,7 +38,7 @@ async def test_not_confirmed_in_time(hasty: Client, body: Any, headers: dict[str
 
 @pytest.mark.parametrize("body", [ONE, [ONE, ONE]], ids=["one", "many"])
 async def test_a_server_that_cannot(client: Client, body: Any):
-    """Said before anything is written, and with what to change: it keeps no append-only file."""
+    """The server has no append-only file. The error comes before anything is written and says what to change."""
     answer = await client.post("/jobs/enqueue?durability=fsynced", json=body)
     assert "durability='fsynced' needs" in (await problem(answer, 422, "durability-refused"))["detail"]
     assert await waiting(client) == 0

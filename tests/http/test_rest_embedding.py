@@ -1,4 +1,4 @@
-"""The application inside others': the examples run, queues that were open stay open, nothing is global."""
+"""The application inside other applications: the examples run, open queues stay open, and nothing is global."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ async def test_aiohttp_example(redis_url: str, monkeypatch: pytest.MonkeyPatch):
         assert await result.json() == "Welcome, Ada!"
         await problem(await client.get("/jobq/nowhere"), 404, "not-found")
         assert (await client.get("/jobq/docs")).status == 200
-        assert (await client.get("/nowhere")).content_type == "text/plain"  # theirs stays theirs
+        # The outer application answers its own errors.
+        assert (await client.get("/nowhere")).content_type == "text/plain"
     assert not example.queue.is_open
 
 

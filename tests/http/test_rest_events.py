@@ -1,4 +1,4 @@
-"""Server-Sent Events: who listens, what it costs, and that nobody who does not read holds anything up."""
+"""Server-Sent Events: their listeners, their cost, and listeners that do not read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Counted(Queue):
-    """A queue that counts how often it is asked for its stats."""
+    """A queue that counts the requests for its stats."""
 
     asked = 0
     last = -math.inf
     closest = math.inf
-    """The shortest time between two looks."""
+    """The shortest time between two requests."""
 
     async def stats(self) -> Any:
         self.asked += 1
@@ -45,7 +45,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def next_event(response: ClientResponse) -> tuple[str, Any]:
-    """The next event's name and data."""
+    """The name and data of the next event."""
     name = ""
     async with asyncio.timeout(10):
         while line := (await response.content.readline()).decode():
@@ -96,7 +96,7 @@ async def test_events_keep_the_interval(new_client: NewClient, connection: Conne
         for _ in range(4):
             await next_event(response)
     assert queue.asked >= 4
-    assert queue.closest > 0.09  # the loop's clock is exact to some ms
+    assert queue.closest > 0.09  # The loop's clock is exact to some ms.
 
 
 async def test_many_listeners_cost_one_call_and_no_listener_costs_no_call(
@@ -114,7 +114,7 @@ async def test_many_listeners_cost_one_call_and_no_listener_costs_no_call(
         assert len(pollers()) == 1
     await until(lambda: not pollers(), "the poller to end with the last listener")
     asked = queue.asked
-    async with client.get("/events") as response:  # and begins again
+    async with client.get("/events") as response:  # A new listener starts the requests again.
         await next_event(response)
     assert queue.asked > asked
 
@@ -187,7 +187,7 @@ async def test_listeners_get_a_problem_event_while_redis_is_away(new_client: New
 
 
 async def test_streams_end_at_once_when_the_server_stops(connection: Connection, monkeypatch: pytest.MonkeyPatch):
-    """Neither after the next event nor when the server's patience ends."""
+    """Not even after the next event, or after the timeout of the server."""
     monkeypatch.setattr(events, "INTERVAL", 3600.0)
     async with AsyncExitStack() as stack:
         app = create_app(Queue("main", connection))
@@ -204,7 +204,7 @@ async def test_streams_end_at_once_when_the_server_stops(connection: Connection,
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events of 200 kB, so that what the kernels buffer is soon full."""
+    """Events of 200 kB, so that the buffers of the kernel are soon full."""
     make = events.Feed._event  # noqa: SLF001 # pyright: ignore
 
     async def padded(feed: events.Feed) -> bytes:
@@ -243,7 +243,7 @@ async def test_the_server_stops_at_once_although_a_listener_does_not_read(
         writer = await deaf(served.port)
         await until(pollers, "the stream to begin")
         async with ClientSession(f"http://localhost:{served.port}") as session, session.get("/events") as other:
-            for _ in range(30):  # until the buffers of the deaf one are full
+            for _ in range(30):  # Until the buffers of the silent listener are full.
                 await next_event(other)
         served.stop.set()
         await asyncio.wait_for(served.task, 5)

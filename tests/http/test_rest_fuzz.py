@@ -1,4 +1,4 @@
-"""No input gives a 500: strange text in every place that takes text, and bytes that are no HTTP."""
+"""No input causes a 500: unusual text in every place that takes text, and bytes that are not HTTP."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ async def served(connection: Connection) -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[ClientSession]:
-    """A session with it."""
+    """An HTTP session with the application."""
     async with ClientSession(f"http://127.0.0.1:{served.port}") as session:
         yield session
 
 
 async def sound(response: ClientResponse) -> None:
-    """The answer is JSON, and a problem when it says so."""
+    """The answer is JSON, and a problem if its content type says so."""
     body = await response.read()
     assert response.status < 500, (response.status, body)
     assert response.headers["Server"] == "jobq"
@@ -124,7 +124,7 @@ async def test_accepted_json_comes_back_unchanged(client: ClientSession, payload
     try:
         check_json(sent)
     except BadJSON:
-        return  # two keys that are the same once escaped, say
+        return  # For example, two keys that are the same after unescaping.
     headers = {"Content-Type": "application/json"}
     response = await client.post("/jobs/enqueue", data=b'{"type":"a","payload":%b}' % sent, headers=headers)
     assert response.status == 201
@@ -151,7 +151,7 @@ async def test_bytes_on_the_wire(served: Served, raw: bytes):
 
 
 async def survives(served: Served, raw: bytes) -> None:
-    """Whatever comes back is no 5xx, and the next client is served."""
+    """The answer is not a 5xx, and the next client is served."""
     reader, writer = await served.connect()
     writer.write(raw)
     writer.write_eof()

@@ -1,4 +1,4 @@
-"""What is not sound is refused by name, and never a 500."""
+"""Invalid input is refused with a problem that names it, and never causes a 500."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rest import Client, NewClient
 
 JSON = {"Content-Type": "application/json"}
-DEEP = MAX_DEPTH - 1  # the envelope is a level too
+DEEP = MAX_DEPTH - 1  # The envelope is one more level.
 
 BAD_JSON = {
     "empty": b"",
@@ -253,7 +253,8 @@ async def test_a_body_over_the_limit_is_413(new_client: NewClient, connection: C
         for _ in range(100):
             yield b" " * 10_000
 
-    response = await client.post("/jobs/enqueue", data=chunks(), headers=JSON)  # its length is not announced
+    # The length of the body is not announced.
+    response = await client.post("/jobs/enqueue", data=chunks(), headers=JSON)
     await problem(response, 413, "too-large")
 
 

@@ -1,4 +1,4 @@
-"""Payloads of 1 MB and 10 MB: back byte by byte, refused one byte over the limit, and others are served meanwhile."""
+"""Payloads of 1 MB and 10 MB come back unchanged, one byte over the limit is refused, and other requests are served."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 SIZES = pytest.mark.parametrize("size", [1_000_000, 10_000_000], ids=["1MB", "10MB"])
 WORST = 1.0
-"""CPU seconds that this process may use while it answers a small enqueue beside large ones. One look at the whole of
-such a text would use more. Other processes of a busy machine do not count."""
+"""CPU seconds that this process may use while it answers a small enqueue beside large ones. One check of the whole
+text would use more. Other processes of a busy machine do not count."""
 
 
 def payload_of(size: int) -> bytes:
-    """So many bytes of JSON, written as no encoder of ours does: spaces, escapes, and every character in its turn."""
+    """JSON of this size, written as none of our encoders would: with spaces, escapes, and all kinds of characters."""
     start = b'{ "data" : "\\u0000\\ud83d\\ude00 \\/'
     text = "".join(map(chr, [*range(0x20, 0x22), *range(0x23, 0x5C), *range(0x5D, 0xD800), 0x10FFFF])).encode()
     room = size - len(start) - len(b'"}')
@@ -35,18 +35,18 @@ def payload_of(size: int) -> bytes:
 
 
 async def post(client: Client, body: bytes) -> ClientResponse:
-    # from a file: aiohttp would send bytes in one go, which blocks the loop that client and server share
+    # From a file. aiohttp would send bytes in one piece, which blocks the loop that client and server share.
     return await client.post("/jobs/enqueue", data=io.BytesIO(body), headers={"Content-Type": "application/json"})
 
 
 def same(found: Any, expected: Any) -> None:
-    """Compare what is too large for pytest to show."""
+    """Compare texts that are too large for pytest to print."""
     equal = found == expected
     assert equal, f"{len(found)} and {len(expected)} long: {found[:50]!r}... and {expected[:50]!r}..."
 
 
 async def written_of(client: Client, job: str) -> bytes:
-    """A job's payload as REST shows it, byte by byte."""
+    """A job's payload as REST shows it, unchanged."""
     row = await (await client.get(f"/jobs/{job}")).read()
     return bytes(msgspec.json.decode(row, type=dict[str, msgspec.Raw])["payload"])
 
@@ -100,7 +100,7 @@ LARGE = {
     "one string": b'"%b"' % (b"x" * 9_900_000),
     "rows": json.dumps({"rows": ROWS}).encode(),
     "numbers": b"[%b]" % b",".join(b"%d" % (n % 1000) for n in range(2_500_000)),
-    # an escaped colon makes the check for equal keys slow; in a key of a large object most of all
+    # An escaped colon makes the check for equal keys slow, most of all in a key of a large object.
     "escape": b'["\\u003a",%b]' % b",".join(b'{"key %d":{"a":1}}' % n for n in range(350_000)),
     "escape in a key": b'{"\\u003a":0,%b}' % b",".join(b'"key %d":{"a":1}' % n for n in range(350_000)),
 }

@@ -1,4 +1,5 @@
-"""The OpenAPI document: whole, true to the router, and held by the server for whatever schemathesis thinks of."""
+"""The OpenAPI document is complete, agrees with the router, and the server agrees with it in every request of
+schemathesis."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ async def test_openapi_is_served(client: Client):
 
 @pytest.fixture(scope="module")
 def base_url(server: Any) -> Iterator[str]:
-    """Address of an application that serves in a thread of its own; schemathesis is synchronous."""
+    """Address of an application that is served in its own thread, because schemathesis is synchronous."""
     port: list[int] = []
     started, ends = threading.Event(), threading.Event()
     stops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -129,7 +130,7 @@ def base_url(server: Any) -> Iterator[str]:
             port.append(number)
             started.set()
 
-        # ?durability=replicated waits for a replica, and there is none
+        # ?durability=replicated waits for a replica, and this server has none.
         app = create_app(Queue("main", server.url, prefix="jobq:openapi", durability_timeout=0.01))
         try:
             await serve(app, port=0, stop=stop, started=told)
@@ -167,9 +168,9 @@ LIMITS = settings(
 def cases() -> Iterator[Any]:
     for operation in OPERATIONS:
         if operation.path.endswith("/events"):
-            continue  # a stream has no end to wait for; test_rest_events.py reads it
+            continue  # A stream does not end. test_rest_events.py reads it.
         yield pytest.param(operation, GenerationMode.POSITIVE, id=f"{operation.label} as described")
-        if operation.body or operation.query:  # elsewhere there is nothing to get wrong
+        if operation.body or operation.query:  # The other routes have no input that could be wrong.
             yield pytest.param(operation, GenerationMode.NEGATIVE, id=f"{operation.label} not as described")
 
 
@@ -179,9 +180,8 @@ def test_the_server_holds_to_its_document(operation: Any, mode: GenerationMode, 
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Any) -> None:
         response = case.call(base_url=base_url, timeout=10)
-        # what a schema cannot say (a cursor is one of ours, a type is printable) is refused by 422,
-        # an array with a bad job in it is answered job by job, 413 is a refusal that schemathesis does not know, and
-        # 504 means that there is no replica here
+        # 422 refuses values that a schema cannot exclude, such as a foreign cursor. An array with a bad job is answered
+        # job by job. schemathesis does not know 413 as a refusal. 504 means that there is no replica here.
         beyond = {
             422: [positive_data_acceptance],
             207: [negative_data_rejection],

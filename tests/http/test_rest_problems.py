@@ -1,4 +1,4 @@
-"""Every error is a problem: one case for each row of the table, and for each kind the HTTP room raises itself."""
+"""Every error is a problem: one case for each row of the table, and for each kind that jobq/http raises itself."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_unknown_exceptions_are_500_and_reveal_nothing(caplog: pytest.LogCapture
     response = problems.response(RuntimeError("secret"))
     assert response.status == 500
     assert b"secret" not in response.body  # pyright: ignore
-    assert "secret" in caplog.text  # the log has it
+    assert "secret" in caplog.text  # The log contains the error.
 
 
 def test_lone_surrogates_in_a_problem_are_escaped():

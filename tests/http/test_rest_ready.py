@@ -1,4 +1,4 @@
-"""/readyz: strangers may call it, so it costs one small script per server, however often it is called."""
+"""/readyz may be called by anybody, so it costs one small script per server, even if it is called very often."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The calls that went to Redis, as queue and script."""
+    """The calls to Redis, as queue and script."""
     made: list[tuple[str, str]] = []
     do = Store.do
 

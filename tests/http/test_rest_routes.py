@@ -1,4 +1,4 @@
-"""Each route does what the table says: over a real socket, on a real server."""
+"""The effect of each route, over a real socket and on a real server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ async def test_every_option_comes_back(client: Client):
     job = await get(client, f"/jobs/{await enqueue(client, key_ttl=5000, **options)}")
     assert {name: job[name] for name in options} == options
     assert job["state"] == "delayed"
-    assert job["run_at"] == pytest.approx(job["enqueued_at"] + 60_000, abs=1000)  # two clocks: ours and the server's
+    # These are two clocks: ours and the server's.
+    assert job["run_at"] == pytest.approx(job["enqueued_at"] + 60_000, abs=1000)
 
 
 PAYLOADS = [

@@ -1,4 +1,4 @@
-"""What a key, a stranger or a log line must not learn."""
+"""Information that an API key, an unknown caller or a log line must not reveal."""
 
 from __future__ import annotations
 

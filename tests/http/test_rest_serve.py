@@ -1,4 +1,4 @@
-"""``serve``: slow, broken and silent clients, and a server that ends when told to."""
+"""``serve``: slow, broken and silent clients, and a server that stops when it is told to."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ async def test_a_head_that_arrives_byte_by_byte_is_408(app: web.Application):
         reader, writer = await served.connect()
         writer.write(b"GET /jobs HTTP/1.1\r\nHost: ")
         answer = asyncio.create_task(reader.read())
-        while not answer.done():  # a byte now and then resets no deadline
+        while not answer.done():  # A byte from time to time does not reset the deadline.
             writer.write(b"x")
             await asyncio.wait([answer], timeout=0.02)
-        with contextlib.suppress(ConnectionResetError):  # it dripped on when the server had closed
+        # The client continued to send after the server had closed the connection.
+        with contextlib.suppress(ConnectionResetError):
             assert b" 408 " in await answer
         writer.close()
 
@@ -97,7 +98,7 @@ async def test_a_quiet_connection_between_requests_is_kept(app: web.Application)
         for _ in range(2):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200 OK" in await reader.readuntil(b"}")
-            with pytest.raises(TimeoutError):  # silent for longer than any head may take
+            with pytest.raises(TimeoutError):  # Silent for longer than any head may take.
                 await asyncio.wait_for(reader.read(1), 0.5)
         writer.close()
 
@@ -109,7 +110,7 @@ async def test_the_rest_of_a_refused_body_is_not_read_as_a_head(app: web.Applica
         writer.write(raw)
         assert b" 415 " in await reader.readuntil(b"}")
         writer.write(b"x" * 20)
-        with pytest.raises(TimeoutError):  # silent for longer than a head may take
+        with pytest.raises(TimeoutError):  # Silent for longer than a head may take.
             await asyncio.wait_for(reader.read(1), 1.0)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"}")
@@ -140,7 +141,7 @@ async def test_an_answer_that_is_not_read_is_dropped(connection: Connection, unt
 
 
 def dropped(writer: asyncio.StreamWriter) -> bool:
-    # the server's reset shows when we write
+    # The server's reset is noticed at a write.
     writer.write(b"\r\n")
     return writer.is_closing()
 
@@ -174,7 +175,7 @@ async def test_stop_lets_a_long_poll_answer_at_once(connection: Connection, unti
             response = await asyncio.wait_for(poll, 3)
             assert response.status == 202
             await asyncio.wait_for(served.task, 5)
-        assert queue.is_open  # it was open before, so it stays
+        assert queue.is_open  # The queue was open before, so it stays open.
 
 
 async def test_stop_closes_the_queues_and_the_port(connection: Connection):

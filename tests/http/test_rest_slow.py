@@ -1,4 +1,4 @@
-"""Five hundred slow clients, and more than a process has files for: the others hardly notice."""
+"""Five hundred slow clients, and more clients than the process has files for: other clients are hardly delayed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ HEAD = b"GET /jobs HTTP/1.1\r\nHost: loc"
 BODY = b"POST /jobs/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
 STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 WORST = 1.0
-"""CPU seconds that this process may use while it answers one request of the others; a few ms are usual.
-Other processes of a busy machine do not count."""
+"""CPU seconds that this process may use to answer one request of another client. A few ms are usual. Other processes
+of a busy machine do not count."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def files() -> Iterator[None]:
 
 @pytest.fixture
 def slow() -> Iterator[Slow]:
-    """``await slow(port, sent)``: a client that sends so much and then neither sends nor reads."""
+    """``await slow(port, sent)``: a client that sends this and then neither sends nor reads."""
     with contextlib.ExitStack() as stack:
 
         async def make(port: int, sent: bytes) -> socket.socket:
@@ -64,7 +64,7 @@ def slow() -> Iterator[Slow]:
 
 
 async def end_of(client: socket.socket) -> bytes:
-    """Read what was sent and that it ended."""
+    """Read the answer, and check that the connection was closed."""
     loop, chunks = asyncio.get_running_loop(), [b"x"]
     with contextlib.suppress(ConnectionResetError):
         while chunks[-1]:
@@ -74,7 +74,7 @@ async def end_of(client: socket.socket) -> bytes:
 
 @contextlib.asynccontextmanager
 async def others(port: int) -> AsyncIterator[list[float]]:
-    """Enqueue and look without a pause while the block runs; the CPU seconds of this process per request."""
+    """Enqueue and read without a pause during the block. Yields the CPU seconds of this process per request."""
     took: list[float] = []
 
     async def one() -> None:
@@ -82,7 +82,7 @@ async def others(port: int) -> AsyncIterator[list[float]]:
             began = time.process_time()
             async with session.post("/jobs/enqueue", json={"type": "a"}) as response:
                 assert response.status == 201
-            async with session.get("/jobs/stats", headers={"Connection": "close"}) as response:  # and connect anew
+            async with session.get("/jobs/stats", headers={"Connection": "close"}) as response:  # It connects again.
                 assert response.status == 200
             took.append((time.process_time() - began) / 2)
 
@@ -102,7 +102,7 @@ async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
     monkeypatch.setattr(events, "INTERVAL", 0.05)
     make = events.Feed._event  # noqa: SLF001 # pyright: ignore
 
-    async def padded(feed: events.Feed) -> bytes:  # so that what the kernels buffer is soon full
+    async def padded(feed: events.Feed) -> bytes:  # The buffers of the kernel are soon full.
         return b": %b\n" % (b"x" * 50_000) + await make(feed)
 
     app = create_app(Queue("main", connection), body_seconds=3)
@@ -124,7 +124,7 @@ async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
             assert (await end_of(client)).startswith(b"HTTP/1.1 200")
         assert len(took) - slow_ones > 20
     assert max(took) < WORST
-    # an event or two each; all events that they did not read would be hundreds of MB
+    # Each has an event or two. All events that they did not read would be hundreds of MB.
     assert grown < 100_000_000
 
 
@@ -163,7 +163,7 @@ async def test_clients_beyond_the_limit_of_files_get_503_and_the_others_are_serv
                 return False
 
             await until(alive, "the server", timeout=20)
-            # of 300 files, some are for Redis and the like, and some for those who are turned away
+            # Of 300 files, some are needed for Redis and others, and some for connections that are refused.
             clients = [await slow(port, b"GET") for _ in range(400)]
             await until(lambda: sum(map(turned_away, clients)) > 250, "most of them to be turned away")
             assert sum(map(turned_away, clients)) < 300
@@ -179,7 +179,7 @@ async def test_clients_beyond_the_limit_of_files_get_503_and_the_others_are_serv
 
 
 def begins(client: socket.socket, start: bytes) -> bool:
-    """Whether this is what has come, still unread."""
+    """Whether this has arrived and is still unread."""
     with contextlib.suppress(BlockingIOError):
         return client.recv(len(start), socket.MSG_PEEK) == start
     return False

@@ -1,4 +1,4 @@
-"""The wait before the next attempt, within its bounds for any plan and any attempt."""
+"""The time until the next attempt, which is within its bounds for any backoff and any attempt."""
 
 from __future__ import annotations
 

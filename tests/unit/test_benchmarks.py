@@ -1,4 +1,4 @@
-"""The harness's arithmetic: what it says of a run must be right, whatever the machine did."""
+"""The arithmetic of the benchmark harness, whose reports must be right on any machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who claims: every state of a queue's demand with every event, and the claims that a claimer must repeat."""
+"""The claimer: every state of a queue's demand with every event, and the claims that it must repeat."""
 
 from __future__ import annotations
 

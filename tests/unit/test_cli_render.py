@@ -1,4 +1,4 @@
-"""What the command line prints of times, tables and example jobs, and how it reads times."""
+"""Times, tables and example jobs as the command line prints them, and times as it reads them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_text_that_is_not_a_backoff_is_refused(word: str):
 
 
 class Part(msgspec.Struct):
-    """A payload's part."""
+    """A part of the payload."""
 
     name: str
     size: int = 3

@@ -1,7 +1,7 @@
-"""What a job costs, counted instead of timed: redis.call()s inside the scripts, scripts, and trips to the server.
+"""The cost of a job, counted instead of timed: redis.call()s inside the scripts, scripts, and trips to the server.
 
-A change that makes one of these numbers grow makes every job dearer on every machine. Lower them when it gets cheaper.
-The clock stands still and the server is real: the numbers are the same everywhere.
+A change that makes one of these numbers grow makes every job slower on every machine. Lower them if a job becomes
+cheaper. The clock stands still and the server is real, so the numbers are the same everywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.conftest import Until
 
 OURS = {"evalsha", "eval", "info", "bzpopmin", "xlen"}
-"""Commands that are not called by a script, the questions of this file among them."""
+"""Commands that no script calls, including those of this file."""
 
 
 HOUR = 3600.0
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 class Meter:
-    """Counts what the server executes, and the trips on one connection."""
+    """Counts the commands that the server executes, and the trips on one connection."""
 
     def __init__(self, connection: Connection, admin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self._admin = admin
@@ -47,7 +47,7 @@ class Meter:
         self._trips = 0
 
         async def counted(payload: bytes, replies: int, **words: Any) -> list[Any]:
-            # blocking for the wake token is waiting, not work
+            # Blocking for the wake token is waiting and not work.
             self._trips += b"BZPOPMIN" not in payload
             return await self._trip(payload, replies, **words)
 
@@ -63,12 +63,13 @@ class Meter:
         return found
 
     async def all_settled(self, queue: Queue) -> bool:
-        """Whether outcomes were stored and a worker listens for work again. Asks nothing that is counted."""
+        """Whether outcomes are stored and a worker waits for jobs again. The check itself sends no command that is
+        counted."""
         told = await self._admin.command(b"XLEN", queue.store.keys["events"])
         return told > 0 and b"blocked_clients:1" in await self._admin.command(b"INFO", b"clients")
 
     async def of(self, doing: Awaitable[Any]) -> tuple[Cost, Any]:
-        """The cost of awaiting something, and its answer."""
+        """The cost of awaiting something, and its result."""
         before = await self._executed()
         self._trips = 0
         answer = await doing
@@ -80,7 +81,7 @@ class Meter:
 
 @pytest.fixture
 async def queue(connection: Connection) -> AsyncIterator[Queue]:
-    """A queue whose clock stands still, known to the server as its scripts are: the first job's extra is paid."""
+    """A queue whose clock stands still. The server knows its scripts, and the extra cost of the first job is paid."""
     async with Queue("cost", connection, clock=lambda: 1_700_000_000_000) as queue:
         for script in lua.scripts().values():
             await queue.store.command(b"SCRIPT", b"LOAD", script.source)
@@ -113,8 +114,8 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
     assert {"enqueue": enqueued, "forward": forwarded, "claim": claimed, "complete": completed} == {
         "enqueue": Cost(calls=4 if jobs == 1 else 5, scripts=1, trips=1),
         "forward": Cost(calls=2, scripts=1, trips=1),
-        # one reads the lane's record, so that a claim that is executed late is refused; two of the 17 turn lists into
-        # tables: more calls, less work (decision 20)
+        # One call reads the lane's record, so that a claim that is executed late is refused. Two of the 17 turn
+        # lists into tables: more calls and less work (decision 20).
         "claim": Cost(calls=12 if jobs == 1 else 17, scripts=1, trips=1),
         "complete": Cost(calls=11, scripts=1, trips=1),
     }
@@ -140,10 +141,10 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
 async def test_cost_of_a_worker(
     queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:
-    """From a worker's start on a backlog over its idle listening to its end: what it asks of the server, all of it.
+    """All commands of a worker: it starts with waiting jobs, runs them, waits for more, and stops.
 
-    The bounds do not depend on how busy the machine is. Nothing here is due by time, no handler ends before all have
-    started, so the outcomes of all jobs go out together, and the worker stops only when it listens for work again.
+    The bounds do not depend on the load of the machine. Nothing here is due at a certain time. No handler ends
+    before all have started, so all outcomes are sent together. The worker stops only when it waits for jobs again.
     """
     monkeypatch.setattr(sweeper, "interval", lambda lease_ms: HOUR)
     monkeypatch.setattr(waker, "BLOCK", HOUR)
@@ -173,5 +174,5 @@ async def test_cost_of_a_worker(
 
     cost, _ = await meter.of(work())
     assert (await queue.stats()).completed == jobs
-    # A bound, since connections answer in any order. A histogram takes a call for each bucket that the runs fell into.
+    # This is a bound, because connections answer in any order. A histogram takes a call for each bucket with runs.
     assert all(got <= bound for got, bound in zip(cost, most, strict=True)), f"{cost}, at most {most}"

@@ -1,4 +1,4 @@
-"""The code in README and docs runs and prints what they say, and certain things are documented."""
+"""The code in README and docs runs and prints the documented output, and certain names are documented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def examples() -> list[tuple[str, str, str | None]]:
-    """Python blocks with the text block that follows them at once."""
+    """Python blocks, each with the text block that follows it directly."""
     found: list[tuple[str, str, str | None]] = []
     for page in PAGES:
         text = page.read_text()
@@ -97,7 +97,7 @@ LOGGING_PAGE = (ROOT / "docs" / "logging.md").read_text()
 
 
 def in_code(text: str) -> set[str]:
-    """The words that stand in code: in backticks, or in a block."""
+    """The words in code: in backticks, or in a block."""
     code = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     return set(re.findall(r"\w+", " ".join(code)))
@@ -128,11 +128,11 @@ def test_everything_a_handler_can_ask_of_its_run_is_documented(member: str):
 
 
 LOGS = re.compile(r"^_?(log|audit)\.(info|warning|error|exception)$|^level$|\.report$")
-"""What is called to log something."""
+"""The name of the logging method that is called."""
 
 
 def events() -> list[tuple[str, str]]:
-    """What the engine and REST log at info and above: the place, and the message up to what it quotes."""
+    """Log messages of the engine and REST at info and above: their place, and their text without the values."""
     found: list[tuple[str, str]] = []
     for path in sorted([*(ROOT / "jobq" / "engine").rglob("*.py"), *(ROOT / "jobq" / "http").rglob("*.py")]):
         for call in ast.walk(ast.parse(path.read_text())):
@@ -142,7 +142,7 @@ def events() -> list[tuple[str, str]]:
 
 
 def literals(message: ast.expr) -> list[str]:
-    """The longest piece of a message that is written in the code; none if it is all a variable."""
+    """The longest part of a message that is written in the code. None if all of it is a variable."""
     parts = message.values if isinstance(message, ast.JoinedStr) else [message]
     texts = [str(part.value).strip(" :;,.()\n") for part in parts if isinstance(part, ast.Constant)]
     return [max(texts, key=len)] if texts else []
@@ -150,7 +150,7 @@ def literals(message: ast.expr) -> list[str]:
 
 @pytest.mark.parametrize(("place", "text"), events(), ids=lambda value: str(value)[:40])
 def test_every_log_message_is_in_the_page_of_logging(place: str, text: str):
-    """Operators search the docs for what they read in a log."""
+    """Operators search the docs for messages that they read in a log."""
     assert " ".join(text.split()) in " ".join(LOGGING_PAGE.split()), (
         f"docs/logging.md does not have the message of {place}"
     )

@@ -1,4 +1,4 @@
-"""Each call says what it waits for: an fsync, a replica, or nothing. Shown on what the server was really asked."""
+"""The durability of each call: an fsync, a replica, or nothing. The tests count the commands that the server got."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAITAOF = pytest.mark.skipif(server_kind() == "redis", reason="Redis 7.0 has no 
 
 
 class Watched:
-    """A server of the tests' own, and what it was asked."""
+    """A server of these tests, and the commands that it got."""
 
     def __init__(self, server: Server, admin: Connection) -> None:
         self.server = server
@@ -26,12 +26,12 @@ class Watched:
         self._admin = admin
 
     async def command(self, *words: str) -> Any:
-        """One command of the tests' own."""
+        """Send one command of the test."""
         packed = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
         return (await self._admin.trip(packed.encode(), 1))[0]
 
     async def asked(self, command: str) -> int:
-        """How often the command ran since the test began."""
+        """The number of these commands since the test began."""
         text: bytes = await self.command("INFO", "commandstats")
         for line in text.decode().splitlines():
             if line.startswith(f"cmdstat_{command}:calls="):
@@ -41,7 +41,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def aof_server() -> Iterator[Server]:
-    """One that keeps its data, and has no replica."""
+    """A server that stores its data and has no replica."""
     server = Server("--appendonly", "yes", "--appendfsync", "everysec").start()
     yield server
     server.stop()
@@ -59,7 +59,7 @@ async def watched(aof_server: Server) -> AsyncIterator[Watched]:
 
 
 def quick(watched: Watched, **options: Any) -> Queue:
-    """A queue that gives up waiting for a replica soon: there is none."""
+    """A queue that soon stops waiting for a replica. There is no replica."""
     return Queue("calls", watched.url, **{"durability_timeout": 0.05, **options})
 
 
@@ -99,7 +99,7 @@ async def test_every_way_to_enqueue_accepts_a_durability(watched: Watched):
 
 
 async def test_the_durability_of_a_call_overrides_that_of_its_queue(watched: Watched):
-    """More or, in so many words, less."""
+    """More than the queue, or explicitly less."""
     async with quick(watched, durability="replicated") as queue:
         await queue.enqueue("send", durability="none")
         assert await watched.asked("wait") == 0
@@ -122,7 +122,7 @@ async def test_calls_of_one_durability_share_trips_and_those_of_two_never(watche
 
 
 async def test_calls_do_not_wait_for_the_confirmation_of_others(watched: Watched, until: Until):
-    """A trip in the air that waits for a replica for 30 s holds up its own kind only."""
+    """A trip that waits for a replica for 30 s delays only calls of its own durability."""
     async with quick(watched, durability_timeout=30) as queue:
         slow = asyncio.create_task(queue.enqueue("send", durability="replicated"))
         try:
@@ -145,7 +145,7 @@ async def test_an_fsync_for_one_call(watched: Watched):
 
 @WAITAOF
 async def test_a_duplicate_is_as_durable_as_it_was_asked_for(watched: Watched):
-    """The earlier call did not wait; the second answers with its job, and says that it is on the disk."""
+    """The earlier call did not wait. The second one returns its job and confirms that it is on the disk."""
     async with quick(watched) as queue:
         first = await queue.enqueue("send", key="k")
         with pytest.raises(DurabilityUnavailable):
@@ -167,7 +167,7 @@ async def test_the_server_is_checked_once(watched: Watched):
 
 
 async def test_an_unsupported_durability_is_refused_and_nothing_is_written(watched: Watched):
-    """In words, before the write; and taken as soon as the server can."""
+    """The error comes before the write. Once the server supports it, the call succeeds."""
     words = r"needs WAITAOF, which this Redis 7\.0 does not have"
     if server_kind() != "redis":
         await watched.command("CONFIG", "SET", "appendonly", "no")
@@ -191,7 +191,7 @@ async def test_an_unsupported_durability_is_refused_and_nothing_is_written(watch
 
 
 async def test_an_unknown_durability_is_refused(watched: Watched):
-    """A misspelt one is no weaker one."""
+    """A misspelt durability must not mean a weaker one."""
     words = "durability is 'fsync': it takes none, fsynced or replicated"
     with pytest.raises(InvalidJob, match=words):
         Queue("calls", watched.url, durability="fsync")  # pyright: ignore
@@ -203,7 +203,7 @@ async def test_an_unknown_durability_is_refused(watched: Watched):
 
 @WAITAOF
 async def test_a_call_survives_a_power_loss(watched: Watched):
-    """The append-only file is cut right behind what was confirmed; others' jobs of the same queue may be gone."""
+    """The append-only file is cut right after the confirmed part. Other jobs of the queue may be lost."""
     async with quick(watched, durability_timeout=5) as queue:
         server = watched.server
         kept = [await queue.enqueue("send", durability="fsynced") for _ in range(2)]

@@ -1,4 +1,5 @@
-"""The embedded server with real processes: started once, joined, stopped by the last, whoever is killed."""
+"""The embedded server with real processes: one starts it, others join, the last one stops it, whichever of them is
+killed."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ asyncio.run(main())
 
 
 def ask(url: str, *words: str) -> str:
-    """One command over the server's unix socket, by hand."""
+    """Send one command over the server's unix socket."""
     with socket.socket(socket.AF_UNIX) as server:
         server.settimeout(5)
         server.connect(url.removeprefix("unix://"))
@@ -50,13 +51,13 @@ def listening(url: str) -> bool:
 
 
 def status_of(pid: int, field: str) -> str:
-    """A line of the process's /proc/PID/status."""
+    """A value of the process's /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(field + ":"))
 
 
 def until(condition, what: str, within: float = 10.0) -> None:
-    """Look again and again for what another process does; no event of ours tells us."""
+    """Check repeatedly until it holds. Another process sends us no events."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -94,7 +95,7 @@ async def test_the_server_takes_large_tables_from_the_kernel(tmp_path: Path, mon
     wrapper = tmp_path / "server"
     script(wrapper, f'env > {said}; exec {find_binary()} "$@"')
     monkeypatch.setattr(embedded, "find_binary", lambda: wrapper)
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1234567")  # the user's own word counts
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1234567")  # The user's own configuration is used.
     server = await EmbeddedServer.join_or_start(tmp_path / "data")
     await server.stop()
     environment = said.read_text().splitlines()
@@ -179,7 +180,7 @@ async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path)
 
 
 async def test_sigterm_to_every_process_leaves_the_server_to_its_users(tmp_path: Path):
-    """systemd's default, KillMode=control-group. Users still write the outcomes of their last jobs."""
+    """This is systemd's default, KillMode=control-group. Processes still write the outcomes of their last jobs."""
     server = await EmbeddedServer.join_or_start(tmp_path)
     pid = pid_of(server.url)
     keeper = psutil.Process(pid).parent()
@@ -199,7 +200,7 @@ async def test_sigterm_to_every_process_leaves_the_server_to_its_users(tmp_path:
 
 
 async def test_the_keeper_is_started_with_sigterm_blocked(tmp_path: Path, monkeypatch):
-    """It may come before the keeper's first line."""
+    """The signal may arrive before the keeper runs its first line."""
     masks: list[set[int]] = []
     run = subprocess.run
 
@@ -226,7 +227,7 @@ async def test_a_killed_keeper_takes_the_server_along(tmp_path: Path):
 
 
 async def test_an_orphan_that_locks_the_data_is_stopped_by_the_next_starter(tmp_path: Path, monkeypatch):
-    """A server alone, without its keeper: what a killed keeper leaves where the kernel has no PDEATHSIG."""
+    """A server without its keeper: it remains if the keeper is killed and the kernel has no PDEATHSIG."""
     monkeypatch.setattr(embedded, "ORPHAN_AFTER", 0.1)
     sockets = str(runtime_dir() / "orphan")
     (tmp_path / "server.socket").write_text(sockets)
@@ -266,7 +267,7 @@ async def test_a_server_that_cannot_start_says_why(tmp_path: Path):
     with pytest.raises(NoServer, match=r"does not start, failed: exit code \d+: .*manifest.*server\.log"):
         await EmbeddedServer.join_or_start(tmp_path)
     (appends / "appendonly.aof.manifest").unlink()
-    server = await EmbeddedServer.join_or_start(tmp_path)  # the failure left no lock behind
+    server = await EmbeddedServer.join_or_start(tmp_path)  # The failed start has released its lock.
     await server.stop()
 
 
@@ -310,7 +311,7 @@ def test_a_runtime_directory_with_a_long_path_is_not_used(tmp_path: Path):
 
 
 def alive(pid: int) -> bool:
-    """A zombie is dead, whether or not its parent looks."""
+    """A zombie is dead, even if its parent does not wait for it."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -318,7 +319,7 @@ def alive(pid: int) -> bool:
 
 
 async def test_other_users_cannot_read_the_data_even_in_a_public_directory(tmp_path: Path):
-    """Whoever made the directory with mkdir gave it mode 755; the append-only file holds every payload."""
+    """A directory that was made with mkdir has mode 755, and the append-only file contains every payload."""
     data = tmp_path / "data"
     (data / "appendonlydir").mkdir(parents=True)
     (data / "server.log").touch()

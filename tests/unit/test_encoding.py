@@ -1,4 +1,4 @@
-"""What users hand over is stored only if everybody can read the same value back."""
+"""A value of a user is stored only if everybody can read the same value back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error of jobq, brought about as users bring it about, with the words they read."""
+"""Every error of jobq, caused as users cause it, with its text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ID = "0htk3v9c20047qm2x"
 CASES: dict[str, tuple[Callable[..., Awaitable[Any]], str]] = {}
-"""Name of an error -> what brings it about, and its text."""
+"""For each error, a function that causes it, and its text."""
 
 
 def brings(name: str, text: str) -> Any:
@@ -37,7 +37,7 @@ def brings(name: str, text: str) -> Any:
 
 
 class World:
-    """What the cases need."""
+    """Everything that the cases need."""
 
     def __init__(self, queue: Queue, admin: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queue = queue
@@ -230,7 +230,7 @@ async def _(world: World) -> None:
 
 
 def stored_as(error: errors.JobqError, *, final: bool) -> Exception:
-    """The error, whose name is the type in the job's record."""
+    """An error whose name is stored as the type in the job's record."""
     failure = judge(Spec("t", 0), 1, error, "w")
     assert failure.type == type(error).__name__
     assert (failure.delay is None) is final
@@ -302,7 +302,7 @@ async def test_error(name: str, queue: Queue, admin: Store, tmp_path: Path, monk
 
 
 async def test_errors_have_attributes_for_programs(queue: Queue):
-    """Beside the text, what a program needs to act on."""
+    """Attributes that a program needs, in addition to the text."""
     job = await queue.enqueue("send")
     with pytest.raises(errors.WrongState) as wrong:
         await queue.promote(job.id)

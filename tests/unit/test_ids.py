@@ -1,4 +1,4 @@
-"""Job ids: unique without coordination, in the order of their making."""
+"""Job ids are unique without coordination and sort by the time of their creation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys of a queue: each born in keys.py, all in one cluster slot."""
+"""The Redis keys of a queue: all are made in keys.py and are in one cluster slot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_column_has_a_kind_and_a_user():
 
 
 def test_keys_are_made_in_one_place():
-    """Nobody else writes a key's text."""
+    """No other file contains the text of a key."""
     for path in PACKAGE.rglob("*.py"):
         if path.name != "keys.py":
             assert ":{{" not in path.read_text(), path

@@ -107,7 +107,7 @@ def test_values_other_than_text_are_redacted_too(capsys):
 
 
 class Gone:
-    """A stderr whose reader left."""
+    """A stderr whose reader is gone."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError

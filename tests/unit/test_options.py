@@ -1,4 +1,4 @@
-"""Options: seconds in, ms kept; every range with its words."""
+"""Options: given in seconds, stored in ms, each with a range and an error text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a trip carries: outcomes within bounds, and notes before their outcome. No job waits for another job's notes."""
+"""The content of a trip: outcomes within bounds, and log lines before their outcome. No job waits for those of
+another."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_a_bound_counts_all_outcomes_together():
 
 
 def test_of_many_released_jobs_the_last_are_sent_first():
-    """Each call puts its jobs in front of all that wait."""
+    """Each call puts its jobs before all waiting ones."""
     outbox = Outbox()
     for job_id in numbers(HAND_BACK_MAX + 2):
         outbox.rows[RELEASED] += (job_id, TOKEN)
@@ -118,7 +119,7 @@ def test_the_last_lines_are_kept_and_one_line_counts_the_dropped_ones():
     taken = notes.take([], 10)
     said = taken[key]
     assert said.size <= LOG_KEPT
-    # the server did not get them, and more came meanwhile
+    # The server did not get them, and more arrived meanwhile.
     for n in range(10_000, 10_010):
         notes.log(key, f"line {n}", n, appends=False)
     notes.put_back(taken)
@@ -129,7 +130,7 @@ def test_the_last_lines_are_kept_and_one_line_counts_the_dropped_ones():
 
 
 def test_a_trip_counts_the_earlier_lines_that_the_server_may_have_to_move():
-    """It reads and writes 64 KiB to append a word. The lines of new jobs cost next to nothing."""
+    """Redis reads and writes 64 KiB to append one line. The first lines of a job cost almost nothing."""
     for appends, jobs in ((False, NOTES_MAX), (True, NOTES_BYTES // LOG_KEPT + 1)):
         notes = Notes()
         for n in range(2 * NOTES_MAX):

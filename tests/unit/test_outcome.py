@@ -1,4 +1,4 @@
-"""What follows from an error: another attempt or the end, and a record of bounded size without secrets."""
+"""The consequence of an error: another attempt or the end, and a record of bounded size without secrets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SPEC = Spec("t", 0, attempts=3, backoff=StoredBackoff(delay=100, jitter=0))
 
 
 def raised(error: BaseException) -> BaseException:
-    """The error with a traceback, as a handler leaves it."""
+    """The error with a traceback, as if a handler had raised it."""
     try:
         raise error
-    except BaseException as caught:  # noqa: BLE001 - whatever it is
+    except BaseException as caught:  # noqa: BLE001 - any error may be passed
         return caught
 
 
@@ -155,7 +155,7 @@ def deep(levels: int) -> None:
 
 
 def test_size_is_bounded():
-    """Message, traceback and so the record: a page of attempts must fit the errors column."""
+    """The message and the traceback are bounded, and so is the record: the errors column must hold many attempts."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - it is the error of the test
         deep(200)
     kept = record(judge(SPEC, 1, caught.value, "w", 0))
@@ -167,7 +167,7 @@ def test_size_is_bounded():
 
 
 def test_the_worst_record_still_fits_the_column():
-    """Every character escaped: the column's bound is 65,536 bytes, and the last record is kept whole."""
+    """Every character is escaped. The column's bound is 65,536 bytes, and the last record is kept as a whole."""
     kept = verdict(ValueError("\x01" * 100_000)).record
     assert len(kept) < 65_536
 

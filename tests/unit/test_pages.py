@@ -1,4 +1,4 @@
-"""Long work in pages: listing through cursors, and the verbs that take every job of a state."""
+"""Work on many jobs in pages: lists with cursors, and the verbs that change every job of a state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ERROR = msgspec.json.encode(AttemptError(1, 2, "E", "no"))
 
 
 async def filled(queue: Queue, count: int, *, state: State = State.WAITING) -> list[str]:
-    """Jobs in one state, their ids in its order."""
+    """Make jobs in one state. Returns their ids in its order."""
     delay = 10_000 if state is State.DELAYED else 0
     accepted = await queue.submit_many([NewJob("x", options=Options(delay=delay)) for _ in range(count)])
     ids = [one.id for one in accepted]
@@ -42,7 +42,7 @@ async def filled(queue: Queue, count: int, *, state: State = State.WAITING) -> l
 
 
 async def walk(queue: Queue, state: State | None, limit: int, type_: str | None = None) -> list[list[str]]:
-    """The ids of page after page."""
+    """The ids of all pages."""
     found: list[list[str]] = []
     cursor = None
     while True:
@@ -225,7 +225,7 @@ async def test_verbs_with_older_than_change_only_old_jobs(connection: Connection
 
 
 async def test_jobs_that_cannot_be_retried_are_skipped(queue: Queue):
-    """Rivals hold the keys of the first pages; what stands behind them is retried all the same."""
+    """Other jobs hold the keys of the first pages. The jobs after them are still retried."""
     held = [await queue.enqueue("x", key=f"k{i}") for i in range(CHUNK + 3)]
     for job in held:
         await queue.kill(job.id)

@@ -1,4 +1,4 @@
-"""retry_on, discard_on, and backoff functions: what a task says about its retries."""
+"""retry_on, discard_on, and backoff functions: how a task decides about its retries."""
 
 from __future__ import annotations
 

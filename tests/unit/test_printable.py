@@ -1,4 +1,4 @@
-"""Text from others as it is shown on a terminal."""
+"""Text from clients as it is shown on a terminal."""
 
 from __future__ import annotations
 

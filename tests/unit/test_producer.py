@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Counted(Connection):
-    """Counts the trips, and the script calls in them."""
+    """Counts the trips and the script calls in them."""
 
     trips = calls = 0
 
@@ -38,7 +38,7 @@ class Counted(Connection):
 async def counted(redis_url: str):
     connection = Counted(redis_url)
     async with Queue("test", connection) as queue:
-        await queue.remove((await queue.enqueue("x")).id)  # the first one enters the queue into the registry
+        await queue.remove((await queue.enqueue("x")).id)  # The first call adds the queue to the registry.
         connection.trips = connection.calls = 0
         yield queue, connection
     await connection.aclose()
@@ -94,7 +94,7 @@ async def test_submitting_no_jobs_makes_no_trip(counted: tuple[Queue, Counted]):
 
 
 async def test_each_gets_its_own_answer(queue: Queue):
-    """One refused among others in the same trip."""
+    """One job of a trip is refused."""
     first = await queue.submit(NewJob("x", idempotency_key="k"))
     held = await queue.submit(NewJob("x", options=Options(key="d")))
     answers = await asyncio.gather(
@@ -167,7 +167,7 @@ async def test_one_invalid_job_of_many_keeps_all_from_being_written(queue: Queue
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'1,"attempts":9', b"{} {}", b"NaN", b"[" * 100_000 + b"]" * 100_000])
 async def test_a_raw_payload_must_be_json(raw: bytes, queue: Queue):
-    """It is stored byte for byte; anything else would make a row that nobody can read."""
+    """The payload is stored byte for byte. Any other text would make a row that cannot be read."""
     with pytest.raises(InvalidJob, match="payload of 'x': "):
         await queue.enqueue("x", msgspec.Raw(raw))
     assert (await queue.stats()).waiting == 0
@@ -200,7 +200,7 @@ async def test_an_id_of_another_job_is_refused(queue: Queue):
 
 
 async def test_an_id_that_two_processes_drew_is_drawn_again(queue: Queue, connection: Connection):
-    """The second job would otherwise be lost without a word."""
+    """Otherwise the second job would silently be lost."""
     async with Queue("test", connection, clock=lambda: 1_700_000_000_000) as one:
         for many in (False, True):
             first = await one.submit(NewJob("x", msgspec.Raw(b"1")))
@@ -302,7 +302,7 @@ async def test_a_cancelled_caller_does_not_cancel_the_others_of_its_trip(queue: 
 
 
 async def test_cancelling_the_caller_that_sends_the_trip_does_not_cancel_the_others(queue: Queue):
-    """It sends its own trip; those behind it ride the next one."""
+    """The cancelled caller is the one that sends the trip. The next calls use the next trip."""
     tasks = [asyncio.create_task(queue.enqueue("x")) for _ in range(20)]
     await asyncio.sleep(0)
     tasks[0].cancel()
@@ -321,7 +321,7 @@ async def test_closing_waits_for_running_calls(connection: Connection):
 
 
 async def test_several_jobs_cannot_share_an_id_or_a_key(queue: Queue):
-    """Only the first would be enqueued: the others would be lost without an error."""
+    """Only the first job would be enqueued, and the others would silently be lost."""
 
     @queue.task
     async def send(n: int) -> None: ...

@@ -1,4 +1,4 @@
-"""The public surface, and the direction of dependencies between the rooms."""
+"""The public names, and the direction of dependencies between the packages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_public_name_has_a_docstring():
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports, those for type checkers included: an annotation is a dependency too."""
+    """Modules that a file imports, including those for type checkers: an annotation is a dependency too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -62,7 +62,7 @@ def modules(room: str) -> list[Path]:
 
 
 ENGINE = ("model", "store", "task", "queue", "worker")
-"""The rooms of the engine from the bottom up: each may import those before it."""
+"""The packages of the engine from the bottom up. Each may import those before it."""
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_packages_of_the_engine_import_only_packages_below_them():
 
 
 def test_the_modules_of_the_worker_do_not_import_each_other_in_a_circle():
-    """Annotations included. A file that needs its user names a small Protocol instead."""
+    """Annotations are included. A file that needs a type of a package above defines a small Protocol instead."""
     room = "jobq.engine.worker."
     arrows = {
         path.stem: {name.split(".")[3] for name in imports(path) if name.startswith(room)}

@@ -1,4 +1,4 @@
-"""Passwords of URLs stay out of what people and logs see."""
+"""Passwords of URLs are neither shown nor logged."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ MEGABYTE = 1 << 20
 
 @pytest.mark.parametrize("part", HOSTILE.values(), ids=HOSTILE)
 def test_the_work_grows_with_the_length_of_the_text(part: str):
-    """The old pattern took 53 s for 200 KB. The bound is processor time, thirty times what is needed."""
+    """The old pattern took 53 s for 200 KB. The bound is CPU time, and thirty times the need."""
     text = part * (MEGABYTE // len(part))
     began = time.process_time()
     redact(text)
@@ -106,7 +106,7 @@ URL = f"redis://user:{SECRET}@host"
 
 @pytest.mark.parametrize("at", range(len(URL) + 1))
 def test_a_password_at_the_cut_is_not_shown(at: int):
-    """Wherever the cuts fall in the URL: the end of the first half, and the start of the second one."""
+    """The cuts may be anywhere in the URL: at the end of the first half, or at the start of the second."""
     half = 100
     text = "." * (half - at) + URL + "." * 1000 + URL + "." * (half - at)
     shown = excerpt(text, 2 * half)

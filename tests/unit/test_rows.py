@@ -1,4 +1,4 @@
-"""Replies of the reading scripts as what people see; quantiles out of a histogram of powers of two."""
+"""Replies of the reading scripts as Python objects. Quantiles are computed from a histogram of powers of two."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_readable_fields_of_a_newer_spec_are_shown():
 
 
 def test_stored_bytes_that_are_not_utf8_are_marked_unreadable():
-    """msgspec does not look into a Raw: without a check, the answer of GET /jobs/{id} would not be UTF-8."""
+    """msgspec does not check a Raw. Otherwise the answer of GET /jobs/{id} would not be UTF-8."""
     job = job_row("mail", ID, row("failed", "1", spec=b'{"type":"t","payload":"\xff"}', progress=b'"\xfe"'))
     assert (job.type, bytes(job.payload), job.progress) == ("t", b"null", None)
     assert job.unreadable == {"payload": '"\\xff"', "progress": '"\\xfe"'}

@@ -1,4 +1,4 @@
-"""Settings from the environment: what is wrong is named by its variable."""
+"""Settings from the environment. An error names the variable."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_secret_is_not_shown(field: str):
 
 
 def test_documentation_does_not_show_the_environment():
-    """A default argument ``env=os.environ`` is printed by ``help``, by Sphinx and by every editor."""
+    """A default argument ``env=os.environ`` would be printed by ``help``, by Sphinx and by every editor."""
     code = (
         "import pydoc, jobq.engine.server.embedded as e, jobq.settings as s\n"
         "for module in (e, s): print(pydoc.render_doc(module, renderer=pydoc.plaintext))"

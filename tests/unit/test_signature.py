@@ -1,4 +1,4 @@
-"""From a handler's signature to its payload's struct, and back to a call."""
+"""A handler's signature becomes the struct of its payload, and a payload becomes a call."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_large_payload_does_not_wake_the_collector(enabled: bool):
         gc.callbacks.remove(watch)
         (gc.enable if collecting else gc.disable)()
     assert len(values(large)["rows"]) == 50_000
-    assert len(decoded) <= 2  # one collection may come right after
+    assert len(decoded) <= 2  # One collection may follow directly.
 
 
 def test_keyword_only():

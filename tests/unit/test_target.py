@@ -1,4 +1,4 @@
-"""From "module:name" to queues, and what is said when there are none."""
+"""From "module:name" to queues, and the errors if there are none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Inside:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch):
-    """A working directory of its own, and the import system as it was."""
+    """A working directory for this test. The import system is restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)

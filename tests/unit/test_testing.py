@@ -1,4 +1,4 @@
-"""What users get for their own tests."""
+"""jobq.testing: the tools for users' own tests."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_a_manual_clock_makes_delayed_jobs_due_without_waiting(redis_url):
 
 
 async def test_the_services_own_queue_moves_to_another_server_and_back(redis_url):
-    own = Queue("own", "redis://127.0.0.1:1")  # nobody is there
+    own = Queue("own", "redis://127.0.0.1:1")  # No worker is running.
     clock = ManualClock()
 
     @own.task
@@ -145,7 +145,7 @@ async def test_a_temporary_server_is_empty_and_gone_afterwards():
         async with Queue("test", url) as queue:
             await queue.enqueue("any")
             assert (await queue.stats()).waiting == 1
-    assert not Path(url.removeprefix("unix://")).exists()  # noqa: ASYNC240 - one look
+    assert not Path(url.removeprefix("unix://")).exists()  # noqa: ASYNC240 - only one file is checked
     with temporary_server() as url:
         async with Queue("test", url) as queue:
             assert (await queue.stats()).waiting == 0

@@ -1,4 +1,4 @@
-"""The deadlines of runs: one timer for all of them. The loop is a stand-in whose clock the tests move."""
+"""The deadlines of runs: one timer for all of them. The loop is a fake whose clock the tests advance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Loop:
         return self.timers[-1]
 
     def go(self, to: float) -> None:
-        """Let time pass. Timers are called when they are due, and what they set in their place too."""
+        """Let time pass. Timers are called when they are due, and so are timers that these set."""
         while due := [timer for timer in self.timers if timer.when <= to]:
             first = min(due, key=lambda timer: timer.when)
             self.timers.remove(first)
@@ -82,7 +82,7 @@ def test_runs_that_end_in_time_make_no_timers_of_their_own():
 
 
 def test_close_deadlines_are_checked_together():
-    """Each look goes through all runs: a thousand looks at a thousand runs would hold the loop."""
+    """Each check reads all runs. A thousand checks of a thousand runs would block the loop."""
     loop = Loop()
     timers = deadlines(loop)
     runs = [Run(loop) for _ in range(1000)]

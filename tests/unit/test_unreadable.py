@@ -1,4 +1,4 @@
-"""One stored value that cannot be read hides nothing but itself, on every way of reading."""
+"""A stored value that cannot be read does not hide other values, in any way of reading."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def three_of(queue: Queue, state: State) -> list[str]:
 
 
 def check_json(value: Any) -> None:
-    """It goes out as JSON, and every parser reads it."""
+    """It is sent as JSON that every parser reads."""
     msgspec.json.decode(msgspec.json.encode(value).decode())
 
 
@@ -155,7 +155,7 @@ async def test_stats(queue: Queue, garbage: bytes) -> None:
 
 
 async def test_an_id_that_is_not_utf8_can_be_listed_and_removed(queue: Queue, admin: Store) -> None:
-    """It can be listed page by page, and removed together with the others."""
+    """It can be listed page by page, and removed with the others."""
     strange = b"\xff\xfe\nx"
     await three_of(queue, State.FAILED)
     await admin.command(b"HSET", admin.keys["jobs"], strange, b'{"type":"send"}')

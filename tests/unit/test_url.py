@@ -1,4 +1,4 @@
-"""Redis URLs: what jobq takes, and what it refuses with a sentence instead of a traceback."""
+"""Redis URLs that jobq accepts, and those that it refuses with a clear error instead of a traceback."""
 
 from __future__ import annotations
 

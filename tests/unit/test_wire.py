@@ -1,4 +1,4 @@
-"""One connection's bytes: replies in parts, silence, a server that closes or speaks something else."""
+"""The bytes of one connection: replies in parts, silence, a server that closes or speaks another protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Server:
-    """Answers the handshake of a connection with OK, and what comes after it with the given bytes, one write each."""
+    """A server that answers the handshake with OK and everything else with the given bytes, in one write each."""
 
     def __init__(self, *answers: bytes) -> None:
         self._answers = answers
@@ -79,7 +79,8 @@ async def test_a_silent_server_ends_in_a_timeout():
 
 
 async def test_waiting_for_a_connection_counts_as_waiting_for_the_answer():
-    """With a server that is silent, those who wait for a connection fail with those who have one, and send nothing."""
+    """If the server is silent, callers that wait for a connection fail together with those that have one, and send
+    nothing."""
     server = Server()
     async with server as connection:
         connection.timeout = 1.0
@@ -128,7 +129,7 @@ async def test_a_connection_that_the_server_closes_is_an_error():
 
 
 async def test_a_replica_after_a_failover_is_left():
-    """READONLY means that the master is elsewhere: the next trip looks for it on a new connection."""
+    """READONLY means that another server is the master. The next trip asks for it on a new connection."""
     server = Server(b"-READONLY You can't write against a read only replica.\r\n")
     async with server as connection:
         for n in (1, 2):
@@ -138,7 +139,7 @@ async def test_a_replica_after_a_failover_is_left():
 
 
 async def test_a_connection_that_the_server_closed_while_idle_is_not_used(connection, admin, until):
-    """A trip that is sent once must not meet a dead socket where a new one would have answered."""
+    """A trip that is sent only once must not use a dead socket."""
     await connection.trip(PING, 1)
     await admin.command(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
 
@@ -160,7 +161,7 @@ async def test_a_cancelled_trip_spoils_its_own_connection_only(connection):
 
 @pytest.fixture
 async def behind_tls(redis_url: str, tmp_path: Path):
-    """A TLS server in front of the emptied one: its URL, with the certificate to trust."""
+    """A TLS server in front of the emptied one. Yields its URL with the certificate to trust."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl to make a certificate with")
@@ -194,7 +195,7 @@ async def behind_tls(redis_url: str, tmp_path: Path):
 
 
 async def test_over_tls(behind_tls: str):
-    """The transport that is taken over from redis-py is then a TLS one."""
+    """The transport that is taken over from redis-py is then a TLS transport."""
     async with Queue("tls", behind_tls) as queue:
 
         @queue.task

@@ -1,4 +1,4 @@
-"""Workers in the test's own event loop: started, and stopped after the test whatever happened in it."""
+"""Workers in the test's own event loop. They are started, and stopped after the test even if it failed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def start(queue: Queue) -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
-    """A gate for handlers, opened at the test's end."""
+    """A gate for handlers, which is opened at the end of the test."""
     gate = Gate()
     yield gate
     gate.open()
@@ -38,6 +38,6 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def logs(caplog: pytest.LogCaptureFixture) -> Logs:
-    """What the engine logs, at debug and above."""
+    """The log of the engine, at debug and above."""
     caplog.set_level(logging.DEBUG, logger="jobq")
     return Logs(caplog)

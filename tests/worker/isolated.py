@@ -1,4 +1,4 @@
-"""Handlers that child processes load by this file's name."""
+"""Handlers that child processes import by the name of this file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bound() -> list[Any]:
 
 
 def hang(where: str) -> None:
-    """Says that it runs by its process id in a file, then burns time that only a signal can end."""
+    """Writes its process id to a file, then uses CPU until a signal ends it."""
     with open(where, "w") as file:  # noqa: PTH123 - a child imports as little as it can
         file.write(str(os.getpid()))
     while True:
@@ -76,7 +76,7 @@ def fail(how: str) -> Any:
     if how == "local":
 
         class Local(ConnectionError):
-            """The worker cannot make it again, because it cannot find its class."""
+            """The worker cannot recreate this exception, because it cannot find its class."""
 
         raise Local("gone")
     if how == "result":
@@ -108,7 +108,7 @@ def use(value: Annotated[int, Depends(resource, scope="worker")] = inject) -> li
 
 
 def pool_then_die() -> None:
-    """The pool's processes are forks: they hold what this process has open."""
+    """The pool's processes are forks, so they hold all open files of this process."""
     with multiprocessing.get_context("fork").Pool(2) as pool:
         pool.map_async(time.sleep, [60, 60])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -121,7 +121,7 @@ def pool() -> int:
 
 
 def fork(how: str) -> str:
-    """The copy of this process leaves the handler as well."""
+    """The copy of this process also returns from the handler."""
     if os.fork() == 0:
         if how == "exit":
             sys.exit(0)
@@ -140,7 +140,7 @@ async def fork_async() -> str:
 
 
 def fork_and_talk(ctx: Context = inject) -> str:
-    """What the copy gets when it calls ``ctx.log``."""
+    """The error that the copy gets when it calls ``ctx.log``."""
     ours, theirs = os.pipe()
     if os.fork() == 0:
         try:
@@ -154,7 +154,7 @@ def fork_and_talk(ctx: Context = inject) -> str:
 
 
 def daemonise(where: str) -> None:
-    """The classic double fork. The daemon is in a session of its own and lives on."""
+    """The classic double fork. The daemon is in its own session and lives on."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -197,14 +197,14 @@ def leave_program(where: str) -> None:
 
 
 def stop_program() -> int:
-    """A program that is asked to end does so: it has not inherited an ignored signal."""
+    """A program that gets SIGTERM ends: it has not inherited an ignored signal."""
     program = subprocess.Popen(["sleep", "60"])
     program.terminate()
     return program.wait()
 
 
 def get_signals() -> str:
-    """What Ctrl-C or a service manager sends to every process."""
+    """The signal that Ctrl-C or a service manager sends to every process."""
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
     return "still here"
@@ -219,7 +219,7 @@ def run_a_loop() -> int:
 
 
 def enqueue_sync(url: str) -> str:
-    """A handler without ``async`` enqueues another job."""
+    """A handler without ``async`` that enqueues another job."""
     return Queue("other", url).sync().enqueue("x").id
 
 
@@ -238,7 +238,7 @@ def close_all() -> None:
 
 
 def write_nonsense(data: str) -> None:
-    """Into the connection to the worker, whose number is the argument of this process."""
+    """Write into the connection to the worker. Its number is the argument of this process."""
     os.write(int(sys.argv[1]), bytes.fromhex(data))
     time.sleep(60)
 
@@ -261,7 +261,7 @@ def write_log() -> None:
 
 
 class Odd(Exception):
-    """Its arguments are not those of its __init__."""
+    """Its arguments differ from those of its __init__."""
 
     def __init__(self, code: int, where: str) -> None:
         super().__init__(f"{where}: {code}")
@@ -286,6 +286,6 @@ def raise_(how: str) -> None:
 
 
 def wait_for_add(url: str, queue: str, a: int, type: str = "add") -> int:
-    """A handler without ``async`` waits for another job of its own queue."""
+    """A handler without ``async`` that waits for another job of its own queue."""
     with Queue(queue, url).sync() as sync:
         return sync.enqueue(type, {"a": a}).result_sync(20)

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of the server's socket that can lose replies, cut connections and refuse new ones."""
+"""A TCP proxy in front of the server's socket. It can lose replies, cut connections and refuse new ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """``url`` leads through it. Connections pass unhindered until a fault is asked for."""
+    """``url`` leads through the proxy. Connections pass unchanged until a fault is requested."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
@@ -22,16 +22,16 @@ class Proxy:
         self._cut_after: int | None = None
         self._refused: bytes | None = None
         self.refusals = 0
-        """How many more requests are lost, each with its connection."""
+        """The number of further requests that are lost, each with its connection."""
         self.lost = asyncio.Event()
         self.away = False
         self.refused = 0
-        """Connections that were tried while it was away."""
+        """The number of connections that were tried while the server was away."""
         self.port = 0
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"redis://{self._user}127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -48,26 +48,26 @@ class Proxy:
         await asyncio.gather(*self._pipes, return_exceptions=True)
 
     def lose_reply(self, request: bytes, *, after: int = 0) -> None:
-        """The next connection that sends ``request`` gets ``after`` bytes of its reply, and is cut."""
+        """The next connection that sends ``request`` gets ``after`` bytes of its reply and is then cut."""
         self._awaited, self._cut_after = request, after
         self.lost.clear()
 
     def lose_requests(self, request: bytes, times: int) -> None:
-        """So many connections that send ``request`` are cut before it reaches the server."""
+        """This number of connections that send ``request`` are cut before it reaches the server."""
         self._refused, self.refusals = request, times
 
     def cut(self) -> None:
-        """All connections break."""
+        """Cut all connections."""
         for writer in list(self._writers):
             writer.transport.abort()
 
     def go_away(self) -> None:
-        """All connections break, and new ones too."""
+        """Cut all connections, and refuse new ones."""
         self.away = True
         self.cut()
 
     def come_back(self) -> None:
-        """New connections pass."""
+        """Accept new connections again."""
         self.away = False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,6 +1,6 @@
-"""What surrounds a run: injected dependencies, middleware, hooks.
+"""Injected dependencies, middleware and hooks.
 
-Annotations are real objects here, not text: they name functions local to a test.
+Annotations are real objects here and not text, because they name functions that are local to a test.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ async def test_errors_in_dependencies_fail_the_run_and_close_the_others(queue: Q
         await (await before.enqueue()).result(5)
     with pytest.raises(JobFailed, match="OSError: cannot close"):
         await (await after.enqueue()).result(5)
-    assert closed == []  # the error was thrown into it, as into any context manager
+    assert closed == []  # The error was thrown into the dependency, as into any context manager.
 
 
 async def test_a_handlers_error_passes_through_its_dependencies(queue: Queue, start):
@@ -177,7 +177,7 @@ async def test_a_handlers_error_passes_through_its_dependencies(queue: Queue, st
     await start()
     with pytest.raises(JobFailed, match="ValueError: bad"):
         await (await fails.enqueue()).result(5)
-    # swallowed, the run would look like a success that returned nothing
+    # If the error were swallowed, the run would look like a success that returned nothing.
     with pytest.raises(JobFailed, match="swallowed the handler's error"):
         await (await hidden.enqueue()).result(5)
     assert seen == ["rollback: bad", "swallowed"]
@@ -319,7 +319,7 @@ async def test_a_worker_dependency_that_exits_fails_the_run_and_not_the_worker(q
 
 
 class Mailer:
-    """A callable object, as some frameworks make them of functions."""
+    """A callable object, which some frameworks make from functions."""
 
     async def __call__(self, to: str) -> str:
         return to
@@ -448,7 +448,7 @@ async def test_middleware_is_told_why_a_handler_was_stopped(queue: Queue, start,
         try:
             return await call_next()
         except BaseException as error:
-            await asyncio.sleep(0)  # it can still await, to report it somewhere
+            await asyncio.sleep(0)  # The middleware can still await, to report the error.
             seen.append((context.type, type(error).__name__, context.stopped))
             raise
 
@@ -482,7 +482,7 @@ async def test_middleware_is_told_why_a_handler_was_stopped(queue: Queue, start,
 
 
 async def test_middleware_sees_the_errors_of_dependencies_too(queue: Queue, start):
-    """A transaction that cannot be committed fails the job. A counter of failures must not count a success."""
+    """A transaction that cannot be committed fails the job. A counter must not count that as a success."""
     seen: list[str] = []
     stuck = asyncio.Event()
 
@@ -601,7 +601,7 @@ async def test_a_failing_startup_hook_stops_the_worker_before_it_claims(queue: Q
 
     await work.enqueue()
     async with Worker(queue) as worker:
-        for _ in range(2):  # it may be run again
+        for _ in range(2):  # The worker may run again.
             with pytest.raises(LookupError, match="no database"):
                 await worker.run()
     stats = await queue.stats()

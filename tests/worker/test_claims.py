@@ -1,4 +1,4 @@
-"""Which job runs next, on whom, and how soon: order, weights, pause, wake-ups without polling."""
+"""Which job runs next, on which worker, and how soon: order, weights, pause, wake-ups without polling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker looks by itself while a test lasts: a wake-up that is lost is not made good after some seconds."""
+    """Workers do not check for jobs by themselves during a test. Otherwise a lost wake-up would be corrected after
+    some seconds."""
     monkeypatch.setattr(waker_module, "BLOCK", 60.0)
 
 
@@ -34,7 +35,7 @@ async def second(connection: Connection):
 
 
 def watch_wakers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the queues whose wake token woke a worker from now on, each as it does."""
+    """The names of the queues whose wake token wakes a worker from now on."""
     woken: list[str] = []
     claimed = Lane.claimed
 
@@ -67,7 +68,8 @@ async def test_lower_priority_numbers_first_then_first_in_first_out_and_lifo_in_
             ("topmost", 0, True),
         ]
     ]
-    jobs += await note.enqueue_many([{"name": f"batch{n}"} for n in range(3)])  # within one millisecond
+    # Both are enqueued within one millisecond.
+    jobs += await note.enqueue_many([{"name": f"batch{n}"} for n in range(3)])
     await start(concurrency=1)
     await queue.resume()
     for job in jobs:
@@ -84,7 +86,7 @@ async def test_weights_are_shares_while_all_queues_have_work(queue: Queue, secon
             ran[name] += 1
             if ran.total() >= 400:
                 enough.set()
-            await asyncio.sleep(0.002)  # the work: long enough for claims of a few jobs
+            await asyncio.sleep(0.002)  # Enough work for claims of a few jobs.
 
         return tick
 
@@ -94,11 +96,11 @@ async def test_weights_are_shares_while_all_queues_have_work(queue: Queue, secon
     worker = await start((queue, 1), (second, 4), concurrency=2)
     await enough.wait()
     worker.stop()
-    assert 0.65 < ran["heavy"] / ran.total() < 0.95  # 4 of 5, drawn at random
+    assert 0.65 < ran["heavy"] / ran.total() < 0.95  # The expected share is 4 of 5, with some randomness.
 
 
 async def test_a_worker_wakes_for_each_of_its_queues(queue: Queue, second: Queue, start, until, admin, monkeypatch):
-    """One queue being idle must not hide the others' wake-ups, whichever the worker looked at last."""
+    """An idle queue must not hide the wake-ups of others, whichever queue the worker served last."""
 
     @queue.task
     async def first() -> None: ...
@@ -127,7 +129,7 @@ async def test_pause_stops_claims_at_once_survives_a_new_worker_and_resume_wakes
     await queue.pause()
     jobs = await work.enqueue_many([{"n": n} for n in range(10)])
     later = await work.options(delay=0.01).enqueue(n=10)
-    await start(concurrency=3)  # a new worker knows it too: the flag stands in Redis
+    await start(concurrency=3)  # A new worker sees it too, because the flag is in Redis.
 
     async def promoted() -> bool:
         return (await later.row()).state is State.WAITING
@@ -172,7 +174,7 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
         await job.result(5)
         assert started[-1] >= due
 
-    # an earlier one enqueued behind a later one is not held up by it
+    # A job with an earlier due time that was enqueued later is not delayed.
     far, near = await tick.options(delay=60).enqueue(), await tick.options(delay=0.05).enqueue()
     await near.result(5)
     assert (await far.row()).state is State.DELAYED
@@ -184,13 +186,14 @@ async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_
     calls = Counter(after)
     calls.subtract(before)
     scripts, blocking = calls["evalsha"], calls["bzpopmin"]
-    # two seconds: enqueue, a look at it, the run; a heartbeat and a sweep may fall in between
-    assert scripts <= 30, calls  # a look every 10 ms would be 200
+    # These two seconds contain the enqueue, a read of its state and the run, and perhaps a heartbeat and a sweep.
+    # Polling every 10 ms would be 200 commands.
+    assert scripts <= 30, calls
     assert blocking <= 6, calls
 
 
 async def test_an_idle_worker_sends_a_handful_of_commands(queue: Queue, start, until, admin, monkeypatch):
-    """Its heartbeat tells how long nothing has happened, on a slow machine too."""
+    """Its heartbeat shows for how long nothing has happened, on a slow machine too."""
     beats = 0
     beat = Heartbeat._beat  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
@@ -206,13 +209,13 @@ async def test_an_idle_worker_sends_a_handful_of_commands(queue: Queue, start, u
     await until(lambda: beats >= first + 10, "ten heartbeats", 60)
     calls = Counter(await commands(admin))
     calls.subtract(before)
-    # a heartbeat and a sweep are two or three scripts; a look every 10 ms would be 200 in the same time
+    # A heartbeat and a sweep are two or three scripts. Polling every 10 ms would be 200 in the same time.
     assert calls["evalsha"] <= 60, calls
     assert calls["bzpopmin"] <= 2, calls
 
 
 async def test_an_idle_worker_starts_a_job_without_a_trip_of_its_own(queue: Queue, start, until, admin, monkeypatch):
-    """The job comes back with the wake token. How many ms that takes is for the benchmarks."""
+    """The job arrives together with the wake token. The benchmarks measure the time."""
 
     @queue.task
     async def now() -> None: ...
@@ -248,7 +251,8 @@ async def test_completions_share_trips(queue: Queue, start, admin):
 
 
 async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue: Queue, start, gate, until):
-    """Prefetch is for short jobs; when a long one comes in between, what is behind it goes to who is free."""
+    """Jobs are claimed ahead if they are short. If a long one comes in between, the jobs after it go to an idle
+    worker."""
 
     @queue.task
     async def short() -> None: ...
@@ -259,13 +263,13 @@ async def test_no_worker_is_idle_while_a_job_waits_behind_a_long_one(queue: Queu
 
     for _ in range(2):
         await start(concurrency=1)
-    # both workers learn that jobs are short, and would prefetch
+    # Both workers learn that jobs are short, and would claim ahead.
     jobs = await short.enqueue_many([{} for _ in range(600)])
     for job in jobs:
         await job.result(10)
     mixed = [await long.options(lifo=True).enqueue(n=0), *await short.enqueue_many([{} for _ in range(40)])]
     assert await gate.arrival() == 0
-    # the long one runs until the gate opens: whatever waited behind it would not end
+    # The long job runs until the gate opens, so a job that waited for it would not end.
     for job in mixed[1:]:
         await job.result(10)
     assert (await mixed[0].row()).state is State.ACTIVE
@@ -280,7 +284,7 @@ async def test_two_idle_workers_share_a_batch_of_long_jobs(queue: Queue, start, 
         await start(concurrency=1)
     await until(lambda: blocked(admin, 3), "three idle workers")
     await long.enqueue_many([{"n": n} for n in range(3)])
-    # one token for three jobs: each worker that takes one passes it on
+    # There is one token for three jobs. Each worker that takes it passes it on.
     assert {await gate.arrival(2) for _ in range(3)} == {0, 1, 2}
 
 
@@ -303,7 +307,7 @@ async def test_a_full_worker_passes_a_due_job_to_an_idle_one(queue: Queue, start
 
 
 async def test_a_stopping_worker_passes_its_watch_for_due_jobs_to_another(queue: Queue, start, until, admin, patient):
-    """The stopping worker may be the one that watches the clock, or that has just taken the wake token."""
+    """The stopping worker may be the one that watches for due jobs, or may have just taken the wake token."""
 
     @queue.task
     async def due() -> None: ...
@@ -313,7 +317,7 @@ async def test_a_stopping_worker_passes_its_watch_for_due_jobs_to_another(queue:
     await start()
     await until(lambda: blocked(admin, 2))
     job = await due.options(delay=0.5).enqueue()
-    # who has waited longest gets the token, and watches the clock from now on
+    # The worker that has waited longest gets the token, and watches for due jobs from now on.
     await until(lambda: _tokenless(admin))
     await until(lambda: blocked(admin, 2))
     watching.stop()
@@ -373,7 +377,8 @@ async def test_a_worker_with_unusable_arguments_is_refused(queue: Queue, make, s
 
 
 async def test_no_wake_up_is_lost_while_workers_come_and_go(queue: Queue, second: Queue, start, until, patient):
-    """Two queues, workers of every size that start and stop; somebody idle is always there, so nothing may lie."""
+    """Two queues, and workers of every size that start and stop. An idle worker always exists, so no job may stay
+    waiting."""
     ran: list[int] = []
 
     async def work(n: int, seconds: float) -> None:
@@ -391,6 +396,6 @@ async def test_no_wake_up_is_lost_while_workers_come_and_go(queue: Queue, second
         await task.options(delay=delay).enqueue(n=n, seconds=(0, 0.001, 0.02)[n % 3])
         if n % 6 == 3:
             guests.pop().stop()
-        await asyncio.sleep(0.01)  # producers come at their own pace
+        await asyncio.sleep(0.01)  # Producers enqueue at random times.
     await until(lambda: len(ran) == 60, "every job to run", timeout=20)
     assert sorted(ran) == list(range(60))

@@ -1,4 +1,4 @@
-"""What follows from a failed attempt: another one after a delay, or the end with everything that was known."""
+"""The consequences of a failed attempt: another attempt after a delay, or the end with all errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_job_without_attempts_left_fails_and_keeps_the_error_of_each(que
         (job.id, "test", n, 3, "ValueError") for n in (1, 2, 3)
     ]
     assert [line.retry_in_ms for line in lines] == [5, 5, None]
-    # the message alone says it all: a service's own format may show nothing else
+    # The message alone must be enough, because a service's own format may show nothing else.
     assert [line.levelname for line in lines] == ["WARNING", "WARNING", "ERROR"]
     assert lines[0].getMessage() == (
         f"Job flaky {job.id} failed in attempt 1 of 3 and runs again in 0.005 s: ValueError: attempt 1"
@@ -60,7 +60,7 @@ async def test_a_job_without_attempts_left_fails_and_keeps_the_error_of_each(que
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
 async def test_a_hostile_exception_ends_its_run_and_leaves_nothing_active(queue: Queue, start, kind, until):
-    """Whatever happens while an outcome is judged: no lease is renewed for ever, and the only slot is free again."""
+    """Even if the conclusion of a run raises, no lease is renewed for ever, and the only slot is freed."""
 
     @queue.task(name="async", attempts=1)
     async def coroutine(which: str) -> None:
@@ -182,11 +182,12 @@ PAYLOADS = [
     ({}, "missing required field `to`"),
     ([1], "Expected `object`"),
 ]
-"""What another version's handler of ``send(to: str)`` may take, and what this one says."""
+"""Arguments that another version's handler of ``send(to: str)`` may take, and what this version answers."""
 
 
 async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue: Queue, redis_url, start, until, logs):
-    async with Queue("test", redis_url) as before:  # knows no types: enqueues what the other version did
+    # It has no types, so it enqueues anything that the other version would.
+    async with Queue("test", redis_url) as before:
         jobs = [await before.enqueue("send", payload, attempts=1) for payload, _ in PAYLOADS]
 
         @queue.task
@@ -220,7 +221,7 @@ async def test_a_payload_that_another_version_may_read_goes_back_uncharged(queue
             for job in jobs:
                 if (await queue.get(job.id)).state is State.DELAYED:
                     await queue.promote(job.id)
-            return (await queue.stats()).completed == 2  # [1] is for none of both
+            return (await queue.stats()).completed == 2  # The payload [1] fits neither version.
 
         await until(completed)
 
@@ -259,7 +260,7 @@ async def test_a_job_that_no_worker_can_read_fails_in_the_end_and_names_both_ver
 
 
 async def test_time_that_a_job_waited_for_its_turn_does_not_count_as_unserved(redis_url, start, until, monkeypatch):
-    """A job that was delayed for longer than ``unserved_for`` is given its time all the same."""
+    """A job that was delayed for longer than ``unserved_for`` still gets this time."""
     clock = ManualClock()
     async with Queue("test", redis_url, clock=clock, unserved_for=1) as queue:
 
@@ -278,7 +279,7 @@ async def test_time_that_a_job_waited_for_its_turn_does_not_count_as_unserved(re
 
             await until(handed_back)
             await queue.promote(job.id)
-        # 250, 500 and 1000 ms come to more than a second
+        # 250, 500 and 1000 ms are more than a second.
         with pytest.raises(JobFailed, match="no handler for its type"):
             await queue.result(job.id, timeout=5)
 
@@ -313,7 +314,7 @@ async def test_unknown_fields_are_refused_at_enqueue_unless_the_queue_ignores_th
 
 
 async def _rewrite(queue: Queue, job_id: str, old: bytes, new: bytes) -> None:
-    """Make the row of a job what another version of jobq would have written."""
+    """Change the row of a job to one that another version of jobq would have written."""
     key = queue.store.keys["jobs"]
     raw = await queue.store.command(b"HGET", key, job_id)
     assert old in raw
@@ -339,7 +340,7 @@ async def test_a_row_that_a_newer_jobq_may_read_goes_back_even_after_its_lease_r
 
     job = await queue.enqueue("fine", backoff=Backoff(delay=0.007), attempts=1)
     await _rewrite(queue, job.id, b'"backoff":{', b'"backoff":{"type":"linear",')
-    # its worker of the newer version dies
+    # Its worker of the newer version dies.
     claim = queue.store.claim(1, 1, "newer", "newer:0", 1, repeated=False)
     await queue.store.do(claim)
     await start(lease=0.2)
@@ -371,7 +372,7 @@ async def _counts(queue: Queue, **wanted: int) -> bool:
 async def test_a_job_of_an_unknown_type_goes_back_uncharged_with_a_growing_delay(
     queue: Queue, redis_url, start, until, logs, monkeypatch
 ):
-    monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 1000)  # time enough to look at it
+    monkeypatch.setattr(outbox_module, "DEFER_FIRST_MS", 1000)  # Enough time to read its state.
 
     @queue.task
     async def known() -> None: ...
@@ -428,7 +429,7 @@ async def test_a_worker_that_knows_the_type_claims_the_due_job_first(queue: Queu
             return n + 1
 
         await start(newer)
-        # the server gives a wake token to whoever has blocked for longest: four times not to this one
+        # Redis gives a wake token to the client that has blocked for longest: four times to another worker.
         await until(lambda: blocked(admin, 5), "a worker that knows it")
         await until(lambda: listening(admin, 5))
         job = await newer_task.enqueue(n=1)
@@ -529,7 +530,8 @@ async def test_options_reach_the_run(queue: Queue, start):
 
 
 async def test_many_simultaneous_failures_are_sent_in_small_trips(queue: Queue, start, gate, monkeypatch):
-    """Each moves its job's earlier errors: hundreds in one script would hold Redis for tens of milliseconds."""
+    """Each failure moves the earlier errors of its job. Hundreds in one script would hold Redis for tens of
+    milliseconds."""
     sizes: list[int] = []
     reschedule = queue.store.reschedule
 

@@ -1,4 +1,4 @@
-"""``isolate="process"``: handlers in child processes, which a kill or a timeout really ends."""
+"""``isolate="process"``: handlers in child processes, which a kill or a timeout really stops."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_kill_ends_the_process(queue, process, start, until, tmp_path):
 async def test_timeout_ends_the_process(process, start, until, tmp_path):
     hang, add = process(isolated.hang, attempts=1, timeout=3), process(isolated.add)
     await start(concurrency=1)
-    # the timeout must not run while the child starts
+    # The timeout must not run while the child starts.
     await (await add.enqueue(a=1)).result(60)
     job = await hang.enqueue(where=str(tmp_path / "pid"))
     pid = await _alive(tmp_path / "pid", until)
@@ -104,7 +104,8 @@ async def test_a_child_that_died_while_idle_harms_no_job(process, start, until):
     pid = process(isolated.pid, attempts=1)
     await start(concurrency=1)
     first = await (await pid.enqueue()).result(20)
-    # stopped, it takes nothing; killed in its sleep, it is found dead by the order that is waiting for it
+    # A stopped process handles nothing. Killed while it is stopped, it is found dead when the next job is sent to
+    # it.
     os.kill(first, signal.SIGSTOP)
     job = await pid.enqueue()
 
@@ -216,7 +217,7 @@ async def test_children_end_with_their_parent(tmp_path, redis_url, until):
 
 
 def test_a_child_that_lost_the_connection_to_its_parent_ends(monkeypatch):
-    """A handler left it no memory: without an ear it would outlive its parent."""
+    """The handler used up its memory. If it could not notice the end of its parent, it would live on."""
 
     class Deaf:
         def makefile(self, _: str) -> Any:

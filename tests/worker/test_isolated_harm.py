@@ -1,4 +1,4 @@
-"""``isolate="process"`` and handlers that fork, start programs, leave threads, print, and break their process."""
+"""``isolate="process"`` with handlers that fork, start programs, leave threads, print, and break their process."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_a_thread_left_over_by_a_handler_cannot_log_into_the_next_job(queu
         logging.root.removeHandler(handler)
     assert [line.message for line in await queue.logs(job.id)] == ["mine"]
     assert bytes((await job.row()).progress or b"") == b'"mine"'
-    # the line itself is not lost, and names no job
+    # The line itself is not lost, and names no job.
     assert ("of a left-over thread", {}) in bound
 
 
@@ -130,7 +130,7 @@ async def test_a_kill_and_a_timeout_end_the_programs_of_the_handler(queue, proce
     task = process(isolated.start_program, attempts=1, timeout=3 if how == "timeout" else None)
     add = process(isolated.add)
     await start(concurrency=1)
-    # the timeout must not run while the child starts
+    # The timeout must not run while the child starts.
     await (await add.enqueue(a=1)).result(60)
     job = await task.enqueue(where=str(tmp_path / "pid"))
     pid = await _alive(tmp_path / "pid", until)
@@ -183,7 +183,7 @@ async def test_signals_to_every_process_do_not_end_a_child(process, start):
 
 
 async def test_signals_while_a_child_starts_do_not_end_it(process, start, tmp_path, monkeypatch):
-    """The interpreter runs sitecustomize before anything of jobq could install a handler."""
+    """The interpreter runs sitecustomize before jobq could install any signal handler."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -238,7 +238,7 @@ async def test_an_isolated_handler_that_waits_for_another_job_lends_its_slot(que
     worker = await start(concurrency=1)
     job = await wait.enqueue(url=redis_url, queue=queue.name, a=1)
     assert await job.result(20) == 2
-    assert _slots(worker) == 1  # what was lent was taken back
+    assert _slots(worker) == 1  # The lent slot was taken back.
 
 
 async def test_a_child_that_dies_while_it_waits_takes_its_slot_back(queue, process, start, redis_url, until):
@@ -323,7 +323,7 @@ async def test_log_lines_are_the_workers_with_the_jobs_id(process, start, caplog
     assert failed.exc_text is not None
     assert "ValueError: inner" in failed.exc_text
     assert bound["it failed"] == {"queue": "test", "job_id": job.id, "attempt": 1}
-    # structlog's events are written by the worker's structlog, whose default is to print them
+    # The worker's structlog writes the events of structlog. By default it prints them.
     out = capfd.readouterr().out
     assert "an event" in out
     assert job.id in out

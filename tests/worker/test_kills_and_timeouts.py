@@ -1,4 +1,4 @@
-"""Runs that are stopped from outside: killed, over their time, or deaf to their cancellation."""
+"""Runs that are stopped from outside: by a kill or a timeout, also if they ignore their cancellation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_kill_of_a_running_async_job_stops_its_handler_at_once(queue: Queu
         finally:
             stopped.set()
 
-    worker = await start(lease=30)  # no renewal tells it in the test's time: the control channel does
+    worker = await start(lease=30)  # No renewal would report the kill during the test. The control channel does.
     await until(lambda: listening(admin))
     job = await slow.enqueue()
     ctx = await gate.arrival()
@@ -182,9 +182,9 @@ async def test_the_outcome_of_a_killed_thread_is_refused_and_the_kill_is_logged(
     with pytest.raises(JobKilled):
         await job.result(5)
     await until(lambda: worker.running == 0)
-    assert ctx.lost  # what a long sync handler looks at
+    assert ctx.lost  # The value that a long sync handler checks.
     assert logs.one("cannot be stopped", "WARNING").job_id == job.id
-    assert await (await fine.enqueue()).result(5) == 1  # its slot, and a thread, are free although it still runs
+    assert await (await fine.enqueue()).result(5) == 1  # Its slot and a thread are free although it still runs.
     assert not ended.is_set()
     gate.open()
     await asyncio.to_thread(ended.wait, 5)
@@ -266,7 +266,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported_with_its_stac
 
 
 async def test_kill_of_jobs_claimed_ahead_of_a_slot(queue: Queue, start, gate, until):
-    """Buffered jobs have no handler yet; they must go without one."""
+    """Jobs that are claimed ahead have no handler yet. A kill must still remove them."""
     ran: list[int] = []
 
     @queue.task
@@ -319,7 +319,7 @@ async def test_a_sync_handler_learns_that_its_grace_is_over(queue: Queue, start,
 
 
 async def test_hung_threads_are_bounded_and_each_one_beyond_keeps_its_slot(queue: Queue, start, gate, until, logs):
-    """Without a bound, a handler that hangs now and then fills the process with threads."""
+    """Without a bound, a handler that sometimes hangs would fill the process with threads."""
 
     @queue.task(attempts=1, timeout=0.05)
     def hangs() -> None:
@@ -335,7 +335,7 @@ async def test_hung_threads_are_bounded_and_each_one_beyond_keeps_its_slot(queue
     for job in jobs[:4]:
         with pytest.raises(JobFailed, match="timeout"):
             await job.result(5)
-    # two threads may be left behind; the third and the fourth keep the worker's two slots
+    # Two threads may be left behind. The third and the fourth keep the worker's two slots.
     lines = logs.all("threads of handlers that timed out or were killed still run", "ERROR")
     assert [line.threads for line in lines] == [3, 4]
     late = await fine.enqueue()

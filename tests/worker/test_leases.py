@@ -1,4 +1,4 @@
-"""Leases: renewed by a thread while the loop is blocked, given up when stuck, recovered when the holder is gone."""
+"""Leases: renewed by a thread while the loop is blocked, given up if it is stuck, recovered when the worker is dead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = Backoff(type="fixed", delay=0, jitter=0)
 
 
 async def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_reported(queue: Queue, redis_url, start, logs):
-    """A real second worker, in a process of its own, would take the job if the lease ran out."""
+    """A real second worker, in its own process, would take the job if the lease ran out."""
     runs = 0
 
     @queue.task
@@ -66,7 +66,7 @@ async def test_jobs_claimed_ahead_go_back_while_a_handler_blocks_the_loop(
                 still = client.zcard(admin.keys["active"])
             seen.append((ahead, held, still))
 
-        await quick.enqueue_many([{}] * 2000)  # so many short ones that the worker claims ahead
+        await quick.enqueue_many([{}] * 2000)  # There are so many short jobs that the worker claims ahead.
         worker = await start(concurrency=10)
 
         async def completed() -> bool:
@@ -131,7 +131,8 @@ async def _worker_process(url: str, *, lease: float = 30, grace: float = 5, mode
 async def test_the_outcome_of_a_run_that_held_the_gil_beyond_its_lease_is_refused(
     queue: Queue, redis_url, start, until, tmp_path
 ):
-    """Nothing in a process runs while one thread holds the GIL. A stopped process is the same to Redis, and exact."""
+    """Nothing in a process runs while one thread holds the GIL. For Redis a stopped process is the same, and it is
+    exact."""
     slow = await _worker_process(redis_url, lease=0.5, mode="work", work=1)
     job = await queue.enqueue("work", {"where": str(tmp_path / "slow")}, backoff=NOW)
     await until((tmp_path / "slow").exists, "the process to run the job")
@@ -171,7 +172,8 @@ async def test_a_killed_workers_job_is_recovered_by_another_and_charged(
 
 
 async def test_a_worker_is_known_before_its_first_claim(queue: Queue, start, monkeypatch):
-    """What is recorded of its claims goes with its row: one killed before its heartbeat's first word would leave it."""
+    """The records of its claims are removed with its row. If it were killed before its first heartbeat, they would
+    remain."""
     monkeypatch.setattr(Heartbeat, "_beat", _mute)
 
     @queue.task
@@ -208,7 +210,7 @@ async def test_a_stuck_loop_is_given_up_and_its_job_goes_to_another(queue: Queue
 
     @queue.task(attempts=1)
     async def stuck() -> None:
-        given_up.wait(10)  # blocks this loop, as an endless loop would
+        given_up.wait(10)  # This blocks the loop as an endless loop would.
         time.sleep(1.5)  # noqa: ASYNC251 - the lease runs out meanwhile
 
     other = await _worker_process(redis_url, lease=0.4)
@@ -246,14 +248,14 @@ async def test_a_job_that_outlasts_the_grace_goes_back_uncharged(queue: Queue, r
     process.send_signal(signal.SIGTERM)
     if signals == 2:
         process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 60) == 0  # much less than the job and the grace take
+    assert await asyncio.wait_for(process.wait(), 60) == 0  # This is much less than the job and the grace take.
     row = await job.row()
     assert (row.state, row.attempts_made, row.errors) == (State.WAITING, 0, [])
     assert (tmp_path / "log").read_text() == "started\n"
 
 
 async def test_sigterm_twice_then_sigkill_loses_nothing(queue: Queue, redis_url, start, until, tmp_path):
-    """Killed while it goes down at once: what it had handed back is not charged, what it still held is."""
+    """The worker is killed while it stops at once. Jobs that it had handed back are not charged, the others are."""
     process = await _worker_process(redis_url, lease=0.5, mode="work", grace=60)
     mine, clinging = tmp_path / "work", tmp_path / "cling"
     jobs = [await queue.enqueue("work", {"where": str(mine)}, backoff=NOW) for _ in range(20)]

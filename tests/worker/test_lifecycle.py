@@ -1,4 +1,4 @@
-"""The life of a worker: every order of entering, starting, stopping, cancelling and leaving."""
+"""The life cycle of a worker: every order of entering, starting, stopping, cancelling and leaving."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def heartbeats() -> list[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 async def nothing_left(until):
-    """No worker leaves a task or a heartbeat behind, however it was ended."""
+    """No worker leaves a task or a heartbeat behind, in whatever way it ended."""
     tasks = asyncio.all_tasks()
     yield
     await until(lambda: not heartbeats(), "the heartbeats to end")
@@ -53,7 +53,7 @@ ORDERS = [
 
 @pytest.mark.parametrize(("enter", "begin", "end"), ORDERS)
 async def test_running_jobs_get_their_grace_in_every_order_of_stop_and_exit(queue: Queue, gate, enter, begin, end):
-    """Twice, since a worker that has stopped can be started again."""
+    """Twice, because a stopped worker can be started again."""
 
     @queue.task(attempts=1)
     async def slow() -> str:
@@ -117,7 +117,7 @@ async def test_a_stop_before_the_start_stops_that_start_only(queue: Queue, until
         worker.start()
         worker.stop()
         await worker.finished()
-        worker.stop()  # it has stopped already: this is not meant for the next run
+        worker.stop()  # The worker has already stopped, so this must not stop the next run.
         running = worker.start()
         await until(lambda: worker.state == "running")
         worker.stop()
@@ -172,7 +172,7 @@ async def test_a_stop_may_come_from_another_thread(queue: Queue, until):
 async def test_a_cancel_scope_of_anyio_hands_the_job_back_and_ends_the_heartbeat(queue: Queue, gate, until, busy):
     """anyio cancels again at every await until the scope is left."""
     release = threading.Event()
-    if busy:  # what other code of the service has in the default executor
+    if busy:  # Work of other code of the service in the default executor.
         for _ in range(64):
             asyncio.get_running_loop().run_in_executor(None, release.wait, 20)
 
@@ -316,7 +316,7 @@ async def test_the_end_of_the_heartbeat_thread_ends_the_worker(queue: Queue, mon
         await asyncio.to_thread(dies.wait)
         halt.set()
 
-    # as if the thread ended by itself
+    # Simulates a thread that ends by itself.
     monkeypatch.setattr(Heartbeat, "_watch", die)
     async with Worker(queue, grace=60) as worker:
         worker.start()

@@ -1,4 +1,5 @@
-"""One queue object in several event loops, threads and processes: each opens it for itself and harms no other."""
+"""One queue object in several event loops, threads and processes. Each opens it for itself and does not affect
+others."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def in_threads(*works: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread of its own; their answers, or the exceptions that they raised."""
+    """Run each in its own thread. Returns their results, or the exceptions that they raised."""
     answers: list[Any] = [None] * len(works)
 
     def run(place: int) -> None:
@@ -41,16 +42,16 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
 
 
 def in_a_child(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
-    """Fork, run the coroutine in the child. What it raised, as text; '' when all was well."""
+    """Fork, and run the coroutine in the child. Returns its error as text, or '' without an error."""
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a fork of a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about a fork of a process with threads.
         pid = os.fork()
     if pid == 0:
         said = ""
         try:
             asyncio.run(asyncio.wait_for(work(), 20))
-            gc.collect()  # what is collected here must not close the parent's sockets
+            gc.collect()  # Objects that are collected here must not close the parent's sockets.
         except BaseException as error:  # noqa: BLE001 - told to the parent
             said = repr(error)
         os.write(write, said.encode())
@@ -64,14 +65,14 @@ def in_a_child(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
 
 @pytest.fixture(params=["a url", "a shared connection"])
 def redis(request: pytest.FixtureRequest, redis_url: str) -> Iterator[str | Connection]:
-    """What a queue is made on."""
+    """The Redis of the queue: a URL or a connection."""
     connection = Connection(redis_url)
     yield redis_url if request.param == "a url" else connection
     asyncio.run(connection.aclose())
 
 
 async def clients(admin: Store) -> set[bytes]:
-    """The server's number of each connection that it has."""
+    """The server's numbers of its connections."""
     return {client.split(b" ")[0] for client in (await admin.command(b"CLIENT", b"LIST")).splitlines()}
 
 
@@ -209,7 +210,7 @@ async def test_a_forked_child_opens_the_queue_for_itself_and_leaves_the_parents_
 
 
 def test_a_child_cannot_use_the_parents_loop(redis_url: str):
-    """It would share the parent's epoll instance, and each would get the other's events."""
+    """It would share the parent's epoll instance, and each would get events of the other."""
     queue = Queue("loops", redis_url)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(queue.open())

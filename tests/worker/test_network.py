@@ -1,4 +1,4 @@
-"""Redis away, restarted, flushed, or deaf: nothing is lost, nobody sleeps for ever, every wait is bounded."""
+"""Redis is away, restarted, flushed or silent: no job is lost, and every wait is bounded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobq.errors import StoreUnavailable
 
 @pytest.fixture
 async def proxy(redis_url: str):
-    """A proxy before the emptied server."""
+    """A proxy in front of the emptied server."""
     async with Proxy(redis_url) as proxy:
         yield proxy
 
@@ -63,7 +63,7 @@ async def test_a_lost_reply_loses_no_job_and_runs_none_twice(
     stats = await queue.stats()
     assert (stats.completed, stats.failed) == ((0, 30) if script == "fail" else (30, 0))
     assert (stats.waiting, stats.delayed, stats.active) == (0, 0, 0)
-    # found again by the same request, not by a lease that ran out
+    # The job was found by the same request, not by a lease that ran out.
     assert set(ran.values()) == {2 if script == "reschedule" else 1}
     assert len(ran) == 30
 
@@ -82,7 +82,7 @@ async def test_enqueues_while_redis_is_away_raise_the_documented_errors(proxy: P
 
     proxy.go_away()
     with pytest.raises(StoreUnavailable):
-        await any_.enqueue_many([{"n": n} for n in range(1000)])  # several trips, two at a time
+        await any_.enqueue_many([{"n": n} for n in range(1000)])  # Several trips, two at a time.
     with pytest.raises(StoreUnavailable):
         await asyncio.gather(*(any_.enqueue(n=n) for n in range(20)))
     proxy.come_back()
@@ -97,7 +97,7 @@ async def test_a_lost_claim_is_asked_for_again(proxy: Proxy, far: Queue, queue: 
 
     await start(far, concurrency=1, lease=30)
     gate.open()
-    for n in range(20):  # whichever lane claims which: a claim's reply gets lost each time
+    for n in range(20):  # Whichever lane claims, the reply of a claim is lost each time.
         proxy.lose_reply(sha("claim"))
         job = await far.enqueue("slow", {"n": n})
         assert await job.result(5) == n
@@ -126,7 +126,7 @@ async def test_outcomes_outlive_an_outage(proxy: Proxy, far: Queue, queue: Queue
 async def test_a_worker_wakes_and_receives_kills_again_after_its_connections_broke(
     proxy: Proxy, far: Queue, queue: Queue, start, gate, until, admin, monkeypatch
 ):
-    monkeypatch.setattr(waker, "BLOCK", 60.0)  # no worker looks by itself while the test lasts
+    monkeypatch.setattr(waker, "BLOCK", 60.0)  # Workers do not check for jobs by themselves during the test.
 
     @far.task
     async def slow(n: int) -> int:
@@ -170,7 +170,7 @@ async def test_stop_while_redis_is_away_is_bounded(proxy: Proxy, far: Queue, que
         proxy.go_away()
         worker.stop()
     stats = await queue.stats()
-    assert stats.active == 1  # its lease will run out, and another worker recovers it
+    assert stats.active == 1  # Its lease will run out, and another worker recovers it.
 
 
 async def test_redis_restarts_in_the_middle(server, gate):
@@ -193,7 +193,7 @@ async def test_redis_restarts_in_the_middle(server, gate):
             await gate.arrival()
             waiting = asyncio.create_task(running.result(20))
             own.kill()
-            own.start()  # scripts are gone, data is not
+            own.start()  # The scripts are gone, and the data is not.
             gate.open()
             assert await waiting == 1
             assert await delayed.result(10) == 2
@@ -224,7 +224,7 @@ def test_pauses_grow_and_stay_numbers_after_hours_of_outage():
 
 
 async def test_a_small_outcome_is_sent_until_it_arrives(proxy, far: Queue, start):
-    """A bad network, not the job, is to blame: the work is done, and must not end in failed."""
+    """The network is bad and the job is not: its work is done, and it must not end in failed."""
 
     @far.task(attempts=1)
     async def work() -> str:

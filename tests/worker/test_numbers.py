@@ -1,4 +1,4 @@
-"""What operators read off the numbers: ages, latencies, starts and ends."""
+"""Figures for operators: ages, latencies, starts and ends."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ DAY = 24 * 3600
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """Stands still until it is advanced."""
+    """A clock that stands still until it is advanced."""
     return ManualClock()
 
 
 @pytest.fixture
 async def queue(connection: Connection, clock: ManualClock) -> AsyncIterator[Queue]:
-    """A queue on that clock."""
+    """A queue with that clock."""
     async with Queue("numbers", connection, clock=clock) as queue:
         yield queue
 
 
 async def oldest(queue: Queue) -> int | None:
-    """The age shown, ms."""
+    """The shown age in ms."""
     return (await queue.stats()).oldest_waiting_ms
 
 

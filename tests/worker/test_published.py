@@ -83,7 +83,7 @@ async def test_a_type_is_looked_up_once_and_then_in_the_background(
         await queue.enqueue("send")
     assert asked == [["send"]]
     await publish(with_code(connection, attempts=9), "w1")
-    monkeypatch.setattr(published, "FRESH_SECONDS", -1.0)  # what is known is old from now on
+    monkeypatch.setattr(published, "FRESH_SECONDS", -1.0)  # From now on the known options count as old.
     queue._sessions.here.defaults._old = 0.0  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     await queue.enqueue("send")
     await until(lambda: len(asked) > 1, "a lookup in the background")

@@ -1,4 +1,4 @@
-"""Waiting for results: many on one connection, through removals and closings; queues and workers inside a service."""
+"""Waiting for results: many waiters on one connection, removals and closings; queues and workers inside a service."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def test_a_worker_that_is_cancelled_twice_stops_at_once(queue: Queue, gate
         running.cancel()
         await until(lambda: logs.all("jobs still run, and have"), "the worker to wait for the job")
         running.cancel()
-        async with asyncio.timeout(30):  # much less than the grace
+        async with asyncio.timeout(30):  # This is much less than the grace.
             with pytest.raises(asyncio.CancelledError):
                 await running
 
@@ -256,7 +256,7 @@ async def test_a_handler_that_fails_because_of_the_stop_is_not_charged(queue: Qu
 
 
 async def test_a_result_over_the_limit_fails_its_job(connection: Connection) -> None:
-    """Nobody runs it again: its work is done."""
+    """The job does not run again, because its work is done."""
     queue = Queue("small", connection, max_result=100)
 
     @queue.task(attempts=3)
@@ -300,7 +300,7 @@ async def test_waiters_get_an_error_soon_after_a_flush(queue: Queue, admin, monk
 
 
 async def test_each_waiter_gets_an_exception_of_its_own(queue: Queue):
-    """REST takes the traceback away for those who may not see it."""
+    """REST removes the traceback for callers that may not see it."""
     job = await queue.enqueue("x")
     waiting = [asyncio.create_task(job.result(10)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -323,7 +323,7 @@ async def test_a_result_that_does_not_fit_the_annotation_is_an_error_of_jobqs(qu
 
 
 async def test_a_retention_of_zero_still_keeps_awaited_results_for_a_moment(connection, start):
-    """What has just finished stays for some seconds, whatever the retention."""
+    """Jobs that have just finished stay for some seconds, whatever their retention is."""
     queue = Queue("test", connection, keep_completed=0, keep_failed=0)
 
     @queue.task(retention=0)

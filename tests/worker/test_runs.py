@@ -1,4 +1,4 @@
-"""A run from claim to outcome: kinds of handlers, results and their types, what a handler can see and say."""
+"""A run from claim to outcome: kinds of handlers, results and their types, and the context of a handler."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_async_handler_runs_on_the_loop_with_typed_arguments_and_result(qu
 
     await start()
     assert await (await mirror.enqueue(point=Point(1, 2), factor=3)).result(5) == Point(6, 3)
-    # by name, as a producer without the handler's code
+    # By name, as a producer without the handler's code does.
     raw = await (await queue.enqueue("mirror", {"point": {"x": 1}})).result(5)
     assert raw == {"x": 0, "y": 1}
 
@@ -48,7 +48,7 @@ async def test_a_sync_handler_runs_in_a_thread_and_does_not_block_the_loop(queue
     gate.loop = asyncio.get_running_loop()
     await start(concurrency=3)
     jobs = await hold.enqueue_many([{"n": n} for n in range(3)])
-    assert {await gate.arrival() for _ in jobs} == {0, 1, 2}  # at the same time, and this loop runs
+    assert {await gate.arrival() for _ in jobs} == {0, 1, 2}  # Both run at the same time, and this loop is not blocked.
     gate.open()
     assert all([(await job.result(5)).startswith("jobq") for job in jobs])
 
@@ -139,7 +139,7 @@ async def test_a_result_that_is_not_json_fails_the_job_at_once_with_a_clear_erro
     with pytest.raises(JobFailed, match="result has no JSON form"):
         await job.result(5)
     row = await job.row()
-    # the work is done: running it again would do it twice and fail the same way
+    # The work is done. Running it again would do it twice and fail in the same way.
     assert (row.state, row.attempts_made, runs) == (State.FAILED, 1, 1)
 
 
@@ -152,7 +152,7 @@ def _raise(error: BaseException) -> None:
 
 
 class Outcast(BaseException):
-    """Not an Exception, as some libraries' timeouts and cancellations."""
+    """Not a subclass of Exception, like the timeouts and cancellations of some libraries."""
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
@@ -185,7 +185,7 @@ async def test_any_exception_of_a_handler_fails_only_its_own_job(queue: Queue, s
     with pytest.raises(JobFailed, match=message) as failed:
         await job.result(5)
     assert failed.value.type.endswith(type_)
-    assert await (await fine.enqueue()).result(5) == 1  # the only slot is free
+    assert await (await fine.enqueue()).result(5) == 1  # The only slot is free.
 
 
 async def test_a_handler_that_awaits_something_cancelled_has_failed(queue: Queue, start):
@@ -257,7 +257,7 @@ async def test_many_log_lines_are_sent_in_several_trips_and_before_the_outcome(q
         await job.result(10)
         assert [line.message for line in await queue.logs(job.id)] == [f"line {n}" for n in range(7)]
         assert (await job.row()).progress == msgspec.Raw(b"6")
-    assert sum(trips) >= 30  # a job's words may go in several trips
+    assert sum(trips) >= 30  # The log lines of a job may be sent in several trips.
     assert max(trips) <= 5
 
 
@@ -329,7 +329,7 @@ async def test_log_lines_and_progress_of_a_run_that_lost_its_job_are_refused(
     await until(lambda: ctx.lost, "the handler's context to say that it lost the job")
     gate.open()
     await said.wait()
-    await (await fine.enqueue()).result(5)  # whatever was said before has made its trip
+    await (await fine.enqueue()).result(5)  # All earlier lines and progress have been sent.
     assert (await job.row()).progress is None
     assert await queue.logs(job.id) == []
 
@@ -385,7 +385,7 @@ async def test_context_variables_do_not_leak_from_run_to_run(queue: Queue, start
         structlog.contextvars.bind_contextvars(seen=[name])
         return before
 
-    # one slot and very short jobs: most runs start out of the buffer, at the end of the run before
+    # With one slot and very short jobs, most runs start from the buffer when the previous run ends.
     await start(concurrency=1)
     jobs = await visit.enqueue_many([{"name": f"n{n}"} for n in range(300)])
     assert {tuple(await job.result(5)) for job in jobs} == {("none",)}
@@ -411,7 +411,7 @@ def _slots(worker: Any) -> int:
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
 async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_worker(queue: Queue, start, kind):
-    """Three slots, three parents in all of them, and children behind them."""
+    """Three parents hold all three slots, and their children wait for a slot."""
 
     @queue.task
     async def child(n: int) -> int:
@@ -430,7 +430,7 @@ async def test_handlers_that_wait_for_children_of_their_queue_do_not_fill_the_wo
     worker = await start(concurrency=3)
     assert [await job.result(20) for job in jobs] == [2 * n for n in range(10)]
     assert worker.running == 0
-    # what was lent was taken back
+    # The lent slots were taken back.
     assert _slots(worker) == 3
 
 
@@ -455,7 +455,7 @@ async def test_a_handler_that_is_killed_while_it_waits_takes_its_slot_back(queue
 
 
 async def test_waiting_for_jobs_that_another_worker_serves_lends_no_slot(queue: Queue, start, gate, connection):
-    """With one slot, a handler may rely on being alone."""
+    """With one slot, a handler may rely on running alone."""
     async with Queue("other", connection) as other:
         elsewhere = await other.enqueue("x")
 

@@ -1,4 +1,4 @@
-"""The trouble of one queue stays with that queue, and the trouble of one job with that job."""
+"""Errors of one queue affect only that queue, and errors of one job only that job."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ async def other(server) -> AsyncIterator[Any]:
 
 
 def tasks(*queues: Queue) -> list[int]:
-    """The task ``note`` on each queue. Returns where the jobs of the first one leave their numbers."""
+    """Register the task ``note`` on each queue. Returns the list in which jobs of the first one record their
+    numbers."""
     ran: list[int] = []
     for queue in queues:
 
@@ -60,7 +61,7 @@ async def test_one_server_away_does_not_starve_the_other(queue: Queue, start, un
         async def hold() -> None:
             await blocker.wait()
 
-        # the claims and the outcome of the queue are on their way when its server goes
+        # The claims and outcomes of the queue are under way when its server dies.
         await start(queue, away, concurrency=4)
         await away.enqueue("hold")
         await until(lambda: blocked(admin, 1), "the worker to listen")
@@ -74,7 +75,7 @@ async def test_one_server_away_does_not_starve_the_other(queue: Queue, start, un
 
 
 async def test_a_frozen_server_keeps_no_slot_from_the_other(queue: Queue, start, until, other):
-    """Its claim was sent when it froze, for all slots. They must not wait for a reply."""
+    """Its claim, for all slots, was sent when the server froze. The slots must not wait for the reply."""
     async with AsyncExitStack() as stack:
         away = await stack.enter_async_context(Queue("away", other.url))
         ran = tasks(queue, away)
@@ -92,7 +93,7 @@ async def test_a_frozen_server_keeps_no_slot_from_the_other(queue: Queue, start,
         await frozen.wait()
         for n in range(JOBS):
             await queue.enqueue("note", {"n": n})
-        # a trip is given up after 5 s: by then the jobs have long run
+        # A trip is given up after 5 s. By then the jobs have long run.
         await until(lambda: len(ran) == JOBS, "every job of the healthy server", timeout=4)
         os.kill(other.process.pid, signal.SIGCONT)
 
@@ -127,7 +128,7 @@ async def test_a_broken_queue_continues_when_it_is_repaired(queue: Queue, start,
 
 @pytest.fixture
 async def strict(admin: Store) -> AsyncIterator[None]:
-    """The server closes the connection when one word is larger than 1 MB."""
+    """The server closes the connection if one argument is larger than 1 MB."""
     before = (await admin.command(b"CONFIG", b"GET", b"proto-max-bulk-len"))[1]
     await admin.command(b"CONFIG", b"SET", b"proto-max-bulk-len", 1 << 20)
     yield
@@ -135,7 +136,7 @@ async def strict(admin: Store) -> AsyncIterator[None]:
 
 
 async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue: Queue, start, gate, strict, logs):
-    queue.max_result = 8 << 20  # more than the server takes
+    queue.max_result = 8 << 20  # More than the server accepts.
 
     @queue.task
     async def large(n: int) -> str:
@@ -164,7 +165,7 @@ async def test_a_result_that_the_server_refuses_fails_its_own_job_only(queue: Qu
 
 
 async def test_an_error_reply_that_the_data_causes_fails_that_job_only(queue: Queue, start, gate, monkeypatch):
-    """Here the column of results refuses: no repetition can help."""
+    """The column of results itself is refused, so a repetition cannot help."""
 
     @queue.task
     async def work(n: int) -> int | None:
@@ -288,7 +289,7 @@ async def test_two_queues_of_one_name_and_place_are_refused(queue: Queue, redis_
 
 
 async def test_a_kill_is_kept_until_its_own_claim_is_answered(queue: Queue, until):
-    """Whichever claim is answered first."""
+    """In whichever order the claims are answered."""
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
     from jobq.engine.worker.pool import Pool

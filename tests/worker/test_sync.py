@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def app(redis_url: str) -> Iterator[Queue]:
-    """A queue as an application has it, with a bridge that ends with the test."""
+    """A queue as in an application. Its bridge ends with the test."""
     queue = Queue("app", redis_url)
 
     @queue.task(attempts=1)
@@ -42,7 +42,7 @@ def app(redis_url: str) -> Iterator[Queue]:
 
 
 def run_waiting(queue: Queue) -> None:
-    """Run the jobs that wait, in an event loop of its own."""
+    """Run the waiting jobs in a new event loop."""
     asyncio.run(drain(queue))
 
 
@@ -90,7 +90,7 @@ def test_a_with_block_closes_the_queue_and_a_call_without_one_keeps_it_open(app)
         q.enqueue("double", {"n": 1})
         again.enqueue("double", {"n": 1})
         assert connections() > before
-    # the loop's own socket pair stays
+    # The loop's own socket pair stays open.
     assert connections() - before <= 2
     app.sync().ready()
     kept = connections()
@@ -134,7 +134,7 @@ def test_a_forked_child_has_a_loop_and_a_connection_of_its_own(app):
         job = q.enqueue("double", {"n": 1})
         children = [fork.Process(target=_enqueue_in_child, args=(app, ids)) for _ in range(3)]
         with warnings.catch_warnings():
-            # Python 3.12 warns of forks beside threads, which is what is tested
+            # Python 3.12 warns about forks beside threads, which is the case under test.
             warnings.simplefilter("ignore", DeprecationWarning)
             for child in children:
                 child.start()
@@ -164,7 +164,7 @@ def test_a_script_ends_cleanly(redis_url, tmp_path):
         timeout=60,
         check=False,
     )
-    # the server of the tests keeps nothing on disk, which the log mentions
+    # The test server has no persistence, and the log warns about that.
     lines = [line for line in done.stderr.splitlines() if not line.startswith("Redis keeps nothing")]
     assert (done.returncode, done.stdout, lines) == (0, "False\n", [])
 

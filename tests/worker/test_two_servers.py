@@ -1,4 +1,4 @@
-"""A worker with queues on two Redis servers: what one server does must not touch the jobs on the other."""
+"""A worker with queues on two Redis servers: faults of one server must not affect the jobs on the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def other(server: Server) -> Iterator[Server]:
-    """A second server. It may be frozen or killed."""
+    """A second server, which may be frozen or killed."""
     other = type(server)().start()
     yield other
     assert other.process is not None
@@ -28,7 +28,7 @@ def other(server: Server) -> Iterator[Server]:
 
 @pytest.fixture
 def away(other: Server) -> list[Queue]:
-    """Eight queues on the second server: what waits for one after the other waits for longer than a lease."""
+    """Eight queues on the second server. Waiting for one after the other would take longer than a lease."""
     queues = [Queue(f"away-{number}", other.url) for number in range(8)]
     for queue in queues:
 
@@ -49,7 +49,7 @@ def thaw(server: Server) -> None:
 
 
 async def lease_end(admin) -> float:
-    """When the lease of the only active job of the queue "test" ends, seconds on the server's clock."""
+    """The time at which the lease of the only active job of the queue "test" ends, in seconds on the server's clock."""
     ((_, end),) = [await admin.command(b"ZRANGE", admin.keys["active"], 0, 0, b"WITHSCORES")]
     return float(end) / 1000
 
@@ -63,13 +63,13 @@ async def test_leases_are_renewed_while_another_server_is_away(
         await gate.passing()
         return "once"
 
-    # the queues that are away come first: renewals that go one after another would wait for them
+    # The queues that are away come first. Renewals one after another would wait for them.
     await start(*away, queue, lease=2)
     twin = Queue("test", connection)
     twin.tasks = queue.tasks
     job = await slow.enqueue()
     await gate.arrival()
-    await start(twin, lease=2)  # it would recover the job, were its lease to run out
+    await start(twin, lease=2)  # This worker would recover the job if its lease ran out.
     if fault == "frozen":
         freeze(other)
     else:

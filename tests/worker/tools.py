@@ -1,4 +1,4 @@
-"""What worker tests share: gates for handlers, a reader of the engine's log, counts of commands."""
+"""Shared by worker tests: gates for handlers, a reader of the engine's log, counts of commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Handlers report here and wait: ``await gate.passing(x)``, or ``gate.hold(x)`` in a thread."""
+    """Handlers announce themselves here and wait: ``await gate.passing(x)``, or ``gate.hold(x)`` in a thread."""
 
     def __init__(self) -> None:
         self.arrivals: asyncio.Queue[Any] = asyncio.Queue()
@@ -24,23 +24,23 @@ class Gate:
         self.loop: asyncio.AbstractEventLoop | None = None
 
     async def passing(self, who: Any = None) -> None:
-        """Report, then wait until the gate opens."""
+        """Announce the handler, then wait until the gate opens."""
         self.arrivals.put_nowait(who)
         await self._opened.wait()
 
     def hold(self, who: Any = None, timeout: float = 20.0) -> None:
-        """The same for a thread; ``arrival`` must have been awaited from the loop before, or ``loop`` set."""
+        """The same for a thread. ``arrival`` must have been awaited on the loop before, or ``loop`` be set."""
         assert self.loop is not None
         self.loop.call_soon_threadsafe(self.arrivals.put_nowait, who)
         self._thread_opened.wait(timeout)
 
     async def arrival(self, timeout: float = 10.0) -> Any:
-        """The next handler that reported."""
+        """The next handler that announced itself."""
         async with asyncio.timeout(timeout):
             return await self.arrivals.get()
 
     def open(self) -> None:
-        """Everybody passes from now on."""
+        """Let all handlers pass from now on."""
         self._opened.set()
         self._thread_opened.set()
 
@@ -52,7 +52,7 @@ class Logs:
         self._caplog = caplog
 
     def all(self, event: str, level: str | None = None) -> list[logging.LogRecord]:
-        """Records of an event, oldest first."""
+        """The records of an event, oldest first."""
         return [
             record
             for record in self._caplog.records
@@ -69,7 +69,7 @@ class Logs:
 
 
 async def commands(admin: Store) -> dict[str, int]:
-    """Calls per command since the server started, by its own count."""
+    """The number of calls per command since the server started."""
     info = await admin.command(b"INFO", b"commandstats")
     lines = [line for line in info.decode().splitlines() if line.startswith("cmdstat_")]
     return {
@@ -79,18 +79,18 @@ async def commands(admin: Store) -> dict[str, int]:
 
 
 async def blocked(admin: Store, clients: int) -> bool:
-    """At least so many clients block, on a wake token say."""
+    """At least this number of clients block, for example on a wake token."""
     info = await admin.command(b"INFO", b"clients")
     found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
     return int(found.partition(":")[2]) >= clients
 
 
 async def reading(admin: Store) -> bool:
-    """A client blocks in a read of a stream: somebody waits for a result."""
+    """A client blocks in a read of a stream, so a caller waits for a result."""
     clients = (await admin.command(b"CLIENT", b"LIST")).splitlines()
     return any(b"cmd=xread" in client and b" flags=b" in client for client in clients)
 
 
 async def listening(admin: Store, workers: int = 1) -> bool:
-    """At least so many workers hear the control channel."""
+    """At least this number of workers listen to the control channel."""
     return (await admin.command(b"PUBSUB", b"NUMSUB", admin.keys["control"]))[1] >= workers
