@@ -38,6 +38,7 @@ class Break(NamedTuple):
 
 FENCE = "if redis.call('HGET', leases, id) ~= token then return false end"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
+LOGGED = "redis.call('HGET', leases, id) == token"
 HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
 SABOTAGES = [
     *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "release", "defer")],
@@ -45,7 +46,11 @@ SABOTAGES = [
         Break(name, "any lease will do", FENCE, "if redis.call('HEXISTS', leases, id) == 0 then return false end")
         for name in ("reschedule", "fail", "release", "defer")
     ],
-    *[Break(name, "fence not checked", SAID, "true") for name in ("progress", "log")],
+    Break("progress", "fence not checked", SAID, "true"),
+    Break("log", "fence not checked", LOGGED, "true"),
+    Break("log", "lines that come again are stored again", "if received >= all then return nil end", ""),
+    Break("log", "a newer line goes with those that come again", "if received <= first then", "if false then"),
+    Break("log", "the lines of another run count", "fence == run and", "fence and"),
     Break("complete", "fence not checked", "held[k] == token", "true"),
     Break(
         "complete",
@@ -54,10 +59,13 @@ SABOTAGES = [
         "    at = last + 2\nend\nlocal held",
     ),
     Break("complete", "any lease will do", "held[k] == token", "held[k]"),
-    Break("drop", "nobody is asked to force it", "and ARGV[3] ~= '1'", "and false"),
-    Break("drop", "force does not help", "and ARGV[3] ~= '1'", ""),
-    Break("drop", "living workers do not count", "if jobs + alive > 0", "if jobs > 0"),
-    Break("drop", "dead workers count", "now - tonumber(ARGV[2])", "0"),
+    Break("drop", "nobody is asked to force it", "or ARGV[4] == '1'", "or true"),
+    Break("drop", "force does not help", "or ARGV[4] == '1'", ""),
+    Break("drop", "living workers do not count", "jobs + alive == 0", "jobs == 0"),
+    Break("drop", "dead workers count", "now - tonumber(ARGV[3])", "0"),
+    Break("drop", "the answers stay for ever", "redis.call('PEXPIRE', answers, 120000)", ""),
+    Break("drop", "a refused drop lets the answers go", "if unused then\n", "if true then\n"),
+    Break("pause", "the answers go with those of a dropped queue", "redis.call('PERSIST', answers)", ""),
     Break("drop", "finished jobs do not count", "active, completed, failed, blocked }", "active, blocked }"),
     Break("renew", "fence not checked", "held[i] == ARGV[2 * i + 2]", "true"),
     Break("renew", "XX omitted", "active, 'XX', unpack", "active, unpack"),
@@ -128,7 +136,9 @@ SABOTAGES = [
     Break("reschedule", "a reason too many goes", ">= 65536", ">= 65535"),
     Break("fail", "reasons without bound", ">= 65536", ">= 1e9"),
     Break("kill", "reasons without bound", ">= 65536", ">= 1e9"),
-    Break("log", "lines without bound", "if #text > 65536 then", "if #text > 1e9 then"),
+    Break("log", "lines without bound", "if over > 0 then", "if false then"),
+    Break("log", "a line too many goes", "if over > 0 then", "if over >= 0 then"),
+    Break("log", "lines of one call without bound", "if #lines > MOST then", "if false then"),
     Break("defer", "the time does not double", "2 ^ math.min(times - 1, 40)", "1"),
     Break("defer", "the others hear of it a minute late", "math.min(soonest, delay)", "soonest"),
     Break("kill", "finished ones too", "elseif redis.call('ZREM', active, id) == 1 then", "else"),
@@ -137,7 +147,11 @@ SABOTAGES = [
     Break("retry", "a rival is not asked", "local other = rival(id)", "local other = nil"),
     Break("retry", "unfinished ones too", "if set then", "if true then"),
     Break("remove", "another's key is taken along", "if holder == id then", "if holder then"),
-    Break("remove", "the last column overlooked", "for i = 12, #KEYS do", "for i = 12, #KEYS - 1 do"),
+    Break("remove", "the last column overlooked", "for i = 13, #KEYS do", "for i = 13, #KEYS - 1 do"),
+    Break("enqueue", "a repetition brings back a removed job", "elseif repeated and", "elseif false and"),
+    Break("enqueue", "an id cannot be used again after a removal", "repeated and was_removed", "was_removed"),
+    Break("enqueue", "a repeated id is never free again", "tonumber(at) < tonumber(time)", "true"),
+    Break("expire", "ids of removed jobs stay", "redis.call('ZREM', removed, unpack(gone))", "gone = gone"),
     Break("trim", "the last column overlooked", "for i = 6, #KEYS do", "for i = 6, #KEYS - 1 do"),
     Break("trim", "one too many is kept", "count - tonumber(ARGV[1 + i])", "count - 1 - tonumber(ARGV[1 + i])"),
     Break("trim", "newest first", "redis.call('ZRANGE', set, 0, over - 1)", "redis.call('ZRANGE', set, -over, -1)"),
@@ -151,7 +165,7 @@ SABOTAGES = [
     Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
     *[
         Break(name, "a repeated request is executed", "if recorded then", "if false then")
-        for name in ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
+        for name in ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
     ],
     Break("kill", "the job's own retention is forgotten", "if ARGV[4] ~= '' then", "if false then"),
     Break("promote", "waits since its enqueue", "can_run(id, charged(id), now)", ""),

@@ -21,7 +21,9 @@ end
 local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
+-- end
 
+-- shared: can run
 -- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))

@@ -1,15 +1,47 @@
 #!lua flags=allow-oom
 -- drop: removes the queue with all its keys in one step. Redis frees the memory in the background, so a large queue blocks nobody.
--- KEYS waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims requests answers events workers_info types types_seen metrics
--- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs or workers
+-- KEYS requests answers waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics
+-- ARGV now, request, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs or workers
 -- RETURNS the number of jobs, the number of living workers, and 1 if the queue was dropped (0: refused, nothing changed)
-local waiting, delayed, active, completed, failed, blocked, workers = unpack(KEYS)
+-- Only the recorded answers stay, for two minutes: a request that a frozen server executes late must not drop a new queue of this name.
+local requests, answers, waiting, delayed, active, completed, failed, blocked, workers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: repeated
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+
 local jobs = 0
 for _, set in ipairs({ waiting, delayed, active, completed, failed, blocked }) do
     jobs = jobs + redis.call('ZCARD', set)
 end
-local alive = redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf')
-if jobs + alive > 0 and ARGV[3] ~= '1' then return { jobs, alive, 0 } end
-redis.call('UNLINK', unpack(KEYS, 1, #KEYS))
-return { jobs, alive, 1 }
+local alive = redis.call('ZCOUNT', workers, now - tonumber(ARGV[3]), '+inf')
+local unused = jobs + alive == 0 or ARGV[4] == '1'
+-- From `waiting` on, KEYS are what goes.
+if unused then redis.call('UNLINK', unpack(KEYS, 3, #KEYS)) end
+local states = { jobs, alive, unused and 1 or 0 }
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- Answers that a dropped queue left behind have a time to live. From now on they are the answers of a queue in use.
+redis.call('PERSIST', answers)
+redis.call('PERSIST', requests)
+-- No caller repeats a request after two minutes.
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
+if unused then
+    redis.call('PEXPIRE', answers, 120000)
+    redis.call('PEXPIRE', requests, 120000)
+end
+return states

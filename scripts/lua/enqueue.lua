@@ -1,22 +1,25 @@
 #!lua
 -- enqueue: adds new jobs to waiting, or to delayed until their due time.
--- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
--- ARGV now; then per job: id, spec and, with all KEYS, options
+-- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
 --   than '-' marks the idempotency key of a request. Such a key is not released with its job, only after its ttl.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   For an id that is already known the earlier job is that id itself. The fingerprint is then '-' if the spec is the same (the
 --   call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
---   "at" of the spec, which is the time of sending. A first triple 0, '', 'new' says that the queue had no job before, or was
---   dropped since its last one. The caller must then add the queue to the list of queues.
+--   "at" of the spec, which is the time of sending. In a repeated call an id is also known if its job was removed since the call
+--   was sent: the first sending may have been executed, and the job may have run.
+--   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
+--   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local width = delayed and 3 or 2
+local first = width
 
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
@@ -39,9 +42,9 @@ if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     return sequence == 1 and { 0, '', 'new' } or {}
 end
 
-local count = (#ARGV - 1) / width
+local count = (#ARGV - first + 1) / width
 local ids, seen = {}, {}
-for i = 1, count do ids[i] = ARGV[width * (i - 1) + 2] end
+for i = 1, count do ids[i] = ARGV[width * (i - 1) + first] end
 local known = redis.call('HMGET', jobs, unpack(ids))
 -- Always write, even if all ids are known. WAIT and WAITAOF wait for the last write of their connection, so a call without
 -- a write would return before the earlier jobs are safe.
@@ -87,12 +90,24 @@ local function without_time(spec)
     return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
 end
 
+-- A client may use an id of its own again after the removal. Then `at`, the time of sending, is not before the removal. An id
+-- that jobq made says the time itself, and is not used again.
+local repeated = delayed and ARGV[2] == '1'
+local function was_removed(id, spec)
+    local time = redis.call('ZSCORE', removed, id)
+    if not time then return false end
+    local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
+    local at = string.match(string.sub(spec, 1, payload - 1), ',"at":(%d+)')
+    return not at or tonumber(at) < tonumber(time)
+end
+
 local specs, ready, later, soonest = {}, {}, {}, nil
 for i = 1, count do
-    local id, spec, options = ids[i], ARGV[width * (i - 1) + 3], delayed and ARGV[3 * i + 1] or ''
+    local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
     local stored = known[i] or seen[id]
     local earlier, fingerprint
-    if stored then earlier, fingerprint = id, without_time(stored) == without_time(spec) and '-' or '!' end
+    if stored then earlier, fingerprint = id, without_time(stored) == without_time(spec) and '-' or '!'
+    elseif repeated and was_removed(id, spec) then earlier, fingerprint = id, '-' end
     local priority, lifo, delay = 0, false, 0
     if options ~= '' and not earlier then
         local head, lines = string.match(options, '^([^\n]*)\n?(.*)$')

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- expire: removes deduplication keys whose ttl is over, old recorded answers, the metrics of past minutes and hours,
---   and types that nobody has published for a day.
--- KEYS unique unique_until requests answers metrics types types_seen
+-- expire: removes deduplication keys whose ttl is over, old recorded answers, ids of jobs that were removed two minutes ago,
+--   the metrics of past minutes and hours, and types that nobody has published for a day.
+-- KEYS unique unique_until requests answers removed metrics types types_seen
 -- ARGV now, page, minutes to keep
--- RETURNS the number of keys or of answers that were removed, whichever is larger; a number below `page` means done
-local unique, unique_until, requests, answers, metrics, types, types_seen = unpack(KEYS)
+-- RETURNS the number of keys, of answers or of ids that were removed, whichever is larger; a number below `page` means done
+local unique, unique_until, requests, answers, removed, metrics, types, types_seen = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #over > 0 then
@@ -16,6 +16,8 @@ if #answered > 0 then
     redis.call('HDEL', answers, unpack(answered))
     redis.call('ZREM', requests, unpack(answered))
 end
+local gone = redis.call('ZRANGE', removed, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
+if #gone > 0 then redis.call('ZREM', removed, unpack(gone)) end
 local unheard = redis.call('ZRANGE', types_seen, '-inf', now - 86400000, 'BYSCORE', 'LIMIT', 0, 100)
 if #unheard > 0 then
     redis.call('HDEL', types, unpack(unheard))
@@ -29,4 +31,4 @@ for _, field in ipairs(redis.call('HKEYS', metrics)) do
     if unit and tonumber(number) < oldest and #old < 5000 then old[#old + 1] = field end
 end
 if #old > 0 then redis.call('HDEL', metrics, unpack(old)) end
-return math.max(#over, #answered)
+return math.max(#over, #answered, #gone)

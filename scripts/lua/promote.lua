@@ -43,7 +43,9 @@ end
 local function charged(id)
     return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
 end
+-- end
 
+-- shared: can run
 -- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
 local function can_run(id, runs, since)
     redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
@@ -65,6 +67,9 @@ if moved > 0 then redis.call('ZADD', wake, 0, 't') end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
+-- Answers that a dropped queue left behind have a time to live. From now on they are the answers of a queue in use.
+redis.call('PERSIST', answers)
+redis.call('PERSIST', requests)
 -- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events keys jobs priorities attempts errors results progress logs unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed keys jobs priorities attempts errors results progress logs unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, keys = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -17,7 +17,7 @@ if recorded then
 end
 -- end
 
-local states, removed = {}, {}
+local states, gone = {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
@@ -25,15 +25,15 @@ for i = 3, #ARGV do
     elseif redis.call('ZREM', completed, id) == 1 then state = 'completed'
     elseif redis.call('ZREM', failed, id) == 1 then state = 'failed'
     elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked' end
-    if state ~= '' then removed[#removed + 1] = id end
+    if state ~= '' then gone[#gone + 1] = id end
     states[i - 2] = state
 end
-if #removed > 0 then
-    for _, names in ipairs(redis.call('HMGET', keys, unpack(removed))) do
+if #gone > 0 then
+    for _, names in ipairs(redis.call('HMGET', keys, unpack(gone))) do
         for key in string.gmatch(names or '', '\t?([^\n]+)') do
             local value = redis.call('HGET', unique, key)
             local holder = string.match(value or '', '^%S+')
-            for _, id in ipairs(removed) do
+            for _, id in ipairs(gone) do
                 if holder == id then
                     redis.call('HDEL', unique, key)
                     redis.call('ZREM', unique_until, key)
@@ -41,14 +41,22 @@ if #removed > 0 then
             end
         end
     end
-    redis.call('ZREM', expires, unpack(removed))
+    redis.call('ZREM', expires, unpack(gone))
     -- From `keys` on, KEYS are the columns.
-    for i = 12, #KEYS do redis.call('HDEL', KEYS[i], unpack(removed)) end
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(removed, ' '))
+    for i = 13, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '))
+    -- The reply to the enqueue of such a job may have been lost. Its repetition must not bring the job back.
+    local times = {}
+    for i, id in ipairs(gone) do times[2 * i - 1], times[2 * i] = now, id end
+    redis.call('ZADD', removed, unpack(times))
+    redis.call('ZREMRANGEBYRANK', removed, 0, -10001)
 end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
+-- Answers that a dropped queue left behind have a time to live. From now on they are the answers of a queue in use.
+redis.call('PERSIST', answers)
+redis.call('PERSIST', requests)
 -- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then

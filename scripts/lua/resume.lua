@@ -22,6 +22,9 @@ local states = { redis.call('HDEL', meta, 'paused') == 1 and 'paused' or '' }
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])
+-- Answers that a dropped queue left behind have a time to live. From now on they are the answers of a queue in use.
+redis.call('PERSIST', answers)
+redis.call('PERSIST', requests)
 -- No caller repeats a request after two minutes.
 local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
 if #old > 0 then

@@ -289,7 +289,7 @@ async def settles(queue: Queue) -> None:
     for attempt in range(1, 12):
         pairs = await held(FAIL_MAX)
         await store.do(store.progress([word for pair in pairs for word in (*pair, b"50")]))
-        await store.do(store.log([word for pair in pairs for word in (*pair, line)]))
+        await store.do(store.log([word for pair in pairs for word in (*pair, attempt - 1, attempt, line)]))
         if attempt < 11:
             await store.do(store.reschedule([word for pair in pairs for word in (*pair, attempt, 0, record)]))
             while (await store.do(store.forward(FORWARD_MAX)))[0]:

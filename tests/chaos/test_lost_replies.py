@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Connection, Discard, JobNotFound, NewJob, Queue, State
+from jobq import Connection, Context, Discard, JobNotFound, NewJob, Queue, State, Worker, inject
 from jobq.engine.model.ids import new_id
 from jobq.engine.store import lua
+from jobq.engine.store import sender as sender_module
 from jobq.engine.store.link import pack
 from jobq.errors import StoreUnavailable, WrongState
 from jobq.testing import drain
@@ -61,7 +62,6 @@ async def test_claim(queue: Queue, faulty: FaultyConnection) -> None:
 
 async def test_complete(queue: Queue, faulty: FaultyConnection, caplog: pytest.LogCaptureFixture) -> None:
     """The outcome is counted once, and no lost lease is reported."""
-    from jobq import Worker
 
     @queue.task
     async def send() -> int:
@@ -99,6 +99,87 @@ async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
     faulty.next_of = "retry"
     await queue.retry(job.id)
     assert (await job.row()).state is State.WAITING
+
+
+@pytest.mark.parametrize("retries", [True, False], ids=["store-retries", "fault-reaches-engine"])
+async def test_log(queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch, retries: bool) -> None:
+    """Each line is stored once, also if it is sent again together with newer lines."""
+    if not retries:
+        monkeypatch.setattr(sender_module, "PAUSES", ())
+
+    @queue.task
+    async def talk(ctx: Context = inject) -> None:
+        for n in range(20):
+            ctx.log(f"line {n}")
+            await asyncio.sleep(0)
+
+    async with Worker(queue) as worker:
+        worker.start()
+        for _ in range(5):
+            faulty.next_of = "log"
+            job = await talk.enqueue()
+            await job.result(timeout=5)
+            assert [line.message for line in await queue.logs(job.id)] == [f"line {n}" for n in range(20)]
+            assert not faulty.next_of
+
+
+async def test_a_repeated_drop_removes_no_new_queue(
+    queue: Queue, faulty: FaultyConnection, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody uses the name again between the two sendings."""
+    trip = faulty.trip
+
+    async def lost(*args: Any, **words: Any) -> list[Any]:
+        try:
+            return await trip(*args, **words)
+        except StoreUnavailable:
+            async with Queue("lost", connection) as other:
+                await other.enqueue("send")
+            raise
+
+    monkeypatch.setattr(faulty, "trip", lost)
+    await queue.enqueue("send")
+    faulty.next_of = "drop"
+    await queue.drop(force=True)
+    assert (await queue.stats()).waiting == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"key": "once", "priority": 3}], ids=["plain", "with options"])
+@pytest.mark.parametrize("own_id", [False, True])
+async def test_an_enqueue_is_not_repeated_behind_the_removal_of_its_job(
+    queue: Queue,
+    faulty: FaultyConnection,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    own_id: bool,
+) -> None:
+    """The job ran and an operator removed it, between the two sendings. It must not run again."""
+    trip = faulty.trip
+
+    async def lost(*args: Any, **words: Any) -> list[Any]:
+        try:
+            return await trip(*args, **words)
+        except StoreUnavailable:
+            async with Queue("lost", connection) as other:
+                (row,) = (await other.page(State.WAITING)).jobs
+                await other.remove(row.id)
+            raise
+
+    monkeypatch.setattr(faulty, "trip", lost)
+    faulty.next_of = "enqueue"
+    job = await queue.enqueue("send", id="mine" if own_id else None, **options)
+    assert not job.duplicate
+    assert (await queue.stats()).waiting == 0
+    # the id is free for another job, and its key too
+    faulty.fault = Fault.REQUEST_LOST
+    faulty.next_of = "enqueue"
+    monkeypatch.setattr(faulty, "trip", trip)
+    # An id that is used again within the millisecond of its removal is free, or not: nobody can tell.
+    await asyncio.sleep(0.002)
+    again = await queue.enqueue("send", id=job.id, **options)
+    assert not again.duplicate
+    assert [row.id for row in (await queue.page(State.WAITING)).jobs] == [job.id]
 
 
 @pytest.mark.parametrize("verb", ["retry", "promote", "kill", "remove", "resume", "pause"])

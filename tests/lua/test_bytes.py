@@ -40,7 +40,7 @@ async def test_any_bytes(bench: Bench):
     assert claimed is not None
     assert claimed.specs == [BINARY]
     await do(store.progress(["a", claimed.token, BINARY]))
-    await do(store.log(["a", claimed.token, BINARY]))
+    await do(store.log(["a", claimed.token, 0, 1, BINARY]))
     await do(store.reschedule(["a", claimed.token, 1, 0, BINARY]))
     await do(store.forward(1))
     claimed = await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False))

@@ -8,7 +8,6 @@ from table import NOW, Bench, Case, held, standing, table, waiting
 
 from jobq import Queue
 from jobq.engine.store import Store
-from jobq.engine.store.keys import COLUMNS
 from jobq.errors import QueueInUse
 
 USED = also(waiting("a"), standing("delayed", "d"), held("h"), standing("completed", "c"), {"meta": {"layout": "1"}})
@@ -49,9 +48,29 @@ async def test_no_key_is_left_and_the_name_is_forgotten(bench: Bench):
             await queue.drop()
         await queue.drop(force=True)
         assert await queue.queues() == ["other"]
-        keys = [bench.store.keys[column] for column in COLUMNS]
+        keys = [key for column, key in bench.store.keys.items() if column not in ("requests", "answers")]
         assert await bench.admin.command(b"EXISTS", *keys) == 0
         await queue.drop()
+
+
+async def test_the_recorded_answers_of_a_dropped_queue_go_after_two_minutes(bench: Bench):
+    """Redis removes them: there may be no worker that does. Those of a new queue of the name stay."""
+
+    async def times_to_live() -> list[int]:
+        return [await bench.admin.command(b"PTTL", bench.store.keys[column]) for column in ("requests", "answers")]
+
+    await bench.do(bench.store.drop(force=False))
+    assert all(110_000 < ms <= 120_000 for ms in await times_to_live())
+    await bench.do(bench.store.pause())
+    assert await times_to_live() == [-1, -1]
+    await bench.do(bench.store.drop(force=True))
+    assert (await bench.dump())["answers"] == {"r1": "0\n0\n1\n", "r2": "running\n", "r3": "0\n0\n1\n"}
+
+
+async def test_a_refused_drop_leaves_the_answers_of_a_queue_in_use(bench: Bench):
+    await bench.seed(waiting("a"))
+    await bench.do(bench.store.drop(force=False))
+    assert await bench.admin.command(b"PTTL", bench.store.keys["answers"]) == -1
 
 
 async def test_a_queue_that_is_used_again_during_its_drop_stays_listed(bench: Bench):

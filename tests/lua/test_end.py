@@ -254,7 +254,7 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     await do(store.enqueue(rows))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 1, repeated=False)))[0]
     await do(store.progress(["a", token, "1"]))
-    await do(store.log(["a", token, "line"]))
+    await do(store.log(["a", token, 0, 1, "line"]))
     await do(store.reschedule(["a", token, 1, 0, "e1"]))
     await do(store.forward(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[0]
@@ -264,7 +264,7 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     token = (await do(store.claim(1, 30_000, "w", "w:0", 3, repeated=False)))[0]
     await do(store.complete(["a", token, "r", 500], []))
     assert await do(store.remove(["a", "b"])) == ["completed", "delayed"]
-    assert set(await bench.dump()) == {"meta", "metrics", "events", "wake", "claims", "requests", "answers"}
+    assert set(await bench.dump()) == {"meta", "metrics", "events", "wake", "claims", "requests", "answers", "removed"}
 
 
 @table(
@@ -291,6 +291,57 @@ async def test_remove(case: Case, bench: Bench):
     await bench.check(case)
 
 
+SENT_AT_900 = '{"type":"t","at":900,"payload":{"at":5,"x":",\\"at\\":7"}}'
+
+
+@pytest.mark.parametrize("options", ["", "0 0 0", "3 0 500\n-1 - k"])
+@pytest.mark.parametrize(
+    ("spec", "removed_at", "known"),
+    [
+        ("N", 1, True),
+        (SENT_AT_900, 901, True),
+        (SENT_AT_900, 900, False),
+        (SENT_AT_900, 899, False),
+        ("N", None, False),
+    ],
+)
+async def test_a_repeated_enqueue_does_not_bring_back_a_removed_job(
+    spec: str, removed_at: int | None, known: bool, options: str, bench: Bench
+):
+    """An id with a time of sending is the client's own: it may be used again behind the removal."""
+    if removed_at is not None:
+        await bench.seed({"removed": {"n": removed_at}})
+    call = bench.store.enqueue(["m", "M", options.replace("k", "l"), "n", spec, options])
+    call.send_again()
+    assert await bench.do(call) == ([2, "n", "-"] if known else [])
+    assert set((await bench.dump())["jobs"]) == ({"m"} if known else {"m", "n"})
+    call.send_again()
+    assert (await bench.do(call))[:3] == [1, "m", "-"], "and it can be repeated more than once"
+
+
+@pytest.mark.parametrize("options", ["", "0 0 0"])
+async def test_an_enqueue_that_was_sent_once_may_use_the_id_of_a_removed_job(options: str, bench: Bench):
+    await bench.seed({"removed": {"n": NOW}})
+    assert await bench.do(bench.store.enqueue(["n", "N", options])) == []
+
+
+async def test_the_ids_of_removed_jobs_are_bounded_in_number_and_time(bench: Bench):
+    await bench.seed(also(waiting("a", "b"), {"removed": {f"o{n}": n / 100 for n in range(10_000)}}))
+    assert await bench.do(bench.store.remove(["a", "nobody", "b"])) == ["waiting", "", "waiting"]
+    found = (await bench.dump())["removed"]
+    assert len(found) == 10_000
+    assert "o1" not in found
+    assert found["o2"] == 0.02
+    assert (found["a"], found["b"]) == (NOW, NOW)
+    bench.now += 120_000 - 1
+    while await bench.do(bench.store.expire(1000)) == 1000:
+        pass
+    assert set((await bench.dump())["removed"]) == {"a", "b"}
+    bench.now += 1
+    assert await bench.do(bench.store.expire(1000)) == 2
+    assert "removed" not in await bench.dump()
+
+
 @pytest.mark.parametrize("verb", ["kill", "remove"])
 async def test_a_late_outcome_does_not_revive_a_killed_or_removed_job(verb: str, bench: Bench):
     do, store = bench.do, bench.store
@@ -305,4 +356,4 @@ async def test_a_late_outcome_does_not_revive_a_killed_or_removed_job(verb: str,
     assert await bench.dump() == after
     if verb == "remove":
         keys = await bench.admin.command(b"KEYS", b"*")
-        assert {key.rpartition(b":")[2] for key in keys} == {b"events", b"metrics", b"requests", b"answers"}
+        assert {key.rpartition(b":")[2] for key in keys} == {b"events", b"metrics", b"requests", b"answers", b"removed"}

@@ -38,7 +38,7 @@ CALLS: dict[str, Any] = {
     "forward": lambda s: s.forward(10),
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
-    "log": lambda s: s.log(["a", TOKEN, "l"]),
+    "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
     "open": lambda s: Call("open", [1, ""], int),
     "page": lambda s: s.page(
         "waiting", reverse=False, limit=1, scan=1, prefix=b"", highest="", cursor=("", "")

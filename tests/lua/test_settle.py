@@ -341,31 +341,57 @@ async def test_progress(case: Case, bench: Bench):
         Case(
             "lines gather",
             held("a", "b") | {"logs": {"a": "l1"}},
-            lambda store: store.log(["a", TOKEN, "l2", "b", TOKEN, "l1", "a", TOKEN, "l3", "z", TOKEN, "l"]),
-            {"logs": {"a": "l1\nl2\nl3", "b": "l1"}},
+            lambda store: store.log(
+                ["a", TOKEN, 0, 1, "l2", "b", TOKEN, 0, 1, "l1", "a", TOKEN, 1, 2, "l3", "z", TOKEN, 0, 1, "l"]
+            ),
+            {"logs": {"a": "5 2\nl1\nl2\nl3", "b": "5 1\nl1"}},
             ["z"],
         ),
         Case(
             "exactly full is not too full",
             held("a") | {"logs": {"a": "x" * (BOUND - 3)}},
-            lambda store: store.log(["a", TOKEN, "l2"]),
-            {"logs": {"a": "x" * (BOUND - 3) + "\nl2"}},
+            lambda store: store.log(["a", TOKEN, 0, 1, "l2"]),
+            {"logs": {"a": "5 1\n" + "x" * (BOUND - 3) + "\nl2"}},
             [],
         ),
         Case(
             "whole lines go from the front when the column is full",
             held("a") | {"logs": {"a": "first\n" + "x" * 100 + "\n" + "y" * (BOUND - 50)}},
-            lambda store: store.log(["a", TOKEN, "last"]),
-            {"logs": {"a": "y" * (BOUND - 50) + "\nlast"}},
+            lambda store: store.log(["a", TOKEN, 0, 1, "last"]),
+            {"logs": {"a": "5 1\n" + "y" * (BOUND - 50) + "\nlast"}},
             [],
         ),
         Case(
             "a line that fills the column alone stays",
             held("a") | {"logs": {"a": "first"}},
-            lambda store: store.log(["a", TOKEN, "z" * BOUND]),
-            {"logs": {"a": "z" * BOUND}},
+            lambda store: store.log(["a", TOKEN, 0, 1, "z" * BOUND]),
+            {"logs": {"a": "5 1\n" + "z" * BOUND}},
             [],
         ),
+        Case(
+            "of too many lines in one call the last ones stay",
+            held("a") | {"logs": {"a": "first"}},
+            lambda store: store.log(["a", TOKEN, 0, 3, "x\n" + "y" * 10 + "\n" + "z" * (BOUND - 11)]),
+            {"logs": {"a": "5 3\n" + "y" * 10 + "\n" + "z" * (BOUND - 11)}},
+            [],
+        ),
+        *[
+            Case(
+                f"lines that come again: {name}",
+                held("a") | {"logs": {"a": before}},
+                lambda store, words=words: store.log(["a", TOKEN, *words]),
+                {"logs": {"a": after}},
+                [],
+            )
+            for name, before, words, after in [
+                ("all of them", "5 2\nl1\nl2", (0, 2, "l1\nl2"), "5 2\nl1\nl2"),
+                ("late, behind newer ones", "5 3\nl1\nl2\nl3", (0, 1, "l1"), "5 3\nl1\nl2\nl3"),
+                ("with a newer one", "5 2\nl1\nl2", (0, 3, "l1\nl2\nl3"), "5 3\nl1\nl2\nl3"),
+                ("with a gap before a newer one", "5 2\nl1\nl2", (1, 9, "...\nl9"), "5 9\nl1\nl2\n...\nl9"),
+                ("the first of another run", "4 2\nl1\nl2", (0, 1, "l1"), "5 1\nl1\nl2\nl1"),
+                ("a head that is no number", "x 2\nl2", (0, 1, "l1"), "5 1\nx 2\nl2\nl1"),
+            ]
+        ],
     ]
 )
 async def test_log(case: Case, bench: Bench):
@@ -380,7 +406,7 @@ FENCED = {
     "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000, b"[]"),
     "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
     "progress": lambda store, job_id, token: store.progress([job_id, token, "1"]),
-    "log": lambda store, job_id, token: store.log([job_id, token, "l"]),
+    "log": lambda store, job_id, token: store.log([job_id, token, 0, 1, "l"]),
 }
 """All verbs that take a token."""
 COUNTING = ("complete", "fail")

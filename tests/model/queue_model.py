@@ -38,6 +38,8 @@ class Job:
     result: str | None = None
     progress: str | None = None
     logs: list[str] = field(default_factory=list)
+    logged: tuple[str, int] = ("", 0)
+    """The fence of the run that logged last, and how many of its lines were received."""
     unserved: int = 0
     keys: list[tuple[str, bool]] = field(default_factory=list)
     """Name, and whether it has its own ttl."""
@@ -92,6 +94,8 @@ class Model:
         self.claims: dict[str, tuple[int, str, list[str]]] = {}
         self.requests: dict[str, tuple[int, list[str]]] = {}
         """Requests of operators: time and answer."""
+        self.removed: dict[str, int] = {}
+        """Ids of removed jobs, and when."""
         self.totals: dict[str, int] = {}
         self.paused = False
         self.fence = 0
@@ -136,11 +140,12 @@ class Model:
             "errors": {job.id: "\n".join(job.errors) for job in jobs if job.errors},
             "results": {job.id: job.result for job in jobs if job.result is not None},
             "progress": {job.id: job.progress for job in jobs if job.progress is not None},
-            "logs": {job.id: "\n".join(job.logs) for job in jobs if job.logs},
+            "logs": {job.id: "\n".join(["{} {}".format(*job.logged), *job.logs]) for job in jobs if job.logs},
             "unserved": {job.id: str(job.unserved) for job in jobs if job.unserved},
             "keys": {job.id: "\n".join("\t" * timed + name for name, timed in job.keys) for job in jobs if job.keys},
             "unique": {name: " ".join(value) for name, value in self.unique.items()},
             "unique_until": dict(self.until),
+            "removed": dict(self.removed),
             "expires": {job.id: job.expires for job in jobs if job.expires is not None},
             "claims": {
                 lane: f"{number} {token} {' '.join(ids)}" if ids else str(number)
@@ -224,10 +229,11 @@ class Model:
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
-    def enqueue(self, rows: list[Row]) -> list[Any]:
+    def enqueue(self, rows: list[Row], *, repeated: bool = False) -> list[Any]:
         refused: list[Any] = []
         for number, row in enumerate(rows, 1):
-            earlier = (row.id, "-") if row.id in self.jobs else None
+            known = row.id in self.jobs or (repeated and row.id in self.removed)
+            earlier = (row.id, "-") if known else None
             for name, _ in row.keys:
                 earlier = earlier or self.holder(name)
             if earlier:
@@ -326,8 +332,13 @@ class Model:
 
     def log(self, jobs: list[str]) -> list[str]:
         lost: list[str] = []
-        for job, (line,) in self._held(jobs, 3, lost):
-            job.logs.append(line)
+        for job, (first, until, lines) in self._held(jobs, 5, lost):
+            fence = str(job.token).split()[0]
+            received = job.logged[1] if job.logged[0] == fence else 0
+            new = lines.split("\n")[max(0, received - first) :]
+            if new:
+                job.logs += new
+                job.logged = (fence, until)
         return lost
 
     def forward(self, limit: int) -> list[int]:
@@ -429,6 +440,7 @@ class Model:
                 continue
             states.append(job.state)
             self._forget(job, timed_keys_too=True)
+            self.removed[job_id] = self.now
         return states
 
     def trim(self, keep_completed: int, keep_failed: int, age: int, page: int, young_ms: int, young: int) -> int:
@@ -452,10 +464,13 @@ class Model:
         for _, name in over:
             del self.until[name]
             del self.unique[name]
+        gone = sorted((at, job_id) for job_id, at in self.removed.items() if at <= self.now - 120_000)[:page]
+        for _, job_id in gone:
+            del self.removed[job_id]
         for name in list(self.totals):
             if name.startswith("h:") and int(name.split(":")[1]) < self.now // 3_600_000 - 1:
                 del self.totals[name]
-        return max(len(over), self._forget_answers(page))
+        return max(len(over), len(gone), self._forget_answers(page))
 
     def pause(self) -> list[str]:
         was, self.paused = self.paused, True

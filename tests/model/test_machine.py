@@ -59,8 +59,8 @@ SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer",
 RETENTIONS = st.sampled_from(["", "", 0, 500])
 ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
-MOVES_ON = ("reap", "trim", "expire", "forward", "log")
-"""Verbs whose repetition handles the next page, or appends the same lines again."""
+MOVES_ON = ("reap", "trim", "expire", "forward")
+"""Verbs whose repetition handles the next page."""
 KEYS = st.sampled_from(
     [[]] * 10
     + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
@@ -93,6 +93,10 @@ class Machine(RuleBasedStateMachine):
         self.requests = {"ann:0": 0, "bob:0": 0}
         self.again: Any = None
         self.asked = 0
+        self.sent: list[list[Row]] = []
+        """What was enqueued last."""
+        self.written: dict[tuple[str, str], int] = {}
+        """How many log lines each run wrote."""
         self.earlier: list[Any] = []
         """The last requests of operators."""
         self.watch: int | None = None
@@ -119,11 +123,15 @@ class Machine(RuleBasedStateMachine):
             self.earlier = [*self.earlier[-5:], self.again]
             expected = self.model.asked(request, verb, *args)
         else:
-            self.again = (verb, args, named)
+            self.again = (verb, args, dict(named))
             expected = getattr(self.model, verb)(*args, **named)
+        again = named.pop("repeated", False) if verb == "enqueue" else False
         if verb == "enqueue":
             args = ([word for row in args[0] for word in (row.id, row.spec, row.options)],)
-        actual = plain(self.run(self.store.do(getattr(self.store, verb)(*args, **named))))
+        call = getattr(self.store, verb)(*args, **named)
+        if again:
+            call.send_again()
+        actual = plain(self.run(self.store.do(call)))
         if verb == "enqueue" and (actual[:1] == [0] or not self.began):
             # The first enqueue learns that the queue is new. So does one after a rebase of an empty queue, which does
             # no harm.
@@ -138,6 +146,7 @@ class Machine(RuleBasedStateMachine):
         # Ids are not in alphabetical order, so that an order by id is not mistaken for the order of arrival.
         rows = [Row(f"j{999 - self.count - i}", *job) for i, job in enumerate(jobs)]
         self.count += len(rows)
+        self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)
         return multiple(*[row.id for row in rows if row.id in self.model.jobs])
 
@@ -148,6 +157,14 @@ class Machine(RuleBasedStateMachine):
     @rule(target=ids, jobs=st.lists(JOBS, min_size=1, max_size=3))
     def enqueue(self, jobs: list[Any]) -> Any:
         return self.rows(jobs)
+
+    @rule(number=st.integers(0, 3))
+    def enqueue_again(self, number: int) -> None:
+        """The reply was lost, some time ago: the jobs may have run and been removed meanwhile."""
+        if number < len(self.sent):
+            removed = {row.id for row in self.sent[number] if row.id in self.model.removed}
+            self.do("enqueue", self.sent[number], repeated=True)
+            assert not removed & set(self.model.jobs), "a removed job came back"
 
     @rule(
         ids=st.lists(ids, min_size=1, max_size=3),
@@ -262,12 +279,22 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         leases=st.lists(leases, min_size=1, max_size=3, unique_by=lambda lease: lease[:2]),
-        verb=st.sampled_from(["renew", "renew", "progress", "log"]),
+        verb=st.sampled_from(["renew", "renew", "progress", "log", "log"]),
+        resent=st.sampled_from([0, 0, 1, 3]),
     )
-    def hold(self, leases: list[Lease], verb: str) -> None:
-        said = () if verb == "renew" else (f"at {self.model.now}",)
+    def hold(self, leases: list[Lease], verb: str, resent: int) -> None:
+        said = {"renew": (), "progress": (f"at {self.model.now}",)}
         words = [LEASE] if verb == "renew" else []
-        self.do(verb, [word for job_id, token, _ in leases for word in (job_id, token, *said)], *words)
+        flat: list[Any] = []
+        for job_id, token, _ in leases:
+            flat += (job_id, token, *(said[verb] if verb in said else self.lines(job_id, token, resent)))
+        self.do(verb, flat, *words)
+
+    def lines(self, job_id: str, token: str, resent: int) -> tuple[int, int, str]:
+        """A run's next line, with some of those before it: their reply was lost."""
+        number = self.written[job_id, token] = self.written.get((job_id, token), 0) + 1
+        first = max(0, number - 1 - resent)
+        return first, number, "\n".join(f"line {n} of {job_id}" for n in range(first, number))
 
     @rule(job_id=ids, lease=leases)
     def settle_with_the_token_of_another(self, job_id: str, lease: Lease) -> None:
@@ -311,7 +338,7 @@ class Machine(RuleBasedStateMachine):
         if self.again is None:
             return multiple()
         verb, args, named = self.again
-        if verb == "claim":
+        if verb in ("claim", "enqueue"):
             named = named | {"repeated": True}
         before = self.model.columns()
         reply = self.do(verb, *args, **named)

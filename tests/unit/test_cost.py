@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
@@ -126,15 +127,15 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
     await queue.submit_many([queue.new("noop") for _ in range(2)])
     claim = await store.do(store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
     assert claim is not None
-    notes = Notes()
+    notes, speakers = Notes(), {job_id: Mock(lines=0) for job_id in claim.ids}
     for n in range(300):
         for job_id in claim.ids:
-            notes.log((job_id, claim.token), f"{n}", 0, appends=False)
+            notes.log((job_id, claim.token), speakers[job_id], f"{n}", 0, appends=False)
     cost, _ = await meter.of(store.do(store.log(log_rows(notes.take([], 2)))))
     assert cost == Cost(calls=6, scripts=1, trips=1)
     for job_id in claim.ids:
         text = await store.command(b"HGET", store.keys["logs"], job_id)
-        assert len(text.splitlines()) == 300
+        assert len(text.splitlines()) == 1 + 300
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, Cost(110, 17, 12)), (100, Cost(134, 17, 12))])

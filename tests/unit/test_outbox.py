@@ -104,26 +104,34 @@ def test_an_outcome_waits_only_for_the_log_lines_of_its_own_job(monkeypatch):
     assert not outbox
 
 
+class Speaker:
+    """A run that has written nothing yet."""
+
+    lines = 0
+
+
 def messages(said: dict[tuple[bytes, bytes], RunNotes]) -> list[str]:
     return [
         msgspec.json.decode(line)[1] if line.startswith(b"[") else msgspec.json.decode(line)["message"]
-        for text in log_rows(said)[2::3]
+        for text in log_rows(said)[4::5]
         for line in text.split(b"\n")
     ]
 
 
 def test_the_last_lines_are_kept_and_one_line_counts_the_dropped_ones():
-    notes, key = Notes(), (b"a", TOKEN)
+    notes, key, writer = Notes(), (b"a", TOKEN), Speaker()
     for n in range(10_000):
-        notes.log(key, f"line {n}", n, appends=False)
+        notes.log(key, writer, f"line {n}", n, appends=False)
     taken = notes.take([], 10)
     said = taken[key]
     assert said.size <= LOG_KEPT
     # The server did not get them, and more arrived meanwhile.
     for n in range(10_000, 10_010):
-        notes.log(key, f"line {n}", n, appends=False)
+        notes.log(key, writer, f"line {n}", n, appends=False)
     notes.put_back(taken)
-    lines = messages(notes.take([], 10))
+    taken = notes.take([], 10)
+    assert log_rows(taken)[2:4] == [0, 10_010], "the numbers of lines that were written before these, and with these"
+    lines = messages(taken)
     assert lines[-1] == "line 10009"
     assert lines[0] == f"... {10_010 - (len(lines) - 1)} lines were left out ..."
     assert lines[1:] == [f"line {n}" for n in range(10_011 - len(lines), 10_010)]
@@ -134,15 +142,15 @@ def test_a_trip_counts_the_earlier_lines_that_the_server_may_have_to_move():
     for appends, jobs in ((False, NOTES_MAX), (True, NOTES_BYTES // LOG_KEPT + 1)):
         notes = Notes()
         for n in range(2 * NOTES_MAX):
-            notes.log((b"%d" % n, TOKEN), "line", 0, appends=appends)
+            notes.log((b"%d" % n, TOKEN), Speaker(), "line", 0, appends=appends)
         assert len(notes.take([], NOTES_MAX)) == jobs
 
 
 def test_lines_of_a_lost_trip_are_counted_as_possibly_stored():
-    notes, key = Notes(), (b"a", TOKEN)
-    notes.log(key, "line", 0, appends=True)
+    notes, key, writer = Notes(), (b"a", TOKEN), Speaker()
+    notes.log(key, writer, "line", 0, appends=True)
     lost = notes.take([], 1)
-    notes.log(key, "line", 0, appends=False)
+    notes.log(key, writer, "line", 0, appends=False)
     notes.put_back(lost)
     assert notes.take([], 1)[key].appends
 

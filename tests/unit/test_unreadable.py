@@ -50,7 +50,7 @@ async def three_of(queue: Queue, state: State) -> list[str]:
     claimed = await store.do(store.claim(3, 30_000, "w", "w:0", 1, repeated=False))
     assert claimed is not None
     held: list[Any] = [(job_id, claimed.token) for job_id in claimed.ids]
-    await store.do(store.log([word for pair in held for word in (*pair, b'{"at":1,"message":"hello"}')]))
+    await store.do(store.log([word for pair in held for word in (*pair, 0, 1, b'{"at":1,"message":"hello"}')]))
     await store.do(store.progress([word for pair in held for word in (*pair, b"5")]))
     if state is State.COMPLETED:
         await store.do(store.complete([word for pair in held for word in (*pair, b'[1,2,"w",42]', "")], []))

@@ -243,7 +243,7 @@ async def test_many_log_lines_are_sent_in_several_trips_and_before_the_outcome(q
     monkeypatch.setattr(outbox_module, "NOTES_MAX", 5)
     trips: list[int] = []
     log = queue.store.log
-    monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(len(set(words[::3]))), log(words))[1])
+    monkeypatch.setattr(queue.store, "log", lambda words: (trips.append(len(set(words[::5]))), log(words))[1])
 
     @queue.task
     async def talk(ctx: Context = inject) -> None:

@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """One script with its arguments. ``read`` turns the reply into the method's return value.
 
-    ``repeat``: the arguments of a repetition, if they differ. ``again``: the call was sent before, so Redis may have
-    executed it already. ``short``: send only the keys before the semicolon of the script's header.
+    ``repeat``: changes the arguments for a repetition, if they differ. ``again``: the call was sent before, so Redis
+    may have executed it already. ``short``: send only the keys before the semicolon of the script's header.
     """
 
     __slots__ = ("again", "args", "keys", "read", "repeat", "script", "short")
@@ -29,7 +29,7 @@ class Call(Generic[T]):
         args: list[Argument],
         read: Callable[[Any], T],
         keys: tuple[bytes, ...] | None = None,
-        repeat: list[Argument] | None = None,
+        repeat: Callable[[Call[T]], None] | None = None,
         *,
         short: bool = False,
     ) -> None:
@@ -45,7 +45,24 @@ class Call(Generic[T]):
         """Mark the call as a repetition. Its reply was lost, so Redis may have executed it already."""
         self.again = True
         if self.repeat is not None:
-            self.args = self.repeat
+            self.repeat(self)
+
+
+def repeat_claim(call: Call[Any]) -> None:
+    """Set the flag ``repeated`` of claim.lua."""
+    call.args[6] = 1
+
+
+def repeat_enqueue(call: Call[Any]) -> None:
+    """Set the flag ``repeated`` of enqueue.lua. A call that was sent without options gets empty ones, and all keys."""
+    if not call.short:
+        call.args[1] = 1
+        return
+    call.short = False
+    now, *rest = call.args
+    call.args = [now, 1]
+    for job_id, spec in zip(rest[::2], rest[1::2], strict=True):
+        call.args += (job_id, spec, b"")
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -84,6 +101,11 @@ def read_settled(reply: list[Any]) -> Settled:
 def read_as_is(reply: Any) -> Any:
     """Return the reply unchanged."""
     return reply
+
+
+def read_numbers(reply: list[Any]) -> list[int]:
+    """Numbers. A recorded answer has them as text."""
+    return [int(word) for word in reply]
 
 
 def read_states(reply: list[bytes]) -> list[str]:

@@ -15,8 +15,11 @@ from jobq.engine.store.calls import (
     Settled,
     read_as_is,
     read_claimed,
+    read_numbers,
     read_settled,
     read_states,
+    repeat_claim,
+    repeat_enqueue,
 )
 from jobq.engine.store.opening import Opening
 
@@ -56,10 +59,10 @@ class Store(Opening):
         Returns triples for the jobs that were not written.
         """
         plain = not any(jobs[2::3])
-        args = [self.now, *jobs]
+        args = [self.now, *jobs] if plain else [self.now, 0, *jobs]
         if plain:
             del args[3::3]
-        return Call("enqueue", args, read_as_is, short=plain)
+        return Call("enqueue", args, read_as_is, repeat=repeat_enqueue, short=plain)
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -74,9 +77,8 @@ class Store(Opening):
 
         ``room``: the worker could take more than ``want``.
         """
-        args: list[Argument] = [self.now, want, lease_ms, worker, lane, request]
-        rest = (int(room), CLAIM_BYTES)
-        return Call("claim", [*args, int(repeated), *rest], read_claimed, repeat=[*args, 1, *rest])
+        args: list[Argument] = [self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES]
+        return Call("claim", args, read_claimed, repeat=repeat_claim)
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Move held jobs to completed: groups id, token, result, retention ms. ``counts``: flat pairs for metrics."""
@@ -122,7 +124,10 @@ class Store(Opening):
         return Call("progress", jobs, read_as_is)
 
     def log(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Append log lines: flat triples id, token, lines (one JSON object per line). Returns lost ids."""
+        """Append log lines: groups id, token, number of earlier lines of the run, the same with these, lines.
+
+        ``lines`` has one JSON object per line. Returns lost ids.
+        """
         return Call("log", jobs, read_as_is)
 
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
@@ -197,7 +202,7 @@ class Store(Opening):
 
     def drop(self, *, force: bool) -> Call[list[int]]:
         """Remove the queue with all its keys. Returns the numbers of jobs and living workers, and 1 if removed."""
-        return Call("drop", [self.now, ALIVE_MS, int(force)], read_as_is)
+        return Call("drop", [self.now, self.request(), ALIVE_MS, int(force)], read_numbers)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +239,10 @@ class Store(Opening):
 
     async def logs(self, job_id: str) -> bytes:
         """The lines of one job, JSON, one a line."""
-        return await self.command(b"HGET", self.keys["logs"], job_id) or b""
+        stored: bytes = await self.command(b"HGET", self.keys["logs"], job_id) or b""
+        # In front of the lines log.lua notes how many of them it received from which run.
+        head, _, lines = stored.partition(b"\n")
+        return lines if head.replace(b" ", b"").isdigit() else stored
 
     async def workers(self) -> list[tuple[bytes, bytes, int]]:
         """Rows of the registry: worker, info and last heartbeat, unix ms."""

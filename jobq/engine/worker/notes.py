@@ -7,7 +7,7 @@ of the worker, and does not delay the outcomes of other jobs.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -28,6 +28,13 @@ NOTES_BYTES: Final = 3 << 20
 Key = tuple[bytes, bytes]
 """Id and token of a run."""
 
+
+class Writer(Protocol):
+    """A run that writes log lines. ``lines`` counts them, so that lines that are sent again are not stored twice."""
+
+    lines: int
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(LogLine).decode
 
@@ -35,7 +42,7 @@ _decode = msgspec.json.Decoder(LogLine).decode
 class RunNotes:
     """The unsent notes of one run."""
 
-    __slots__ = ("appends", "left_out", "lines", "progress", "size")
+    __slots__ = ("appends", "first", "left_out", "lines", "progress", "size")
 
     def __init__(self) -> None:
         self.appends = False
@@ -46,9 +53,13 @@ class RunNotes:
         """Bytes of the lines."""
         self.left_out = 0
         """Lines that were dropped before these."""
+        self.first = 0
+        """How many lines the run wrote before these and those that were dropped."""
 
-    def add(self, line: bytes) -> None:
-        """Add a line. Drop the oldest lines when they are more than ``LOG_KEPT`` bytes."""
+    def add(self, line: bytes, number: int) -> None:
+        """Add a line, the run's ``number``-th from 0. Drop the oldest ones if they are more than ``LOG_KEPT`` bytes."""
+        if not self.lines and not self.left_out:
+            self.first = number
         self.lines.append(line)
         self.size += len(line) + 1
         while self.size > LOG_KEPT:
@@ -65,6 +76,8 @@ class RunNotes:
         newer.appends |= self.appends
         if newer.progress is None:
             newer.progress = self.progress
+        if self.lines or self.left_out:
+            newer.first = self.first
         for line in reversed(self.lines):
             if newer.left_out or newer.size + len(line) + 1 > LOG_KEPT:
                 newer.left_out += 1
@@ -102,8 +115,8 @@ class Notes:
             self._of(key).progress = value
             return first
 
-    def log(self, key: Key, message: str, at: int, *, appends: bool) -> bool:
-        """Add a log line, written at ``at`` (unix ms). ``appends``: the server may have earlier lines of the job.
+    def log(self, key: Key, writer: Writer, message: str, at: int, *, appends: bool) -> bool:
+        """Add a log line, written at ``at`` (unix ms). ``appends``: the server may have lines of earlier runs.
         Returns True if there was nothing to send before."""
         text = str(message)[:LOG_LINE_MAX]
         if not text.isascii():
@@ -112,9 +125,10 @@ class Notes:
         with self._lock:
             first = not self._unsent
             unsent = self._of(key)
-            if appends:
+            if appends or writer.lines:
                 unsent.appends = True
-            unsent.add(line)
+            unsent.add(line, writer.lines)
+            writer.lines += 1
             return first
 
     def _of(self, key: Key) -> RunNotes:
@@ -165,5 +179,6 @@ def log_rows(notes: dict[Key, RunNotes]) -> list[Any]:
     flat: list[Any] = []
     for (job_id, token), unsent in notes.items():
         if unsent.lines or unsent.left_out:
-            flat += (job_id, token, unsent.text())
+            until = unsent.first + unsent.left_out + len(unsent.lines)
+            flat += (job_id, token, unsent.first, until, unsent.text())
     return flat

@@ -59,7 +59,7 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "ended", "id", "logged", "raw", "reason", "since", "source",
+        "abandoned", "attempt", "claimed", "context", "ended", "id", "lines", "raw", "reason", "since", "source",
         "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
@@ -86,8 +86,8 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.reason: Reason | None = None
         self.watch: asyncio.TimerHandle | None = None
-        self.logged = False
-        """It has written log lines."""
+        self.lines = 0
+        """How many log lines it has written."""
         self.timed = False
         """It has a deadline."""
         self.ended = False

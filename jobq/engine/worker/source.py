@@ -221,9 +221,8 @@ class Source:
         else:
             text = value if isinstance(value, str) else value.decode(errors="replace")
             # an earlier run, or one that was handed back, may have written lines too
-            appends = run.logged or run.attempt > 1 or run.since is not None
-            first = notes.log(key, text, self.store.now_ms(), appends=appends)
-            run.logged = True
+            appends = run.attempt > 1 or run.since is not None
+            first = notes.log(key, run, text, self.store.now_ms(), appends=appends)
         if not first:
             return
         if get_ident() == self._slots.thread:
