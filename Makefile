@@ -38,7 +38,7 @@ bench: $(VENV)/run.stamp ## measure this machine
 clean: ## remove what was made here; the embedded server's data stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
 
-# An environment of our own: a plain pip install is refused on Debian 12, Homebrew and others.
+# Use a virtual environment, because Debian 12, Homebrew and others refuse a plain pip install.
 $(VENV)/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "there is no $(PYTHON): install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..."; exit 1; }

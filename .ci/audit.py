@@ -1,7 +1,8 @@
-"""Look for packages of this environment with known vulnerabilities: ``make audit``. Exits with 1 when there are some.
+"""Find packages of this environment with known vulnerabilities: ``make audit``. Exits with 1 if there are any.
 
-pip-audit by itself ends alike when it found some and when it reached nobody, and is content when the index answered
-but knew none of the packages, as mirrors do. Here, what was not audited is said, and only what was found fails.
+pip-audit returns the same exit code for a vulnerability and for a service that cannot be reached. It also succeeds
+if the index answers but knows none of the packages, as mirrors do. This script names the packages that were not
+audited, and fails only for vulnerabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ UNREACHABLE = re.compile(r"requests\.exceptions|ConnectionError|ServiceError|vul
 
 
 def main() -> int:
-    """Audit; what came out is printed."""
+    """Audit and print the findings."""
     try:
         run = subprocess.run(COMMAND, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
                 peers=args.peers_dir, server=args.server, jobs=args.jobs, repeats=args.repeats,
             )
         )  # fmt: skip
-        # at once: a run of all takes long, and may be cut short
+        # Write each result at once. A full run takes long and may be interrupted.
         if args.out.exists():
             earlier = load(args.out)
             earlier.merge(report)

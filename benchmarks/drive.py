@@ -1,4 +1,4 @@
-"""Driver processes: started, set off together, watched and stopped."""
+"""Driver processes: they are started, released together, watched and stopped."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STOP_WITHIN = 30.0
 
 
 class DriverFailed(Exception):
-    """A driver ended, or said nothing for too long."""
+    """A driver ended, or printed nothing for too long."""
 
 
 class Driver:
-    """A running driver. What it writes to stderr is shown when it fails."""
+    """A running driver. Its stderr is shown if it fails."""
 
     def __init__(self, subject: Subject, process: asyncio.subprocess.Process, complaints: Path) -> None:
         self.subject = subject
@@ -37,9 +37,9 @@ class Driver:
     async def start(
         cls, subject: Subject, peers: Path, folder: Path, verb: str, env: dict[str, str] | None = None, **words: Any
     ) -> Self:
-        """Start a driver and wait until it is ready to go.
+        """Start a driver and wait until it is ready.
 
-        :raises DriverFailed: it is not.
+        :raises DriverFailed: it does not become ready.
         """
         command = [*subject.command(peers), verb]
         for name, value in words.items():
@@ -72,14 +72,14 @@ class Driver:
         return line.decode().strip()
 
     def go(self) -> None:
-        """The word it waits for."""
+        """Send the word that the driver waits for."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
 
     async def answer(self, timeout: float) -> dict[str, float]:
-        """The line of JSON that ends a ``produce``; with the CPU seconds it took since ``go``, where they were read.
+        """The line of JSON that ends a ``produce``, with the CPU seconds since ``go`` if they were read.
 
-        :raises DriverFailed: there was none.
+        :raises DriverFailed: there is no such line.
         """
         line = await self._line(timeout)
         if not line.startswith("{"):
@@ -91,7 +91,7 @@ class Driver:
 
     @property
     def running(self) -> bool:
-        """Whether it is still there."""
+        """Whether the process still runs."""
         return self._process.returncode is None
 
     def cpu_seconds(self) -> float:
@@ -103,7 +103,7 @@ class Driver:
         return machine.resident_bytes(self._process.pid)
 
     async def stop(self) -> None:
-        """Let it end by itself: close its stdin."""
+        """Close its stdin, so that it ends by itself."""
         if not self.running:
             raise self._failed(f"ended by itself ({self._process.returncode})")
         assert self._process.stdin is not None
@@ -123,13 +123,14 @@ class Driver:
 
 
 PAGE = 4096
-"""Jobs that the tally counts at once."""
+"""Jobs that the tally counts in one step."""
 
 
 class Tally:
-    """How often each job ran, counted by the workers in files shared with them: one file per process.
+    """The number of runs of each job. The workers count them in files that they share with the harness, one per
+    process.
 
-    ``jobs`` are the numbers to expect; only the first ``looked`` of them are looked at.
+    ``jobs`` are the expected numbers. Only the first ``looked`` of them are counted.
     """
 
     def __init__(self, folder: Path, jobs: int, processes: int, looked: int | None = None) -> None:
@@ -143,10 +144,10 @@ class Tally:
                 self._maps.append(mmap.mmap(file.fileno(), 0))
 
     def ran(self) -> int:
-        """How many different jobs each process ran, summed.
+        """The number of different jobs of each process, summed.
 
-        Pages that are complete are not counted again: that took 0.4 ms a look where two workers ran 120,000 jobs, and
-        took it from one of their cores.
+        Complete pages are not counted again. Counting them took 0.4 ms each time while two workers ran 120,000 jobs,
+        on one of their cores.
         """
         while self._front + PAGE <= self.looked and self._counted(self._front, self._front + PAGE) >= PAGE:
             self._front += PAGE
@@ -156,7 +157,8 @@ class Tally:
         return sum(len(page) - page.count(0) for page in (one[begin:end] for one in self._maps))
 
     def exact(self) -> bool:
-        """Whether every job ran exactly once. Repeats beyond 255 would wrap; so many would show as lost time first."""
+        """Whether every job ran exactly once. More than 255 repeats of a job would wrap, but would first show as
+        lost time."""
         counts = sum(int.from_bytes(one[: self.looked], "big") for one in self._maps)
         return counts == int.from_bytes(b"\1" * self.looked, "big")
 
@@ -187,9 +189,10 @@ async def drain(
 ) -> tuple[float, float, bool, list[Driver]]:
     """Run ``jobs`` enqueued jobs with some worker processes, from the first run to the last.
 
-    ``waiting``: how many jobs there are, when only about the first ``jobs`` are to be run. ``envs``: an environment per
-    process. ``watch(drivers)`` is called while it goes. Returns seconds, CPU seconds of the workers, whether every job
-    ran exactly once, and the stopped drivers. The clock's grain is the 5 ms between its looks at the tally.
+    ``waiting``: the number of all jobs, if only about the first ``jobs`` are to be run. ``envs``: an environment per
+    process. ``watch(drivers)`` is called during the run. Returns seconds, CPU seconds of the workers, whether every
+    job ran exactly once, and the stopped drivers. The resolution of the time is the 5 ms between two readings of the
+    tally.
 
     :raises DriverFailed: it did not finish within ``timeout`` seconds.
     """
@@ -222,7 +225,8 @@ async def drain(
                 watch(drivers)
             if now > deadline or not all(driver.running for driver in drivers):
                 raise DriverFailed(f"{subject.name} ran {ran} of {jobs} jobs in {timeout:.0f} s")
-            # counting takes a share of the cores that are measured: seldom, but where the clock starts and stops
+            # Counting uses some of the cores that are measured. So it is rare, except when the clock starts and
+            # stops.
             await asyncio.sleep(0.02 if 0 < ran < 0.8 * jobs else 0.005)
         used += sum(driver.cpu_seconds() for driver in drivers)
         for driver in drivers:

@@ -1,4 +1,4 @@
-"""What jobq has set out to reach, and what a run says of it."""
+"""The goals of jobq, and whether a run reaches them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import msgspec
 from benchmarks.run import Report, Spread
 
 LIMIT_REDIS_US = 6.0
-"""Beside this figure of the bare limit, on another machine, the goal of 10 us was set. As a ratio it holds on any."""
+"""The bare limit's figure on the machine on which the goal of 10 us was set. As a ratio the goal holds on any
+machine."""
 
 PURE_PYTHON = ("streaq", "arq", "saq", "taskiq", "dramatiq", "celery")
 
@@ -25,12 +26,12 @@ class Goal(msgspec.Struct, frozen=True):
 
     @property
     def reached(self) -> bool:
-        """By the median."""
+        """Judge by the median."""
         return self.measured.median >= self.bound if self.least else self.measured.median <= self.bound
 
 
 def _best_peer(report: Report, workload: str, peers: tuple[str, ...]) -> tuple[str, Spread] | None:
-    """The peer that comes closest, and jobq's ratio to it."""
+    """The peer with the closest figure, and jobq's ratio to it."""
     ratios = {peer: report.ratio(workload, "rate", "jobq", peer) for peer in peers}
     found = [(ratio.median, peer, ratio) for peer, ratio in ratios.items() if ratio]
     if not found:
@@ -40,7 +41,7 @@ def _best_peer(report: Report, workload: str, peers: tuple[str, ...]) -> tuple[s
 
 
 def goals(report: Report) -> Iterator[Goal]:
-    """All goals that the run measured."""
+    """All goals for which the run has figures."""
 
     def figure(workload: str, name: str) -> Spread | None:
         row = report.of(workload, "jobq")
@@ -95,7 +96,7 @@ def goals(report: Report) -> Iterator[Goal]:
             full = figure(workload, f"{name}_kept")
             yield from made(f"{where}3e6 jobs in store: {what}, over the empty queue's", 0.8, full)
         if workload == "million-embedded":
-            # Redis 7 pays more for each cache miss than the embedded Valkey, where this is judged
+            # Redis 7 pays more for each cache miss than the embedded Valkey, which is used here.
             full = figure(workload, "redis_us_kept")
             yield from made(f"{where}3e6 jobs in store: Redis CPU, over the empty queue's", 1.2, full, least=False)
         slowest = figure(workload, "slowest_ms")

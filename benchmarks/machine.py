@@ -1,4 +1,4 @@
-"""The machine: what it is, and what processes use of it, from /proc."""
+"""The machine, and the resources that processes use, from /proc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def describe() -> dict[str, str]:
-    """What figures depend on."""
+    """Properties of the machine on which figures depend."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return {
@@ -88,5 +88,5 @@ def resident_bytes(pid: int) -> int:
 
 
 def load() -> float:
-    """Load average of the last minute: what else runs here."""
+    """Load average of the last minute: the load of other programs."""
     return os.getloadavg()[0]

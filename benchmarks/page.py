@@ -28,7 +28,7 @@ FIGURES = {
     "bytes_per_job": "B per job",
     "exactly_once": "exactly once",
 }
-"""Columns, in their order."""
+"""The columns in order."""
 
 INTRO = """\
 # Benchmarks
@@ -69,7 +69,7 @@ AGAIN = """\
 
 
 def say(value: float) -> str:
-    """Three or four digits that matter."""
+    """Three or four significant digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
@@ -148,7 +148,7 @@ def _million(report: Report, workload: str) -> Iterator[str]:
 
 
 def write(report: Report, docs: Path) -> list[Path]:
-    """Write the page, and the plots where matplotlib is installed. Returns what was written."""
+    """Write the page, and the plots if matplotlib is installed. Returns the written files."""
     loads = [load for one in report.measured for load in one.load] or [0.0]
     quiet = sorted(loads)[len(loads) // 2] <= int(report.machine.get("cores") or 1)
     text = INTRO.format(

@@ -29,7 +29,7 @@ def _thousands(value: float, _: Any) -> str:
 
 def _finish(figure: Any, path: Path) -> Path:
     figure.tight_layout()
-    # no date in it: the same run draws the same file
+    # Without a date, so that the same run draws the same file.
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return path
@@ -81,7 +81,7 @@ def _bars(report: Report, workload: str, title: str, path: Path) -> Path | None:
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw what the run has. Returns the files."""
+    """Draw the figures of the run. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     pyplot.rcParams["svg.hashsalt"] = "jobq"
     drawn = [

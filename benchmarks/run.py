@@ -1,4 +1,4 @@
-"""One run: a workload with every subject that fits, in turns, several times over."""
+"""One run: each workload with every subject that fits, alternating and repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.workloads.base import Bench, Figures, Workload
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Of a figure's repeats."""
+    """Median, minimum and maximum of a figure's repeats."""
 
     median: float
     least: float
@@ -27,12 +27,12 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: list[float]) -> Spread | None:
-        """None: there are no values."""
+        """Returns None if there are no values."""
         return cls(median(values), min(values), max(values)) if values else None
 
 
 class Measured(msgspec.Struct):
-    """The repeats of one workload with one subject. ``load``: the machine's before each."""
+    """The repeats of one workload with one subject. ``load``: the load of the machine before each."""
 
     workload: str
     subject: str
@@ -41,12 +41,12 @@ class Measured(msgspec.Struct):
     failures: list[str] = []
 
     def spread(self, figure: str) -> Spread | None:
-        """None: it has no such figure."""
+        """Returns None if there is no such figure."""
         return Spread.of([one[figure] for one in self.repeats if figure in one])
 
 
 class Report(msgspec.Struct):
-    """A run, as it goes to JSON. ``at``: unix seconds."""
+    """A run, as it is written to JSON. ``at``: unix seconds."""
 
     at: int
     machine: dict[str, str]
@@ -56,14 +56,15 @@ class Report(msgspec.Struct):
     measured: list[Measured] = []
 
     def of(self, workload: str, subject: str) -> Measured | None:
-        """What was measured of the two."""
+        """The results of both."""
         for one in self.measured:
             if one.workload == workload and one.subject == subject and one.repeats:
                 return one
         return None
 
     def ratio(self, workload: str, figure: str, subject: str, other: str) -> Spread | None:
-        """``subject`` over ``other``, repeat by repeat: both saw the same noise. None: one was not measured."""
+        """``subject`` over ``other``, repeat by repeat, because both ran under the same load. None if one was not
+        measured."""
         ours, theirs = self.of(workload, subject), self.of(workload, other)
         if ours is None or theirs is None:
             return None
@@ -75,7 +76,7 @@ class Report(msgspec.Struct):
         return Spread.of(pairs)
 
     def merge(self, newer: Report) -> None:
-        """Take over what a later run measured; a workload comes from one run as a whole, so ratios stay honest."""
+        """Take over the results of a later run. A workload comes from one run as a whole, because ratios need that."""
         again = {one.workload for one in newer.measured}
         self.measured = [one for one in self.measured if one.workload not in again] + newer.measured
         self.at, self.machine, self.server = newer.at, newer.machine, newer.server
@@ -100,7 +101,7 @@ async def run(
     repeats: int,
     out: TextIO = sys.stderr,
 ) -> Report:
-    """Measure. A subject that fails is noted and left out of the rest."""
+    """Run the workloads. A subject that fails is recorded and left out of the rest."""
     with Server(server) as probe:
         version = probe.version()
     report = Report(

@@ -1,4 +1,4 @@
-"""The Redis of a measurement: a process of our own, fresh for each one, on a TCP port as every peer can use it."""
+"""The Redis of a measurement: a fresh process for each one, on a TCP port that every peer can use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def free_port() -> int:
 
 
 class Server:
-    """``with Server(binary) as server``: started, and gone with its data afterwards. Nothing is written to disk."""
+    """``with Server(binary) as server``: a running server, which is removed with its data afterwards. It has no
+    persistence."""
 
     def __init__(self, binary: str = "redis-server") -> None:
         self.binary = binary
@@ -38,8 +39,8 @@ class Server:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # As any installed server has one. In the harness's own session, Linux's autogroups would let it compete
-            # with every worker process as one more of them, and they would all wait for it.
+            # An installed server has its own session. In the harness's session, Linux's autogroups would let it compete
+            # with each worker process, and all of them would wait for it.
             start_new_session=True,
         )  # fmt: skip
         self.client: Any = redis.Redis(port=self.port)
@@ -61,24 +62,24 @@ class Server:
         shutil.rmtree(Path(self._folder), ignore_errors=True)
 
     def cpu_seconds(self) -> float:
-        """User and system time, all threads."""
+        """User and system time of all threads."""
         info = self.client.info("cpu")
         return info["used_cpu_user"] + info["used_cpu_sys"]
 
     def memory(self) -> int:
-        """Bytes in use, clients' buffers and the slow log (which goes) left out."""
+        """Bytes in use without clients' buffers and the slow log, which is emptied."""
         self.client.slowlog_reset()
         info = self.client.info("memory")
         return info["used_memory"] - info["mem_clients_normal"]
 
     def slowest_ms(self) -> float:
-        """The slowest command or script since the slow log was reset, ms; 0: none took 2 ms."""
+        """The slowest command or script since the slow log was reset, in ms. 0 means that none took 2 ms."""
         return max((entry["duration"] for entry in self.client.slowlog_get(1000)), default=0) / 1000
 
     def version(self) -> str:
-        """Of the server."""
+        """The version of the server."""
         facts = self.client.info("server")
-        # Valkey says which Redis it is like, too
+        # Valkey also reports the Redis version that it is compatible with.
         if "valkey_version" in facts:
             return f"Valkey {facts['valkey_version']}"
         return f"Redis {facts['redis_version']}"

@@ -1,4 +1,4 @@
-"""What is measured: jobq, its bare limit, and the peers, each in an environment of its own outside the repository."""
+"""The subjects: jobq, its bare limit, and the peers. Each has its own environment outside the repository."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ KIT = HERE / "peers" / "kit"
 
 
 class MissingPeer(Exception):
-    """A peer's environment is not there, or cannot be made."""
+    """A peer's environment does not exist, or cannot be made."""
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """A driver. ``share``: how many of a workload's jobs it gets; slow queues need fewer for a run of seconds."""
+    """A driver. ``share``: its share of a workload's jobs. Slow queues need fewer jobs for a run of some seconds."""
 
     name: str
     share: float
     node: bool = False
     own: bool = False
-    """Runs in this very Python."""
+    """Whether it runs in this Python."""
     can: frozenset[str] = frozenset({"drain", "one", "gathered", "bulk", "paced", "delayed"})
 
     @property
@@ -42,7 +42,7 @@ class Subject(msgspec.Struct, frozen=True):
         return peers / self.name
 
     def command(self, peers: Path) -> list[str]:
-        """How the driver is started.
+        """The command that starts the driver.
 
         :raises MissingPeer: its environment was not installed.
         """
@@ -52,7 +52,7 @@ class Subject(msgspec.Struct, frozen=True):
             home = self.home(peers)
             if not (home / "node_modules").is_dir():
                 raise MissingPeer(f"{self.name} is not installed: python -m benchmarks install {self.name}")
-            # node looks for packages beside the program
+            # node searches packages beside the program.
             shutil.copy(self.program, home)
             return ["node", str(home / self.program.name)]
         python = self.home(peers) / "bin" / "python"
@@ -61,7 +61,7 @@ class Subject(msgspec.Struct, frozen=True):
         return [str(python), "-P", str(self.program)]
 
     def version(self, peers: Path) -> str:
-        """Of the library, as it is pinned."""
+        """The pinned version of the library."""
         if self.own:
             return ""
         if self.node:
@@ -73,7 +73,7 @@ class Subject(msgspec.Struct, frozen=True):
         """Make its environment.
 
         :raises MissingPeer: the interpreter or npm is missing.
-        :raises subprocess.CalledProcessError: the installer said no.
+        :raises subprocess.CalledProcessError: the installation failed.
         """
         if self.own:
             return
@@ -91,14 +91,14 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 def _python(pins: str) -> str:
-    """An interpreter new enough for "# python >= 3.x"."""
+    """An interpreter that is new enough for "# python >= 3.x"."""
     found = re.search(r"# python >= 3\.(\d+)", pins)
     least = int(found[1]) if found else 11
     if sys.version_info >= (3, least):
         return sys.executable
     for minor in range(13, least - 1, -1):
         python = shutil.which(f"python3.{minor}")
-        # a shim may be there without an interpreter behind it
+        # There may be a shim without an interpreter.
         if python and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0:
             return python
     raise MissingPeer(f"no python3.{least} or newer in PATH")
@@ -124,5 +124,5 @@ SUBJECTS = {
 
 
 def default_peers_dir() -> Path:
-    """Where environments go unless said otherwise: the user's cache."""
+    """The default directory of environments: the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jobq-benchmarks"

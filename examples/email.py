@@ -15,14 +15,14 @@ Address = Annotated[str, Meta(pattern="@", max_length=254, examples=["user@examp
 
 @queue.task(timeout=30)
 async def email(to: Address, subject: str = "Hello") -> str:
-    """Send a mail (or pretend to). Async: thousands wait at the same time on one event loop."""
+    """Send a mail (or pretend to). It is async: thousands can wait at the same time on one event loop."""
     await asyncio.sleep(0.1)
     return f"sent {subject!r} to {to}"
 
 
 @queue.task
 def report(rows: int = 100, ctx: Context = inject) -> dict[str, int]:
-    """Write a report. A plain function: it runs in a thread, and says how far it is."""
+    """Write a report. It is a plain function, so it runs in a thread. It reports its progress."""
     for row in range(1, rows + 1):
         time.sleep(0.02)
         if row % 10 == 0 or row == rows:
@@ -41,7 +41,7 @@ async def flaky(ctx: Context = inject) -> str:
 
 @queue.task(isolate="process", timeout=60)
 def crunch(limit: int = 200_000) -> int:
-    """Count primes. CPU work in a process of its own, so that it blocks nothing and can be killed."""
+    """Count primes. CPU work runs in a child process, so that it does not block others and can be killed."""
     sieve = bytearray([1]) * (limit + 1)
     for number in range(2, int(limit**0.5) + 1):
         if sieve[number]:

@@ -1,8 +1,8 @@
-"""The bare limit: what this layout and asyncio can reach when everything that makes a queue trustworthy is left out.
+"""The bare limit: what this layout and asyncio can reach without everything that makes a queue reliable.
 
-No fences, retries, timeouts, events, metrics, retention, wake-ups, renewals or error handling; the same columns, the
-same batches, two lanes, a task per job, redis-py's pipelines. jobq is measured against it: what is left of the limit is
-the price of its promises. It cannot do more than drain a backlog.
+It has no fences, retries, timeouts, events, metrics, retention, wake-ups, renewals or error handling. It has the
+same columns, the same batches, two lanes, a task per job, and redis-py's pipelines. The difference to jobq is the
+price of jobq's promises. It can only drain a backlog.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Bare(kit.Peer):
                     task = asyncio.create_task(run(job_id, raw))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
-                # empty: nothing wakes the bare limit, so it looks again
+                # Empty: nothing wakes the bare limit, so it polls.
                 await asyncio.sleep(0 if got else 0.01)
 
         await asyncio.gather(*(lane() for _ in range(LANES)))

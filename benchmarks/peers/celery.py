@@ -40,7 +40,7 @@ class Celery(kit.Peer):
 
     async def work(self, stop: asyncio.Event) -> None:
         here = Path(__file__).parent
-        # the program is named like the library: it must not stand in its way
+        # The program has the name of the library, and must not be imported instead of it.
         code = (
             "import importlib.util, sys\n"
             f"spec = importlib.util.spec_from_file_location('bench_celery', {str(here / 'celery.py')!r})\n"

@@ -1,4 +1,4 @@
-"""jobq itself, all defaults on: results, events, metrics, retention, fences."""
+"""jobq itself with all defaults: results, events, metrics, retention, fences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import redis.asyncio
 from jobq import Connection, Context, Depends, Queue, Worker, inject
 
 PINGS = 500
-"""Enqueues and PINGs take turns in rounds of this size, so that both see the same machine."""
+"""Enqueues and PINGs alternate in rounds of this size, so that both run under the same load."""
 
 
 async def database() -> object:
@@ -30,7 +30,7 @@ def settings() -> dict[str, int]:
 
 
 def _realistic(queue: Queue) -> Any:
-    """A job as services have them: two dependencies, one middleware, a timeout, a log line and progress."""
+    """A realistic job: two dependencies, one middleware, a timeout, a log line and progress."""
 
     @queue.middleware
     async def measured(context: Context, call_next: Any) -> Any:
@@ -99,7 +99,7 @@ class Jobq(kit.Peer):
 
     async def work(self, stop: asyncio.Event) -> None:
         async with self.queue, Worker(self.queue, concurrency=self.concurrency) as worker:
-            # as `jobq work` does, and as the README has it for a process that only works
+            # As in `jobq work`, and as the README advises for a process that only works.
             gc.collect()
             gc.freeze()
             worker.start()
@@ -112,7 +112,7 @@ class Jobq(kit.Peer):
         return await (other or super().produce)()
 
     async def _produce_naps(self) -> dict[str, float]:
-        """Jobs that sleep; ``settings`` is a JSON list of seconds, taken in turn."""
+        """Jobs that sleep. ``settings`` is a JSON list of seconds, used in turn."""
         naps = json.loads(self.options.settings)
         async with self.queue:
             await kit.go()

@@ -32,7 +32,7 @@ class Saq(kit.Peer):
         return self.queue.enqueue("noop", n=n, x=kit.PAD)
 
     def enqueue_timed(self, due: float, delay: float) -> Any:
-        # whole seconds are all it knows
+        # It supports whole seconds only.
         scheduled = {"scheduled": int(time.time() + delay)} if delay else {}
         return self.queue.enqueue("timed", due=due, x=kit.PAD, **scheduled)
 

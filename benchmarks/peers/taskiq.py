@@ -16,7 +16,7 @@ class Taskiq(kit.Peer):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         results: Any = RedisAsyncResultBackend(redis_url=self.url, result_ex_time=3600)
-        # "0": jobs enqueued before the first worker came are run, too
+        # "0" also runs jobs that were enqueued before the first worker started.
         self.broker = broker = RedisStreamBroker(url=self.url, consumer_id="0").with_result_backend(results)
 
         @broker.task(task_name="noop")

@@ -1,4 +1,4 @@
-"""What is measured. A workload measures one subject once; the run repeats and interleaves (``benchmarks.run``)."""
+"""The workloads. A workload measures one subject once; ``benchmarks.run`` repeats and alternates them."""
 
 from __future__ import annotations
 

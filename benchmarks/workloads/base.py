@@ -1,4 +1,4 @@
-"""What every workload is given, and what it is."""
+"""The base of all workloads, and the conditions that they get."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figures = dict[str, float]
 
 
 class Bench(msgspec.Struct, frozen=True):
-    """The run's circumstances. ``jobs``: of a drain of the fastest subject; others get their share."""
+    """The conditions of the run. ``jobs``: the jobs of a drain of the fastest subject. Others get their share."""
 
     peers: Path
     folder: Path
@@ -21,12 +21,12 @@ class Bench(msgspec.Struct, frozen=True):
     jobs: int
 
     def jobs_of(self, subject: Subject, part: float = 1.0) -> int:
-        """How many jobs this subject gets of a workload."""
+        """The number of jobs of a workload for this subject."""
         return max(1000, round(self.jobs * subject.share * part / 1000) * 1000)
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """``needs``: what a driver must be able to do for it; ``only``: subjects, if not all that can."""
+    """``needs``: features that a driver must have. ``only``: the subjects, if not all that have them."""
 
     name: str
     title: str
@@ -35,11 +35,11 @@ class Workload(msgspec.Struct, frozen=True):
     only: frozenset[str] | None = None
 
     def fits(self, subject: Subject) -> bool:
-        """Whether the subject can be measured with it."""
+        """Whether the workload can measure the subject."""
         return self.needs <= subject.can and (self.only is None or subject.name in self.only)
 
 
 def quantile(values: list[float], q: float) -> float:
-    """By rank; of a sorted copy."""
+    """The quantile by rank."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

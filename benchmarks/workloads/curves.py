@@ -24,7 +24,7 @@ async def _drained(bench: Bench, subject: Subject, jobs: int, concurrency: int =
 
 
 async def backlog(bench: Bench, subject: Subject) -> Figures:
-    """Drain, by how many jobs wait."""
+    """Drain, by the number of waiting jobs."""
     return {str(jobs): await _drained(bench, subject, jobs) for jobs in BACKLOGS}
 
 

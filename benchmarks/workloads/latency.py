@@ -1,4 +1,4 @@
-"""How long a job waits for an idle worker, and how late a delayed one starts."""
+"""The time until an idle worker starts a job, and the delay with which a delayed job starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.workloads.base import Bench, Figures, Workload, quantile
 JOBS = 400
 WARM = 50
 SLOW = frozenset({"arq", "saq", "dramatiq"})
-"""Poll every half second or second: fewer jobs say as much."""
+"""These peers poll every half second or second, so fewer jobs are enough."""
 
 
 async def _latency(bench: Bench, subject: Subject, how: str) -> Figures:
@@ -27,7 +27,7 @@ async def _latency(bench: Bench, subject: Subject, how: str) -> Figures:
         )
         try:
             worker.go()
-            await asyncio.sleep(2)  # idle
+            await asyncio.sleep(2)  # The worker is idle.
             await drive.produce(
                 subject, bench.peers, bench.folder, server.url, jobs, how, pause=0.1 if subject.name in SLOW else 0.01
             )
@@ -48,12 +48,12 @@ async def _latency(bench: Bench, subject: Subject, how: str) -> Figures:
 
 
 async def pickup(bench: Bench, subject: Subject) -> Figures:
-    """From the enqueue's call to the handler's start, the worker idle before each."""
+    """The time from the call of enqueue to the start of the handler. The worker is idle before each."""
     return await _latency(bench, subject, "paced")
 
 
 async def delayed(bench: Bench, subject: Subject) -> Figures:
-    """From a delayed job's due time to the handler's start."""
+    """The time from a delayed job's due time to the start of the handler."""
     return await _latency(bench, subject, "delayed")
 
 

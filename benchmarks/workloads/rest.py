@@ -51,7 +51,7 @@ async def _listening(port: int) -> None:
 
 
 async def rest(bench: Bench, subject: Subject) -> Figures:
-    """64 keep-alive connections. ``stored``: jobs in Redis over answers that said 201 (in flight at the end: a few)."""
+    """64 keep-alive connections. ``stored``: jobs in Redis over answers with 201 (a few are under way at the end)."""
     if shutil.which("wrk") is None:
         raise MissingPeer("wrk is not installed")
     port = free_port()

@@ -1,4 +1,5 @@
-"""Full stores, ten thousand sleepers, long jobs among short ones. Of jobq alone: these are promises, not races."""
+"""Full stores, ten thousand sleeping jobs, long jobs among short ones. Only for jobq: these test promises, not a
+comparison."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ ROUNDS = 3
 
 
 async def _figures(bench: Bench, subject: Subject, server: Server, waiting: int) -> Figures:
-    """The usual figures on whatever is in the server already."""
+    """The usual figures with everything that is already in the server."""
 
     async def enqueue(jobs: int, how: str) -> dict[str, float]:
         return await drive.produce(subject, bench.peers, bench.folder, server.url, jobs, how)
@@ -54,8 +55,8 @@ async def _figures(bench: Bench, subject: Subject, server: Server, waiting: int)
 
 
 async def million(bench: Bench, subject: Subject) -> Figures:
-    """The figures with 1e6 waiting, 1e6 delayed and 1e6 finished jobs in the queue, and those of an empty one,
-    in turns; ``_kept`` is the ratio.
+    """The figures with 1e6 waiting, 1e6 delayed and 1e6 finished jobs in the queue, alternating with those of an
+    empty one. ``_kept`` is the ratio.
 
     ``slowest_ms``: the slowest script meanwhile (0: none over 2 ms).
     """
@@ -76,7 +77,7 @@ async def million(bench: Bench, subject: Subject) -> Figures:
             empty.append(await _figures(bench, subject, small, waiting=0))
             full.append(await _figures(bench, subject, large, waiting=MILLION))
             slowest.append(large.slowest_ms())
-    # a script that is slow by itself is slow in every round; one that had to wait for a core is not
+    # A script that is slow by itself is slow in every round. One that waited for a core is not.
     figures = {"slowest_ms": min(slowest), "bytes_per_job": memory}
     for name in empty[0]:
         figures[f"{name}_empty"] = median(turn[name] for turn in empty)
@@ -86,7 +87,7 @@ async def million(bench: Bench, subject: Subject) -> Figures:
 
 
 async def million_embedded(bench: Bench, subject: Subject) -> Figures:
-    """The same on the server that `jobq[embedded]` brings: what a full store costs is due to the server's tables."""
+    """The same on the server of `jobq[embedded]`. The cost of a full store depends on the server's tables."""
     try:
         binary = find_binary()
     except NoServer as error:

@@ -9,7 +9,7 @@ from benchmarks.workloads.base import Bench, Figures, Workload
 
 
 def fastest_way(subject: Subject) -> str:
-    """How a backlog is made."""
+    """The ways to make a backlog."""
     for how in ("bulk", "gathered", "one"):
         if how in subject.can:
             return how
@@ -40,15 +40,15 @@ async def drain_1(bench: Bench, subject: Subject) -> Figures:
 
 
 async def drain_2(bench: Bench, subject: Subject) -> Figures:
-    """The same with two."""
+    """The same with two worker processes."""
     return await _drain(bench, subject, 2)
 
 
 async def realistic(bench: Bench, subject: Subject) -> Figures:
-    """Drains of plain jobs and of jobs as services have them, in turns.
+    """Drains of plain and of realistic jobs, alternating.
 
-    The latter have two dependencies, one middleware, a timeout, one log line and progress. ``cost``: the worker CPU of
-    such a job over that of a plain one.
+    A realistic job has two dependencies, one middleware, a timeout, one log line and progress. ``cost``: the worker
+    CPU of such a job over that of a plain one.
     """
     jobs = bench.jobs_of(subject, 0.25)
     spent = {"": 0.0, "realistic": 0.0}
@@ -85,12 +85,12 @@ async def _enqueue(bench: Bench, subject: Subject, how: str, part: float) -> Fig
     figures = {"jobs": jobs, "rate": jobs / said["seconds"], "redis_us": redis * 1e6 / jobs}
     if "ping_seconds" in said:
         figures["of_ping"] = said["ping_seconds"] / said["seconds"]
-        del figures["redis_us"]  # the PINGs are in it
+        del figures["redis_us"]  # This includes the PINGs.
     return figures
 
 
 async def enqueue_one(bench: Bench, subject: Subject) -> Figures:
-    """Each enqueue awaited before the next. ``of_ping``: beside redis.asyncio's PING on the same loop."""
+    """Each enqueue is awaited before the next. ``of_ping``: relative to redis.asyncio's PING on the same loop."""
     return await _enqueue(bench, subject, "one", 0.1)
 
 

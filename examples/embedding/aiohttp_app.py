@@ -1,6 +1,6 @@
 """jobq inside an aiohttp application: python examples/embedding/aiohttp_app.py
 
-The queue and a worker live and end with the application (cleanup_ctx), and jobq's own REST stands under /jobq.
+The queue and a worker start and stop with the application (cleanup_ctx). jobq's own REST is mounted under /jobq.
 """
 
 from collections.abc import AsyncIterator
@@ -14,25 +14,25 @@ queue = Queue("signups")
 
 @queue.task(attempts=5, timeout=30)
 async def welcome(name: str) -> str:
-    """What should not keep a visitor waiting."""
+    """Work that a visitor should not wait for."""
     return f"Welcome, {name}!"
 
 
 async def sign_up(request: web.Request) -> web.Response:
-    """Answer at once; the mail goes out in the background."""
+    """Answer at once. The mail is sent in the background."""
     job = await welcome.enqueue(name=(await request.json())["name"])
     return web.json_response({"job": f"signups:{job.id}"}, status=202)
 
 
 async def background(_: web.Application) -> AsyncIterator[None]:
-    """A worker in this process. It could as well run elsewhere: jobq work examples/embedding/aiohttp_app.py:queue"""
+    """A worker in this process. It could also run elsewhere: jobq work examples/embedding/aiohttp_app.py:queue"""
     async with queue, Worker(queue, concurrency=10) as worker:
         worker.start()
         yield
 
 
 def make_app() -> web.Application:
-    """The application; nothing of it is global but the queue's name and tasks."""
+    """The application. Only the queue and its tasks are global."""
     app = web.Application()
     app.router.add_post("/signups", sign_up)
     app.cleanup_ctx.append(background)

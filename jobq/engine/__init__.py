@@ -1,1 +1,2 @@
-"""The engine. Rooms, from the bottom up: model, store, task, queue, worker; server is the embedded one."""
+"""The engine. Its packages, from the bottom up: model, store, task, queue, worker. ``server`` is the embedded
+server."""

@@ -1,7 +1,7 @@
-"""Loggers of the engine: structlog on top of the standard library's, so that a service's own logging setup decides.
+"""Loggers of the engine: structlog on top of the standard library's logging, so that a service's own setup decides.
 
-One event per transition at debug, one per failure at warning. Fields travel as ``extra``, which structlog's
-``ProcessorFormatter`` with ``ExtraAdder`` (jobq.logging) and every JSON formatter pick up.
+Each transition is an event at debug, each failure one at warning. Fields are passed as ``extra``. structlog's
+``ProcessorFormatter`` with ``ExtraAdder`` (jobq.logging) and every JSON formatter read them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 
-# logging looks it up under a lock
+# logging finds the logger under a lock, so keep it.
 _standard = functools.cache(logging.getLogger)
 RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def _to_extra(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Fields as ``extra``. A name that a LogRecord has itself would raise in the middle of a run: it gets a '_'."""
+    """Fields as ``extra``. A name that is also an attribute of a LogRecord would raise during a run, so it gets a
+    '_'."""
     message = event.pop("event")
     out: dict[str, Any] = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
     return out | {
@@ -33,7 +34,7 @@ def _to_extra(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
 
 
 def get_logger(name: str) -> Any:
-    """A structlog logger that ends in ``logging.getLogger(name)``."""
+    """A structlog logger that writes to ``logging.getLogger(name)``."""
     return structlog.wrap_logger(
         logging.getLogger(name),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -46,11 +47,11 @@ def get_logger(name: str) -> Any:
 
 
 def indented(lines: str) -> str:
-    """A traceback or a stack as a part of a message, so that it is seen in every format. No line of it can look like a
-    line of the log."""
+    """A traceback or a stack as a part of a message, so that every format shows it. None of its lines can look like
+    a line of the log."""
     return textwrap.indent(lines.rstrip(), "    ")
 
 
 def debugging(name: str) -> bool:
-    """Whether debug events would be seen: asked once per batch, not once per job."""
+    """Whether debug events are written. It is called once per batch and not once per job."""
     return _standard(name).isEnabledFor(logging.DEBUG)

@@ -1,11 +1,12 @@
-"""What every Python driver shares. A driver is a program with two verbs:
+"""Shared code of all Python drivers. A driver is a program with two commands:
 
 ``work``: print "ready", wait for a line on stdin, run jobs until stdin closes. Each job marks its number in a shared
 file, so that the harness can watch the drain and check that every job ran exactly once.
+
 ``produce``: print "ready", wait for a line, enqueue, print one line of JSON: {"seconds": ...}.
 
-A driver subclasses ``Peer`` and calls ``main``. Nothing here needs more than the standard library; uvloop is used if it
-is installed.
+A driver subclasses ``Peer`` and calls ``main``. Nothing here needs more than the standard library. uvloop is used if
+it is installed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PAD = "y" * 72
-"""Fills a payload up to 100 bytes of JSON."""
+"""Makes a payload 100 bytes of JSON."""
 TALLY = "BENCHMARK_TALLY"
 LATENCIES = "BENCHMARK_LATENCIES"
 
@@ -33,17 +34,17 @@ _late: list[float] = []
 
 
 def ran(n: int) -> None:
-    """Called by the handler of the no-op job: job number ``n`` ran (once more)."""
+    """Called by the handler of the no-op job: count one run of job number ``n``."""
     _seen[n] += 1
 
 
 def timed(due: float) -> None:
-    """Called by the handler of the timed job; ``due``: unix seconds when it could have started."""
+    """Called by the handler of the timed job. ``due``: unix seconds when it could have started."""
     _late.append(time.time() - due)
 
 
 def open_tally() -> None:
-    """Map the file that the harness made, named in the environment, so that child processes find it too."""
+    """Map the file of the harness. The environment names it, so that child processes find it too."""
     global _seen  # noqa: PLW0603 - a handler is a plain function
     path = os.environ.get(TALLY)
     if path:
@@ -52,7 +53,7 @@ def open_tally() -> None:
 
 
 def dump_latencies() -> None:
-    """Write what ``timed`` saw, seconds, as JSON."""
+    """Write the times that ``timed`` recorded, in seconds, as JSON."""
     path = os.environ.get(LATENCIES)
     if path:
         Path(path).write_text(json.dumps(_late))
@@ -67,7 +68,7 @@ async def _line() -> str:
 
 
 async def go() -> None:
-    """Say that all is ready, and wait for the harness's word."""
+    """Report that the driver is ready, and wait for the harness's word."""
     print("ready", flush=True)
     await _line()
 
@@ -76,7 +77,7 @@ class Peer:
     """One queue library. Methods may be plain or async; ``delay`` is seconds."""
 
     bulk = True
-    """Whether there is a call for many jobs."""
+    """Whether there is a call that enqueues many jobs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.url: str = options.redis
@@ -84,7 +85,7 @@ class Peer:
         self.options = options
 
     def open(self) -> Any:
-        """Get ready to produce."""
+        """Prepare to produce."""
 
     def close(self) -> Any:
         """Done producing."""
@@ -102,7 +103,7 @@ class Peer:
         raise NotImplementedError
 
     async def produce(self) -> dict[str, float]:
-        """Enqueue as the options say; returns what was measured."""
+        """Enqueue as the options say. Returns the measured values."""
         how, jobs, chunk = self.options.how, self.options.jobs, self.options.chunk
         await _wait(self.open())
         await go()
@@ -118,11 +119,11 @@ class Peer:
             for first in range(0, jobs, chunk):
                 await _wait(self.enqueue_many(range(first, min(first + chunk, jobs))))
         elif how == "paced":
-            # an idle worker, one job at a time: every pickup starts from idle
+            # The worker is idle and runs one job at a time, so every pickup starts from idle.
             for _ in range(jobs):
                 await _wait(self.enqueue_timed(time.time(), 0))
                 await asyncio.sleep(self.options.pause)
-        else:  # delayed: due one after the other, all enqueued before the first is due
+        else:  # Delayed jobs are due one after the other, and all are enqueued before the first is due.
             first = time.time() + self.options.delay
             for n in range(jobs):
                 due = first + n * self.options.pause
@@ -132,7 +133,7 @@ class Peer:
         return {"seconds": seconds}
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Run jobs until ``stop`` is set. Called after the harness said go."""
+        """Run jobs until ``stop`` is set. Called after the harness has said go."""
         raise NotImplementedError
 
 
@@ -153,7 +154,7 @@ async def work(peer: Peer) -> None:
 
 
 async def until(stop: asyncio.Event, running: Awaitable[Any]) -> None:
-    """Run a worker that knows no stop of its own: cancel it when ``stop`` is set."""
+    """Run a worker that has no stop of its own: cancel it when ``stop`` is set."""
     task = asyncio.ensure_future(running)
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -166,7 +167,7 @@ async def until(stop: asyncio.Event, running: Awaitable[Any]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of a driver."""
+    """The arguments of a driver."""
     words = argparse.ArgumentParser()
     words.add_argument("verb", choices=["work", "produce"])
     words.add_argument("--redis", required=True, help="URL")
@@ -182,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def runner() -> Any:
-    """asyncio.Runner on uvloop, where there is one."""
+    """asyncio.Runner on uvloop, if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -200,7 +201,7 @@ def main(peer_type: type[Peer]) -> None:
                 await work(peer_type(options))
 
             loop.run(working())
-            # some libraries leave threads or loops behind; what was to be measured is measured
+            # Some libraries leave threads or loops behind. The measurement is complete, so end at once.
             sys.stdout.flush()
             os._exit(0)
 

@@ -1,4 +1,4 @@
-// What the buttons do. Each asks first.
+// The actions of the buttons. Each asks for a confirmation first.
 import { $, el, plural, toast, visible } from "./parts.js";
 import { api, hrefOf, jobPath, may, of, page, tell } from "./state.js";
 
@@ -41,7 +41,7 @@ function ask(name, words, act, { number = null, danger = false } = {}) {
     }
   };
   dialog.showModal();
-  // Enter does what was asked for, except where that cannot be taken back.
+  // Enter confirms, except for actions that cannot be undone.
   (number !== null ? $("value") : danger ? $("no") : $("yes")).focus();
 }
 
@@ -59,7 +59,7 @@ export function retryAll() {
     const began = Date.now();
     let moved = 0, count;
     do {
-      // what fails again meanwhile is not meant
+      // Do not include jobs that fail again meanwhile.
       count = (await api(of(queue, `jobs/retry?state=failed&limit=1000&older_than=${Date.now() - began}`), { method: "POST" })).count;
       moved += count;
       toast(`${plural(moved, "job")} waiting again.`);

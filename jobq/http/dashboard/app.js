@@ -1,13 +1,13 @@
-// The operators' page: what is shown when, and what is asked of REST for it.
+// The operators' page: its routes, and the requests to REST for each of them.
 import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./draw.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
-const AHEAD = 500; // jobs looked at to find a waiting job's place
+const AHEAD = 500; // jobs that are read to find the position of a waiting job
 
 let stream = null;
-let shown = 0; // counts routes, so that late answers for an earlier one are dropped
+let shown = 0; // Counts routes, so that late answers for an earlier one are dropped.
 
 function listen(queue) {
   stream?.close();
@@ -23,7 +23,7 @@ function listen(queue) {
     live(false, "connecting ...");
     if (mine.readyState !== EventSource.CLOSED || stream !== mine) return;
     stream = null;
-    // refused for good (too many streams, a session that ended): ask by hand, then try again
+    // The stream is refused (too many streams, or the session has ended): request the stats once, then try again.
     setTimeout(() => stream === null && !document.hidden && start(), 5000);
   });
 }
@@ -45,10 +45,10 @@ function heard(found) {
   page.stats = { ...found, heard: performance.now() };
   if (page.route.job) drawJob();
   else drawStats();
-  if (changed || page.job?.row.state === "active") refresh.due = true; // progress moves no count
+  if (changed || page.job?.row.state === "active") refresh.due = true; // Progress changes no count.
 }
 
-// Lists and workers are asked for only while something changes, and never more than every 2 s.
+// Request lists and workers only while something changes, and at most every 2 s.
 async function refresh(always = false) {
   if (document.hidden || page.session === null || (page.route.job && !page.job && !always) || (!always && !refresh.due && performance.now() - refresh.last < 10_000)) return;
   refresh.due = false;
@@ -57,14 +57,14 @@ async function refresh(always = false) {
   try {
     await (page.route.job ? loadJob(at) : loadLists(at));
   } catch (error) {
-    if (at !== shown) return; // another page is shown now, or the form
+    if (at !== shown) return; // Another page is shown now, or the form.
     if (page.route.job && error instanceof Refused) gone(error.message);
     else failed(error);
   }
 }
 refresh.last = 0;
 
-// The job of this page is not there (any more).
+// The job of this page does not exist (any more).
 function gone(words) {
   shown += 1;
   page.job = null;
@@ -72,7 +72,7 @@ function gone(words) {
 }
 
 function failed(error) {
-  if (page.session === null && !$("login").hidden) return; // the form says it
+  if (page.session === null && !$("login").hidden) return; // The form shows the error.
   if (error instanceof Refused) toast(error.message, true);
   else live(false, "the server does not answer");
 }

@@ -1,4 +1,4 @@
-// What is shown of what the page knows: a queue, a job. Links are made of our own routes.
+// Draws the state of the page: a queue or a job. Links contain only our own routes.
 import { logout, pause, resume, retryAll, verbs } from "./actions.js";
 import { $, block, both, clock, count, el, fact, moment, notes, patch, plural, pretty, span, sum, svg, text, time } from "./parts.js";
 import { hrefOf, jobPath, may, page, STATES, tell } from "./state.js";
@@ -101,9 +101,9 @@ function drawFilter() {
     ...(state === "failed" && may("admin") ? [el("button", { click: retryAll }, "Retry all failed")] : []));
 }
 
-// While somebody points at the table or has the focus in it, its rows keep their places: a click must not hit another job.
-// Their own words are brought up to date; rows come, go and move once the pointer and the focus have left.
-let held = null; // the jobs shown, while the table is held
+// While the pointer or the focus is in the table, its rows keep their places, so that a click does not hit another job.
+// Their cells are updated. Rows are added, removed and moved once the pointer and the focus have left.
+let held = null; // The jobs that are shown while the rows keep their places.
 
 function settle() {
   requestAnimationFrame(() => held && $("rows") && !isPointedAt() && drawList());

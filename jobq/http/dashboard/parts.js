@@ -1,15 +1,15 @@
-// Elements and words. What jobs bring along (types, payloads, errors, logs) becomes text nodes only: no text is ever read
-// as HTML, and characters that nobody sees but that move or hide others are written as escapes.
+// Elements and text. All text from jobs (types, payloads, errors, logs) becomes text nodes, so it is never read as HTML.
+// Invisible characters that move or hide others are shown as escapes.
 
 const SHOWN = 100_000; // characters of a payload or result that are shown
-export const now = { skew: 0 }; // the server's clock against ours, ms
+export const now = { skew: 0 }; // The server's clock minus ours, in ms.
 export const $ = (id) => document.getElementById(id);
 
 // Control characters, marks of the writing direction, separators of lines, and characters without a width.
 const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 export const visible = (words) => String(words).replace(UNSEEN, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-// `key` tells which node of the last drawing this one is, see patch().
+// `key` identifies the node of the last drawing that this one replaces, see patch().
 export function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   node.on = {};
@@ -27,7 +27,7 @@ export function el(tag, attributes, ...children) {
 
 const nodes = (children) => children.flat(9).filter((child) => child != null && child !== false).map((child) => (child instanceof Node ? child : visible(child)));
 
-// Make a node hold these children by changing as little as possible: what is focused, hovered, opened or selected stays.
+// Give a node these children and change as little as possible. So focus, hover, open details and selection stay.
 export function patch(node, ...children) {
   const fresh = nodes(children).map((child) => (child instanceof Node ? child : document.createTextNode(child)));
   const keyed = new Map([...node.childNodes].filter((child) => child.key !== undefined).map((child) => [child.key, child]));

@@ -1,4 +1,4 @@
-// What the page knows, and how it asks REST. Nothing here draws.
+// The state of the page, and its requests to REST. Nothing here draws.
 import { now } from "./parts.js";
 
 export const STATES = ["waiting", "delayed", "active", "completed", "failed"];
@@ -10,12 +10,12 @@ export const page = {
   route: {}, // {queue, state, type} or {job}
   stats: null,
   workers: null,
-  rate: null, // jobs finished a second
+  rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
   job: null, // {row, logs, ahead}
 };
 
-// Whoever changes something says so; app.js listens and draws. "changed": ask REST again. "locked": a key is needed.
+// Code that changes the state sends an event, and app.js draws. "changed": request REST again. "locked": a key is needed.
 const told = new EventTarget();
 export const tell = (what, detail) => told.dispatchEvent(new CustomEvent(what, { detail }));
 export const hear = (what, act) => told.addEventListener(what, (event) => act(event.detail));
@@ -35,7 +35,7 @@ export async function api(path, { method = "GET", body, exact = false } = {}) {
   throw new Refused(value?.detail ?? `the server answers ${response.status}`);
 }
 
-// exact: numbers that a double does not hold are kept as they are written
+// exact: numbers beyond a double stay as they are written.
 function parse(answer, exact) {
   if (!exact || !JSON.rawJSON) return JSON.parse(answer);
   return JSON.parse(answer, (_, value, context) =>

@@ -1,12 +1,12 @@
-// Why a job does not run, in words.
+// Explains why a job does not run.
 import { clock, plural, span, sum, time } from "./parts.js";
 import { page } from "./state.js";
 
-const ALIVE = 30_000; // ms since its last heartbeat that a worker counts as alive
+const ALIVE = 30_000; // A worker counts as alive for these ms after its last heartbeat.
 
 export const isAlive = (worker) => time() - worker.seen < ALIVE;
 
-// What keeps any job of the queue from running, most important first: [[kind, words]].
+// The reasons why no job of the queue runs, most important first: [[kind, text]].
 export function obstacles(type = null) {
   const found = [];
   if (page.stats?.paused) found.push(["warn", "The queue is paused: no worker takes a job until it is resumed."]);
