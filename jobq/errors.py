@@ -37,20 +37,22 @@ with a *:
   x ProcessCrashed *        the child process of an isolated handler died
   x LeaseExpired            the worker died, hung or lost its network
   x OutcomeRefused          Redis refuses to store the outcome of the run
+  x TooManySnoozes          the job was snoozed as often as its task allows
 
 Raised by handlers to control their own job:
 
   x Discard                 fail now, even if attempts are left
   x Retry                   run again, after a delay that the handler chooses
+  x Snooze                  the same, without using an attempt
 """
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import timedelta
 
 E = TypeVar("E", bound=BaseException)
 
@@ -218,17 +220,25 @@ class RemoteError(JobqError):
 
     Middleware sees it in place of that exception. ``type`` is the exception's name (``package.SomeError``), ``message``
     its text and ``traceback`` the traceback in the child process. ``final``: no other attempt follows. ``delay``: ms
-    until the next attempt, if the handler asked for that.
+    until the next attempt, if the handler asked for that. ``snooze``: ms until the next run, if it was a ``Snooze``.
     """
 
     def __init__(
-        self, type_: str, message: str, traceback: str | None = None, *, final: bool = False, delay: int | None = None
+        self,
+        type_: str,
+        message: str,
+        traceback: str | None = None,
+        *,
+        final: bool = False,
+        delay: int | None = None,
+        snooze: int | None = None,
     ) -> None:
         self.type = type_
         self.message = message
         self.traceback = traceback
         self.final = final
         self.delay = delay
+        self.snooze = snooze
         super().__init__(message)
 
 
@@ -267,6 +277,10 @@ class OutcomeRefused(JobqError):
     """Redis refuses to store the outcome of the run, for example because the result is too large for the server."""
 
 
+class TooManySnoozes(JobqError):
+    """The job was snoozed as often as its task allows (``max_snoozes``), so this run is its last one."""
+
+
 class Discard(Exception):
     """Raised by a handler: the job fails now, even if attempts are left."""
 
@@ -275,6 +289,20 @@ class Retry(Exception):
     """Raised by a handler: the job runs again after ``delay`` (seconds) instead of its backoff. It uses an attempt."""
 
     def __init__(self, message: str = "retry requested", *, delay: float | timedelta | None = None) -> None:
+        self.delay = delay
+        super().__init__(message)
+
+
+class Snooze(Exception):
+    """Raised by a handler: not yet, run again after ``delay`` (seconds or a ``timedelta``). No attempt is charged.
+
+    :raises ValueError: ``delay`` is no time, or negative.
+    """
+
+    def __init__(self, delay: float | timedelta, message: str = "snoozed") -> None:
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < float("inf"):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
+            raise ValueError(f"Snooze takes seconds from 0 on, or a timedelta, not {delay!r:.80}")
         self.delay = delay
         super().__init__(message)
 

@@ -94,12 +94,13 @@ class FakeContext(Context):
         worker: str = "test",
         fence: int = 1,
         lost: bool = False,
+        snoozes: int = 0,
     ) -> None:
         self.logs: list[str] = []
         self.progresses: list[Any] = []
         raw = msgspec.Raw(msgspec.json.encode({} if payload is None else payload))
         spec = Spec(type, payload=raw, attempts=attempts, metadata=metadata)
-        super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep)
+        super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep, snoozes)
         self.lost = lost
 
     def _keep(self, _: Context, what: str, value: bytes | str) -> None:
@@ -134,6 +135,7 @@ class Drained(msgspec.Struct, frozen=True):
     completed: int = 0
     failed: int = 0
     retried: int = 0
+    snoozed: int = 0
 
 
 async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds = 30.0) -> Drained:
@@ -184,8 +186,8 @@ def _busy(stats: Stats) -> bool:
     return bool(stats.waiting or stats.active or stats.next_due_ms == 0)
 
 
-def _ends(stats: Stats) -> tuple[int, int, int]:
-    return stats.completed_total, stats.failed_total, stats.retried_total
+def _ends(stats: Stats) -> tuple[int, int, int, int]:
+    return stats.completed_total, stats.failed_total, stats.retried_total, stats.snoozed_total
 
 
 async def _promote_delayed(queue: Queue) -> None:

@@ -41,10 +41,10 @@ SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
 LOGGED = "redis.call('HGET', leases, id) == token"
 HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
 SABOTAGES = [
-    *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "release", "defer")],
+    *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "snooze", "release", "defer")],
     *[
         Break(name, "any lease will do", FENCE, "if redis.call('HEXISTS', leases, id) == 0 then return false end")
-        for name in ("reschedule", "fail", "release", "defer")
+        for name in ("reschedule", "fail", "snooze", "release", "defer")
     ],
     Break("progress", "fence not checked", SAID, "true"),
     Break("log", "fence not checked", LOGGED, "true"),
@@ -168,9 +168,25 @@ SABOTAGES = [
         for name in ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
     ],
     Break("kill", "the job's own retention is forgotten", "if ARGV[4] ~= '' then", "if false then"),
-    Break("promote", "waits since its enqueue", "can_run(id, charged(id), now)", ""),
-    Break("promote", "its charged runs are forgotten", "can_run(id, charged(id), now)", "can_run(id, 0, now)"),
-    Break("release", "its charged runs are forgotten", "can_run(id, charged(id), now)", "can_run(id, 0, now)"),
+    *[
+        Break(name, "its charged runs are forgotten", "    write_attempts(id, runs, ", "    write_attempts(id, 0, ")
+        for name in ("promote", "release", "defer", "snooze")
+    ],
+    *[
+        Break(name, "its snoozes are forgotten", f"{since}, snoozes)", f"{since}, nil)")
+        for name, since in (
+            ("promote", "now"),
+            ("release", "now"),
+            ("defer", "now + delay"),
+            ("reschedule", "due"),
+            ("fail", "ARGV[i + 2]), since"),
+            ("kill", "runs + 1, since"),
+        )
+    ],
+    Break("promote", "waits since its enqueue", "write_attempts(id, runs, now, snoozes)", ""),
+    Break("kill", "an active job is not charged", "runs + 1, since", "runs, since"),
+    Break("snooze", "not counted", "(snoozes or 0) + 1", "snoozes"),
+    Break("snooze", "due at once", "now + tonumber(ARGV[i + 2])", "now"),
     Break("rows", "past its own retention", "if till and tonumber(till) <= now then row = false end", ""),
     Break("rows", "however large they are", "if bytes > 1000000 then break end", ""),
     Break("rows", "a brief has everything", "value and brief and cut(column, value) or value", "value"),

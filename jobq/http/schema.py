@@ -252,13 +252,14 @@ class JobBrief(msgspec.Struct, frozen=True):
     duration: int | None
     worker: str | None
     error: str | None
+    snoozes: int
 
     @classmethod
     def of(cls, row: Brief) -> JobBrief:
         return cls(
             f"{row.queue}:{row.id}", row.type, row.state, row.priority, row.attempts, row.attempts_made,
             row.enqueued_at, row.run_at, row.started_at, row.finished_at, row.duration, row.worker,
-            one_line(row.error),
+            one_line(row.error), row.snoozes,
         )  # fmt: skip
 
 

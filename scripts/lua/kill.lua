@@ -46,9 +46,19 @@ local function count(what, n)
 end
 -- end
 
--- shared: charged
-local function charged(id)
-    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+-- shared: attempts
+-- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, if it was.
+local function read_attempts(id)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
+    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
+end
+
+local function write_attempts(id, runs, since, snoozes)
+    local row = string.format('%.0f', runs)
+    if since then row = row .. string.format(' %.0f', since) end
+    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    redis.call('HSET', attempts, id, row)
 end
 -- end
 
@@ -62,7 +72,8 @@ for i = 5, #ARGV do
         state = 'active'
         local token = redis.call('HGET', leases, id)
         redis.call('HDEL', leases, id)
-        redis.call('HSET', attempts, id, string.format('%.0f', charged(id) + 1))
+        local runs, since, snoozes = read_attempts(id)
+        write_attempts(id, runs + 1, since, snoozes)
         redis.call('PUBLISH', control, 'kill ' .. id .. ' ' .. (token or ''))
     end
     if state ~= '' then

@@ -39,16 +39,19 @@ local function place(id)
 end
 -- end
 
--- shared: charged
-local function charged(id)
-    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+-- shared: attempts
+-- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, if it was.
+local function read_attempts(id)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
+    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
 end
--- end
 
--- shared: can run
--- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
-local function can_run(id, runs, since)
-    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+local function write_attempts(id, runs, since, snoozes)
+    local row = string.format('%.0f', runs)
+    if since then row = row .. string.format(' %.0f', since) end
+    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    redis.call('HSET', attempts, id, row)
 end
 -- end
 
@@ -58,7 +61,8 @@ for i = 3, #ARGV do
     states[i - 2] = ''
     if redis.call('ZREM', delayed, id) == 1 then
         redis.call('ZADD', waiting, place(id), id)
-        can_run(id, charged(id), now)
+        local runs, _, snoozes = read_attempts(id)
+        write_attempts(id, runs, now, snoozes)
         states[i - 2] = 'delayed'
         moved = moved + 1
     end

@@ -16,16 +16,19 @@ local function end_lease(id, token)
 end
 -- end
 
--- shared: charged
-local function charged(id)
-    return tonumber(string.match(redis.call('HGET', attempts, id) or '', '^%d+')) or 0
+-- shared: attempts
+-- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, if it was.
+local function read_attempts(id)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
+    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
 end
--- end
 
--- shared: can run
--- The second number is the time from which the job can run. If it is absent, use the time of the enqueue, or the first due time.
-local function can_run(id, runs, since)
-    redis.call('HSET', attempts, id, string.format('%.0f %.0f', runs, since))
+local function write_attempts(id, runs, since, snoozes)
+    local row = string.format('%.0f', runs)
+    if since then row = row .. string.format(' %.0f', since) end
+    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    redis.call('HSET', attempts, id, row)
 end
 -- end
 
@@ -48,8 +51,9 @@ for i = #ARGV - 1, 2, -2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
         local priority = string.match(redis.call('HGET', priorities, id) or '', '^%-?%d+')
-                redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 - turn('lifo', 1), id)
-        can_run(id, charged(id), now)
+        redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 - turn('lifo', 1), id)
+        local runs, _, snoozes = read_attempts(id)
+        write_attempts(id, runs, now, snoozes)
         released = released + 1
     else
         lost[#lost + 1] = id

@@ -37,6 +37,22 @@ local function add(field, n)
 end
 -- end
 
+-- shared: attempts
+-- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, if it was.
+local function read_attempts(id)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
+    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
+end
+
+local function write_attempts(id, runs, since, snoozes)
+    local row = string.format('%.0f', runs)
+    if since then row = row .. string.format(' %.0f', since) end
+    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    redis.call('HSET', attempts, id, row)
+end
+-- end
+
 -- shared: count
 local function count(what, n)
     add(what, n)
@@ -46,9 +62,10 @@ end
 
 local retried, lost = 0, {}
 for i = 2, #ARGV, 5 do
-    local id, attempt, due = ARGV[i], ARGV[i + 2], now + tonumber(ARGV[i + 3])
+    local id, attempt, due = ARGV[i], tonumber(ARGV[i + 2]), now + tonumber(ARGV[i + 3])
     if end_lease(id, ARGV[i + 1]) then
-        redis.call('HSET', attempts, id, attempt .. string.format(' %.0f', due))
+        local _, _, snoozes = read_attempts(id)
+        write_attempts(id, attempt, due, snoozes)
         add_error(id, ARGV[i + 4])
         redis.call('ZADD', delayed, due, id)
         retried = retried + 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Connection, Context, Discard, NewJob, Options, Queue, State, StoredBackoff, Worker
+from jobq import Connection, Context, Discard, NewJob, Options, Queue, Snooze, State, StoredBackoff, Worker
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.store import sender as sender_module
 from jobq.engine.task.inject import Resources
@@ -93,6 +93,14 @@ class Scenario:
             sink.start(ctx)
             raise Discard("never works")
 
+        @queue.task(name="snoozing")
+        async def snoozing(ctx: Context) -> int:
+            sink.start(ctx)
+            if not ctx.snoozes:
+                raise Snooze(0)
+            sink.effect(ctx)
+            return ctx.fence
+
         @queue.task(name="endless")
         async def endless(ctx: Context) -> None:
             sink.start(ctx)
@@ -127,6 +135,7 @@ class Scenario:
             delayed = await self.enqueue("ok", State.COMPLETED, delay=5_000)
             await self.enqueue("flaky", State.COMPLETED, priority=-1)
             await self.enqueue("doomed", State.FAILED)
+            await self.enqueue("snoozing", State.COMPLETED)
             await self.enqueue("ok", State.COMPLETED, key="once", lifo=True)
             async with worker:
                 working = worker.start()
@@ -198,7 +207,7 @@ class Scenario:
             assert rows[job_id].state in ends, rows[job_id]
         for job_id, row in rows.items():
             assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
-            planned = 2 if row.type == "flaky" else 1
+            planned = 2 if row.type in ("flaky", "snoozing") else 1
             # One fault may use one attempt of each job that ran.
             assert self.sink.starts.get(job_id, 0) <= planned + 1, row
             if row.state is State.COMPLETED:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rest import Client, NewClient, Until, enqueue, problem, working
 
-from jobq import Connection, Context, Queue, inject
+from jobq import Connection, Context, Queue, Snooze, inject
 from jobq.http.routes import ROUTES
 
 
@@ -188,6 +188,23 @@ async def test_failed_jobs_show_error_attempts_and_traceback(
     assert 'raise ValueError("out of paper")' in failed["traceback"]
     result = await problem(await client.get(f"/jobs/{job}/result"), 409, "job-failed")
     assert (result["error_type"], result["error_message"]) == ("ValueError", "out of paper")
+
+
+async def test_how_often_a_job_was_snoozed(new_client: NewClient, connection: Connection, until: Until):
+    queue = Queue("main", connection)
+
+    @queue.task
+    async def later() -> None:
+        raise Snooze(60, "not yet")
+
+    client = await new_client(queue)
+    job = await enqueue(client, type="later")
+    async with working(queue):
+        await until(lambda: stats_reach(client, delayed=1, snoozed_total=1, retried_total=0), "the job to be put off")
+    row = await get(client, f"/jobs/{job}")
+    assert (row["state"], row["snoozes"], row["attempts_made"], row["errors"]) == ("delayed", 1, 0, [])
+    [brief] = (await get(client, "/jobs?state=delayed"))["jobs"]
+    assert (brief["id"], brief["snoozes"]) == (job, 1)
 
 
 async def stats_reach(client: Client, **counts: int) -> bool:

@@ -37,6 +37,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "failed",
         "retried",
         "unserved",
+        "snoozed",
         "m:0:completed",
         "m:0:failed",
         "m:0:retried",
@@ -75,6 +76,7 @@ COUNTED: dict[str, tuple[State, Callable[[Store], Call[Any]], tuple[str, ...]]] 
     ),
     "fail": (held("a"), lambda s: s.fail(["a", TOKEN, 1, "e", ""]), ("failed", "m:0:failed")),
     "reschedule": (held("a"), lambda s: s.reschedule(["a", TOKEN, 1, 5, "e"]), ("retried", "m:0:retried")),
+    "snooze": (held("a"), lambda s: s.snooze(["a", TOKEN, 5]), ("snoozed",)),
     "defer": (held("a"), lambda s: s.defer(["a", TOKEN], 5, 5, b"[]"), ("unserved",)),
     "kill": (waiting("a"), lambda s: s.kill(["a"], b"e"), ("failed", "m:0:failed")),
 }

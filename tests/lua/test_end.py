@@ -39,9 +39,9 @@ KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
         ),
         Case(
             "active: the lease is gone, and its run is charged",
-            held("a", "b") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
+            held("a", "b") | {"attempts": {"a": "1 7 3"}, "errors": {"a": "e1"}},
             kill("a"),
-            {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "failed": {"a": NOW}, "attempts": {"a": "2"}}
+            {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "failed": {"a": NOW}, "attempts": {"a": "2 7 3"}}
             | {"errors": {"a": 'e1\n{"attempt":0}'}}
             | counted("failed", "a"),
             ["active"],

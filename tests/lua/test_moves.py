@@ -94,9 +94,9 @@ async def test_forward(case: Case, bench: Bench):
         ),
         Case(
             "the runs that were charged stay so, and a damaged row of priorities stops nobody",
-            standing("delayed", "a", score=9000) | {"priorities": {"a": "oops"}, "attempts": {"a": "2 9000"}},
+            standing("delayed", "a", score=9000) | {"priorities": {"a": "oops"}, "attempts": {"a": "2 9000 3"}},
             lambda store: store.promote(["a"]),
-            {"delayed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "attempts": {"a": "2 1000"}} | WAKE,
+            {"delayed": {}, "waiting": {"a": place(1)}, "meta": {"fifo": "1"}, "attempts": {"a": "2 1000 3"}} | WAKE,
             ["delayed"],
         ),
         Case("nothing to move wakes nobody", waiting("a"), lambda store: store.promote(["a"]), {}, [""]),

@@ -59,6 +59,7 @@ CALLS: dict[str, Any] = {
     "resume": lambda s: s.resume(),
     "retry": lambda s: s.retry(["c"]),
     "rows": lambda s: s.rows(["a"]),
+    "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "stats": lambda s: s.stats(),
     "trim": lambda s: s.trim(0, 0, 0, 10),
 }  # fmt: skip

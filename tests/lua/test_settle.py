@@ -1,4 +1,4 @@
-"""complete, reschedule, fail, release, defer: the ways to end a lease, and their fences."""
+"""complete, reschedule, fail, snooze, release, defer: the ways to end a lease, and their fences."""
 
 from __future__ import annotations
 
@@ -139,6 +139,15 @@ def reschedule(*rows: Any):
             [],
         ),
         Case(
+            "how often it was snoozed stays",
+            held("a") | {"attempts": {"a": "1 7 3"}},
+            reschedule("a", TOKEN, 2, 0, "e2"),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2 1000 3"}, "errors": {"a": "e2"}}
+            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
             "the last reason stays, however long",
             held("a") | {"errors": {"a": "e1\ne2"}},
             reschedule("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
@@ -179,6 +188,14 @@ def fail(*rows: Any):
             [1, ["b"]],
         ),
         Case(
+            "how often it was snoozed stays",
+            held("a") | {"attempts": {"a": "1 7 3"}},
+            fail("a", TOKEN, 2, "e2", ""),
+            {"active": {}, "leases": {}, "failed": {"a": NOW}, "attempts": {"a": "2 7 3"}, "errors": {"a": "e2"}}
+            | counted("failed", "a"),
+            [1, []],
+        ),
+        Case(
             "the oldest reasons go first when the column is full",
             held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 100) + "\nnew"}},
             fail("a", TOKEN, 3, "y" * 100, ""),
@@ -190,6 +207,46 @@ def fail(*rows: Any):
     ]
 )
 async def test_fail(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def snooze(*rows: Any):
+    return lambda store: store.snooze(list(rows))
+
+
+@table(
+    [
+        Case(
+            "to delayed, uncharged, and counted, beside one that is lost",
+            also(held("a", "c"), held("b", token="6 x"), {"attempts": {"c": "2 7 4"}}),
+            snooze("a", TOKEN, 2500, "b", TOKEN, 10, "c", TOKEN, 0),
+            also(held("b", token="6 x"), jobs("a", "c"))
+            | {"delayed": {"a": NOW + 2500, "c": NOW}, "attempts": {"a": "0 3500 1", "c": "2 1000 5"}}
+            | {"metrics": {"snoozed": "2"}}
+            | WAKE,
+            ["b"],
+        ),
+        Case(
+            "what is known of the job stays",
+            held("a") | {"errors": {"a": "e1"}, "progress": {"a": "50"}, "logs": {"a": "l"}, "attempts": {"a": "1"}},
+            snooze("a", TOKEN, 500),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW + 500}, "attempts": {"a": "1 1500 1"}}
+            | {"metrics": {"snoozed": "1"}}
+            | WAKE,
+            [],
+        ),
+        Case(
+            "a damaged count starts anew",
+            held("a") | {"attempts": {"a": "oops"}},
+            snooze("a", TOKEN, 500),
+            {"active": {}, "leases": {}, "delayed": {"a": NOW + 500}, "attempts": {"a": "0 1500 1"}}
+            | {"metrics": {"snoozed": "1"}}
+            | WAKE,
+            [],
+        ),
+    ]
+)
+async def test_snooze(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -219,10 +276,10 @@ def release(*rows: Any):
         ),
         Case(
             "the runs that were charged stay so; damaged rows stop nobody",
-            held("a", "b") | {"priorities": {"a": "oops"}, "attempts": {"a": "2 7", "b": "oops"}},
+            held("a", "b") | {"priorities": {"a": "oops"}, "attempts": {"a": "2 7 3", "b": "oops"}},
             release("a", TOKEN, "b", TOKEN),
             {"active": {}, "leases": {}, "waiting": {"a": place(-2), "b": place(-1)}}
-            | {"meta": {"lifo": "2"}, "attempts": {"a": "2 1000", "b": "0 1000"}}
+            | {"meta": {"lifo": "2"}, "attempts": {"a": "2 1000 3", "b": "0 1000"}}
             | WAKE,
             [],
         ),
@@ -236,10 +293,10 @@ def defer(*rows: Any, longest: int = 60_000):
     return lambda store: store.defer(list(rows), 1000, longest, b'["t"]')
 
 
-def deferred(job_id: str, times: int, delay: int, charged: int = 0) -> State:
+def deferred(job_id: str, times: int, delay: int) -> State:
     return (
         {"active": {}, "leases": {}, "delayed": {job_id: NOW + delay}, "unserved": {job_id: str(times)}}
-        | {"attempts": {job_id: f"{charged} {NOW + delay}"}}
+        | {"attempts": {job_id: f"0 {NOW + delay}"}}
         | {"metrics": {"unserved": "1"}}
         | WAKE
     )
@@ -271,9 +328,9 @@ def deferred(job_id: str, times: int, delay: int, charged: int = 0) -> State:
         ),
         Case(
             "attempts stay as they were",
-            held("a") | {"attempts": {"a": "2"}},
+            held("a") | {"attempts": {"a": "2 7 3"}},
             defer("a", TOKEN),
-            deferred("a", 1, 1000, charged=2),
+            deferred("a", 1, 1000) | {"attempts": {"a": "2 2000 3"}},
             [],
         ),
         Case(
@@ -402,6 +459,7 @@ FENCED = {
     "complete": lambda store, job_id, token: store.complete([job_id, token, "r", 500], ["run:7", 1]),
     "reschedule": lambda store, job_id, token: store.reschedule([job_id, token, 1, 500, "e"]),
     "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
+    "snooze": lambda store, job_id, token: store.snooze([job_id, token, 500]),
     "release": lambda store, job_id, token: store.release([job_id, token]),
     "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000, b"[]"),
     "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
@@ -410,7 +468,7 @@ FENCED = {
 }
 """All verbs that take a token."""
 COUNTING = ("complete", "fail")
-SETTLES = ("complete", "reschedule", "fail", "release", "defer")
+SETTLES = ("complete", "reschedule", "fail", "snooze", "release", "defer")
 
 
 def lost(verb: str, *ids: str, standing: int = 0) -> list[Any]:

@@ -41,6 +41,7 @@ class Job:
     logged: tuple[str, int] = ("", 0)
     """The fence of the run that logged last, and how many of its lines were received."""
     unserved: int = 0
+    snoozes: int = 0
     keys: list[tuple[str, bool]] = field(default_factory=list)
     """Name, and whether it has its own ttl."""
     expires: int | None = None
@@ -49,7 +50,7 @@ class Job:
     def charged(self) -> str | None:
         """Its row in the attempts column."""
         if self.since is not None:
-            return f"{self.attempts} {self.since}"
+            return f"{self.attempts} {self.since}" + (f" {self.snoozes}" if self.snoozes else "")
         return str(self.attempts) if self.attempts else None
 
 
@@ -296,10 +297,19 @@ class Model:
     def fail(self, jobs: list[Any]) -> list[Any]:
         lost: list[str] = []
         for job, (attempt, record, retention) in self._held(jobs, 5, lost):
-            job.attempts, job.since = attempt, None
+            job.attempts = attempt
             job.errors.append(record)
             self._finish(job, "failed", retention)
         return [len(self.of("failed")), lost]
+
+    def snooze(self, jobs: list[Any]) -> list[str]:
+        lost: list[str] = []
+        for job, (delay,) in self._held(jobs, 3, lost):
+            job.snoozes += 1
+            job.state, job.token = "delayed", None
+            job.at = job.since = self.now + delay
+            self._count("snoozed", 1)
+        return lost
 
     def release(self, jobs: list[str]) -> list[str]:
         lost: list[str] = []
@@ -384,7 +394,7 @@ class Model:
             return ""
         state = job.state
         if state == "active":
-            job.attempts, job.since = job.attempts + 1, None
+            job.attempts += 1
         job.errors.append(record)
         self._finish(job, "failed")
         return state
@@ -404,7 +414,7 @@ class Model:
             self.unique[name] = (job.id, "-")
             self.until.pop(name, None)
         state = job.state
-        job.attempts, job.unserved, job.result, job.progress, job.expires = 0, 0, None, None, None
+        job.attempts, job.unserved, job.snoozes, job.result, job.progress, job.expires = 0, 0, 0, None, None, None
         job.since = self.now
         self._to_waiting(job)
         return state

@@ -55,7 +55,7 @@ LEASE = 1000
 WORKERS = st.sampled_from(["ann", "bob"])
 TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
-SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete"])
+SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete", "snooze"])
 RETENTIONS = st.sampled_from(["", "", 0, 500])
 ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
@@ -272,6 +272,7 @@ class Machine(RuleBasedStateMachine):
         rest = {
             "complete": lambda run: (f"result {run}", retention),
             "reschedule": lambda run: (run, delay, f"error {run}"),
+            "snooze": lambda _: (delay,),
             "fail": lambda run: (run, f"error {run}", retention),
         }.get(verb, lambda _: ())
         words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])

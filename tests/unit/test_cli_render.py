@@ -12,7 +12,7 @@ from uuid import UUID  # noqa: TC003
 import msgspec
 import pytest
 
-from jobq import Backoff, Queue
+from jobq import Backoff, JobRow, Queue, State
 from jobq.cli import dev, render, values
 from jobq.cli.example import example
 
@@ -38,6 +38,12 @@ def test_ago():
     assert render.ago(None) == "-"
     assert render.ago(1000, now_ms=4000) == "3s ago"
     assert render.ago(301_000, now_ms=1000) == "in 5m"
+
+
+def test_a_job_shows_how_often_it_was_snoozed():
+    row = JobRow("1", "q", "send", State.DELAYED, msgspec.Raw(b"{}"), 0, 3, 0, 0, snoozes=4)
+    assert "snoozes    4" in render.job_lines(row)
+    assert not [line for line in render.job_lines(msgspec.structs.replace(row, snoozes=0)) if "snoozes" in line]
 
 
 def test_a_table_aligns_numbers_to_the_right_and_text_to_the_left():

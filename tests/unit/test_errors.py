@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Discard, Queue, Retry, Settings, errors
+from jobq import Discard, Queue, Retry, Settings, Snooze, errors
 from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
-from jobq.engine.model.outcome import encode_result, judge
+from jobq.engine.model.outcome import Snoozed, encode_result, judge, put_off
 from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
 from jobq.engine.worker.child_errors import pack, rebuild
@@ -285,6 +285,19 @@ async def _(world: World) -> None:
 async def _(world: World) -> None:
     assert judge(Spec("t", 0), 1, Retry(delay=5), "w").delay == 5000
     raise Retry(delay=5)
+
+
+@brings("Snooze", "not paid yet")
+async def _(world: World) -> None:
+    assert put_off(Snooze(5, "not paid yet"), 0) == Snoozed(5000, "not paid yet")
+    raise Snooze(5, "not paid yet")
+
+
+@brings("TooManySnoozes", "snoozed 1000 times, and its task allows 1000")
+async def _(world: World) -> None:
+    error = put_off(Snooze(5), 1000)
+    assert isinstance(error, errors.TooManySnoozes)
+    raise stored_as(error, final=True)
 
 
 def test_each_error_has_a_case():

@@ -43,13 +43,14 @@ def test_delayed_after_failures():
     reply = row(
         "delayed",
         "5000",
-        attempts=b"2",
+        attempts=b"2 1500 3",
         unserved=b"4",
         priority=b"7L",
         errors=b"\n".join(map(msgspec.json.encode, errors)),
     )
     job = job_row("mail", ID, reply)
     assert (job.state, job.run_at, job.attempts_made, job.unserved) == (State.DELAYED, 5000, 2, 4)
+    assert job.snoozes == 3
     assert job.priority == 7, "as reprioritised, not as enqueued"
     assert job.errors == errors
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import structlog
 
-from jobq import Context, Depends, Discard, Queue, Retry, inject
+from jobq import Context, Depends, Discard, Queue, Retry, Snooze, inject
 from jobq.engine.task.context import current
 
 
@@ -33,6 +33,12 @@ def talk(ctx: Context = inject) -> str:
         ctx.progress(n)
         ctx.log(f"line {n}")
     return ctx.id
+
+
+def snooze(ctx: Context = inject) -> list[int]:
+    if not ctx.snoozes:
+        raise Snooze(0, "in a child")
+    return [ctx.attempt, ctx.snoozes]
 
 
 def bound() -> list[Any]:

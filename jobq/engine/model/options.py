@@ -62,11 +62,13 @@ class TaskGiven(_Given, total=False):
     ``backoff`` may be a function as well, ``lambda attempt, error: seconds``. The worker calls it after a failed
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
     these are not. Both take one class or several, subclasses count, and of an exception group each leaf counts.
+    ``max_snoozes``: how often a job may be snoozed; with the next ``Snooze`` it fails.
     """
 
     backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None
     discard_on: type[BaseException] | Sequence[type[BaseException]] | None
+    max_snoozes: int
 
 
 _TIMES = ("delay", "timeout", "key_ttl", "retention")

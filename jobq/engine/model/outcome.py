@@ -12,8 +12,19 @@ import msgspec
 from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
+from jobq.engine.model.policy import SNOOZES_MAX
 from jobq.engine.model.times import to_ms
-from jobq.errors import Discard, InvalidPayload, InvalidResult, OutcomeRefused, RemoteError, Retry, Unserved
+from jobq.errors import (
+    Discard,
+    InvalidPayload,
+    InvalidResult,
+    OutcomeRefused,
+    RemoteError,
+    Retry,
+    Snooze,
+    TooManySnoozes,
+    Unserved,
+)
 from jobq.redact import excerpt
 
 if TYPE_CHECKING:
@@ -39,12 +50,15 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
-FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, Unserved)
+FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManySnoozes, Unserved)
 """No other attempt follows from these."""
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What an exception says. ``final``: no other attempt follows; ``delay``: ms until the next one, if it asks."""
+    """What an exception says. ``final``: no other attempt follows; ``delay``: ms until the next one, if it asks.
+
+    ``snooze``: ms until the next run, if the exception is nothing but a ``Snooze``.
+    """
 
     type: str
     message: str
@@ -53,6 +67,7 @@ class Facts(msgspec.Struct, frozen=True):
     delay: int | None
     kinds: tuple[tuple[str, ...], ...] = ()
     """Only what a child process sends has it: see ``kinds``."""
+    snooze: int | None = None
 
 
 class RemoteTraceback(Exception):
@@ -61,6 +76,13 @@ class RemoteTraceback(Exception):
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         super().__init__(facts.trace)
+
+
+class Snoozed(msgspec.Struct, frozen=True):
+    """A run that asks for another one after ``delay`` ms, and is not charged."""
+
+    delay: int
+    message: str
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -101,7 +123,7 @@ def facts(error: BaseException) -> Facts:
         return cause.facts
     if issubclass(type(error), RemoteError):
         remote = cast("RemoteError", error)
-        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay)
+        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay, snooze=remote.snooze)
     name = type_name(type(error))
     message = _guarded(lambda: _text(str(error), MESSAGE_MAX), f"<{name.rpartition('.')[2]} whose str() fails>")
     leaves = _leaves(error)
@@ -110,7 +132,8 @@ def facts(error: BaseException) -> Facts:
         message=message,
         trace=_guarded(lambda: _trace(error, name, message), None),
         final=any(issubclass(type(leaf), FINAL) for leaf in leaves),
-        delay=max((delay for leaf in leaves if (delay := _asked_delay(leaf)) is not None), default=None),
+        delay=max((delay for leaf in leaves if (delay := _asked_delay(leaf, Retry)) is not None), default=None),
+        snooze=_asked_snooze(leaves),
     )
 
 
@@ -155,11 +178,17 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return leaves
 
 
-def _asked_delay(error: BaseException) -> int | None:
-    """The delay before the next attempt that a handler asked for, ms; None if it did not, or if it is no time."""
-    if not issubclass(type(error), Retry):
+def _asked_snooze(leaves: list[BaseException]) -> int | None:
+    """The longest snooze that was asked for, ms. None if there is any other error, which counts before it."""
+    delays = [_asked_delay(leaf, Snooze) for leaf in leaves]
+    return max(cast("list[int]", delays), default=None) if None not in delays else None
+
+
+def _asked_delay(error: BaseException, kind: type[Retry | Snooze]) -> int | None:
+    """The delay before the next run that a handler asked for, ms; None if it did not, or if it is no time."""
+    if not issubclass(type(error), kind):
         return None
-    delay = _guarded(lambda: cast("Retry", error).delay, None)
+    delay = _guarded(lambda: cast("Retry | Snooze", error).delay, None)
     return None if delay is None else _guarded(lambda: min(max(0, to_ms(delay)), DELAY_MAX_MS), None)
 
 
@@ -188,6 +217,26 @@ def _trace(error: BaseException, name: str, message: str) -> str | None:
 def _attribute(error: BaseException, name: str) -> Any:
     """An attribute that every exception has, even if its class replaced the way to it."""
     return vars(BaseException)[name].__get__(error)
+
+
+def put_off(error: BaseException, snoozes: int, policy: RetryPolicy | None = None) -> Snoozed | TooManySnoozes | None:
+    """What follows from a ``Snooze`` in a job that was snoozed so many times before: a later run, or the error with
+    which the job ends. None: the error is something else. Never raises.
+    """
+    cause = _attribute(error, "__cause__")
+    if type(cause) is RemoteTraceback:
+        delay = cause.facts.snooze
+    elif issubclass(type(error), RemoteError):
+        delay = cast("RemoteError", error).snooze
+    else:
+        delay = _asked_snooze(_leaves(error))
+    if delay is None:
+        return None
+    message = facts(error).message
+    most = SNOOZES_MAX if policy is None else policy.max_snoozes
+    if snoozes < most:
+        return Snoozed(delay, message)
+    return TooManySnoozes(f"the job was snoozed {snoozes} times, and its task allows {most} (max_snoozes): {message}")
 
 
 def judge(

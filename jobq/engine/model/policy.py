@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.job import DELAY_MAX_MS
@@ -20,6 +20,10 @@ ALWAYS_RETRIED = ("LeaseExpired", "ProcessCrashed", "Retry")
 """``retry_on`` is about what handlers raise. These say that a run was cut off, or ask for another one."""
 
 
+SNOOZES_MAX: Final = 1000
+"""How often a job may be snoozed, unless its task says something else."""
+
+
 class RetryPolicy:
     """Which errors are retried, and when.
 
@@ -27,14 +31,19 @@ class RetryPolicy:
     worker, are treated like all others.
     """
 
-    __slots__ = ("backoff", "discard_on", "retry_on")
+    __slots__ = ("backoff", "discard_on", "max_snoozes", "retry_on")
 
     def __init__(
-        self, retry_on: frozenset[str] | None, discard_on: frozenset[str], backoff: BackoffFunction | None
+        self,
+        retry_on: frozenset[str] | None,
+        discard_on: frozenset[str],
+        backoff: BackoffFunction | None,
+        max_snoozes: int = SNOOZES_MAX,
     ) -> None:
         self.retry_on = retry_on
         self.discard_on = discard_on
         self.backoff = backoff
+        self.max_snoozes = max_snoozes
 
     def is_final(self, kinds: Sequence[Sequence[str]]) -> bool:
         """Whether no other attempt follows. ``kinds``: for each leaf of the error, the names of its classes.
@@ -78,6 +87,9 @@ def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> Retry
     :raises TypeError: one of them cannot be used.
     """
     retry_on, discard_on = given.pop("retry_on", None), given.pop("discard_on", None)
+    snoozes = given.pop("max_snoozes", SNOOZES_MAX)
+    if not isinstance(snoozes, int) or isinstance(snoozes, bool) or snoozes < 0:
+        raise TypeError(f"max_snoozes is {snoozes!r:.80}: it takes a whole number from 0 on")
     backoff = given.get("backoff")
     function = backoff if callable(backoff) and not isinstance(backoff, Backoff) else None
     if function is not None:
@@ -90,12 +102,13 @@ def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> Retry
             raise TypeError("the backoff function does not take (attempt, error)") from None
         except ValueError:  # a function of C tells nothing of its parameters
             pass
-    if retry_on is None and discard_on is None and function is None:
+    if retry_on is None and discard_on is None and function is None and snoozes == SNOOZES_MAX:
         return None
     return RetryPolicy(
         None if retry_on is None else _names("retry_on", retry_on, name_of),
         frozenset() if discard_on is None else _names("discard_on", discard_on, name_of),
         cast("Any", function),
+        snoozes,
     )
 
 

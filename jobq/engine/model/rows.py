@@ -10,6 +10,7 @@ from jobq.engine.model.ids import time_of
 from jobq.engine.model.job import AttemptError, LogLine, Result, State
 from jobq.engine.model.unreadable import (
     FAULTS,
+    NEVER_RUN,
     Unreadable,
     as_text,
     read_attempts,
@@ -80,7 +81,7 @@ class _Columns:
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
         self.unserved = bad.read("unserved", unserved, whole, 0)
-        charged, _ = bad.read("attempts", attempts, read_attempts, (0, None))
+        charged, _, self.snoozes = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
         self.run_at = score if state is State.DELAYED else None
         self.lease_until = score if state is State.ACTIVE else None
@@ -132,6 +133,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         progress=of.progress,
         result=of.result.result if of.result else None,
         errors=of.errors,
+        snoozes=of.snoozes,
         unserved=of.unserved,
         unreadable=of.unreadable,
     )
@@ -156,6 +158,7 @@ def job_brief(queue: str, job_id: str, row: list[Any]) -> JobBrief:
         finished_at=of.finished_at,
         duration=of.duration,
         error=of.errors[-1] if of.errors else None,
+        snoozes=of.snoozes,
         unserved=of.unserved,
         unreadable=of.unreadable,
     )

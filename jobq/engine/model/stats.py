@@ -44,6 +44,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         completed_total=metrics.get("completed", 0),
         failed_total=metrics.get("failed", 0),
         retried_total=metrics.get("retried", 0),
+        snoozed_total=metrics.get("snoozed", 0),
         unserved_total=metrics.get("unserved", 0),
         oldest_waiting_ms=max(0, *waits) if waits else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
@@ -56,7 +57,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
 
 def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) -> int:
     """Since when a job in waiting can run: it was put back, came due for the first time, or was enqueued. Unix ms."""
-    _, since = shown_attempts(attempts)
+    _, since, _ = shown_attempts(attempts)
     if since is not None:
         return since
     spec = Unreadable().spec(spec_)

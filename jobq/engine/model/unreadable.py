@@ -106,20 +106,25 @@ def whole(raw: bytes) -> int:
     return count
 
 
-def read_attempts(raw: bytes | None) -> tuple[int, int | None]:
-    """How many runs were charged. Since when the job can run, unix ms; None stands for its enqueue and its delay.
+NEVER_RUN: Final = (0, None, 0)
+"""What it means that a job has no row in the attempts column."""
+
+
+def read_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
+    """How many runs were charged. Since when the job can run, unix ms; None stands for its enqueue and its delay. How
+    often it was snoozed.
 
     :raises ValueError: the row is damaged.
     """
     if raw is None:
-        return 0, None
-    charged, _, since = raw.partition(b" ")
-    return whole(charged), whole(since) if since else None
+        return NEVER_RUN
+    charged, *rest = map(whole, raw.split(b" ", 2))
+    return charged, rest[0] if rest else None, rest[1] if len(rest) > 1 else 0
 
 
-def shown_attempts(raw: bytes | None) -> tuple[int, int | None]:
+def shown_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
     """As ``read_attempts``. A damaged row counts as none: the job must run, or fail, all the same."""
     try:
         return read_attempts(raw)
     except FAULTS:
-        return 0, None
+        return NEVER_RUN

@@ -13,7 +13,7 @@ from jobq.engine.model.readable import readable
 class JobRow(msgspec.Struct, frozen=True):
     """All there is to know of one job. Times unix ms; durations ms.
 
-    ``attempts_made`` counts the runs that were charged, the running one included.
+    ``attempts_made`` counts the runs that were charged, the running one included. ``snoozes``: those that were put off.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column; the fields that they would have
@@ -45,6 +45,7 @@ class JobRow(msgspec.Struct, frozen=True):
     progress: msgspec.Raw | None = None
     result: msgspec.Raw | None = None
     errors: list[AttemptError] = []
+    snoozes: int = 0
     unserved: int = 0
     unreadable: dict[str, str] = {}
 
@@ -69,6 +70,7 @@ class JobBrief(msgspec.Struct, frozen=True):
     finished_at: int | None = None
     duration: int | None = None
     error: AttemptError | None = None
+    snoozes: int = 0
     unserved: int = 0
     unreadable: dict[str, str] = {}
 
@@ -150,6 +152,7 @@ class Stats(msgspec.Struct, frozen=True):
     completed_total: int
     failed_total: int
     retried_total: int
+    snoozed_total: int
     unserved_total: int
     oldest_waiting_ms: int | None = None
     next_due_ms: int | None = None

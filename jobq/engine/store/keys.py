@@ -20,7 +20,7 @@ COLUMNS: Final[dict[str, str]] = {
     "jobs": "hash: id -> spec, JSON, never changed",
     "leases": "hash: id -> 'fence worker', only while the job is active",
     "priorities": "hash: id -> priority, with an L behind it for LIFO; only when it is not 0 and FIFO",
-    "attempts": "hash: id -> runs charged, and since when it can run (unix ms) if it was put back since its enqueue",
+    "attempts": "hash: id -> runs charged; since when it can run (unix ms), if it was put back; how often snoozed",
     "errors": "hash: id -> error records, JSON, one a line, bounded",
     "results": "hash: id -> result record, JSON",
     "progress": "hash: id -> last progress, JSON",

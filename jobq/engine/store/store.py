@@ -115,6 +115,10 @@ class Store(Opening):
         """
         return Call("defer", [self.now, first_ms, longest_ms, types, *jobs], read_as_is)
 
+    def snooze(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Move held jobs to delayed, uncharged: flat triples id, token, delay ms. Returns lost ids."""
+        return Call("snooze", [self.now, *jobs], read_as_is)
+
     def renew(self, jobs: list[Argument], lease_ms: int) -> Call[list[bytes]]:
         """Extend leases from now: flat pairs id, token. Returns lost ids."""
         return Call("renew", [self.now, lease_ms, *jobs], read_as_is)

@@ -26,12 +26,13 @@ current: ContextVar[Context] = ContextVar("jobq_context")
 class Context:
     """One run of one job. A parameter annotated ``Context`` gets it.
 
-    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``enqueued_at`` is unix ms. ``fence`` only grows from
+    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``snoozes`` counts the runs that raised ``Snooze`` and
+    were not charged; ``enqueued_at`` is unix ms. ``fence`` only grows from
     run to run: a database that refuses a lower one than it has seen for a job refuses a run that was replaced.
     ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
-    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "spec", "stopped", "worker")
+    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "snoozes", "spec", "stopped", "worker")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Context:
         worker: str,
         fence: int,
         say: Callable[[Context, Literal["progress", "log"], bytes | str], None],
+        snoozes: int = 0,
     ) -> None:
         self.id = id
         self.queue = queue
@@ -49,6 +51,7 @@ class Context:
         self.attempt = attempt
         self.worker = worker
         self.fence = fence
+        self.snoozes = snoozes
         self.lost = False
         """True once the job is no longer this run's: it was killed, timed out, lost its lease, or was handed back
         because the worker stops. Whatever the handler still does counts for nothing. A thread cannot be stopped, so

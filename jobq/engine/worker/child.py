@@ -271,7 +271,9 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
     def say(_: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
         channel.say(request.number, what, value)
 
-    context = Context(request.id, request.queue, spec, request.attempt, request.worker, request.fence, say)
+    context = Context(
+        request.id, request.queue, spec, request.attempt, request.worker, request.fence, say, request.snoozes
+    )
     current.set(context)
     lender.set(RemoteLender(channel, request.number))
     async with AsyncExitStack() as stack:

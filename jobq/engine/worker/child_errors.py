@@ -14,7 +14,7 @@ import msgspec
 
 from jobq.engine.model.outcome import RemoteTraceback, facts, kinds
 from jobq.engine.worker.child_messages import RaisedError
-from jobq.errors import RemoteError, Retry
+from jobq.errors import RemoteError, Retry, Snooze
 
 STATE_MAX = 64_000
 """Bytes of an exception's arguments and attributes. They travel beside the message, which is bounded as well."""
@@ -56,7 +56,7 @@ def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
         if made_by is not type(error) or len(rest) > 1:
             return None, None
         attributes: dict[str, Any] = dict(rest[0] or {}) if rest else {}
-        if issubclass(made_by, Retry) and isinstance(attributes.get("delay"), timedelta):
+        if issubclass(made_by, Retry | Snooze) and isinstance(attributes.get("delay"), timedelta):
             attributes["delay"] = attributes["delay"].total_seconds()
         attributes.pop("__notes__", None)  # the traceback shows them
         return _plain(list(args)), _plain(attributes)
@@ -79,7 +79,7 @@ def rebuild(raised: RaisedError) -> Exception:
     """The handler's exception, or a ``RemoteError`` that describes it."""
     error, told = _rebuilt(raised), raised.facts
     if error is None:
-        error = RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay)
+        error = RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay, snooze=told.snooze)
     error.__cause__ = RemoteTraceback(told)
     return error
 

@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True):
     fence: int
     spec: bytes
     levels: dict[str, int]
+    snoozes: int = 0
 
 
 class RaisedError(msgspec.Struct, frozen=True):

@@ -232,6 +232,7 @@ def _request(number: int, task: Task[Any, Any], context: Context) -> Request:
         fence=context.fence,
         spec=_json(context.spec),
         levels=levels(),
+        snoozes=context.snoozes,
     )
 
 

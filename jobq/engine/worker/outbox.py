@@ -76,7 +76,9 @@ RELEASED: Final = Outcome("released", 2, HAND_BACK_MAX, lambda store, rows, _: s
 """Id, token."""
 DEFERRED: Final = Outcome("deferred", 3, HAND_BACK_MAX, _defer, None, instead=False)
 """Id, token, type."""
-OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED)
+SNOOZED: Final = Outcome("snoozed", 3, HAND_BACK_MAX, lambda store, rows, _: store.snooze(rows), None, instead=False)
+"""Id, token, delay."""
+OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED, SNOOZED)
 
 
 class Parcel:
@@ -134,8 +136,8 @@ class Outbox:
         self.repeated = False
 
     def __bool__(self) -> bool:
-        rows = self.rows
-        return bool(rows[COMPLETED] or self.notes or rows[FAILED] or rows[RETRIED] or rows[RELEASED] or rows[DEFERRED])
+        # most outcomes are the first one: no more is looked at then
+        return bool(self.rows[COMPLETED] or self.notes or any(self.rows.values()))
 
     def take(self, most: int = SETTLE_MAX) -> Parcel:
         """What the next trip carries, of ``most`` jobs at most."""

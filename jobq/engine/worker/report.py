@@ -9,7 +9,7 @@ from jobq.engine.log import get_logger, indented
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
-    from jobq.engine.model.outcome import Failure
+    from jobq.engine.model.outcome import Failure, Snoozed
     from jobq.engine.worker.run import Run
 
 log = get_logger("jobq.worker")
@@ -36,6 +36,16 @@ def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
         return
     trace = f"\n{indented(failure.trace)}" if failure.trace else ""
     log.error(f"{attempt} and does not run again: {what}{trace}", **fields)
+
+
+def report_snooze(run: Run, snoozed: Snoozed) -> None:
+    """A handler put its job off."""
+    why = " ".join(snoozed.message.split())
+    log.info(
+        f"Job {run.name} was snoozed and runs again in {snoozed.delay / 1000:g} s: {why}",
+        queue=run.source.name, job_id=run.id.decode(), attempt=run.attempt, snoozes=run.snoozes + 1, why=why,
+        run_in_ms=snoozed.delay,
+    )  # fmt: skip
 
 
 def report_stop(run: Run) -> None:

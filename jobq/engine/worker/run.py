@@ -59,8 +59,8 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "ended", "id", "lines", "raw", "reason", "since", "source",
-        "spec", "started", "task", "timed", "token", "watch",
+        "abandoned", "attempt", "claimed", "context", "ended", "id", "lines", "raw", "reason", "since", "snoozes",
+        "source", "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +72,7 @@ class Run:
         attempt: int,
         claimed: float,
         since: int | None = None,
+        snoozes: int = 0,
     ) -> None:
         self.source = source
         self.id = id
@@ -80,6 +81,7 @@ class Run:
         self.attempt = attempt
         self.claimed = claimed
         self.since = since
+        self.snoozes = snoozes
         self.started = 0.0
         self.spec: Spec | None = None
         self.context: Context | None = None
@@ -213,8 +215,9 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         args = read_leniently(run, task, error)
     job_id = run.id.decode()
+    fence = int(run.token.partition(b" ")[0])
     context = run.context = Context(
-        job_id, source.name, spec, run.attempt, source.worker, int(run.token.partition(b" ")[0]), source.say
+        job_id, source.name, spec, run.attempt, source.worker, fence, source.say, run.snoozes
     )
     current.set(context)
     _set_job_id(job_id)

@@ -12,11 +12,11 @@ import msgspec
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.ids import time_of
-from jobq.engine.model.outcome import judge
-from jobq.engine.model.unreadable import UNREADABLE, shown_attempts
+from jobq.engine.model.outcome import Snoozed, judge, put_off
+from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
-from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, Outbox, deferred_ms
-from jobq.engine.worker.report import report_failure, report_stop
+from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox, deferred_ms
+from jobq.engine.worker.report import report_failure, report_snooze, report_stop
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.timers import DueTimer
 from jobq.errors import JobqError, OutcomeRefused, StoreError
@@ -135,12 +135,18 @@ class Source:
         self.wake()
 
     def failed(self, run: Run, error: BaseException) -> None:
-        """The run failed: another attempt, or the end."""
+        """The run raised: another one follows, or the end."""
         spec = run.spec or UNREADABLE
         started = self.server_ms(run.started) if run.started else None
         task = self.tasks.get(spec.type)
         policy = task.policy if task is not None else None
-        failure = judge(spec, run.attempt, error, self.worker, self.store.now_ms(), started, policy)
+        snoozed = put_off(error, run.snoozes, policy)
+        if isinstance(snoozed, Snoozed):
+            self.outbox.rows[SNOOZED] += (run.id, run.token, snoozed.delay)
+            self.wake()
+            report_snooze(run, snoozed)
+            return
+        failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy)
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
             self.outbox.rows[FAILED] += (run.id, run.token, run.attempt, failure.record, retention)
@@ -291,9 +297,9 @@ class Source:
         token, charged = claimed.token, claimed.charged
         for i, job_id in enumerate(claimed.ids):
             raw = claimed.specs[i]
-            runs_charged, since = shown_attempts(charged[i]) if charged else (0, None)
+            runs_charged, since, snoozes = shown_attempts(charged[i]) if charged else NEVER_RUN
             # a row that is gone cannot run; b"" fails to decode and ends in failed
-            run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since)
+            run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since, snoozes)
             before = self.runs.get(job_id)
             if before is not None and not before.ended:
                 # our own lease had run out (this machine slept, say): the old run counts for nothing any more

@@ -1,0 +1,60 @@
+#!lua flags=allow-oom
+-- snooze: moves held jobs from active to delayed, because their handlers asked for it. The attempt is not charged.
+-- KEYS active leases delayed attempts metrics wake
+-- ARGV now; then per job: id, token, delay ms
+-- RETURNS the ids whose token was not the lease's (nothing changed for them)
+local active, leases, delayed, attempts, metrics, wake = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: end of a lease
+-- Only the holder of the token can end the lease. A worker whose job was given to another one changes nothing.
+local function end_lease(id, token)
+    if redis.call('HGET', leases, id) ~= token then return false end
+    redis.call('ZREM', active, id)
+    redis.call('HDEL', leases, id)
+    return true
+end
+-- end
+
+-- shared: attempts
+-- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, if it was.
+local function read_attempts(id)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
+    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
+end
+
+local function write_attempts(id, runs, since, snoozes)
+    local row = string.format('%.0f', runs)
+    if since then row = row .. string.format(' %.0f', since) end
+    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    redis.call('HSET', attempts, id, row)
+end
+-- end
+
+-- shared: add
+-- A damaged count starts again. Otherwise it would refuse the outcomes of all jobs.
+local function add(field, n)
+    if type(redis.pcall('HINCRBY', metrics, field, n)) == 'table' then redis.call('HSET', metrics, field, n) end
+end
+-- end
+
+local snoozed, lost = 0, {}
+for i = 2, #ARGV, 3 do
+    local id = ARGV[i]
+    if end_lease(id, ARGV[i + 1]) then
+        local due = now + tonumber(ARGV[i + 2])
+        local runs, _, snoozes = read_attempts(id)
+        write_attempts(id, runs, due, (snoozes or 0) + 1)
+        redis.call('ZADD', delayed, due, id)
+        snoozed = snoozed + 1
+    else
+        lost[#lost + 1] = id
+    end
+end
+if snoozed > 0 then
+    -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
+    redis.call('ZADD', wake, 0, 't')
+    add('snoozed', snoozed)
+end
+return lost
