@@ -18,6 +18,7 @@ from jobq.http.call import HUB, ApiCall, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.publish import publish
 from jobq.http.routes import ROUTES
+from jobq.http.tidy import tidy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -192,11 +193,15 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
         async with AsyncExitStack() as stack:
             for queue in hub.queues.values():
                 await stack.enter_async_context(queue)
-            publishing = [asyncio.create_task(publish(queue), name="jobq-publish") for queue in hub.queues.values()]
+            duties = [
+                asyncio.create_task(duty(queue), name=f"jobq-{duty.__name__}")
+                for queue in hub.queues.values()
+                for duty in (publish, tidy)
+            ]
             yield
-            for task in publishing:
+            for task in duties:
                 task.cancel()
-            await asyncio.gather(*publishing, return_exceptions=True)
+            await asyncio.gather(*duties, return_exceptions=True)
 
     return opened
 

@@ -71,18 +71,22 @@ end
 
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
+-- shared: holder
+-- A job holds a key until the ttl of the key is over or, without a ttl, while the job is unfinished. A job that is gone holds
+-- no key. A key with a fingerprint is that of a request, whose client gets the same answer for the whole ttl, job or no job.
 local function holder(key)
     local id, fingerprint = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+)$')
     if not id then return nil end
     local till = redis.call('ZSCORE', unique_until, key)
     if till then
-        if tonumber(till) > now then return id, fingerprint end
+        if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
     elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
         or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) then
         return id, fingerprint
     end
     return nil
 end
+-- end
 
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function without_time(spec)
@@ -133,6 +137,7 @@ for i = 1, count do
             end
             if #column > 0 then redis.call('HSET', keys, id, table.concat(column, '\n')) end
             -- Add the job now, so that a second job with the same key in this batch finds the holder of the key.
+            redis.call('HSET', jobs, id, spec)
             if delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
         end
         if not earlier and (priority ~= 0 or lifo) then

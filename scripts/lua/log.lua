@@ -2,7 +2,7 @@
 -- log: appends log lines of held jobs. The column keeps the last 64 KiB of each job.
 -- KEYS leases logs
 -- ARGV per job: id, token, number of lines that the run wrote before these, the same number with these, lines (one JSON object
---   per line; a line in front may stand for lines that were left out, so the numbers may differ by more than there are lines)
+--   per line)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
 -- The first line of the value is "fence number": how many lines of that run were received. A line that was received is not stored
 -- again, although it comes again because a reply was lost, alone or together with newer ones.
@@ -14,9 +14,8 @@ local lost = {}
 local function newer(lines, first, all, received)
     if received <= first then return lines end
     if received >= all then return nil end
-    local _, breaks = string.gsub(lines, '\n', '')
     local at = 1
-    for _ = 1, breaks + 1 - (all - received) do at = string.find(lines, '\n', at, true) + 1 end
+    for _ = first + 1, received do at = (string.find(lines, '\n', at, true) or #lines) + 1 end
     return string.sub(lines, at)
 end
 

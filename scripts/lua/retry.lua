@@ -1,9 +1,9 @@
 #!lua
 -- retry: moves finished jobs back to waiting. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers
+-- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers = unpack(KEYS)
+local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -44,20 +44,28 @@ local function own_keys(id)
     return string.gmatch('\n' .. (redis.call('HGET', keys, id) or ''), '\n([^\t\n][^\n]*)')
 end
 
--- Another job that holds one of these keys now. The rule is that of enqueue.lua: a key is held until its ttl is over, or
--- while its holder is unfinished.
+-- shared: holder
+-- A job holds a key until the ttl of the key is over or, without a ttl, while the job is unfinished. A job that is gone holds
+-- no key. A key with a fingerprint is that of a request, whose client gets the same answer for the whole ttl, job or no job.
+local function holder(key)
+    local id, fingerprint = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+)$')
+    if not id then return nil end
+    local till = redis.call('ZSCORE', unique_until, key)
+    if till then
+        if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
+    elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
+        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) then
+        return id, fingerprint
+    end
+    return nil
+end
+-- end
+
+-- Another job that holds one of these keys now.
 local function rival(id)
     for key in own_keys(id) do
-        local other = string.match(redis.call('HGET', unique, key) or '', '^%S+')
-        if other and other ~= id then
-            local till = redis.call('ZSCORE', unique_until, key)
-            if till then
-                if tonumber(till) > now then return other end
-            elseif redis.call('ZSCORE', waiting, other) or redis.call('ZSCORE', delayed, other)
-                or redis.call('ZSCORE', active, other) or redis.call('ZSCORE', blocked, other) then
-                return other
-            end
-        end
+        local other = holder(key)
+        if other and other ~= id then return other end
     end
     return nil
 end

@@ -41,10 +41,9 @@ if #ids == 0 then return 0 end
 if redis.call('EXISTS', keys) == 1 then
     for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
         for key in string.gmatch(names or '', '\t?([^\n]+)') do
-            -- A key with a ttl outlives its job. It refuses new jobs with this key until the ttl is over.
-            if not redis.call('ZSCORE', unique_until, key)
-                and string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then
+            if string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then
                 redis.call('HDEL', unique, key)
+                redis.call('ZREM', unique_until, key)
             end
         end
     end

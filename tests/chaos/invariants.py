@@ -52,7 +52,7 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     orphans = {
         key
         for key, value in column["unique"].items()
-        if value.split(" ")[0] not in jobs and key not in column["unique_until"]
+        if value.split(" ")[0] not in jobs and (value.endswith(" -") or key not in column["unique_until"])
     }
     check(not orphans, "deduplication keys of removed jobs", orphans)
     fence = float(column["meta"].get("fence", 0))

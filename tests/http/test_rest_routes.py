@@ -10,7 +10,9 @@ import pytest
 from rest import Client, NewClient, Until, enqueue, problem, working
 
 from jobq import Connection, Context, Queue, Snooze, inject
+from jobq.http import tidy
 from jobq.http.routes import ROUTES
+from jobq.testing import ManualClock
 
 
 async def get(client: Client, path: str, status: int = 200) -> Any:
@@ -379,6 +381,28 @@ async def test_types_are_published_and_used_by_a_server_without_the_code(
         job_id = await enqueue(client, {"type": "send", "payload": {"to": "a"}, "timeout": None})
         shown = await (await client.get(f"/jobs/{job_id}")).json()
         assert (shown["attempts"], shown["timeout"]) == (7, None)
+
+
+async def test_a_server_removes_jobs_past_their_own_retention_while_no_worker_runs(
+    new_client: NewClient, connection: Connection, until: Until, monkeypatch: pytest.MonkeyPatch
+):
+    """It leaves the others: it may not know how many the queue is to keep."""
+    monkeypatch.setattr(tidy, "TIDY_SECONDS", 0.01)
+    clock = ManualClock()
+    async with Queue("main", connection, clock=clock, keep_failed=0) as queue:
+        await new_client(queue)
+        gone, kept = await queue.enqueue("send", retention=0), await queue.enqueue("send")
+        for job in (gone, kept):
+            await job.kill()
+        clock.advance(6)
+
+        async def stored() -> list[bytes]:
+            return await queue.store.command(b"HKEYS", queue.store.keys["jobs"])
+
+        async def trimmed() -> bool:
+            return await stored() == [kept.id.encode()]
+
+        await until(trimmed, "the job past its retention to be removed")
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])

@@ -176,6 +176,16 @@ def retry(*ids: str):
             ["key b"],
         ),
         Case(
+            "a job that is gone holds no key",
+            standing("failed", "a") | {"keys": {"a": "k"}, "unique": {"k": "z -"}, "unique_until": {"k": 9000}},
+            retry("a"),
+            waiting("a")
+            | {"failed": {}, "meta": {"fifo": "1"}, "unique": {"k": "a -"}, "unique_until": {}}
+            | SINCE
+            | WAKE,
+            ["failed"],
+        ),
+        Case(
             "a time that is over is not in the way, and is forgotten with the key's new holder",
             also(standing("failed", "a"), held("b"))
             | {"keys": {"a": "k", "b": "\tk"}, "unique": {"k": "b -"}, "unique_until": {"k": NOW}},

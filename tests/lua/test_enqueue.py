@@ -271,11 +271,25 @@ async def test_enqueue(case: Case, bench: Bench):
             [1, "z", "f00"],
         ),
         Case(
-            "a key with time holds although its job was removed",
+            "a key with time is free once its job is gone",
             key("z", "k", until=NOW + 1),
             enqueue("a", "A", "0 0 0\n-1 - k"),
+            also(waiting("a"), key("z", "k", until=NOW), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
+            [],
+        ),
+        Case(
+            "the key of a request holds although its job is gone",
+            {"unique": {"k": "z f00"}, "unique_until": {"k": NOW + 1}},
+            enqueue("a", "A", "0 0 0\n5000 f00 k"),
             meta(1),
-            [1, "z", "-"],
+            [1, "z", "f00"],
+        ),
+        Case(
+            "a key with time has one holder within a batch",
+            {},
+            enqueue("a", "A", "0 0 0\n5000 - k", "b", "B", "0 0 0\n5000 - k"),
+            also(waiting("a"), key("a", "k", until=NOW + 5000)) | meta(2) | WAKE,
+            [2, "a", "-"],
         ),
         Case(
             "a key whose time is over is free, although its job is not finished",

@@ -444,7 +444,7 @@ async def test_progress(case: Case, bench: Bench):
                 ("all of them", "5 2\nl1\nl2", (0, 2, "l1\nl2"), "5 2\nl1\nl2"),
                 ("late, behind newer ones", "5 3\nl1\nl2\nl3", (0, 1, "l1"), "5 3\nl1\nl2\nl3"),
                 ("with a newer one", "5 2\nl1\nl2", (0, 3, "l1\nl2\nl3"), "5 3\nl1\nl2\nl3"),
-                ("with a gap before a newer one", "5 2\nl1\nl2", (1, 9, "...\nl9"), "5 9\nl1\nl2\n...\nl9"),
+                ("with a gap before a newer one", "5 2\nl1\nl2", (7, 9, "...\nl9"), "5 9\nl1\nl2\n...\nl9"),
                 ("the first of another run", "4 2\nl1\nl2", (0, 1, "l1"), "5 1\nl1\nl2\nl1"),
                 ("a head that is no number", "x 2\nl2", (0, 1, "l1"), "5 1\nx 2\nl2\nl1"),
             ]

@@ -357,10 +357,18 @@ def finished(state: str, **scores: int) -> State:
             1,
         ),
         Case(
-            "a key with a time outlives its job",
-            finished("completed", a=1) | {"keys": {"a": "\tk"}, "unique": {"k": "a f00"}, "unique_until": {"k": 9000}},
+            "a key with a time goes with its job too, unless another has it now",
+            finished("completed", a=1)
+            | {"keys": {"a": "\tk\n\tl"}, "unique": {"k": "a -", "l": "z -"}, "unique_until": {"k": 9000, "l": 9000}},
             trim(0),
-            {"completed": {}, "jobs": {}, "keys": {}},
+            {"completed": {}, "jobs": {}, "keys": {}, "unique": {"l": "z -"}, "unique_until": {"l": 9000}},
+            1,
+        ),
+        Case(
+            "the key of a request outlives its job",
+            finished("completed", a=1) | {"unique": {"i:k": "a f00"}, "unique_until": {"i:k": 9000}},
+            trim(0),
+            {"completed": {}, "jobs": {}},
             1,
         ),
         Case(

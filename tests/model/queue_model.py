@@ -93,10 +93,13 @@ class Model:
         self.unique: dict[str, tuple[str, str]] = {}
         self.until: dict[str, int] = {}
         self.claims: dict[str, tuple[int, str, list[str]]] = {}
-        self.requests: dict[str, tuple[int, list[str]]] = {}
+        self.requests: dict[str, tuple[int, list[Any]]] = {}
         """Requests of operators: time and answer."""
         self.removed: dict[str, int] = {}
         """Ids of removed jobs, and when."""
+        self.types: dict[str, list[tuple[int, str, str]]] = {}
+        """What is published of a type: when, by whom, and what."""
+        self.types_seen: dict[str, int] = {}
         self.totals: dict[str, int] = {}
         self.paused = False
         self.fence = 0
@@ -123,6 +126,7 @@ class Model:
             return None
         owner, fingerprint = self.unique[key]
         held = self.until[key] > self.now if key in self.until else self.unfinished(owner)
+        held = held and (owner in self.jobs or fingerprint != "-")
         return (owner, fingerprint) if held else None
 
     def columns(self) -> dict[str, Any]:
@@ -156,6 +160,11 @@ class Model:
             "answers": {
                 request: "".join(f"{word}\n" for word in answer) for request, (_, answer) in self.requests.items()
             },
+            "types": {
+                name: "\n".join(f"{seen}\t{publisher}\t{row}" for seen, publisher, row in lines)
+                for name, lines in self.types.items()
+            },
+            "types_seen": dict(self.types_seen),
             "totals": dict(self.totals),
             "paused": self.paused,
             "fence": self.fence,
@@ -206,10 +215,10 @@ class Model:
         charged = [job.charged for job in jobs] if any_charged else []
         return [token, self.now, [job.id for job in jobs], [job.spec for job in jobs], charged, []]
 
-    def _forget(self, job: Job, *, timed_keys_too: bool) -> None:
+    def _forget(self, job: Job) -> None:
         del self.jobs[job.id]
         for name, _ in job.keys:
-            if self.unique.get(name, ("",))[0] == job.id and (timed_keys_too or name not in self.until):
+            if self.unique.get(name, ("",))[0] == job.id:
                 del self.unique[name]
                 self.until.pop(name, None)
 
@@ -219,10 +228,10 @@ class Model:
             del self.requests[request]
         return len(old)
 
-    def asked(self, request: str, verb: str, *args: Any) -> list[str]:
+    def asked(self, request: str, verb: str, *args: Any, **named: Any) -> list[Any]:
         """Run an operator's verb. The same request changes nothing more, and gets the same answer."""
         if request not in self.requests:
-            answer: list[str] = getattr(self, verb)(*args)
+            answer: list[Any] = getattr(self, verb)(*args, **named)
             self.requests[request] = (self.now, answer)
             self._forget_answers(100)
             return answer
@@ -449,7 +458,7 @@ class Model:
                 states.append("")
                 continue
             states.append(job.state)
-            self._forget(job, timed_keys_too=True)
+            self._forget(job)
             self.removed[job_id] = self.now
         return states
 
@@ -459,13 +468,13 @@ class Model:
             ended = [job for job in ended if (job.expires or 0) <= self.now - young_ms]
         gone = sorted(ended, key=lambda job: (job.expires, job.id))[:page]
         for job in gone:
-            self._forget(job, timed_keys_too=False)
+            self._forget(job)
         for state, keep in (("completed", keep_completed), ("failed", keep_failed)):
             oldest = self.of(state)
             over = max(len(oldest) - keep, sum(job.at <= self.now - age for job in oldest), 0)
             over = min(over, max(sum(job.at <= self.now - young_ms for job in oldest), len(oldest) - young))
             for job in oldest[: min(over, page - len(gone))]:
-                self._forget(job, timed_keys_too=False)
+                self._forget(job)
                 gone.append(job)
         return len(gone)
 
@@ -477,10 +486,37 @@ class Model:
         gone = sorted((at, job_id) for job_id, at in self.removed.items() if at <= self.now - 120_000)[:page]
         for _, job_id in gone:
             del self.removed[job_id]
+        for name in [name for name, seen in self.types_seen.items() if seen <= self.now - 86_400_000]:
+            del self.types_seen[name], self.types[name]
         for name in list(self.totals):
             if name.startswith("h:") and int(name.split(":")[1]) < self.now // 3_600_000 - 1:
                 del self.totals[name]
         return max(len(over), len(gone), self._forget_answers(page))
+
+    def publish(self, publisher: str, rows: list[str], *, started: bool) -> list[str]:
+        differing: list[str] = []
+        for name, row in zip(rows[::2], rows[1::2], strict=True):
+            others: list[tuple[int, str, str]] = []
+            place = None
+            for line in self.types.get(name, []):
+                seen, other, theirs = line
+                if theirs == row:
+                    place = len(others)
+                elif seen > self.now - 120_000 and len(others) < 3:
+                    others.append(line)
+                    differing += [name, other, theirs]
+            others.insert(0 if started else len(others) if place is None else place, (self.now, publisher, row))
+            self.types[name], self.types_seen[name] = others, self.now
+        return differing
+
+    def drop(self, *, force: bool) -> list[int]:
+        jobs = len(self.jobs)
+        if jobs and not force:
+            return [jobs, 0, 0]
+        new = Model(self.now)
+        new.requests = self.requests
+        self.__dict__ = new.__dict__
+        return [jobs, 0, 1]
 
     def pause(self) -> list[str]:
         was, self.paused = self.paused, True

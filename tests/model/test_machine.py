@@ -57,7 +57,7 @@ TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
 SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete", "snooze"])
 RETENTIONS = st.sampled_from(["", "", 0, 500])
-ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume")
+ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
 MOVES_ON = ("reap", "trim", "expire", "forward")
 """Verbs whose repetition handles the next page."""
@@ -119,9 +119,9 @@ class Machine(RuleBasedStateMachine):
             self.asked += request is None
             request = request or f"q{self.asked}"
             self.store.request = lambda: request
-            self.again = (verb, args, {"request": request})
+            self.again = (verb, args, named | {"request": request})
             self.earlier = [*self.earlier[-5:], self.again]
-            expected = self.model.asked(request, verb, *args)
+            expected = self.model.asked(request, verb, *args, **named)
         else:
             self.again = (verb, args, dict(named))
             expected = getattr(self.model, verb)(*args, **named)
@@ -193,6 +193,21 @@ class Machine(RuleBasedStateMachine):
     @rule(verb=st.sampled_from(["resume", "resume", "pause"]))
     def pause(self, verb: str) -> None:
         self.do(verb)
+
+    @rule(force=st.sampled_from([False] * 7 + [True]))
+    def drop(self, force: bool) -> None:
+        if self.do("drop", force=force)[2]:
+            # the numbers of a new queue start again
+            self.began, self.watch = False, None
+            self.seen_fence, self.seen_attempts = 0, {}
+
+    @rule(
+        publisher=WORKERS,
+        rows=st.lists(st.tuples(st.sampled_from(["t", "u"]), st.sampled_from("12345")), min_size=1, max_size=3),
+        started=st.booleans(),
+    )
+    def publish(self, publisher: str, rows: list[tuple[str, str]], started: bool) -> None:
+        self.do("publish", publisher, [word for pair in rows for word in pair], started=started)
 
     @rule(number=st.integers(0, 5))
     def operator_again(self, number: int) -> None:
@@ -328,7 +343,7 @@ class Machine(RuleBasedStateMachine):
     def rebase(self) -> None:
         self.do("rebase", 10_000, -1)
 
-    @rule(ms=TIMES)
+    @rule(ms=st.one_of(TIMES, st.sampled_from([LEASE, 3000, 130_000, 90_000_000])))
     def advance(self, ms: int) -> None:
         self.model.now += ms
         self.again = None
@@ -378,10 +393,14 @@ class Machine(RuleBasedStateMachine):
         assert set(actual["active"]) == set(actual["leases"]), "active and leased are the same"
         for column in ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys"):
             assert set(actual[column]) <= set(actual["jobs"]), f"{column} knows a removed job"
+        assert set(actual["types"]) == set(actual["types_seen"])
+        assert all(value.count("\n") < 4 for value in actual["types"].values()), "too many rows of a type"
         assert set(actual["expires"]) <= {*actual["completed"], *actual["failed"]}
         assert set(actual["unique_until"]) <= set(actual["unique"])
         for name, value in actual["unique"].items():
-            assert name in actual["unique_until"] or value.split()[0] in actual["jobs"], "a key left over"
+            assert (name.isupper() and name in actual["unique_until"]) or value.split()[0] in actual["jobs"], (
+                "a key left over"
+            )
         assert actual["fence"] >= self.seen_fence, "fences only grow"
         self.seen_fence = actual["fence"]
         attempts = {job_id: runs_of(row) for job_id, row in actual["attempts"].items()}

@@ -130,8 +130,8 @@ def test_the_last_lines_are_kept_and_one_line_counts_the_dropped_ones():
         notes.log(key, writer, f"line {n}", n, appends=False)
     notes.put_back(taken)
     taken = notes.take([], 10)
-    assert log_rows(taken)[2:4] == [0, 10_010], "the numbers of lines that were written before these, and with these"
     lines = messages(taken)
+    assert log_rows(taken)[2:4] == [10_010 - len(lines), 10_010], "the lines by their numbers; the note is one of them"
     assert lines[-1] == "line 10009"
     assert lines[0] == f"... {10_010 - (len(lines) - 1)} lines were left out ..."
     assert lines[1:] == [f"line {n}" for n in range(10_011 - len(lines), 10_010)]

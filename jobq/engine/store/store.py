@@ -41,6 +41,8 @@ YOUNG_MS: Final = 5_000
 enqueue because the reply was lost."""
 YOUNG: Final = 50_000
 """How many such jobs are kept at most, so that memory stays bounded in a fast queue."""
+NO_BOUND: Final = 1 << 53
+"""More jobs than fit, and more ms than the clock says."""
 TYPES_MAX: Final = 256
 """How many types of a queue are published at most. Tasks of other types work all the same."""
 COMPARED_MS: Final = 120_000
@@ -149,6 +151,10 @@ class Store(Opening):
     ) -> Call[int]:
         """Remove one page of finished jobs beyond the retention. Returns their number."""
         return Call("trim", [self.now, keep_completed, keep_failed, keep_for_ms, page, young_ms, young], int)
+
+    def trim_expired(self, page: int) -> Call[int]:
+        """Remove one page of jobs past their own retention. It needs no settings of the queue. Returns their number."""
+        return self.trim(NO_BOUND, NO_BOUND, NO_BOUND, page)
 
     def expire(self, page: int) -> Call[int]:
         """Remove one page of expired deduplication keys, old recorded answers and old metrics. Returns the number."""

@@ -1,0 +1,31 @@
+"""A server removes jobs past their own retention, because there may be no worker that does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from jobq.errors import StoreError
+
+if TYPE_CHECKING:
+    from jobq.engine.queue.queue import Queue
+
+TIDY_SECONDS: Final = 30.0
+PAGE: Final = 250
+
+
+async def tidy(queue: Queue) -> None:
+    """Tidy an open queue until cancelled.
+
+    The retention of the queue itself is left to its workers. A server may have been started without the code, and then
+    it does not know how many jobs the queue is to keep.
+    """
+    store = queue.store
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        with suppress(StoreError):  # Redis is away, which others report
+            while await store.do(store.trim_expired(PAGE)) == PAGE:
+                pass
+            while await store.do(store.expire(PAGE)) == PAGE:
+                pass
