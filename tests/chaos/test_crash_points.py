@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from jobq import Connection, Context, Discard, NewJob, Options, Queue, Snooze, State, StoredBackoff, Worker
 from jobq.engine.model.ids import IdMaker
+from jobq.engine.store import Store
 from jobq.engine.store import sender as sender_module
 from jobq.engine.task.inject import Resources
 from jobq.engine.worker import life
@@ -29,6 +30,7 @@ from tests.chaos.invariants import broken
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from jobq.engine.store.sender import Sender
     from tests.conftest import Server
 
 LEASE = 60.0
@@ -65,6 +67,7 @@ class Scenario:
         self.started = True
         self.fates: dict[str, tuple[State, ...]] = {}
         """The states in which each acknowledged job may end."""
+        self.removed: set[str] = set()
         self.name = f"sweep{next(_numbers)}"
         self.queue = self.new_queue(connection)
         self.worker = Worker(self.queue, concurrency=3, lease=LEASE, grace=5)
@@ -76,7 +79,9 @@ class Scenario:
         @queue.task(name="ok")
         async def ok(ctx: Context) -> int:
             sink.start(ctx)
+            ctx.log(f"{ctx.fence} started")
             ctx.progress(50)
+            ctx.log(f"{ctx.fence} went on")
             sink.effect(ctx)
             return ctx.fence
 
@@ -126,6 +131,13 @@ class Scenario:
         self.fates[job.id] = ends
         return job.id
 
+    async def remove(self, job_id: str) -> None:
+        """An operator removes a job. From the request on it may be gone, and from the answer on it must be."""
+        del self.fates[job_id]
+        with suppress(JobNotFound):  # it is removed already: the reply was lost, not the removal
+            await self.insist(lambda: self.queue.remove(job_id))
+        self.removed.add(job_id)
+
     async def act(self) -> None:
         """All calls of producers, workers and operators."""
         # open() is repeated like any other call.
@@ -137,6 +149,9 @@ class Scenario:
             await self.enqueue("doomed", State.FAILED)
             await self.enqueue("snoozing", State.COMPLETED)
             await self.enqueue("ok", State.COMPLETED, key="once", lifo=True)
+            await self.remove(await self.enqueue("ok", State.COMPLETED, delay=5_000, key="unwanted"))
+            while await self.insist(lambda: self.queue.store.do(self.queue.store.rebase(1, -1))):
+                pass
             async with worker:
                 working = worker.start()
                 victim = await self.enqueue("endless", State.FAILED)
@@ -205,7 +220,10 @@ class Scenario:
         for job_id, ends in self.fates.items():
             assert job_id in rows, "an acknowledged job is lost"
             assert rows[job_id].state in ends, rows[job_id]
+        assert not self.removed & rows.keys(), "a removed job came back"
         for job_id, row in rows.items():
+            lines = [line.message for line in await queue.logs(job_id)]
+            assert len(set(lines)) == len(lines), "a log line is stored twice"
             assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
             planned = 2 if row.type in ("flaky", "snoozing") else 1
             # One fault may use one attempt of each job that ran.
@@ -267,3 +285,95 @@ async def test_no_job_is_lost_when_any_trip_fails_or_its_process_dies(
     async with asyncio.TaskGroup() as group:
         for at in range(trips):
             group.create_task(one(at))
+
+
+async def use_drop_and_use_again(name: str, faulty: FaultyConnection) -> list[str]:
+    """What was acknowledged, in its order."""
+    done: list[str] = []
+
+    async def insist(what: str, call: Callable[[Queue], Awaitable[Any]], queue: Queue) -> None:
+        for last in (False, False, True):
+            try:
+                await call(queue)
+                break
+            except StoreUnavailable:
+                if last or faulty.dead:
+                    raise
+        done.append(what)
+
+    async with AsyncExitStack() as stack:
+        stack.enter_context(suppress(StoreUnavailable))
+        queue = Queue(name, faulty)
+        await insist("opened", lambda queue: queue.open(), queue)
+        stack.push_async_callback(queue.aclose)
+        await insist("old", lambda queue: queue.submit(NewJob("ok", id="old")), queue)
+        await insist("dropped", lambda queue: queue.drop(force=True), queue)
+        await insist("new", lambda queue: queue.submit(NewJob("ok", id="new", options=Options(key="k"))), queue)
+    return done
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("retries", [True, False], ids=["store-retries", "fault-reaches-engine"])
+async def test_each_trip_of_a_queue_that_is_dropped_and_used_again_cut(
+    server: Server, connection: Connection, fault: Fault, retries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drop that is repeated takes no job of the new queue, and one that was acknowledged leaves none of the old."""
+    if not retries:
+        monkeypatch.setattr(sender_module, "PAUSES", ())
+    trips = 100
+    for at in itertools.count(-1):
+        if at >= trips:
+            break
+        faulty, name = FaultyConnection(server.url, at=at, fault=fault), f"drop{next(_numbers)}"
+        done = await use_drop_and_use_again(name, faulty)
+        await faulty.aclose()
+        if at < 0:
+            trips = faulty.trips
+            assert done == ["opened", "old", "dropped", "new"]
+        async with Queue(name, connection) as queue:
+            assert await broken(queue.store) == []
+            rows = {row.id for row in (await queue.page(State.WAITING)).jobs}
+        where = f"{fault} at trip {at}: {faulty.hit}, acknowledged {done}"
+        assert "new" in rows or "new" not in done, where
+        assert "old" not in rows or "dropped" not in done, where
+
+
+async def migrate_a_page(store: Sender) -> bool:
+    """A migration to a layout of this test: progress is kept in the column of the logs."""
+    found = await store.command(b"HGETALL", store.keys["progress"])
+    for job_id, value in list(zip(found[::2], found[1::2], strict=True))[:2]:
+        await store.command(b"HSET", store.keys["logs"], job_id, value)
+        await store.command(b"HDEL", store.keys["progress"], job_id)
+    return len(found) > 4
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("retries", [True, False], ids=["store-retries", "fault-reaches-engine"])
+async def test_each_trip_of_a_migration_cut(
+    server: Server, connection: Connection, fault: Fault, retries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens the queue next continues it. The new layout is written only when every row is moved."""
+    if not retries:
+        monkeypatch.setattr(sender_module, "PAUSES", ())
+    rows = {f"j{n}".encode(): b"%d" % n for n in range(5)}
+    trips = 100
+    for at in itertools.count(-1):
+        if at >= trips:
+            break
+        healthy = Store(connection, f"migration{next(_numbers)}")
+        await healthy.command(b"HSET", healthy.keys["meta"], b"layout", 1)
+        await healthy.command(b"HSET", healthy.keys["progress"], *itertools.chain(*rows.items()))
+        faulty = FaultyConnection(server.url, at=at, fault=fault)
+        with suppress(StoreUnavailable):
+            await Store(faulty, healthy.name).open(wanted=2, migrations={1: migrate_a_page})
+        await faulty.aclose()
+        if at < 0:
+            trips = faulty.trips
+        layout = await healthy.command(b"HGET", healthy.keys["meta"], b"layout")
+        left = await healthy.command(b"HLEN", healthy.keys["progress"])
+        assert layout == b"1" or not left, f"{fault} at trip {at}: {faulty.hit}"
+        await healthy.open(wanted=2, migrations={1: migrate_a_page})
+        moved = await healthy.command(b"HGETALL", healthy.keys["logs"])
+        assert dict(zip(moved[::2], moved[1::2], strict=True)) == rows
+        assert await healthy.command(b"HGET", healthy.keys["meta"], b"layout") == b"2"
+    assert trips > 15
