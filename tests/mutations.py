@@ -49,7 +49,21 @@ SABOTAGES = [
     Break("progress", "fence not checked", SAID, "true"),
     Break("log", "fence not checked", LOGGED, "true"),
     Break("log", "lines that come again are stored again", "if received >= all then return nil end", ""),
-    Break("log", "a newer line goes with those that come again", "if received <= first then", "if false then"),
+    Break("log", "a newer line goes with those that come again", "_ = first + 1, received", "_ = first, received"),
+    Break("enqueue", "a plain job is refused", "pcall('HINCRBY', meta, 'fifo'", "call('HINCRBY', meta, 'fifo'"),
+    *[
+        Break(name, "a damaged count refuses all outcomes", "pcall('HINCRBY', metrics", "call('HINCRBY', metrics")
+        for name in ("complete", "fail", "reschedule", "kill", "defer", "snooze")
+    ],
+    *[
+        Break(name, "a damaged sequence refuses all", "pcall('HINCRBY', meta, counter", "call('HINCRBY', meta, counter")
+        for name in ("enqueue", "forward", "promote", "retry", "release")
+    ],
+    *[
+        Break(name, "two runs get one token", "fence < 9007199254740992 and fence or now * 1000", "fence")
+        for name in ("claim", "reap")
+    ],
+    Break("rebase", "it walks on from places of no priority", "format('(%.0f', 1024 * SPAN)", "'+inf'"),
     Break("log", "the lines of another run count", "fence == run and", "fence and"),
     Break("complete", "fence not checked", "held[k] == token", "true"),
     Break(
@@ -73,9 +87,9 @@ SABOTAGES = [
     Break("claim", "the fence may stand still", "or 0) + 1, now", "or 0), now"),
     Break(
         "claim", "the fence follows the clock back",
-        "math.max((tonumber(facts[2]) or 0) + 1, now * 1000)", "now * 1000",
+        "math.max((tonumber(last) or 0) + 1, now * 1000)", "now * 1000",
     ),
-    Break("claim", "16 digits concatenated", "string.format('%.0f', fence)", "'' .. fence"),
+    Break("claim", "16 digits concatenated", "string.format('%.0f', fence < 9", "'' .. (fence < 9"),
     Break("claim", "paused is not asked", "if facts[1] or want < 1", "if want < 1"),
     Break("claim", "want 0 takes all", "if facts[1] or want < 1", "if facts[1]"),
     Break("claim", "one too many", "waiting, 0, want - 1)", "waiting, 0, want)"),
@@ -105,7 +119,7 @@ SABOTAGES = [
     Break("reap", "another worker's longer leases are forgotten", "math.max(lease, tonumber(facts[4]) or 0)", "lease"),
     Break("reap", "short leases bring down those of others", "math.max(longest, 15000)", "longest"),
     Break("reap", "however large they are", "or bytes > tonumber(ARGV[7])", ""),
-    Break("reap", "one fence for all", "math.max((tonumber(facts[1]) or 0) + 1, now * 1000)", "now * 1000"),
+    Break("reap", "one fence for all", "math.max((tonumber(last) or 0) + 1, now * 1000)", "now * 1000"),
     Break("enqueue", "known ids written again", "local stored = known[i] or seen[id]", "local stored = seen[id]"),
     Break("enqueue", "ids twice in a batch", "local stored = known[i] or seen[id]", "local stored = known[i]"),
     Break("enqueue", "another job's id is taken for a repetition", "and '-' or '!'", "and '-' or '-'"),
@@ -122,14 +136,14 @@ SABOTAGES = [
     Break("enqueue", "plain: known ids written again", "fresh and not known[i]", "fresh"),
     Break("enqueue", "plain: ids twice in a batch", " and not seen[id]", ""),
     Break("enqueue", "plain: what was seen first is forgotten", "    seen = {}\nend", "end"),
-    Break("enqueue", "LIFO is FIFO", "lifo and -redis", "lifo and redis"),
+    Break("enqueue", "LIFO is FIFO", "lifo and -turn", "lifo and turn"),
     Break("enqueue", "priorities collide", "priority * SPAN", "priority * MIDDLE"),
     Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
     Break("forward", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
     Break("forward", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
     Break("forward", "priority forgotten", "(tonumber(priority) or 0) * 4398046511104 +", ""),
     Break("forward", "due times rounded down", "math.ceil(", "math.floor("),
-    Break("release", "to the back", "-redis.call('HINCRBY', meta, 'lifo'", "redis.call('HINCRBY', meta, 'fifo'"),
+    Break("release", "to the back", "- turn('lifo', 1)", "+ turn('fifo', 1)"),
     Break("release", "in reverse", "for i = #ARGV - 1, 2, -2 do", "for i = 2, #ARGV, 2 do"),
     Break("reschedule", "the delay forgotten", "delayed, due, id", "delayed, now, id"),
     Break("reschedule", "reasons without bound", ">= 65536", ">= 1e9"),

@@ -18,8 +18,17 @@ local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, uni
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
-local width = delayed and 3 or 2
-local first = width
+if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
+    -- A single plain job is what a web handler enqueues and waits for. This path does the same as below in half the time.
+    local sequence = redis.pcall('HINCRBY', meta, 'fifo', 1)
+    if type(sequence) == 'number' and sequence > 0 and sequence <= MIDDLE then
+        redis.call('ZADD', waiting, format('%d', MIDDLE + sequence), ARGV[2])
+        if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
+        return sequence == 1 and { 0, '', 'new' } or {}
+    end
+    -- The sequence is damaged, and is mended below.
+    redis.call('HDEL', jobs, ARGV[2])
+end
 
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
@@ -34,14 +43,8 @@ local function turn(counter, n)
 end
 -- end
 
-if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
-    -- A single plain job is what a web handler enqueues and waits for. This path does the same as below in half the time.
-    local sequence = turn('fifo', 1)
-    redis.call('ZADD', waiting, format('%d', MIDDLE + sequence), ARGV[2])
-    if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
-    return sequence == 1 and { 0, '', 'new' } or {}
-end
-
+local width = delayed and 3 or 2
+local first = width
 local count = (#ARGV - first + 1) / width
 local ids, seen = {}, {}
 for i = 1, count do ids[i] = ARGV[width * (i - 1) + first] end
