@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Accepted, AttemptError, LogLine, NewJob, Options, State, StoredBackoff
+from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, Rate, Rule
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Page, Stats, WorkerRow
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Connection
@@ -48,6 +49,7 @@ from jobq.errors import (
     TooManySnoozes,
     TooManyWaiting,
     UnknownQueue,
+    UnknownRule,
     UnknownType,
     UnreadableResult,
     Unserved,
@@ -62,7 +64,9 @@ __all__ = [
     "Accepted",
     "AttemptError",
     "Backoff",
+    "Band",
     "BriefPage",
+    "Concurrency",
     "Connection",
     "Context",
     "Depends",
@@ -83,6 +87,8 @@ __all__ = [
     "JobRow",
     "JobqError",
     "LeaseExpired",
+    "LimitKeyRow",
+    "LimitRow",
     "LogLine",
     "NewJob",
     "NoServer",
@@ -93,9 +99,11 @@ __all__ = [
     "ProcessCrashed",
     "Queue",
     "QueueInUse",
+    "Rate",
     "RemoteError",
     "ResultTimeout",
     "Retry",
+    "Rule",
     "Settings",
     "SettingsError",
     "Snooze",
@@ -112,6 +120,7 @@ __all__ = [
     "TooManySnoozes",
     "TooManyWaiting",
     "UnknownQueue",
+    "UnknownRule",
     "UnknownType",
     "UnreadableResult",
     "Unserved",

@@ -3,6 +3,7 @@
 JobqError
   x InvalidJob              the enqueue's arguments do not fit; nothing was written
     + UnknownType           the queue has no task of this type
+    + UnknownRule           nobody declared or set the rule of a limit key
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
     + JobIdTaken            another job has this id
@@ -63,6 +64,19 @@ class JobqError(Exception):
 
 class InvalidJob(JobqError, ValueError):
     """The job cannot be enqueued as given; nothing was written."""
+
+
+class UnknownRule(InvalidJob):
+    """A job lists a limit key, and nobody declared or set its rule."""
+
+    def __init__(self, rule: str, known: list[str]) -> None:
+        self.rule = rule
+        self.known = known
+        rules = ", ".join(known[:20]) if known else "none yet"
+        super().__init__(
+            f"there is no rule {rule[:80]!r}; there are: {rules}. Declare it with limits=[...] on a task of a running"
+            " worker, or set it with queue.set_limit(...), PUT /limits/{rule} or `jobq limits set`"
+        )
 
 
 class UnknownType(InvalidJob):

@@ -28,6 +28,7 @@ OPTIONS = (
     "retention",
     "durability",
     "metadata",
+    "limits",
 )
 
 

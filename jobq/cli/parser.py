@@ -83,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_jobs(menu)
     menu.group("Queues")
     _add_queues(menu)
+    menu.group("Limits")
+    _add_limits(menu)
     menu.group("Access")
     _add_access(menu)
     return parser
@@ -222,6 +224,9 @@ def _add_jobs(menu: Menu) -> None:
         choices=get_args(Durability),
         help="what must be confirmed before the command ends (default: the queue's)",
     )
+    enqueue.add_argument(
+        "--limits", action="append", metavar="KEY", help="a limit key, such as tenant:a; may be repeated"
+    )
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
 
@@ -252,6 +257,35 @@ def _add_queues(menu: Menu) -> None:
     rm = _command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
     rm.add_argument("queue", metavar="QUEUE", help="the queue")
     rm.add_argument("--force", action="store_true", help="remove it with its jobs, even if workers are alive")
+
+
+def _add_limits(menu: Menu) -> None:
+    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set' and 'reset': how many jobs run or start"))
+    _command(of_limits, "ls", "limits:ls", "list the rules of limits", shown=True, queue=True)
+
+    keys = _command(
+        of_limits, "keys", "limits:keys", "list the keys of a rule, most held jobs first", shown=True, queue=True
+    )
+    keys.add_argument("rule", metavar="RULE", help="the rule")
+    keys.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N keys (default: 20)")
+
+    set_ = _command(
+        of_limits, "set", "limits:set_", "set a rule, in place of what code declares", shown=True, queue=True
+    )
+    set_.add_argument("rule", metavar="RULE", help="the rule")
+    set_.add_argument(
+        "--concurrency", dest="most", type=values.whole(0), metavar="N", help="jobs that run at once; 0 holds all"
+    )
+    set_.add_argument(
+        "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST]",
+        help="jobs that start in a time, and how many of them at once: 100/1m/20; may be repeated",
+    )  # fmt: skip
+    set_.add_argument("--dry-run", action="store_true", help="only say how many jobs it would hold now")
+
+    reset = _command(
+        of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True
+    )
+    reset.add_argument("rule", metavar="RULE", help="the rule")
 
 
 def _add_access(menu: Menu) -> None:

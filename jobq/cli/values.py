@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jobq.engine.model.backoff import Backoff
+from jobq.engine.model.limits import Rate
 from jobq.errors import InvalidJob
 from jobq.settings import to_seconds
 
@@ -44,6 +45,18 @@ def positive_seconds(word: str) -> float:
     if not found:
         raise argparse.ArgumentTypeError(f"{word!r} is not a time above 0; write it like 500ms")
     return found
+
+
+def rate(word: str) -> Rate:
+    """ "100/1m" or "100/1m/20": a count, a time, and how many of them may start at once."""
+    count, _, rest = word.partition("/")
+    per, _, burst = rest.partition("/")
+    try:
+        return Rate(int(count), per=seconds(per), burst=int(burst or 1))
+    except (ValueError, InvalidJob) as error:
+        raise argparse.ArgumentTypeError(
+            f"{word!r}: it takes COUNT/TIME or COUNT/TIME/BURST, such as 100/1m/20"
+        ) from error
 
 
 def whole(least: int) -> Callable[[str], int]:

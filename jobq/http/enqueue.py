@@ -76,8 +76,8 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
             news[place] = new
             answers.append(None)
         place += 1
-    # A job with an idempotency key or an id of its own may be refused alone.
-    each = key is not None or any(new.id is not None for new in news.values())
+    # A job with an idempotency key, an id or limits of its own may be refused alone.
+    each = key is not None or any(new.id is not None or new.options.limits for new in news.values())
     submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
         answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
@@ -157,6 +157,9 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sc
         given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
         if isinstance(body.backoff, schema.Backoff):
             given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
+        if "limits" in given:
+            given["limits"] = given["limits"] or ()
+            given["limits_by"] = ()  # nor those of the task that an argument completes
         if isinstance(body.metadata, msgspec.Raw):
             given["metadata"] = _metadata(queue, body.metadata)
         if given.get("run_at") is not None:
@@ -165,7 +168,7 @@ def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sc
         elif given.get("delay"):
             given.setdefault("run_at", None)
         options = replace(options, **given)
-        names = None if queue.tasks else tuple(given)
+        names = None if queue.tasks else tuple(name for name in given if name != "limits_by")
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
     job_id = None if body.id is UNSET else body.id
     return NewJob(body.type, payload, options, idempotency_key, job_id, scope, names)

@@ -65,6 +65,7 @@ UNKNOWN_FIELD = Kind("unknown-field", 422, "There is no such field")
 MISSING_FIELD = Kind("missing-field", 422, "A field is missing")
 INVALID_FIELD = Kind("invalid-field", 422, "A field has a value that is not allowed")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
+UNKNOWN_RULE = Kind("unknown-rule", 422, "A limit key of the job has no rule")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
 JOB_ID_TAKEN = Kind("job-id-taken", 409, "Another job has this id")
@@ -107,6 +108,7 @@ _FAILURE = ("error_type=type", "error_message=message", "traceback")
 TABLE: dict[type[BaseException], _Row] = {
     BadJSON: _Row(INVALID_JSON),
     errors.InvalidJob: _Row(INVALID_JOB),
+    errors.UnknownRule: _Row(UNKNOWN_RULE, ("rule", "known")),
     errors.UnknownType: _Row(UNKNOWN_TYPE, ("known",)),
     errors.PayloadTooLarge: _Row(TOO_LARGE, ("size", "limit")),
     errors.IdempotencyConflict: _Row(IDEMPOTENCY_CONFLICT, ("job_id",)),

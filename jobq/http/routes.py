@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.views import JobRow, Stats
-from jobq.http import enqueue, events, handlers, schema
+from jobq.http import enqueue, events, handlers, limits, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -47,6 +47,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 _STATES = (p.JOB_NOT_FOUND, p.WRONG_STATE)
 _JOB = "/jobs/{id}"
+_RULE = "/limits/{rule}"
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -157,6 +158,30 @@ ROUTES: tuple[Route, ...] = (
         description="With the default options and the JSON Schema of each type. `differing` lists the types for which"
         " two processes publish different ones.",
         responses={200: schema.Types},
+    ),
+    Route(
+        method="GET", path="/limits", scope=Scope.READ, handler=limits.limits,
+        summary="The rules of limits",
+        description="With the number of jobs that each rule holds and counts now, and who gave it: code or operator.",
+        responses={200: limits.Limits},
+    ),
+    Route(
+        method="PUT", path=_RULE, scope=Scope.ADMIN, handler=limits.set_limit,
+        summary="Set a rule of limits", request=limits.SetLimit, query=limits.SetLimitQuery,
+        description="It replaces what code declares, acts at once, also on jobs that wait, and survives deploys."
+        " Running jobs are not stopped. With `dry_run=1` nothing changes, and `would_hold` says how many jobs the rule"
+        " would hold now.",
+        responses={200: limits.LimitSet}, errors=(p.INVALID_JOB, p.FULL),
+    ),
+    Route(
+        method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,
+        summary="Return to the rule that code declares", responses={200: limits.LimitReset}, errors=(p.INVALID_JOB,),
+    ),
+    Route(
+        method="GET", path=f"{_RULE}/keys", scope=Scope.READ, handler=limits.limit_keys,
+        summary="The keys of a rule", query=limits.LimitKeysQuery,
+        description="Keys that hold or count jobs now, by default those with most held jobs first; of 1,000 keys.",
+        responses={200: limits.LimitKeys}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,

@@ -24,6 +24,7 @@ from jobq.engine.model.job import (
     LogLine,
     State,
 )
+from jobq.engine.model.limits import KEYS_MAX
 from jobq.engine.model.types import TypeRow  # noqa: TC001 - msgspec reads the annotation
 from jobq.engine.model.views import JobRow, WorkerRow  # noqa: TC001 - msgspec reads the annotations
 
@@ -73,9 +74,13 @@ _Key = Annotated[
     ),
 ]
 _KeyTtl = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that the key is held.")]
+_Limits = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=400)], ...],
+    Meta(max_length=KEYS_MAX, description="Limit keys: `rule`, or `rule:value`. They replace those of the task."),
+]
 _Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only jobs older than this, in ms.")]
 _Cursor = Annotated[str, Meta(max_length=1000, description="The cursor of the previous page.")]
-_PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
+PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
 _Many = Annotated[int, Meta(ge=1, le=MAX_MANY)]
 IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"}
 """Printable ASCII, which every client, proxy and server reads in the same way in a header."""
@@ -115,6 +120,7 @@ class Enqueue(In):
     retention: _Retention | UnsetType | None = UNSET
     metadata: _Metadata | UnsetType = UNSET
     run_at: _RunAt | UnsetType | None = UNSET
+    limits: _Limits | UnsetType | None = UNSET
     id: _Id | UnsetType = UNSET
 
 
@@ -144,14 +150,14 @@ class ListQuery(In):
 
     state: State | UnsetType = UNSET
     type: Annotated[str, Meta(max_length=NAME_MAX)] | UnsetType = UNSET
-    limit: _PageSize = 50
+    limit: PageSize = 50
     cursor: _Cursor | UnsetType = UNSET
 
 
 class FailedQuery(In):
     """Which page of the failed jobs."""
 
-    limit: _PageSize = 50
+    limit: PageSize = 50
     cursor: _Cursor | UnsetType = UNSET
 
 

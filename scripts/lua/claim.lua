@@ -1,14 +1,77 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims
+-- KEYS waiting active jobs leases attempts delayed meta wake claims limits unspent spent rules held_by reopens openings
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
 -- RETURNS {} when nothing is waiting or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, unspent, spent, rules, held_by, reopens, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
+
+local format, match, gmatch, max = string.format, string.match, string.gmatch, math.max
+
+-- shared: lines of a key
+-- The members "key NUL ..." of a sorted set with equal scores.
+local function from(key) return '[' .. key .. '\0' end
+local function to(key) return '(' .. key .. '\1' end
+-- end
+
+-- shared: rule
+-- The rule of a key is named before its first colon. A row has two lines: an operator's rule, and the one that code declares.
+-- A rule is "concurrency count/per/burst ..." with `-` for no concurrency, and `per` in ms. The operator's takes precedence.
+local parsed = {}
+local function rule_of(key)
+    local name = match(key, '^[^:]*')
+    local rule = parsed[name]
+    if not rule then
+        local set, declared = match(redis.call('HGET', rules, name) or '', '^([^\n]*)\n?(.*)$')
+        local text = set ~= '' and set or declared
+        rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
+        for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
+            local interval = tonumber(per) / tonumber(count)
+            -- Pass over a damaged band: it would hold its jobs for ever.
+            if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
+                rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
+            end
+        end
+        parsed[name] = rule
+    end
+    return rule
+end
+-- end
+
+-- The jobs start now, so they spend their tokens. This is GCRA: each token moves the theoretical arrival time of a band on by its
+-- interval. A key that waits for these jobs opens again when its next token is free.
+local function spend(ids)
+    local taken, order, members = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(ids))) do
+        for key in gmatch(names or '', '[^\n]+') do
+            if rule_of(key).bands[1] then
+                members[#members + 1] = key .. '\0' .. ids[i]
+                if not taken[key] then order[#order + 1] = key end
+                taken[key] = (taken[key] or 0) + 1
+            end
+        end
+    end
+    if #members == 0 then return end
+    redis.call('ZREM', unspent, unpack(members))
+    for _, key in ipairs(order) do
+        local free = now
+        for i, band in ipairs(rule_of(key).bands) do
+            local field = key .. '\0' .. i
+            local arrival = max(now, tonumber(redis.call('ZSCORE', spent, field) or 0)) + taken[key] * band.interval
+            redis.call('ZADD', spent, format('%.4f', arrival), field)
+            free = max(free, arrival - band.tolerance)
+        end
+        if #redis.call('ZRANGE', held_by, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1) > 0
+            and not redis.call('ZSCORE', openings, key) and not redis.call('ZSCORE', reopens, key) then
+            redis.call('ZADD', reopens, format('%.4f', free), key)
+            redis.call('ZADD', wake, 0, 't')
+        end
+    end
+end
 
 -- shared: fence
 -- A fence only grows. A damaged one, which cannot grow as a double, starts again at the clock.
@@ -68,6 +131,7 @@ for i, id in ipairs(ids) do
     expiries[2 * i - 1], expiries[2 * i] = expiry, id
     tokens[2 * i - 1], tokens[2 * i] = id, token
 end
+if redis.call('EXISTS', unspent) == 1 then spend(ids) end
 redis.call('HSET', meta, 'fence', fence)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
 if count > 16 then

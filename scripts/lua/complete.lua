@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- complete: moves held jobs from active to completed, with their results.
--- KEYS active leases completed results expires events metrics
+-- KEYS active leases completed results expires events metrics limits admitted openings
 -- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
 -- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, completed, results, expires, events, metrics = unpack(KEYS)
+local active, leases, completed, results, expires, events, metrics, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: add
@@ -18,6 +18,27 @@ end
 local function count(what, n)
     add(what, n)
     add('m:' .. string.format('%.0f', math.floor(now / 60000)) .. ':' .. what, n)
+end
+-- end
+
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
 end
 -- end
 
@@ -55,6 +76,7 @@ end
 if n > 0 then
     redis.call('ZREM', active, unpack(ids))
     redis.call('HDEL', leases, unpack(ids))
+    free(ids)
     redis.call('ZADD', completed, unpack(finished))
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))

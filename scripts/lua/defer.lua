@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- defer: moves held jobs of a type that the worker does not know from active to delayed, uncharged. The delay doubles each time.
 -- The control channel tells all workers when the first of these jobs is due, so that a worker that knows its type is ready then.
--- KEYS active leases delayed attempts unserved metrics wake control
+-- KEYS active leases delayed attempts unserved metrics wake control limits admitted openings
 -- ARGV now, first delay ms, longest delay ms, the types of the jobs (a JSON list, for the message); then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, delayed, attempts, unserved, metrics, wake, control = unpack(KEYS)
+local active, leases, delayed, attempts, unserved, metrics, wake, control, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -40,8 +40,29 @@ local function add(field, n)
 end
 -- end
 
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
+end
+-- end
+
 local first, longest = tonumber(ARGV[2]), tonumber(ARGV[3])
-local lost, deferred, soonest = {}, 0, longest
+local lost, deferred, soonest = {}, {}, longest
 for i = 5, #ARGV, 2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
@@ -51,13 +72,14 @@ for i = 5, #ARGV, 2 do
         redis.call('ZADD', delayed, now + delay, id)
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, now + delay, snoozes)
-        deferred, soonest = deferred + 1, math.min(soonest, delay)
+        deferred[#deferred + 1], soonest = id, math.min(soonest, delay)
     else
         lost[#lost + 1] = id
     end
 end
-if deferred > 0 then
-    add('unserved', deferred)
+free(deferred)
+if #deferred > 0 then
+    add('unserved', #deferred)
     redis.call('ZADD', wake, 0, 't')
     redis.call('PUBLISH', control, string.format('unserved [%d,%s]', soonest, ARGV[4]))
 end

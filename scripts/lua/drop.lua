@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- drop: removes the queue with all its keys in one step. Redis frees the memory in the background, so a large queue blocks nobody.
--- KEYS requests answers waiting delayed active completed failed blocked workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics
+-- KEYS requests answers waiting delayed active completed failed blocked held workers jobs leases priorities attempts errors results progress logs unserved keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics limits held_by admitted unspent spent openings reopens rules
 -- ARGV now, request, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs or workers
 -- RETURNS the number of jobs, the number of living workers, and 1 if the queue was dropped (0: refused, nothing changed)
 -- Only the recorded answers stay, for two minutes: a request that a frozen server executes late must not drop a new queue of this name.
-local requests, answers, waiting, delayed, active, completed, failed, blocked, workers = unpack(KEYS)
+local requests, answers, waiting, delayed, active, completed, failed, blocked, held, workers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -19,7 +19,7 @@ end
 -- end
 
 local jobs = 0
-for _, set in ipairs({ waiting, delayed, active, completed, failed, blocked }) do
+for _, set in ipairs({ waiting, delayed, active, completed, failed, blocked, held }) do
     jobs = jobs + redis.call('ZCARD', set)
 end
 local alive = redis.call('ZCOUNT', workers, now - tonumber(ARGV[3]), '+inf')

@@ -1,11 +1,12 @@
 #!lua
--- enqueue: adds new jobs to waiting, or to delayed until their due time.
--- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed
+-- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits openings
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
 --   than '-' marks the idempotency key of a request. Such a key is not released with its job, only after its ttl.
+--   Limit keys follow after a vertical tab, one a line.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   For an id that is already known the earlier job is that id itself. The fingerprint is then '-' if the spec is the same (the
 --   call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
@@ -14,7 +15,7 @@
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, openings = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -84,7 +85,7 @@ local function holder(key)
     if till then
         if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
     elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
-        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) then
+        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) or redis.call('ZSCORE', held, id) then
         return id, fingerprint
     end
     return nil
@@ -108,16 +109,27 @@ local function was_removed(id, spec)
     return not at or tonumber(at) < tonumber(time)
 end
 
-local specs, ready, later, soonest = {}, {}, {}, nil
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
+
+local specs, ready, later, soonest, keeps = {}, {}, {}, nil, false
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
     local stored = known[i] or seen[id]
     local earlier, fingerprint
     if stored then earlier, fingerprint = id, without_time(stored) == without_time(spec) and '-' or '!'
     elseif repeated and was_removed(id, spec) then earlier, fingerprint = id, '-' end
-    local priority, lifo, delay = 0, false, 0
+    local priority, lifo, delay, under = 0, false, 0, ''
     if options ~= '' and not earlier then
-        local head, lines = string.match(options, '^([^\n]*)\n?(.*)$')
+        local head, lines, limited = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?(.*)$')
+        under = limited
         local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
         local due = string.match(d, '^=(%d+)$')
         priority, lifo, delay = tonumber(p), l == '1', due and math.max(0, tonumber(due) - now) or tonumber(d)
@@ -141,11 +153,13 @@ for i = 1, count do
             if #column > 0 then redis.call('HSET', keys, id, table.concat(column, '\n')) end
             -- Add the job now, so that a second job with the same key in this batch finds the holder of the key.
             redis.call('HSET', jobs, id, spec)
-            if delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
+            if under ~= '' and delay <= 0 then redis.call('ZADD', held, 0, id)
+            elseif delay > 0 then redis.call('ZADD', delayed, now + delay, id) else redis.call('ZADD', waiting, 0, id) end
         end
         if not earlier and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
+        if not earlier and under ~= '' then redis.call('HSET', limits, id, under) end
     end
     if earlier then
         local n = #refused
@@ -160,8 +174,13 @@ for i = 1, count do
             if not soonest or now + delay < soonest then soonest = now + delay end
         else
             n = #ready
-            local place = lifo and -turn('lifo', 1) or fifo + i
-            ready[n + 1], ready[n + 2] = format('%d', priority * SPAN + MIDDLE + place), id
+            local place = priority * SPAN + MIDDLE + (lifo and -turn('lifo', 1) or fifo + i)
+            if under ~= '' then
+                hold(id, under, place)
+                keeps = true
+            else
+                ready[n + 1], ready[n + 2] = format('%d', place), id
+            end
         end
     end
 end
@@ -176,4 +195,5 @@ if #ready > 0 then
     redis.call('ZADD', waiting, unpack(ready))
     redis.call('ZADD', wake, 0, 't')
 end
+if keeps then redis.call('ZADD', wake, 0, 't') end
 return refused

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- fail: moves held jobs from active to failed. They are not retried.
--- KEYS active leases failed attempts errors expires events metrics
+-- KEYS active leases failed attempts errors expires events metrics limits admitted openings
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, failed, attempts, errors, expires, events, metrics = unpack(KEYS)
+local active, leases, failed, attempts, errors, expires, events, metrics, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -60,6 +60,27 @@ local function count(what, n)
 end
 -- end
 
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
+end
+-- end
+
 local ids, lost = {}, { 0 }
 for i = 2, #ARGV, 5 do
     local id, retention = ARGV[i], ARGV[i + 4]
@@ -74,6 +95,7 @@ for i = 2, #ARGV, 5 do
         lost[#lost + 1] = id
     end
 end
+free(ids)
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
     count('failed', #ids)

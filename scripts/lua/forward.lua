@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- forward: moves due jobs from delayed to waiting, in the order of their due times.
--- KEYS delayed waiting priorities meta wake
+-- forward: moves due jobs from delayed to waiting, or to held if they have limits, in the order of their due times.
+-- KEYS delayed waiting priorities meta wake limits held held_by openings
 -- ARGV now, limit
--- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job)
-local delayed, waiting, priorities, meta, wake = unpack(KEYS)
+-- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
+--   1 if held jobs wait for admit, else 0
+local delayed, waiting, priorities, meta, wake, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
 
@@ -20,23 +21,34 @@ local function turn(counter, n)
 end
 -- end
 
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
+
 local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
 local moved = #due
 if moved > 0 then
     local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
     local fifo = turn('fifo', moved) - moved
+    local names = redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
     local ready = {}
     for i = 1, moved do
         local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
         local number = lifo == 'L' and -turn('lifo', 1) or fifo + i
-        ready[2 * i - 1] = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
-        ready[2 * i] = due[i]
+        local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
+        if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
     end
     redis.call('ZREM', delayed, unpack(due))
-    redis.call('ZADD', waiting, unpack(ready))
+    if #ready > 0 then redis.call('ZADD', waiting, unpack(ready)) end
     redis.call('ZADD', wake, 0, 't')
 end
 local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 local next_due = -1
 if head[2] then next_due = math.max(0, math.ceil(tonumber(head[2]) - now)) end
-return { moved, next_due }
+return { moved, next_due, redis.call('EXISTS', held) }

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- kill: moves unfinished jobs to failed. An active job loses its lease at once, and a control message tells its worker.
--- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers
+-- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers held held_by limits admitted unspent openings wake
 --   control is a channel, declared as a key so that it shares the queue's hash tag
 -- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
 -- RETURNS per id the state before the kill, or '' (unknown id or finished job: nothing changed)
-local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers = unpack(KEYS)
+local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, held, held_by, limits, admitted, unspent, openings, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -62,12 +62,43 @@ local function write_attempts(id, runs, since, snoozes)
 end
 -- end
 
-local states, killed = {}, {}
+-- shared: unhold
+-- Take a job out of held. Returns its place, or nil if it is not held.
+local function unhold(id)
+    local place = redis.call('ZSCORE', held, id)
+    if not place then return nil end
+    redis.call('ZREM', held, id)
+    local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
+    for key in string.gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
+        redis.call('ZREM', held_by, key .. '\0' .. at .. '\0' .. id)
+    end
+    return tonumber(place)
+end
+-- end
+
+-- shared: give back
+-- Jobs that leave waiting or active without a worker give back their places under their limit keys, and the tokens that they have
+-- not spent. A worker is woken, and its admit looks at these keys first.
+local function give_back(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            redis.call('ZREM', admitted, key .. '\0' .. list[i])
+            redis.call('ZREM', unspent, key .. '\0' .. list[i])
+            redis.call('ZADD', openings, '-inf', key)
+            redis.call('ZADD', wake, 0, 't')
+        end
+    end
+end
+-- end
+
+local states, killed, freed = {}, {}, {}
 for i = 5, #ARGV do
     local id, state = ARGV[i], ''
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
     elseif redis.call('ZREM', delayed, id) == 1 then state = 'delayed'
     elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked'
+    elseif unhold(id) then state = 'held'
     elseif redis.call('ZREM', active, id) == 1 then
         state = 'active'
         local token = redis.call('HGET', leases, id)
@@ -81,9 +112,11 @@ for i = 5, #ARGV do
         redis.call('ZADD', failed, now, id)
         if ARGV[4] ~= '' then redis.call('ZADD', expires, now + tonumber(ARGV[4]), id) end
         killed[#killed + 1] = id
+        if state == 'waiting' or state == 'active' then freed[#freed + 1] = id end
     end
     states[i - 4] = state
 end
+give_back(freed)
 if #killed > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(killed, ' '))
     count('failed', #killed)

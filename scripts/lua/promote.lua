@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- promote: moves delayed jobs to waiting now, before their due time.
--- KEYS delayed waiting priorities attempts meta wake requests answers
+-- promote: moves delayed jobs to waiting now, before their due time, or to held if they have limits.
+-- KEYS delayed waiting priorities attempts meta wake requests answers limits held held_by openings
 -- ARGV now, request; then ids
 -- RETURNS per id "delayed", or '' (the job is not delayed: nothing changed)
-local delayed, waiting, priorities, attempts, meta, wake, requests, answers = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, requests, answers, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -55,12 +55,23 @@ local function write_attempts(id, runs, since, snoozes)
 end
 -- end
 
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
+
 local states, moved = {}, 0
 for i = 3, #ARGV do
     local id = ARGV[i]
     states[i - 2] = ''
     if redis.call('ZREM', delayed, id) == 1 then
-        redis.call('ZADD', waiting, place(id), id)
+        local names = redis.call('HGET', limits, id)
+        if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, now, snoozes)
         states[i - 2] = 'delayed'

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- release: moves held jobs from active back to the front of their priority in waiting, uncharged.
--- KEYS active leases waiting priorities attempts meta wake
+-- KEYS active leases waiting priorities attempts meta wake limits admitted held held_by openings
 -- ARGV now; then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, waiting, priorities, attempts, meta, wake = unpack(KEYS)
+local active, leases, waiting, priorities, attempts, meta, wake, limits, admitted, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -45,19 +45,54 @@ local function turn(counter, n)
 end
 -- end
 
-local lost, released = {}, 0
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
+
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
+end
+-- end
+
+local limited = redis.call('EXISTS', limits) == 1
+local lost, released = {}, {}
 -- Walk backwards, because each job is put in front of the one before it. So the first job stays first.
 for i = #ARGV - 1, 2, -2 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
         local priority = string.match(redis.call('HGET', priorities, id) or '', '^%-?%d+')
-        redis.call('ZADD', waiting, (tonumber(priority) or 0) * 4398046511104 + 2199023255552 - turn('lifo', 1), id)
+        local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 - turn('lifo', 1)
+        local names = limited and redis.call('HGET', limits, id)
+        if names then hold(id, names, place) else redis.call('ZADD', waiting, place, id) end
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, now, snoozes)
-        released = released + 1
+        released[#released + 1] = id
     else
         lost[#lost + 1] = id
     end
 end
-if released > 0 then redis.call('ZADD', wake, 0, 't') end
+free(released)
+if #released > 0 then redis.call('ZADD', wake, 0, 't') end
 return lost

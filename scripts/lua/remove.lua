@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed keys jobs priorities attempts errors results progress logs unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed held held_by admitted unspent openings wake keys limits jobs priorities attempts errors results progress logs unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, keys = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, held, held_by, admitted, unspent, openings, wake, keys, limits = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -17,17 +17,50 @@ if recorded then
 end
 -- end
 
-local states, gone = {}, {}
+-- shared: unhold
+-- Take a job out of held. Returns its place, or nil if it is not held.
+local function unhold(id)
+    local place = redis.call('ZSCORE', held, id)
+    if not place then return nil end
+    redis.call('ZREM', held, id)
+    local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
+    for key in string.gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
+        redis.call('ZREM', held_by, key .. '\0' .. at .. '\0' .. id)
+    end
+    return tonumber(place)
+end
+-- end
+
+-- shared: give back
+-- Jobs that leave waiting or active without a worker give back their places under their limit keys, and the tokens that they have
+-- not spent. A worker is woken, and its admit looks at these keys first.
+local function give_back(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            redis.call('ZREM', admitted, key .. '\0' .. list[i])
+            redis.call('ZREM', unspent, key .. '\0' .. list[i])
+            redis.call('ZADD', openings, '-inf', key)
+            redis.call('ZADD', wake, 0, 't')
+        end
+    end
+end
+-- end
+
+local states, gone, freed = {}, {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
     elseif redis.call('ZREM', delayed, id) == 1 then state = 'delayed'
     elseif redis.call('ZREM', completed, id) == 1 then state = 'completed'
     elseif redis.call('ZREM', failed, id) == 1 then state = 'failed'
-    elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked' end
+    elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked'
+    elseif unhold(id) then state = 'held' end
     if state ~= '' then gone[#gone + 1] = id end
+    if state == 'waiting' then freed[#freed + 1] = id end
     states[i - 2] = state
 end
+give_back(freed)
 if #gone > 0 then
     for _, names in ipairs(redis.call('HMGET', keys, unpack(gone))) do
         for key in string.gmatch(names or '', '\t?([^\n]+)') do
@@ -43,7 +76,7 @@ if #gone > 0 then
     end
     redis.call('ZREM', expires, unpack(gone))
     -- From `keys` on, KEYS are the columns.
-    for i = 13, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
+    for i = 19, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '))
     -- The reply to the enqueue of such a job may have been lost. Its repetition must not bring the job back.
     local times = {}

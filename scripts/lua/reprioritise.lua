@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- reprioritise: gives jobs that have not started another priority. They keep their order in time.
--- KEYS waiting delayed blocked priorities requests answers
+-- KEYS waiting delayed blocked priorities requests answers held held_by limits openings wake
 -- ARGV now, request, priority; then ids
 -- RETURNS per id its state, or '' (unknown id, active or finished job: nothing changed)
-local waiting, delayed, blocked, priorities, requests, answers = unpack(KEYS)
+local waiting, delayed, blocked, priorities, requests, answers, held, held_by, limits, openings, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -17,6 +17,30 @@ if recorded then
 end
 -- end
 
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
+
+-- shared: unhold
+-- Take a job out of held. Returns its place, or nil if it is not held.
+local function unhold(id)
+    local place = redis.call('ZSCORE', held, id)
+    if not place then return nil end
+    redis.call('ZREM', held, id)
+    local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
+    for key in string.gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
+        redis.call('ZREM', held_by, key .. '\0' .. at .. '\0' .. id)
+    end
+    return tonumber(place)
+end
+-- end
+
 local priority, states = tonumber(ARGV[3]), {}
 for i = 4, #ARGV do
     local id, state = ARGV[i], ''
@@ -27,7 +51,15 @@ for i = 4, #ARGV do
         local place = tonumber(score) % 4398046511104
         redis.call('ZADD', waiting, priority * 4398046511104 + place, id)
     elseif redis.call('ZSCORE', delayed, id) then state = 'delayed'
-    elseif redis.call('ZSCORE', blocked, id) then state = 'blocked' end
+    elseif redis.call('ZSCORE', blocked, id) then state = 'blocked'
+    else
+        local place = unhold(id)
+        if place then
+            state = 'held'
+            hold(id, redis.call('HGET', limits, id) or '', priority * 4398046511104 + place % 4398046511104)
+            redis.call('ZADD', wake, 0, 't')
+        end
+    end
     if state ~= '' then
         local lifo = string.match(redis.call('HGET', priorities, id) or '', 'L?$')
         redis.call('HSET', priorities, id, ARGV[3] .. lifo)

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- reschedule: moves held jobs from active to delayed after a failed attempt. The attempt is charged.
--- KEYS active leases delayed attempts errors metrics wake
+-- KEYS active leases delayed attempts errors metrics wake limits admitted openings
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, delayed, attempts, errors, metrics, wake = unpack(KEYS)
+local active, leases, delayed, attempts, errors, metrics, wake, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -60,7 +60,28 @@ local function count(what, n)
 end
 -- end
 
-local retried, lost = 0, {}
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
+end
+-- end
+
+local retried, lost = {}, {}
 for i = 2, #ARGV, 5 do
     local id, attempt, due = ARGV[i], tonumber(ARGV[i + 2]), now + tonumber(ARGV[i + 3])
     if end_lease(id, ARGV[i + 1]) then
@@ -68,14 +89,15 @@ for i = 2, #ARGV, 5 do
         write_attempts(id, attempt, due, snoozes)
         add_error(id, ARGV[i + 4])
         redis.call('ZADD', delayed, due, id)
-        retried = retried + 1
+        retried[#retried + 1] = id
     else
         lost[#lost + 1] = id
     end
 end
-if retried > 0 then
+free(retried)
+if #retried > 0 then
     -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')
-    count('retried', retried)
+    count('retried', #retried)
 end
 return lost

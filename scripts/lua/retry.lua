@@ -1,9 +1,9 @@
 #!lua
--- retry: moves finished jobs back to waiting. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers
+-- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
+-- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by openings
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers = unpack(KEYS)
+local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -54,7 +54,7 @@ local function holder(key)
     if till then
         if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
     elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
-        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) then
+        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) or redis.call('ZSCORE', held, id) then
         return id, fingerprint
     end
     return nil
@@ -69,6 +69,16 @@ local function rival(id)
     end
     return nil
 end
+
+-- shared: hold
+-- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
+local function hold(id, names, place)
+    local key = string.match(names, '[^\n]+') or ''
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+end
+-- end
 
 local states, moved = {}, 0
 for i = 3, #ARGV do
@@ -90,7 +100,8 @@ for i = 3, #ARGV do
                 -- Remove the past ttl of a later holder. With it, the key of this job would count as free.
                 redis.call('ZREM', unique_until, key)
             end
-            redis.call('ZADD', waiting, place(id), id)
+            local names = redis.call('HGET', limits, id)
+            if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
             moved = moved + 1
         end
     end

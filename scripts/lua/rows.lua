@@ -1,13 +1,13 @@
 #!lua flags=no-writes
 -- rows: reads jobs with all their columns, or only the columns that a list shows.
--- KEYS waiting delayed active completed failed blocked expires leases jobs priorities attempts errors results progress unserved
+-- KEYS waiting delayed active completed failed blocked held expires leases jobs priorities attempts errors results progress unserved limits
 -- ARGV now, brief (1: the spec up to its payload, the last error, the result record without the result, no progress); then ids
 -- RETURNS for the first ids, until 1 MB was read: nil (unknown id, or the job's own retention is over), or state, score,
---   lease token, spec, priority, attempts, errors, result, progress, unserved
-local expires, brief = KEYS[7], ARGV[2] == '1'
+--   lease token, spec, priority, attempts, errors, result, progress, unserved, limit keys
+local expires, brief = KEYS[8], ARGV[2] == '1'
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked' }
-local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 8, 9, 12, 13, 14
+local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked', 'held' }
+local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 9, 10, 13, 14, 15
 
 -- shared: head of a spec
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
@@ -36,7 +36,7 @@ end
 local rows, bytes = {}, 0
 for i = 3, #ARGV do
     local id, row = ARGV[i], false
-    for s = 1, 6 do
+    for s = 1, 7 do
         local score = redis.call('ZSCORE', KEYS[s], id)
         if score then
             row = { states[s], score }
@@ -49,7 +49,7 @@ for i = 3, #ARGV do
     for column = FIRST, row and #KEYS or 0 do
         local value = not (brief and column == PROGRESS) and redis.call('HGET', KEYS[column], id)
         bytes = bytes + #(value or '')
-        row[column - 5] = value and brief and cut(column, value) or value
+        row[column - 6] = value and brief and cut(column, value) or value
     end
     rows[i - 2] = row
     if bytes > 1000000 then break end

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- snooze: moves held jobs from active to delayed, because their handlers asked for it. The attempt is not charged.
--- KEYS active leases delayed attempts metrics wake
+-- KEYS active leases delayed attempts metrics wake limits admitted openings
 -- ARGV now; then per job: id, token, delay ms
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, delayed, attempts, metrics, wake = unpack(KEYS)
+local active, leases, delayed, attempts, metrics, wake, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -39,7 +39,28 @@ local function add(field, n)
 end
 -- end
 
-local snoozed, lost = 0, {}
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            if not seen[key] then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then
+        redis.call('ZREM', admitted, unpack(places))
+        redis.call('ZADD', openings, unpack(opened))
+    end
+end
+-- end
+
+local snoozed, lost = {}, {}
 for i = 2, #ARGV, 3 do
     local id = ARGV[i]
     if end_lease(id, ARGV[i + 1]) then
@@ -47,14 +68,15 @@ for i = 2, #ARGV, 3 do
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, due, (snoozes or 0) + 1)
         redis.call('ZADD', delayed, due, id)
-        snoozed = snoozed + 1
+        snoozed[#snoozed + 1] = id
     else
         lost[#lost + 1] = id
     end
 end
-if snoozed > 0 then
+free(snoozed)
+if #snoozed > 0 then
     -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')
-    add('snoozed', snoozed)
+    add('snoozed', #snoozed)
 end
 return lost

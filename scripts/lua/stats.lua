@@ -1,11 +1,11 @@
 #!lua flags=no-writes
 -- stats: reads the sizes, the oldest waiting jobs and the metrics of a queue.
--- KEYS waiting delayed active completed failed blocked jobs attempts meta workers metrics
+-- KEYS waiting delayed active completed failed blocked held jobs attempts meta workers metrics
 -- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat)
--- RETURNS now; the six sizes in the order of KEYS; paused since (ms, or nil); workers alive;
+-- RETURNS now; the seven sizes in the order of KEYS; paused since (ms, or nil); workers alive;
 --   flat triples id, attempts, spec up to its payload, for the jobs of each priority that may have waited longest;
 --   due time of the first delayed job (or nil); flat pairs of metrics: totals, the last 60 minutes, this hour and the last one
-local waiting, delayed, active, completed, failed, blocked, jobs, attempts, meta, workers, metrics = unpack(KEYS)
+local waiting, delayed, active, completed, failed, blocked, held, jobs, attempts, meta, workers, metrics = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 
@@ -69,6 +69,7 @@ return {
     now,
     redis.call('ZCARD', waiting), redis.call('ZCARD', delayed), redis.call('ZCARD', active),
     redis.call('ZCARD', completed), redis.call('ZCARD', failed), redis.call('ZCARD', blocked),
+    redis.call('ZCARD', held),
     redis.call('HGET', meta, 'paused'),
     redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf'),
     oldest,

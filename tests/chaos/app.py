@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobq import Backoff, Context, Queue
+from jobq import Backoff, Concurrency, Context, Queue, Rate
 from tests.chaos.memory import eat, limited
 from tests.chaos.sink import Sink
 
@@ -62,6 +62,15 @@ async def flaky(fails: int, ctx: Context) -> int:
         ctx.log(f"attempt {ctx.attempt}")
         if ctx.attempt <= fails:
             raise RuntimeError("as planned")
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, limits=[Concurrency(2, by="group"), Rate(200, per=1, burst=20)])
+async def bounded(group: int, ms: int, ctx: Context) -> int:
+    """Two of a group at once, and all of them at a bounded rate."""
+    async with run(ctx):
+        await asyncio.sleep(ms / 1000)
         sink().effect(ctx)
     return ctx.fence
 

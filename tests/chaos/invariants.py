@@ -11,8 +11,8 @@ from tests.columns import dump
 if TYPE_CHECKING:
     from jobq.engine.store import Store
 
-SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked")
-PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys")
+SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
+PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits")
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase"}
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
@@ -55,6 +55,14 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
         if value.split(" ")[0] not in jobs and (value.endswith(" -") or key not in column["unique_until"])
     }
     check(not orphans, "deduplication keys of removed jobs", orphans)
+    counting = set(column["waiting"]) | set(column["active"])
+    taken = {f"{key}\0{job_id}" for job_id in counting for key in column["limits"].get(job_id, "").split("\n") if key}
+    check(set(column["admitted"]) == taken, "places under limits that are counted wrongly",
+          set(column["admitted"]) ^ taken)  # fmt: skip
+    early = {place for place in taken if place.split("\0")[1] in column["waiting"]}
+    check(set(column["unspent"]) <= early, "tokens of jobs that do not wait", set(column["unspent"]) - early)
+    held = sorted(member.split("\0")[2] for member in column["held_by"])
+    check(held == sorted(column["held"]), "held jobs under no key, or under several", held)
     fence = float(column["meta"].get("fence", 0))
     ahead = {token for token in column["leases"].values() if float(token.split(" ")[0]) > fence}
     check(not ahead, "fences ahead of the queue's", ahead)

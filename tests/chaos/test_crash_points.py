@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Connection, Context, Discard, NewJob, Options, Queue, Snooze, State, StoredBackoff, Worker
+from jobq import (
+    Concurrency,
+    Connection,
+    Context,
+    Discard,
+    NewJob,
+    Options,
+    Queue,
+    Snooze,
+    State,
+    Stats,
+    StoredBackoff,
+    Worker,
+)
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.store import Store
 from jobq.engine.store import sender as sender_module
@@ -55,6 +68,11 @@ class Sink:
         """A run takes effect, unless a later run has."""
         if context.fence >= self.effects.get(context.id, 0):
             self.effects[context.id] = context.fence
+
+
+def unfinished(stats: Stats) -> int:
+    """The jobs that have not ended."""
+    return stats.waiting + stats.delayed + stats.active + stats.held
 
 
 class Scenario:
@@ -106,6 +124,12 @@ class Scenario:
             sink.effect(ctx)
             return ctx.fence
 
+        @queue.task(name="limited", limits=[Concurrency(1)])
+        async def limited(ctx: Context) -> int:
+            sink.start(ctx)
+            sink.effect(ctx)
+            return ctx.fence
+
         @queue.task(name="endless")
         async def endless(ctx: Context) -> None:
             sink.start(ctx)
@@ -152,6 +176,8 @@ class Scenario:
             await self.remove(await self.enqueue("ok", State.COMPLETED, delay=5_000, key="unwanted"))
             while await self.insist(lambda: self.queue.store.do(self.queue.store.rebase(1, -1))):
                 pass
+            await self.enqueue("limited", State.COMPLETED, limits=("limited",))
+            await self.enqueue("limited", State.COMPLETED, limits=("limited",))
             async with worker:
                 working = worker.start()
                 victim = await self.enqueue("endless", State.FAILED)
@@ -204,7 +230,7 @@ class Scenario:
             async with Worker(queue, concurrency=3, lease=LEASE, grace=5) as worker:
                 worker.start()
                 async with asyncio.timeout(10):
-                    while (stats := await queue.stats()).waiting + stats.delayed + stats.active:
+                    while unfinished(await queue.stats()):
                         if self.sleeping.is_set():  # Its kill was never sent or never acknowledged.
                             self.sleeping.clear()
                             for row in (await queue.page(State.ACTIVE)).jobs:

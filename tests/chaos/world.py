@@ -17,9 +17,11 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Connection, JobNotFound, NewJob, Options, Queue, State, StoredBackoff
 from jobq.engine.model.ids import new_id
+from jobq.engine.queue.limits import declare_rules
 from jobq.engine.store.link import pack, translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
 from jobq.http import create_app
+from tests.chaos.app import queue as app_queue
 from tests.chaos.conftest import free_port
 from tests.chaos.proxy import Proxy
 from tests.chaos.sink import Sink
@@ -40,7 +42,8 @@ SKEWS = (0, 3600, -3600)
 """Seconds by which the clocks of the workers are wrong."""
 DONE, FAILED = (State.COMPLETED,), (State.FAILED,)
 ENDS = {
-    "plain": DONE, "flaky": DONE, "threaded": DONE, "isolated": DONE, "blocker": DONE, "segfault": FAILED,
+    "plain": DONE, "flaky": DONE, "bounded": DONE, "threaded": DONE,
+    "isolated": DONE, "blocker": DONE, "segfault": FAILED,
     "glutton": FAILED, "victim": FAILED,
     # in a loop that somebody else blocks it may end by itself before it is given up
     "stubborn": FAILED + DONE,
@@ -139,6 +142,7 @@ class World:
         stack.push_async_callback(self.direct.aclose)
         self.queue = await stack.enter_async_context(Queue("chaos", Connection(self.proxy.url)))
         stack.push_async_callback(self.queue.store.connection.aclose)
+        await declare_rules(self.queue.store, app_queue.rules)  # the producers do not wait for the first worker
         app = create_app(Queue("chaos", self.proxy.url))
         self.rest: TestClient[web.Request, web.Application]
         self.rest = await stack.enter_async_context(TestClient(TestServer(app)))
@@ -187,12 +191,24 @@ class World:
         """A random job."""
         chance = self.chance
         kind = chance.choices(
-            ["plain", "flaky", "threaded", "isolated", "blocker", "stubborn", "segfault", "glutton", "victim"],
-            [60, 15, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
+            [
+                "plain",
+                "flaky",
+                "bounded",
+                "threaded",
+                "isolated",
+                "blocker",
+                "stubborn",
+                "segfault",
+                "glutton",
+                "victim",
+            ],
+            [50, 15, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
         )[0]
         payload = {
             "plain": {"ms": chance.choice([0, 1, 20, 300])},
             "flaky": {"fails": chance.randint(1, 3)},
+            "bounded": {"group": chance.randint(1, 4), "ms": chance.choice([0, 5, 20])},
             "threaded": {"ms": chance.choice([0, 20, 200])},
             "isolated": {"ms": 20},
             "blocker": {"ms": int(LEASE * 3000)},
@@ -206,6 +222,7 @@ class World:
             timeout=300 if kind == "stubborn" else None,
             lifo=chance.random() < 0.1,
             key=f"key-{new_id()}" if chance.random() < 0.1 else None,
+            limits=("bounded", f"bounded.group:{payload['group']}") if kind == "bounded" else (),
         )
         return kind, payload, options
 

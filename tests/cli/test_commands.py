@@ -449,7 +449,7 @@ def test_queues_lists_the_types_that_are_published(jobq, tasks):
 
     async def publish() -> None:
         async with queue:
-            await Publisher(queue.tasks, queue.name, "w1").publish(queue.store)
+            await Publisher(queue.tasks, queue.rules, queue.name, "w1").publish(queue.store)
 
     asyncio.run(publish())
     said = jobq("queues", "--types")

@@ -169,7 +169,7 @@ FULL: State = also(
             FULL,
             lambda store: store.rows(["a"]),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3"]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3", None]],
         ),
         Case(
             "little there is, in order of the question",
@@ -177,9 +177,9 @@ FULL: State = also(
             lambda store: store.rows(["b", "nobody", "a"]),
             {},
             [
-                ["failed", "900", None, "B", *[None] * 6],
+                ["failed", "900", None, "B", *[None] * 7],
                 None,
-                ["waiting", str(place(1)), None, "A", *[None] * 6],
+                ["waiting", str(place(1)), None, "A", *[None] * 7],
             ],
         ),
         *[
@@ -188,7 +188,7 @@ FULL: State = also(
                 standing("completed", "a") | {"expires": {"a": till}},
                 lambda store: store.rows(["a"]),
                 {},
-                [None if gone else ["completed", "900", None, "A", *[None] * 6]],
+                [None if gone else ["completed", "900", None, "A", *[None] * 7]],
             )
             for till, gone in ((NOW - 1, True), (NOW, True), (NOW + 1, False))
         ],
@@ -198,7 +198,7 @@ FULL: State = also(
                 {"waiting": {"a": 1}, "jobs": {"a": spec}},
                 lambda store: store.rows(["a"], brief=True),
                 {},
-                [["waiting", "1", None, head, *[None] * 6]],
+                [["waiting", "1", None, head, *[None] * 7]],
             )
             for what, spec, head in (
                 ("without more", '{"type":"t"}', '{"type":"t"}'),
@@ -218,14 +218,14 @@ FULL: State = also(
             FULL | {"results": {"a": '[1,2,"w",[3]]'}},
             lambda store: store.rows(["a"], brief=True),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e2", '[1,2,"w"]', None, "3"]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", '[1,2,"w"]', None, "3", None]],
         ),
         Case(
             "brief: a result that is none of ours",
             FULL | {"results": {"a": "r" * 300}},
             lambda store: store.rows(["a"], brief=True),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e2", "r" * 256, None, "3"]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", "r" * 256, None, "3", None]],
         ),
     ]
 )
@@ -272,7 +272,7 @@ async def test_results(case: Case, bench: Bench):
 def stats(**given: Any) -> list[Any]:
     return [
         given.get("now", NOW),
-        *[given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked")],
+        *[given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")],
         given.get("paused"),
         given.get("workers", 0),
         given.get("oldest", []),

@@ -24,10 +24,11 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("page", "ready", "results", "rows", "stats")
+READERS = ("limits", "page", "ready", "results", "rows", "stats")
 REFUSED_WHEN_FULL = ("enqueue", "retry")
 
 CALLS: dict[str, Any] = {
+    "admit": lambda s: s.admit(10, 10, 1),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
     "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000, b"[]"),
@@ -38,6 +39,7 @@ CALLS: dict[str, Any] = {
     "forward": lambda s: s.forward(10),
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
+    "limits": lambda s: s.limits("r"),
     "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
     "open": lambda s: Call("open", [1, ""], int),
     "page": lambda s: s.page(
@@ -50,6 +52,7 @@ CALLS: dict[str, Any] = {
     "ready": lambda s: s.ready(),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
     "rebase": lambda s: s.rebase(10, -1),
+    "recount": lambda s: s.recount(10),
     "release": lambda s: s.release(["a", TOKEN]),
     "remove": lambda s: s.remove(["b", "c"]),
     "renew": lambda s: s.renew(["a", TOKEN], 30_000),
@@ -59,6 +62,7 @@ CALLS: dict[str, Any] = {
     "resume": lambda s: s.resume(),
     "retry": lambda s: s.retry(["c"]),
     "rows": lambda s: s.rows(["a"]),
+    "rule": lambda s: s.rule("set", "r", "5"),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "stats": lambda s: s.stats(),
     "trim": lambda s: s.trim(0, 0, 0, 10),

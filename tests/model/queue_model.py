@@ -365,7 +365,7 @@ class Model:
         for job in due:
             self._to_waiting(job)
         later = self.of("delayed")
-        return [len(due), max(0, later[0].at - self.now) if later else -1]
+        return [len(due), max(0, later[0].at - self.now) if later else -1, 0]  # no job of this machine has limits
 
     def reap(self, limit: int, lease: int, sweeper: str, gap: int, grace: int) -> Any:
         if self.swept is None or self.now - self.swept > gap:

@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
     def wake(self, worker: str, want: int) -> Any:
         """An idle worker takes the token, claims, and sleeps until the next due time unless it is full."""
         self.run(self.store.command(b"ZPOPMIN", self.store.keys["wake"]))
-        _, due_in = self.do("forward", 100)
+        _, due_in, _ = self.do("forward", 100)
         taken = self.take(worker, want)
         if len(taken.values) < want:
             self.watch = self.model.now + due_in if due_in >= 0 else None

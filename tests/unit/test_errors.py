@@ -77,6 +77,11 @@ async def _(world: World) -> None:
     await world.queue.enqueue("sned")
 
 
+@brings("UnknownRule", "there is no rule 'stripe'; there are: none yet. Declare it with limits=")
+async def _(world: World) -> None:
+    await world.queue.enqueue("send", limits=["stripe"])
+
+
 @brings("PayloadTooLarge", "the payload has 1048577 bytes, the limit is 1048576; store it elsewhere and enqueue a ref")
 async def _(world: World) -> None:
     await world.queue.enqueue("send", "x" * (1_048_577 - 2))

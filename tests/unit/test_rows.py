@@ -24,7 +24,7 @@ SPEC = Spec("send", 1000, payload=msgspec.Raw(b'{"to":[]}'), priority=-3, attemp
 
 def row(state: str, score: str, **columns: Any) -> list[Any]:
     """A reply of rows.lua for one job."""
-    names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved")
+    names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved", "limits")
     columns = {"spec": msgspec.json.encode(SPEC)} | columns
     return [state.encode(), score.encode(), *[columns.get(name) for name in names]]
 
@@ -127,7 +127,9 @@ def test_lines():
 def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: Any) -> list[Any]:
     """A reply of stats.lua."""
     flat = [word for name, count in (metrics or {}).items() for word in (name.encode(), str(count).encode())]
-    sizes = [given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked")]
+    sizes = [
+        given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
+    ]
     return [
         now,
         *sizes,
@@ -149,7 +151,7 @@ def test_stats():
     stats = read_stats(
         "mail",
         reply(
-            waiting=2, delayed=3, active=4, completed=5, failed=6, blocked=7,
+            waiting=2, delayed=3, active=4, completed=5, failed=6, blocked=7, held=8,
             paused=b"99", workers=2, due=b"150000",
             oldest=[ID.encode(), None, msgspec.json.encode(Spec("t", 100_000, delay=5_000))],
             metrics={"completed": 50, "failed": 60, "retried": 70, "unserved": 80, "h:0:run:7": 1, "h:-1:wait:0": 1},

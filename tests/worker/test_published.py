@@ -33,7 +33,7 @@ def with_code(connection: Connection, **given: Any) -> Queue:
 
 async def publish(queue: Queue, name: str) -> None:
     async with queue:
-        await Publisher(queue.tasks, queue.name, name).publish(queue.store)
+        await Publisher(queue.tasks, queue.rules, queue.name, name).publish(queue.store)
 
 
 async def test_a_worker_publishes_when_it_starts(connection: Connection, queue: Queue, until: Until) -> None:
@@ -108,7 +108,7 @@ async def test_a_difference_is_logged_with_both_names_and_shown(
     newer = with_code(connection, attempts=5)
     caplog.set_level(logging.WARNING, "jobq")
     async with newer:
-        publisher = Publisher(newer.tasks, newer.name, "w2")
+        publisher = Publisher(newer.tasks, newer.rules, newer.name, "w2")
         for _ in range(3):
             await publisher.publish(newer.store)
     (line,) = [record.getMessage() for record in caplog.records if "publish different" in record.getMessage()]

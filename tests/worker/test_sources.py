@@ -303,8 +303,8 @@ async def test_a_kill_is_kept_until_its_own_claim_is_answered(queue: Queue, unti
     assert [answer.ids for answer in answers] == [[first.id.encode()], [second.id.encode()]]
     await queue.kill(second.id)
     source.heard(b"kill " + answers[1].ids[0] + b" " + answers[1].token)
-    lane.claimed(source.claimer, 1, [0, -1], answers[0])
-    lane.claimed(source.waking, 1, None, answers[1])
+    lane.claimed(source.claimer, 1, [[0, -1, 0]], answers[0])
+    lane.claimed(source.waking, 1, [], answers[1])
     await until(lambda: ran == [0], "the other job to run")
     await asyncio.sleep(0)
     assert ran == [0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
+from jobq.engine.model.limits import keys_of
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -60,14 +61,18 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             raise InvalidJob("run_at is more than ten years ahead")
         delay = f"={options.run_at}"
     words, fingerprint = "", "-"
-    if options.priority or options.lifo or delay or options.key or new.idempotency_key:
+    keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else None
+    if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys:
         words = f"{options.priority} {int(options.lifo)} {delay}"
         # Keys of jobs and keys of requests stand in one table. The first letter keeps them apart, whatever follows it.
         if options.key:
             words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - k:{options.key}"
         if new.idempotency_key:
             # what makes two requests the same: everything but the time
-            fingerprint = hashlib.blake2b(_encode(msgspec.structs.replace(spec, at=0)), digest_size=9).hexdigest()
+            same = _encode(msgspec.structs.replace(spec, at=0)) + "\n".join(keys or ()).encode()
+            fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
             key = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{key}"
+        if keys:
+            words += "\v" + "\n".join(keys)
     return job_id, encoded, words, fingerprint

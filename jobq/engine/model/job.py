@@ -47,6 +47,7 @@ class State(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     BLOCKED = "blocked"
+    HELD = "held"
 
 
 class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,13 +92,22 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return ready if self.run_at is None else max(ready, self.run_at)
 
 
+class LimitBy(msgspec.Struct, frozen=True, array_like=True):
+    """A limit key whose value is an argument of the job. ``default``: the value if the payload leaves it out."""
+
+    rule: str
+    field: str
+    default: str = "null"
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
 
     ``run_at``: unix ms, not before which the job is to run, in place of ``delay``.
     ``attempts``: total number of runs, None for no limit. ``key``: while a job with this key is unfinished (or for
     ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
-    at most; the queue's count and age bound it all the same.
+    at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
+    ``limits_by``: more of them, which an argument of the job completes.
     """
 
     priority: int = 0
@@ -111,6 +121,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     retention: int | None = None
     run_at: int | None = None
     metadata: dict[str, Any] | None = None
+    limits: tuple[str, ...] = ()
+    limits_by: tuple[LimitBy, ...] = ()
 
 
 PLAIN = Options()

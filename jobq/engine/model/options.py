@@ -19,6 +19,7 @@ from jobq.engine.model.job import (
     Options,
     StoredBackoff,
 )
+from jobq.engine.model.limits import KEYS_MAX, check_limit_key
 from jobq.engine.model.times import option_ms, to_unix_ms
 from jobq.errors import InvalidJob
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.backoff import Backoff
     from jobq.engine.model.job import Seconds
+    from jobq.engine.model.limits import Concurrency, Rate
     from jobq.engine.model.policy import BackoffFunction
 
 
@@ -44,6 +46,7 @@ class _Given(TypedDict, total=False):
     retention: Seconds | None
     run_at: datetime | None
     metadata: dict[str, Any] | None
+    limits: Sequence[str | Concurrency | Rate] | None
 
 
 class Given(_Given, total=False):
@@ -97,6 +100,9 @@ def merge(base: Options, given: Given) -> Options:
             changes[name] = option_ms(name, changes[name], 1 if name in ("timeout", "key_ttl") else 0)
     if changes.get("backoff") is not None:
         changes["backoff"] = stored_backoff(changes["backoff"])
+    if "limits" in changes:
+        changes["limits"] = _limit_keys(changes["limits"])
+        changes.setdefault("limits_by", ())  # not the task's either
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # not the task's default
@@ -152,6 +158,11 @@ def check(options: Options) -> None:
             raise InvalidJob(f"metadata has no JSON form: {error}") from None
     if options.backoff is not None:
         _check_backoff(options.backoff)
+    for key in options.limits:
+        _kind("one of limits", key, str, "a text such as 'stripe' or 'tenant:a'")
+        check_limit_key(key)
+    if len(options.limits) + len(options.limits_by) > KEYS_MAX:
+        raise InvalidJob(f"limits gives the job more than {KEYS_MAX} keys")
     if options.key is not None:
         _kind("key", options.key, str, "a text")
         check_key("key", options.key)
@@ -172,6 +183,18 @@ def _check_backoff(backoff: StoredBackoff) -> None:
         raise InvalidJob(f"backoff.delays has {len(backoff.delays)} delays: it takes {DELAYS_MAX} at most")
     for delay in backoff.delays:
         _whole("one of backoff.delays", delay, 0, DELAY_MAX_MS, " ms")
+
+
+def _limit_keys(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    for key in (given := (given,) if isinstance(given, str) else tuple(given)):
+        if not isinstance(key, str):
+            raise InvalidJob(
+                f"limits holds {key!r:.80}: a job takes keys such as 'stripe' or 'tenant:a'; declare the rule on its"
+                " task, or set it with queue.set_limit(...)"
+            )
+    return given
 
 
 def check_key(name: str, key: str) -> None:

@@ -70,7 +70,7 @@ class _Columns:
     """One row of rows.lua, read. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
 
     def __init__(self, row: list[Any]) -> None:
-        state, score, token, spec, priority, attempts, errors, result, progress, unserved = row
+        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits = row
         bad = Unreadable()
         self.unreadable = bad.found
         self.state = state = State(state.decode())
@@ -80,6 +80,7 @@ class _Columns:
         self.errors = read_errors(errors)
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
+        self.limits = as_text(limits).split("\n") if limits else []
         self.unserved = bad.read("unserved", unserved, whole, 0)
         charged, _, self.snoozes = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
@@ -135,6 +136,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         errors=of.errors,
         snoozes=of.snoozes,
         unserved=of.unserved,
+        limits=of.limits,
         unreadable=of.unreadable,
     )
 

@@ -14,7 +14,7 @@ BITS: Final = range(46)
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
-    now, waiting, delayed, active, completed, failed, blocked, paused, workers, oldest, due, flat = reply
+    now, waiting, delayed, active, completed, failed, blocked, held, paused, workers, oldest, due, flat = reply
     bad = Unreadable()
     metrics = {
         as_text(name): bad.read(as_text(name), count, whole, 0)
@@ -39,6 +39,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         completed=completed,
         failed=failed,
         blocked=blocked,
+        held=held,
         paused=paused is not None,
         workers=workers,
         completed_total=metrics.get("completed", 0),

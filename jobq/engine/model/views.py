@@ -47,6 +47,7 @@ class JobRow(msgspec.Struct, frozen=True):
     errors: list[AttemptError] = []
     snoozes: int = 0
     unserved: int = 0
+    limits: list[str] = []
     unreadable: dict[str, str] = {}
 
     __repr__ = readable
@@ -147,6 +148,7 @@ class Stats(msgspec.Struct, frozen=True):
     completed: int
     failed: int
     blocked: int
+    held: int
     paused: bool
     workers: int
     completed_total: int

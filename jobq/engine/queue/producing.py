@@ -83,6 +83,8 @@ class Producing(Registry, Verbs):
             checked &= new is given
         if not checked:
             self.check(new)
+        if new.options.limits or new.options.limits_by:
+            await session.rule_names.check([new], self.rules)
         entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
@@ -111,6 +113,8 @@ class Producing(Registry, Verbs):
         for new, before in zip(news, given, strict=True):
             if not checked or new is not before:
                 self.check(new)
+        if limited := [new for new in news if new.options.limits or new.options.limits_by]:
+            await session.rule_names.check(limited, self.rules)
         answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
         for place, answer in enumerate(answers):
             if isinstance(answer, JobIdTaken) and news[place].id is None:

@@ -11,12 +11,14 @@ import msgspec
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.types import difference, encode_published, read_type
+from jobq.engine.queue.limits import declare_rules
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from jobq.engine.model.job import NewJob, Options
+    from jobq.engine.model.limits import Rule
     from jobq.engine.store import Store
     from jobq.engine.task.task import Task
 
@@ -85,6 +87,8 @@ def _completed(new: NewJob, defaults: Options) -> NewJob:
     if defaults is PLAIN or defaults == PLAIN:
         return new
     given = {name: getattr(new.options, name) for name in new.given or ()}
+    if "limits" in given:
+        given["limits_by"] = ()
     if given.get("run_at") is not None:
         given["delay"] = 0  # not the type's default
     elif given.get("delay"):
@@ -95,8 +99,9 @@ def _completed(new: NewJob, defaults: Options) -> NewJob:
 class Publisher:
     """Publishes the tasks of a queue as one worker or server, and reports others that say something else."""
 
-    def __init__(self, tasks: Mapping[str, Task[Any, Any]], queue: str, name: str) -> None:
+    def __init__(self, tasks: Mapping[str, Task[Any, Any]], rules: Mapping[str, Rule], queue: str, name: str) -> None:
         self._tasks = tasks
+        self._rules = rules
         self._queue = queue
         # the script parts its lines by these
         self._name = name.replace("\t", " ").replace("\n", " ")
@@ -108,6 +113,8 @@ class Publisher:
 
         :raises StoreError: Redis is away.
         """
+        if self._started:
+            await declare_rules(store, self._rules)
         rows = self._rows()
         for at in range(0, len(rows), PAGE):
             page = rows[at : at + PAGE]

@@ -1,6 +1,7 @@
 """A queue: its settings and its life.
 
-What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py.
+What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
+limits.py.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
+from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.connect import acquire
+from jobq.engine.queue.limits import LimitVerbs
 from jobq.engine.queue.producing import Producing
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
@@ -20,12 +23,13 @@ from jobq.errors import InvalidJob
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.model.job import Durability, Seconds
+    from jobq.engine.model.limits import Concurrency, Rate
 
 
-class Queue(Producing):
+class Queue(Producing, LimitVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
@@ -37,6 +41,7 @@ class Queue(Producing):
     "ignore". A worker always ignores them, because a newer version of the program may have enqueued the job.
     ``unserved_for``: how long a job is handed on among workers that do not know its type or cannot read its payload,
     because a newer or older version may know it; then it fails.
+    ``limits``: how many jobs of the whole queue run at once or start in a time, whatever their type.
     ``clock``: gives unix ms in place of the server's time; for tests.
 
     :raises InvalidJob: the name has characters other than letters, digits and ``._-``; there is no such durability.
@@ -58,6 +63,7 @@ class Queue(Producing):
         durability_timeout: Seconds = 2.0,
         unknown_fields: Literal["refuse", "ignore"] = "refuse",
         unserved_for: Seconds = timedelta(days=1),
+        limits: Sequence[Concurrency | Rate] = (),
         clock: Callable[[], int] | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +81,7 @@ class Queue(Producing):
         self.unserved_for_ms = time_given("unserved_for", unserved_for)
         check_durability(durability)
         self.durability: Durability = durability
+        self.declare(queue_rule(limits))
         self.clock = clock
         self._redis = redis
         self._durability_timeout_ms = time_given("durability_timeout", durability_timeout)

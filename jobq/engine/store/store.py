@@ -47,6 +47,8 @@ TYPES_MAX: Final = 256
 """How many types of a queue are published at most. Tasks of other types work all the same."""
 COMPARED_MS: Final = 120_000
 """How long a published type is compared with those of other publishers. Each publishes its types twice a minute."""
+RULES_MAX: Final = 1000
+"""Rules of limits that a queue can have."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -71,6 +73,14 @@ class Store(Opening):
     def forward(self, limit: int) -> Call[list[int]]:
         """Move due jobs to waiting. Returns their number, and ms until the next job is due (-1: none)."""
         return Call("forward", [self.now, limit], read_as_is)
+
+    def admit(self, want: int, looks: int, claims: int) -> Call[list[int]]:
+        """Move up to ``want`` held jobs to waiting where their limits allow it. Returns their number, ms until the
+        next token is free (-1: none), and 1 if held jobs remain that it did not look at.
+
+        ``claims``: the caller claims afterwards: 0 not, 1 once, 2 as long as there are jobs.
+        """
+        return Call("admit", [self.now, want, looks, claims], read_as_is)
 
     def claim(
         self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
@@ -176,6 +186,16 @@ class Store(Opening):
         args: list[Argument] = [self.now, publisher, int(started), TYPES_MAX, COMPARED_MS, *rows]
         return Call("publish", args, read_as_is)
 
+    def rule(self, layer: str, name: str, text: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
+        """Write a rule of limits ("set" by an operator, or "declared" by code), '' to remove it. Returns a cursor for
+        the next call, b"" at the end, or b"full"."""
+        return Call("rule", [layer, name, text, RULES_MAX, cursor, page], read_as_is)
+
+    def recount(self, page: int, cursor: str | bytes = "") -> Call[list[Any]]:
+        """Compare one page of what limits count with the jobs. Returns the next cursor (b"" at the end), and how many
+        differences were mended."""
+        return Call("recount", [page, cursor], read_as_is)
+
     # -- operators -------------------------------------------------------------------------------------------------
 
     def request(self) -> str:
@@ -239,6 +259,10 @@ class Store(Opening):
         args: list[Argument] = [int(reverse), limit, scan, prefix, highest, *cursor]
         return Call("page", args, read_as_is, keys=(self.keys[state], self.keys["jobs"]))
 
+    def limits(self, rule: str, most: int = 1000) -> Call[list[Any]]:
+        """Rules, or the keys of one rule, as limits.lua returns them."""
+        return Call("limits", [rule, most], read_as_is)
+
     def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
         """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
         return Call("rows", [self.now, int(brief), *ids], read_as_is)
@@ -268,6 +292,10 @@ class Store(Opening):
     async def types(self, names: Sequence[str]) -> list[bytes | None]:
         """What is published of these types."""
         return await self.command(b"HMGET", self.keys["types"], *names)
+
+    async def rule_names(self) -> list[bytes]:
+        """The rules of limits."""
+        return await self.command(b"HKEYS", self.keys["rules"])
 
     async def type_names(self) -> list[bytes]:
         """The types for which rows are published."""

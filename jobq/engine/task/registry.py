@@ -5,17 +5,22 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
+import msgspec
+
 from jobq.engine.model.job import Options
+from jobq.engine.model.limits import declared_rules
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
 from jobq.engine.task.inject import behind, name_of, parameters_of
+from jobq.engine.task.signature import Signature
 from jobq.engine.task.task import Task
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
+    from jobq.engine.model.limits import Rule
     from jobq.engine.model.options import Given
     from jobq.engine.task.handle import Sender
 
@@ -31,6 +36,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task[Any, Any]] = {}
+        self.rules: dict[str, Rule] = {}
+        """The rules of limits that tasks and the queue declare."""
         self.middlewares: list[Any] = []
         self.startup_hooks: list[Callable[[], Any]] = []
         self.shutdown_hooks: list[Callable[[], Any]] = []
@@ -69,7 +76,12 @@ class Registry:
                 raise TypeError(f"{plain!r:.80} has no name that its jobs' type could have: give it a name=")
             options: dict[str, Any] = dict(given)
             policy = retry_policy(options, type_name)
+            limits = options.pop("limits", None) or ()
             defaults = merge(Options(), cast("Given", options))
+            if limits:
+                rules, keys, by = declared_rules(limits, type_, Signature(plain).defaults)
+                self.declare(rules)
+                defaults = msgspec.structs.replace(defaults, limits=keys, limits_by=by)
             task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy)
             if task.name in self.tasks:
                 raise InvalidJob(
@@ -79,6 +91,19 @@ class Registry:
             return task
 
         return register if fn is None else register(fn)
+
+    def declare(self, rules: Mapping[str, Rule]) -> None:
+        """Keep rules of limits, which a worker or server of this queue writes when it starts.
+
+        :raises InvalidJob: a task declared one of them with other numbers.
+        """
+        for name, rule in rules.items():
+            if self.rules.get(name, rule) != rule:
+                raise InvalidJob(
+                    f"rule {name!r} is declared twice, as {self.rules[name].text()} and as {rule.text()}: give one of"
+                    " them another name=, or list the key of the rule as a text"
+                )
+            self.rules[name] = rule
 
     def middleware(self, fn: Any) -> Any:
         """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost. The run's

@@ -37,6 +37,8 @@ class Signature:
         """Parameters that are no part of the payload. None stands for the Context."""
         self.open = False
         """True with ``**kwargs``: unknown fields are passed on instead of refused."""
+        self.defaults: dict[str, Any] = {}
+        """The arguments of a payload, with their defaults or ``inspect.Parameter.empty``."""
         fields: list[Any] = []
         self._keywords = False
         for parameter in signature.parameters.values():
@@ -49,6 +51,7 @@ class Signature:
             if marker is not None:
                 self.injected[parameter.name] = Provider(marker) if isinstance(marker, Depends) else None
                 continue
+            self.defaults[parameter.name] = parameter.default
             self._keywords |= parameter.kind is parameter.KEYWORD_ONLY
             kind = Any if parameter.annotation is parameter.empty else parameter.annotation
             if parameter.default is parameter.empty:

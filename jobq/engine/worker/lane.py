@@ -30,6 +30,8 @@ log = get_logger("jobq.worker")
 CLAIM_MAX: Final = 125
 """Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
 FORWARD_MAX: Final = 125
+ADMIT_LOOKS: Final = 250
+"""Held jobs that one trip looks at. Each costs Redis a few microseconds."""
 TRIM_PAGE: Final = 250
 """As many as a trip settles: finished jobs must not pile up."""
 RESERVED_SECONDS: Final = 0.25
@@ -164,6 +166,9 @@ class Lane(Settler):
     async def _trip(self) -> bool:
         """One trip. False: there is nothing to do now."""
         source = self.source
+        if source.holds and source.outbox:
+            # The jobs that ended make room under their limits: claim with the same trip.
+            self.look()
         claimer = self._next_claimer()
         settles = bool(source.outbox) and not self._rests(self._settling)
         if claimer is not None and settles and (self._settling.failures or claimer.backoff.failures):
@@ -196,9 +201,16 @@ class Lane(Settler):
         want, lapse = 0, None
         if claimer is not None:
             want = claimer.want if claimer.lost else min(self._slots.room(), CLAIM_MAX)
-            calls += (source.store.forward(FORWARD_MAX), self.claim_call(claimer, want))
+            calls.append(source.store.forward(FORWARD_MAX))
+            if source.limited:
+                calls.append(source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.room() > want else 1))
+            calls.append(self.claim_call(claimer, want))
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
+        elif source.limited and parcel:
+            # The jobs that ended leave room under their limits, and this worker takes no more jobs: wake another one.
+            calls.append(source.store.admit(CLAIM_MAX, ADMIT_LOOKS, 0))
+        first = len(steps) + trims
         self._releasing = RELEASED in parcel.rows
         try:
             answers = await source.store.trip(*calls)
@@ -225,7 +237,7 @@ class Lane(Settler):
         if trims:
             self._trimmed(answers[len(steps)])
         if claimer is not None:
-            self.claimed(claimer, want, answers[-2], answers[-1])
+            self.claimed(claimer, want, answers[first:-1], answers[-1])
 
     def _reserve(self, want: int, claimer: Claimer) -> asyncio.TimerHandle | None:
         """Keep room for a claim: not for one in trouble, and not for long if other sources could use it."""
@@ -263,8 +275,11 @@ class Lane(Settler):
             room=slots.room() > want,
         )
 
-    def claimed(self, claimer: Claimer, want: int, forwarded: Any, claimed: Any) -> None:
-        """Take in what a claim brought. ``forwarded`` None: nobody looked at what is due, so the lane does."""
+    def claimed(self, claimer: Claimer, want: int, moved: list[Any], claimed: Any) -> None:
+        """Take in what a claim brought. ``moved``: the answers of forward and admit, which went before it.
+
+        If it is empty, nobody looked at the jobs that are due, and the lane does it next.
+        """
         source, slots = self.source, self._slots
         if isinstance(claimed, StoreError):
             claimer.failed(self._loop.time())
@@ -290,11 +305,11 @@ class Lane(Settler):
                     source.released(run)
             else:
                 slots.admit(runs)
-        if forwarded is None:
-            source.demand = source.demand.came()
-        else:
+        if moved:
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
-            self._forwarded(claimer, forwarded)
+            self._moved(claimer, moved)
+        else:
+            source.demand = source.demand.came()
         if slots.room() <= 0:
             slots.nobody_listens()
         else:
@@ -302,19 +317,30 @@ class Lane(Settler):
                 claimant.listen()
             slots.offer()
 
-    def _forwarded(self, claimer: Claimer, answer: Any) -> None:
+    def _moved(self, claimer: Claimer, answers: list[Any]) -> None:
+        """Learn from forward and admit when to look again."""
         source = self.source
-        if isinstance(answer, StoreError):
-            claimer.failed(self._loop.time())
-            source.report("Redis refuses to forward delayed jobs", answer)
-            return
-        if answer[0]:
-            log.debug(f"{answer[0]} delayed jobs of queue {source.name} became due", queue=source.name)
-        if answer[1] == 0:
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                claimer.failed(self._loop.time())
+                source.report("Redis refuses to move jobs to waiting", answer)
+                return
+        (count, due, held), *admission = answers
+        if count:
+            log.debug(f"{count} delayed jobs of queue {source.name} became due", queue=source.name)
+        again = due == 0
+        if admission:
+            _, token, left = admission[0]
+            again |= left == 1
+            due = min((moment for moment in (due, token) if moment >= 0), default=-1)
+        elif held:
+            source.limited = again = True
+        source.holds = bool(held)
+        if again:
             source.timer.cancel()
             source.demand = source.demand.came()
         else:
-            source.timer.set(answer[1])
+            source.timer.set(due)
 
 
 async def pass_on(source: Source) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.model.views import WorkerRow
+from jobq.engine.queue.limits import declare_rules
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.children import Children
@@ -161,6 +162,8 @@ class Life:
             pool.add(queue, weight, resources, children)
         for queue, _ in plan.queues:
             await queue.store.register()
+            # before the first claim: a key without a rule has room for any number of jobs
+            await declare_rules(queue.store, queue.rules)
             for hook in queue.startup_hooks:
                 await _call(hook, "startup", queue)
             for hook in reversed(queue.shutdown_hooks):

@@ -83,6 +83,12 @@ class Source:
         """Set when there is room and nothing to claim: the waker may wait for the wake token."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
+        self.limited = False
+        """The queue has had held jobs. Trips admit some of them before they claim."""
+        self.recounted: bytes | str = ""
+        """Where the comparison of limits with jobs goes on."""
+        self.holds = False
+        """The queue had held jobs at the last trip. The end of a job may make room for one of them."""
         self.timer = DueTimer(self.loop, self._due)
         self.wake: Callable[[], object] = _nobody
         """Tells the lane that there is something to do."""

@@ -29,6 +29,8 @@ PAGE: Final = 100
 REBASE_PAGE: Final = 1000
 PUBLISH_SECONDS: Final = 30.0
 TIDY_SECONDS: Final = 15.0
+RECOUNT_PAGES: Final = 4
+"""Pages of limits that are compared each time, so that a million held jobs cost a worker little."""
 
 
 def interval(lease_ms: int) -> float:
@@ -51,7 +53,7 @@ class Sweeper:
                 group.create_task(self._sweep(source), name=f"jobq-sweeper-{source.name}")
 
     async def _sweep(self, source: Source) -> None:
-        publisher = Publisher(source.queue.tasks, source.name, self._pool.worker)
+        publisher = Publisher(source.queue.tasks, source.queue.rules, source.name, self._pool.worker)
         published = tidied = float("-inf")
         while True:
             try:
@@ -102,6 +104,18 @@ class Sweeper:
             )
         return len(claimed.ids)
 
+    async def _recount(self, source: Source) -> None:
+        """Compare what limits count with the jobs, a few pages each time."""
+        for _ in range(RECOUNT_PAGES):
+            source.recounted, mended = await source.store.do(source.store.recount(TRIM_PAGE, source.recounted))
+            if mended:
+                log.warning(
+                    f"{mended} places under the limits of queue {source.name} were counted wrongly and are mended",
+                    queue=source.name, mended=mended,
+                )  # fmt: skip
+            if not source.recounted:
+                return
+
     async def tidy(self, source: Source) -> None:
         """Remove what is past its retention, and keep the places in waiting low; both in pages."""
         store, queue = source.store, source.queue
@@ -114,4 +128,6 @@ class Sweeper:
             pass
         while await store.do(store.rebase(REBASE_PAGE)):
             pass
+        if source.limited:
+            await self._recount(source)
         await store.look_at_clock()

@@ -67,7 +67,7 @@ class Waker:
             source.report("The wait for new jobs failed and is repeated", error)
         else:
             # the lane claims next, more jobs and those that are due; this job need not wait for that
-            lane.claimed(claimer, 1, None, claimed)
+            lane.claimed(claimer, 1, [], claimed)
             # the job that came starts before the next wait is sent off
             await asyncio.sleep(0)
 

@@ -147,7 +147,7 @@ function read(hash) {
   const [kind, name, state] = path.split("/").map(decode);
   if (kind === "job" && name) return { job: name };
   const usual = page.queues.find((queue) => queue.default) ?? page.queues[0];
-  return { queue: kind === "q" && name ? name : usual?.name, state: [...STATES, "blocked"].includes(state) ? state : "waiting", type: new URLSearchParams(query).get("type") ?? "" };
+  return { queue: kind === "q" && name ? name : usual?.name, state: [...STATES, "blocked", "held"].includes(state) ? state : "waiting", type: new URLSearchParams(query).get("type") ?? "" };
 }
 
 function decode(part) {

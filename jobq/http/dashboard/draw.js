@@ -37,7 +37,7 @@ export function drawStats() {
     may("admin") && el("button", { class: "push", click: stats.paused ? resume : pause }, stats.paused ? "Resume" : "Pause"));
   const held = stats.waiting + stats.delayed > 0 || stats.paused || !workers?.some(isAlive) ? obstacles() : [];
   patch($("notes"), held.length ? notes(held) : null);
-  const names = stats.blocked ? [...STATES, "blocked"] : STATES;
+  const names = [...STATES, ...["held", "blocked"].filter((state) => stats[state])];
   patch($("tiles"), names.map((name) =>
     el("a", { href: hrefOf(queue, name), class: `tile ${name} ${stats[name] ? "some" : ""} ${name === state ? "on" : ""}`, "aria-current": name === state && "true" },
       el("b", null, count(stats[name])), el("span", null, name))));
@@ -125,7 +125,7 @@ export function drawList(turned = false) {
   const changed = jobs.length !== list.jobs.length || jobs.some((row, place) => row.id !== list.jobs[place].id);
   patch($("held"), changed ? "The list has changed. It is drawn anew once the pointer and the focus leave it." : null);
   const [what, when] = { waiting: ["enqueued", "enqueued_at"], delayed: ["due", "run_at"], active: ["enqueued", "enqueued_at"],
-    completed: ["finished", "finished_at"], failed: ["finished", "finished_at"], blocked: ["enqueued", "enqueued_at"] }[state];
+    completed: ["finished", "finished_at"], failed: ["finished", "finished_at"], blocked: ["enqueued", "enqueued_at"], held: ["enqueued", "enqueued_at"] }[state];
   const detail = (row) => (state === "completed" ? (row.duration == null ? "" : `ran ${span(row.duration)}`) : state === "active" ? row.worker : row.error);
   const rows = jobs.map((row) => el("tr", { key: row.id, class: row.left ? "left" : "" },
     el("td", null, el("a", { href: `#/job/${encodeURIComponent(row.id)}`, class: "id" }, row.id.split(":").at(-1))),

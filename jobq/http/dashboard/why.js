@@ -42,6 +42,7 @@ export function why({ row, ahead }) {
     return [["good", `It runs now (${tried}) on ${row.worker ?? "a worker"}.`]];
   }
   if (row.state === "blocked") return [["warn", "It waits for other jobs, which have to end first."]];
+  if (row.state === "held") return [["warn", `It is held by its limits (${row.limits.join(", ")}) until one of them has room.`], ...obstacles(row.type)];
   const held = obstacles(row.type);
   const key = row.key ? [["", `It holds the key "${row.key}": until it ends, enqueueing with that key answers with this job.`]] : [];
   if (row.state === "delayed") {

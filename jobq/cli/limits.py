@@ -1,0 +1,106 @@
+"""Commands of limits: limits ls, keys, set and reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobq.cli import render
+from jobq.cli.session import one_queue, run
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jobq.engine.model.limits import Band
+    from jobq.settings import Settings
+
+RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD")
+KEYS_HEAD = ("KEY", "ACTIVE", "HELD", "OPENS")
+
+
+def ls(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits ls``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            rows = sorted(await queue.limits(), key=lambda row: row.rule)
+        if args.json:
+            for row in rows:
+                render.say_json(row)
+        elif rows:
+            lines = [
+                (row.rule, _shown(row.concurrency), _rates(row.rate), row.source, row.active, row.held) for row in rows
+            ]
+            render.say(*render.table(RULES_HEAD, lines))
+        else:
+            render.say("no limits; set one: jobq limits set RULE --concurrency N")
+
+    run(main())
+
+
+def keys(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits keys``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            rows = await queue.limit_keys(args.rule, limit=args.limit)
+        if args.json:
+            for row in rows:
+                render.say_json(row)
+        elif rows:
+            lines = [(row.key, row.active, row.held, render.ago(row.opens_at)) for row in rows]
+            render.say(*render.table(KEYS_HEAD, lines))
+        else:
+            render.say(f"no jobs under {args.rule} now")
+
+    run(main())
+
+
+def set_(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits set``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            if args.dry_run:
+                held = await queue.would_hold(args.rule, concurrency=args.most, rate=args.bands)
+                if args.json:
+                    render.say_json({"queue": queue.name, "rule": args.rule, "would_hold": held})
+                else:
+                    render.say(f"it would hold {held} {'job' if held == 1 else 'jobs'} now")
+                return
+            rule = await queue.set_limit(args.rule, concurrency=args.most, rate=args.bands)
+            if args.json:
+                render.say_json(
+                    {"queue": queue.name, "rule": args.rule, "concurrency": rule.concurrency, "rate": rule.rate}
+                )
+            else:
+                render.say(
+                    f"set {args.rule} of {queue.name}: {_shown(rule.concurrency)} at once, rate {_rates(rule.rate)}"
+                )
+
+    run(main())
+
+
+def reset(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits reset``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            declared = await queue.reset_limit(args.rule)
+            if args.json:
+                render.say_json({"queue": queue.name, "rule": args.rule, "declared": declared})
+            elif declared is None:
+                render.say(f"reset {args.rule} of {queue.name}: no code declares it, so there is no limit now")
+            else:
+                render.say(f"reset {args.rule} of {queue.name} to what the code declares")
+
+    run(main())
+
+
+def _shown(concurrency: int | None) -> str:
+    return "any" if concurrency is None else str(concurrency)
+
+
+def _rates(rate: tuple[Band, ...]) -> str:
+    """As ``--rate`` takes them."""
+    words = [f"{band.count}/{render.span(band.per / 1000)}/{band.burst}" for band in rate]
+    return ", ".join(words) or "any"

@@ -1,0 +1,296 @@
+"""Limits: the rules that code and operators write, and the keys under which a job counts.
+
+A rule has a name. It bounds how many jobs run at once, how many start in a time, or both. A key is ``rule`` or
+``rule:value``: each value has a count of its own under the same rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from jobq.engine.model.job import LimitBy
+from jobq.engine.model.times import to_ms
+from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from jobq.engine.model.job import Seconds
+
+QUEUE_RULE: Final = "queue"
+"""The rule with this name applies to every job of the queue."""
+KEYS_MAX: Final = 8
+"""Limit keys of one job."""
+BANDS_MAX: Final = 8
+COUNT_MAX: Final = 1_000_000_000
+PERIOD_MAX_MS: Final = 366 * 24 * 3600 * 1000
+VALUE_MAX: Final = 200
+"""Bytes of a key's value. A longer one is replaced by its hash."""
+
+_RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+
+
+class Band(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rate: ``count`` starts in ``per`` ms, and up to ``burst`` of them at once.
+
+    In any time of length ``t`` ms, at most ``burst + count * t / per`` jobs start.
+    """
+
+    count: int
+    per: int
+    burst: int = 1
+
+
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a rule says. ``concurrency`` None: any number of jobs may run. Without bands, any number may start."""
+
+    concurrency: int | None = None
+    rate: tuple[Band, ...] = ()
+
+    def text(self) -> str:
+        """As the scripts read it: ``concurrency count/per/burst ...``, with ``-`` for no concurrency."""
+        bands = "".join(f" {band.count}/{band.per}/{band.burst}" for band in self.rate)
+        return f"{'-' if self.concurrency is None else self.concurrency}{bands}"
+
+
+def parse_rule(text: str) -> Rule | None:
+    """The rule of a stored text; None if it cannot be read, or is empty."""
+    first, *bands = text.split(" ")
+    try:
+        rate = tuple(Band(*map(int, band.split("/"))) for band in bands)
+        return Rule(None if first == "-" else int(first), rate)
+    except (ValueError, TypeError):
+        return None
+
+
+class Concurrency:
+    """At most ``count`` jobs run at once. ``by``: for each value of this argument of the handler.
+
+    ``name``: the rule's name, so that several tasks share one rule. By default each task has a rule of its own.
+    """
+
+    def __init__(self, count: int, *, by: str | None = None, name: str | None = None) -> None:
+        self.count = _number("Concurrency", count)
+        self.by = by
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Concurrency({self.count}{_shown(self.by, self.name)})"
+
+
+class Rate:
+    """At most ``count`` jobs start in ``per`` (seconds, ``timedelta`` or a text such as ``"1m"``), spread evenly.
+
+    ``burst``: how many of them may start at once after a quiet time. ``by``, ``name``: as for ``Concurrency``.
+    The algorithm is GCRA, which knows no windows: there is no moment at which two windows' jobs start together.
+    """
+
+    def __init__(
+        self, count: int, *, per: Seconds | str, burst: int = 1, by: str | None = None, name: str | None = None
+    ) -> None:
+        self.band = Band(_number("Rate", count), period_ms(per), _number("burst", burst))
+        self.by = by
+        self.name = name
+
+    def __repr__(self) -> str:
+        band = self.band
+        return f"Rate({band.count}, per={band.per / 1000:g}, burst={band.burst}{_shown(self.by, self.name)})"
+
+
+def _shown(by: str | None, name: str | None) -> str:
+    return "".join(f", {word}={value!r}" for word, value in (("by", by), ("name", name)) if value is not None)
+
+
+def _number(what: str, value: Any, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= COUNT_MAX:
+        raise InvalidJob(f"{what} is {value!r:.80}: it takes a whole number from {least} to {COUNT_MAX}")
+    return value
+
+
+def period_ms(per: Seconds | str) -> int:
+    """A period in ms.
+
+    :raises InvalidJob: it is no time, less than 1 ms, or more than a year.
+    """
+    seconds: Any = per
+    if isinstance(per, str):
+        found = _PERIOD.fullmatch(per.strip()[:40])
+        if not found:
+            raise InvalidJob(
+                f"per is {per!r:.80}: it takes seconds, a timedelta, or a text such as '500ms', '1m' or '1d'"
+            )
+        seconds = float(found[1]) * _UNITS[found[2]]
+    ms = to_ms(seconds)
+    if not 1 <= ms <= PERIOD_MAX_MS:
+        raise InvalidJob(f"per is {per!r:.80}: it takes 1 ms to 366 days")
+    return ms
+
+
+def check_rule_name(name: str) -> str:
+    """Return the name.
+
+    :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
+    """
+    if not _RULE_NAME.fullmatch(name):
+        raise InvalidJob(f"rule {name[:80]!r}: 1 to 128 letters, digits, '.', '_' or '-'")
+    return name
+
+
+def check_rule(rule: Rule) -> Rule:
+    """Return the rule.
+
+    :raises InvalidJob: a number is out of its range, or the rule limits nothing.
+    """
+    if rule.concurrency is None and not rule.rate:
+        raise InvalidJob("the rule limits nothing: give it a concurrency, a rate, or both")
+    if rule.concurrency is not None:
+        _number("concurrency", rule.concurrency, 0)
+    if len(rule.rate) > BANDS_MAX:
+        raise InvalidJob(f"the rule has {len(rule.rate)} rates: it takes {BANDS_MAX} at most")
+    for band in rule.rate:
+        _number("count", band.count)
+        _number("burst", band.burst)
+        if not 1 <= band.per <= PERIOD_MAX_MS:
+            raise InvalidJob(f"per is {band.per}: it takes 1 to {PERIOD_MAX_MS} ms (366 days)")
+    return rule
+
+
+def check_limit_key(key: str) -> None:
+    """A limit key that a caller gives: a rule's name, alone or followed by a colon and a value.
+
+    :raises InvalidJob: the name cannot be a rule's, or the value is longer than 200 bytes or has control characters.
+    """
+    name, colon, value = key.partition(":")
+    check_rule_name(name)
+    if name == QUEUE_RULE:
+        raise InvalidJob(f"limit key {key[:80]!r}: the rule 'queue' applies to every job, so no job lists it")
+    if colon and (not value or _unfit(value)):
+        raise InvalidJob(
+            f"limit key {key[:80]!r}: behind the colon stand 1 to {VALUE_MAX} bytes without control characters"
+        )
+
+
+def _unfit(value: str) -> bool:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        return True
+    return size > VALUE_MAX or any(ord(c) < 32 or ord(c) == 127 for c in value)
+
+
+def value_text(value: Any) -> str:
+    """The value of a key for an argument: a text as it is, anything else as JSON; a long one as its hash."""
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if text and not _unfit(text):
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return f"~{digest}"
+
+
+class LimitRow(msgspec.Struct, frozen=True):
+    """A rule as operators see it. ``held``: jobs that it keeps from starting; ``active``: jobs that count under it.
+
+    ``source``: who gave the rule that holds now. ``declared``: what code declares, None if no code does.
+    """
+
+    rule: str
+    concurrency: int | None
+    rate: tuple[Band, ...]
+    held: int
+    active: int
+    source: Literal["code", "operator"]
+    declared: Rule | None = None
+
+
+class LimitKeyRow(msgspec.Struct, frozen=True):
+    """A key of a rule. ``opens_at``: when its next job may start, unix ms, if held jobs wait for a token."""
+
+    key: str
+    held: int
+    active: int
+    opens_at: int | None = None
+
+
+def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgspec.Raw) -> list[str]:
+    """The limit keys of a job, in the order in which they are checked, each once.
+
+    :raises InvalidJob: the payload is no object, so it has no arguments.
+    """
+    keys = dict.fromkeys(limits)
+    if by:
+        try:
+            fields = msgspec.json.decode(payload, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidJob(f"the payload has no arguments to limit by: {error}") from None
+        for one in by:
+            value = value_text(fields[one.field]) if one.field in fields else one.default
+            keys[f"{one.rule}:{value}"] = None
+    return list(keys)
+
+
+def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
+    """The rule of a whole queue, under its name; empty if there are no limits.
+
+    :raises InvalidJob: an entry has a ``by`` or a ``name``, or is no limit.
+    """
+    for limit in limits:
+        if isinstance(limit, str) or getattr(limit, "by", None) is not None or getattr(limit, "name", None) is not None:
+            raise InvalidJob(
+                f"limits of a queue hold {limit!r:.80}: a queue takes Concurrency and Rate without by= and name="
+            )
+    return declared_rules(limits, QUEUE_RULE, {})[0]
+
+
+def declared_rules(
+    given: Sequence[Any], type: str, arguments: dict[str, Any]
+) -> tuple[dict[str, Rule], tuple[str, ...], tuple[LimitBy, ...]]:
+    """What ``limits=[...]`` of a task declares: its rules, the keys of its jobs, and the keys that arguments complete.
+
+    ``arguments``: the handler's arguments, with their defaults or ``inspect.Parameter.empty``.
+
+    :raises InvalidJob: ``by`` names no argument, two entries give one rule two numbers, or an entry is no limit.
+    """
+    parts: dict[str, tuple[list[int], list[Band]]] = {}
+    keys: dict[str, None] = {}
+    by: dict[tuple[str, str], LimitBy] = {}
+    for limit in given:
+        if isinstance(limit, str):
+            check_limit_key(limit)
+            keys[limit] = None
+            continue
+        if not isinstance(limit, Concurrency | Rate):
+            raise InvalidJob(f"limits holds {limit!r:.80}: it takes Concurrency(...), Rate(...) or the key of a rule")
+        name = check_rule_name(limit.name or (f"{type}.{limit.by}" if limit.by else type))
+        counts, bands = parts.setdefault(name, ([], []))
+        if isinstance(limit, Concurrency):
+            counts.append(limit.count)
+        else:
+            bands.append(limit.band)
+        if limit.by is None:
+            keys[name] = None
+        elif limit.by not in arguments:
+            raise InvalidJob(
+                f"by={limit.by!r:.80} names no argument of {type!r}; there are {', '.join(arguments) or 'none'}"
+            )
+        else:
+            default = arguments[limit.by]
+            try:
+                text = value_text(default)
+            except (TypeError, ValueError):
+                text = "null"  # the argument has no default
+            by[name, limit.by] = LimitBy(name, limit.by, text)
+    for name, (counts, _) in parts.items():
+        if len(counts) > 1:
+            raise InvalidJob(f"rule {name!r} is given two concurrencies, {counts[0]} and {counts[1]}: give one a name=")
+    rules = {
+        name: check_rule(Rule(counts[0] if counts else None, tuple(bands))) for name, (counts, bands) in parts.items()
+    }
+    if len(keys) + len(by) > KEYS_MAX:
+        raise InvalidJob(f"limits gives a job {len(keys) + len(by)} keys: it takes {KEYS_MAX} at most")
+    return rules, tuple(keys), tuple(by.values())

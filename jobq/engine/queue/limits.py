@@ -1,0 +1,177 @@
+"""Rules of limits: declared by code when a worker or server starts, set and read by operators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.limits import (
+    Band,
+    LimitKeyRow,
+    LimitRow,
+    Rate,
+    Rule,
+    check_rule,
+    check_rule_name,
+    parse_rule,
+)
+from jobq.engine.model.unreadable import as_text
+from jobq.errors import InvalidJob, UnknownRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from jobq.engine.model.job import NewJob
+    from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
+
+KEYS_SHOWN: Final = 1000
+"""Keys of a rule that one call looks at."""
+
+
+class RuleNames:
+    """The rules that exist, for the enqueues of one session. A job that names another rule would never be limited."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._names: set[str] = set()
+
+    async def check(self, news: Iterable[NewJob], declared: Mapping[str, Rule]) -> None:
+        """Check that every limit key of these jobs has a rule, which ``declared`` or an operator gives.
+
+        :raises UnknownRule: one has none.
+        :raises StoreError: Redis is away.
+        """
+        wanted = {key.partition(":")[0] for new in news for key in new.options.limits}
+        wanted |= {by.rule for new in news for by in new.options.limits_by}
+        if unknown := wanted - declared.keys() - self._names:
+            self._names = {as_text(name) for name in await self._store.rule_names()}
+            if unknown := unknown - self._names:
+                raise UnknownRule(min(unknown), sorted(self._names | set(declared)))
+
+
+async def write_rule(store: Store, layer: Literal["set", "declared"], name: str, text: str) -> None:
+    """Write a rule and let jobs that already wait see it.
+
+    :raises InvalidJob: the queue has too many rules.
+    """
+    cursor: bytes | str = ""
+    while cursor := await store.do(store.rule(layer, name, text, cursor)):
+        if cursor == b"full":
+            raise InvalidJob(f"rule {name!r} is one too many for the queue: remove rules that are not used")
+
+
+class LimitVerbs(ABC):
+    """What operators ask about limits and change."""
+
+    name: str
+    rules: dict[str, Rule]
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    async def limits(self) -> list[LimitRow]:
+        """All rules, with the number of jobs that are held by them and that count under them now.
+
+        :raises StoreError: Redis is away.
+        """
+        reply = await self.store.do(self.store.limits(""))
+        return [_limit_row(*reply[at : at + 4]) for at in range(0, len(reply), 4)]
+
+    async def limit_keys(
+        self, rule: str, *, sort: Literal["held", "active", "key"] = "held", limit: int = 100
+    ) -> list[LimitKeyRow]:
+        """The keys of a rule that hold or count jobs now, by default those with most held jobs first.
+
+        It looks at no more than 1,000 keys.
+
+        :raises InvalidJob: the name cannot be a rule's.
+        """
+        check_rule_name(rule)
+        reply = await self.store.do(self.store.limits(rule))
+        rows = [
+            LimitKeyRow(
+                as_text(reply[at]), reply[at + 1], reply[at + 2], int(float(reply[at + 3])) if reply[at + 3] else None
+            )
+            for at in range(0, len(reply), 4)
+        ]
+        if sort == "key":
+            rows.sort(key=lambda row: row.key)
+        else:
+            rows.sort(key=lambda row: (-getattr(row, sort), row.key))
+        return rows[:limit]
+
+    async def set_limit(
+        self, rule: str, *, concurrency: int | None = None, rate: Rate | Sequence[Rate | Band] | None = None
+    ) -> Rule:
+        """Set a rule, in place of what code declares. It acts at once, also on jobs that wait, and survives deploys.
+
+        Running jobs are not stopped: after a concurrency was lowered, they end first.
+
+        :raises InvalidJob: the name cannot be a rule's, a number is out of its range, or the queue has too many rules.
+        """
+        new = _rule(rule, concurrency, rate)
+        await write_rule(self.store, "set", rule, new.text())
+        return new
+
+    async def would_hold(
+        self, rule: str, *, concurrency: int | None = None, rate: Rate | Sequence[Rate | Band] | None = None
+    ) -> int:
+        """How many jobs would be held now if ``set_limit`` were called with these numbers. It changes nothing.
+
+        It looks at no more than 1,000 keys. Running jobs count as running. Of a rate only its burst counts.
+
+        :raises InvalidJob: as for ``set_limit``.
+        """
+        new = _rule(rule, concurrency, rate)
+        most = min([band.burst for band in new.rate], default=None)
+        held = 0
+        for row in await self.limit_keys(rule, limit=KEYS_SHOWN):
+            room = [] if most is None else [most]
+            if new.concurrency is not None:
+                room.append(max(0, new.concurrency - row.active))
+            held += max(0, row.held - min(room, default=row.held))
+        return held
+
+    async def reset_limit(self, rule: str) -> Rule | None:
+        """Return to what code declares of a rule. Returns it; None: no code declares the rule, so it is gone.
+
+        :raises InvalidJob: the name cannot be a rule's.
+        """
+        check_rule_name(rule)
+        await write_rule(self.store, "set", rule, "")
+        return next((row.declared for row in await self.limits() if row.rule == rule), None)
+
+
+async def declare_rules(store: Store, rules: Mapping[str, Rule]) -> None:
+    """Write what the code of a worker or server declares.
+
+    :raises StoreError: Redis is away.
+    """
+    for name, rule in rules.items():
+        try:
+            await write_rule(store, "declared", name, rule.text())
+        except InvalidJob as error:
+            log.warning(f"A rule of limits could not be declared: {error}", queue=store.name, rule=name)
+
+
+def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band] | None) -> Rule:
+    check_rule_name(name)
+    given: Sequence[Any] = () if rate is None else [rate] if isinstance(rate, Rate) else rate
+    for one in given:
+        if not isinstance(one, Rate | Band):
+            raise InvalidJob(f"rate holds {one!r:.80}: it takes Rate(count, per=...)")
+    return check_rule(Rule(concurrency, tuple(one.band if isinstance(one, Rate) else one for one in given)))
+
+
+def _limit_row(name: bytes, stored: bytes, held: int, active: int) -> LimitRow:
+    first, _, second = as_text(stored).partition("\n")
+    chosen, declared = parse_rule(first), parse_rule(second)
+    effective = chosen or declared or Rule()
+    return LimitRow(
+        as_text(name), effective.concurrency, effective.rate, held, active, "operator" if first else "code", declared
+    )

@@ -1,0 +1,113 @@
+"""The routes of limits: what they take, what they answer and what they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jobq.engine.model.limits import (
+    BANDS_MAX,
+    COUNT_MAX,
+    PERIOD_MAX_MS,
+    Band,
+    LimitKeyRow,
+    LimitRow,
+    Rule,
+)
+from jobq.http import schema
+from jobq.http.call import ApiCall, decode, reply
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class RateBand(schema.In):
+    """``count`` jobs start in ``per`` ms, and up to ``burst`` of them at once."""
+
+    count: Annotated[int, Meta(ge=1, le=COUNT_MAX)]
+    per: Annotated[int, Meta(ge=1, le=PERIOD_MAX_MS, description="ms")]
+    burst: Annotated[int, Meta(ge=1, le=COUNT_MAX)] = 1
+
+
+class SetLimit(schema.In):
+    """A rule: a concurrency, rates, or both. It replaces what code declares."""
+
+    concurrency: Annotated[int, Meta(ge=0, le=COUNT_MAX, description="Jobs that run at once; 0 holds all.")] | None = (
+        None
+    )
+    rate: Annotated[tuple[RateBand, ...], Meta(max_length=BANDS_MAX)] = ()
+
+
+class SetLimitQuery(schema.In):
+    """Whether to set the rule, or only to say what it would do."""
+
+    dry_run: Literal[0, 1] = 0
+
+
+class LimitKeysQuery(schema.In):
+    """Which keys of a rule, and in which order."""
+
+    sort: Literal["held", "active", "key"] = "held"
+    limit: schema.PageSize = 50
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The rules of limits of the queue."""
+
+    limits: list[LimitRow]
+
+
+class LimitKeys(msgspec.Struct, frozen=True):
+    """Keys of a rule that hold or count jobs now."""
+
+    keys: list[LimitKeyRow]
+
+
+class LimitSet(msgspec.Struct, frozen=True):
+    """The rule that was set; with ``dry_run``, ``would_hold`` says how many jobs it would hold now."""
+
+    rule: str
+    concurrency: int | None
+    rate: tuple[Band, ...]
+    would_hold: int | None = None
+
+
+class LimitReset(msgspec.Struct, frozen=True):
+    """What code declares of the rule; null: no code does, so the rule is gone."""
+
+    rule: str
+    declared: Rule | None
+
+
+_rule = msgspec.json.Decoder(SetLimit)
+
+
+async def limits(call: ApiCall) -> web.Response:
+    return reply(Limits(await call.queue.limits()))
+
+
+async def limit_keys(call: ApiCall) -> web.Response:
+    query = call.query(LimitKeysQuery)
+    rule = call.request.match_info["rule"]
+    return reply(LimitKeys(await call.queue.limit_keys(rule, sort=query.sort, limit=query.limit)))
+
+
+async def set_limit(call: ApiCall) -> web.Response:
+    query, queue, rule = call.query(SetLimitQuery), call.queue, call.request.match_info["rule"]
+    body = decode(_rule, await call.body())
+    bands = [Band(band.count, band.per, band.burst) for band in body.rate]
+    if query.dry_run:
+        held = await queue.would_hold(rule, concurrency=body.concurrency, rate=bands)
+        return reply(LimitSet(rule, body.concurrency, tuple(bands), held))
+    new = await queue.set_limit(rule, concurrency=body.concurrency, rate=bands)
+    call.audit("set limit", queue, rule=rule, limit=new.text())
+    return reply(LimitSet(rule, new.concurrency, new.rate))
+
+
+async def reset_limit(call: ApiCall) -> web.Response:
+    queue, rule = call.queue, call.request.match_info["rule"]
+    declared = await queue.reset_limit(rule)
+    call.audit("reset limit", queue, rule=rule)
+    return reply(LimitReset(rule, declared))

@@ -1,0 +1,42 @@
+#!lua flags=no-writes
+-- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now.
+-- KEYS rules held_by admitted reopens
+-- ARGV rule ('': all rules), largest number of keys
+-- RETURNS flat groups of four: rule, its two lines, held jobs, admitted jobs; or for a rule's keys: key, held jobs, admitted
+--   jobs, when its next token is free (unix ms, or '' if nothing waits for one)
+local rules, held_by, admitted, reopens = unpack(KEYS)
+local rule, most = ARGV[1], tonumber(ARGV[2])
+
+local function number(set, from, to) return redis.call('ZLEXCOUNT', set, from, to) end
+
+local rows = {}
+if rule == '' then
+    local found = redis.call('HGETALL', rules)
+    for i = 1, #found, 2 do
+        local name, n = found[i], #rows
+        rows[n + 1], rows[n + 2] = name, found[i + 1]
+        for place, set in ipairs({ held_by, admitted }) do
+            rows[n + 2 + place] = number(set, '[' .. name .. '\0', '(' .. name .. '\1') + number(set, '[' .. name .. ':', '(' .. name .. ';')
+        end
+    end
+    return rows
+end
+
+-- The keys are the name alone, and the name with a colon and a value. Jump from one to the next in both sets at once.
+local function first_of(set, start, stop)
+    local member = redis.call('ZRANGE', set, start, stop, 'BYLEX', 'LIMIT', 0, 1)[1]
+    return member and string.match(member, '^[^%z]+')
+end
+for _, span in ipairs({ { '[' .. rule .. '\0', '(' .. rule .. '\1' }, { '[' .. rule .. ':', '(' .. rule .. ';' } }) do
+    local start = span[1]
+    while #rows < 4 * most do
+        local a, b = first_of(held_by, start, span[2]), first_of(admitted, start, span[2])
+        local key = a and b and (a < b and a or b) or a or b
+        if not key then break end
+        local from, to, n = '[' .. key .. '\0', '(' .. key .. '\1', #rows
+        rows[n + 1], rows[n + 2], rows[n + 3] = key, number(held_by, from, to), number(admitted, from, to)
+        rows[n + 4] = redis.call('ZSCORE', reopens, key) or ''
+        start = '[' .. key .. '\1'
+    end
+end
+return rows

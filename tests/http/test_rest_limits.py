@@ -1,0 +1,107 @@
+"""Limits over REST: rules are set, read and reset, and jobs name their keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rest import enqueue, problem
+
+if TYPE_CHECKING:
+    from rest import Client
+
+
+async def put(client: Client, path: str, body: Any, status: int = 200) -> Any:
+    response = await client.put(path, json=body)
+    assert response.status == status, await response.text()
+    return await response.json()
+
+
+async def get(client: Client, path: str) -> Any:
+    response = await client.get(path)
+    assert response.status == 200, await response.text()
+    return await response.json()
+
+
+RULE = {"concurrency": 5, "rate": [{"count": 100, "per": 60_000, "burst": 20}]}
+
+
+async def test_a_rule_is_set_read_and_reset(client: Client):
+    assert await put(client, "/limits/tenant", RULE) == {"rule": "tenant", **RULE, "would_hold": None}
+    await enqueue(client, limits=["tenant:a"])
+    await enqueue(client, limits=["tenant:b"])
+    await enqueue(client, limits=["tenant:b"])
+    assert (await get(client, "/limits"))["limits"] == [
+        {"rule": "tenant", **RULE, "held": 3, "active": 0, "source": "operator", "declared": None}
+    ]
+    assert (await get(client, "/limits/tenant/keys"))["keys"] == [
+        {"key": "tenant:b", "held": 2, "active": 0, "opens_at": None},
+        {"key": "tenant:a", "held": 1, "active": 0, "opens_at": None},
+    ]
+    assert [key["key"] for key in (await get(client, "/limits/tenant/keys?sort=key&limit=1"))["keys"]] == ["tenant:a"]
+    response = await client.delete("/limits/tenant")
+    assert await response.json() == {"rule": "tenant", "declared": None}
+    assert await get(client, "/limits") == {"limits": []}
+
+
+async def test_a_dry_run_says_how_many_jobs_would_be_held_and_changes_nothing(client: Client):
+    await put(client, "/limits/r", {"concurrency": 9})
+    for _ in range(4):
+        await enqueue(client, limits=["r"])
+    answer = await put(client, "/limits/r?dry_run=1", {"concurrency": 1})
+    assert answer == {"rule": "r", "concurrency": 1, "rate": [], "would_hold": 3}
+    [rule] = (await get(client, "/limits"))["limits"]
+    assert rule["concurrency"] == 9
+
+
+async def test_a_job_shows_its_keys_and_its_state(client: Client):
+    await put(client, "/limits/stripe", {"concurrency": 0})
+    job = await get(client, f"/jobs/{await enqueue(client, limits=['stripe', 'stripe:eu'])}")
+    assert (job["state"], job["limits"]) == ("held", ["stripe", "stripe:eu"])
+    assert (await get(client, "/jobs/stats"))["held"] == 1
+    assert [row["id"] for row in (await get(client, "/jobs?state=held"))["jobs"]] == [job["id"]]
+
+
+async def test_an_unknown_rule_is_a_422_that_names_the_known_ones(client: Client):
+    await put(client, "/limits/stripe", {"concurrency": 1})
+    response = await client.post("/jobs/enqueue", json={"type": "t", "limits": ["strype"]})
+    body = await problem(response, 422, "unknown-rule")
+    assert (body["rule"], body["known"]) == ("strype", ["stripe"])
+
+
+async def test_in_an_array_only_the_job_with_the_unknown_rule_is_refused(client: Client):
+    await put(client, "/limits/r", {"concurrency": 1})
+    jobs = [{"type": "t"}, {"type": "t", "limits": ["nope"]}, {"type": "t", "limits": ["r"]}]
+    response = await client.post("/jobs/enqueue", json=jobs)
+    assert response.status == 207
+    assert [answer.get("status", 201) for answer in await response.json()] == [201, 422, 201]
+
+
+@pytest.mark.parametrize(
+    ("rule", "body"),
+    [
+        ("r", {}),
+        ("r", {"concurrency": -1}),
+        ("r", {"concurrency": 1.5}),
+        ("r", {"rate": [{"count": 0, "per": 1}]}),
+        ("r", {"rate": [{"count": 1, "per": 0}]}),
+        ("r", {"rate": [{"count": 1, "per": 1, "burst": 0}]}),
+        ("r", {"rate": [{"count": 1, "per": 1}] * 9}),
+        ("r", {"concurency": 1}),
+        ("a b", {"concurrency": 1}),
+        ("a:b", {"concurrency": 1}),
+        ("%00", {"concurrency": 1}),
+        ("x" * 129, {"concurrency": 1}),
+    ],
+)
+async def test_a_rule_that_cannot_be_is_refused(client: Client, rule: str, body: Any):
+    response = await client.put(f"/limits/{rule}", json=body)
+    assert response.status == 422, await response.text()
+    assert (await get(client, "/limits"))["limits"] == []
+
+
+@pytest.mark.parametrize("keys", [["queue"], ["a b"], [":"], ["a:"], [""], [1], "a", ["a:\n"], ["r"] * 9])
+async def test_limit_keys_that_cannot_be_are_refused(client: Client, keys: Any):
+    response = await client.post("/jobs/enqueue", json={"type": "t", "limits": keys})
+    assert response.status == 422, await response.text()
+    assert (await get(client, "/jobs/stats"))["held"] == 0

@@ -1,0 +1,169 @@
+"""Limits: what the scripts keep true together, under random moves and a clock that the test sets."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jobq.engine.model.limits import Rule, parse_rule
+
+if TYPE_CHECKING:
+    from table import Bench
+
+HOLDING = ("waiting", "active")
+
+
+class World:
+    """A queue with rules, seen from outside: what was enqueued, what runs, and when each job of a key started."""
+
+    def __init__(self, bench: Bench, seed: int) -> None:
+        self.bench = bench
+        self.random = random.Random(seed)
+        self.rules: dict[str, Rule] = {}
+        self.keys: dict[str, tuple[str, ...]] = {}
+        self.tokens: dict[str, str] = {}
+        """Leases of active jobs."""
+        self.starts: dict[str, list[int]] = {}
+        self.requests = 0
+
+    async def rule(self, name: str, text: str) -> None:
+        cursor: str | bytes = ""
+        while cursor := await self.bench.store.do(self.bench.store.rule("set", name, text, cursor, page=3)):
+            pass
+        rule = parse_rule(text)
+        assert rule
+        self.rules[name] = rule
+
+    def rule_of(self, key: str) -> Rule:
+        return self.rules.get(key.partition(":")[0], Rule())
+
+    async def enqueue(self, job_id: str, *keys: str, priority: int = 0, delay: int = 0) -> None:
+        options = f"{priority} 0 {delay}\v" + "\n".join(keys)
+        assert await self.bench.do(self.bench.store.enqueue([job_id, b"{}", options])) == []
+        self.keys[job_id] = keys
+
+    async def trip(self, want: int, looks: int = 50) -> list[str]:
+        """What a lane does: forward, admit, claim."""
+        store = self.bench.store
+        await store.do(store.forward(100))
+        await store.do(store.admit(want, looks, 1))
+        self.requests += 1
+        claimed = await store.do(store.claim(want, 30_000, "w", "w:0", self.requests, repeated=False))
+        if claimed is None:
+            return []
+        for raw in claimed.ids:
+            self.tokens[raw.decode()] = claimed.token.decode()
+            for key in self.keys[raw.decode()]:
+                self.starts.setdefault(key, []).append(self.bench.now)
+        return [raw.decode() for raw in claimed.ids]
+
+    async def all_that_can(self, want: int = 7) -> list[str]:
+        """Trips until nothing more comes."""
+        got: list[str] = []
+        while some := await self.trip(want):
+            got += some
+        return got
+
+    async def end(self, job_id: str, how: str) -> None:
+        token, store = self.tokens.pop(job_id), self.bench.store
+        if how == "complete":
+            await store.do(store.complete([job_id, token, b"r", ""], []))
+        elif how == "fail":
+            await store.do(store.fail([job_id, token, 1, b"{}", ""]))
+        elif how == "reschedule":
+            await store.do(store.reschedule([job_id, token, 1, 30, b"{}"]))
+        elif how == "release":
+            await store.do(store.release([job_id, token]))
+        elif how == "snooze":
+            await store.do(store.snooze([job_id, token, 25]))
+        elif how == "defer":
+            await store.do(store.defer([job_id, token], 20, 50, b"[]"))
+        else:
+            assert how == "kill"
+            await store.do(store.kill([job_id], b"{}"))
+
+    async def check(self, *, settled: bool) -> None:
+        """The invariants. ``settled``: nothing more can be claimed now, so every held job must have a reason."""
+        state = await self.bench.dump()
+        admitted, unspent, held_by = (set(state.get(column, {})) for column in ("admitted", "unspent", "held_by"))
+        counting = {job for column in HOLDING for job in state.get(column, {})}
+        assert admitted == {f"{key}\0{job}" for job in counting for key in self.keys[job]}
+        assert unspent == {
+            f"{key}\0{job}" for job in state.get("waiting", {}) for key in self.keys[job] if self.rule_of(key).rate
+        }
+        assert sorted(member.split("\0")[2] for member in held_by) == sorted(state.get("held", {}))
+        for key in {key for keys in self.keys.values() for key in keys}:
+            rule = self.rule_of(key)
+            count = sum(key in self.keys[job] for job in counting)
+            assert rule.concurrency is None or count <= rule.concurrency
+            for band in rule.rate:
+                times = self.starts.get(key, [])
+                for i, first in enumerate(times):
+                    for j in range(i, len(times)):
+                        assert j - i + 1 <= band.burst + (times[j] - first) * band.count / band.per + 1e-6, key
+        if not settled:
+            return
+        for job in state.get("held", {}):
+            assert any(self.full(key, counting) for key in self.keys[job]), f"{job} is held without a reason"
+        # what waits for a token has a time at which somebody looks again
+        for member in held_by:
+            key = member.split("\0")[0]
+            rule = self.rule_of(key)
+            count = sum(key in self.keys[job] for job in counting)
+            if rule.concurrency is None or count < rule.concurrency:
+                assert key in state.get("reopens", {}), f"nothing opens {key} again"
+
+    def full(self, key: str, counting: set[str]) -> bool:
+        rule = self.rule_of(key)
+        if rule.concurrency is not None and sum(key in self.keys[job] for job in counting) >= rule.concurrency:
+            return True
+        for band in rule.rate:
+            interval, arrival = band.per / band.count, 0.0
+            for at in self.starts.get(key, []):
+                arrival = max(arrival, at) + interval
+            if arrival - self.bench.now > (band.burst - 1) * interval + 1e-3:
+                return True
+        return False
+
+
+RULES = {"one": "1", "two": "2", "rate": "- 1/10/1", "bands": "- 4/40/2 6/100/6", "both": "2 5/50/3"}
+KEYS = ("one", "two:a", "two:b", "rate:a", "rate:b", "bands", "both:x", "free")
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(bench: Bench, seed: int):
+    world = World(bench, seed)
+    for name, text in RULES.items():
+        await world.rule(name, text)
+    draw = world.random
+    for step in range(120):
+        what = draw.random()
+        if what < 0.4:
+            keys = draw.sample(KEYS, draw.choice((0, 1, 1, 1, 2, 3)))
+            await world.enqueue(
+                f"j{step}", *keys, priority=draw.choice((0, 0, 0, -3, 5)), delay=draw.choice((0, 0, 20))
+            )
+        elif what < 0.6:
+            await world.trip(draw.choice((1, 3, 10)), draw.choice((1, 4, 50)))
+        elif what < 0.9 and world.tokens:
+            how = draw.choice(
+                ("complete", "complete", "complete", "fail", "reschedule", "release", "snooze", "defer", "kill")
+            )
+            await world.end(draw.choice(sorted(world.tokens)), how)
+        else:
+            bench.now += draw.choice((1, 5, 30, 200))
+        await world.check(settled=False)
+        if step % 10 == 9:
+            await world.all_that_can()
+            await world.check(settled=True)
+    for _ in range(400):
+        # time passes, jobs end: in the end nothing is held
+        await world.all_that_can()
+        await world.check(settled=True)
+        for job in sorted(world.tokens):
+            await world.end(job, "complete")
+        bench.now += 10
+    state = await bench.dump()
+    assert not {"held", "held_by", "waiting", "delayed", "active", "admitted", "unspent"} & set(state)

@@ -1,0 +1,297 @@
+"""Workers under limits: never more than allowed, never fewer than possible, and rules that change at run time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import Concurrency, InvalidJob, Queue, Rate, State, UnknownRule, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tools import Gate
+
+    from tests.conftest import Until
+
+
+class Peak:
+    """How many runs of each value are under way, and the most that ever were."""
+
+    def __init__(self) -> None:
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    def __call__(self, value: str) -> Peak:
+        self._value = value
+        return self
+
+    def begin(self, value: str) -> None:
+        self.now[value] += 1
+        self.most[value] = max(self.most[value], self.now[value])
+
+    def end(self, value: str) -> None:
+        self.now[value] -= 1
+
+
+async def test_each_value_of_an_argument_has_a_count_of_its_own(queue: Queue, start: Callable[..., Any]):
+    peak = Peak()
+
+    @queue.task(limits=[Concurrency(2, by="tenant")])
+    async def work(tenant: str) -> None:
+        peak.begin(tenant)
+        # the others of this tenant get their chance to start too early
+        for _ in range(5):
+            await asyncio.sleep(0)
+        peak.end(tenant)
+
+    await start(concurrency=20)
+    await start(concurrency=20)
+    jobs = await work.enqueue_many([{"tenant": "abc"[n % 3]} for n in range(60)])
+    await asyncio.gather(*(job.result(20) for job in jobs))
+    assert set(peak.most) == {"a", "b", "c"}
+    assert max(peak.most.values()) == 2
+
+
+async def test_all_places_of_a_key_are_used_while_its_jobs_wait(
+    queue: Queue, start: Callable[..., Any], gate: Gate, until: Until
+):
+    running: set[int] = set()
+
+    @queue.task(limits=[Concurrency(3)])
+    async def work(n: int) -> None:
+        running.add(n)
+        await gate.passing()
+
+    await work.enqueue_many([{"n": n} for n in range(9)])
+    await start(concurrency=20)
+    await until(lambda: len(running) == 3, "three jobs to run")
+    stats = await queue.stats()
+    assert (stats.active, stats.held, stats.waiting) == (3, 6, 0)
+    assert running == {0, 1, 2}, "in their order"
+    [rule] = await queue.limits()
+    assert (rule.rule, rule.concurrency, rule.active, rule.held, rule.source) == ("work", 3, 3, 6, "code")
+    gate.open()
+    await until(lambda: len(running) == 9, "the others")
+
+
+async def test_a_failed_attempt_and_a_kill_give_their_places_back(
+    queue: Queue, start: Callable[..., Any], gate: Gate, until: Until
+):
+    ran: list[str] = []
+
+    @queue.task(limits=[Concurrency(1)], attempts=2, backoff=[0])
+    async def work(what: str) -> None:
+        ran.append(what)
+        if what == "fails":
+            raise ValueError(what)
+        if what == "hangs":
+            await gate.passing()
+
+    _, hangs, last = await work.enqueue_many([{"what": what} for what in ("fails", "hangs", "last")])
+    await start()
+    await until(lambda: "hangs" in ran, "the second job")
+    await queue.kill(hangs.id)
+    await last.result(10)
+    await until(lambda: ran.count("fails") == 2, "the second attempt")
+
+
+async def test_a_rule_that_an_operator_sets_acts_at_once_and_survives_a_deploy(
+    queue: Queue, start: Callable[..., Any], gate: Gate, until: Until
+):
+    running = 0
+
+    @queue.task(limits=[Concurrency(1, by="tenant", name="tenant")])
+    async def work(tenant: str) -> None:
+        nonlocal running
+        running += 1
+        await gate.passing()
+
+    await work.enqueue_many([{"tenant": "a"}] * 5)
+    await start()
+    await until(lambda: running == 1, "one job to run")
+    assert await queue.would_hold("tenant", concurrency=3) == 2
+    await queue.set_limit("tenant", concurrency=3)
+    await until(lambda: running == 3, "three jobs to run")
+    await start()
+    [rule] = await queue.limits()
+    assert (rule.concurrency, rule.source) == (3, "operator")
+    assert rule.declared is not None
+    assert rule.declared.concurrency == 1
+    [key] = await queue.limit_keys("tenant")
+    assert (key.key, key.held, key.active) == ("tenant:a", 2, 3)
+    assert await queue.reset_limit("tenant") == rule.declared
+
+
+async def test_a_rate_spreads_starts_over_time(queue: Queue, start: Callable[..., Any]):
+    loop = asyncio.get_running_loop()
+    starts: list[float] = []
+
+    @queue.task(limits=[Rate(100, per=1, burst=2)])
+    async def work() -> None:
+        starts.append(loop.time())
+
+    await start()
+    jobs = await work.enqueue_many([{} for _ in range(22)])
+    await asyncio.gather(*(job.result(20) for job in jobs))
+    # the last of 22 starts when 20 more tokens have come, one every 10 ms; a busy machine only makes it later
+    assert starts[-1] - starts[0] >= 0.15
+
+
+async def test_a_more_urgent_job_of_a_full_key_is_the_next_one(queue: Queue, start: Callable[..., Any], until: Until):
+    order: list[int] = []
+    may_end = asyncio.Event()
+
+    @queue.task(limits=[Concurrency(1)])
+    async def work(n: int) -> None:
+        order.append(n)
+        await may_end.wait()
+
+    await work.enqueue_many([{"n": n} for n in range(3)])
+    await start()
+    await until(lambda: order == [0], "the first one to run")
+    urgent = await work.options(priority=-5).enqueue(n=9)
+    may_end.set()
+    await urgent.result(10)
+    await until(lambda: len(order) == 4, "all to run")
+    assert order == [0, 9, 1, 2]
+
+
+async def test_a_dead_workers_places_come_back_when_its_leases_run_out(
+    queue: Queue, start: Callable[..., Any], until: Until
+):
+    ran: list[int] = []
+
+    @queue.task(limits=[Concurrency(1)], attempts=1)
+    async def work(n: int) -> None:
+        ran.append(n)
+
+    await work.enqueue_many([{"n": 0}, {"n": 1}])
+    store = queue.store
+    # a worker that dies between its claim and its first sign of life
+    await store.do(store.rule("declared", "work", "1"))
+    await store.do(store.admit(10, 10, 1))
+    claimed = await store.do(store.claim(10, 300, "dead", "dead:0", 1, repeated=False))
+    assert claimed is not None
+    assert len(claimed.ids) == 1
+    await start(lease=0.3)
+    await until(lambda: ran == [1], "the other job to run")
+
+
+def test_a_name_that_is_no_argument_is_refused_at_import():
+    queue = Queue("mail")
+    with pytest.raises(InvalidJob, match="by='tenent' names no argument of 'send'; there are tenant, to"):
+
+        @queue.task(limits=[Concurrency(1, by="tenent")])
+        async def send(tenant: str, to: str) -> None: ...
+
+
+def test_two_tasks_cannot_give_one_rule_different_numbers():
+    queue = Queue("mail")
+
+    @queue.task(limits=[Concurrency(1, name="smtp")])
+    async def send() -> None: ...
+
+    with pytest.raises(InvalidJob, match="rule 'smtp' is declared twice, as 1 and as 2"):
+
+        @queue.task(limits=[Concurrency(2, name="smtp")])
+        async def send_many() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([Concurrency(1), Concurrency(2)], "two concurrencies, 1 and 2"),
+        ([3], "it takes Concurrency"),
+        (["no such rule:"], "1 to 128 letters"),
+        (["queue"], "applies to every job"),
+        (["a:\n"], "control characters"),
+        ([f"r{n}" for n in range(9)], "8 at most"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(given: list[Any], words: str):
+    queue = Queue("mail")
+    with pytest.raises(InvalidJob, match=words):
+
+        @queue.task(limits=given)
+        async def send() -> None: ...
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Concurrency(0), lambda: Concurrency(True), lambda: Rate(0, per=1), lambda: Rate(1, per="1 fortnight"),
+    lambda: Rate(1, per=0), lambda: Rate(1, per=1, burst=0), lambda: Rate(1, per=float("nan")),
+])  # fmt: skip
+def test_numbers_out_of_range_are_refused(make: Callable[[], Any]):
+    with pytest.raises(InvalidJob):
+        make()
+
+
+async def test_a_key_without_a_rule_is_refused_with_the_rules_that_exist(queue: Queue):
+    await queue.set_limit("stripe", concurrency=1)
+    with pytest.raises(UnknownRule, match="there is no rule 'strype'; there are: stripe"):
+        await queue.enqueue("pay", limits=["strype"])
+    job = await queue.enqueue("pay", limits=["stripe", "stripe:eu"])
+    row = await queue.get(job.id)
+    assert (row.state, row.limits) == (State.HELD, ["stripe", "stripe:eu"])
+
+
+async def test_the_value_of_a_key_is_the_argument_or_its_default(queue: Queue):
+    @queue.task(limits=[Concurrency(1, by="tenant"), Concurrency(1, by="size")])
+    async def work(tenant: str = "nobody", size: int | None = None) -> None: ...
+
+    for given, keys in (
+        ({}, ["work.tenant:nobody", "work.size:null"]),
+        ({"tenant": "Ä cme", "size": 3}, ["work.tenant:Ä cme", "work.size:3"]),
+    ):
+        job = await work.enqueue(**given)
+        assert (await queue.get(job.id)).limits == keys
+    job = await work.enqueue(tenant="x" * 5000, size=None)
+    [tenant, _] = (await queue.get(job.id)).limits
+    assert tenant.startswith("work.tenant:~")
+    assert len(tenant) < 100
+
+
+async def test_held_jobs_can_be_listed_killed_removed_and_moved(queue: Queue):
+    await queue.set_limit("r", concurrency=0)
+    first, second, third = [await queue.enqueue("t", limits=["r"]) for _ in range(3)]
+    page = await queue.page(State.HELD)
+    assert [row.id for row in page.jobs] == [first.id, second.id, third.id]
+    await queue.reprioritise(third.id, -1)
+    await queue.kill(first.id)
+    await queue.remove(second.id)
+    assert [row.id for row in (await queue.page(State.HELD)).jobs] == [third.id]
+    [key] = await queue.limit_keys("r")
+    assert (key.held, key.active) == (1, 0)
+    await queue.retry(first.id)
+    assert (await queue.stats()).held == 2
+
+
+async def test_a_limit_of_another_queue_does_not_count(connection: Any):
+    async with Queue("one", connection) as one, Queue("two", connection) as two:
+        await one.set_limit("r", concurrency=1)
+        with pytest.raises(UnknownRule):
+            await two.enqueue("t", limits=["r"])
+
+
+async def test_a_worker_that_stops_lets_another_one_start_what_it_made_room_for(queue: Queue, gate: Gate, until: Until):
+    ran: list[int] = []
+
+    @queue.task(limits=[Concurrency(1)])
+    async def work(n: int) -> None:
+        ran.append(n)
+        if n == 0:
+            await gate.passing()
+
+    async with Worker(queue, grace=10) as other:
+        first = Worker(queue, grace=10)
+        await work.enqueue_many([{"n": 0}, {"n": 1}])
+        async with first:
+            first.start()
+            await until(lambda: ran == [0], "the first job to run")
+            other.start()
+            first.stop()
+            gate.open()
+        await until(lambda: ran == [0, 1], "the other worker to run the second one")
