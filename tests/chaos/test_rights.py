@@ -81,6 +81,9 @@ async def test_every_verb_with_the_documented_rights(new_server: NewServer, capl
         async with other:
             other.start()
             await asyncio.wait_for((await work.enqueue("ok")).result(), 5)
+    async with queue:
+        await queue.drop(force=True)
+        assert await queue.queues() == []
     refused = [str(record.__dict__.get("error")) for record in caplog.records if "error" in record.__dict__]
     assert not [text for text in refused if "NOPERM" in text or "permission" in text], refused
 
