@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("dev", "work", "serve", "bench", "queues", "stats", "workers", "top", "ls", "show", "logs"),
-    *("enqueue", "retry", "kill", "promote", "rm", "pause", "resume", "queue", "key"),
+    *("enqueue", "retry", "kill", "promote", "rm", "pause", "resume", "queue", "limits", "key"),
 )
 ID = re.compile(r"tasks:[0-9a-z]{17}")
 
@@ -285,7 +285,7 @@ def test_help_and_usage(jobq):
         assert f"\n  {command} " in said.out
         assert jobq(command, "--help").out.startswith(f"usage: jobq {command} ")
     titles = [line for line in said.out.splitlines() if line.endswith(":") and line[0].isupper()]
-    assert titles == ["Processes:", "Look:", "Jobs:", "Queues:", "Access:"]
+    assert titles == ["Processes:", "Look:", "Jobs:", "Queues:", "Limits:", "Access:"]
     assert jobq("--version").out.startswith("jobq ")
 
 
@@ -296,7 +296,7 @@ def test_help_and_usage(jobq):
         ["frobnicate"],
         ["queue"],
         ["queue", "mv"],
-        *([command, "--nonsense"] for command in COMMANDS if command != "queue"),
+        *([command, "--nonsense"] for command in COMMANDS if command not in ("queue", "limits")),
     ],
 )
 def test_wrong_usage_prints_one_line_that_refers_to_help(jobq, words):

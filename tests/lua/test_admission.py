@@ -167,3 +167,111 @@ async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(b
         bench.now += 10
     state = await bench.dump()
     assert not {"held", "held_by", "waiting", "delayed", "active", "admitted", "unspent"} & set(state)
+
+
+async def trips(bench: Bench, *rules: tuple[str, str]) -> World:
+    world = World(bench, 0)
+    for name, text in rules:
+        await world.rule(name, text)
+    return world
+
+
+async def test_a_more_urgent_job_takes_the_place_of_one_that_has_not_started(bench: Bench):
+    world = await trips(bench, ("one", "1"))
+    await world.enqueue("late", "one", priority=5)
+    # another worker admits it and claims something else
+    await bench.do(bench.store.admit(5, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["late"]
+    await world.enqueue("urgent", "one", priority=-5)
+    assert await world.all_that_can() == ["urgent"]
+    await world.check(settled=True)
+    await world.end("urgent", "complete")
+    assert await world.all_that_can() == ["late"]
+
+
+async def test_a_job_that_is_less_urgent_displaces_nobody(bench: Bench):
+    world = await trips(bench, ("one", "1"))
+    await world.enqueue("first", "one")
+    await bench.do(bench.store.admit(5, 50, 1))
+    await world.enqueue("second", "one")
+    await bench.do(bench.store.admit(5, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["first"]
+
+
+async def test_a_lowered_rule_takes_back_jobs_that_have_not_started(bench: Bench):
+    world = await trips(bench, ("r", "5"))
+    for n in range(6):
+        await world.enqueue(f"j{n}", "r")
+    assert await bench.do(bench.store.admit(10, 50, 1)) == [5, -1, 0]
+    await world.rule("r", "2")
+    await bench.do(bench.store.admit(10, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["j0", "j1"]
+    await world.check(settled=True)
+
+
+async def test_only_jobs_that_the_claim_would_take_are_admitted(bench: Bench):
+    world = await trips(bench, ("r", "9"))
+    for n in range(4):
+        await world.enqueue(f"plain{n}", priority=-1)
+        await world.enqueue(f"held{n}", "r")
+    assert await bench.do(bench.store.admit(4, 50, 1)) == [0, -1, 0]
+    assert await bench.do(bench.store.admit(5, 50, 1)) == [4, -1, 0], "up to the horizon of one more job"
+
+
+async def test_the_most_urgent_jobs_of_all_keys_are_admitted_first(bench: Bench):
+    world = await trips(bench, ("r", "9"))
+    for n, priority in enumerate((5, -5, 0, -5, 3)):
+        await world.enqueue(f"j{n}", f"r:{n % 3}", priority=priority)
+    assert await bench.do(bench.store.admit(3, 50, 2)) == [3, -1, 1]
+    assert list((await bench.dump())["waiting"]) == ["j1", "j3", "j2"]
+
+
+async def test_a_refused_job_takes_no_token_of_its_other_keys(bench: Bench):
+    world = await trips(bench, ("rate", "- 1/1000/1"), ("full", "0"))
+    await world.enqueue("refused", "rate", "full")
+    assert await world.all_that_can() == []
+    assert "spent" not in await bench.dump()
+    await world.enqueue("free", "rate")
+    assert await world.all_that_can() == ["free"]
+
+
+async def test_nothing_bursts_after_a_time_without_workers(bench: Bench):
+    world = await trips(bench, ("rate", "- 10/1000/3"))
+    for n in range(30):
+        await world.enqueue(f"j{n}", "rate")
+    bench.now += 1_000_000
+    assert len(await world.all_that_can()) == 3
+    bench.now += 100
+    assert len(await world.all_that_can()) == 1
+
+
+async def test_a_key_whose_tokens_are_all_promised_opens_when_a_job_starts(bench: Bench):
+    """Its bucket is full and its jobs do not start, so time brings no token. No worker looks in vain meanwhile."""
+    world = await trips(bench, ("rate", "- 1/100/2"))
+    for n in range(3):
+        await world.enqueue(f"j{n}", "rate")
+    assert await bench.do(bench.store.admit(10, 50, 1)) == [2, -1, 0]
+    bench.now += 10_000
+    assert await bench.do(bench.store.admit(10, 50, 1)) == [0, -1, 0]
+    assert await world.trip(1) == ["j0"]
+    found = await bench.dump()
+    assert found["reopens"] == {"rate": bench.now}
+    assert "wake" in found
+    assert await world.all_that_can() == ["j1"], "the second token was promised to it"
+    await world.check(settled=True)
+    bench.now += 100
+    assert await world.all_that_can() == ["j2"]
+
+
+async def test_looks_bound_the_work_of_a_call(bench: Bench):
+    """Jobs of an open key that are all refused by another one: each call looks at some, and says that more are left."""
+    world = await trips(bench, ("open", "100"), ("full", "0"))
+    for n in range(10):
+        await world.enqueue(f"j{n}", "open", f"full:{n}")
+    assert (await bench.do(bench.store.admit(10, 4, 1)))[2] == 1
+    for _ in range(20):
+        if (await bench.do(bench.store.admit(10, 4, 1)))[2] == 0:
+            break
+    else:
+        raise AssertionError("it never ends")
+    await world.check(settled=True)

@@ -1,0 +1,52 @@
+"""The commands of limits: their text, their JSON and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conftest import Said
+
+
+def test_a_rule_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
+    assert "no limits; set one: jobq limits set RULE --concurrency N" in jobq("limits", "ls", "--queue", tasks).out
+    said = jobq("limits", "set", "tenant", "--concurrency", "5", "--rate", "100/1m/20", "--queue", tasks)
+    assert said.out == "set tenant of tasks: 5 at once, rate 100/1m/20\n"
+    assert jobq("enqueue", "echo", "--limits", "tenant:a", "--limits", "tenant:b", "--queue", tasks).code == 0
+    lines = jobq("limits", "ls", "--queue", tasks).out.splitlines()
+    assert lines[0].split() == ["RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD"]
+    assert lines[1].split() == ["tenant", "5", "100/1m/20", "operator", "0", "1"]
+    [rule] = [json.loads(line) for line in jobq("limits", "ls", "--json", "--queue", tasks).out.splitlines()]
+    assert (rule["concurrency"], rule["rate"]) == (5, [{"count": 100, "per": 60000, "burst": 20}])
+    [key] = [json.loads(line) for line in jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out.splitlines()]
+    assert (key["key"], key["held"]) == ("tenant:a", 1)
+    said = jobq("limits", "reset", "tenant", "--queue", tasks)
+    assert said.out == "reset tenant of tasks: no code declares it, so there is no limit now\n"
+
+
+def test_a_dry_run_changes_nothing(jobq: Callable[..., Said], tasks: str):
+    jobq("limits", "set", "r", "--concurrency", "3", "--queue", tasks)
+    jobq("enqueue", "echo", "--limits", "r", "--queue", tasks)
+    said = jobq("limits", "set", "r", "--concurrency", "0", "--dry-run", "--queue", tasks)
+    assert said.out == "it would hold 1 job now\n"
+    [rule] = [json.loads(line) for line in jobq("limits", "ls", "--json", "--queue", tasks).out.splitlines()]
+    assert rule["concurrency"] == 3
+
+
+def test_what_cannot_be_set_is_one_line(jobq: Callable[..., Said], tasks: str):
+    for words in (
+        ["r"],
+        ["r", "--concurrency", "-1"],
+        ["r", "--rate", "5"],
+        ["r", "--rate", "x/1m"],
+        ["a:b", "--rate", "1/1s"],
+    ):
+        said = jobq("limits", "set", *words, "--queue", tasks)
+        assert said.code in (1, 2), words
+        assert said.out == ""
+        assert said.err.count("\n") == 1
+    said = jobq("enqueue", "echo", "--limits", "nope", "--queue", tasks)
+    assert (said.code, "there is no rule 'nope'" in said.err) == (1, True)
