@@ -12,6 +12,7 @@ from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Page, Stats, Wo
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject
+from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
 from jobq.engine.task.task import Task
 from jobq.engine.worker.worker import Worker
@@ -73,6 +74,7 @@ __all__ = [
     "Discard",
     "DurabilityRefused",
     "DurabilityUnavailable",
+    "Event",
     "IdempotencyConflict",
     "InvalidJob",
     "InvalidPayload",

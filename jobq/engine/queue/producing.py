@@ -15,6 +15,7 @@ from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_key, check_type, merge
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
 from jobq.engine.task.registry import Registry
 from jobq.errors import InvalidJob, JobIdTaken, PayloadTooLarge, UnknownType
@@ -88,13 +89,34 @@ class Producing(Registry, Verbs):
         entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
-            return await producer.send(entry)
+            accepted = await producer.send(entry)
         except JobIdTaken:
             if new.id is not None:
                 raise
+        else:
+            if self.hooks:
+                self._tell_enqueued(new, accepted)
+            return accepted
         # an id that we drew, and another process too
         session.ids.redraw()
         return await self.submit(new, durability=durability)
+
+    def _tell_enqueued(self, new: NewJob, accepted: Accepted) -> None:
+        calls = self.hook_calls
+        if accepted.duplicate or not calls.wanted("enqueue"):
+            return
+        task = self.tasks.get(new.type)
+        calls.call(
+            Event(
+                name="enqueue",
+                job=Job(self, accepted.id, task.signature.returns if task else Any),
+                type=new.type,
+                attempt=0,
+                attempts=new.options.attempts,
+                payload=new.payload,
+                metadata=new.options.metadata or {},
+            )
+        )
 
     async def submit_many(
         self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
@@ -116,6 +138,10 @@ class Producing(Registry, Verbs):
         if limited := [new for new in news if new.options.limits or new.options.limits_by]:
             await session.rule_names.check(limited, self.rules)
         answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
+        if self.hooks:
+            for new, answer in zip(news, answers, strict=True):
+                if isinstance(answer, Accepted):
+                    self._tell_enqueued(new, answer)
         for place, answer in enumerate(answers):
             if isinstance(answer, JobIdTaken) and news[place].id is None:
                 session.ids.redraw()

@@ -77,7 +77,7 @@ class Queue(Producing, LimitVerbs):
         self.keep_for_ms = time_given("keep_for", keep_for)
         if unknown_fields not in ("refuse", "ignore"):
             raise InvalidJob(f"unknown_fields is {unknown_fields!r:.80}: it takes 'refuse' or 'ignore'")
-        self.unknown_fields = unknown_fields
+        self.unknown_fields: Literal["refuse", "ignore"] = unknown_fields
         self.unserved_for_ms = time_given("unserved_for", unserved_for)
         check_durability(durability)
         self.durability: Durability = durability
@@ -123,7 +123,7 @@ class Queue(Producing, LimitVerbs):
         except BaseException:
             await use.release()
             raise
-        session.begin(use, store, self.durability, self._durability_timeout_ms)
+        session.begin(use, store, self.durability, self._durability_timeout_ms, self.hooks)
 
     async def aclose(self) -> None:
         """Finish what is being sent, and release the connection. Closing a queue that is not open does nothing."""

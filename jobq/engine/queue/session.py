@@ -14,6 +14,7 @@ from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
 from jobq.engine.queue.published import Defaults
 from jobq.engine.queue.results import Waiters
+from jobq.engine.task.events import HookCalls
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Durability
     from jobq.engine.queue.connect import ConnectionUse
     from jobq.engine.store import Store
+    from jobq.engine.task.events import Hooks
 
 
 class Session:
@@ -42,7 +44,9 @@ class Session:
         self.is_open = False
         self._all.add(self)
 
-    def begin(self, use: ConnectionUse, store: Store, durability: Durability, durability_timeout_ms: int) -> None:
+    def begin(
+        self, use: ConnectionUse, store: Store, durability: Durability, durability_timeout_ms: int, hooks: Hooks
+    ) -> None:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
         self.use = use
         self.store = store
@@ -51,6 +55,7 @@ class Session:
         self.waiters = Waiters(store)
         self.defaults = Defaults(store)
         self.rule_names = RuleNames(store)
+        self.hook_calls = HookCalls(store.name, hooks)
         self.producer = Producer(store, durability, durability_timeout_ms, checked=True)
         self._producers: dict[Durability | None, Producer] = {None: self.producer, durability: self.producer}
         self._durability_timeout_ms = durability_timeout_ms
@@ -73,6 +78,8 @@ class Session:
         """Finish what is being sent, and release the connection."""
         if not self.is_open:
             return
+        # a hook may use the queue
+        await self.hook_calls.ended()
         self.is_open = False
         try:
             await self.waiters.aclose()

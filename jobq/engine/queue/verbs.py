@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.types import TypeRow
     from jobq.engine.queue.session import Sessions
     from jobq.engine.store import Call, Store
+    from jobq.engine.task.events import HookCalls
 
 log = get_logger("jobq.queue")
 
@@ -48,6 +49,14 @@ class Verbs(ABC):
         :raises StoreError: the queue is not open in the event loop that runs now.
         """
         return self._sessions.here.store
+
+    @property
+    def hook_calls(self) -> HookCalls:
+        """The calls of the queue's hooks in the event loop that runs now.
+
+        :raises StoreError: the queue is not open there.
+        """
+        return self._sessions.here.hook_calls
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import Durability, NewJob, Seconds
     from jobq.engine.model.views import JobRow
+    from jobq.engine.task.events import Hooks
 
 R = TypeVar("R")
 
@@ -30,6 +31,11 @@ class Sender(Protocol):
     @property
     def unknown_fields(self) -> Literal["refuse", "ignore"]:
         """What an enqueue does with fields of a payload that the handler has no argument for."""
+        ...
+
+    @property
+    def hooks(self) -> Hooks:
+        """Its hooks, and those of its tasks."""
         ...
 
     async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:

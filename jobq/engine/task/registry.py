@@ -12,6 +12,7 @@ from jobq.engine.model.limits import declared_rules
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
+from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.signature import Signature
 from jobq.engine.task.task import Task
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.limits import Rule
     from jobq.engine.model.options import Given
+    from jobq.engine.task.events import EventName, Hooks
     from jobq.engine.task.handle import Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H", bound=Hook)
 
 
 class Registry:
@@ -39,6 +42,7 @@ class Registry:
         self.rules: dict[str, Rule] = {}
         """The rules of limits that tasks and the queue declare."""
         self.middlewares: list[Any] = []
+        self.hooks: Hooks = {}
         self.startup_hooks: list[Callable[[], Any]] = []
         self.shutdown_hooks: list[Callable[[], Any]] = []
 
@@ -125,6 +129,23 @@ class Registry:
             raise TypeError(f"middleware {name_of(fn)} does not take (context, call_next)") from None
         self.middlewares.append(fn)
         return fn
+
+    def on(self, event: EventName) -> Callable[[H], H]:
+        """Call ``async def hook(event)`` for the jobs of this queue: ``@queue.on("final_failure")``.
+
+        - "enqueue": Redis has the job. Called in the process that enqueued it, and not for a duplicate.
+        - "start": a run begins.
+        - "success", "failure": a run returned or failed, and Redis has stored it.
+        - "retry", "final_failure": after a "failure", whether another attempt follows or the job has ended in failed.
+
+        :raises TypeError: there is no such event, or the hook is not ``async`` or does not take one argument.
+        """
+
+        def register(hook: H) -> H:
+            add_hook(self.hooks, event, None, hook)
+            return hook
+
+        return register
 
     def on_startup(self, fn: Callable[[], Any]) -> Callable[[], Any]:
         """Call ``fn`` (plain or async) when a worker starts, before its first claim.

@@ -12,6 +12,7 @@ import msgspec
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
 from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.hooks import schema_of
 from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from jobq.engine.model.policy import RetryPolicy
+    from jobq.engine.task.events import EventName
     from jobq.engine.task.handle import Job, Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H", bound=Hook)
 
 SAID_MAX: Final = 100
 """How many different warnings about one task a worker logs."""
@@ -68,6 +71,18 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the handler itself."""
         return self.fn(*args, **kwargs)
+
+    def on(self, event: EventName) -> Callable[[H], H]:
+        """As ``queue.on``, for the jobs of this type only.
+
+        :raises TypeError: there is no such event, or the hook is not ``async`` or does not take one argument.
+        """
+
+        def register(hook: H) -> H:
+            add_hook(self.queue.hooks, event, self.name, hook)
+            return hook
+
+        return register
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the payload."""

@@ -51,6 +51,11 @@ class Host(Protocol):
         ...
 
     @property
+    def hooks(self) -> Mapping[Any, Any]:
+        """Who is told of what happens to its jobs."""
+        ...
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """Where handlers run."""
         ...
@@ -78,6 +83,10 @@ class Host(Protocol):
     @property
     def deadlines(self) -> Deadlines:
         """When runs time out."""
+        ...
+
+    def tell_start(self, run: Any, /) -> None:
+        """Call the hooks for the start of a run."""
         ...
 
     def freed(self, run: Any, /) -> None:

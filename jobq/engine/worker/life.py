@@ -239,6 +239,7 @@ class Life:
                 " their leases run out",
                 held=held,
             )
+        await asyncio.gather(*(source.queue.hook_calls.ended() for source in pool.sources))
         pool.close()
         for task in tasks:
             # lanes end by themselves; one that hangs on a dead Redis is cut off here

@@ -59,8 +59,8 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "ended", "id", "lines", "raw", "reason", "since", "snoozes",
-        "source", "spec", "started", "task", "timed", "token", "watch",
+        "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "raw", "reason", "since",
+        "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,8 @@ class Run:
         self.timed = False
         """It has a deadline."""
         self.ended = False
+        self.error: BaseException | None = None
+        """Why it failed. Kept for hooks only."""
         self.abandoned = False
 
     @property
@@ -225,6 +227,8 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     if spec.timeout is not None:
         run.timed = True
         source.deadlines.add(run, spec.timeout / 1000)
+    if source.hooks:
+        source.tell_start(run)
     return task, args
 
 

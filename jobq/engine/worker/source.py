@@ -18,6 +18,7 @@ from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox, deferred_ms
 from jobq.engine.worker.report import report_failure, report_snooze, report_stop
 from jobq.engine.worker.run import Run, base_context
+from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.errors import JobqError, OutcomeRefused, StoreError
 
@@ -63,6 +64,7 @@ class Source:
         self.store = queue.store
         self.tasks = queue.tasks
         self.middlewares = queue.middlewares
+        self.hooks = queue.hooks
         self.weight = weight
         self.worker = worker
         self.lease_ms = lease_ms
@@ -112,6 +114,10 @@ class Source:
 
     # -- outcomes, called by runs ----------------------------------------------------------------------------------
 
+    def tell_start(self, run: Run) -> None:
+        """Call the hooks for the start of a run."""
+        tell_start(run, self.queue)
+
     def freed(self, run: Run) -> None:
         """The run's slot is free."""
         self._slots.freed(run)
@@ -152,6 +158,8 @@ class Source:
             self.wake()
             report_snooze(run, snoozed)
             return
+        if self.hooks:
+            run.error = snoozed or error
         failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy)
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
@@ -247,6 +255,7 @@ class Source:
     def settled(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
         """The reply to one outcome's script: its jobs are held no more."""
         runs = self.runs
+        told = [runs.get(job_id) for job_id in flat[:: outcome.width]] if self.hooks else None
         for job_id, token in zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True):
             # not by the id alone: this worker may hold the same job again already
             run = runs.get(job_id)
@@ -259,6 +268,8 @@ class Source:
             settled: Settled = answer
             lost = settled.lost
             self.standing = max(self.standing, settled.standing - getattr(self.queue, outcome.keep))
+        if told:
+            tell_settled(self.queue, outcome, told, flat, lost, repeated=repeated)
         if debugging("jobq.worker"):
             for job_id in flat[:: outcome.width]:
                 if job_id not in lost:
