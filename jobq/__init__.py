@@ -8,13 +8,15 @@ from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import Accepted, AttemptError, LogLine, NewJob, Options, State, StoredBackoff
 from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, Rate, Rule
-from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Page, Stats, WorkerRow
+from jobq.engine.model.types import TypeRow, Variant
+from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
 from jobq.engine.queue.queue import Queue
+from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject
 from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
-from jobq.engine.task.task import Task
+from jobq.engine.task.task import Bound, Task
 from jobq.engine.worker.worker import Worker
 from jobq.errors import (
     Discard,
@@ -66,6 +68,7 @@ __all__ = [
     "AttemptError",
     "Backoff",
     "Band",
+    "Bound",
     "BriefPage",
     "Concurrency",
     "Connection",
@@ -88,10 +91,12 @@ __all__ = [
     "JobNotFound",
     "JobRow",
     "JobqError",
+    "Latency",
     "LeaseExpired",
     "LimitKeyRow",
     "LimitRow",
     "LogLine",
+    "Minute",
     "NewJob",
     "NoServer",
     "Options",
@@ -116,16 +121,19 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "StoredBackoff",
+    "SyncQueue",
     "TargetError",
     "Task",
     "Timeout",
     "TooManySnoozes",
     "TooManyWaiting",
+    "TypeRow",
     "UnknownQueue",
     "UnknownRule",
     "UnknownType",
     "UnreadableResult",
     "Unserved",
+    "Variant",
     "Worker",
     "WorkerRow",
     "WrongState",

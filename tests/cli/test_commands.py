@@ -63,6 +63,27 @@ def test_enqueue_prints_the_id(jobq, tasks):
     )
 
 
+def test_attempts_without_a_limit_and_a_list_of_delays(jobq):
+    words = ["--attempts", "unlimited", "--backoff", "1s,5s,1m", "--json"]
+    (answer,) = jobq("enqueue", "anything", "--create", "--queue", "tasks", *words).json
+    (row,) = jobq("show", answer["id"], "--json").json
+    assert (row["attempts"], row["backoff"]["delays"]) == (None, [1000, 5000, 60_000])
+    lines = jobq("show", answer["id"]).out.splitlines()
+    assert "attempts   0 of any number" in lines
+    assert any(line.startswith("backoff") and "[1000,5000,60000]" in line for line in lines)
+    assert "0/no limit" in jobq("ls", "--queue", "tasks").out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["--attempts", "0"], "attempts"), (["--attempts", "many"], "attempts"), (["--backoff", "1s,x"], "backoff")],
+)
+def test_attempts_and_delays_that_cannot_be_used(jobq, words: list[str], text: str):
+    said = jobq("enqueue", "anything", "--create", "--queue", "tasks", *words)
+    assert said.code != 0
+    assert text in said.err
+
+
 def test_enqueue_takes_every_option(jobq):
     words = ["--priority", "-5", "--delay", "1h", "--attempts", "7", "--backoff", "exponential:2s:1m"]
     words += ["--timeout", "90", "--lifo"]

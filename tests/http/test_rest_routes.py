@@ -192,6 +192,51 @@ async def test_failed_jobs_show_error_attempts_and_traceback(
     assert (result["error_type"], result["error_message"]) == ("ValueError", "out of paper")
 
 
+async def test_attempts_without_a_limit_and_a_list_of_delays(
+    new_client: NewClient, connection: Connection, until: Until
+):
+    queue = Queue("main", connection)
+    runs = 0
+
+    @queue.task(attempts=1)
+    async def stubborn() -> str:
+        nonlocal runs
+        runs += 1
+        if runs <= 4:  # more than the default of three attempts, and than the task's one
+            raise ValueError("not yet")
+        return "done"
+
+    client = await new_client(queue)
+    backoff = {"delays": [1, 2], "jitter": 0}
+    job = await enqueue(client, type="stubborn", attempts=None, backoff=backoff)
+    row = await get(client, f"/jobs/{job}")
+    assert row["attempts"] is None
+    assert row["backoff"] | backoff == row["backoff"]
+    async with working(queue):
+        await until(lambda: stats_reach(client, completed=1, retried_total=4), "the job to succeed")
+    row = await get(client, f"/jobs/{job}")
+    assert (row["state"], row["attempts"], row["attempts_made"], row["result"]) == ("completed", None, 5, "done")
+    [brief] = (await get(client, "/jobs?state=completed"))["jobs"]
+    assert (brief["attempts"], brief["attempts_made"]) == (None, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"attempts": 0}, "attempts"),
+        ({"attempts": "unlimited"}, "attempts"),
+        ({"backoff": {"delays": [-1]}}, "delays"),
+        ({"backoff": {"delays": [1] * 101}}, "delays"),
+        ({"backoff": {"delays": ["1s"]}}, "delays"),
+        ({"backoff": {"delays": None}}, "delays"),
+    ],
+)
+async def test_attempts_and_delays_that_cannot_be_used(client: Client, fields: dict[str, Any], named: str):
+    response = await client.post("/jobs/enqueue", json={"type": "any"} | fields)
+    assert response.status in (400, 422), await response.text()
+    assert named in await response.text()
+
+
 async def test_how_often_a_job_was_snoozed(new_client: NewClient, connection: Connection, until: Until):
     queue = Queue("main", connection)
 

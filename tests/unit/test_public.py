@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,45 @@ def test_every_exception_can_be_imported_from_the_package():
         if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == "jobq.errors"
     }
     assert own <= set(jobq.__all__)
+
+
+INTERNAL = {"AsyncQueue", "Given", "HookCalls", "LimitBy", "RetryPolicy", "Sender", "Spec", "Store", "TaskGiven"}
+"""Types of arguments that only jobq makes, and of keyword arguments that are unpacked."""
+
+
+def named_by(place: str, annotation: object) -> set[tuple[str, str]]:
+    return {(place, word) for word in re.findall(r"[A-Za-z_]\w*", str(annotation))}
+
+
+def test_what_public_functions_take_and_return_is_exported():
+    """A user must be able to annotate a variable with whatever a public function gives."""
+    named: set[tuple[str, str]] = set()
+    for name in jobq.__all__:
+        public = getattr(jobq, name)
+        for base in getattr(public, "__mro__", ()):
+            if not base.__module__.startswith("jobq."):
+                continue
+            members = {"__init__": vars(base).get("__init__")}
+            members |= {member: value for member, value in vars(base).items() if member[0] != "_"}
+            for member, value in members.items():
+                function = getattr(value, "fget", value)
+                if inspect.isfunction(function):
+                    for annotation in function.__annotations__.values():
+                        named |= named_by(f"{name}.{member}", annotation)
+            for field, annotation in vars(base).get("__annotations__", {}).items():
+                if field[0] != "_":
+                    named |= named_by(f"{name}.{field}", annotation)
+    ours = {
+        found
+        for path in modules("engine")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for found in [node.name]
+        if not found.startswith("_")
+    }
+    missing = {(place, word) for place, word in named if word in ours - INTERNAL - set(jobq.__all__)}
+    assert not missing
+    assert {word for _, word in named} >= INTERNAL, "a name in INTERNAL is not used any more"
 
 
 def test_an_unknown_attribute_of_the_package_raises():
