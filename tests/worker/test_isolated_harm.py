@@ -96,7 +96,9 @@ async def test_a_daemon_does_not_keep_its_job_active(process, start, until, tmp_
     job = await task.enqueue(where=str(tmp_path / "pid"))
     with pytest.raises(JobFailed, match="exit code 0"):
         await job.result(20)
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    where = tmp_path / "pid"
+    await until(lambda: where.exists() and where.read_text(), "the daemon to say its process id", timeout=20)
+    os.kill(int(where.read_text()), signal.SIGKILL)
 
 
 # -- what a job leaves behind ------------------------------------------------------------------------------------------
