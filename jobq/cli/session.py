@@ -13,6 +13,7 @@ from jobq.cli.target import load_target
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.queue import Queue
 from jobq.engine.store import Store
+from jobq.engine.worker.forks import restore_signals_in_forks
 from jobq.errors import TargetError, UnknownQueue
 from jobq.redact import redact
 
@@ -54,6 +55,7 @@ def on_stop_signals(stop: Callable[[], None], at_once: Callable[[], None] | None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGQUIT, at_once or stop)
+    restore_signals_in_forks()
 
 
 def is_target(word: str) -> bool:

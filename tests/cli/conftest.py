@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TASKS = """
-import gc, os, time
+import gc, multiprocessing, os, time
 from jobq import Context, Discard, Queue, inject
 
 queue = Queue("tasks")
@@ -44,6 +44,11 @@ def frozen() -> int:
 @queue.task
 def pid() -> int:
     return os.getpid()
+
+@queue.task(attempts=1, timeout=20)
+def pooled() -> list[int]:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(abs, [-1, -2])
 
 @queue.task
 def sleepy(seconds: float) -> None:

@@ -254,6 +254,16 @@ def test_sigterm_to_every_process_gives_running_jobs_their_grace(start, tasks, r
     assert (row["state"], row["attempts_made"]) == ("completed", 1)
 
 
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_a_handler_may_leave_a_pool(start, tasks, redis_url, jobq, processes):
+    """That sends SIGTERM to copies of the worker. They have to end, and the worker has to go on."""
+    jobs = [jobq("enqueue", "pooled", "--queue", "tasks", "--create").out.strip() for _ in range(5)]
+    work = start("work", tasks, "--burst", "--concurrency", "1", "--processes", processes, JOBQ_REDIS_URL=redis_url)
+    assert work.end(60) == 0
+    rows = [jobq("show", job, "--json").json[0] for job in jobs]
+    assert [(row["state"], row["attempts_made"]) for row in rows] == [("completed", 1)] * 5
+
+
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_burst_ends_when_nothing_is_left_to_do(start, tasks, redis_url, jobq, processes):
     for word in ("a", "b", "c"):

@@ -42,7 +42,8 @@ from jobq.engine.worker.child_messages import (
     encode_wait,
     frame,
 )
-from jobq.engine.worker.process import unblock_stop_signals
+from jobq.engine.worker.forks import restore_signals_in_forks
+from jobq.engine.worker.process import STOP_SIGNALS, unblock_stop_signals
 from jobq.errors import InvalidPayload, InvalidResult
 from jobq.redact import misfit
 
@@ -322,16 +323,11 @@ def main() -> None:
     channel = Channel(sock)
     # A service manager sends its stop signal to every process. The worker decides what becomes of its children. Not
     # SIG_IGN: the programs that a handler starts would inherit it.
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in STOP_SIGNALS:
+        signal.signal(number, _ignore)
+    restore_signals_in_forks()
     unblock_stop_signals()
-
-    def in_copy() -> None:
-        channel.leave_to_original()
-        for number, handler in before.items():
-            with contextlib.suppress(ValueError):
-                signal.signal(number, handler)
-
-    os.register_at_fork(after_in_child=in_copy)
+    os.register_at_fork(after_in_child=channel.leave_to_original)
     install(channel)
     requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
     busy = threading.Event()
