@@ -94,9 +94,9 @@ async def test_each_route_needs_its_scope(locked: Client, route: Any):
         "Bearer wrong",
         "Basic abc",
         "bearer",
-        f"Token {READ[0]}",
+        pytest.param(f"Token {READ[0]}", id="another scheme"),
         "Bearer \u00e9",
-        f"Bearer {READ[0]}x",
+        pytest.param(f"Bearer {READ[0]}x", id="one character more"),
     ],
 )
 async def test_an_invalid_key_is_401(locked: Client, header: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -54,7 +55,12 @@ UNSOUND = [
 ]
 
 
-@pytest.mark.parametrize("value", UNSOUND, ids=lambda value: repr(value)[:40])
+def name(value: Any) -> str:
+    """Of a case, the same in each process: without addresses."""
+    return re.sub(r" object at 0x[0-9a-f]+", "", repr(value))[:40]
+
+
+@pytest.mark.parametrize("value", UNSOUND, ids=name)
 def test_values_that_could_not_be_read_back_are_refused(value: Any):
     with pytest.raises(ValueError, match=r"not one JSON value|has no JSON form"):
         encode(value)
@@ -86,7 +92,7 @@ def test_a_call_with_a_number_that_json_lacks_is_refused(value: Any):
         (msgspec.Raw(b'{"big":123456789012345678901234567890}'), b'{"big":123456789012345678901234567890}'),
         ({"a": msgspec.Raw(b" [null] ")}, b'{"a": [null] }'),
     ],
-    ids=repr,
+    ids=name,
 )
 def test_sound_values_are_encoded(value: Any, encoded: bytes):
     assert encode(value) == encoded
