@@ -190,6 +190,10 @@ class Outbox:
         for outcome, flat in parcel.rows.items():
             self.put_rows_back(outcome, flat)
         self.notes.put_back(parcel.notes)
+        self.put_counts_back(parcel)
+
+    def put_counts_back(self, parcel: Parcel) -> None:
+        """The completed runs of the parcel were not counted. Its metrics are also those of other runs."""
         for bucket, count in parcel.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
 

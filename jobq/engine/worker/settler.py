@@ -59,6 +59,7 @@ class Settler:
             return True
         self._refused = 0
         parcel = self.source.outbox.take(1)
+        self.source.outbox.put_counts_back(parcel)
         if parcel.notes:
             # Redis may accept the outcome without them
             log.error(
@@ -104,14 +105,13 @@ class Settler:
         """The server refuses the call of one outcome. Half as many next time, until one job is refused alone."""
         source, flat = self.source, parcel.rows[outcome]
         jobs = len(flat) // outcome.width
+        if outcome is COMPLETED:
+            source.outbox.put_counts_back(parcel)
         if not isinstance(error, TRANSIENT) and jobs == 1:
             source.give_up(outcome, flat, error)
             return
         source.report("Redis refuses outcomes; they are kept and sent again", error)
         source.outbox.put_rows_back(outcome, flat)
-        if outcome is COMPLETED:
-            for bucket, count in parcel.counts.items():
-                source.outbox.counts[bucket] = source.outbox.counts.get(bucket, 0) + count
         if not isinstance(error, TRANSIENT):
             self._most = max(1, jobs // 2)
 
