@@ -51,6 +51,11 @@ def pooled() -> list[int]:
         return pool.map(abs, [-1, -2])
 
 @queue.task
+def gated(file: str) -> None:
+    while not os.path.exists(file):
+        time.sleep(0.01)
+
+@queue.task
 def sleepy(seconds: float) -> None:
     time.sleep(seconds)
 """

@@ -117,7 +117,11 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (["enqueue", "nope"], 1, "unknown job type 'nope'; this queue serves: broken, echo, frozen, pid, sleepy"),
+        (
+            ["enqueue", "nope"],
+            1,
+            "unknown job type 'nope'; this queue serves: broken, echo, frozen, gated, pid, pooled, sleepy",
+        ),
         (["enqueue", "echo", '{"words": 1}'], 1, "unknown field `words`"),
         (["enqueue", "echo", "{"], 2, "this is not JSON"),
         (["enqueue", "echo", "[1,2]"], 2, "the payload is not a JSON object; write the handler's arguments by name"),

@@ -226,14 +226,17 @@ def test_serve_on_one_port_with_several_processes(start, tmp_path):
     assert of_directory(tmp_path) == []
 
 
-def test_work_gives_running_jobs_their_grace(start, tasks):
+def test_work_gives_running_jobs_their_grace(start, tasks, tmp_path):
     work = start("work", tasks, "--processes", "1")
     work.wait_line("worker started")
-    job = start("enqueue", "sleepy", '{"seconds": 8}', "--queue", "tasks", "--create").wait_line("tasks:")
+    gate = json.dumps({"file": str(tmp_path / "gate")})
+    job = start("enqueue", "gated", gate, "--queue", "tasks", "--create").wait_line("tasks:")
     holds(lambda: '"state":"active"' in start("show", job, "--json").wait_line("tasks:"), "the job runs")
     keep = start("work", tasks, "--processes", "0")  # Keeps the server for the last check.
     keep.wait_line("worker started")
     work.signal(signal.SIGTERM)
+    work.wait_line("worker stops")
+    (tmp_path / "gate").touch()
     assert work.end() == 0
     assert '"state":"completed"' in start("show", job, "--json").wait_line("tasks:")
 
