@@ -301,7 +301,7 @@ async def test_an_error_in_the_heartbeat_starts_it_again(queue: Queue, monkeypat
         worker.start()
         await until(failed.is_set)
         await until(lambda: logs.all("The heartbeat failed and starts again", "ERROR"))
-        assert worker.state == "running"
+        await until(lambda: worker.state == "running")
         assert len(heartbeats()) == 1
 
 
