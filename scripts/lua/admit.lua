@@ -21,24 +21,26 @@ local function to(key) return '(' .. key .. '\1' end
 -- shared: rule
 -- The rule of a key is named before its first colon. A row has two lines: an operator's rule, and the one that code declares.
 -- A rule is "concurrency count/per/burst ..." with `-` for no concurrency, and `per` in ms. The operator's takes precedence.
+local function parse(text)
+    local rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
+    for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
+        local interval = tonumber(per) / tonumber(count)
+        -- Pass over a damaged band: it would hold its jobs for ever.
+        if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
+            rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
+        end
+    end
+    return rule
+end
+
 local parsed = {}
 local function rule_of(key)
     local name = match(key, '^[^:]*')
-    local rule = parsed[name]
-    if not rule then
+    if not parsed[name] then
         local set, declared = match(redis.call('HGET', rules, name) or '', '^([^\n]*)\n?(.*)$')
-        local text = set ~= '' and set or declared
-        rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
-        for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
-            local interval = tonumber(per) / tonumber(count)
-            -- Pass over a damaged band: it would hold its jobs for ever.
-            if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
-                rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
-            end
-        end
-        parsed[name] = rule
+        parsed[name] = parse(set ~= '' and set or declared)
     end
-    return rule
+    return parsed[name]
 end
 -- end
 
@@ -211,6 +213,6 @@ if n > 0 then
     if #tokens > 0 then redis.call('ZADD', unspent, unpack(tokens)) end
     redis.call('ZADD', waiting, unpack(ready))
 end
-if claims == '0' and n > 0 or claims ~= '2' and left == 1 then redis.call('ZADD', wake, 0, 't') end
+if claims == '0' and (n > 0 or redis.call('EXISTS', waiting) == 1) or claims ~= '2' and left == 1 then redis.call('ZADD', wake, 0, 't') end
 local head = redis.call('ZRANGE', reopens, 0, 0, 'WITHSCORES')
 return { n, head[2] and max(0, math.ceil(tonumber(head[2]) - now)) or -1, left }

@@ -3,7 +3,8 @@
 -- KEYS waiting active jobs leases attempts delayed meta wake claims limits unspent spent rules held_by reopens openings
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
--- RETURNS {} when nothing is waiting or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0)
+-- RETURNS {} when nothing is waiting or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0), and
+--   only if the queue's own limits allowed fewer jobs than `want`: ms until they allow the next one (-1: when a job ends)
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, unspent, spent, rules, held_by, reopens, openings = unpack(KEYS)
@@ -21,26 +22,42 @@ local function to(key) return '(' .. key .. '\1' end
 -- shared: rule
 -- The rule of a key is named before its first colon. A row has two lines: an operator's rule, and the one that code declares.
 -- A rule is "concurrency count/per/burst ..." with `-` for no concurrency, and `per` in ms. The operator's takes precedence.
-local parsed = {}
-local function rule_of(key)
-    local name = match(key, '^[^:]*')
-    local rule = parsed[name]
-    if not rule then
-        local set, declared = match(redis.call('HGET', rules, name) or '', '^([^\n]*)\n?(.*)$')
-        local text = set ~= '' and set or declared
-        rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
-        for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
-            local interval = tonumber(per) / tonumber(count)
-            -- Pass over a damaged band: it would hold its jobs for ever.
-            if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
-                rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
-            end
+local function parse(text)
+    local rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
+    for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
+        local interval = tonumber(per) / tonumber(count)
+        -- Pass over a damaged band: it would hold its jobs for ever.
+        if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
+            rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
         end
-        parsed[name] = rule
     end
     return rule
 end
+
+local parsed = {}
+local function rule_of(key)
+    local name = match(key, '^[^:]*')
+    if not parsed[name] then
+        local set, declared = match(redis.call('HGET', rules, name) or '', '^([^\n]*)\n?(.*)$')
+        parsed[name] = parse(set ~= '' and set or declared)
+    end
+    return parsed[name]
+end
 -- end
+
+-- How many jobs the queue's own rule allows now; and if it allows none for want of a token, when one is free (unix ms).
+local function allowed(rule)
+    local most, free = math.huge, nil
+    if rule.concurrency then most = rule.concurrency - redis.call('ZCARD', active) end
+    for i, band in ipairs(rule.bands) do
+        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0))
+        most = math.min(most, math.floor((band.tolerance - (arrival - now)) / band.interval + 1e-9) + 1)
+        if arrival - band.tolerance > now then free = max(free or 0, arrival - band.tolerance) end
+    end
+    return most, free
+end
+
+local function ms_until(free) return free and max(1, math.ceil(free - now)) or -1 end
 
 -- The jobs start now, so they spend their tokens. This is GCRA: each token moves the theoretical arrival time of a band on by its
 -- interval. A key that waits for these jobs opens again when its next token is free.
@@ -105,8 +122,15 @@ end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence')
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'rule')
 if facts[1] or want < 1 then return {} end
+local rule = facts[3] and parse(facts[3])
+if rule then
+    local most, free = allowed(rule)
+    if most < 1 then return redis.call('EXISTS', waiting) == 1 and { '', now, {}, {}, {}, ms_until(free) } or {} end
+    rule.less = most < want
+    want = math.min(want, most)
+end
 -- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
@@ -132,6 +156,12 @@ for i, id in ipairs(ids) do
     tokens[2 * i - 1], tokens[2 * i] = id, token
 end
 if redis.call('EXISTS', unspent) == 1 then spend(ids) end
+if rule then
+    for i, band in ipairs(rule.bands) do
+        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0)) + count * band.interval
+        redis.call('ZADD', spent, format('%.4f', arrival), 'queue\0' .. i)
+    end
+end
 redis.call('HSET', meta, 'fence', fence)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
 if count > 16 then
@@ -149,7 +179,12 @@ end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
-if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+if enough and ARGV[8] ~= '1' and not (rule and rule.less) and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end
-return { token, now, ids, specs, charged(ids) }
+local answer = { token, now, ids, specs, charged(ids) }
+if rule and rule.less then
+    local _, free = allowed(rule)
+    answer[6] = ms_until(free)
+end
+return answer

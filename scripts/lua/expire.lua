@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- expire: removes deduplication keys whose ttl is over, old recorded answers, ids of jobs that were removed two minutes ago,
---   the metrics of past minutes and hours, and types that nobody has published for a day.
--- KEYS unique unique_until requests answers removed metrics types types_seen
+--   the metrics of past minutes and hours, types that nobody has published for a day, and rates that were quiet for long enough.
+-- KEYS unique unique_until requests answers removed metrics types types_seen spent
 -- ARGV now, page, minutes to keep
 -- RETURNS the number of keys, of answers or of ids that were removed, whichever is larger; a number below `page` means done
-local unique, unique_until, requests, answers, removed, metrics, types, types_seen = unpack(KEYS)
+local unique, unique_until, requests, answers, removed, metrics, types, types_seen, spent = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #over > 0 then
@@ -18,6 +18,9 @@ if #answered > 0 then
 end
 local gone = redis.call('ZRANGE', removed, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #gone > 0 then redis.call('ZREM', removed, unpack(gone)) end
+-- From its arrival time on, a key of a rate has all its tokens, as if it had never been used.
+local quiet = redis.call('ZRANGE', spent, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
+if #quiet > 0 then redis.call('ZREM', spent, unpack(quiet)) end
 local unheard = redis.call('ZRANGE', types_seen, '-inf', now - 86400000, 'BYSCORE', 'LIMIT', 0, 100)
 if #unheard > 0 then
     redis.call('HDEL', types, unpack(unheard))

@@ -1,10 +1,10 @@
 #!lua flags=no-writes
 -- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now.
--- KEYS rules held_by admitted reopens
+-- KEYS rules held_by admitted reopens active
 -- ARGV rule ('': all rules), largest number of keys
 -- RETURNS flat groups of four: rule, its two lines, held jobs, admitted jobs; or for a rule's keys: key, held jobs, admitted
 --   jobs, when its next token is free (unix ms, or '' if nothing waits for one)
-local rules, held_by, admitted, reopens = unpack(KEYS)
+local rules, held_by, admitted, reopens, active = unpack(KEYS)
 local rule, most = ARGV[1], tonumber(ARGV[2])
 
 local function number(set, from, to) return redis.call('ZLEXCOUNT', set, from, to) end
@@ -18,6 +18,8 @@ if rule == '' then
         for place, set in ipairs({ held_by, admitted }) do
             rows[n + 2 + place] = number(set, '[' .. name .. '\0', '(' .. name .. '\1') + number(set, '[' .. name .. ':', '(' .. name .. ';')
         end
+        -- The rule of the whole queue holds no job, and counts all that are active.
+        if name == 'queue' then rows[n + 4] = redis.call('ZCARD', active) end
     end
     return rows
 end

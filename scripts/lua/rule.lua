@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- rule: writes or removes a rule of limits, and lets admit look at the keys whose jobs it holds, one page per call.
--- KEYS rules held_by openings reopens wake
+-- KEYS rules held_by openings reopens meta wake
 -- ARGV layer ("set": an operator's rule, which takes precedence; "declared": the one that code declares), name, text ('': remove it),
 --   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of keys per call)
 -- RETURNS the cursor of the next call, or '' when all keys were looked at; 'full' when there are too many rules (nothing changed)
-local rules, held_by, openings, reopens, wake = unpack(KEYS)
+local rules, held_by, openings, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
 if cursor == '' then
@@ -18,7 +18,14 @@ if cursor == '' then
     else
         redis.call('HSET', rules, name, set .. '\n' .. declared)
     end
-    if before == (set ~= '' and set or declared) then return '' end
+    local after = set ~= '' and set or declared
+    if before == after then return '' end
+    if name == 'queue' then
+        -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta.
+        if after == '' then redis.call('HDEL', meta, 'rule') else redis.call('HSET', meta, 'rule', after) end
+        redis.call('ZADD', wake, 0, 't')
+        return ''
+    end
 end
 
 -- Keys of a rule are its name, alone or followed by a colon. Jump from each key that holds jobs to the next one.

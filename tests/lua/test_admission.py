@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -275,3 +275,23 @@ async def test_looks_bound_the_work_of_a_call(bench: Bench):
     else:
         raise AssertionError("it never ends")
     await world.check(settled=True)
+
+
+async def test_the_rule_of_the_queue_bounds_every_claim(bench: Bench):
+    store, world = bench.store, await trips(bench, ("queue", "3 10/1000/5"))
+    for n in range(9):
+        await world.enqueue(f"j{n}")
+
+    async def claim(want: int) -> list[Any]:
+        world.requests += 1
+        return await bench.do(store.claim(want, 30_000, "w", "w:0", world.requests, repeated=False))
+
+    token, _, ids, _, _, _, limited = await claim(2)
+    assert (ids, limited) == (["j0", "j1"], None)
+    _, _, ids, _, _, _, limited = await claim(5)
+    assert (ids, limited) == (["j2"], -1), "until a job ends"
+    assert await claim(5) == ["", bench.now, [], [], [], [], -1]
+    await bench.do(store.complete(["j0", token, "r", "", "j1", token, "r", ""], []))
+    _, _, ids, _, _, _, limited = await claim(9)
+    assert (ids, limited) == (["j3", "j4"], 100), "the fifth token of the burst is spent"
+    assert "wake" in await bench.dump(), "of the enqueues"

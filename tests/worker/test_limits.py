@@ -295,3 +295,92 @@ async def test_a_worker_that_stops_lets_another_one_start_what_it_made_room_for(
             first.stop()
             gate.open()
         await until(lambda: ran == [0, 1], "the other worker to run the second one")
+
+
+async def test_the_whole_queue_has_a_concurrency_of_its_own(
+    connection: Any, start: Callable[..., Any], gate: Gate, until: Until
+):
+    async with Queue("bounded", connection, limits=[Concurrency(3)]) as queue:
+        running: set[int] = set()
+        most = 0
+
+        @queue.task
+        async def work(n: int) -> None:
+            nonlocal most
+            running.add(n)
+            most = max(most, len(running))
+            await gate.passing()
+            running.discard(n)
+
+        jobs = await work.enqueue_many([{"n": n} for n in range(20)])
+        await start(queue, concurrency=10)
+        await start(queue, concurrency=10)
+        await until(lambda: len(running) == 3, "three jobs to run")
+        stats = await queue.stats()
+        assert (stats.active, stats.waiting, stats.held) == (3, 17, 0)
+        [rule] = await queue.limits()
+        assert (rule.rule, rule.concurrency, rule.active) == ("queue", 3, 3)
+        gate.open()
+        await asyncio.gather(*(job.result(20) for job in jobs))
+        assert most == 3
+
+
+async def test_the_whole_queue_has_a_rate_of_its_own(connection: Any, start: Callable[..., Any]):
+    loop = asyncio.get_running_loop()
+    async with Queue("bounded", connection, limits=[Rate(200, per=1, burst=5)]) as queue:
+        starts: list[float] = []
+
+        @queue.task
+        async def work() -> None:
+            starts.append(loop.time())
+
+        await start(queue)
+        jobs = await work.enqueue_many([{} for _ in range(45)])
+        await asyncio.gather(*(job.result(20) for job in jobs))
+        assert starts[-1] - starts[0] >= 0.15, "40 tokens, one every 5 ms"
+
+
+async def test_a_raised_concurrency_of_the_queue_acts_at_once(
+    connection: Any, start: Callable[..., Any], gate: Gate, until: Until
+):
+    async with Queue("bounded", connection, limits=[Concurrency(1)]) as queue:
+        running = 0
+
+        @queue.task
+        async def work() -> None:
+            nonlocal running
+            running += 1
+            await gate.passing()
+
+        await work.enqueue_many([{}] * 5)
+        await start(queue)
+        await until(lambda: running == 1, "one job to run")
+        await queue.set_limit("queue", concurrency=4)
+        await until(lambda: running == 4, "four jobs to run")
+
+
+async def test_a_worker_that_stops_hands_the_queues_place_on(connection: Any, gate: Gate, until: Until):
+    async with Queue("bounded", connection, limits=[Concurrency(1)]) as queue:
+        ran: list[int] = []
+
+        @queue.task
+        async def work(n: int) -> None:
+            ran.append(n)
+            if n == 0:
+                await gate.passing()
+
+        await work.enqueue_many([{"n": 0}, {"n": 1}])
+        async with Worker(queue, grace=10) as other:
+            first = Worker(queue, grace=10)
+            async with first:
+                first.start()
+                await until(lambda: ran == [0], "the first job to run")
+                other.start()
+                first.stop()
+                gate.open()
+            await until(lambda: ran == [0, 1], "the other worker to run the second one")
+
+
+def test_a_limit_of_a_queue_has_no_argument():
+    with pytest.raises(InvalidJob, match="a queue takes Concurrency and Rate without by= and name="):
+        Queue("mail", limits=[Concurrency(1, by="tenant")])

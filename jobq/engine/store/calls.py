@@ -69,6 +69,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     """Jobs of a claim or a reap. The holder of ``token`` ("fence worker") holds the lease; ``now`` is server time, ms.
 
     ``charged`` counts the attempts charged before this run; ``holders`` (reap only) are the tokens that ran out.
+    ``limited_ms``: the limits of the queue allowed fewer jobs than were asked for. The next one is allowed in so many
+    ms, or when a job ends (-1). None: they did not.
     """
 
     token: bytes
@@ -77,6 +79,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     specs: list[bytes | None]
     charged: list[bytes | None]
     holders: list[bytes | None]
+    limited_ms: int | None = None
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
@@ -90,7 +93,10 @@ def read_claimed(reply: list[Any]) -> Claimed | None:
     """Returns None when no job is waiting, or when the queue is paused."""
     if not reply:
         return None
-    return Claimed(reply[0], reply[1], reply[2], reply[3], reply[4], reply[5] if len(reply) > 5 else [])
+    *claimed, last = reply if len(reply) > 5 else (*reply, None)
+    if isinstance(last, list):
+        return Claimed(*claimed, last)
+    return Claimed(*claimed, [], last)
 
 
 def read_settled(reply: list[Any]) -> Settled:

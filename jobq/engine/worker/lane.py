@@ -305,9 +305,14 @@ class Lane(Settler):
                     source.released(run)
             else:
                 slots.admit(runs)
+        limited_ms = claimed.limited_ms if claimed is not None else None
         if moved:
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
             self._moved(claimer, moved)
+            if limited_ms is not None:
+                source.limited = source.holds = True
+                if limited_ms >= 0:
+                    source.timer.not_later(limited_ms)
         else:
             source.demand = source.demand.came()
         if slots.room() <= 0:

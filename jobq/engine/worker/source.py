@@ -90,7 +90,7 @@ class Source:
         self.recounted: bytes | str = ""
         """Where the comparison of limits with jobs goes on."""
         self.holds = False
-        """The queue had held jobs at the last trip. The end of a job may make room for one of them."""
+        """At the last trip jobs were held, or waited for the queue's own limits. The end of a job may let one start."""
         self.timer = DueTimer(self.loop, self._due)
         self.wake: Callable[[], object] = _nobody
         """Tells the lane that there is something to do."""
