@@ -176,7 +176,7 @@ SABOTAGES = [
     Break("trim", "the young are not counted", ", count - many)", ")"),
     Break("trim", "another's key is taken along", "== ids[i] then", "then"),
     Break("trim", "the page is not kept", "math.min(page - #ids, over,", "math.min(over,"),
-    Break("expire", "a millisecond early", "unique_until, '-inf', now, 'BYSCORE'", "unique_until, '-inf', now + 1, 'BYSCORE'"),
+    Break("expire", "a millisecond early", "unique_until, '-inf', now, 'BY", "unique_until, '-inf', now + 1, 'BY"),
     Break("reprioritise", "the place in time is lost", "tonumber(score) % 4398046511104", "tonumber(score) % 1"),
     Break("reprioritise", "LIFO is lost", "ARGV[3] .. lifo", "ARGV[3]"),
     Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),

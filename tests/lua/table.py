@@ -10,6 +10,7 @@ import pytest
 from columns import State, dump, seed, text
 
 from jobq.engine.store import Store
+from jobq.engine.store.calls import Claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +85,10 @@ def plain(reply: Any) -> Any:
     """A reply as text, lists and numbers."""
     if isinstance(reply, bytes):
         return text(reply)
-    if isinstance(reply, list):
+    if isinstance(reply, list | tuple):
         return [plain(one) for one in reply]
+    if isinstance(reply, Claimed) and reply.limited_ms is None:
+        return plain(msgspec.structs.astuple(reply)[:-1])
     if isinstance(reply, msgspec.Struct):
         return [plain(one) for one in msgspec.structs.astuple(reply)]
     return reply

@@ -431,7 +431,8 @@ def plain(reply: Any) -> Any:
     if isinstance(reply, list):
         return [plain(one) for one in reply]
     if hasattr(reply, "__struct_fields__"):
-        return [plain(getattr(reply, name)) for name in reply.__struct_fields__]
+        # no queue of this machine has limits
+        return [plain(getattr(reply, name)) for name in reply.__struct_fields__ if name != "limited_ms"]
     return reply
 
 

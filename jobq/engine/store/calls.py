@@ -93,10 +93,10 @@ def read_claimed(reply: list[Any]) -> Claimed | None:
     """Returns None when no job is waiting, or when the queue is paused."""
     if not reply:
         return None
-    *claimed, last = reply if len(reply) > 5 else (*reply, None)
-    if isinstance(last, list):
-        return Claimed(*claimed, last)
-    return Claimed(*claimed, [], last)
+    token, now, ids, specs, charged, *rest = reply
+    if rest and isinstance(rest[0], int):
+        return Claimed(token, now, ids, specs, charged, [], rest[0])
+    return Claimed(token, now, ids, specs, charged, rest[0] if rest else [])
 
 
 def read_settled(reply: list[Any]) -> Settled:
