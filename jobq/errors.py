@@ -187,6 +187,9 @@ class TooManyWaiting(JobqError):
     """A handler wants to wait for another job, but too many handlers of its worker do that already."""
 
     def __init__(self, waiting: str, awaited: str, others: int) -> None:
+        self.waiting = waiting
+        self.awaited = awaited
+        self.others = others
         super().__init__(
             f"job {waiting} may not wait for job {awaited}: {others} jobs of this worker wait for other jobs already;"
             " enqueue without waiting, or let the awaited job do the rest of the work"

@@ -15,6 +15,7 @@ from jobq.cli.reload import watch
 from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.cli.supervisor import REFUSED, Supervisor, follow_supervisor
 from jobq.cli.target import load_target
+from jobq.engine.worker.life import open_queues
 from jobq.engine.worker.worker import Worker
 from jobq.errors import NoServer, SettingsError, StoreError, StoreRefused, TargetError
 from jobq.logging import configure
@@ -79,9 +80,8 @@ async def supervise(make: Callable[[], Supervisor], queues: list[Queue], *, relo
     supervisor = make()
     on_stop_signals(supervisor.stop)
     async with AsyncExitStack() as stack:
-        for queue in queues:
-            # The queues stay open while the workers run. Otherwise an embedded server could end in between.
-            await stack.enter_async_context(queue)
+        # The queues stay open while the workers run. Otherwise an embedded server could end in between.
+        await open_queues([(queue, 1) for queue in queues], stack)
         watching = asyncio.create_task(watch(supervisor.restart)) if reload else None
         try:
             return await supervisor.run()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobq import Queue
+from jobq import NewJob, Queue
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.outcome import encode_result
 from jobq.errors import InvalidJob, InvalidResult
@@ -40,6 +40,10 @@ UNSOUND = [
     msgspec.Raw(b"1 2"),
     msgspec.Raw(b'{"a":1'),
     msgspec.Raw(b'"\xff"'),
+    msgspec.Raw(b"1e999"),
+    msgspec.Raw(b'"\\ud800"'),
+    msgspec.Raw(b"[" * 5000 + b"]" * 5000),
+    {"a": [msgspec.Raw(b"-1e999")]},
     {"a": msgspec.Raw(b"oops")},
     [1, [msgspec.Raw(b",")]],
     Point(1.0, msgspec.Raw(b"}")),
@@ -96,3 +100,22 @@ def test_a_call_with_a_number_that_json_lacks_is_refused(value: Any):
 )
 def test_sound_values_are_encoded(value: Any, encoded: bytes):
     assert encode(value) == encoded
+
+
+HAND_MADE = [b"oops", b"", b"NaN", b"1e999", b'{"a":-1e999}', b'{"a":"\\ud800"}', b'"\xff"', b"[" * 5000 + b"]" * 5000]
+
+
+@pytest.mark.parametrize("payload", HAND_MADE, ids=lambda payload: str(payload[:12]))
+@pytest.mark.parametrize("types", [False, True], ids=["without tasks", "with tasks"])
+async def test_a_payload_that_was_made_by_hand_is_stored_only_if_everybody_can_read_it(
+    queue: Queue, payload: bytes, types: bool
+):
+    if types:
+
+        @queue.task
+        async def send(a: Any = None, **more: Any) -> None: ...
+
+    for enqueue in (queue.submit, lambda job: queue.submit_many([job])):
+        with pytest.raises(InvalidJob, match="payload of 'send'"):
+            await enqueue(NewJob("send", msgspec.Raw(payload)))
+    assert (await queue.stats()).waiting == 0

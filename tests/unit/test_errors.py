@@ -345,3 +345,45 @@ async def test_a_refused_retry_names_the_job_that_holds_the_key(queue: Queue):
     second = await queue.enqueue("send", key="k")
     with pytest.raises(errors.WrongState, match=f"blocked by its key.*job {second.id} holds the same key"):
         await queue.retry(first.id)
+
+
+EVERY: list[errors.JobqError] = [
+    errors.InvalidJob("text"),
+    errors.UnknownType("a", ["c", "b"]),
+    errors.UnknownRule("a", ["c", "b"]),
+    errors.PayloadTooLarge(5, 4),
+    errors.IdempotencyConflict("1"),
+    errors.JobIdTaken("1"),
+    errors.JobNotFound("1"),
+    errors.WrongState("1", "kill", "failed", ["waiting", "delayed"], "a hint"),
+    errors.QueueInUse("q", 1, 2),
+    errors.JobFailed("1", "ValueError", "no", "a trace"),
+    errors.JobKilled("1", "Killed", "by hand"),
+    errors.UnreadableResult("1", "it is damaged"),
+    errors.ResultTimeout("late"),
+    errors.TooManyWaiting("parent 1", "2", 1000),
+    errors.StoreUnavailable("away"),
+    errors.DurabilityUnavailable("no copy"),
+    errors.RemoteError("a.B", "text", "trace", final=True, delay=5),
+    errors.Unserved("nobody", invalid=True),
+]
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_errors_are_the_same_with_all_attributes_after_their_way_from_a_child_process(error: errors.JobqError):
+    again = rebuild(pack(error))
+    for other in (again, errors.twin(error)):
+        assert type(other) is type(error)
+        assert str(other) == str(error)
+        assert other.args == error.args
+        assert vars(other) == vars(error)
+        assert all(type(vars(other)[name]) is type(value) for name, value in vars(error).items())
+
+
+def test_every_error_with_attributes_is_among_them():
+    own = {
+        name
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, errors.JobqError) and "__init__" in vars(kind)
+    }
+    assert own <= {type(error).__name__ for error in EVERY}

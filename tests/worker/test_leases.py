@@ -52,6 +52,7 @@ async def test_jobs_claimed_ahead_go_back_while_a_handler_blocks_the_loop(
 ):
     monkeypatch.setattr(heartbeat, "HAND_BACK_MAX", 10)
     seen: list[tuple[int, int, int]] = []
+    orders: list[tuple[object, object]] = []
     with redis.Redis.from_url(server.admin_url) as client:
 
         @queue.task
@@ -59,12 +60,14 @@ async def test_jobs_claimed_ahead_go_back_while_a_handler_blocks_the_loop(
             ahead = len(worker._pool.slots.buffer)  # noqa: SLF001
             if seen or ahead <= 10:
                 return
+            claimed = [run.id for run in worker._pool.slots.buffer._runs]  # noqa: SLF001
             held = still = client.zcard(admin.keys["active"])
             deadline = time.monotonic() + 10
             while still > held - ahead and time.monotonic() < deadline:
                 time.sleep(0.01)  # noqa: ASYNC251 - that is the sin
                 still = client.zcard(admin.keys["active"])
             seen.append((ahead, held, still))
+            orders.append((claimed, client.zrange(admin.keys["waiting"], 0, ahead - 1)))
 
         await quick.enqueue_many([{}] * 2000)  # There are so many short jobs that the worker claims ahead.
         worker = await start(concurrency=10)
@@ -75,6 +78,8 @@ async def test_jobs_claimed_ahead_go_back_while_a_handler_blocks_the_loop(
         await until(completed)
     [(ahead, held, still)] = seen
     assert still <= held - ahead
+    [(claimed, waiting)] = orders
+    assert waiting == claimed, "they wait in the order of their claim, although several calls handed them back"
 
 
 SERVICE = """

@@ -312,7 +312,7 @@ async def test_the_end_of_the_heartbeat_thread_ends_the_worker(queue: Queue, mon
     async def slow() -> None:
         await gate.passing()
 
-    async def die(_: Any, __: Any, halt: asyncio.Event) -> None:
+    async def die(_: Any, halt: asyncio.Event) -> None:
         await asyncio.to_thread(dies.wait)
         halt.set()
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import structlog
 
-from jobq import Backoff, Context, Depends, JobFailed, Queue, State, inject
+from jobq import Backoff, Context, Depends, JobFailed, Queue, State, TooManyWaiting, inject
 from jobq.engine.task.context import PROGRESS_MAX, current
 from jobq.engine.worker import lending
 from jobq.engine.worker import outbox as outbox_module
@@ -486,6 +486,30 @@ async def test_a_handler_beyond_the_bound_may_not_wait_and_the_error_names_both_
     job = await parent.enqueue()
     with pytest.raises(JobFailed, match=f"job parent {job.id} may not wait for job"):
         await job.result(5)
+
+
+async def test_a_handler_in_a_thread_gets_the_refusal_itself(queue: Queue, start, monkeypatch):
+    monkeypatch.setattr(lending, "LENT_MAX", 0)
+    caught: list[TooManyWaiting] = []
+
+    @queue.task
+    async def child() -> None: ...
+
+    @queue.task(attempts=1)
+    def parent() -> str:
+        job = child.enqueue_sync()
+        try:
+            job.result_sync(5)
+        except TooManyWaiting as error:
+            caught.append(error)
+            return job.id
+        return "it waited"
+
+    worker = await start(concurrency=5)
+    job = await parent.enqueue()
+    awaited = await job.result(10)
+    assert [(error.waiting, error.awaited, error.others) for error in caught] == [(f"parent {job.id}", awaited, 0)]
+    assert _slots(worker) == 5
 
 
 async def test_context_knows_its_job(queue: Queue, start):

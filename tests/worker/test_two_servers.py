@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobq import Backoff, Queue, State, Worker
+from jobq import Backoff, Queue, State, StoreRefused, StoreUnavailable, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,3 +133,103 @@ async def test_jobs_of_a_dead_worker_are_recovered_while_another_server_is_froze
     assert await job.result(20) == "recovered"
     assert [error.type for error in (await job.row()).errors] == ["LeaseExpired"]
     thaw(other)
+
+
+async def test_a_worker_starts_while_one_of_its_servers_is_down_and_joins_it_later(
+    queue: Queue, other, gate, start, until, logs
+):
+    began: list[str] = []
+    absent = Queue("absent", other.url)
+
+    @queue.task
+    async def here() -> str:
+        return "here"
+
+    @absent.task
+    async def there(wait: bool) -> str:
+        if wait:
+            await gate.passing()
+        return "there"
+
+    for one in (queue, absent):
+        one.on_startup(lambda one=one: began.append(f"start {one.name}"))
+        one.on_shutdown(lambda one=one: began.append(f"stop {one.name}"))
+    other.kill()
+    worker = await start(absent, queue, lease=2)
+    assert await (await here.enqueue()).result(10) == "here"
+    assert worker.state == "running"
+    assert began == ["start test"]
+    assert logs.one("Queue absent is not served yet", "WARNING").queue == "absent"
+
+    other.start()
+    async with Queue("absent", other.url) as producer:
+        quick, slow = [await producer.enqueue("there", {"wait": wait}) for wait in (False, True)]
+        assert await quick.result(20) == "there"
+        assert logs.one("Queue absent is served now", "WARNING").queue == "absent"
+        assert began == ["start test", "start absent"]
+        await gate.arrival()
+
+        async def lease() -> int:
+            return (await slow.row()).lease_until or 0
+
+        first = await lease()
+
+        async def renewed() -> bool:
+            return await lease() > first
+
+        await until(renewed, "the heartbeat renews there as well")
+        assert [row.id for row in await producer.workers()] == [worker.name]
+        await slow.kill()
+        await until(lambda: logs.all("because it was killed"), "the control channel is heard there as well")
+        worker.stop()
+        await worker.finished()
+        assert await producer.workers() == []
+    assert began[2:] == ["stop absent", "stop test"]
+    assert len(logs.all("is not served yet")) == len(logs.all("is served now")) == 1
+
+
+async def test_a_worker_whose_servers_are_all_down_fails_at_its_start(other, away):
+    other.kill()
+    with pytest.raises(StoreUnavailable):
+        await Worker(*away[:2]).run()
+    with pytest.raises(StoreUnavailable):
+        async with Worker(*away[:2]):
+            raise AssertionError("it cannot be entered")
+
+
+async def test_a_server_that_refuses_is_an_error_at_the_start_although_another_one_works(queue: Queue, other):
+    wrong = Queue("wrong", other.url.replace("unix://", "unix://nobody:wrong@").replace("jobq:jobq@", ""))
+    for run in (Worker(queue, wrong).run(), Worker(wrong, queue).run()):
+        with pytest.raises(StoreRefused, match="refuses this user"):
+            await run
+    async with Queue("newer", other.url) as newer:
+        await newer.store.register()
+        await newer.store.command(b"HSET", newer.store.keys["meta"], b"layout", 99)
+    with pytest.raises(StoreRefused, match="has layout 99"):
+        await Worker(queue, Queue("newer", other.url)).run()
+
+
+async def test_a_server_that_comes_and_refuses_is_logged_and_the_others_are_served(
+    queue: Queue, other, start, until, logs
+):
+    @queue.task
+    async def here() -> str:
+        return "here"
+
+    other.kill()
+    worker = await start(Queue("absent", other.url), queue)
+    await until(lambda: worker.state == "running")
+    unfit = type(other)("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru", folder=other.folder).start()
+    await until(lambda: logs.all("Queue absent is not served: maxmemory-policy", "ERROR"))
+    assert await (await here.enqueue()).result(10) == "here"
+    assert len(logs.all("Queue absent is not served: maxmemory-policy", "ERROR")) == 1
+    unfit.kill()
+
+
+async def test_a_worker_that_stops_while_a_server_is_away_stops_at_once(queue: Queue, other, logs):
+    other.kill()
+    async with Worker(Queue("absent", other.url), queue) as worker:
+        worker.start()
+        worker.stop()
+        await worker.finished()
+    assert worker.state == "stopped"

@@ -33,7 +33,6 @@ def encode_hook(value: Any) -> Any:
 
 
 _encode = msgspec.json.Encoder(enc_hook=encode_hook).encode
-_one_value = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def encode(value: Any) -> bytes:
@@ -45,15 +44,34 @@ def encode(value: Any) -> bytes:
     data = _encode(value)
     if type(value) in _SCALARS:
         return data
-    try:
-        # reads over the text without making objects of it
-        _one_value(data)
-        text = data.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"a msgspec.Raw in it is not one JSON value: {error}") from None
-    if "null" in text:
+    if _holds_raw(value):
+        check_sound(data)
+    if b"null" in data:
         refuse_non_finite(value)
     return data
+
+
+def check_sound(data: bytes | msgspec.Raw) -> None:
+    """Check JSON that was not made by an encoder. All of it is read: what only skips over it accepts 1e999.
+
+    :raises ValueError: not everybody could read it.
+    """
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"a msgspec.Raw in it is not one JSON value: {error}") from None
+
+
+def _holds_raw(value: Any) -> bool:
+    found: list[Collection[Any]] = [(value,)]
+    while found:
+        values = found.pop()
+        kinds = set(map(type, values))
+        if msgspec.Raw in kinds:
+            return True
+        if not kinds <= _LEAVES:
+            found += [_inside(one) for one in values if type(one) not in _LEAVES]
+    return False
 
 
 def refuse_non_finite(value: Any) -> None:

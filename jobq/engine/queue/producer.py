@@ -47,6 +47,7 @@ class Producer:
     """
 
     def __init__(self, store: Store, durability: Durability, durability_timeout_ms: int, *, checked: bool) -> None:
+        self._loop = asyncio.get_running_loop()
         self._store = store
         self._durability = durability
         self._timeout_ms = durability_timeout_ms
@@ -73,7 +74,7 @@ class Producer:
                 if self._pending:
                     self._start_flight()
         else:
-            future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[Accepted] = self._loop.create_future()
             self._pending.append((row, future, monotonic()))
             answer = await future
         if not isinstance(answer, Accepted):
@@ -92,7 +93,7 @@ class Producer:
 
     def _start_flight(self) -> None:
         self._flights += 1
-        task = asyncio.get_running_loop().create_task(self._fly())
+        task = self._loop.create_task(self._fly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

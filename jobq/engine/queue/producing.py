@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
-from jobq.engine.model.encoding import encode
+from jobq.engine.model.encoding import check_sound, encode
 from jobq.engine.model.entry import encode_entry
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
@@ -42,7 +42,7 @@ class Producing(Registry, Verbs):
 
         :raises InvalidJob: an option or the payload does not fit (``UnknownType``, ``PayloadTooLarge``).
         """
-        size = len(bytes(new.payload))
+        size = len(new.payload)
         if size > self.max_payload:
             raise PayloadTooLarge(size, self.max_payload)
         defaults = PLAIN
@@ -54,6 +54,9 @@ class Producing(Registry, Verbs):
             defaults = task.defaults
         else:
             check_type(new.type)
+            if new.given is None:
+                # made by hand: what `new` makes is sound
+                self._check_sound(new)
         if new.options is not defaults and new.options is not self._checked:
             check(new.options)
             if new.options.metadata is not None and (size := len(encode(new.options.metadata))) > self.max_payload:
@@ -65,6 +68,13 @@ class Producing(Registry, Verbs):
                 check_key("idempotency scope", part)
         if new.id is not None and not is_id(new.id):
             raise InvalidJob(f"id {new.id!r:.80}: 1 to 64 letters, digits and ._~-; jobq.new_id() makes one")
+
+    @staticmethod
+    def _check_sound(new: NewJob) -> None:
+        try:
+            check_sound(new.payload)
+        except ValueError as error:
+            raise InvalidJob(f"payload of {new.type[:80]!r}: {error}") from None
 
     async def submit(self, new: NewJob, *, durability: Durability | None = None, checked: bool = False) -> Accepted:
         """Check and enqueue one job, in one trip with whatever else is being enqueued.
@@ -132,12 +142,13 @@ class Producing(Registry, Verbs):
         news = given = list(news)
         if not self.tasks and any(new.given is not None for new in news):
             news = await session.defaults.complete(news)
-        for new, before in zip(news, given, strict=True):
-            if not checked or new is not before:
+        if not checked or news is not given:
+            for new in news:
                 self.check(new)
         if limited := [new for new in news if new.options.limits or new.options.limits_by]:
             await session.rule_names.check(limited, self.rules)
-        answers = await producer.send_many([encode_entry(new, session.ids, session.store.now_ms()) for new in news])
+        ids, now = session.ids, session.store.now_ms()
+        answers = await producer.send_many([encode_entry(new, ids, now) for new in news])
         if self.hooks:
             for new, answer in zip(news, answers, strict=True):
                 if isinstance(answer, Accepted):
@@ -209,7 +220,8 @@ class Producing(Registry, Verbs):
     async def _enqueue(
         self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
     ) -> Job[Any]:
-        return await self.send(self.new(type, payload, id=id, **given), durability=durability)
+        accepted = await self.submit(self.new(type, payload, id=id, **given), durability=durability)
+        return Job(self, accepted.id, duplicate=accepted.duplicate)
 
     def enqueue_many(
         self, jobs: Iterable[NewJob], *, durability: Durability | None = None

@@ -13,7 +13,7 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from jobq.engine.model.job import Durability, NewJob, Seconds
+    from jobq.engine.model.job import Accepted, Durability, NewJob, Seconds
     from jobq.engine.model.views import JobRow
     from jobq.engine.task.events import Hooks
 
@@ -36,6 +36,10 @@ class Sender(Protocol):
     @property
     def hooks(self) -> Hooks:
         """Its hooks, and those of its tasks."""
+        ...
+
+    async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:
+        """Enqueue one job."""
         ...
 
     async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:

@@ -124,7 +124,7 @@ class Signature:
                     raise TypeError(f"argument {name!r} given twice")
                 kwargs[name] = value
         payload = _encode(kwargs)
-        if payload.find(b"null") >= 0:
+        if b"null" in payload:
             refuse_non_finite(kwargs)
         return payload
 

@@ -18,6 +18,8 @@ from jobq.errors import RemoteError, Retry, Snooze
 
 STATE_MAX = 64_000
 """Bytes of an exception's arguments and attributes. They travel beside the message, which is bounded as well."""
+TUPLE = "\0tuple"
+"""The only key of a dict that stands for a tuple."""
 MAIN = "__jobq_main__"
 """The name under which a child loads the file that the worker has as ``__main__``."""
 
@@ -67,12 +69,32 @@ def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
 def _plain(value: Any) -> bytes | None:
     """The value encoded; None if decoding would not give the same value, or if it is too large."""
     try:
-        encoded = _encode(value)
-        if len(encoded) <= STATE_MAX and msgspec.msgpack.decode(encoded) == value:
+        encoded = _encode(_marked(value))
+        if len(encoded) <= STATE_MAX and _unmarked(msgspec.msgpack.decode(encoded)) == value:
             return encoded
     except BaseException:  # noqa: BLE001, S110 - any object may raise while it is encoded or compared
         pass
     return None
+
+
+def _marked(value: Any) -> Any:
+    """The value with its tuples marked: msgpack would make lists of them."""
+    if isinstance(value, tuple):
+        return {TUPLE: [_marked(one) for one in cast("tuple[Any, ...]", value)]}
+    if isinstance(value, list):
+        return [_marked(one) for one in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {name: _marked(one) for name, one in cast("dict[Any, Any]", value).items()}
+    return value
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(one) for one in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        inside = {name: _unmarked(one) for name, one in cast("dict[Any, Any]", value).items()}
+        return tuple(inside[TUPLE]) if list(inside) == [TUPLE] else inside
+    return value
 
 
 def rebuild(raised: RaisedError) -> Exception:
@@ -95,13 +117,13 @@ def _rebuilt(raised: RaisedError) -> Exception | None:
         return None
     kind = found
     try:
-        args: list[Any] = msgspec.msgpack.decode(raised.args)
+        args: list[Any] = _unmarked(msgspec.msgpack.decode(raised.args))
         error = kind.__new__(kind, *args)
         # The __init__ of a user's class may take other arguments than it passes on, as in pickle's well-known trap.
         # The built-in base class gets what it was given before; attributes are restored below.
         builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
         builtin.__init__(error, *args)
-        vars(error).update(msgspec.msgpack.decode(raised.state))
+        vars(error).update(_unmarked(msgspec.msgpack.decode(raised.state)))
     except Exception:  # noqa: BLE001 - a user's class may do anything; the RemoteError describes the error as well
         return None
     return error if facts(error).message == raised.facts.message else None

@@ -77,6 +77,8 @@ class Heartbeat(threading.Thread):
         self._failing: set[Source] = set()
         self._halted = threading.Event()
         self._waking: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._servers: list[Stores] = []
+        self._group: asyncio.TaskGroup | None = None
 
     def halt(self) -> None:
         """Ask the thread to end. Does not wait, so that every way out of a worker can call it, a cancelled one too."""
@@ -85,6 +87,13 @@ class Heartbeat(threading.Thread):
             loop, halt = self._waking
             with contextlib.suppress(RuntimeError):  # its loop is closed: the thread has ended
                 loop.call_soon_threadsafe(halt.set)
+
+    def add(self, source: Source) -> None:
+        """Renew the leases of one more source. Called in the worker's loop, after the source joined the pool."""
+        if self._waking is not None:
+            loop, halt = self._waking
+            with contextlib.suppress(RuntimeError):  # its loop is closed: the next one reads the pool's sources
+                loop.call_soon_threadsafe(self._serve_also, source, halt)
 
     def word(self, queue: Queue) -> bytes:
         """The worker's row for readers of this queue, as JSON."""
@@ -117,30 +126,31 @@ class Heartbeat(threading.Thread):
         self._waking = asyncio.get_running_loop(), halt
         if self._halted.is_set():  # asked before there was a loop to wake
             halt.set()
-        servers = self._servers()
+        self._servers = []
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(servers, halt))
-                for stores in servers:
-                    group.create_task(self._serve(stores, halt))
+            async with asyncio.TaskGroup() as self._group:
+                self._group.create_task(self._watch(halt))
+                for source in list(self._pool.sources):
+                    self._serve_also(source, halt)
         finally:
-            for stores in servers:
+            self._group = None
+            for stores in self._servers:
                 await stores[0][1].connection.aclose()
 
-    def _servers(self) -> list[Stores]:
-        """The sources by the server that they are on, each server with a connection of the heartbeat's own."""
-        servers: dict[int, Stores] = {}
-        for source in self._pool.sources:
-            shared = source.store.connection
-            stores = servers.setdefault(id(shared), [])
-            if stores:
-                own = stores[0][1].connection
-            else:
-                # a dead connection must be noticed, and replaced, before the leases run out
-                timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
-                own = Connection(shared.url, timeout=timeout)
-            stores.append((source, source.queue.new_store(own)))
-        return list(servers.values())
+    def _serve_also(self, source: Source, halt: asyncio.Event) -> None:
+        """Renew for a source, too. Each server has one task, and one connection of the heartbeat's own."""
+        if self._group is None or halt.is_set() or any(source is one for stores in self._servers for one, _ in stores):
+            return
+        shared = source.store.connection
+        for stores in self._servers:
+            if stores[0][0].store.connection is shared:
+                stores.append((source, source.queue.new_store(stores[0][1].connection)))
+                return
+        # a dead connection must be noticed, and replaced, before the leases run out
+        timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
+        stores = [(source, source.queue.new_store(Connection(shared.url, timeout=timeout)))]
+        self._servers.append(stores)
+        self._group.create_task(self._serve(stores, halt))
 
     async def _serve(self, stores: Stores, halt: asyncio.Event) -> None:
         """Renew on one server until the halt; then remove the worker's row there."""
@@ -157,7 +167,7 @@ class Heartbeat(threading.Thread):
     async def _beat(self, stores: Stores) -> bool:
         """Renew everything that is held on one server. False: something was not renewed, and is tried again soon."""
         renewed = True
-        for source, store in stores:
+        for source, store in list(stores):
             if self._halted.is_set():
                 break  # each of them may wait for a server that does not answer
             try:
@@ -205,7 +215,7 @@ class Heartbeat(threading.Thread):
             # Redis was emptied, or came back without its data: without an entry the queue could not be found any more
             await store.register()
 
-    async def _watch(self, servers: list[Stores], halt: asyncio.Event) -> None:
+    async def _watch(self, halt: asyncio.Event) -> None:
         """Ask the worker's loop to answer, again and again. When that loop is closed, the heartbeat ends."""
         pause = min(STALL_SECONDS / 2, self._interval)
         while not halt.is_set():
@@ -228,7 +238,7 @@ class Heartbeat(threading.Thread):
                     f"A handler blocks the event loop, for {silent:.1f} s so far:\n{indented(self._stack())}",
                     silent_s=round(silent, 1),
                 )
-                await asyncio.gather(*self._give_back(servers))
+                await asyncio.gather(*self._give_back())
             if silent >= self._stuck_after and not self._stuck:
                 self._stuck = True
                 log.error(
@@ -239,18 +249,19 @@ class Heartbeat(threading.Thread):
                 if self._given_up is not None:
                     self._given_up()
 
-    def _give_back(self, servers: list[Stores]) -> list[Coroutine[Any, Any, None]]:
+    def _give_back(self) -> list[Coroutine[Any, Any, None]]:
         """Hand back what was claimed ahead of a free slot: it should not wait behind the handler that blocks."""
         unstarted = self._pool.slots.buffer.take_all()
         return [
             self._release(source, store, [run for run in unstarted if run.source is source])
-            for stores in servers
+            for stores in self._servers
             for source, store in stores
         ]
 
     async def _release(self, source: Source, store: Store, runs: list[Run]) -> None:
-        for at in range(0, len(runs), HAND_BACK_MAX):
-            page = runs[at : at + HAND_BACK_MAX]
+        # Each call puts its jobs in front of all that wait: of several calls, the last jobs go first.
+        for end in range(len(runs), 0, -HAND_BACK_MAX):
+            page = runs[max(0, end - HAND_BACK_MAX) : end]
             try:
                 await store.do(store.release([word for run in page for word in (run.id, run.token)]))
             except StoreError as error:
@@ -259,11 +270,16 @@ class Heartbeat(threading.Thread):
                     f"Jobs of queue {source.name} that have not started could not be handed back yet: {error}",
                     queue=source.name, error=str(error),
                 )  # fmt: skip
-                self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[at:])
+                self._pool.loop.call_soon_threadsafe(self._release_later, source, runs[:end])
                 return
-            for run in page:
-                if source.runs.get(run.id) is run:
-                    del source.runs[run.id]
+            # In the loop's thread, which may have claimed one of them again meanwhile.
+            self._pool.loop.call_soon_threadsafe(self._released, source, page)
+
+    @staticmethod
+    def _released(source: Source, runs: list[Run]) -> None:
+        for run in runs:
+            if source.runs.get(run.id) is run:
+                del source.runs[run.id]
 
     @staticmethod
     def _release_later(source: Source, runs: list[Run]) -> None:

@@ -8,12 +8,15 @@ handler lends its slot to another job. When its wait ends it goes on at once: fo
 
 from __future__ import annotations
 
+from contextlib import suppress
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.log import get_logger
 from jobq.errors import TooManyWaiting
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from jobq.engine.task.context import Context
@@ -26,10 +29,16 @@ LENT_MAX: Final = 1000
 
 
 class Lending:
-    """The slots that one worker's handlers have lent. ``widen`` changes the number of slots by so many."""
+    """The slots that one worker's handlers have lent. ``widen`` changes the number of slots by so many.
 
-    def __init__(self, widen: Callable[[int], None]) -> None:
-        self._widen = widen
+    Thread-safe: a handler in a thread gets its ``TooManyWaiting`` there, without waiting for the loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, widen: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._thread = get_ident()
+        self._lock = Lock()
+        self._change = widen
         self._waits: dict[Context, list[str]] = {}
         self.served: set[str] = set()
         """The queues of the worker. It can do nothing for the jobs of others by giving up a slot."""
@@ -42,23 +51,33 @@ class Lending:
         context = run.context
         if queue not in self.served or run.ended or context is None:
             return
-        waits = self._waits.get(context)
-        if waits is None:
-            if len(self._waits) >= LENT_MAX:
+        with self._lock:
+            first = context not in self._waits
+            if first and len(self._waits) >= LENT_MAX:
                 raise TooManyWaiting(run.name, job_id, len(self._waits))
-            waits = self._waits[context] = []
+            self._waits.setdefault(context, []).append(job_id)
+        if first:
             self._widen(1)
             log.debug(
                 f"Job {run.name} waits for job {job_id} of this worker; its slot is lent to another job",
                 queue=run.source.name, job_id=run.id.decode(), awaited=job_id,
             )  # fmt: skip
-        waits.append(job_id)
 
     def end(self, context: Context, job_id: str) -> None:
         """The wait is over, whatever its outcome, perhaps after the run's own end."""
-        waits = self._waits.get(context, [])
-        if job_id in waits:
+        with self._lock:
+            waits = self._waits.get(context, [])
+            if job_id not in waits:
+                return
             waits.remove(job_id)
-            if not waits:
-                del self._waits[context]
-                self._widen(-1)
+            if waits:
+                return
+            del self._waits[context]
+        self._widen(-1)
+
+    def _widen(self, by: int) -> None:
+        if get_ident() == self._thread:
+            self._change(by)
+        else:
+            with suppress(RuntimeError):  # the worker's loop is closed
+                self._loop.call_soon_threadsafe(self._change, by)

@@ -23,10 +23,10 @@ from jobq.engine.worker.heartbeat import Heartbeat
 from jobq.engine.worker.pool import Pool
 from jobq.engine.worker.sweeper import Sweeper
 from jobq.engine.worker.waker import leave
-from jobq.errors import StoreError
+from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.queue.queue import Queue
     from jobq.engine.worker.source import Source
@@ -80,13 +80,14 @@ class Life:
     It is a task of its own: a cancellation of the caller, however often it is repeated, only asks it to stop.
     """
 
-    def __init__(self, plan: Plan, opened: AsyncExitStack | None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.pool: Pool | None = None
         self.stopping = False
         self.working = False
         """It is past its start: queues are open and startup hooks have run."""
         self._plan = plan
-        self._opened = opened
+        self._resources = Resources()
+        self._children = Children()
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -140,8 +141,6 @@ class Life:
         try:
             # a step of the shutdown that fails does not keep the other steps from happening
             async with AsyncExitStack() as stack:
-                if self._opened is None:
-                    await open_queues(self._plan.queues, stack)
                 await self._work(stack)
         except StoreError as error:
             log.error(f"The worker failed: {name}: {error}", worker=name, error=str(error))  # noqa: TRY400 - no traceback helps here
@@ -156,35 +155,37 @@ class Life:
     async def _work(self, stack: AsyncExitStack) -> None:
         plan = self._plan
         self._started = time.time_ns() // 1_000_000
-        resources, children = Resources(), Children()
+        away = await open_queues(plan.queues, stack)
+        here = [pair for pair in plan.queues if pair not in away]
         pool = self.pool = Pool(self._loop, plan.concurrency, plan.lease_ms, plan.name)
-        for queue, weight in plan.queues:
-            pool.add(queue, weight, resources, children)
-        for queue, _ in plan.queues:
-            await queue.store.register()
-            # before the first claim: a key without a rule has room for any number of jobs
-            await declare_rules(queue.store, queue.rules)
-            for hook in queue.startup_hooks:
-                await _call(hook, "startup", queue)
-            for hook in reversed(queue.shutdown_hooks):
-                stack.push_async_callback(_call, hook, "shutdown", queue)
-        stack.push_async_callback(resources.aclose)
-        stack.push_async_callback(children.aclose)
+        for queue, _ in here:
+            await _register(queue)
+            await _prepare(queue, stack)
+        # for the queues that join later: they are closed after the last run, like the others
+        joined = await stack.enter_async_context(AsyncExitStack())
+        stack.push_async_callback(self._resources.aclose)
+        stack.push_async_callback(self._children.aclose)
         heartbeat = Heartbeat(pool, self._describe, plan.stuck_after, plan.given_up)
+        for queue, weight in here:
+            pool.add(queue, weight, self._resources, self._children)
         heartbeat.start()
         stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
         stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
-        for queue, _ in plan.queues:
-            # known before the first claim: what is recorded of claims is kept for known workers only
-            await queue.store.do(queue.store.heartbeat(plan.name, heartbeat.word(queue)))
-        tasks = [
-            *(asyncio.create_task(lane.run(), name="jobq-lane") for lane in pool.lanes),
-            *(asyncio.create_task(waker.run(), name="jobq-waker") for waker in pool.wakers),
-            asyncio.create_task(Sweeper(pool).run(), name="jobq-sweeper"),
-            *(asyncio.create_task(_listen(source), name="jobq-control") for source in pool.sources),
-            asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat"),
+        for queue, _ in here:
+            await _introduce(queue, heartbeat, plan.name)
+        tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat")]
+        for number in range(len(here)):
+            tasks += _serve(pool, number)
+        for queue, _ in away:
+            log.warning(
+                f"Queue {queue.name} is not served yet: its server does not answer, and is tried again until it does",
+                queue=queue.name,
+            )
+        joins = [
+            asyncio.create_task(self._join(queue, weight, joined, heartbeat), name="jobq-join")
+            for queue, weight in away
         ]
-        queues = [queue.name for queue, _ in plan.queues]
+        queues = [queue.name for queue, _ in here]
         log.info(
             f"The worker started: {plan.name} runs jobs of {', '.join(queues)}, {plan.concurrency} at a time",
             worker=plan.name, queues=queues, concurrency=plan.concurrency,
@@ -192,7 +193,15 @@ class Life:
         self.working = True
         stopped = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                await asyncio.wait([stopped, *tasks, *joins], return_when=asyncio.FIRST_COMPLETED)
+                ready = [join for join in joins if join.done() and not join.cancelled() and not join.exception()]
+                if not ready:
+                    break
+                for join in ready:
+                    joins.remove(join)
+                    tasks += _serve(pool, join.result())
+            tasks += joins
             if failed := [task.get_name() for task in tasks if task.done()]:
                 self.stopping = True
                 log.error(f"A part of the worker ended, so the worker stops: {', '.join(failed)}", parts=failed)
@@ -203,15 +212,41 @@ class Life:
             # cancelled meanwhile, perhaps: at once
             stopped.cancel()
             pool.close()
-            for task in tasks:
+            for task in (*tasks, *joins):
                 task.cancel()
         for task in tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[None]]) -> None:
+    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> int:
+        """Wait until the server of a queue answers, and add the queue to the pool. Returns its place there."""
+        failures, last = 0, ""
+        while True:
+            failures += 1
+            await asyncio.sleep(pause(failures))
+            try:
+                await open_queues([(queue, weight)], stack)
+                await _register(queue)
+                break
+            except StoreUnavailable:
+                continue
+            except StoreError as error:
+                # The server answers, and refuses. The other queues are served meanwhile.
+                level = log.debug if str(error) == last else log.error
+                last = str(error)
+                level(f"Queue {queue.name} is not served: {error}", queue=queue.name, error=last)
+        await _prepare(queue, stack)
+        with contextlib.suppress(StoreUnavailable):  # the first claim fails as well, and is repeated
+            await _introduce(queue, heartbeat, self._plan.name)
+        pool = self.pool
+        assert pool is not None
+        heartbeat.add(pool.add(queue, weight, self._resources, self._children))
+        log.warning(f"Queue {queue.name} is served now: its server answers", queue=queue.name)
+        return len(pool.sources) - 1
+
+    async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[Any]]) -> None:
         pool.slots.stop_claiming()
-        wakers = [task for task in tasks if task.get_name() == "jobq-waker"]
+        wakers = [task for task in tasks if task.get_name() in ("jobq-waker", "jobq-join")]
         for task in wakers:
             # before the lanes end: they ask for what a waker's last claim may have taken
             task.cancel()
@@ -268,10 +303,53 @@ class Life:
         )
 
 
-async def open_queues(queues: list[tuple[Queue, int]], stack: AsyncExitStack) -> None:
-    """Open the queues; the stack closes them."""
-    for queue, _ in queues:
-        await stack.enter_async_context(queue)
+async def open_queues(queues: Sequence[tuple[Queue, int]], stack: AsyncExitStack) -> list[tuple[Queue, int]]:
+    """Open the queues side by side; the stack closes them. Returns those whose server does not answer, if another does.
+
+    :raises StoreUnavailable: no server answers.
+    :raises StoreRefused: a server cannot be used.
+    """
+
+    async def open_one(queue: Queue) -> None:
+        await queue.open()
+        stack.push_async_callback(queue.aclose)
+
+    outcomes = await asyncio.gather(*(open_one(queue) for queue, _ in queues), return_exceptions=True)
+    errors = [outcome for outcome in outcomes if outcome is not None]
+    refused = [error for error in errors if not isinstance(error, StoreUnavailable)]
+    if refused or len(errors) == len(queues):
+        raise (refused or errors)[0]
+    return [pair for pair, outcome in zip(queues, outcomes, strict=True) if outcome is not None]
+
+
+async def _register(queue: Queue) -> None:
+    """Make the queue known, and its rules: a key without a rule has room for any number of jobs."""
+    await queue.store.register()
+    await declare_rules(queue.store, queue.rules)
+
+
+async def _prepare(queue: Queue, stack: AsyncExitStack) -> None:
+    """Call the startup hooks. The stack calls the shutdown hooks."""
+    for hook in queue.startup_hooks:
+        await _call(hook, "startup", queue)
+    for hook in reversed(queue.shutdown_hooks):
+        stack.push_async_callback(_call, hook, "shutdown", queue)
+
+
+async def _introduce(queue: Queue, heartbeat: Heartbeat, worker: str) -> None:
+    """Write the worker's row before the first claim: what is recorded of claims is kept for known workers only."""
+    await queue.store.do(queue.store.heartbeat(worker, heartbeat.word(queue)))
+
+
+def _serve(pool: Pool, number: int) -> list[asyncio.Task[Any]]:
+    """The tasks of one source."""
+    source = pool.sources[number]
+    return [
+        asyncio.create_task(pool.lanes[number].run(), name="jobq-lane"),
+        asyncio.create_task(pool.wakers[number].run(), name="jobq-waker"),
+        asyncio.create_task(Sweeper(pool).run(source), name="jobq-sweeper"),
+        asyncio.create_task(_listen(source), name="jobq-control"),
+    ]
 
 
 async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:

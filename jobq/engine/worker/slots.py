@@ -70,7 +70,7 @@ class Slots:
         self.buffer = Buffer(loop, self._overdue)
         self.threads = Threads(loop, concurrency, self.widen)
         self.deadlines = Deadlines(loop)
-        self.lending = Lending(self.widen)
+        self.lending = Lending(loop, self.widen)
         self.thread = get_ident()
         self._reserved = 0
         self._filling = False

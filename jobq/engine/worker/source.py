@@ -210,24 +210,12 @@ class Source:
 
         :raises TooManyWaiting: too many others wait already.
         """
-        if get_ident() == self._slots.thread:
-            self._begin_wait(context, queue, job_id)
-        else:
-            self.loop.call_soon_threadsafe(self._begin_wait, context, queue, job_id)
-
-    def _begin_wait(self, context: Context, queue: str, job_id: str) -> None:
         run = self.runs.get(context.id.encode())
         if run is not None and run.context is context:
             self._slots.lending.begin(run, queue, job_id)
 
     def end_wait(self, context: Context, job_id: str) -> None:
         """The wait is over."""
-        if get_ident() == self._slots.thread:
-            self._end_wait(context, job_id)
-        else:
-            self.loop.call_soon_threadsafe(self._end_wait, context, job_id)
-
-    def _end_wait(self, context: Context, job_id: str) -> None:
         self._slots.lending.end(context, job_id)
 
     def say(self, context: Context, what: str, value: bytes | str) -> None:

@@ -46,13 +46,8 @@ class Sweeper:
         self._lease_ms = pool.lease_ms
         self._interval = interval(pool.lease_ms)
 
-    async def run(self) -> None:
-        """Sweep until cancelled, each source by itself: one whose server does not answer delays no other."""
-        async with asyncio.TaskGroup() as group:
-            for source in self._pool.sources:
-                group.create_task(self._sweep(source), name=f"jobq-sweeper-{source.name}")
-
-    async def _sweep(self, source: Source) -> None:
+    async def run(self, source: Source) -> None:
+        """Sweep one source until cancelled. Each has a task, so that a server that does not answer delays no other."""
         publisher = Publisher(source.queue.tasks, source.queue.rules, source.name, self._pool.worker)
         published = tidied = float("-inf")
         while True:

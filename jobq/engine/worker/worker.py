@@ -76,7 +76,7 @@ class Worker:
             raise RuntimeError("this worker is entered already: use one 'async with' for it")
         stack = AsyncExitStack()
         try:
-            await open_queues(self._plan.queues, stack)
+            await open_queues(self._plan.queues, stack)  # the run opens those whose server is away
         except BaseException:
             await stack.aclose()
             raise
@@ -186,7 +186,7 @@ class Worker:
     def _begin(self) -> Life:
         if self._life is not None and not self._life.task.done():
             raise RuntimeError("this worker runs already: stop it before it is started again, or make another Worker")
-        self._life = life = Life(self._plan, self._opened)
+        self._life = life = Life(self._plan)
         self._stops, self._early_stops = self._early_stops, 0
         if self._stops:
             life.stop()
