@@ -214,6 +214,6 @@ HOSTILE: dict[str, Callable[[], BaseException]] = {
     "groups in groups": lambda: _nested(2_000),
     "a group whose exceptions raise": lambda: GroupRaises("g", [ValueError("x")]),
     "a retry whose delay raises": DelayRaises,
-    "a retry whose delay is no time": lambda: Retry(delay=Unordered()),  # type: ignore[arg-type]
+    "a retry whose delay is not a time": lambda: Retry(delay=Unordered()),  # type: ignore[arg-type]
 }
 """For each fault, a function that makes such an exception."""

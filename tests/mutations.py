@@ -262,8 +262,8 @@ def noticed(broken: Break) -> str | None:
             (folder / path.name).write_text(text)
         env = os.environ | {"JOBQ_TEST_LUA": name, "HYPOTHESIS_PROFILE": "mutations"}
         # Tests named after the script run first. They nearly always find the break.
-        for room, *some in (("lua", "-k", broken.script), ("lua",), ("model",)):
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{room}", *some]
+        for tests, *some in (("lua", "-k", broken.script), ("lua",), ("model",)):
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}", *some]
             ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False, timeout=300)
             if ran.returncode == 1:
                 said = ran.stdout.decode().splitlines()

@@ -30,11 +30,11 @@ def test_demand(state: Demand, came: Demand, answered_more: Demand, answered_all
 
 def test_a_claimer_counts_its_requests_and_repeats_the_one_that_got_no_answer():
     claimer = Claimer("w:0")
-    assert not claimer.lost
+    assert not claimer.unanswered
     assert claimer.sent(5, repeated=False) == 1
-    assert not claimer.lost, "it is on its way"
+    assert not claimer.unanswered, "it is on its way"
     claimer.failed(100.0)
-    assert claimer.lost
+    assert claimer.unanswered
     assert claimer.want == 5
     assert claimer.backoff.until == 100.0 + pause(1)
     assert claimer.sent(5, repeated=True) == 1
@@ -42,6 +42,6 @@ def test_a_claimer_counts_its_requests_and_repeats_the_one_that_got_no_answer():
     assert claimer.backoff.until == 200.0 + pause(2)
     assert claimer.sent(5, repeated=True) == 1
     claimer.answered()
-    assert not claimer.lost
+    assert not claimer.unanswered
     assert (claimer.want, claimer.backoff.failures, claimer.backoff.until) == (0, 0, 0.0)
     assert claimer.sent(3, repeated=False) == 2

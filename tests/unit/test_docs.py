@@ -127,7 +127,7 @@ def test_everything_a_handler_can_ask_of_its_run_is_documented(member: str):
     assert member in in_code((ROOT / "docs" / "handlers.md").read_text())
 
 
-LOGS = re.compile(r"^_?(log|audit)\.(info|warning|error|exception)$|^level$|\.report$")
+LOGS = re.compile(r"^_?(log|audit)\.(info|warning|error|exception)$|^level$|\.warn$")
 """The name of the logging method that is called."""
 
 

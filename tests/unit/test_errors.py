@@ -102,7 +102,7 @@ async def _(world: World) -> None:
     await world.queue.enqueue("send", {"to": "grace"}, id="mine")
 
 
-@brings("InvalidQuery", "cursor 'nonsense' is none of ours: pass the one that the last page gave")
+@brings("InvalidQuery", "cursor 'nonsense' cannot be read: pass the last page's cursor unchanged")
 async def _(world: World) -> None:
     await world.queue.page(cursor="nonsense")
 

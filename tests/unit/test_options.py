@@ -33,7 +33,7 @@ def test_seconds_in_ms(given: Any, ms: int):
 
 @pytest.mark.parametrize("given", ["5", None, True, False, float("inf"), float("nan"), [], object()])
 def test_values_that_are_not_times_are_refused(given: Any):
-    with pytest.raises(InvalidJob, match="is no time: give seconds as a number, or a timedelta"):
+    with pytest.raises(InvalidJob, match="is not a time: give seconds as a number, or a timedelta"):
         to_ms(given)
 
 
@@ -65,8 +65,8 @@ def test_backoffs_in_seconds_are_kept_in_ms(backoff: Any, kept: StoredBackoff | 
     ("made", "says"),
     [
         ({"type": "linear"}, "backoff.type is 'linear': it takes 'fixed' or 'exponential'"),
-        ({"delay": "5s"}, "backoff.delay: '5s' is no time: give seconds as a number, or a timedelta"),
-        ({"delay": True}, "backoff.delay: True is no time"),
+        ({"delay": "5s"}, "backoff.delay: '5s' is not a time: give seconds as a number, or a timedelta"),
+        ({"delay": True}, "backoff.delay: True is not a time"),
         ({"delay": -1}, "backoff.delay is -1: it takes 0 to 316224000 seconds"),
         ({"delay": 5000, "max": 100}, "backoff.delay is 5000 s and backoff.max is 100 s: give a max that is not"),
         ({"jitter": 1.1}, "backoff.jitter is 1.1: it takes 0 to 1"),
@@ -75,7 +75,7 @@ def test_backoffs_in_seconds_are_kept_in_ms(backoff: Any, kept: StoredBackoff | 
         ({"delays": 5}, "backoff.delays is 5: it takes a list of seconds or timedeltas"),
         ({"delays": "155"}, "backoff.delays is '155': it takes a list"),
         ({"delays": [1, -5]}, r"backoff.delays\[1\] is -5: it takes 0 to 316224000 seconds"),
-        ({"delays": [1] * 101}, "backoff.delays has 101 delays: it takes 100 at most, the last one repeats"),
+        ({"delays": [1] * 101}, "backoff.delays has 101 delays: it takes at most 100, and the last one repeats"),
     ],
 )
 def test_a_backoff_that_is_refused_when_it_is_made(made: dict[str, Any], says: str):
@@ -138,13 +138,13 @@ def test_valid_options_are_accepted(options: Options):
         ({"retention": -1}, f"retention is -1: it takes 0 to {TEN_YEARS} ms"),
         ({"key": "k", "key_ttl": 0}, "key_ttl is 0: it takes 1 to"),
         ({"key_ttl": 5}, "key_ttl is given without key: it says how long the key holds"),
-        ({"key": ""}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "k" * 513}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "\u00e9" * 257}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "two\nlines"}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "tab\tbed"}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "\x7f"}, "key: 1 to 512 bytes without control characters"),
-        ({"key": "\ud800"}, "key: lone surrogates are no text"),
+        ({"key": ""}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "k" * 513}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "\u00e9" * 257}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "two\nlines"}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "tab\tbed"}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "\x7f"}, "key: it takes 1 to 512 bytes without control characters"),
+        ({"key": "\ud800"}, "key: it contains lone surrogates"),
         ({"key": 5}, "key is 5: it takes a text"),
         ({"lifo": 1}, "lifo is 1: it takes True or False"),
         ({"lifo": None}, "lifo is None: it takes True or False"),
@@ -174,7 +174,7 @@ def test_valid_type_names_are_accepted(name: str):
 
 @pytest.mark.parametrize("name", ["", "a" * 129, "two\nlines", "\x00", "\ud800"])
 def test_invalid_type_names_are_refused(name: str):
-    with pytest.raises(InvalidJob, match=r"type '.*': 1 to 128 printable characters"):
+    with pytest.raises(InvalidJob, match=r"type '.*': it takes 1 to 128 printable characters"):
         check_type(name)
 
 
@@ -194,9 +194,9 @@ def test_a_point_in_time_instead_of_a_delay():
     for moment in (at, at.astimezone(timezone(timedelta(hours=-5)))):
         assert merge(Options(delay=5000), {"run_at": moment}) == Options(run_at=2_000_000_000_000)
     assert merge(Options(run_at=5), {"delay": 2}) == Options(delay=2000)
-    with pytest.raises(InvalidJob, match="delay and run_at are given"):
+    with pytest.raises(InvalidJob, match="delay and run_at are both given"):
         merge(Options(), {"run_at": at, "delay": 1})
-    with pytest.raises(InvalidJob, match="run_at has no timezone, so it could be any hour"):
+    with pytest.raises(InvalidJob, match="run_at has no timezone, so its hour is not known"):
         merge(Options(), {"run_at": at.replace(tzinfo=None)})
     with pytest.raises(InvalidJob, match="run_at is 5: it takes a datetime with a timezone"):
         merge(Options(), {"run_at": 5})  # type: ignore[typeddict-item]
@@ -210,17 +210,17 @@ async def test_a_point_in_time_that_is_too_far_ahead(queue: Queue):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"keep_completed": None}, "keep_completed is None: it takes a whole number from 0 on"),
-        ({"keep_completed": -1}, "keep_completed is -1: it takes a whole number from 0 on"),
-        ({"keep_failed": True}, "keep_failed is True: it takes a whole number from 0 on"),
-        ({"keep_failed": 1.5}, "keep_failed is 1.5: it takes a whole number from 0 on"),
-        ({"keep_for": -5}, "keep_for is -5: it takes seconds from 0 on, or a timedelta"),
-        ({"keep_for": True}, "keep_for is True: it takes seconds from 0 on, or a timedelta"),
-        ({"keep_for": float("nan")}, "nan is no time"),
-        ({"durability_timeout": -1}, "durability_timeout is -1: it takes seconds from 0 on"),
-        ({"unserved_for": timedelta(days=-1)}, "unserved_for is .*: it takes seconds from 0 on"),
-        ({"max_payload": 0}, "max_payload is 0: it takes a whole number from 1 on"),
-        ({"max_result": -5}, "max_result is -5: it takes a whole number from 1 on"),
+        ({"keep_completed": None}, "keep_completed is None: it takes a whole number of 0 or more"),
+        ({"keep_completed": -1}, "keep_completed is -1: it takes a whole number of 0 or more"),
+        ({"keep_failed": True}, "keep_failed is True: it takes a whole number of 0 or more"),
+        ({"keep_failed": 1.5}, "keep_failed is 1.5: it takes a whole number of 0 or more"),
+        ({"keep_for": -5}, "keep_for is -5: it takes 0 seconds or more, or a timedelta"),
+        ({"keep_for": True}, "keep_for is True: it takes 0 seconds or more, or a timedelta"),
+        ({"keep_for": float("nan")}, "nan is not a time"),
+        ({"durability_timeout": -1}, "durability_timeout is -1: it takes 0 seconds or more"),
+        ({"unserved_for": timedelta(days=-1)}, "unserved_for is .*: it takes 0 seconds or more"),
+        ({"max_payload": 0}, "max_payload is 0: it takes a whole number of 1 or more"),
+        ({"max_result": -5}, "max_result is -5: it takes a whole number of 1 or more"),
     ],
 )
 def test_invalid_arguments_of_a_queue_are_refused(given: dict[str, Any], says: str):

@@ -120,7 +120,7 @@ def test_a_cursor_can_be_encoded_and_decoded():
     ],
 )
 def test_invalid_cursors_are_refused(text: str):
-    with pytest.raises(InvalidQuery, match=r"cursor '.*' is none of ours: pass the one that the last page gave"):
+    with pytest.raises(InvalidQuery, match=r"cursor '.*' cannot be read: pass the last page's cursor unchanged"):
         read_cursor(text)
 
 

@@ -247,7 +247,7 @@ async def test_keys_of_jobs_and_keys_of_requests_have_nothing_in_common(queue: Q
     assert not any(one.duplicate for one in accepted)
     again = await queue.submit_many(news)
     assert [(one.id, one.duplicate) for one in again] == [(one.id, True) for one in accepted]
-    with pytest.raises(InvalidJob, match="idempotency scope: 1 to 512 bytes without control characters"):
+    with pytest.raises(InvalidJob, match="idempotency scope: it takes 1 to 512 bytes without control characters"):
         await queue.submit(NewJob("x", idempotency_key="abc", idempotency_scope=("ann\x1f0",)))
 
 

@@ -96,8 +96,8 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def modules(room: str) -> list[Path]:
-    path = PACKAGE / room
+def modules(package: str) -> list[Path]:
+    path = PACKAGE / package
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
@@ -106,7 +106,7 @@ ENGINE = ("model", "store", "task", "queue", "worker")
 
 
 @pytest.mark.parametrize(
-    ("room", "forbidden"),
+    ("package", "forbidden"),
     [
         ("engine", ("jobq.http", "jobq.cli", "jobq.logging", "aiohttp")),
         ("http", ("jobq.cli", "jobq.engine.store.lua", "jobq.engine.store.keys")),
@@ -116,17 +116,17 @@ ENGINE = ("model", "store", "task", "queue", "worker")
         ("settings.py", ("jobq.engine", "jobq.http", "jobq.cli")),
     ],
 )
-def test_packages_import_only_packages_below_them(room: str, forbidden: tuple[str, ...]):
-    for path in modules(room):
+def test_packages_import_only_packages_below_them(package: str, forbidden: tuple[str, ...]):
+    for path in modules(package):
         against = [name for name in imports(path) if name.startswith(forbidden)]
         assert not against, f"{path.relative_to(PACKAGE)} imports {against}"
 
 
 def test_packages_of_the_engine_import_only_packages_below_them():
     back: set[tuple[str, str]] = set()
-    for place, room in enumerate(ENGINE):
+    for place, package in enumerate(ENGINE):
         higher = tuple(f"jobq.engine.{other}." for other in ENGINE[place + 1 :])
-        for path in modules(f"engine/{room}"):
+        for path in modules(f"engine/{package}"):
             name = path.relative_to(PACKAGE / "engine").as_posix()
             back |= {(name, ".".join(module.split(".")[:4])) for module in imports(path) if module.startswith(higher)}
     assert not back
@@ -134,9 +134,9 @@ def test_packages_of_the_engine_import_only_packages_below_them():
 
 def test_the_modules_of_the_worker_do_not_import_each_other_in_a_circle():
     """Annotations are included. A file that needs a type of a package above defines a small Protocol instead."""
-    room = "jobq.engine.worker."
+    package = "jobq.engine.worker."
     arrows = {
-        path.stem: {name.split(".")[3] for name in imports(path) if name.startswith(room)}
+        path.stem: {name.split(".")[3] for name in imports(path) if name.startswith(package)}
         for path in modules("engine/worker")
     }
     while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
@@ -146,12 +146,12 @@ def test_the_modules_of_the_worker_do_not_import_each_other_in_a_circle():
 
 
 def test_only_the_store_imports_redis():
-    rooms = {
+    packages = {
         path.relative_to(PACKAGE).parts[:2]
         for path in PACKAGE.rglob("*.py")
         if any(name.split(".")[0] in ("redis", "hiredis") for name in imports(path))
     }
-    assert rooms == {("engine", "store")}
+    assert packages == {("engine", "store")}
 
 
 def test_importing_jobq_costs_no_http():

@@ -250,9 +250,12 @@ def test_signatures_that_no_payload_can_match_are_refused():
     def unfit(a: list[int] | set[int]) -> None: ...
 
     for fn, message in (
-        (positional, r"positional\(a: int\): a payload has names, so no \*args and no positional-only"),
-        (several, r"several\(\*args: int\): a payload has names"),
-        (unknown, "unknown: name 'NotThere' is not defined; types of a handler's parameters must be importable"),
+        (
+            positional,
+            r"positional\(a: int\): fields of a payload have names, so it cannot be \*args or positional-only",
+        ),
+        (several, r"several\(\*args: int\): fields of a payload have names"),
+        (unknown, "unknown: name 'NotThere' is not defined; the types of a handler's parameters must be importable"),
         (unfit, "unfit: Type unions may not contain more than one array-like"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -145,7 +145,7 @@ async def test_a_connection_that_the_server_closed_while_idle_is_not_used(connec
     await admin.command(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
 
     async def noticed() -> bool:
-        return connection._idle[0].lost  # noqa: SLF001
+        return connection._idle[0].closed  # noqa: SLF001
 
     await until(noticed)
     assert await connection.trip(PING, 1) == [b"PONG"]

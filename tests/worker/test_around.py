@@ -377,8 +377,8 @@ def _using(depends: Any) -> Any:
     [
         (lambda queue: queue.task(_yields), "_yields is a generator: a handler returns its result once"),
         (lambda queue: queue.task(name="x")(functools.partial(_yields_too)), "is a generator"),
-        (lambda queue: queue.task("send"), "a handler is a function, not 'send'; a type's name goes into name="),
-        (lambda queue: queue.task(functools.partial(_needs)), "has no name that its jobs' type could have"),
+        (lambda queue: queue.task("send"), "a handler is a function, not 'send'; give the name of the type as name="),
+        (lambda queue: queue.task(functools.partial(_needs)), "has no name: give the name of the type as name="),
         (lambda queue: queue.task(isolate="thread")(_needs), "isolate is 'thread': it takes 'process' or None"),
         (lambda queue: queue.task(isolate="process", name="x")(Mailer()), "can only find functions at the top level"),
         (lambda queue: queue.task(isolate="process")(lambda: 1), "can only find functions at the top level"),
@@ -387,7 +387,7 @@ def _using(depends: Any) -> Any:
         (lambda queue: queue.task(_using(Depends(_needs))), "nothing is injected for its parameter 'x'"),
         (lambda queue: queue.task(_using(Depends(_needs_unknown))), "name 'NotThere' is not defined"),
         (lambda queue: Depends(_needs, scope="wroker"), "scope is 'wroker': it takes 'run' or 'worker'"),  # type: ignore
-        (lambda queue: Depends(7), "Depends takes a function that gives the value, not 7"),  # type: ignore[arg-type]
+        (lambda queue: Depends(7), "Depends takes a function that returns the value, not 7"),  # type: ignore[arg-type]
         (lambda queue: queue.middleware(_needs), "middleware _needs is not async: write async def _needs"),
         (lambda queue: queue.middleware(Mailer()), r"middleware Mailer does not take \(context, call_next\)"),
         (lambda queue: queue.middleware(_yields_too), "is not async"),

@@ -1,7 +1,7 @@
 """How long a failed attempt waits for the next one.
 
 Exponential backoff with jitter after Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
-the jittered share of the delay is drawn evenly, so that jobs that failed together do not come back together.
+the jitter is drawn evenly, so that jobs that failed together do not come back together.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Backoff:
     """How long a failed attempt waits for the next one. Times in seconds or ``timedelta``.
 
     ``exponential``: ``delay``, twice as long after each further attempt, up to ``max``. ``fixed``: always ``delay``.
-    ``delays``: one delay after the first attempt, the next one after the second, and so on; the last one repeats.
-    Give it in place of the other three. Each delay is shortened at random by up to ``jitter`` of it, so that jobs
-    that failed together do not come back together; 0 makes it exact.
+    ``delays``: the first delay follows the first attempt, the second delay the second attempt, and so on. The last one
+    repeats. Give ``delays`` in place of the other three. Each delay is shortened at random by up to ``jitter`` of it,
+    so that jobs that failed together do not come back together. With a ``jitter`` of 0 the delays are exact.
 
     :raises InvalidJob: a value is out of its range.
     """
@@ -45,7 +45,7 @@ class Backoff:
         self.stored()
 
     def stored(self) -> StoredBackoff:
-        """The same in ms, as rows and REST have it."""
+        """The same in ms, as stored rows and REST have it."""
         if self.type not in ("fixed", "exponential"):
             raise InvalidJob(f"backoff.type is {self.type!r:.80}: it takes 'fixed' or 'exponential'")
         jitter: Any = self.jitter
@@ -66,7 +66,7 @@ def _delays(given: Any) -> tuple[int, ...]:
     delays = cast("Sequence[Any]", given)
     if len(delays) > DELAYS_MAX:
         raise InvalidJob(
-            f"backoff.delays has {len(delays)} delays: it takes {DELAYS_MAX} at most, the last one repeats"
+            f"backoff.delays has {len(delays)} delays: it takes at most {DELAYS_MAX}, and the last one repeats"
         )
     return tuple(option_ms(f"backoff.delays[{place}]", delay) for place, delay in enumerate(delays))
 
@@ -74,7 +74,7 @@ def _delays(given: Any) -> tuple[int, ...]:
 def stored_backoff(given: Any) -> StoredBackoff:
     """A ``Backoff``, or a list of delays, in ms.
 
-    :raises InvalidJob: it is neither.
+    :raises InvalidJob: it is something else.
     """
     if isinstance(given, Backoff):
         return given.stored()
@@ -88,8 +88,8 @@ def stored_backoff(given: Any) -> StoredBackoff:
 
 
 def pause(failures: int) -> float:
-    """Seconds before a call to Redis that failed ``failures`` times in a row is tried again: two at most."""
-    # bounded before it is raised to a power: after an outage of half an hour 2.0**failures is no float any more
+    """Seconds before a call to Redis is tried again that failed ``failures`` times in a row. At most two."""
+    # Bound the exponent: after half an hour without Redis, 2.0**failures is too large for a float.
     return min(2.0, 0.05 * 2 ** min(failures, 6))
 
 
@@ -101,6 +101,6 @@ def delay_ms(backoff: StoredBackoff | None, attempt: int, draw: Callable[[], flo
     elif plan.type == "fixed":
         delay = plan.delay
     else:
-        # 2**60 ms is beyond any max; the exponent is bounded so that a late attempt stays an int of sane size
+        # 2**60 ms is more than any max. A bounded exponent keeps the integer small for late attempts.
         delay = min(plan.max, plan.delay << min(attempt - 1, 60))
     return round(delay * (1 - plan.jitter * draw()))

@@ -1,8 +1,8 @@
-"""The JSON form of values that users hand over: payloads, metadata, results, progress.
+"""The JSON form of users' values: payloads, metadata, results, progress.
 
-What is stored must be readable by everybody. Two things that msgspec encodes are not: the bytes of a ``msgspec.Raw``
-go out as they are, JSON or not, and NaN and the infinities become ``null``, so that another value is read than was
-written. Both are refused here.
+Everybody must be able to read what is stored. msgspec encodes two things that break this: it copies the bytes of a
+``msgspec.Raw`` even if they are not JSON, and it writes NaN and the infinities as ``null``, so that another value is
+read than was written. This module refuses both.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LEAVES: Final = _SCALARS | {float, bytes, bytearray, msgspec.Raw}
 
 
 def encode_hook(value: Any) -> Any:
-    """What msgspec calls for values that it does not know: a pydantic model is dumped as its class reads it back.
+    """Called by msgspec for values that it does not know. A pydantic model becomes what its class can read again.
 
-    :raises TypeError: it is of no such class.
+    :raises TypeError: the value is not a pydantic model.
     """
     pydantic = sys.modules.get("pydantic")
     if pydantic is None or not isinstance(value, pydantic.BaseModel):
@@ -77,9 +77,9 @@ def _holds_raw(value: Any) -> bool:
 def refuse_non_finite(value: Any) -> None:
     """Look for NaN and the infinities, which would be encoded as ``null``.
 
-    Not for the common case: call it if the encoded value has a ``null`` in it.
+    It is slow. Call it only if the encoded value contains ``null``.
 
-    :raises ValueError: there is one.
+    :raises ValueError: the value contains NaN or an infinity.
     """
     found: list[Collection[Any]] = [(value,)]
     while found:
@@ -94,7 +94,7 @@ def refuse_non_finite(value: Any) -> None:
 
 
 def _inside(value: Any) -> Collection[Any]:
-    """What a value consists of, as far as msgspec would encode it."""
+    """The parts of a value that msgspec would encode."""
     if isinstance(value, dict):
         return cast("dict[Any, Any]", value).values()
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,15 +1,15 @@
-"""Job ids: made by the producer, so that repeating an enqueue is harmless; short, time-ordered, unique.
+"""Job ids. They are short, unique and ordered by time. The producer makes them, so repeating an enqueue is harmless.
 
     0htk3v9c2   004    7qm2x
-    |           |      +-- 5 digits: which maker of ids (25 random bits)
+    |           |      +-- 5 digits: the maker of the id (25 random bits)
     |           +--------- 3 digits: counter of the maker
     +--------------------- 9 digits: unix ms
 
-Digits are Crockford's base 32 in lower case (https://www.crockford.com/base32.html), whose order is the order of the
-values. The ids of one maker only grow, so they are unique. Ids of two makers can be equal if both drew the same 25 bits
-and their counters met in the same millisecond. enqueue.lua notices it, and the producer draws another id.
+The digits are Crockford's base 32 in lower case (https://www.crockford.com/base32.html). They sort like their values.
+The ids of one maker only grow, so they are unique. Ids of two makers can be equal if both drew the same 25 bits and
+their counters met in the same millisecond. enqueue.lua notices it, and the producer draws another id.
 
-Users may give ids of their own: 1 to 64 of the characters that a URL takes as they are.
+Users may give ids of their own: 1 to 64 characters that a URL can contain without encoding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PYTHONS = "0123456789abcdefghijklmnopqrstuv"
 _TO_PYTHONS = bytes(
     ord(_PYTHONS[_DIGITS.index(chr(byte))]) if chr(byte) in _DIGITS else ord("~") for byte in range(256)
 )
-"""From these digits to those that ``int`` reads, and from anything else to none of them."""
+"""Translates these digits to those that ``int`` reads, and everything else to a character that it refuses."""
 LENGTH: Final = 17
 COUNTS: Final = 1 << 15
 """Values of the counter."""
@@ -40,7 +40,7 @@ class IdMaker:
 
     def __init__(self) -> None:
         self.ms = -1
-        """The time that the last id says, unix ms."""
+        """The time in the last id, unix ms."""
         self.redraw()
 
     def redraw(self) -> None:
@@ -50,9 +50,9 @@ class IdMaker:
         self._count = secrets.randbits(15)
 
     def new(self, ms: int) -> str:
-        """A new id that sorts by ``ms``, unix time. It says a later time where it would not be greater than the last.
+        """A new id that sorts by ``ms``, unix time.
 
-        That is so when the clock stands or goes back, and the counter is used up.
+        If the clock stands or goes back and the counter is used up, the id contains a later time, so that ids grow.
         """
         self._count = count = self._count + 1
         if ms > self.ms:
@@ -86,7 +86,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_id() -> str:
-    """A new job id, for ``id=``. To be able to repeat an enqueue, make its id first.
+    """A new job id, for ``id=``. Make the id first if you may have to repeat an enqueue.
 
     The ids of one thread only grow.
     """
@@ -94,7 +94,7 @@ def new_id() -> str:
 
 
 def time_of(job_id: str | bytes) -> int:
-    """The unix time in ms that an id was made at; 0 when it has not the form of one."""
+    """The unix time in ms at which an id was made. 0 if the id was not made by jobq."""
     if len(job_id) != LENGTH:
         return 0
     try:
@@ -105,5 +105,5 @@ def time_of(job_id: str | bytes) -> int:
 
 
 def is_id(text: object) -> bool:
-    """Whether it is a text that can be the id of a job."""
+    """Whether a value can be the id of a job."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None

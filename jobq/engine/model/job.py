@@ -5,12 +5,12 @@ A job's life:
 1. ``enqueue`` writes its spec and puts it into *waiting*, or into *delayed* until its time.
 2. ``forward`` moves what is due from *delayed* to *waiting*.
 3. ``claim`` moves it to *active*, under a lease and with a fence.
-4. the worker settles: *completed*; or *delayed* again with a backoff; or *failed* when its attempts
-   are used up, its error is final, or it was killed.
-5. a lease that runs out is reaped: the sweeper claims the job itself and settles it as a failed attempt.
-6. retention removes the finished ones; ``remove`` removes any that is not active.
+4. The worker settles it: *completed*, or *delayed* again with a backoff, or *failed* if its attempts are used up, its
+   error is final, or it was killed.
+5. A job whose lease runs out is reaped: the sweeper claims it and settles it as a failed attempt.
+6. Retention removes finished jobs. ``remove`` removes any job that is not active.
 
-The state of a job **is** the sorted set it stands in; no field says it a second time.
+The state of a job **is** the sorted set that contains it. No field repeats it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from jobq.engine.model.readable import readable
 PRIORITY_MIN = -1024
 PRIORITY_MAX = 1023
 DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
-"""Ten years: a longer delay is a mistake in units."""
+"""Ten years. A longer delay is a mistake in units."""
 ATTEMPTS_MAX = 1000
 DELAYS_MAX = 100
-"""Delays in a list of them. They stand in every row."""
+"""The number of delays in a backoff. They are stored in every row."""
 NAME_MAX = 128
 
 Seconds = float | timedelta
@@ -39,7 +39,7 @@ Durability = Literal["none", "fsynced", "replicated"]
 
 
 class State(StrEnum):
-    """The sorted sets. A job stands in exactly one."""
+    """The sorted sets. A job is in exactly one."""
 
     WAITING = "waiting"
     DELAYED = "delayed"
@@ -53,8 +53,8 @@ class State(StrEnum):
 class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
     """A ``Backoff`` as it is kept in the job's row and as REST takes it. Times in ms.
 
-    ``delays``: the delay after the first attempt, after the second, and so on; the last one repeats. If it is not
-    empty, ``type``, ``delay`` and ``max`` do not count.
+    ``delays``: the delay after the first attempt, after the second, and so on. The last one repeats. If there are any,
+    ``type``, ``delay`` and ``max`` do not count.
     """
 
     type: Literal["fixed", "exponential"] = "exponential"
@@ -65,11 +65,12 @@ class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The immutable row in the ``jobs`` column. The order counts, since scripts cut rows without decoding them.
-    ``type`` is first, so that a page can filter on the encoded prefix. What may be large is last, so that a list can
-    leave it out.
+    """The immutable row in the ``jobs`` column.
 
-    ``at`` is unix ms by the server's clock, 0 when it is the time in the id. Other times are ms.
+    The order of the fields counts, because scripts cut rows without decoding them. ``type`` is first, so that a page
+    can filter by the encoded prefix. Fields that may be large are last, so that a list can leave them out.
+
+    ``at`` is unix ms by the server's clock, or 0 if it is the time in the id. Other times are ms.
     """
 
     type: str
@@ -87,7 +88,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     metadata: dict[str, Any] | None = None
 
     def ready_at(self, job_id: str | bytes) -> int:
-        """When the job with this id was first to run, unix ms."""
+        """When the job with this id could run for the first time, unix ms."""
         ready = (self.at or time_of(job_id)) + self.delay
         return ready if self.run_at is None else max(ready, self.run_at)
 
@@ -101,9 +102,9 @@ class LimitBy(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a job is to be run, with a default for each. Times in ms; Python's doors convert from seconds.
+    """How a job is run, each option with a default. Times are ms. The Python methods convert from seconds.
 
-    ``run_at``: unix ms, not before which the job is to run, in place of ``delay``.
+    ``run_at``: the job does not run before this time (unix ms), in place of ``delay``.
     ``attempts``: total number of runs, None for no limit. ``key``: while a job with this key is unfinished (or for
     ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
@@ -130,8 +131,10 @@ PLAIN = Options()
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why one attempt failed. ``started`` and ``at`` (its end) unix ms; ``traceback`` is bounded and may be cut in its
-    middle. ``started`` is None where nobody knows it: the attempt was killed, or its worker died."""
+    """Why one attempt failed. ``started`` and ``at`` (its end) are unix ms. A long ``traceback`` is cut in its middle.
+
+    ``started`` is None if it is not known, because the attempt was killed or its worker died.
+    """
 
     attempt: int
     at: int
@@ -143,16 +146,16 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, gc=False):
-    """A line that a handler wrote with ``context.log``. ``at`` unix ms."""
+    """A line that a handler wrote with ``context.log``. ``at`` is unix ms."""
 
     at: int
     message: str
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """The row in the ``results`` column: an array, since its names would weigh more than its values.
+    """The row in the ``results`` column. It is an array, because field names would be larger than the values.
 
-    ``started`` unix ms, ``ran`` ms.
+    ``started`` is unix ms, ``ran`` is ms.
     """
 
     started: int
@@ -162,12 +165,13 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job about to be enqueued. ``payload`` is encoded JSON and is stored byte for byte.
+    """A job that can be enqueued. ``payload`` is encoded JSON and is stored byte for byte.
 
-    ``id``: one of your own; with it, repeating an enqueue is harmless as long as the job is kept. ``idempotency_key``:
-    for 24 hours, another enqueue with this key answers with this job, whatever becomes of it; another job with the key
-    is an ``IdempotencyConflict``. ``idempotency_scope``: whose key it is; keys of two scopes have nothing in common.
-    ``given``: the options that were asked for; the others are the published defaults of the type. None: all are.
+    ``id``: your own id. With it, repeating an enqueue is harmless as long as the job is kept. ``idempotency_key``: for
+    24 hours, another enqueue with this key returns this job, whatever becomes of it. A different job with the key is an
+    ``IdempotencyConflict``. ``idempotency_scope``: the owner of the key. Equal keys in two scopes are two keys.
+    ``given``: names of the options that were given. The others get the published defaults of the type. None: all
+    options count as given.
     """
 
     type: str

@@ -1,4 +1,4 @@
-"""Options as people give them (seconds, timedelta) made into options as they are kept (ms), and checked."""
+"""Turns options as people give them (seconds, timedelta) into options as they are stored (ms), and checks them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class _Given(TypedDict, total=False):
-    """What jobs and tasks can be given alike."""
+    """Options that both a job and a task can be given."""
 
     priority: int
     delay: Seconds
@@ -50,17 +50,17 @@ class _Given(TypedDict, total=False):
 
 
 class Given(_Given, total=False):
-    """The options that Python callers give a job. Times in seconds or ``timedelta``.
+    """The options that Python callers give a job. Times are seconds or ``timedelta``.
 
-    ``attempts``: the total number of runs; None: until it succeeds. ``backoff``: a ``Backoff``, or a list of delays, of
-    which the last one repeats.
+    ``attempts``: the total number of runs. None: the job runs until it succeeds. ``backoff``: a ``Backoff``, or a list
+    of delays, of which the last one repeats.
     """
 
     backoff: Backoff | Sequence[Seconds] | None
 
 
 class TaskGiven(_Given, total=False):
-    """The options of ``@queue.task``: defaults for its jobs, and what is not stored with them.
+    """The options of ``@queue.task``: defaults for its jobs, and rules that are not stored with them.
 
     ``backoff`` may be a function as well, ``lambda attempt, error: seconds``. The worker calls it after a failed
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
@@ -78,17 +78,17 @@ _TIMES = ("delay", "timeout", "key_ttl", "retention")
 
 
 def count_of(name: str, value: Any, least: int = 0) -> int:
-    """A whole number that a queue is made with.
+    """Check a setting of a queue that is a whole number.
 
-    :raises InvalidJob: it is none, or less than ``least``.
+    :raises InvalidJob: it is not a whole number, or less than ``least``.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes a whole number from {least} on")
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes a whole number of {least} or more")
     return value
 
 
 def merge(base: Options, given: Given) -> Options:
-    """``base`` with what is given put over it.
+    """``base`` with the given options in place of its own.
 
     :raises InvalidJob: an option is out of its range, or there is no such option.
     """
@@ -105,7 +105,7 @@ def merge(base: Options, given: Given) -> Options:
         changes.setdefault("limits_by", ())  # not the task's either
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
-        changes.setdefault("delay", 0)  # not the task's default
+        changes.setdefault("delay", 0)  # in place of the task's default
     elif changes.get("delay"):
         changes.setdefault("run_at", None)
     try:
@@ -130,9 +130,9 @@ def _kind(name: str, value: Any, kind: type | tuple[type, ...], takes: str) -> N
 
 
 def check(options: Options) -> None:
-    """Check every option against its range.
+    """Check that every option is in its range.
 
-    :raises InvalidJob: naming the option and what it takes.
+    :raises InvalidJob: one is not. The text names it and says what it takes.
     """
     _whole("priority", options.priority, PRIORITY_MIN, PRIORITY_MAX, " (a lower number runs first)")
     _whole("delay", options.delay, 0, DELAY_MAX_MS, " ms (ten years)")
@@ -147,8 +147,8 @@ def check(options: Options) -> None:
     if options.run_at is not None:
         _whole("run_at", options.run_at, 0, 1 << 45, " ms since 1970")
         if options.delay:
-            raise InvalidJob("delay and run_at are given: both say when the job is to run, so give one of them")
-    # a row with anything else in these could not be read back
+            raise InvalidJob("delay and run_at are both given, and both say when the job runs: give one of them")
+    # If these had other types, the stored row could not be read.
     _kind("lifo", options.lifo, bool, "True or False")
     if options.metadata is not None:
         _kind("metadata", options.metadata, dict, "a dict")
@@ -198,31 +198,31 @@ def _limit_keys(given: Any) -> tuple[str, ...]:
 
 
 def check_key(name: str, key: str) -> None:
-    """A deduplication key: 1 to 512 bytes, no control characters (a line break would end it).
+    """Check a deduplication key: 1 to 512 bytes, without control characters (a line break would end it).
 
-    :raises InvalidJob: it is not.
+    :raises InvalidJob: it is something else.
     """
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise InvalidJob(f"{name}: lone surrogates are no text") from None
+        raise InvalidJob(f"{name}: it contains lone surrogates, which have no UTF-8 form") from None
     if not 1 <= size <= 512 or any(ord(c) < 32 or ord(c) == 127 for c in key):
-        raise InvalidJob(f"{name}: 1 to 512 bytes without control characters")
+        raise InvalidJob(f"{name}: it takes 1 to 512 bytes without control characters")
 
 
 def check_durability(durability: str) -> None:
-    """One of ``Durability``; a misspelt one must not be a weaker one.
+    """Check that it is one of ``Durability``. A misspelt one must not count as a weaker one.
 
-    :raises InvalidJob: it is not.
+    :raises InvalidJob: it is something else.
     """
     if durability not in get_args(Durability):
         raise InvalidJob(f"durability is {durability!r:.80}: it takes none, fsynced or replicated")
 
 
 def check_type(name: str) -> None:
-    """A job type: 1 to 128 printable characters.
+    """Check the name of a type: 1 to 128 printable characters.
 
-    :raises InvalidJob: it is not.
+    :raises InvalidJob: it is something else.
     """
     if not 1 <= len(name) <= NAME_MAX or not name.isprintable():
-        raise InvalidJob(f"type {name[:80]!r}: 1 to {NAME_MAX} printable characters")
+        raise InvalidJob(f"type {name[:80]!r}: it takes 1 to {NAME_MAX} printable characters")

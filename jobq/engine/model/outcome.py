@@ -1,4 +1,4 @@
-"""How a run ended, as data, and what follows from it. The only place where retries are decided."""
+"""How a run ended, as data, and what follows from it. Only this module decides about retries."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManySnoozes, Unserved)
-"""No other attempt follows from these."""
+"""No other attempt follows these errors."""
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What an exception says. ``final``: no other attempt follows; ``delay``: ms until the next one, if it asks.
+    """The facts in an exception. ``final``: no other attempt follows. ``delay``: ms before the next one, if it asks.
 
     ``snooze``: ms until the next run, if the exception is nothing but a ``Snooze``.
     """
@@ -66,12 +66,12 @@ class Facts(msgspec.Struct, frozen=True):
     final: bool
     delay: int | None
     kinds: tuple[tuple[str, ...], ...] = ()
-    """Only what a child process sends has it: see ``kinds``."""
+    """See the function ``kinds``. Only facts that a child process sends have it."""
     snooze: int | None = None
 
 
 class RemoteTraceback(Exception):
-    """The cause of an exception that a child process raised: its text is the traceback there."""
+    """The cause of an exception that a child process raised. Its text is the traceback in the child."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -86,7 +86,7 @@ class Snoozed(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt. ``delay``: ms until the next one, None after the last one.
+    """A failed attempt. ``delay``: ms until the next one. None after the last one.
 
     ``complaint``: why the task's backoff function could not be used.
     """
@@ -100,13 +100,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def encode_result(value: Any, most: int | None = None) -> bytes:
-    """A handler's result as JSON of at most so many bytes.
+    """A handler's result as JSON of at most ``most`` bytes.
 
-    :raises InvalidResult: it has no JSON form, or is larger.
+    :raises InvalidResult: the result has no JSON form, or is larger.
     """
     try:
         encoded = encode(value)
-    except Exception as error:  # noqa: BLE001 - values can do what they like while they are encoded
+    except Exception as error:  # noqa: BLE001 - the code of a value may raise anything
         raise InvalidResult(f"the handler's result has no JSON form: {error}") from None
     if most is not None and len(encoded) > most:
         raise InvalidResult(
@@ -117,7 +117,7 @@ def encode_result(value: Any, most: int | None = None) -> bytes:
 
 
 def facts(error: BaseException) -> Facts:
-    """Read an exception. Never raises: the exception belongs to a user, and all of its attributes may raise."""
+    """Read an exception. Never raises, although every attribute of a user's exception may."""
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
         return cause.facts
@@ -138,7 +138,7 @@ def facts(error: BaseException) -> Facts:
 
 
 def kinds(error: BaseException) -> tuple[tuple[str, ...], ...]:
-    """For each kind of leaf of an error, the names of its class and of that one's bases. Never raises."""
+    """For each class among the leaves of an error: its name and the names of its bases. Never raises."""
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
         return cause.facts.kinds
@@ -154,24 +154,24 @@ def type_name(kind: type) -> str:
 def _guarded(read: Callable[[], T], otherwise: T) -> T:
     try:
         return read()
-    except BaseException:  # noqa: BLE001 - a run must end, whatever its exception does while it is looked at
+    except BaseException:  # noqa: BLE001 - a run must end, whatever the code of its exception does
         return otherwise
 
 
 def _type_name(kind: type) -> str:
-    """``ValueError``, ``package.SomeError``; the engine's own verdicts by their bare names."""
+    """``ValueError`` or ``package.SomeError``. The engine's own errors have no package."""
     bare = kind.__module__ in ("builtins", "jobq.errors", __name__)
     return _text(kind.__qualname__ if bare else f"{kind.__module__}.{kind.__qualname__}", NAME_MAX)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
-    """The errors of a group, as a TaskGroup raises it; of any other exception, itself."""
+    """The errors in a group, as a TaskGroup raises it. Any other exception is its own only leaf."""
     leaves: list[BaseException] = []
     groups: list[BaseException] = [error]
     while groups and len(leaves) < LEAVES_MAX:
         one = groups.pop()
         if issubclass(type(one), BaseExceptionGroup):
-            # the attribute of the base class: a subclass may have replaced it
+            # Read the attribute of the base class, because a subclass may have replaced it.
             groups += cast("tuple[BaseException, ...]", vars(BaseExceptionGroup)["exceptions"].__get__(one))
         else:
             leaves.append(one)
@@ -179,13 +179,13 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _asked_snooze(leaves: list[BaseException]) -> int | None:
-    """The longest snooze that was asked for, ms. None if there is any other error, which counts before it."""
+    """The longest snooze that was asked for, in ms. None if there is another error, which comes first."""
     delays = [_asked_delay(leaf, Snooze) for leaf in leaves]
     return max(cast("list[int]", delays), default=None) if None not in delays else None
 
 
 def _asked_delay(error: BaseException, kind: type[Retry | Snooze]) -> int | None:
-    """The delay before the next run that a handler asked for, ms; None if it did not, or if it is no time."""
+    """The delay in ms that a handler asked for. None if it asked for none, or if the value is not a time."""
     if not issubclass(type(error), kind):
         return None
     delay = _guarded(lambda: cast("Retry | Snooze", error).delay, None)
@@ -193,29 +193,29 @@ def _asked_delay(error: BaseException, kind: type[Retry | Snooze]) -> int | None
 
 
 def _text(text: str, most: int) -> str:
-    """Bounded, without passwords in URLs, and with a UTF-8 form, which lone surrogates do not have."""
-    # a subclass of str may have replaced its methods
+    """Cut a text, and remove passwords in URLs and lone surrogates, which have no UTF-8 form."""
+    # Call the method of str, because a subclass may have replaced it.
     text = str.encode(text, errors="backslashreplace").decode()
     return excerpt(text, most)
 
 
 def _trace(error: BaseException, name: str, message: str) -> str | None:
-    """The handler's part of the traceback, bounded, without passwords in URLs."""
+    """The handler's part of the traceback, cut, without passwords in URLs."""
     frames = cast("TracebackType | None", _attribute(error, "__traceback__"))
-    # the first frames are the engine's own, and what stands between it and the handler
+    # The first frames belong to the engine and to the libraries between it and the handler.
     while frames is not None and _OURS.search(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
     if frames is None and _attribute(error, "__cause__") is None:
         return None
     lines = _guarded(lambda: traceback.format_exception(type(error), error, frames), None)
     if lines is None:
-        # it cannot be formatted, but the way to where it was raised can
+        # The exception cannot be formatted, but its frames can.
         lines = ["Traceback (most recent call last):\n", *traceback.format_tb(frames), f"{name}: {message}\n"]
     return _text("".join(lines), TRACEBACK_MAX)
 
 
 def _attribute(error: BaseException, name: str) -> Any:
-    """An attribute that every exception has, even if its class replaced the way to it."""
+    """An attribute that every exception has, even if its class has replaced the access to it."""
     return vars(BaseException)[name].__get__(error)
 
 
@@ -248,10 +248,10 @@ def judge(
     started_ms: int | None = None,
     policy: RetryPolicy | None = None,
 ) -> Failure:
-    """What follows from an error in run number ``attempt``: another run after a delay, or the end. Never raises.
+    """Decide what follows an error in run number ``attempt``: another run after a delay, or the end. Never raises.
 
-    ``policy``: what the task says. The delay that the handler asks for counts before the backoff in the job's row,
-    and that one before the task's function.
+    ``policy``: the rules of the task. A delay that the handler asks for comes first, then the backoff in the job's row,
+    then the function of the task.
     """
     told = facts(error)
     final = told.final or (policy is not None and policy.is_final(kinds(error)))

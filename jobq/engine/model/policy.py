@@ -1,4 +1,4 @@
-"""What a task says about its retries beyond what stands in a job's row: it holds for all jobs that this code runs."""
+"""Rules of a task for retries. They are not stored with a job. They apply to all jobs that this code runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     """Called with the number of the failed attempt (from 1) and its error. None stands for the default backoff."""
 
 ALWAYS_RETRIED = ("LeaseExpired", "ProcessCrashed", "Retry")
-"""``retry_on`` is about what handlers raise. These say that a run was cut off, or ask for another one."""
+"""Errors that ``retry_on`` does not need to name: the run was cut off, or asks for another one."""
 
 
 SNOOZES_MAX: Final = 1000
@@ -48,7 +48,7 @@ class RetryPolicy:
     def is_final(self, kinds: Sequence[Sequence[str]]) -> bool:
         """Whether no other attempt follows. ``kinds``: for each leaf of the error, the names of its classes.
 
-        One leaf that is not to be retried is enough: the next attempt would fail with it again.
+        One leaf that must not be retried is enough, because the next attempt would fail with it again.
         """
         return any(self._is_final(names) for names in kinds)
 
@@ -58,7 +58,7 @@ class RetryPolicy:
         return self.retry_on is not None and self.retry_on.isdisjoint(names) and names[0] not in ALWAYS_RETRIED
 
     def delay_ms(self, attempt: int, error: BaseException) -> tuple[int | None, str | None]:
-        """What the backoff function says, in ms, and a complaint if it cannot be used. Never raises."""
+        """The delay of the backoff function in ms, and a complaint if it cannot be used. Never raises."""
         if self.backoff is None:
             return None, None
         try:
@@ -68,8 +68,8 @@ class RetryPolicy:
             delay = to_ms(given)
             if 0 <= delay <= DELAY_MAX_MS:
                 return delay, None
-            fault = f"it returned {given!r:.80}, and takes 0 seconds to ten years"
-        except BaseException as raised:  # noqa: BLE001 - a user's function may do anything, and the run must end
+            fault = f"it returned {given!r:.80}, but must return 0 seconds to ten years"
+        except BaseException as raised:  # noqa: BLE001 - a user's function may raise anything, and the run must end
             fault = f"{type(raised).__name__}: {_text(raised)}"
         return None, f"the task's backoff function failed, and the default backoff is used: {fault}"
 
@@ -82,14 +82,14 @@ def _text(fault: BaseException) -> str:
 
 
 def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> RetryPolicy | None:
-    """Take what is not stored in rows out of a task's options. None if there is nothing of it.
+    """Take the rules that are not stored out of a task's options. None if there are none.
 
-    :raises TypeError: one of them cannot be used.
+    :raises TypeError: a rule cannot be used.
     """
     retry_on, discard_on = given.pop("retry_on", None), given.pop("discard_on", None)
     snoozes = given.pop("max_snoozes", SNOOZES_MAX)
     if not isinstance(snoozes, int) or isinstance(snoozes, bool) or snoozes < 0:
-        raise TypeError(f"max_snoozes is {snoozes!r:.80}: it takes a whole number from 0 on")
+        raise TypeError(f"max_snoozes is {snoozes!r:.80}: it takes a whole number of 0 or more")
     backoff = given.get("backoff")
     function = backoff if callable(backoff) and not isinstance(backoff, Backoff) else None
     if function is not None:
@@ -100,7 +100,7 @@ def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> Retry
             inspect.signature(function).bind(1, Exception())
         except TypeError:
             raise TypeError("the backoff function does not take (attempt, error)") from None
-        except ValueError:  # a function of C tells nothing of its parameters
+        except ValueError:  # A function of C does not tell its parameters.
             pass
     if retry_on is None and discard_on is None and function is None and snoozes == SNOOZES_MAX:
         return None

@@ -7,11 +7,11 @@ from typing import Final
 import msgspec
 
 SHOWN: Final = 200
-"""Characters of a payload, progress or result in a repr."""
+"""Characters of a payload, progress or result that a repr shows."""
 
 
 def readable(self: msgspec.Struct) -> str:
-    """A repr that shows encoded JSON as text, and no field at its default."""
+    """A repr that shows encoded JSON as text, and leaves out fields with their default values."""
     shown: list[str] = []
     for field in msgspec.structs.fields(self):
         value = getattr(self, field.name)

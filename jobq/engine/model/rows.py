@@ -1,4 +1,4 @@
-"""Rows of jobs and workers, made into what people see."""
+"""Turns the stored rows of jobs and workers into what people see."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _read_line(line: bytes) -> LogLine:
 def read_result(job_id: str, raw: bytes) -> Result:
     """The result record of a completed job.
 
-    :raises UnreadableResult: it is damaged, or another program wrote it.
+    :raises UnreadableResult: the row is damaged, or another program wrote it.
     """
     try:
         return strictly(_result, raw)
@@ -67,7 +67,7 @@ def read_result(job_id: str, raw: bytes) -> Result:
 
 
 class _Columns:
-    """One row of rows.lua, read. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
+    """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
 
     def __init__(self, row: list[Any]) -> None:
         state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits = row
@@ -175,13 +175,13 @@ def _priority(raw: bytes) -> int:
 
 
 def _lease(token: bytes) -> tuple[str | None, int | None]:
-    """The worker that holds it, and when it was claimed: a fence is that time in us, unless the clock was set back."""
+    """The worker that holds the lease, and the time of its claim. The fence is that time unless the clock went back."""
     fence, worker = token.split(b" ", 1)
     return worker.decode(), whole(fence) // 1000
 
 
 def worker_row(worker: bytes, info: bytes, seen: int, *, alive: bool) -> WorkerRow:
-    """One row of the worker registry. Of a row that cannot be read: the worker's id, and what stands there."""
+    """One row of the registry of workers. If it cannot be read: the worker's id, and the stored text."""
     try:
         return msgspec.structs.replace(strictly(_worker, info), seen=seen, alive=alive)
     except FAULTS:

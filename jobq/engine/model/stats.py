@@ -1,4 +1,4 @@
-"""The reply of stats.lua, made into what people see."""
+"""Turns the reply of stats.lua into what people see."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
 
 
 def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) -> int:
-    """Since when a job in waiting can run: it was put back, came due for the first time, or was enqueued. Unix ms."""
+    """Since when a waiting job can run, unix ms: it was put back then, became due, or was enqueued."""
     _, since, _ = shown_attempts(attempts)
     if since is not None:
         return since
@@ -66,9 +66,9 @@ def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) ->
 
 
 def latency(metrics: dict[str, int], prefixes: list[str]) -> Latency | None:
-    """Quantiles out of the histograms ``<prefix><bit length of the time in us>`` -> count, laid over each other.
+    """Quantiles of the sum of the histograms ``<prefix><bit length of the time in us>`` -> count.
 
-    Returns None when nothing was counted. A quantile is placed inside its bucket by its rank, as in Prometheus'
+    Returns None if nothing was counted. A quantile is placed inside its bucket by its rank, as in Prometheus'
     ``histogram_quantile``.
     """
     buckets = [

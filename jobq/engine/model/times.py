@@ -1,4 +1,4 @@
-"""Times as people give them (seconds, ``timedelta``, ``datetime``) made into ms, and checked."""
+"""Turns times as people give them (seconds, ``timedelta``, ``datetime``) into ms, and checks them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def to_ms(value: Seconds) -> int:
     """Seconds or a ``timedelta`` in ms, rounded.
 
-    :raises InvalidJob: it is neither. True is not a time either, although Python counts it as 1.
+    :raises InvalidJob: it is something else. True is not a time, although Python counts it as 1.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     try:
@@ -23,23 +23,23 @@ def to_ms(value: Seconds) -> int:
             return round(seconds * 1000)
     except (OverflowError, ValueError, TypeError):
         pass
-    raise InvalidJob(f"{value!r:.80} is no time: give seconds as a number, or a timedelta")
+    raise InvalidJob(f"{value!r:.80} is not a time: give seconds as a number, or a timedelta")
 
 
 def time_given(name: str, value: Any) -> int:
-    """A time that a queue is made with, in ms.
+    """A time among the settings of a queue, in ms.
 
-    :raises InvalidJob: it is no time, or negative.
+    :raises InvalidJob: it is not a time, or negative.
     """
     if isinstance(value, bool) or (ms := to_ms(value)) < 0:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds from 0 on, or a timedelta")
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes 0 seconds or more, or a timedelta")
     return ms
 
 
 def option_ms(name: str, value: Any, least: int = 0) -> int:
-    """A time of a job in ms. A wrong one is refused in the unit that was used to give it.
+    """A time among the options of a job, in ms. The error for a wrong one uses the unit in which it was given.
 
-    :raises InvalidJob: it is no time, less than ``least`` ms, or more than ten years.
+    :raises InvalidJob: it is not a time, less than ``least`` ms, or more than ten years.
     """
     try:
         ms = to_ms(value)
@@ -55,10 +55,12 @@ def option_ms(name: str, value: Any, least: int = 0) -> int:
 def to_unix_ms(name: str, moment: datetime) -> int:
     """A point in time as unix ms.
 
-    :raises InvalidJob: it is no datetime, or has no timezone.
+    :raises InvalidJob: it is not a datetime, or has no timezone.
     """
-    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
+    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - users without type checks
         raise InvalidJob(f"{name} is {moment!r:.80}: it takes a datetime with a timezone")
     if moment.utcoffset() is None:
-        raise InvalidJob(f"{name} has no timezone, so it could be any hour: datetime.now(UTC), or tzinfo=ZoneInfo(...)")
+        raise InvalidJob(
+            f"{name} has no timezone, so its hour is not known: give datetime.now(UTC), or tzinfo=ZoneInfo(...)"
+        )
     return round(moment.timestamp() * 1000)

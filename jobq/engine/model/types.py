@@ -1,4 +1,4 @@
-"""What workers and servers publish of the types that they know, for producers and people without their code."""
+"""Published types: workers and servers publish the types that they know, for programs without their code."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jobq.engine.model.options import check
 from jobq.errors import InvalidJob
 
 ROW_BYTES: Final = 8192
-"""Bytes of a published row. A schema that does not fit is left out; options that do not fit are not published."""
+"""Bytes of a published row. A schema that does not fit is left out. Options that do not fit are not published."""
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one publisher says of a type: the default options of its jobs, and the JSON Schema of their payload."""
+    """A type as one program publishes it: the default options of its jobs, and the JSON Schema of their payload."""
 
     options: Options = PLAIN
     schema: dict[str, Any] | None = None
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """What a publisher says that differs from what counts. ``seen``: when it said so last, unix ms."""
+    """What a publisher publishes differently. ``seen``: when it did so last, unix ms."""
 
     publisher: str
     seen: int
@@ -33,8 +33,8 @@ class Variant(msgspec.Struct, frozen=True):
 class TypeRow(msgspec.Struct, frozen=True):
     """A type of a queue, as its workers and servers publish it. ``options``: the defaults of its jobs, times in ms.
 
-    ``publisher``: who said so, at ``seen`` (unix ms). What counts is what the publisher says that started last.
-    ``differing``: what other publishers, which are still alive, say instead; empty when all agree.
+    The row of the ``publisher`` that started last counts. It published it last at ``seen`` (unix ms).
+    ``differing``: the different rows of other publishers that are still alive. Empty if all agree.
     """
 
     type: str
@@ -50,7 +50,7 @@ _decode = msgspec.json.Decoder(Published).decode
 
 
 def encode_published(options: Options, schema: dict[str, Any] | None) -> bytes | None:
-    """A row. None: the options are too large to be published."""
+    """Encode a row. Returns None if the options are too large to be published."""
     for shown in (schema, None):
         row = _encode(Published(options, shown))
         if len(row) <= ROW_BYTES:
@@ -59,7 +59,7 @@ def encode_published(options: Options, schema: dict[str, Any] | None) -> bytes |
 
 
 def read_published(row: bytes) -> Published | None:
-    """A row of any version of jobq. None: this version cannot read it, or could not enqueue with its options."""
+    """Read a row of any version of jobq. Returns None if this version cannot read it, or cannot use its options."""
     try:
         published = _decode(row)
         check(published.options)
@@ -69,7 +69,7 @@ def read_published(row: bytes) -> Published | None:
 
 
 def read_type(name: str, stored: bytes) -> TypeRow | None:
-    """What publish.lua wrote of a type. None: this version cannot read what counts."""
+    """Read what publish.lua wrote of a type. Returns None if this version cannot read the row that counts."""
     variants: list[Variant] = []
     for line in stored.split(b"\n"):
         seen, _, rest = line.partition(b"\t")
@@ -85,7 +85,7 @@ def read_type(name: str, stored: bytes) -> TypeRow | None:
 
 
 def difference(ours: bytes, theirs: bytes) -> str:
-    """In which options two rows differ, in words, ours first; "their schemas" when it is only these."""
+    """The options in which two rows differ, as a text, ours first, and whether their schemas differ."""
     mine, other = read_published(ours), read_published(theirs)
     if mine is None or other is None:
         return "one of them cannot be read by this version of jobq"

@@ -1,6 +1,6 @@
-"""Reading what is stored, although it may be damaged or written by another version of jobq.
+"""Reads stored values that may be damaged, or written by another version of jobq.
 
-One value that cannot be read must not hide the others, nor keep a job from its end.
+A value that cannot be read must not hide other values, and must not keep its job from ending.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNREADABLE_SHOWN: Final = 200
 """Characters shown of a stored value that cannot be read."""
 
 FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, LookupError)
-"""What reading a damaged row may raise. ``UnicodeDecodeError`` is a ``ValueError``."""
+"""Exceptions that reading a damaged row may raise. ``UnicodeDecodeError`` is a ``ValueError``."""
 
 T = TypeVar("T")
 
@@ -30,13 +30,13 @@ T = TypeVar("T")
 def read_spec(raw: bytes) -> Spec:
     """The spec of a job, for the worker that runs it.
 
-    :raises msgspec.MsgspecError: the row is not one of ours.
+    :raises msgspec.MsgspecError: this version of jobq cannot read the row.
     """
     return _spec(raw)
 
 
 UNREADABLE: Final = Spec(type="?", at=0, attempts=1)
-"""Stands in for a spec that cannot be read: its job must still end, and operators must still see it."""
+"""Used in place of a spec that cannot be read. Its job must still end, and operators must still see it."""
 
 
 class Unreadable:
@@ -46,7 +46,7 @@ class Unreadable:
         self.found: dict[str, str] = {}
 
     def read(self, column: str, raw: bytes | None, decode: Callable[[bytes], T], otherwise: T) -> T:
-        """The decoded value, or ``otherwise`` where there is none or it cannot be read."""
+        """The decoded value, or ``otherwise`` if there is no value or it cannot be read."""
         if raw is None:
             return otherwise
         try:
@@ -56,9 +56,9 @@ class Unreadable:
             return otherwise
 
     def spec(self, raw: bytes | None) -> Spec:
-        """The spec. Of one that another version wrote, or that is damaged, every field that can be read."""
+        """The spec. If another version wrote it or it is damaged: every field that can be read."""
         if raw is None:
-            # The job stands in a set and is counted, so it is shown: an operator has to see it to remove it.
+            # The job is in a set and is counted. It is shown, so that an operator can remove it.
             self.found["spec"] = "it is missing"
             return UNREADABLE
         try:
@@ -82,13 +82,13 @@ class Unreadable:
 
 
 def strictly(decode: Callable[[bytes], T], raw: bytes) -> T:
-    """Decode. msgspec passes over the text inside a ``Raw`` without looking whether it is UTF-8; this looks."""
+    """Decode, and check that everything is UTF-8. msgspec does not check the text inside a ``Raw``."""
     raw.decode()
     return decode(raw)
 
 
 def shown(raw: bytes) -> str:
-    """A stored value that cannot be read, cut, as text that can always be encoded."""
+    """A stored value that cannot be read, as a text that is cut and can always be encoded."""
     text = raw[:UNREADABLE_SHOWN].decode(errors="backslashreplace")
     return text if len(raw) <= UNREADABLE_SHOWN else f"{text}... ({len(raw)} bytes)"
 
@@ -107,12 +107,13 @@ def whole(raw: bytes) -> int:
 
 
 NEVER_RUN: Final = (0, None, 0)
-"""What it means that a job has no row in the attempts column."""
+"""The value of a job without a row in the attempts column."""
 
 
 def read_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
-    """How many runs were charged. Since when the job can run, unix ms; None stands for its enqueue and its delay. How
-    often it was snoozed.
+    """The number of charged runs, since when the job can run (unix ms), and how often it was snoozed.
+
+    None in place of the time stands for the job's enqueue and its delay.
 
     :raises ValueError: the row is damaged.
     """
@@ -123,7 +124,7 @@ def read_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
 
 
 def shown_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
-    """As ``read_attempts``. A damaged row counts as none: the job must run, or fail, all the same."""
+    """As ``read_attempts``, but a damaged row counts as absent, because the job must run or fail all the same."""
     try:
         return read_attempts(raw)
     except FAULTS:

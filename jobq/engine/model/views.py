@@ -11,13 +11,13 @@ from jobq.engine.model.readable import readable
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """All there is to know of one job. Times unix ms; durations ms.
+    """Everything that is stored of one job.
 
-    ``attempts_made`` counts the runs that were charged, the running one included. ``snoozes``: those that were put off.
+    ``attempts_made`` counts the charged runs, including the one that is running. ``snoozes``: those that were put off.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
-    ``unreadable``: stored values that cannot be read, cut, by the name of their column; the fields that they would have
-    filled stand at their defaults.
+    ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
+    values.
     """
 
     id: str
@@ -54,7 +54,7 @@ class JobRow(msgspec.Struct, frozen=True):
 
 
 class JobBrief(msgspec.Struct, frozen=True):
-    """What a list shows of a job: a ``JobRow`` without what may be large. ``error``: why its last attempt failed."""
+    """A job as a list shows it, without fields that may be large. ``error``: why its last attempt failed."""
 
     id: str
     queue: str
@@ -77,9 +77,9 @@ class JobBrief(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of jobs; ``cursor`` leads to the next one, None at the end.
+    """A page of jobs. ``cursor`` leads to the next one. It is None at the end.
 
-    A page of large jobs holds fewer than were asked for.
+    A page of large jobs has fewer jobs than were asked for.
     """
 
     jobs: list[JobRow]
@@ -87,17 +87,17 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class BriefPage(msgspec.Struct, frozen=True):
-    """A page of briefs; ``cursor`` leads to the next one, None at the end."""
+    """A page of briefs. ``cursor`` leads to the next one. It is None at the end."""
 
     jobs: list[JobBrief]
     cursor: str | None = None
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
-    """A worker process as its last heartbeat described it. ``seen`` and ``started`` unix ms.
+    """A worker process as its last heartbeat described it. ``seen``: the time of that heartbeat.
 
-    ``alive``: it was heard of in the last 30 s. One that was killed stays listed for a day.
-    ``unreadable``: what its heartbeat wrote, cut, where this program cannot read it.
+    ``alive``: its last heartbeat is less than 30 s old. A worker that was killed stays listed for a day.
+    ``unreadable``: what its heartbeat wrote, cut, if this program cannot read it.
     """
 
     id: str
@@ -115,7 +115,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
 
 class Minute(msgspec.Struct, frozen=True):
-    """What one minute saw. ``at``: its start, unix ms."""
+    """Counts of one minute. ``at``: its start."""
 
     at: int
     completed: int = 0
@@ -124,7 +124,7 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Quantiles in ms of the runs that ended in this hour and the last one. Bucket edges are powers of two."""
+    """Quantiles in ms of the runs that ended in this hour and the last one. The edges of buckets are powers of two."""
 
     p50: float
     p90: float
@@ -133,12 +133,12 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """A queue at a glance. Counts are the sizes of the sets; totals count since the queue began.
+    """Numbers of a queue. Counts are the sizes of the sets. Totals count since the queue began.
 
-    ``oldest_waiting_ms``: how long the job that waits for the longest time has been able to run. A delay does not
-    count, and a job that was put back (a retry, a hand-back) waits since then.
+    ``oldest_waiting_ms``: how long the job that has waited longest has been able to run. A delay does not count, and a
+    job that was put back (a retry, a hand-back) has waited since then.
 
-    ``unreadable``: stored counts that are not numbers, by name.
+    ``unreadable``: stored counts that are not numbers, by their names.
     """
 
     queue: str

@@ -1,7 +1,8 @@
 """Calls from synchronous code: one event loop per process, in a thread of its own, serves all threads.
 
-A call hands a coroutine function to that loop and waits for its result. So nothing of the queue exists twice, and the
-calls of many threads share trips to Redis as those of many coroutines do. After a fork the child makes its own loop.
+A call hands a coroutine function to that loop and waits for its result. So a queue has one connection for all threads,
+and the calls of many threads share trips to Redis as those of many coroutines do. After a fork the child makes its own
+loop.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Bridge:
         """Queues that stay open until the process ends."""
         self._scopes: Counter[Openable] = Counter()
         """How many ``with`` blocks keep a queue open."""
-        # a daemon: a thread that the interpreter joins would run for ever
+        # A daemon thread, because the interpreter would wait for any other thread for ever at its exit.
         self._thread = threading.Thread(target=self._loop.run_forever, name="jobq-sync", daemon=True)
         self._thread.start()
 
@@ -53,7 +54,7 @@ class Bridge:
         try:
             return future.result()
         except BaseException:
-            # Ctrl-C, say: nobody waits for the result any more
+            # For example Ctrl-C: nobody waits for the result any more.
             future.cancel()
             raise
 
@@ -84,7 +85,7 @@ class Bridge:
         self.run(enter)
 
     def leave(self, queue: Openable) -> None:
-        """The end of a ``with`` block."""
+        """Close the queue at the end of a ``with`` block."""
 
         async def leave() -> None:
             self._scopes[queue] -= 1
@@ -95,7 +96,7 @@ class Bridge:
         self.run(leave)
 
     def close(self) -> None:
-        """Close what is open, and end the loop and its thread."""
+        """Close the open queues, and end the loop and its thread."""
 
         async def close() -> None:
             for queue in self._kept:
@@ -104,7 +105,7 @@ class Bridge:
         try:
             asyncio.run_coroutine_threadsafe(close(), self._loop).result(CLOSING)
         except (concurrent.futures.TimeoutError, OSError):
-            pass  # the process ends: the system closes the connections
+            pass  # The process ends, so the system closes the connections.
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSING)
@@ -113,7 +114,7 @@ class Bridge:
 
 
 class _Process:
-    """What this process has: at most one bridge."""
+    """The bridge of this process, once it is needed."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -126,7 +127,7 @@ _inherited: Final[list[_Process]] = []
 
 
 def _forget_parent() -> None:
-    global _process  # noqa: PLW0603 - it is the process's
+    global _process  # noqa: PLW0603 - there is one for each process
     _inherited.append(_process)
     _process = _Process()
 
@@ -147,7 +148,7 @@ def bridge(called: str, instead: str) -> Bridge:
 
     :raises RuntimeError: an event loop runs in this thread, and the call would block it.
     """
-    if asyncio._get_running_loop() is not None:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - it does not raise
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the public function raises if there is none
         raise RuntimeError(
             f"{called} would block the event loop that runs in this thread: write 'await {instead}' instead"
         )

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class ConnectionUse:
-    """A connection in use by the event loop that runs now. Call ``release`` when done.
+    """A connection that the event loop which runs now uses. Call ``release`` at the end.
 
-    Call ``abandon`` instead when the event loop was closed first: it closes no socket of that loop.
+    If the event loop was closed first, call ``abandon`` instead. It does not touch the sockets of that loop.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ConnectionUse:
 
 
 async def _nothing() -> None:
-    """There is nothing to do."""
+    """Do nothing."""
 
 
 async def acquire(redis: str | Connection | None, settings: Settings) -> ConnectionUse:

@@ -1,4 +1,4 @@
-"""Long work in pages: listing, and the verbs that take every job of a state."""
+"""Long work in pages: lists of jobs, and verbs that apply to all jobs of a state."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Row = TypeVar("Row")
 
 LIMIT: Final = 1000
 SCAN: Final = 1000
-"""How many ids one call looks at when it filters by type; then the page ends early, with a cursor."""
+"""How many ids one call looks at when it filters by type. Then the page ends early, with a cursor."""
 CHUNK: Final = 100
 """Jobs per trip."""
 PAGE_BYTES: Final = 8_000_000
 """Bytes of rows after which a page ends early."""
 CALL: Final = 50
-"""Jobs per call of a verb: each is in up to a dozen tables, and one that was just enlarged or made smaller costs a page
-fault at nearly every touch."""
+"""Jobs per call of a verb. Each job is in up to a dozen tables, and a table that Redis has just resized costs a page
+fault at nearly every access."""
 _SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
 _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page ended: the state, and the score and id of its last job ('' before the first).
+    """Where a page ended: the state, and the score and id of its last job ('' before the first job).
 
-    The id is kept as bytes: a damaged one need not be text, and the next page must start behind it all the same.
+    The id is kept as bytes. A damaged id may not be text, but the next page must still start behind it.
     """
 
     state: State
@@ -48,24 +48,27 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def write_cursor(cursor: Cursor) -> str:
-    """Opaque to its users."""
+    """A cursor as a text, which its users pass on without reading it."""
     return urlsafe_b64encode(msgspec.json.encode(cursor)).rstrip(b"=").decode()
 
 
 def read_cursor(text: str) -> Cursor:
-    """:raises InvalidQuery: it is none of ours."""
+    """The cursor that ``write_cursor`` made this text of.
+
+    :raises InvalidQuery: the text is not such a cursor.
+    """
     try:
         cursor = msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=Cursor)
     except (msgspec.MsgspecError, binascii.Error, ValueError):
         cursor = None
-    # what Redis prints and reads as a score; float() takes more than it does
+    # Only what Redis prints and reads as a score. float() accepts more than Redis does.
     if cursor is None or not _SCORE.fullmatch(cursor.score):
-        raise InvalidQuery(f"cursor {text[:80]!r} is none of ours: pass the one that the last page gave") from None
+        raise InvalidQuery(f"cursor {text[:80]!r} cannot be read: pass the last page's cursor unchanged") from None
     return cursor
 
 
 def read_state(state: State | str) -> State:
-    """A state that may have been given by its name, as programs without types do.
+    """A state, or the name of one, which programs without type checks may pass.
 
     :raises InvalidQuery: there is no such state.
     """
@@ -91,9 +94,9 @@ class Pager:
         *,
         brief: bool = False,
     ) -> tuple[list[Row], str | None]:
-        """A page of rows and the cursor to the next; without a state, the states one after another.
+        """A page of rows, and the cursor of the next page. Without a state, the states follow one another.
 
-        :raises InvalidQuery: the cursor is none of ours, or the limit is out of range.
+        :raises InvalidQuery: the cursor cannot be read, or the limit is out of range.
         """
         if not 1 <= limit <= LIMIT:
             raise InvalidQuery(f"limit is {limit}: it takes 1 to {LIMIT}")
@@ -101,7 +104,7 @@ class Pager:
         at = read_cursor(cursor) if cursor else Cursor(states[0])
         if at.state not in states:
             raise InvalidQuery(f"the cursor belongs to state {at.state}, the query asks for {state}: drop one of them")
-        # the spec starts with its type, so an encoded prefix finds it without decoding
+        # A spec starts with its type. So the encoded prefix finds a type without decoding the spec.
         prefix = b'{"type":%b' % msgspec.json.encode(type_) if type_ else b""
         rows: list[Row] = []
         size = 0
@@ -121,8 +124,8 @@ class Pager:
             while ids:
                 asked = ids[:CHUNK]
                 found = await self._store.do(self._store.rows(asked, brief=brief))
-                for job_id, row in zip(asked, found, strict=False):  # fewer, where they are large
-                    if row:  # else it left between the two reads
+                for job_id, row in zip(asked, found, strict=False):  # Large rows make the reply shorter.
+                    if row:  # Otherwise the job left the state between the two reads.
                         rows.append(read(self._store.name, as_text(job_id), row))
                         size += sum(len(value or b"") for value in row)
                 ids = ids[len(found) :]
@@ -143,9 +146,9 @@ class Pager:
         limit: int | None,
         progress: Callable[[int], None] | None,
     ) -> int:
-        """Put every job of a state through a verb, oldest first. Returns how many it moved.
+        """Apply a verb to every job of a state, oldest first. Returns how many jobs it moved.
 
-        :raises InvalidQuery: the verb does not take that state, or the state knows no age.
+        :raises InvalidQuery: the verb cannot be applied to that state, or jobs of that state have no age.
         """
         state = read_state(state)
         allowed = (
@@ -156,7 +159,7 @@ class Pager:
         if older_than is not None and state in (State.WAITING, State.BLOCKED):
             raise InvalidQuery(f"{state} jobs stand in order of priority, not of age: leave the age out")
         now = self._store.now_ms()
-        # what finishes from now on is not meant
+        # Jobs that finish from now on are left alone.
         highest = "" if state in (State.WAITING, State.BLOCKED) else str(now - to_ms(older_than or 0))
         if state is State.DELAYED and older_than is None:
             highest = ""
@@ -178,9 +181,9 @@ class Pager:
             if progress:
                 progress(moved)
             if done < len(ids):
-                # what could not be moved stays in front: go on behind it
+                # Jobs that could not be moved stay in front. Continue behind them.
                 if not reply[2]:
                     break
                 cursor = (reply[1].decode(), reply[2])
-            # otherwise the page is gone, and the next one starts where the cursor already is
+            # If all jobs were moved, the next page starts at the same cursor.
         return moved

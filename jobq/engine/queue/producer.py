@@ -1,8 +1,8 @@
 """Group commit: concurrent enqueues of one process share trips.
 
-While a trip is in flight the next batch gathers; no timer adds latency. A lone ``enqueue`` sends its own trip without
-a task in between. Each durability has a producer of its own: calls of two never share a trip, so that none confirms
-less than it was asked for, and none waits for more.
+While a trip is on its way, the next batch gathers. No timer adds latency. A single ``enqueue`` makes its own trip
+without another task. Each durability has a producer of its own. So calls with different durabilities never share a
+trip: no call confirms less than it was asked for, and none waits for more.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 log = get_logger("jobq.queue")
 
 BATCH: Final = 250
-"""Plain jobs per trip: enough to spread its cost."""
+"""Plain jobs per trip. With so many the cost of the trip itself hardly counts."""
 CALL: Final = 125
-"""Plain jobs per script call. A table that was just enlarged costs a page fault at nearly every touch, 25 us each on a
-young virtual machine: 250 jobs held the server for 16 ms there."""
+"""Plain jobs per script call. A table that Redis has just resized costs a page fault at nearly every access. On
+a virtual machine that has just started, a fault takes 25 us, and 250 jobs held the server for 16 ms."""
 WITH_OPTIONS: Final = 2
-"""A job with options counts as that many: it touches twice the tables."""
+"""A job with options counts as so many jobs, because it is written into twice as many tables."""
 BATCH_BYTES: Final = 1 << 20
-"""Bytes per trip, so that large payloads do not hold up everybody else's."""
+"""Bytes per trip, so that large payloads do not delay the other calls."""
 
 Answer = Accepted | IdempotencyConflict | JobIdTaken
 _Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
-"""A row that waits for the next trip, its caller, and since when (monotonic seconds)."""
+"""A row that waits for the next trip, the future of its caller, and when the wait began (monotonic seconds)."""
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
 
 
 class Producer:
     """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns.
 
-    ``checked``: the server is known to give it; else it is looked at before the first trip.
+    ``checked``: the server is known to give it. Otherwise the server is checked before the first trip.
     """
 
     def __init__(self, store: Store, durability: Durability, durability_timeout_ms: int, *, checked: bool) -> None:
@@ -60,7 +60,7 @@ class Producer:
     async def send(self, row: Entry) -> Accepted:
         """Enqueue one row, together with whatever is enqueued meanwhile.
 
-        :raises StoreError: nothing is known to be written; repeating it is harmless.
+        :raises StoreError: the row may not be written. Repeating the call is harmless.
         :raises DurabilityRefused: nothing was written.
         :raises IdempotencyConflict: the key was used for another request.
         :raises JobIdTaken: another job has this id.
@@ -84,7 +84,7 @@ class Producer:
     async def send_many(self, rows: list[Entry]) -> list[Answer]:
         """Enqueue many rows in their order, ``BATCH`` a trip.
 
-        :raises StoreError: some may be written; repeating the same rows is harmless.
+        :raises StoreError: some rows may be written. Repeating the same rows is harmless.
         """
         answers: list[Answer] = []
         for batch in _batches(rows):
@@ -143,7 +143,7 @@ class Producer:
                 flat += (job_id, spec, options)
             calls.append(self._store.enqueue(flat))
         if not self._checked:
-            # a refusal is not kept: the operator may see to it meanwhile
+            # A refusal is not remembered, because an operator may repair the server.
             await self._store.check(self._durability)
             self._checked = True
         if not self._registered:
@@ -154,9 +154,10 @@ class Producer:
         elif len(calls) > 1:
             replies = await self._store.do_all(calls, within=within)
         else:
-            replies = [await self._store.do(calls[0], within=within)]  # the shorter way: that of every lone enqueue
+            # the shorter way, which every single enqueue takes
+            replies = [await self._store.do(calls[0], within=within)]
         if any(reply and not reply[0] for reply in replies):
-            # the queue is new, or was dropped since we registered it: without an entry nobody would find its jobs
+            # The queue is new, or was dropped since we registered it. Without an entry it would not be listed.
             await self._store.register()
         answers = _read(rows, step, replies)
         if debugging("jobq.queue"):
@@ -167,30 +168,30 @@ class Producer:
         return answers
 
     async def drain(self) -> None:
-        """Wait for what is under way; failures belong to the callers of ``send``."""
+        """Wait for the trips that are on their way. Their failures are raised to the callers of ``send``."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
 
 def _fail(batch: list[_Waiting], error: BaseException) -> None:
-    """Each caller gets an exception of its own: one that several raise collects the tracebacks of all."""
+    """Each caller gets an exception of its own, because one for all would collect the tracebacks of all."""
     for _, future, _ in batch:
         if not future.done():
             future.set_exception(twin(error))
 
 
 def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer]:
-    """An answer per row. ``replies``: of the calls, each of which carried ``step`` rows."""
+    """An answer for each row. ``replies`` are those of the calls, each of which carried ``step`` rows."""
     answers: list[Answer] = [Accepted(job_id) for job_id, *_ in rows]
     for number, refused in enumerate(replies):
         for at in range(0, len(refused), 3):
             if not refused[at]:
-                continue  # it says that the queue is new
+                continue  # This triple says that the queue is new.
             place: int = number * step + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()
             if earlier == row[0]:
-                # its own id: an earlier sending of this very call was executed, unless the spec is another one
+                # The row's own id: this call was executed before, unless another job has the id.
                 if refused[at + 2] == b"!":
                     answers[place] = JobIdTaken(earlier)
                 continue
@@ -202,7 +203,7 @@ def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer
 
 
 def _fitting(rows: list[Entry], at: int) -> int:
-    """How many of the rows from ``at`` on go into one trip; one at least."""
+    """How many of the rows from ``at`` on go into one trip. At least one does."""
     weight = size = 0
     for count, (_, spec, options, _) in enumerate(rows[at : at + BATCH]):
         weight += WITH_OPTIONS if options else 1

@@ -14,7 +14,7 @@ from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_key, check_type, merge
 from jobq.engine.queue.verbs import Verbs
-from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
 from jobq.engine.task.registry import Registry
@@ -77,16 +77,16 @@ class Producing(Registry, Verbs):
             raise InvalidJob(f"payload of {new.type[:80]!r}: {error}") from None
 
     async def submit(self, new: NewJob, *, durability: Durability | None = None, checked: bool = False) -> Accepted:
-        """Check and enqueue one job, in one trip with whatever else is being enqueued.
+        """Check and enqueue one job, in one trip with other jobs that are being enqueued.
 
-        ``durability``: what must be confirmed before this returns; None: what the queue says.
-        ``checked``: the caller has called ``check`` for it.
+        ``durability``: what must be confirmed before this returns. None stands for the queue's own.
+        ``checked``: the caller has called ``check`` for the job.
 
         :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
-        :raises DurabilityRefused: the server cannot give it; nothing was written.
-        :raises DurabilityUnavailable: it was not confirmed in time; the job is enqueued all the same.
-        :raises StoreUnavailable: no answer; with the same ``id`` or key, repeating is harmless.
-        :raises StoreFull: Redis is at maxmemory; nothing was written.
+        :raises DurabilityRefused: the server cannot give this durability. Nothing was written.
+        :raises DurabilityUnavailable: it was not confirmed in time. The job is enqueued all the same.
+        :raises StoreUnavailable: Redis did not answer. With the same ``id`` or key, repeating is harmless.
+        :raises StoreFull: Redis is at maxmemory. Nothing was written.
         """
         session = self._sessions.here
         if new.given is not None and not self.tasks:
@@ -131,11 +131,11 @@ class Producing(Registry, Verbs):
     async def submit_many(
         self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
     ) -> list[Accepted]:
-        """Check all, then enqueue all, hundreds a trip. ``durability``, ``checked``: as for ``submit``.
+        """Check all jobs, then enqueue all, hundreds a trip. ``durability`` and ``checked``: as for ``submit``.
 
-        :raises InvalidJob: one does not fit; none was written.
-        :raises IdempotencyConflict: a key was used for another job; the others are written (as with ``JobIdTaken``).
-        :raises StoreError: some may be written.
+        :raises InvalidJob: a job does not fit. No job was written.
+        :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken``).
+        :raises StoreError: some of the jobs may be written.
         """
         session = self._sessions.here
         producer = session.producer_for(durability)
@@ -165,22 +165,22 @@ class Producing(Registry, Verbs):
         return accepted
 
     async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
-        """As ``submit``, answering with a handle whose result is decoded as ``returns``."""
+        """As ``submit``. Returns a handle, whose result is decoded as ``returns``."""
         accepted = await self.submit(new, durability=durability)
         return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
 
     async def send_many(
         self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
     ) -> list[Job[Any]]:
-        """As ``submit_many``, answering with handles."""
+        """As ``submit_many``. Returns handles."""
         accepted = await self.submit_many(news, durability=durability)
         return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
 
     def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
-        """A job of a type whose handler's code need not be here. ``id``: as for ``enqueue``.
+        """Make a job. The handler of its type need not be in this program. ``id``: as for ``enqueue``.
 
-        Options that are not given are those of the type's task. A queue without tasks takes what workers and servers
-        publish of it (see ``types``) when the job is enqueued.
+        Options that are not given are those of the type's task. A queue without tasks takes those that workers and
+        servers publish (see ``types``) when the job is enqueued.
 
         :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
         """
@@ -203,11 +203,11 @@ class Producing(Registry, Verbs):
     ) -> Coroutine[Any, Any, Job[Any]]:
         """Enqueue a job by its type's name. ``payload``: a dict of the handler's arguments, or a ``msgspec.Raw``.
 
-        ``id``: one of your own, or of ``jobq.new_id()``. Repeating the call is then harmless while the job is kept.
+        ``id``: your own, or one from ``jobq.new_id()``. Repeating the call is then harmless while the job is kept.
         ``durability``: as for ``submit``.
 
         :raises InvalidJob: nothing was written (``JobIdTaken``: another job has the ``id``).
-        :raises StoreError: Redis is away or full.
+        :raises StoreError: Redis does not answer, or is full.
         :raises RuntimeError: no event loop runs in this thread.
         """
         try:
@@ -216,7 +216,7 @@ class Producing(Registry, Verbs):
             raise no_loop("queue.enqueue", "queue.sync().enqueue(...)") from None
         return self._enqueue(type, payload, id, durability, given)
 
-    @lost_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
+    @warns_unless_awaited("queue.enqueue", "queue.sync().enqueue(...)")
     async def _enqueue(
         self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
     ) -> Job[Any]:
@@ -228,7 +228,7 @@ class Producing(Registry, Verbs):
     ) -> Coroutine[Any, Any, list[Job[Any]]]:
         """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
 
-        :raises InvalidJob: one does not fit; none was written.
+        :raises InvalidJob: a job does not fit. No job was written.
         :raises RuntimeError: no event loop runs in this thread.
         """
         try:
@@ -237,6 +237,6 @@ class Producing(Registry, Verbs):
             raise no_loop("queue.enqueue_many", "queue.sync().enqueue_many(...)") from None
         return self._enqueue_many(jobs, durability)
 
-    @lost_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
+    @warns_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
     async def _enqueue_many(self, jobs: Iterable[NewJob], durability: Durability | None) -> list[Job[Any]]:
         return await self.send_many(jobs, durability=durability)

@@ -1,4 +1,4 @@
-"""The types that workers and servers publish: said by those that have the code, used by producers that do not."""
+"""Published types: workers and servers that have the code publish them, producers without the code use them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 log = get_logger("jobq.queue")
 
 FRESH_SECONDS: Final = 10.0
-"""A type's options that are older are looked up again, in the background."""
+"""After so long, the options of a type are looked up again in the background."""
 KNOWN_MAX: Final = 1000
-"""Types whose options are kept. Clients of a server choose names of types, so there may be any number of them."""
+"""Types whose options are kept. Clients of a server choose the names of types, so there may be any number of them."""
 PAGE: Final = 16
 """Types that one call publishes. Each may have four rows of 8 KiB, which Redis reads and writes within 10 ms."""
 SAID_MAX: Final = 1000
@@ -41,13 +41,13 @@ class Defaults:
         self._store = store
         self._known: dict[str, Options] = {}
         self._old = 0.0
-        """When the cache is looked up again, by the monotonic clock."""
+        """When the cache becomes too old, by the monotonic clock."""
         self._refreshing: asyncio.Task[None] | None = None
 
     async def complete(self, news: list[NewJob]) -> list[NewJob]:
-        """The jobs with the published options where none are given. The first use of a type looks it up.
+        """The jobs, with published options in place of those not given. The first use of a type looks it up.
 
-        :raises StoreError: Redis is away.
+        :raises StoreError: Redis does not answer.
         """
         unknown = {new.type for new in news if new.given is not None and new.type not in self._known}
         if unknown:
@@ -57,7 +57,7 @@ class Defaults:
         return [new if new.given is None else _completed(new, self._known.get(new.type, PLAIN)) for new in news]
 
     async def aclose(self) -> None:
-        """End a lookup that is under way."""
+        """Cancel a lookup that is on its way."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.wait([self._refreshing])
@@ -90,28 +90,28 @@ def _completed(new: NewJob, defaults: Options) -> NewJob:
     if "limits" in given:
         given["limits_by"] = ()
     if given.get("run_at") is not None:
-        given["delay"] = 0  # not the type's default
+        given["delay"] = 0  # in place of the type's default
     elif given.get("delay"):
         given["run_at"] = None
     return msgspec.structs.replace(new, options=msgspec.structs.replace(defaults, **given), given=None)
 
 
 class Publisher:
-    """Publishes the tasks of a queue as one worker or server, and reports others that say something else."""
+    """Publishes the tasks of a queue for one worker or server, and warns of others that publish something else."""
 
     def __init__(self, tasks: Mapping[str, Task[Any, Any]], rules: Mapping[str, Rule], queue: str, name: str) -> None:
         self._tasks = tasks
         self._rules = rules
         self._queue = queue
-        # the script parts its lines by these
+        # publish.lua separates columns and rows by these.
         self._name = name.replace("\t", " ").replace("\n", " ")
         self._started = True
         self._said: set[tuple[str, bytes]] = set()
 
     async def publish(self, store: Store) -> None:
-        """Say what is known here. The first time it counts from then on, later on it is kept alive.
+        """Publish the tasks. The first call makes them those that count. Later calls keep them from expiring.
 
-        :raises StoreError: Redis is away.
+        :raises StoreError: Redis does not answer.
         """
         if self._started:
             await declare_rules(store, self._rules)
@@ -132,7 +132,7 @@ class Publisher:
             try:
                 schema = task.schema()
             except TypeError:
-                schema = None  # an annotation has no JSON Schema
+                schema = None  # An annotation has no JSON Schema.
             row = encode_published(task.defaults, schema)
             if row is not None:
                 rows.append((name, row))

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 class Queue(Producing, LimitVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
-    ``redis``: a URL, or a ``Connection`` shared with other queues; None: ``JOBQ_REDIS_URL``, or an embedded server.
-    ``keep_completed``, ``keep_failed``, ``keep_for``: how many finished jobs stay, and how long.
-    ``durability``: what must be confirmed before an enqueue returns: nothing beyond Redis's answer, an fsync
-    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds. A call may
-    say its own, which then counts for it in place of the queue's.
+    ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.
+    ``keep_completed``, ``keep_failed``, ``keep_for``: how many finished jobs are kept, and for how long.
+    ``durability``: what must be confirmed before an enqueue returns: Redis's answer alone ("none"), an fsync
+    ("fsynced", WAITAOF) or a copy on a replica ("replicated", WAIT), within ``durability_timeout`` seconds. A call can
+    choose another one.
     ``unknown_fields``: what an enqueue does with fields of a payload that the handler has no argument for: "refuse" or
     "ignore". A worker always ignores them, because a newer version of the program may have enqueued the job.
     ``unserved_for``: how long a job is handed on among workers that do not know its type or cannot read its payload,
@@ -44,7 +44,7 @@ class Queue(Producing, LimitVerbs):
     ``limits``: how many jobs of the whole queue run at once or start in a time, whatever their type.
     ``clock``: gives unix ms in place of the server's time; for tests.
 
-    :raises InvalidJob: the name has characters other than letters, digits and ``._-``; there is no such durability.
+    :raises InvalidJob: the name has characters other than letters, digits and ``._-``, or a setting is out of range.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Queue(Producing, LimitVerbs):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Where its jobs are: server, prefix and name. Two queues of one place share their jobs."""
+        """Where its jobs are: server, prefix and name. Two queues at one place share their jobs."""
         redis = self._redis
         url = redis.url if isinstance(redis, Connection) else redis or self.settings.redis_url
         return url or str(self.settings.data_path), self.prefix, self.name
@@ -141,10 +141,10 @@ class Queue(Producing, LimitVerbs):
         return self._sessions.is_open
 
     def new_store(self, connection: Connection) -> Store:
-        """The same verbs on another connection; a worker's heartbeat thread has its own."""
+        """A store of this queue on another connection. A worker's heartbeat thread has its own."""
         clock = self.clock
         return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
 
     def sync(self) -> SyncQueue:
-        """The queue's verbs for synchronous code: each waits for its result. See sync.py."""
+        """The queue for synchronous code: each method waits for its result. See sync.py."""
         return SyncQueue(self)

@@ -1,9 +1,9 @@
-"""Waiting for jobs to end: thousands of waiters on one connection, no polling.
+"""Waiting for jobs to end: thousands of waiters on one connection, without polling.
 
-One reader per queue follows the events stream while somebody waits. A waiter first has the reader's place in the stream
-fixed and only then asks for the job's state, so an end between the two cannot be missed. A reader that fell behind the
-trimmed stream, or lost its connection, asks again for every waiter. An emptied Redis says nothing: so every few seconds
-the reader asks for one page of the waiting jobs, and for all of them when one of that page is gone.
+One reader per queue follows the events stream while anybody waits. A waiter asks for the state of its job only after
+the reader has its place in the stream. So it cannot miss an end between the two. If entries were trimmed before they
+were read, or the connection broke, the reader asks again for every waiter. A Redis that was emptied sends no event. So
+every few seconds the reader asks for one page of the jobs, and for all of them if one of that page is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from jobq.engine.model.backoff import pause
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.errors import (
     JobFailed,
@@ -30,12 +31,22 @@ if TYPE_CHECKING:
     from jobq.engine.store import Store
 
 BLOCK: Final = 5.0
-"""Seconds that one read of the stream may wait. Bounds how long a half-open socket goes unnoticed."""
+"""Seconds that one read of the stream may wait. A half-open connection is noticed after so long."""
 PAGE: Final = 200
 KILLED: Final = "Killed"
 """The error type of a killed job."""
 
 Waiter = asyncio.Future[msgspec.Raw]
+
+
+def _failure(job_id: str, row: bytes) -> JobFailed:
+    """The error for those who wait for a failed job, from its error records."""
+    errors = read_errors(row)
+    if not errors:
+        return JobFailed(job_id, "unknown", "no record")
+    last = errors[-1]
+    kind = JobKilled if last.type == KILLED else JobFailed
+    return kind(job_id, last.type, last.message, last.traceback)
 
 
 class Waiters:
@@ -49,15 +60,15 @@ class Waiters:
         self._asker: asyncio.Task[None] | None = None
         self._placed = asyncio.Event()
         self._sample: set[str] = set()
-        """Jobs that were asked for although nothing was heard of them."""
+        """Jobs that were asked for although no event named them."""
         self._looked = 0.0
 
     async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
         """The job's result, as encoded JSON.
 
-        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
+        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed).
         :raises JobNotFound: there is no such job, or it was removed while waiting.
-        :raises ResultTimeout: it had not ended after ``timeout`` seconds. With 0 it is asked for once.
+        :raises ResultTimeout: the job had not ended after ``timeout`` seconds. With 0, Redis is asked once.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(waiter)
@@ -94,17 +105,17 @@ class Waiters:
             page, self._ask = self._ask[:PAGE], self._ask[PAGE:]
             try:
                 answers = await self._store.do(self._store.results(page))
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever because of it
+            except Exception as error:  # noqa: BLE001 - no waiter may wait for ever because of it
                 for job_id in page:
                     self._fail(job_id, error)
                 continue
-            # fewer than were asked for, where the results are large
+            # Large results make the reply shorter.
             for job_id, state, row in zip(page, answers[::2], answers[1::2], strict=False):
                 self._answer(job_id, state, row)
             self._ask = page[len(answers) // 2 :] + self._ask
             gone = {one for one, state in zip(page, answers[::2], strict=False) if state == b"gone"}
             if gone & self._sample:
-                # nothing was heard of its end: the others may be gone as well
+                # No event told of its end, so the other jobs may be gone as well.
                 self._sample.clear()
                 self._ask_for(list(self._waiting))
 
@@ -113,27 +124,19 @@ class Waiters:
             try:
                 result = read_result(job_id, row).result if row else msgspec.Raw(b"null")
             except UnreadableResult as error:
-                # this job's waiters only: the others' answers stand in the same page
+                # Fail only the waiters of this job. The answers of other jobs are in the same page.
                 self._fail(job_id, error)
                 return
             for waiter in self._waiting.get(job_id, ()):
                 if not waiter.done():
                     waiter.set_result(result)
         elif state == b"failed":
-            errors = read_errors(row)
-            last = errors[-1] if errors else None
-            kind = JobKilled if last and last.type == KILLED else JobFailed
-            self._fail(
-                job_id,
-                kind(job_id, last.type, last.message, last.traceback)
-                if last
-                else JobFailed(job_id, "unknown", "no record"),
-            )
+            self._fail(job_id, _failure(job_id, row))
         elif state == b"gone":
             self._fail(job_id, JobNotFound(job_id))
 
     def _fail(self, job_id: str, error: Exception) -> None:
-        """Each waiter gets an exception of its own: what one caller does to it must not reach the others."""
+        """Each waiter gets an exception of its own, so that what one caller does to it does not reach the others."""
         for waiter in self._waiting.get(job_id, ()):
             if not waiter.done():
                 waiter.set_exception(twin(error))
@@ -143,7 +146,7 @@ class Waiters:
         ids = list(self._waiting)[:PAGE]
         self._sample = set(ids)
         for job_id in ids:
-            # to the end, so that the next sample is another one
+            # Move it to the end, so that the next sample is another one.
             self._waiting[job_id] = self._waiting.pop(job_id)
         self._ask_for(ids)
 
@@ -160,11 +163,11 @@ class Waiters:
                     self._ask_for(list(self._waiting))
                 place, entries, behind = await self._store.events(place, block=BLOCK)
             except StoreError:
-                # the place is lost with the connection: take a new one, then ask for everybody
+                # Events may be missed meanwhile: take a new place, then ask for all jobs.
                 place = None
                 failures += 1
                 self._placed.set()
-                await asyncio.sleep(min(2.0, 0.05 * 2 ** min(failures, 6)))
+                await asyncio.sleep(pause(failures))
                 continue
             failures = 0
             if monotonic() - self._looked >= BLOCK:
@@ -180,7 +183,7 @@ class Waiters:
                 self._ask_for(ended)
 
     async def aclose(self) -> None:
-        """Stop reading; waiters get a ``StoreError``."""
+        """Stop reading. Waiters get a ``StoreError``."""
         for task in (self._reader, self._asker):
             if task is not None:
                 task.cancel()

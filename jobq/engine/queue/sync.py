@@ -43,7 +43,7 @@ def _waiting(
 
 
 class SyncQueue:
-    """The verbs of a queue, each of which waits for its result. All threads may share it.
+    """The methods of a queue for synchronous code. Each waits for its result. Threads may share the object.
 
     ``with queue.sync() as q:`` closes the connection at the end of the block. Without ``with`` it stays open until the
     process ends.
@@ -87,7 +87,7 @@ class SyncQueue:
 
     def enqueue_many(self, jobs: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
         """As ``Queue.enqueue_many``."""
-        news = list(jobs)  # here: a generator may itself wait for something of this queue
+        news = list(jobs)  # Read it in this thread: a generator may itself wait for something of this queue.
         return self.call(
             "queue.sync().enqueue_many()",
             "queue.enqueue_many(...)",

@@ -1,4 +1,4 @@
-"""What operators ask of a queue and do to it: every verb beyond producing and running."""
+"""What operators read of an open queue and do to it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Verbs(ABC):
     # -- readers ---------------------------------------------------------------------------------------------------
 
     async def get(self, job_id: str) -> JobRow:
-        """All there is to know of a job.
+        """Everything that is stored of a job.
 
         :raises JobNotFound: never enqueued, removed, or past its retention.
         """
@@ -78,11 +78,11 @@ class Verbs(ABC):
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Jobs of one state, or of all: unfinished ones in their order, finished ones newest first.
+        """Jobs of one state, or of all. Unfinished jobs come in their order, finished jobs newest first.
 
-        A page ends early, with a cursor, once its jobs come to 8 MB. ``briefs`` leaves out what may be large.
+        A page of more than 8 MB ends early, with a cursor. ``briefs`` leaves out the columns that may be large.
 
-        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
+        :raises InvalidQuery: the cursor cannot be read, or ``limit`` is not 1 to 1000.
         """
         return Page(*await self._sessions.here.pager.page(job_row, state, type, limit, cursor))
 
@@ -94,14 +94,14 @@ class Verbs(ABC):
         limit: int = 50,
         cursor: str | None = None,
     ) -> BriefPage:
-        """As ``page``, without payloads, metadata, progress, results and earlier errors: what a list shows.
+        """As ``page``, without payloads, metadata, progress, results and earlier errors.
 
-        :raises InvalidQuery: the cursor is not one of ours, or ``limit`` is not 1 to 1000.
+        :raises InvalidQuery: the cursor cannot be read, or ``limit`` is not 1 to 1000.
         """
         return BriefPage(*await self._sessions.here.pager.page(job_brief, state, type, limit, cursor, brief=True))
 
     async def logs(self, job_id: str) -> list[LogLine]:
-        """What the job's handler logged.
+        """The lines that the job's handler logged.
 
         :raises JobNotFound: there is no such job.
         """
@@ -115,7 +115,7 @@ class Verbs(ABC):
         return read_stats(self.name, await self.store.do(self.store.stats()))
 
     async def workers(self) -> list[WorkerRow]:
-        """The workers whose rows are kept, latest heartbeat first; one that left is gone, one that died stays a day."""
+        """The workers, latest heartbeat first. A worker that has stopped is not listed. One that died is, for a day."""
         known = await self.store.workers()
         since = self.store.now_ms() - ALIVE_MS
         rows = [worker_row(worker, info, seen, alive=seen > since) for worker, info, seen in known]
@@ -135,20 +135,20 @@ class Verbs(ABC):
     async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
         """Wait for the job's end; its result as encoded JSON.
 
-        :raises JobFailed: it ended in failed (``JobKilled``: it was killed).
-        :raises JobNotFound: never enqueued, removed, or past its retention.
-        A handler that waits here gives up its slot meanwhile, if its own worker serves the queue.
+        A handler that waits here lends its slot to another job meanwhile, if its own worker serves the queue.
 
-        :raises ResultTimeout: it had not ended after ``timeout`` (seconds).
+        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed).
+        :raises JobNotFound: the job was never enqueued, was removed, or its retention ran out.
+        :raises ResultTimeout: the job had not ended after ``timeout`` (seconds).
         :raises TooManyWaiting: too many handlers of the worker wait for other jobs already.
         """
         with waiting_for(self.name, job_id):
             return await self._sessions.here.waiters.wait(job_id, None if timeout is None else to_ms(timeout) / 1000)
 
     async def ready(self) -> None:
-        """Run the smallest script on Redis: a PING says nothing of scripts and rights.
+        """Run the smallest script on Redis. A PING would not show that scripts run and that the user has the rights.
 
-        :raises StoreError: it did not run.
+        :raises StoreError: the script did not run.
         """
         await self.store.do(self.store.ready())
 
@@ -159,23 +159,23 @@ class Verbs(ABC):
     # -- operators -------------------------------------------------------------------------------------------------
 
     async def pause(self) -> None:
-        """No worker claims from now on. Running jobs go on; no job moves."""
-        await self.store.register()  # a paused queue must be listed, even before its first job
+        """Stop claims. Running jobs go on, and no job moves."""
+        await self.store.register()  # A paused queue must be listed, even before its first job.
         if (await self.store.do(self.store.pause()))[0]:
             log.info(f"Queue {self.name} was paused", queue=self.name)
 
     async def resume(self) -> None:
-        """Claims go on."""
+        """Allow claims again."""
         if (await self.store.do(self.store.resume()))[0]:
             log.info(f"Queue {self.name} was resumed", queue=self.name)
 
     async def drop(self, *, force: bool = False) -> None:
         """Remove the queue itself, with its jobs, its metrics and its place in the list of queues.
 
-        ``force``: although it has jobs or living workers. Running jobs then lose their leases. A worker or a producer
-        that goes on makes the queue anew.
+        ``force``: remove it although it has jobs or living workers. Running jobs then lose their leases. A worker or
+        producer that goes on creates the queue again.
 
-        :raises QueueInUse: it has jobs or living workers; nothing was removed.
+        :raises QueueInUse: it has jobs or living workers. Nothing was removed.
         """
         jobs, workers, dropped = await self.store.do(self.store.drop(force=force))
         if not dropped:
@@ -184,10 +184,10 @@ class Verbs(ABC):
         log.info(f"Queue {self.name} was removed with {jobs} jobs", queue=self.name, jobs=jobs)
 
     async def kill(self, job_id: str) -> None:
-        """An unfinished job goes to failed as killed; a running handler is stopped.
+        """Send an unfinished job to failed as killed, and stop its handler if it runs.
 
         :raises JobNotFound: there is no such job.
-        :raises WrongState: it is finished.
+        :raises WrongState: the job is finished.
         """
         store = self.store
         record = AttemptError(attempt=0, at=store.now_ms(), type=KILLED, message="killed by an operator")
@@ -197,10 +197,10 @@ class Verbs(ABC):
         await self._move(call, job_id, "kill", ("waiting", "delayed", "active"))
 
     async def remove(self, job_id: str) -> None:
-        """A job that is not running goes, with everything that is known of it.
+        """Remove a job that is not active, with everything that is stored of it.
 
         :raises JobNotFound: there is no such job.
-        :raises WrongState: it is active: kill it first.
+        :raises WrongState: the job is active. Kill it first.
         """
         await self._move(
             self.store.remove([job_id]),
@@ -211,27 +211,27 @@ class Verbs(ABC):
         )
 
     async def retry(self, job_id: str) -> None:
-        """A finished job goes back to waiting, with fresh attempts.
+        """Send a finished job back to waiting, with all its attempts again.
 
         :raises JobNotFound: there is no such job.
-        :raises WrongState: it is not finished, or another job holds its key now.
+        :raises WrongState: the job is not finished, or another job holds its key now.
         """
         await self._move(self.store.retry([job_id]), job_id, "retry", ("failed", "completed"))
 
     async def promote(self, job_id: str) -> None:
-        """A delayed job runs now.
+        """Send a delayed job to waiting now.
 
         :raises JobNotFound: there is no such job.
-        :raises WrongState: it is not delayed.
+        :raises WrongState: the job is not delayed.
         """
         await self._move(self.store.promote([job_id]), job_id, "promote", ("delayed",))
 
     async def reprioritise(self, job_id: str, priority: int) -> None:
-        """Another priority for a job that has not started; it keeps its place in time.
+        """Give a job that has not started another priority. Among the jobs of that priority it keeps its order in time.
 
         :raises InvalidJob: the priority is out of range.
         :raises JobNotFound: there is no such job.
-        :raises WrongState: it is running or finished.
+        :raises WrongState: the job is active or finished.
         """
         check(Options(priority=priority))
         call = self.store.reprioritise([job_id], priority)
@@ -256,9 +256,9 @@ class Verbs(ABC):
         limit: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Retry the finished jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+        """Retry the finished jobs of a state, oldest first, in pages. ``progress`` is called with the number so far.
 
-        Jobs that finish while it runs are left alone. Returns how many went back to waiting.
+        Jobs that finish while it runs are left alone. Returns how many jobs went back to waiting.
 
         :raises InvalidQuery: the state is not failed or completed.
         """
@@ -272,9 +272,9 @@ class Verbs(ABC):
         limit: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Remove the jobs of a state, oldest first, in pages. ``progress`` hears the running total.
+        """Remove the jobs of a state, oldest first, in pages. ``progress`` is called with the number so far.
 
-        ``older_than`` (seconds): finished, or due, at least that long ago. Returns how many went.
+        ``older_than`` (seconds): only jobs that finished, or were due, at least so long ago. Returns their number.
 
         :raises InvalidQuery: the state is active, or an age is given for waiting.
         """

@@ -227,9 +227,9 @@ class Connection:
     async def _trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
         wire, clean = None, False
         try:
-            while self._idle and (wire is None or wire.lost):
+            while self._idle and (wire is None or wire.closed):
                 wire = self._idle.pop()
-            if wire is None or wire.lost:
+            if wire is None or wire.closed:
                 began = time.monotonic()
                 wire = await self._connect(timeout)
                 timeout -= time.monotonic() - began

@@ -20,15 +20,15 @@ _UNFINISHED: Final = object()
 class Wire(asyncio.Protocol):
     """A connected connection, taken over from redis-py. One trip at a time.
 
-    ``lost``: closed, by us or by the server.
+    ``closed``: by us or by the server.
     """
 
     __slots__ = (
-        "_answers", "_deadline", "_future", "_loop", "_reader", "_timer", "_transport", "_want", "_writer", "lost",
+        "_answers", "_deadline", "_future", "_loop", "_reader", "_timer", "_transport", "_want", "_writer", "closed",
     )  # fmt: skip
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self.lost = False
+        self.closed = False
         self._loop = asyncio.get_running_loop()
         self._reader: Any = hiredis.Reader(notEnoughData=_UNFINISHED)
         self._answers: list[Any] = []
@@ -49,7 +49,7 @@ class Wire(asyncio.Protocol):
         :raises ConnectionError: the connection is gone, or the server does not speak its protocol.
         :raises TimeoutError: not all of them came within ``timeout`` seconds.
         """
-        if self.lost:
+        if self.closed:
             raise ConnectionError("the connection was closed")
         # Write first, so that the server reads while this process does the rest.
         self._transport.write(payload)
@@ -94,7 +94,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server, or the network, closed it."""
-        self.lost = True
+        self.closed = True
         self._fail(ConnectionError(f"connection lost: {exc or 'closed by the server'}"))
 
     def _fail(self, error: Exception) -> None:
@@ -103,7 +103,7 @@ class Wire(asyncio.Protocol):
 
     def close(self) -> None:
         """Close at once. Replies that have not arrived are dropped."""
-        self.lost = True
+        self.closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()

@@ -1,4 +1,4 @@
-"""Enqueues that nobody awaits are reported: without this the job would be lost silently."""
+"""Warnings about an enqueue that nobody awaits. Without them its job would be missing silently."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-LOST: Final = "nothing was enqueued"
+NOT_ENQUEUED: Final = "nothing was enqueued"
 
-# Python prints this warning once per place in the code. Here each one is a lost job. Filters that are set elsewhere,
-# such as -W error, come first.
-warnings.filterwarnings("always", f"coroutine '.*{LOST}", RuntimeWarning, append=True)
+# Python prints this warning once per place in the code. Here each one is a job that was not enqueued. Filters
+# that are set elsewhere, such as -W error, come first.
+warnings.filterwarnings("always", f"coroutine '.*{NOT_ENQUEUED}", RuntimeWarning, append=True)
 
 
 def no_loop(called: str, instead: str) -> RuntimeError:
-    """The error of an enqueue that is called where no event loop runs, and so cannot be awaited."""
+    """The error of an enqueue that cannot be awaited, because no event loop runs in its thread."""
     return RuntimeError(
-        f"{LOST}: {called}() was called without a running event loop; in synchronous code call {instead}, else write "
-        f"'await' in a coroutine"
+        f"{NOT_ENQUEUED}: {called}() was called without a running event loop; in synchronous code call {instead}, else"
+        " write 'await' in a coroutine"
     )
 
 
-def lost_unless_awaited(called: str, instead: str) -> Callable[[F], F]:
-    """Make Python's warning about a coroutine that was never awaited say what that means and what to do.
+def warns_unless_awaited(called: str, instead: str) -> Callable[[F], F]:
+    """For a coroutine function that must be awaited: the warning of Python then says what to write.
 
-    The warning shows the function's name. To give it another name costs nothing per call.
+    Python shows the name of the function in its warning. So another name is enough, and costs nothing per call.
     """
 
     def rename(fn: F) -> F:
-        fn.__qualname__ = f"{called} ({LOST}; write 'await' before it, or in synchronous code call {instead})"
+        fn.__qualname__ = f"{called} ({NOT_ENQUEUED}; write 'await' before it, or in synchronous code call {instead})"
         return fn
 
     return rename

@@ -1,4 +1,4 @@
-"""What a handler can know and say of its own run, and what can be injected into it."""
+"""The context of a run, which tells a handler of its run, and the markers of injected parameters."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROGRESS_MAX: Final = 65_536
-"""Bytes of a job's progress. It is shown with the job, and sent again and again."""
+"""Bytes of a job's progress. It is shown with the job, and sent many times."""
 
 current: ContextVar[Context] = ContextVar("jobq_context")
-"""The run that this code belongs to; set while a handler runs."""
+"""The run that this code belongs to. It is set while a handler runs."""
 
 
 class Context:
     """One run of one job. A parameter annotated ``Context`` gets it.
 
-    ``attempt`` counts from 1; ``attempts`` is the total allowed; ``snoozes`` counts the runs that raised ``Snooze`` and
-    were not charged; ``enqueued_at`` is unix ms. ``fence`` only grows from
-    run to run: a database that refuses a lower one than it has seen for a job refuses a run that was replaced.
+    ``attempt`` counts from 1, ``attempts`` is the total number of runs, ``snoozes`` counts the runs that raised
+    ``Snooze`` and were not charged, ``enqueued_at`` is unix ms. ``fence`` grows from run to run. So a database can
+    refuse a run that was replaced: its fence is lower than the job's last one.
     ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
@@ -54,10 +54,10 @@ class Context:
         self.snoozes = snoozes
         self.lost = False
         """True once the job is no longer this run's: it was killed, timed out, lost its lease, or was handed back
-        because the worker stops. Whatever the handler still does counts for nothing. A thread cannot be stopped, so
-        long sync handlers should look here from time to time."""
+        because the worker stops. What the handler does after that has no effect on the job. A thread cannot be stopped,
+        so a long sync handler should look here from time to time."""
         self.stopped: Literal["killed", "lost", "timeout", "shutdown"] | None = None
-        """Why the worker cancelled the handler, None if it did not."""
+        """Why the worker cancelled the handler. None if it did not."""
         self._say = say
 
     @property
@@ -67,7 +67,7 @@ class Context:
 
     @property
     def attempts(self) -> int | None:
-        """Total number of runs allowed; None: the job runs until it succeeds."""
+        """Total number of runs. None if there is no limit."""
         return self.spec.attempts
 
     @property
@@ -77,11 +77,11 @@ class Context:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the producer attached."""
+        """The metadata that the producer gave the job."""
         return self.spec.metadata or {}
 
     def progress(self, value: Any) -> None:
-        """Say how far the job is: any JSON value, often a number 0..100. The last word counts.
+        """Store how far the job is: any JSON value, often a number from 0 to 100. The last value counts.
 
         :raises TypeError: the value has no JSON form.
         :raises ValueError: its JSON form is larger than 64 KiB.
@@ -92,7 +92,7 @@ class Context:
             raise TypeError(f"progress takes a value with a JSON form: {error}") from None
         if len(data) > PROGRESS_MAX:
             raise ValueError(
-                f"progress has {len(data)} bytes, the limit is {PROGRESS_MAX}: store it elsewhere, report a reference"
+                f"progress has {len(data)} bytes, the limit is {PROGRESS_MAX}: store it elsewhere, and give a reference"
             )
         self._say(self, "progress", data)
 
@@ -102,7 +102,7 @@ class Context:
 
 
 class Lender(Protocol):
-    """The worker of a run, as code of its handler needs it."""
+    """The worker of a run, as the code of its handler sees it."""
 
     def begin_wait(self, context: Context, queue: str, job_id: str) -> None: ...
     def end_wait(self, context: Context, job_id: str) -> None: ...
@@ -114,9 +114,9 @@ lender: ContextVar[Lender] = ContextVar("jobq_lender")
 
 @contextmanager
 def waiting_for(queue: str, job_id: str) -> Generator[None]:
-    """Around a wait for another job's result: a handler gives up its slot meanwhile. Does nothing elsewhere.
+    """Put this around a wait for another job: a handler lends its slot meanwhile. Elsewhere it does nothing.
 
-    :raises TooManyWaiting: too many handlers of the worker wait already.
+    :raises TooManyWaiting: too many handlers of the worker wait for other jobs already.
     """
     context, worker = current.get(None), lender.get(None)
     if context is None or worker is None:
@@ -130,8 +130,8 @@ def waiting_for(queue: str, job_id: str) -> Generator[None]:
 
 
 class Depends(Generic[T]):
-    """``pool: Annotated[Pool, Depends(connect)]``, or ``pool: Pool = Depends(connect)``: the parameter gets what
-    ``connect`` gives.
+    """``pool: Annotated[Pool, Depends(connect)]``, or ``pool: Pool = Depends(connect)``: the parameter gets the value
+    that ``connect`` returns or yields.
 
     ``connect`` may be a function, a coroutine function, or a (sync or async) generator function that yields once, also
     one that is decorated with ``contextmanager`` or ``asynccontextmanager``. Any other context manager that it returns
@@ -139,14 +139,14 @@ class Depends(Generic[T]):
     for each run, however many parameters ask for it, and closed after the run. Scope "worker": once per worker (with
     ``isolate="process"`` per child), at the first use, closed at its end.
 
-    :raises TypeError: ``call`` cannot be called, or there is no such scope.
+    :raises TypeError: ``call`` is not callable, or ``scope`` is neither "run" nor "worker".
     """
 
     __slots__ = ("call", "scope")
 
     def __init__(self, call: Callable[..., Any], *, scope: Literal["run", "worker"] = "run") -> None:
         if not callable(call):
-            raise TypeError(f"Depends takes a function that gives the value, not {call!r:.80}")
+            raise TypeError(f"Depends takes a function that returns the value, not {call!r:.80}")
         if scope not in ("run", "worker"):
             raise TypeError(f"scope is {scope!r:.80}: it takes 'run' or 'worker'")
         self.call = call

@@ -1,4 +1,4 @@
-"""Where other libraries' types come in. Without such a library this costs a look at ``sys.modules`` for each task."""
+"""Support for types of other libraries. Without such a library it costs one lookup in ``sys.modules`` for each task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def decode_hook() -> Callable[[type, Any], Any] | None:
-    """What msgspec calls for types that it does not know. An annotation can only name a model if pydantic is loaded."""
+    """The function that msgspec calls for types that it does not know. None if pydantic is not loaded."""
     if "pydantic" not in sys.modules:
         return None
     from jobq.engine.task import pydantic
@@ -23,7 +23,7 @@ def decode_hook() -> Callable[[type, Any], Any] | None:
 def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     """JSON Schema of a payload.
 
-    :raises TypeError: a type has none.
+    :raises TypeError: a type has no JSON Schema.
     """
     if "pydantic" not in sys.modules:
         return msgspec.json.schema(struct)

@@ -1,4 +1,4 @@
-"""Injection: what a handler's parameters ask for, found out once, and opened per run or once per worker."""
+"""Injection: dependencies are found once in a handler's signature, and opened for each run or once for a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def injection(annotation: Any, default: Any = None) -> type[Context] | Depends[Any] | None:
-    """What is to be injected for a parameter, if anything.
+    """What is injected for a parameter: the Context, a dependency, or None for nothing.
 
     ``Context``, ``Context | None``, ``Annotated[T, Depends(f)]``, or ``Depends(f)`` as the default.
     """
@@ -51,31 +51,31 @@ def parameters_of(fn: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(fn, eval_str=True)
     except NameError as error:
         raise TypeError(
-            f"{name_of(fn)}: {error}; types of a handler's parameters must be importable at run time"
+            f"{name_of(fn)}: {error}; the types of a handler's parameters must be importable at run time"
         ) from None
-    except ValueError:  # a type or function of C
+    except ValueError:  # A type or function of C has no signature.
         return inspect.Signature()
 
 
 def name_of(fn: Any) -> str:
-    """A function's name, for people; partials and callable objects have none of their own."""
+    """The name of a function for messages. Partials and callable objects have the name of what they call."""
     name: str | None = getattr(fn, "__qualname__", None)
     return name or name_of(getattr(fn, "func", None) or fn.__class__)
 
 
 def behind(fn: Any) -> Any:
-    """The function that runs when ``fn`` is called: of a partial, or of an object with ``__call__``."""
+    """The function that runs when ``fn`` is called, which may be a partial or an object with ``__call__``."""
     while hasattr(fn, "func") and not inspect.isroutine(fn):
         fn = fn.func
     return fn if inspect.isroutine(fn) or inspect.isclass(fn) else fn.__class__.__call__
 
 
 overrides: dict[Hashable, Callable[..., Any]] = {}
-"""Stand-ins by the key of the dependency that they replace; ``jobq.testing.override`` sets them."""
+"""Replacements by the key of the dependency. ``jobq.testing.override`` sets them."""
 
 
 def key_of(call: Callable[..., Any]) -> Hashable:
-    """What tells a dependency from others."""
+    """The key of a dependency: the function itself, or its id if it cannot be hashed."""
     try:
         return hash(call) and call
     except TypeError:
@@ -83,7 +83,7 @@ def key_of(call: Callable[..., Any]) -> Hashable:
 
 
 class Provider:
-    """A dependency whose signature was read.
+    """A dependency, with its own dependencies.
 
     :raises TypeError: a parameter cannot be filled, or a dependency of scope "worker" asks for a run's Context.
     """
@@ -103,7 +103,7 @@ class Provider:
         elif inspect.isgeneratorfunction(inspect.unwrap(function)) or inspect.isasyncgenfunction(
             inspect.unwrap(function)
         ):
-            # decorated with contextmanager or asynccontextmanager
+            # It is decorated with contextmanager or asynccontextmanager.
             self._open = call
         self._needs: list[tuple[str, Provider | None]] = []
         for parameter in parameters_of(call).parameters.values():
@@ -126,10 +126,10 @@ class Provider:
         self.closes: bool = self.scope == "run" and (
             self._open is not None or any(need is not None and need.closes for _, need in self._needs)
         )
-        """It, or one that it needs, has to be closed at the end of the run."""
+        """It must be closed at the end of the run, or one of its own dependencies must."""
 
     async def provide(self, run: Injector) -> Any:
-        """The value, opened at its first use in the run (or the worker)."""
+        """The value. It is opened at its first use in the run, or in the worker."""
         if overrides and self.key in overrides:
             return await Provider(Depends(overrides[self.key]), scope=self.scope).provide(run)
         if self.scope == "worker":
@@ -140,7 +140,7 @@ class Provider:
         return opened[self.key]
 
     async def open(self, run: Injector) -> Any:
-        """The value, with what it needs itself; it is closed with the run's stack."""
+        """Open the value and its own dependencies. They are closed with the stack of the run."""
         wanted: dict[str, Any] = {}
         for name, provider in self._needs:
             wanted[name] = run.context if provider is None else await provider.provide(run)
@@ -157,7 +157,7 @@ class Provider:
 
 
 class Injector:
-    """What is injected into one run: each dependency is opened once, at its first use.
+    """The values that are injected into one run. Each dependency is opened once, at its first use.
 
     ``stack`` closes them. It may be None if no provider ``closes``.
     """
@@ -171,26 +171,26 @@ class Injector:
         self.opened: dict[Hashable, Any] = {}
 
     async def fill(self, kwargs: dict[str, Any], injected: dict[str, Provider | None]) -> None:
-        """Put the value of each injected parameter into a handler's arguments; None stands for the Context."""
+        """Put the values of the injected parameters into a handler's arguments. None stands for the Context."""
         for name, provider in injected.items():
             kwargs[name] = self.context if provider is None else await provider.provide(self)
 
 
 class Resources:
-    """What lives as long as a worker: dependencies of scope "worker", opened at their first use."""
+    """The dependencies of scope "worker". They are opened at their first use, and closed with the worker."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self._injector = Injector(None, self, self._stack)
         self._opened: dict[Hashable, asyncio.Task[Any]] = {}
-        # of the worker: what a dependency starts must not carry the context of the job that came first
+        # The context of the worker: tasks that a dependency starts must not carry the context of the first job.
         self._variables = contextvars.copy_context()
 
     async def get(self, provider: Provider) -> Any:
-        """The one value of this dependency; concurrent first uses open it once."""
+        """The value of this dependency. Concurrent first uses open it once."""
         opening = self._opened.get(provider.key)
         if opening is None:
-            # a task of its own: the run that came first may be killed while the others wait
+            # A task of its own, because the run that came first may be killed while others wait.
             opening = self._opened[provider.key] = asyncio.get_running_loop().create_task(
                 self._open(provider), context=self._variables.copy()
             )
@@ -205,12 +205,12 @@ class Resources:
             return await provider.open(self._injector)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit would leave the task and end the worker's loop
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the worker's loop
             return _Failed(error)
 
     def _opening_ended(self, provider: Provider, opening: asyncio.Task[Any]) -> None:
         if opening.cancelled() or isinstance(opening.result(), _Failed):
-            # the next run tries again
+            # The next run tries again.
             del self._opened[provider.key]
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 ERRORS_SHOWN: Final = 3
-"""Of the errors that pydantic finds in one value."""
+"""How many of the errors in one value are named."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -16,8 +16,8 @@ _encode = msgspec.json.Encoder().encode
 def decode(kind: type, value: Any) -> Any:
     """Validate a value that msgspec has read, as pydantic validates JSON.
 
-    :raises ValueError: it does not fit the model. The text names fields and never their values, which may be secrets.
-    :raises NotImplementedError: it is not a model.
+    :raises ValueError: the value does not fit the model. The text names fields, but no values, which may be secret.
+    :raises NotImplementedError: the type is not a model.
     """
     if not issubclass(kind, BaseModel):
         raise NotImplementedError(f"type {kind!r} is neither msgspec's nor pydantic's")
@@ -28,9 +28,9 @@ def decode(kind: type, value: Any) -> Any:
 
 
 def schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    """JSON Schema of a struct with models in it. Their definitions stand beside the struct's own.
+    """JSON Schema of a struct with models in it. Their definitions are beside the struct's own.
 
-    :raises TypeError: there is a type without a schema.
+    :raises TypeError: a type has no JSON Schema.
     """
     inner: dict[str, Any] = {}
 
@@ -40,7 +40,7 @@ def schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
         name = kind.__name__
         shape = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         inner.update({f"{name}.{part}": one for part, one in shape.pop("$defs", {}).items()})
-        # a model that refers to itself stands among its own definitions
+        # A model that refers to itself is among its own definitions.
         return shape
 
     described = msgspec.json.schema(struct, schema_hook=hook)

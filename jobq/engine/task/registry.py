@@ -1,4 +1,4 @@
-"""The tasks of a queue, and what surrounds their runs."""
+"""The tasks, middleware and hooks of a queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ H = TypeVar("H", bound=Hook)
 
 
 class Registry:
-    """What is registered with a queue: tasks by type, middleware, hooks."""
+    """The part of a queue with which handlers are registered."""
 
     name: str
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
@@ -63,21 +63,21 @@ class Registry:
         isolate: Literal["process"] | None = None,
         **given: Unpack[TaskGiven],
     ) -> Any:
-        """Make a function this queue's handler of a type, by default of the function's name.
+        """Register a function as the handler of a type. The type's name is the function's, unless ``name`` is given.
 
         ``fn`` may be any callable; a partial or an object with ``__call__`` needs a ``name``.
 
         :raises InvalidJob: an option is out of its range, or the type has a handler already.
-        :raises TypeError: the signature cannot be a payload's, or ``fn`` cannot be a handler.
+        :raises TypeError: the signature cannot describe a payload, or ``fn`` cannot be a handler.
         """
 
         def register(fn: Callable[..., Any]) -> Task[..., Any]:
             if not callable(fn):
-                raise TypeError(f"a handler is a function, not {fn!r:.80}; a type's name goes into name=")
+                raise TypeError(f"a handler is a function, not {fn!r:.80}; give the name of the type as name=")
             plain: Any = fn.fn if isinstance(fn, Task) else fn
             type_ = name or getattr(plain, "__name__", None)
             if type_ is None:
-                raise TypeError(f"{plain!r:.80} has no name that its jobs' type could have: give it a name=")
+                raise TypeError(f"{plain!r:.80} has no name: give the name of the type as name=")
             options: dict[str, Any] = dict(given)
             policy = retry_policy(options, type_name)
             limits = options.pop("limits", None) or ()
@@ -110,16 +110,16 @@ class Registry:
             self.rules[name] = rule
 
     def middleware(self, fn: Any) -> Any:
-        """Put ``async def fn(context, call_next)`` around every run; the first registered is the outermost. The run's
-        dependencies are opened and closed inside of it.
+        """Call ``async def fn(context, call_next)`` around every run. The first one registered is the outermost. The
+        dependencies of the run are opened and closed inside of it.
 
-        ``call_next()`` returns the handler's result or raises its error: the one of the child process for
-        ``isolate="process"``, ``Timeout`` for a run that took too long, ``InvalidPayload`` for one that nobody can
-        read. A handler that was killed, lost its lease or is stopped with the worker ends in ``CancelledError``, and
-        ``context.stopped`` says which. Middleware does not see what happens outside of a run: a worker that died, or
-        the kill of a job that waits. These stand in the job's errors, and a worker that recovers a job logs it.
+        ``call_next()`` returns the handler's result or raises its error. That is the error of the child process for
+        ``isolate="process"``, ``Timeout`` if the run took too long, and ``InvalidPayload`` if no worker can read the
+        payload. A handler that was killed, lost its lease or is stopped with the worker ends in ``CancelledError``, and
+        ``context.stopped`` says why. Middleware does not see what happens outside of a run, such as the death of a
+        worker or the kill of a waiting job. The job's errors show it, and a worker that recovers a job logs it.
 
-        :raises TypeError: it is not ``async`` or does not take these two arguments.
+        :raises TypeError: ``fn`` is not ``async``, or does not take these two arguments.
         """
         if not inspect.iscoroutinefunction(inspect.unwrap(behind(fn))):
             raise TypeError(f"middleware {name_of(fn)} is not async: write async def {name_of(fn)}(context, call_next)")
@@ -150,7 +150,7 @@ class Registry:
     def on_startup(self, fn: Callable[[], Any]) -> Callable[[], Any]:
         """Call ``fn`` (plain or async) when a worker starts, before its first claim.
 
-        :raises TypeError: it cannot be called without arguments.
+        :raises TypeError: the hook cannot be called without arguments.
         """
         check_hook("startup", fn)
         self.startup_hooks.append(fn)
@@ -159,7 +159,7 @@ class Registry:
     def on_shutdown(self, fn: Callable[[], Any]) -> Callable[[], Any]:
         """Call ``fn`` (plain or async) when a worker has stopped, after its last run.
 
-        :raises TypeError: it cannot be called without arguments.
+        :raises TypeError: the hook cannot be called without arguments.
         """
         check_hook("shutdown", fn)
         self.shutdown_hooks.append(fn)
@@ -167,9 +167,9 @@ class Registry:
 
 
 def check_hook(when: str, fn: Any) -> None:
-    """Whether a hook can be called: found out where it is registered, not when a worker starts or ends.
+    """Check a hook where it is registered, instead of when a worker starts or stops.
 
-    :raises TypeError: it cannot be called without arguments.
+    :raises TypeError: the hook cannot be called without arguments.
     """
     if not callable(fn):
         raise TypeError(f"a {when} hook is a function, not {fn!r:.80}")
@@ -180,7 +180,7 @@ def check_hook(when: str, fn: Any) -> None:
         inspect.signature(fn).bind()
     except TypeError as error:
         raise TypeError(f"{when} hook {name_of(fn)} is called without arguments, but has parameters: {error}") from None
-    except ValueError:  # a function of C tells nothing of its parameters
+    except ValueError:  # A function of C does not tell its parameters.
         return
 
 

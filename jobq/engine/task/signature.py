@@ -1,4 +1,4 @@
-"""A handler's signature: what is payload, what is injected, and the struct that validates the payload."""
+"""A handler's signature: the parameters of the payload, the injected ones, and the struct that validates payloads."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LARGE: Final = 1 << 18
-"""Bytes of a payload that is decoded with the garbage collector at rest."""
+"""Bytes of a payload from which on the garbage collector is disabled while it is decoded."""
 
 _encode = msgspec.json.Encoder(enc_hook=encode_hook).encode
 
 
 class Signature:
-    """How to get from a payload to a call.
+    """Turns payloads into calls, and calls into payloads.
 
-    :raises TypeError: the handler takes ``*args`` or positional-only parameters, or a type msgspec cannot validate.
+    :raises TypeError: the handler takes ``*args``, positional-only parameters, or a type that msgspec cannot validate.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -34,7 +34,7 @@ class Signature:
         name = name_of(fn)
         self.returns: Any = Any if signature.return_annotation is signature.empty else signature.return_annotation
         self.injected: dict[str, Provider | None] = {}
-        """Parameters that are no part of the payload. None stands for the Context."""
+        """The injected parameters, which are not in the payload. None stands for the Context."""
         self.open = False
         """True with ``**kwargs``: unknown fields are passed on instead of refused."""
         self.defaults: dict[str, Any] = {}
@@ -46,7 +46,9 @@ class Signature:
                 self.open = True
                 continue
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-                raise TypeError(f"{name}({parameter}): a payload has names, so no *args and no positional-only")
+                raise TypeError(
+                    f"{name}({parameter}): fields of a payload have names, so it cannot be *args or positional-only"
+                )
             marker = injection(parameter.annotation, parameter.default)
             if marker is not None:
                 self.injected[parameter.name] = Provider(marker) if isinstance(marker, Depends) else None
@@ -73,12 +75,12 @@ class Signature:
         self.plain = not (self._keywords or self.injected or self.open)
         """The payload's values can be passed by position."""
         self.closes = any(provider is not None and provider.closes for provider in self.injected.values())
-        """A dependency has to be closed at the end of the run."""
+        """A dependency must be closed at the end of the run."""
 
     def decode(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
-        """Validate a payload; ``null`` counts as ``{}``.
+        """Validate a payload. ``null`` counts as ``{}``.
 
-        :raises msgspec.ValidationError: it does not fit the signature.
+        :raises msgspec.ValidationError: the payload does not fit the signature.
         """
         try:
             return self._decode(payload) if len(payload) < LARGE else self._decode_large(payload)
@@ -88,15 +90,15 @@ class Signature:
             raise
 
     def read(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
-        """As ``decode``, but fields that the signature does not have are ignored: another version may have them.
+        """As ``decode``, but ignore fields that the signature does not have, because another version may have them.
 
-        :raises msgspec.ValidationError: it does not fit the signature.
+        :raises msgspec.ValidationError: the payload does not fit the signature.
         """
         return self._read(b"{}" if bytes(payload).strip() == b"null" else payload)
 
     def _decode_large(self, payload: bytes | msgspec.Raw) -> msgspec.Struct:
-        # It makes objects by the million, and the collector would look through them again and again for cycles, of
-        # which JSON has none: two thirds of the time, in which this process does nothing else.
+        # Decoding can make millions of objects. The collector would search them for cycles again and again, although
+        # JSON has none, and would take two thirds of the time, in which this process does nothing else.
         enabled = gc.isenabled()
         gc.disable()
         try:
@@ -111,7 +113,7 @@ class Signature:
         return {name: value for name, value in given.items() if name not in self.names}
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """A payload out of a call's arguments. It holds what was given; defaults are the handler's at the run.
+        """The payload of a call. It holds the arguments that were given. The handler's defaults are used when it runs.
 
         :raises TypeError: more positional arguments than parameters, one given twice, or a value without JSON form.
         :raises ValueError: a value is NaN or infinite.
@@ -130,7 +132,7 @@ class Signature:
 
 
 def field_names(payload: bytes | msgspec.Raw) -> list[str]:
-    """The first names of a payload's fields, for an error text; empty if it is no object."""
+    """The names of a payload's first fields, for an error text. Empty if the payload is not an object."""
     try:
         fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -139,14 +141,14 @@ def field_names(payload: bytes | msgspec.Raw) -> list[str]:
 
 
 def _default(parameter: str, default: Any) -> Any:
-    """A parameter's default as a struct takes it. A mutable one is copied for each run, with all that it holds, so
-    that one run cannot change the next one's.
+    """A parameter's default as a struct takes it. A mutable default is copied deeply for each run, so that a run
+    cannot change the default of the next one.
 
-    :raises TypeError: it cannot be copied.
+    :raises TypeError: the default cannot be copied.
     """
     try:
         changeable = copy.deepcopy(default) is not default
-    except Exception as error:  # noqa: BLE001 - whatever its copy raises
+    except Exception as error:  # noqa: BLE001 - its own code may raise anything
         raise TypeError(
             f"{parameter}: the default cannot be copied for each run ({error}); take None and make it in the handler"
         ) from None

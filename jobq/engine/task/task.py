@@ -1,4 +1,4 @@
-"""A task: a handler with its type's name, its options, and the typed doors to enqueue it."""
+"""A task: a handler with the name of its type, its options, and typed methods that enqueue it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
-from jobq.engine.task.awaited import lost_unless_awaited, no_loop
+from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.handle import Job
 from jobq.engine.task.hooks import schema_of
@@ -61,7 +61,7 @@ class Task(Generic[P, R]):
         self.signature = Signature(fn)
         self.kind: Kind = _kind(fn, isolate)
         self.inline = self.kind == "async" and self.signature.plain
-        """The handler is called with the payload's values and nothing else."""
+        """The handler is called with the values of the payload and nothing else."""
         self._said: set[str] = set()
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
@@ -92,7 +92,7 @@ class Task(Generic[P, R]):
     def check(self, payload: bytes | msgspec.Raw) -> None:
         """Validate a payload against the signature.
 
-        :raises InvalidJob: it does not fit. Unknown fields do, if the queue's ``unknown_fields`` is "ignore".
+        :raises InvalidJob: the payload does not fit. Unknown fields do if the queue's ``unknown_fields`` is "ignore".
         """
         try:
             if self.queue.unknown_fields == "ignore":
@@ -103,16 +103,16 @@ class Task(Generic[P, R]):
             raise InvalidJob(f"payload of {self.name!r}: {misfit(error)}") from None
 
     def first_time(self, text: str) -> bool:
-        """Whether a warning about this task is said for the first time. A client may have chosen its text."""
+        """Whether a warning about this task is new. Clients may choose its text, so few are remembered."""
         if text in self._said or len(self._said) >= SAID_MAX:
             return False
         self._said.add(text)
         return True
 
     def new(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, id: str | None = None) -> NewJob:
-        """A job with these arguments; the queue checks them against the signature before it enqueues.
+        """A job with these arguments. The queue checks them against the signature before it enqueues the job.
 
-        :raises InvalidJob: they are not arguments of the handler, or have no JSON form.
+        :raises InvalidJob: the handler does not take these arguments, or they have no JSON form.
         """
         try:
             payload = self.signature.encode(args, kwargs)
@@ -123,8 +123,8 @@ class Task(Generic[P, R]):
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job[R]]:
         """Enqueue a run with these arguments.
 
-        :raises InvalidJob: they do not fit the signature.
-        :raises StoreError: Redis is away or full; repeating is harmless only with a ``key`` or an ``id``.
+        :raises InvalidJob: the arguments do not fit the signature.
+        :raises StoreError: Redis does not answer, or is full. Repeating is harmless only with a ``key`` or an ``id``.
         :raises RuntimeError: no event loop runs in this thread.
         """
         try:
@@ -133,7 +133,7 @@ class Task(Generic[P, R]):
             raise no_loop("task.enqueue", "task.enqueue_sync(...)") from None
         return self._enqueue(args, kwargs)
 
-    @lost_unless_awaited("task.enqueue", "task.enqueue_sync(...)")
+    @warns_unless_awaited("task.enqueue", "task.enqueue_sync(...)")
     async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         # not over `queue.send`: a coroutine more costs a tenth of a gathered enqueue
         accepted = await self.queue.submit(self.new(args, kwargs, self.defaults))
@@ -151,8 +151,8 @@ class Task(Generic[P, R]):
     ) -> Bound[P, R]:
         """The same task with other options: ``await send.options(delay=5).enqueue(...)``.
 
-        ``id``: the job's, for one enqueue. Repeating that enqueue is harmless as long as the job is kept.
-        ``durability``: what must be confirmed before its enqueues return; None: what the queue says.
+        ``id``: the id of the job, for one enqueue. Repeating that enqueue is harmless as long as the job is kept.
+        ``durability``: what must be confirmed before its enqueues return. None stands for the queue's own.
 
         :raises InvalidJob: an option is out of its range.
         """
@@ -161,7 +161,7 @@ class Task(Generic[P, R]):
     def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
         """Enqueue one run per dict of arguments, hundreds a trip.
 
-        :raises InvalidJob: one does not fit the signature; none was enqueued.
+        :raises InvalidJob: a dict does not fit the signature. No job was enqueued.
         """
         return Bound(self, self.defaults).enqueue_many(jobs)
 
@@ -173,7 +173,7 @@ class Task(Generic[P, R]):
 def _kind(fn: Any, isolate: Any) -> Kind:
     """Where a handler runs.
 
-    :raises TypeError: it cannot be run, or not in a child process.
+    :raises TypeError: it cannot run, or cannot run in a child process.
     """
     function = behind(fn)
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -188,7 +188,7 @@ def _kind(fn: Any, isolate: Any) -> Kind:
 
 
 class Bound(Generic[P, R]):
-    """A task with options of its own."""
+    """A task with its own options: what ``task.options(...)`` returns."""
 
     __slots__ = ("_durability", "_id", "_options", "_task")
 
@@ -211,7 +211,7 @@ class Bound(Generic[P, R]):
             raise no_loop("enqueue", "enqueue_sync(...)") from None
         return self._enqueue(args, kwargs)
 
-    @lost_unless_awaited("enqueue", "enqueue_sync(...)")
+    @warns_unless_awaited("enqueue", "enqueue_sync(...)")
     async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         task = self._task
         new = task.new(args, kwargs, self._options, self._id)
@@ -232,7 +232,7 @@ class Bound(Generic[P, R]):
             raise no_loop("enqueue_many", "enqueue_many_sync(...)") from None
         return self._enqueue_many(jobs)
 
-    @lost_unless_awaited("enqueue_many", "enqueue_many_sync(...)")
+    @warns_unless_awaited("enqueue_many", "enqueue_many_sync(...)")
     async def _enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
         task = self._task
         news = self._news(jobs)

@@ -24,7 +24,7 @@ class Demand(Enum):
     """The lane's claim is on its way, and something came meanwhile: one more claim must follow."""
 
     def came(self) -> Demand:
-        """There may be a new job, or room for one."""
+        """There may be a new job, or a free slot for one."""
         return _CAME[self]
 
     def sent(self) -> Demand:
@@ -85,7 +85,7 @@ class Claimer:
         self.backoff = BackOff()
 
     @property
-    def lost(self) -> bool:
+    def unanswered(self) -> bool:
         """The last claim got no answer. It may have taken jobs, so it must be repeated before any other."""
         return self.want > 0 and not self.flying
 

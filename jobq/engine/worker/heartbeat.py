@@ -208,7 +208,7 @@ class Heartbeat(threading.Thread):
         ]
         if lost:
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed: no run is left to be stopped
-                self._pool.loop.call_soon_threadsafe(source.lost, lost)
+                self._pool.loop.call_soon_threadsafe(source.leases_lost, lost)
         if refused:
             raise refused[0]
         if known == 0:

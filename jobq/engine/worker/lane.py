@@ -35,7 +35,7 @@ ADMIT_LOOKS: Final = 250
 TRIM_PAGE: Final = 250
 """As many as a trip settles: finished jobs must not pile up."""
 RESERVED_SECONDS: Final = 0.25
-"""For so long a claim on its way keeps room from the other sources: its server may have stopped to answer."""
+"""How long a claim keeps slots from the other sources while it is on its way. Its server may have stopped answering."""
 
 
 class Lane(Settler):
@@ -63,13 +63,13 @@ class Lane(Settler):
 
     @property
     def wants_slots(self) -> bool:
-        """It waits for room to claim."""
+        """It waits for free slots to claim for."""
         source = self.source
         return (
             source.demand is Demand.READY
             and not self._flying
-            and not source.claimer.lost
-            and not source.waking.lost
+            and not source.claimer.unanswered
+            and not source.waking.unanswered
             and source.claimer.backoff.until <= self._loop.time()
         )
 
@@ -77,14 +77,14 @@ class Lane(Settler):
     def idle(self) -> bool:
         """It has nothing to send and waits for no answer."""
         source = self.source
-        return not (self._flying or source.outbox or source.claimer.lost or source.waking.want)
+        return not (self._flying or source.outbox or source.claimer.unanswered or source.waking.want)
 
     def look(self) -> None:
         """There may be jobs to claim."""
         self.source.demand = self.source.demand.came()
 
     def listen(self) -> None:
-        """There is room: the waker may listen unless the lane has something to claim."""
+        """Slots are free: the waker may listen unless the lane has something to claim."""
         if self.source.demand is Demand.IDLE:
             self.source.hungry.set()
 
@@ -97,9 +97,9 @@ class Lane(Settler):
             sleeper.set_result(None)
 
     def due(self) -> None:
-        """A delayed job is due. A worker without room tells another one, which may be idle."""
+        """A delayed job is due. A worker without a free slot tells another one, which may be idle."""
         self.look()
-        if self._slots.room() > 0 or self._slots.stopping:
+        if self._slots.free() > 0 or self._slots.stopping:
             self.wake()
         else:
             task = self._loop.create_task(pass_on(self.source))
@@ -150,7 +150,7 @@ class Lane(Settler):
         """
         source, slots = self.source, self._slots
         chosen, self._chosen = self._chosen, False
-        lost = [claimer for claimer in (source.claimer, source.waking) if claimer.lost]
+        lost = [claimer for claimer in (source.claimer, source.waking) if claimer.unanswered]
         if lost:
             return next((claimer for claimer in lost if not self._rests(claimer.backoff)), None)
         if source.demand is not Demand.READY or slots.stopping or self._rests(source.claimer.backoff):
@@ -158,7 +158,7 @@ class Lane(Settler):
         if len(source.outbox.rows[RELEASED]) > RELEASED.width * HAND_BACK_MAX:
             # jobs that were handed back must be in the queue again before later ones are claimed
             return None
-        if slots.room() <= 0:
+        if slots.free() <= 0:
             slots.nobody_listens()
             return None
         return source.claimer if chosen or slots.may_claim(self) else None
@@ -200,10 +200,10 @@ class Lane(Settler):
         trims = len(calls) > len(steps)
         want, lapse = 0, None
         if claimer is not None:
-            want = claimer.want if claimer.lost else min(self._slots.room(), CLAIM_MAX)
+            want = claimer.want if claimer.unanswered else min(self._slots.free(), CLAIM_MAX)
             calls.append(source.store.forward(FORWARD_MAX))
             if source.limited:
-                calls.append(source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.room() > want else 1))
+                calls.append(source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.free() > want else 1))
             calls.append(self.claim_call(claimer, want))
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
@@ -222,7 +222,7 @@ class Lane(Settler):
                 source.outbox.put_back(parcel)
             if not isinstance(error, StoreError):
                 raise
-            source.report("A trip to Redis failed; outcomes are kept and sent again", error)
+            source.warn("A trip to Redis failed; outcomes are kept and sent again", error)
             if parcel:
                 self._not_sent(parcel, error)
             self._lapse()
@@ -240,7 +240,7 @@ class Lane(Settler):
             self.claimed(claimer, want, answers[first:-1], answers[-1])
 
     def _reserve(self, want: int, claimer: Claimer) -> asyncio.TimerHandle | None:
-        """Keep room for a claim: not for one in trouble, and not for long if other sources could use it."""
+        """Keep slots for a claim, but not if the last one failed, and not for long if other sources could use them."""
         if claimer.backoff.failures:
             return None
         self._reserved = want
@@ -263,7 +263,7 @@ class Lane(Settler):
     def claim_call(self, claimer: Claimer, want: int) -> Call[Any]:
         """A claim, or the repetition of a lost one. A worker that stops asks only for what the lost one took."""
         source, slots = self.source, self._slots
-        repeated = claimer.lost
+        repeated = claimer.unanswered
         request = claimer.sent(want, repeated=repeated)
         return source.store.claim(
             0 if slots.stopping else want,
@@ -272,7 +272,7 @@ class Lane(Settler):
             claimer.name,
             request,
             repeated=repeated,
-            room=slots.room() > want,
+            room=slots.free() > want,
         )
 
     def claimed(self, claimer: Claimer, want: int, moved: list[Any], claimed: Any) -> None:
@@ -284,7 +284,7 @@ class Lane(Settler):
         if isinstance(claimed, StoreError):
             claimer.failed(self._loop.time())
             source.demand = source.demand.failed()
-            source.report("Redis refuses a claim; it is repeated", claimed)
+            source.warn("Redis refuses a claim; it is repeated", claimed)
             self.wake()
             return
         claimer.answered()
@@ -315,7 +315,7 @@ class Lane(Settler):
                     source.timer.not_later(limited_ms)
         else:
             source.demand = source.demand.came()
-        if slots.room() <= 0:
+        if slots.free() <= 0:
             slots.nobody_listens()
         else:
             for claimant in slots.claimants:
@@ -328,7 +328,7 @@ class Lane(Settler):
         for answer in answers:
             if isinstance(answer, StoreError):
                 claimer.failed(self._loop.time())
-                source.report("Redis refuses to move jobs to waiting", answer)
+                source.warn("Redis refuses to move jobs to waiting", answer)
                 return
         (count, due, held), *admission = answers
         if count:
@@ -353,4 +353,4 @@ async def pass_on(source: Source) -> None:
     try:
         await give_wake_back(source.store)
     except StoreError as error:
-        source.report("Another idle worker could not be woken", error)
+        source.warn("Another idle worker could not be woken", error)

@@ -90,7 +90,7 @@ class Settler:
                     flat = parcel.rows[outcome]
                     source.settled(outcome, flat, answer, repeated=parcel.repeated or call.again)
             elif outcome is None:
-                source.report("Redis refuses progress or log lines; they are left out", answer)
+                source.warn("Redis refuses progress or log lines; they are left out", answer)
             else:
                 ok = False
                 self._refused_rows(parcel, outcome, answer)
@@ -110,7 +110,7 @@ class Settler:
         if not isinstance(error, TRANSIENT) and jobs == 1:
             source.give_up(outcome, flat, error)
             return
-        source.report("Redis refuses outcomes; they are kept and sent again", error)
+        source.warn("Redis refuses outcomes; they are kept and sent again", error)
         source.outbox.put_rows_back(outcome, flat)
         if not isinstance(error, TRANSIENT):
             self._most = max(1, jobs // 2)
@@ -118,7 +118,7 @@ class Settler:
     def _trimmed(self, answer: Any) -> None:
         source = self.source
         if isinstance(answer, StoreError):
-            source.report("Redis refuses to trim finished jobs", answer)
+            source.warn("Redis refuses to trim finished jobs", answer)
             source.standing = 0
         else:
             source.standing = source.standing - answer if answer else 0

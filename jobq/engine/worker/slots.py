@@ -37,7 +37,7 @@ class Claimant(Protocol):
 
     @property
     def wants_slots(self) -> bool:
-        """It would claim now if there were room."""
+        """It would claim now if slots were free."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Claimant(Protocol):
         ...
 
     def listen(self) -> None:
-        """There is room: somebody should wait for the wake token if there is nothing to claim."""
+        """Slots are free: somebody should wait for the wake token if there is nothing to claim."""
         ...
 
     def wake(self, *, chosen: bool = False) -> None:
@@ -80,26 +80,26 @@ class Slots:
         self._idle = asyncio.Event()
         self._empty = asyncio.Event()
 
-    # -- room ------------------------------------------------------------------------------------------------------
+    # -- free slots ------------------------------------------------------------------------------------------------
 
-    def room(self) -> int:
+    def free(self) -> int:
         """How many more jobs may be claimed now."""
         ahead = 0 if self.stopping else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
         return self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
 
     def reserve(self, jobs: int) -> None:
-        """Keep room for the jobs of a claim that is on its way; a negative number gives it back."""
+        """Keep slots free for the jobs of a claim that is on its way. A negative number releases them."""
         self._reserved += jobs
 
     def may_claim(self, asker: Claimant) -> bool:
         """Whether a lane that wants slots may claim now. If it is another one's turn, that one is woken."""
-        if self.stopping or self.room() <= 0:
+        if self.stopping or self.free() <= 0:
             return False
         return len(self.claimants) == 1 or self._choose(asker) is asker
 
     def offer(self) -> None:
-        """There is room: wake one of the lanes that want it."""
-        if not self.stopping and self.room() > 0:
+        """Slots are free: wake one of the lanes that want them."""
+        if not self.stopping and self.free() > 0:
             self._choose(None)
 
     def _choose(self, asker: Claimant | None) -> Claimant | None:
@@ -150,7 +150,7 @@ class Slots:
         self.running -= 1
         if run.started:
             self._typical += 0.1 * (perf_counter() - run.started - self._typical)
-        self._room_again()
+        self._slots_are_free()
         if self.stopping and not self.running:
             self._idle.set()
             for claimant in self.claimants:
@@ -162,9 +162,9 @@ class Slots:
         if by > 0:
             # nobody may have looked for work while there were no slots
             self._full = True
-            self._room_again()
+            self._slots_are_free()
 
-    def _room_again(self) -> None:
+    def _slots_are_free(self) -> None:
         if self.buffer:
             self._fill()
         if self._full:

@@ -16,8 +16,8 @@ from jobq.engine.model.outcome import Snoozed, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox, deferred_ms
-from jobq.engine.worker.report import report_failure, report_snooze, report_stop
 from jobq.engine.worker.run import Run, base_context
+from jobq.engine.worker.run_log import log_failure, log_snooze, log_stop
 from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.errors import JobqError, OutcomeRefused, StoreError
@@ -82,7 +82,7 @@ class Source:
         self.waking = Claimer(f"{worker}:1")
         """The waker's."""
         self.hungry = asyncio.Event()
-        """Set when there is room and nothing to claim: the waker may wait for the wake token."""
+        """Set when slots are free and there is nothing to claim: the waker may wait for the wake token."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
         self.limited = False
@@ -156,7 +156,7 @@ class Source:
         if isinstance(snoozed, Snoozed):
             self.outbox.rows[SNOOZED] += (run.id, run.token, snoozed.delay)
             self.wake()
-            report_snooze(run, snoozed)
+            log_snooze(run, snoozed)
             return
         if self.hooks:
             run.error = snoozed or error
@@ -167,7 +167,7 @@ class Source:
         else:
             self.outbox.rows[RETRIED] += (run.id, run.token, run.attempt, failure.delay, failure.record)
         self.wake()
-        report_failure(run, spec, failure)
+        log_failure(run, spec, failure)
 
     def deferred(self, run: Run, why: str) -> None:
         """This worker cannot run the job, but another version of it might: handed back, uncharged."""
@@ -202,7 +202,7 @@ class Source:
         """Another worker holds the job now, or it has ended."""
         if self.runs.get(run.id) is run:
             del self.runs[run.id]
-        report_stop(run)
+        log_stop(run)
         self.wake()
 
     def begin_wait(self, context: Context, queue: str, job_id: str) -> None:
@@ -327,8 +327,8 @@ class Source:
                 alive.append(run)
         return alive
 
-    def lost(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        """Leases that a renewal found gone."""
+    def leases_lost(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        """Stop the runs whose leases a renewal did not find any more."""
         for job_id, token in pairs:
             run = self.runs.get(job_id)
             if run is not None and run.token == token and not run.ended:
@@ -375,14 +375,14 @@ class Source:
         for at in range(0, len(held), RENEW_PAGE):
             page = dict(held[at : at + RENEW_PAGE])
             call = self.store.renew([word for pair in page.items() for word in pair], self.lease_ms)
-            self.lost([(job_id, page[job_id]) for job_id in await self.store.do(call)])
+            self.leases_lost([(job_id, page[job_id]) for job_id in await self.store.do(call)])
 
     def held(self) -> list[tuple[bytes, bytes]]:
         """Ids and tokens of what is held, for the heartbeat thread."""
         return [(job_id, run.token) for job_id, run in list(self.runs.items())]
 
-    def report(self, what: str, error: StoreError) -> None:
-        """A trip failed, or a part of it. ``what``: a sentence without its end."""
+    def warn(self, what: str, error: StoreError) -> None:
+        """Log that a trip failed, or a part of it. ``what``: a sentence without its full stop."""
         log.warning(f"{what} (queue {self.name}): {error}", queue=self.name, error=str(error), held=len(self.runs))
 
 

@@ -41,7 +41,7 @@ class Waker:
         """Listen until cancelled."""
         source, slots = self._source, self._slots
         while True:
-            if slots.stopping or source.demand is not Demand.IDLE or source.waking.lost or slots.room() <= 0:
+            if slots.stopping or source.demand is not Demand.IDLE or source.waking.unanswered or slots.free() <= 0:
                 slots.nobody_listens()
                 source.hungry.clear()
                 # not wait_for: before Python 3.12 it loses a cancellation that meets the end of the wait
@@ -64,7 +64,7 @@ class Waker:
             lane.wake()
             if not isinstance(error, StoreError):
                 raise
-            source.report("The wait for new jobs failed and is repeated", error)
+            source.warn("The wait for new jobs failed and is repeated", error)
         else:
             # the lane claims next, more jobs and those that are due; this job need not wait for that
             lane.claimed(claimer, 1, [], claimed)

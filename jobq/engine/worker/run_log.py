@@ -1,5 +1,8 @@
-"""What a worker logs about a job. The message alone must say which job, what happened and what follows: a service may
-log in a format of its own, which shows no other fields. The fields go along for those who do."""
+"""What a worker logs about its runs.
+
+The message alone says which job, what happened and what follows, because the log format of a service may show nothing
+else. The same facts are fields too.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _STOPPED = {
 }
 
 
-def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
+def log_failure(run: Run, spec: Spec, failure: Failure) -> None:
     """An attempt failed. A warning if another one follows, else an error with the traceback."""
     what = f"{failure.type}: {' '.join(failure.message.split())}" if failure.message else failure.type
     attempt = f"Job {spec.type} {run.id.decode()} failed in attempt {run.attempt}"
@@ -38,7 +41,7 @@ def report_failure(run: Run, spec: Spec, failure: Failure) -> None:
     log.error(f"{attempt} and does not run again: {what}{trace}", **fields)
 
 
-def report_snooze(run: Run, snoozed: Snoozed) -> None:
+def log_snooze(run: Run, snoozed: Snoozed) -> None:
     """A handler put its job off."""
     why = " ".join(snoozed.message.split())
     log.info(
@@ -48,7 +51,7 @@ def report_snooze(run: Run, snoozed: Snoozed) -> None:
     )  # fmt: skip
 
 
-def report_stop(run: Run) -> None:
+def log_stop(run: Run) -> None:
     """A run was stopped and its outcome counts for nothing."""
     log.warning(
         f"The run of job {run.name} was stopped {_STOPPED.get(run.reason or '', 'by its worker')}",
