@@ -45,7 +45,7 @@ class FakeSource:
         self.given_up: list[tuple[Outcome, bytes]] = []
         self.stored: list[Outcome] = []
 
-    def report(self, what: str, error: StoreError) -> None:
+    def warn(self, what: str, error: StoreError) -> None:
         self.reports.append(what)
 
     def give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
