@@ -34,7 +34,7 @@ with a *:
   x Timeout *               the run took longer than the job's timeout
   x InvalidPayload *        the payload does not fit the handler's signature
   x Unserved *              no worker had a handler for the job's type
-  x InvalidResult           the handler's result has no JSON form, or is too large
+  x InvalidResult           the handler's result cannot be encoded as JSON, or is too large
   x ProcessCrashed *        the child process of an isolated handler died
   x LeaseExpired            the worker died, hung or lost its network
   x OutcomeRefused          Redis refuses to store the outcome of the run
@@ -313,7 +313,7 @@ class Retry(Exception):
 class Snooze(Exception):
     """Raised by a handler: not yet, run again after ``delay`` (seconds or a ``timedelta``). No attempt is charged.
 
-    :raises ValueError: ``delay`` is no time, or negative.
+    :raises ValueError: ``delay`` is not a time, or negative.
     """
 
     def __init__(self, delay: float | timedelta, message: str = "snoozed") -> None:

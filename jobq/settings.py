@@ -123,12 +123,12 @@ _NO_SETTINGS = ("JOBQ_TEST_", LIFELINE)
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[str]:
-    """A warning for each ``JOBQ_*`` that is no setting. Otherwise a mistyped name would silently have no effect."""
+    """A warning for each ``JOBQ_*`` that is not a setting. Otherwise a mistyped name would silently have no effect."""
     known = [f"JOBQ_{field.upper()}" for field in Settings.__struct_fields__]
     sentences: list[str] = []
     for name in sorted(env):
         if name.startswith("JOBQ_") and name not in known and not name.startswith(_NO_SETTINGS):
             nearest = difflib.get_close_matches(name[:80], known, 1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else f"; the settings are {', '.join(known)}"
-            sentences.append(f"the variable {name[:80]} is no setting and is ignored{hint}")
+            sentences.append(f"the variable {name[:80]} is unknown and ignored{hint}")
     return sentences

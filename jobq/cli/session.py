@@ -196,7 +196,7 @@ def split_id(word: str, queue: str | None) -> tuple[str | None, str]:
     if not colon:
         return queue, word
     if is_target(name) or not name:
-        raise TargetError(f"{word[:80]!r} is no job id: it takes QUEUE:ID, or ID with --queue")
+        raise TargetError(f"{word[:80]!r} is not a job id; write QUEUE:ID, or ID with --queue")
     if queue is not None and queue != name and not is_target(queue):
         raise TargetError(f"job {word} is not in queue {queue}")
     return name, job_id

@@ -339,7 +339,7 @@ def test_an_unknown_variable_is_named(jobq, monkeypatch):
     monkeypatch.setenv("JOBQ_REDIS_ULR", "redis://elsewhere")
     said = jobq("queues", "--json")
     assert (said.code, said.out) == (0, "")
-    assert said.err == "jobq: the variable JOBQ_REDIS_ULR is no setting and is ignored; did you mean JOBQ_REDIS_URL?\n"
+    assert said.err == "jobq: the variable JOBQ_REDIS_ULR is unknown and ignored; did you mean JOBQ_REDIS_URL?\n"
 
 
 def test_redis_away_is_one_line(jobq):
@@ -433,7 +433,7 @@ def test_a_name_is_never_run_as_code(jobq, tmp_path, monkeypatch):
     for word in ("./x.py:abc", "x:y:abc", ":abc"):
         said = jobq("show", word)
         assert (said.code, said.out) == (2, "")
-        assert "is no job id" in said.err
+        assert "is not a job id" in said.err
 
 
 def test_logs_follow_until_the_job_is_finished(jobq, tasks, start, redis_url):

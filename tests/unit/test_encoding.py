@@ -66,13 +66,13 @@ def name(value: Any) -> str:
 
 @pytest.mark.parametrize("value", UNSOUND, ids=name)
 def test_values_that_could_not_be_read_back_are_refused(value: Any):
-    with pytest.raises(ValueError, match=r"not one JSON value|has no JSON form"):
+    with pytest.raises(ValueError, match=r"not one JSON value|cannot be encoded as JSON"):
         encode(value)
-    with pytest.raises(InvalidResult, match="the handler's result has no JSON form"):
+    with pytest.raises(InvalidResult, match="the handler's result cannot be encoded as JSON"):
         encode_result(value)
     with pytest.raises(InvalidJob, match="payload of 't'"):
         Queue("q", "unix:///nowhere").new("t", value)
-    with pytest.raises(InvalidJob, match="metadata has no JSON form"):
+    with pytest.raises(InvalidJob, match="metadata cannot be encoded as JSON"):
         Queue("q", "unix:///nowhere").new("t", metadata={"m": value})
 
 
@@ -81,7 +81,7 @@ def test_a_call_with_a_number_that_json_lacks_is_refused(value: Any):
     def handler(value: Any, other: Any = None) -> None: ...
 
     task = Queue("q", "unix:///nowhere").task(handler)
-    with pytest.raises(InvalidJob, match=r"payload of 'handler': (nan|inf) has no JSON form; use None"):
+    with pytest.raises(InvalidJob, match=r"payload of 'handler': (nan|inf) cannot be encoded as JSON; use None"):
         task.new((value,), {}, task.defaults)
 
 

@@ -216,7 +216,7 @@ class Loop(list[Any]):
     "value", [object(), {1, object()}, Loop(), {("a", "b"): 1}, "\ud83d"], ids=lambda v: type(v).__name__
 )
 def test_results_without_a_json_form(value: Any):
-    with pytest.raises(InvalidResult, match="the handler's result has no JSON form"):
+    with pytest.raises(InvalidResult, match="the handler's result cannot be encoded as JSON"):
         encode_result(value)
 
 

@@ -86,9 +86,9 @@ def test_an_unknown_variable_is_named_with_the_nearest_setting():
         "REDIS_URL": "x",
     }
     first, second, third = unknown_variables(env)
-    assert first == "the variable JOBQ_CONCURENCY is no setting and is ignored; did you mean JOBQ_CONCURRENCY?"
-    assert second == "the variable JOBQ_REDIS_ULR is no setting and is ignored; did you mean JOBQ_REDIS_URL?"
-    assert "XXX is no setting and is ignored; the settings are JOBQ_REDIS_URL, JOBQ_DATA_DIR" in third
+    assert first == "the variable JOBQ_CONCURENCY is unknown and ignored; did you mean JOBQ_CONCURRENCY?"
+    assert second == "the variable JOBQ_REDIS_ULR is unknown and ignored; did you mean JOBQ_REDIS_URL?"
+    assert "XXX is unknown and ignored; the settings are JOBQ_REDIS_URL, JOBQ_DATA_DIR" in third
     assert unknown_variables({}) == []
 
 

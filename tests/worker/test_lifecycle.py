@@ -370,7 +370,7 @@ def test_a_weight_is_a_whole_number(weight):
 
 @pytest.mark.parametrize("given", ["test", [Queue("a"), Queue("b")], None, (Queue("a"),), (Queue("a"), 1, 2)])
 def test_an_argument_that_is_not_a_queue_is_refused(given):
-    with pytest.raises(TypeError, match="is no queue: a worker takes queues one by one"):
+    with pytest.raises(TypeError, match="is not a queue: a worker takes queues one by one"):
         Worker(given)
 
 

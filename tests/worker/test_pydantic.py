@@ -130,7 +130,7 @@ async def test_not_a_number_in_a_model_is_refused(connection: Connection) -> Non
         x: float
 
     async with Queue("test", connection) as queue:
-        with pytest.raises(InvalidJob, match="nan has no JSON form"):
+        with pytest.raises(InvalidJob, match="nan cannot be encoded as JSON"):
             await queue.enqueue("any", {"at": Point(x=float("nan"))})
 
 

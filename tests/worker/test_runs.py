@@ -136,7 +136,7 @@ async def test_a_result_that_is_not_json_fails_the_job_at_once_with_a_clear_erro
 
     await start()
     job = await odd.enqueue()
-    with pytest.raises(JobFailed, match="result has no JSON form"):
+    with pytest.raises(JobFailed, match="result cannot be encoded as JSON"):
         await job.result(5)
     row = await job.row()
     # The work is done. Running it again would do it twice and fail in the same way.

@@ -1,1 +1,1 @@
-"""What a job is: spec, rows, ids, options, backoff, outcome. Pure functions and data, no I/O."""
+"""The data model: spec, rows, ids, options, backoff, outcome. Pure functions and data, no I/O."""

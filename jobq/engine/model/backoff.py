@@ -1,7 +1,7 @@
-"""How long a failed attempt waits for the next one.
+"""The time between a failed attempt and the next one.
 
-Exponential backoff with jitter after Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
-the jitter is drawn evenly, so that jobs that failed together do not come back together.
+Exponential backoff with jitter, as in Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
+a share of the delay is random, so that jobs that failed together do not run again together.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DEFAULT: Final = StoredBackoff()
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long a failed attempt waits for the next one. Times in seconds or ``timedelta``.
+    """The time between a failed attempt and the next one. Times are seconds or ``timedelta``.
 
     ``exponential``: ``delay``, twice as long after each further attempt, up to ``max``. ``fixed``: always ``delay``.
-    ``delays``: the first delay follows the first attempt, the second delay the second attempt, and so on. The last one
-    repeats. Give ``delays`` in place of the other three. Each delay is shortened at random by up to ``jitter`` of it,
-    so that jobs that failed together do not come back together. With a ``jitter`` of 0 the delays are exact.
+    ``delays`` replaces these three: one delay after the first attempt, the next one after the second, and so on; the
+    last one repeats. Each delay is shortened at random by up to ``jitter`` of it, so that jobs that failed together
+    do not run again together. 0 makes it exact.
 
     :raises InvalidJob: a value is out of its range.
     """
@@ -94,7 +94,7 @@ def pause(failures: int) -> float:
 
 
 def delay_ms(backoff: StoredBackoff | None, attempt: int, draw: Callable[[], float] = random.random) -> int:
-    """Delay in ms before the run after ``attempt`` (from 1). ``draw`` gives 0 <= x < 1."""
+    """The delay in ms after attempt number ``attempt`` (from 1). ``draw`` returns 0 <= x < 1."""
     plan = backoff or DEFAULT
     if plan.delays:
         delay = plan.delays[min(attempt, len(plan.delays)) - 1]

@@ -38,7 +38,7 @@ _encode = msgspec.json.Encoder(enc_hook=encode_hook).encode
 def encode(value: Any) -> bytes:
     """A value as JSON.
 
-    :raises TypeError: it has no JSON form.
+    :raises TypeError: it cannot be encoded as JSON.
     :raises ValueError: it holds NaN or an infinity, or a ``msgspec.Raw`` that is not one JSON value.
     """
     data = _encode(value)
@@ -75,7 +75,7 @@ def _holds_raw(value: Any) -> bool:
 
 
 def refuse_non_finite(value: Any) -> None:
-    """Look for NaN and the infinities, which would be encoded as ``null``.
+    """Search a value for NaN and the infinities, which would be encoded as ``null``.
 
     It is slow. Call it only if the encoded value contains ``null``.
 
@@ -88,7 +88,7 @@ def refuse_non_finite(value: Any) -> None:
         if float in kinds:
             for one in values:
                 if type(one) is float and not isfinite(one):
-                    raise ValueError(f"{one} has no JSON form; use None or a text in its place")
+                    raise ValueError(f"{one} cannot be encoded as JSON; use None or a text in its place")
         if not kinds <= _LEAVES:
             found += [_inside(one) for one in values if type(one) not in _LEAVES]
 

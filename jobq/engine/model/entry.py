@@ -1,4 +1,4 @@
-"""A new job as enqueue.lua takes it: its id, its spec, its options, and the fingerprint of its request."""
+"""A new job in the form of enqueue.lua: its id, its spec, its options, and the fingerprint of its request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 IDEMPOTENCY_TTL_MS: Final = 24 * 3600 * 1000
 _SEPARATOR: Final = "\x1f"
-"""Between the parts of an idempotency key. It is a control character, so that none of the parts can contain it."""
+"""Separates the parts of an idempotency key. It is a control character, which none of the parts can contain."""
 
 Entry = tuple[str, bytes, str, str]
-"""Id, spec, options as enqueue.lua reads them, and fingerprint ('-' where the request has no idempotency key)."""
+"""Id, spec, options in the form of enqueue.lua, and fingerprint ('-' if the request has no idempotency key)."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     """``new`` must have been checked. ``now``: unix ms by the server's clock.
 
-    :raises InvalidJob: it has no JSON form, or ``run_at`` is too far ahead.
+    :raises InvalidJob: it cannot be encoded as JSON, or ``run_at`` is too far ahead.
     """
     options = new.options
     if new.id is None:
@@ -54,7 +54,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     try:
         encoded = _encode(spec)
     except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
-        raise InvalidJob(f"the job has no JSON form: {error}") from None
+        raise InvalidJob(f"the job cannot be encoded as JSON: {error}") from None
     delay: int | str = options.delay
     if options.run_at is not None:
         if options.run_at - now > DELAY_MAX_MS:
@@ -64,11 +64,11 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else None
     if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys:
         words = f"{options.priority} {int(options.lifo)} {delay}"
-        # Keys of jobs and keys of requests stand in one table. The first letter keeps them apart, whatever follows it.
+        # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
         if options.key:
             words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - k:{options.key}"
         if new.idempotency_key:
-            # what makes two requests the same: everything but the time
+            # Two requests are the same if everything but the time is equal.
             same = _encode(msgspec.structs.replace(spec, at=0)) + "\n".join(keys or ()).encode()
             fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
             key = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))

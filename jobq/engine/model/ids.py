@@ -77,7 +77,7 @@ _makers = _Makers()
 
 
 def _forget_parent() -> None:
-    global _makers  # noqa: PLW0603 - each process has makers of its own
+    global _makers  # noqa: PLW0603 - each process has its own makers
     _makers = _Makers()
 
 

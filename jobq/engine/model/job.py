@@ -1,4 +1,4 @@
-"""What a job is: the spec that is written once, and the states of its life. What readers see of it is in views.py.
+"""A job: the spec that is written once, and its states. views.py has the form that readers get.
 
 A job's life:
 
@@ -35,7 +35,7 @@ NAME_MAX = 128
 
 Seconds = float | timedelta
 Durability = Literal["none", "fsynced", "replicated"]
-"""What is confirmed before an enqueue returns: Redis's answer, an fsync (WAITAOF), or a copy on a replica (WAIT)."""
+"""The confirmation that an enqueue waits for: Redis's answer, an fsync (WAITAOF), or a copy on a replica (WAIT)."""
 
 
 class State(StrEnum):
@@ -51,7 +51,7 @@ class State(StrEnum):
 
 
 class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A ``Backoff`` as it is kept in the job's row and as REST takes it. Times in ms.
+    """A ``Backoff`` as in the job's row and in REST. Times are ms.
 
     ``delays``: the delay after the first attempt, after the second, and so on. The last one repeats. If there are any,
     ``type``, ``delay`` and ``max`` do not count.

@@ -116,7 +116,7 @@ def _number(what: str, value: Any, least: int = 1) -> int:
 def period_ms(per: Seconds | str) -> int:
     """A period in ms.
 
-    :raises InvalidJob: it is no time, less than 1 ms, or more than a year.
+    :raises InvalidJob: it is not a time, less than 1 ms, or more than a year.
     """
     seconds: Any = per
     if isinstance(per, str):
@@ -133,7 +133,7 @@ def period_ms(per: Seconds | str) -> int:
 
 
 def check_rule_name(name: str) -> str:
-    """Return the name.
+    """Check and return a queue's name.
 
     :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
     """

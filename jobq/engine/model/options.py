@@ -62,10 +62,10 @@ class Given(_Given, total=False):
 class TaskGiven(_Given, total=False):
     """The options of ``@queue.task``: defaults for its jobs, and rules that are not stored with them.
 
-    ``backoff`` may be a function as well, ``lambda attempt, error: seconds``. The worker calls it after a failed
+    ``backoff`` may also be a function, ``lambda attempt, error: seconds``. The worker calls it after a failed
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
-    these are not. Both take one class or several, subclasses count, and of an exception group each leaf counts.
-    ``max_snoozes``: how often a job may be snoozed; with the next ``Snooze`` it fails.
+    these are not retried. Both take one class or several, and include subclasses. All leaves of an exception group
+    are checked.
     """
 
     backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
@@ -155,7 +155,7 @@ def check(options: Options) -> None:
         try:
             encode(options.metadata)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidJob(f"metadata has no JSON form: {error}") from None
+            raise InvalidJob(f"metadata cannot be encoded as JSON: {error}") from None
     if options.backoff is not None:
         _check_backoff(options.backoff)
     for key in options.limits:

@@ -41,7 +41,7 @@ TRACEBACK_MAX: Final = 8_000
 NAME_MAX: Final = 200
 """Characters kept of an exception's type name."""
 LEAVES_MAX: Final = 1_000
-"""How many errors of a group are looked at."""
+"""The most errors of a group that are checked."""
 
 _OURS = re.compile(r"[/\\](jobq[/\\]engine|concurrent[/\\]futures|asyncio)[/\\]")
 
@@ -57,7 +57,7 @@ FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManyS
 class Facts(msgspec.Struct, frozen=True):
     """The facts in an exception. ``final``: no other attempt follows. ``delay``: ms before the next one, if it asks.
 
-    ``snooze``: ms until the next run, if the exception is nothing but a ``Snooze``.
+    ``snooze``: ms until the next run, if the exception contains only ``Snooze``.
     """
 
     type: str
@@ -79,7 +79,7 @@ class RemoteTraceback(Exception):
 
 
 class Snoozed(msgspec.Struct, frozen=True):
-    """A run that asks for another one after ``delay`` ms, and is not charged."""
+    """A run that requests another one after ``delay`` ms, and is not charged."""
 
     delay: int
     message: str
@@ -102,12 +102,12 @@ class Failure(msgspec.Struct, frozen=True):
 def encode_result(value: Any, most: int | None = None) -> bytes:
     """A handler's result as JSON of at most ``most`` bytes.
 
-    :raises InvalidResult: the result has no JSON form, or is larger.
+    :raises InvalidResult: the result cannot be encoded as JSON, or is larger.
     """
     try:
         encoded = encode(value)
     except Exception as error:  # noqa: BLE001 - the code of a value may raise anything
-        raise InvalidResult(f"the handler's result has no JSON form: {error}") from None
+        raise InvalidResult(f"the handler's result cannot be encoded as JSON: {error}") from None
     if most is not None and len(encoded) > most:
         raise InvalidResult(
             f"the handler's result has {len(encoded)} bytes, the limit is {most}; store it elsewhere and return a"
@@ -147,7 +147,7 @@ def kinds(error: BaseException) -> tuple[tuple[str, ...], ...]:
 
 
 def type_name(kind: type) -> str:
-    """The name of an exception's class, as error records have it. Never raises."""
+    """The name of an exception's class as in error records. Never raises."""
     return _guarded(lambda: _type_name(kind), "an exception without a name")
 
 
@@ -220,9 +220,8 @@ def _attribute(error: BaseException, name: str) -> Any:
 
 
 def put_off(error: BaseException, snoozes: int, policy: RetryPolicy | None = None) -> Snoozed | TooManySnoozes | None:
-    """What follows from a ``Snooze`` in a job that was snoozed so many times before: a later run, or the error with
-    which the job ends. None: the error is something else. Never raises.
-    """
+    """The consequence of a ``Snooze`` in a job that was snoozed ``snoozes`` times before: a later run, or the error
+    with which the job ends. None if the error is not a ``Snooze``. Never raises."""
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
         delay = cause.facts.snooze

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Seconds
 
     BackoffFunction = Callable[[int, BaseException], Seconds | None]
-    """Called with the number of the failed attempt (from 1) and its error. None stands for the default backoff."""
+    """Called with the number of the failed attempt (from 1) and its error. None means the default backoff."""
 
 ALWAYS_RETRIED = ("LeaseExpired", "ProcessCrashed", "Retry")
 """Errors that ``retry_on`` does not need to name: the run was cut off, or asks for another one."""
 
 
 SNOOZES_MAX: Final = 1000
-"""How often a job may be snoozed, unless its task says something else."""
+"""The default number of times that a job may be snoozed."""
 
 
 class RetryPolicy:
     """Which errors are retried, and when.
 
-    Classes are compared by name, so that the exceptions of child processes, which cannot always be made again in the
-    worker, are treated like all others.
+    Classes are compared by name. The exceptions of child processes cannot always be recreated in the worker, and are
+    treated like all others in this way.
     """
 
     __slots__ = ("backoff", "discard_on", "max_snoozes", "retry_on")

@@ -28,11 +28,11 @@ _worker = msgspec.json.Decoder(WorkerRow).decode
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 UNREADABLE_TYPE: Final = "Unreadable"
-"""The error type that stands for an error record that cannot be read."""
+"""The error type of a record that cannot be read."""
 
 
 def read_errors(raw: bytes | None) -> list[AttemptError]:
-    """Error records, oldest first. A record that cannot be read becomes one that says so."""
+    """Error records, oldest first. An unreadable record is replaced by one that says so."""
     return [_read_error(line) for line in raw.split(b"\n")] if raw else []
 
 
@@ -44,7 +44,7 @@ def _read_error(line: bytes) -> AttemptError:
 
 
 def read_logs(raw: bytes) -> list[LogLine]:
-    """Log lines, oldest first. A line that cannot be read becomes one that says so."""
+    """Log lines, oldest first. An unreadable line is replaced by one that says so."""
     return [_read_line(line) for line in raw.split(b"\n")] if raw else []
 
 

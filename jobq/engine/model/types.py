@@ -31,7 +31,8 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 class TypeRow(msgspec.Struct, frozen=True):
-    """A type of a queue, as its workers and servers publish it. ``options``: the defaults of its jobs, times in ms.
+    """A type of a queue, as its workers and servers publish it. ``options``: the defaults of its jobs, with times in
+    ms.
 
     The row of the ``publisher`` that started last counts. It published it last at ``seen`` (unix ms).
     ``differing``: the different rows of other publishers that are still alive. Empty if all agree.

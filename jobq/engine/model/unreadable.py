@@ -40,7 +40,7 @@ UNREADABLE: Final = Spec(type="?", at=0, attempts=1)
 
 
 class Unreadable:
-    """Collects the columns of one row that cannot be read, so that one damaged column hides nothing else."""
+    """Collects the unreadable columns of one row, so that one damaged column does not hide the others."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -94,7 +94,7 @@ def shown(raw: bytes) -> str:
 
 
 def as_text(raw: bytes) -> str:
-    """An id or a name, whatever its bytes."""
+    """An id or a name as text, even if its bytes are not UTF-8."""
     return raw.decode(errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""What readers see of jobs, workers and queues. Times are unix ms, durations are ms."""
+"""Jobs, workers and queues as readers get them. Times are unix ms, durations are ms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls from synchronous code: one event loop per process, in a thread of its own, serves all threads.
+"""Calls from synchronous code. One event loop per process, in its own thread, serves all threads.
 
 A call hands a coroutine function to that loop and waits for its result. So a queue has one connection for all threads,
 and the calls of many threads share trips to Redis as those of many coroutines do. After a fork the child makes its own
@@ -25,7 +25,7 @@ CLOSING: Final = 5.0
 
 
 class Openable(Protocol):
-    """A queue, as the bridge sees it."""
+    """The methods of a queue that the bridge uses."""
 
     async def open(self) -> Any: ...
     async def aclose(self) -> None: ...
@@ -39,7 +39,7 @@ class Bridge:
         self._kept: set[Openable] = set()
         """Queues that stay open until the process ends."""
         self._scopes: Counter[Openable] = Counter()
-        """How many ``with`` blocks keep a queue open."""
+        """The number of ``with`` blocks that keep a queue open."""
         # A daemon thread, because the interpreter would wait for any other thread for ever at its exit.
         self._thread = threading.Thread(target=self._loop.run_forever, name="jobq-sync", daemon=True)
         self._thread.start()
@@ -123,7 +123,7 @@ class _Process:
 
 _process = _Process()
 _inherited: Final[list[_Process]] = []
-"""Bridges of parent processes. They are kept: collecting one would close a selector that the parent uses as well."""
+"""Bridges of parent processes. They are kept, because collecting one would close a selector that the parent uses."""
 
 
 def _forget_parent() -> None:

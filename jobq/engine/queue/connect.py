@@ -1,4 +1,4 @@
-"""Which Redis a queue uses: a shared connection, a URL, or the embedded server of this machine."""
+"""Finds the Redis of a queue: a shared connection, a URL, or the embedded server of this machine."""
 
 from __future__ import annotations
 

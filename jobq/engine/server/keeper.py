@@ -97,7 +97,7 @@ class Keeper:
             if not self.was_ready:
                 self._tell_all(f"failed: exit code {self.server.returncode}: {self._last_words()}")
                 return False
-            time.sleep(0.2)  # no busy loop if the server dies at once, again and again
+            time.sleep(0.2)  # Avoid a busy loop if the server dies at once each time.
             self._start()
         elif not self.ready and answers(self.server_path):
             self.ready = self.was_ready = True

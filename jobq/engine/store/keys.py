@@ -58,7 +58,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_queue_name(name: str) -> str:
-    """Return the name.
+    """Check and return a queue's name.
 
     :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
     """

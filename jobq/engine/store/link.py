@@ -55,11 +55,12 @@ def translate(error: Exception) -> StoreError:
     if text.startswith("OOM "):
         return StoreFull("Redis is at maxmemory and accepts no new jobs; free memory or raise maxmemory")
     refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
-    # redis-py raises a refused login as a ConnectionError whose cause is the refusal
+    # redis-py raises a refused login as a ConnectionError. Its cause is the refusal.
     if isinstance(error, refusals) or isinstance(error.__cause__, refusals) or text.startswith(_REFUSED):
         return StoreRefused(f"Redis refuses this user: {text}")
     if text.startswith(_CLUSTER):
-        # only a user without the right to INFO gets here: fitness.py refuses the others when the queue is opened
+        # This happens only without the right to INFO. Otherwise fitness.py has refused the server when the queue was
+        # opened.
         return StoreRefused(CLUSTER)
     if text.startswith(_TRANSIENT):
         return StoreUnavailable(f"Redis cannot write now: {text}")
@@ -69,7 +70,7 @@ def translate(error: Exception) -> StoreError:
 
 
 class Connection:
-    """Shared by the queues made on it: ``Queue(name, redis=Connection(url))``.
+    """A connection that several queues share: ``Queue(name, redis=Connection(url))``.
 
     ``timeout`` (seconds) bounds every trip, with the time to get a free connection and to connect. So no call hangs.
 
@@ -88,7 +89,7 @@ class Connection:
         self.timeout = timeout
         self.max_connections = max_connections
         self.looked_at = False
-        """The server was checked, and its operator was warned of settings that may lose jobs."""
+        """Whether the server was checked, and warnings about its settings were logged."""
         self.has_scripts = False
         """Whether the server was given all scripts over this connection."""
         self._begin()
@@ -135,7 +136,7 @@ class Connection:
             )
         with self._lock:
             if self._loop is not None and self._loop is not loop and self._loop.is_closed():
-                # its sockets were of that loop, and cannot even be closed without it
+                # Its sockets belonged to that loop, and cannot be closed without it.
                 others = self._others
                 self._begin()
                 self._others = others
@@ -203,7 +204,7 @@ class Connection:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._hand_on()  # it came just now
+                self._hand_on()  # A connection became free just now.
             if isinstance(error, TimeoutError):
                 raise StoreUnavailable(
                     f"no answer from Redis: all {self.max_connections} connections waited for one for {timeout:.3g} s"
@@ -236,13 +237,13 @@ class Connection:
             answers = await wire.trip(payload, replies, timeout)
             for answer in answers:
                 if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("READONLY "):
-                    # a failover made this node a replica: look for the new master on a new connection
+                    # A failover made this node a replica. Look for the new master on a new connection.
                     raise answer
             clean = not self._closed
         except (exceptions.RedisError, hiredis.ReplyError, OSError, TimeoutError, EOFError) as error:
             raise translate(error) from error
         finally:
-            # anything else (a cancellation too) leaves replies in the socket, so never use it again
+            # After any other error or a cancellation there are replies left in the socket, so never use it again.
             if wire is not None:
                 if clean:
                     self._idle.append(wire)
@@ -277,7 +278,7 @@ class Connection:
             while True:
                 message = await self._hear(connection)
                 if message is None:
-                    # a half-open socket is silent too, so send a PING and wait for the reply
+                    # A half-open socket is also silent. So send a PING and wait for the reply.
                     await connection.send_packed_command(pack((b"PING",)), check_health=False)
                     message = await self._hear(connection)
                 if message is None:
@@ -302,7 +303,7 @@ class Connection:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close_idle)
         await self._pool.disconnect()
-        # a Sentinel's pool asks over connections of its own
+        # A Sentinel's pool has its own connections for queries.
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
         for client in sentinel.sentinels if sentinel else ():
             await cast("Any", client).aclose()

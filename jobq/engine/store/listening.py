@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Listening(Sender):
-    """The part of a store that listens."""
+    """The methods of a store that listen."""
 
     async def last_event(self) -> bytes:
         """Id of the newest entry in the events stream."""
@@ -19,9 +19,10 @@ class Listening(Sender):
         return newest[0][0] if newest else b"0-0"
 
     async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
-        """Entries after the one with id ``after``, waiting up to ``block`` seconds for the first.
+        """Read entries after the one with id ``after``. Wait up to ``block`` seconds for the first.
 
-        Returns the id to go on from, the flat fields of the entries, and whether entries may have been trimmed between.
+        Returns the id to continue from, the flat fields of the entries, and whether entries in between may have been
+        trimmed.
         """
         count = 256
         reply = await self.command(

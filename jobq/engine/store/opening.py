@@ -53,7 +53,7 @@ class Opening(Listening):
     async def open(
         self, durability: str = "none", *, wanted: int = LAYOUT, migrations: Mapping[int, Migration] = MIGRATIONS
     ) -> None:
-        """Check the server, bring the layout to the ``wanted`` version, look at the server's clock.
+        """Check the server, migrate the layout to the ``wanted`` version, and read the server's clock.
 
         It writes nothing for a queue that was never used: ``register`` writes the layout.
 
@@ -102,8 +102,8 @@ class Opening(Listening):
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
         :raises StoreRefused: the layout is newer than this program's.
         """
-        # Look before writing. At maxmemory writes are refused, and a worker must be able to start in order to drain the
-        # queue.
+        # Check before writing. At maxmemory writes are refused, and a worker must be able to start in order to drain
+        # the queue.
         meta = self.keys["meta"]
         layout = await self.command(b"HGET", meta, b"layout")
         if layout is None:

@@ -94,7 +94,8 @@ class Sender:
         for i, call in enumerate(calls):
             answer = answers[i]
             if isinstance(answer, Exception):
-                # the server does not know the script (restart, failover, flush): it did not run, so send it whole
+                # The server does not know the script after a restart, a failover or a flush. It did not run, so send
+                # the whole script.
                 if str(answer).startswith(("NOSCRIPT", "No matching script")):
                     if not loaded:
                         await self.load()
@@ -176,7 +177,7 @@ class Sender:
                 raise answer
         if isinstance(confirmed, Exception):
             raise DurabilityUnavailable(f"the server cannot confirm {durability!r}: {confirmed}; the jobs are enqueued")
-        # WAITAOF answers (local, replicas), WAIT a number
+        # WAITAOF returns (local, replicas), WAIT a number.
         copies: int = confirmed[0] if durability == "fsynced" else confirmed
         if not copies:
             raise DurabilityUnavailable(

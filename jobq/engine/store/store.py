@@ -37,16 +37,16 @@ WORKERS_SHOWN: Final = 1000
 SEQUENCE_BOUND: Final = 1 << 40
 """A sequence of waiting beyond this number is rebased. It would reach the next priority at twice this number."""
 YOUNG_MS: Final = 5_000
-"""A finished job is kept at least as long, whatever the retention is. A caller may wait for its result, or repeat its
-enqueue because the reply was lost."""
+"""The minimum time for which a finished job is kept, whatever its retention is. A caller may wait for its result, or
+repeat its enqueue because the reply was lost."""
 YOUNG: Final = 50_000
-"""How many such jobs are kept at most, so that memory stays bounded in a fast queue."""
+"""The most jobs that are kept in this way, so that memory stays bounded in a fast queue."""
 NO_BOUND: Final = 1 << 53
 """More jobs than fit, and more ms than the clock says."""
 TYPES_MAX: Final = 256
-"""How many types of a queue are published at most. Tasks of other types work all the same."""
+"""The most published types of a queue. Tasks of further types still work."""
 COMPARED_MS: Final = 120_000
-"""How long a published type is compared with those of other publishers. Each publishes its types twice a minute."""
+"""The time for which a published type is compared with those of other publishers, which publish twice a minute."""
 RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
 MINUTES_KEPT: Final = 24 * 60

@@ -1,1 +1,1 @@
-"""What a handler is and what it gets: task, registry, signature, context, injection."""
+"""Handlers and their arguments: task, registry, signature, context, injection."""

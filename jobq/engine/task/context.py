@@ -53,9 +53,9 @@ class Context:
         self.fence = fence
         self.snoozes = snoozes
         self.lost = False
-        """True once the job is no longer this run's: it was killed, timed out, lost its lease, or was handed back
-        because the worker stops. What the handler does after that has no effect on the job. A thread cannot be stopped,
-        so a long sync handler should look here from time to time."""
+        """True once this run has lost the job: it was killed, timed out, lost its lease, or was handed back because
+        the worker stops. The outcome of the handler will be refused. A thread cannot be stopped, so long sync
+        handlers should check this from time to time."""
         self.stopped: Literal["killed", "lost", "timeout", "shutdown"] | None = None
         """Why the worker cancelled the handler. None if it did not."""
         self._say = say
@@ -83,8 +83,8 @@ class Context:
     def progress(self, value: Any) -> None:
         """Store how far the job is: any JSON value, often a number from 0 to 100. The last value counts.
 
-        :raises TypeError: the value has no JSON form.
-        :raises ValueError: its JSON form is larger than 64 KiB.
+        :raises TypeError: the value cannot be encoded as JSON.
+        :raises ValueError: its JSON is larger than 64 KiB.
         """
         try:
             data = encode(value)
@@ -154,5 +154,4 @@ class Depends(Generic[T]):
 
 
 inject: Any = None
-"""A default for injected parameters, so that type checkers let callers leave them out:
-``async def report(rows: int, ctx: Context = inject)``."""
+"""A default for injected parameters, so that type checkers let callers omit them, as in ``ctx: Context = inject``."""

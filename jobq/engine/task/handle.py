@@ -1,4 +1,4 @@
-"""The handle of an enqueued job, and what tasks and handles need of a queue."""
+"""The handle of an enqueued job, and the interface of a queue that tasks and handles use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Sender(Protocol):
-    """A queue, as its tasks and the handles of its jobs see it."""
+    """The interface of a queue that its tasks and the handles of its jobs use."""
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class Sender(Protocol):
 
     @property
     def unknown_fields(self) -> Literal["refuse", "ignore"]:
-        """What an enqueue does with fields of a payload that the handler has no argument for."""
+        """Whether an enqueue refuses or ignores fields of a payload that the handler has no argument for."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Blocking(Protocol):
 
 
 class Job(Generic[R]):
-    """What an enqueue returns. ``duplicate``: the job is an earlier one with the same key."""
+    """The handle that an enqueue returns. ``duplicate``: the job is an earlier one with the same key."""
 
     __slots__ = ("_returns", "duplicate", "id", "queue")
 

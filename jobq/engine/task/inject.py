@@ -85,7 +85,7 @@ def key_of(call: Callable[..., Any]) -> Hashable:
 class Provider:
     """A dependency, with its own dependencies.
 
-    :raises TypeError: a parameter cannot be filled, or a dependency of scope "worker" asks for a run's Context.
+    :raises TypeError: a parameter cannot be filled, or a dependency of scope "worker" needs a run's Context.
     """
 
     __slots__ = ("_needs", "_open", "call", "closes", "key", "scope")
@@ -214,7 +214,7 @@ class Resources:
             del self._opened[provider.key]
 
     async def aclose(self) -> None:
-        """Close them, last opened first."""
+        """Close all of them, the last opened one first."""
         for opening in list(self._opened.values()):
             if not opening.done():
                 opening.cancel()
@@ -223,7 +223,7 @@ class Resources:
 
 
 class _Failed:
-    """Why a dependency could not be opened."""
+    """The error of a dependency that could not be opened."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

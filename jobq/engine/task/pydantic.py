@@ -1,4 +1,4 @@
-"""Pydantic models as arguments and results of handlers. Imported only where pydantic is loaded, see ``hooks.py``."""
+"""Pydantic models as arguments and results of handlers. Imported only if pydantic is loaded, see ``hooks.py``."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Signature:
         self.injected: dict[str, Provider | None] = {}
         """The injected parameters, which are not in the payload. None stands for the Context."""
         self.open = False
-        """True with ``**kwargs``: unknown fields are passed on instead of refused."""
+        """True with ``**kwargs``: unknown fields are passed to the handler."""
         self.defaults: dict[str, Any] = {}
         """The arguments of a payload, with their defaults or ``inspect.Parameter.empty``."""
         fields: list[Any] = []
@@ -73,7 +73,7 @@ class Signature:
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         self.plain = not (self._keywords or self.injected or self.open)
-        """The payload's values can be passed by position."""
+        """Whether the payload's values can be passed by position."""
         self.closes = any(provider is not None and provider.closes for provider in self.injected.values())
         """A dependency must be closed at the end of the run."""
 
@@ -115,7 +115,7 @@ class Signature:
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The payload of a call. It holds the arguments that were given. The handler's defaults are used when it runs.
 
-        :raises TypeError: more positional arguments than parameters, one given twice, or a value without JSON form.
+        :raises TypeError: more positional arguments than parameters, one given twice, or a value that is not JSON.
         :raises ValueError: a value is NaN or infinite.
         """
         if args:

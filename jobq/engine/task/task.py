@@ -32,7 +32,7 @@ R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
 
 SAID_MAX: Final = 100
-"""How many different warnings about one task a worker logs."""
+"""The most different warnings about one task that a worker logs."""
 
 Kind = Literal["async", "thread", "process"]
 
@@ -159,7 +159,7 @@ class Task(Generic[P, R]):
         return Bound(self, merge(self.defaults, given), durability, id)
 
     def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
-        """Enqueue one run per dict of arguments, hundreds a trip.
+        """Enqueue one job per dict of arguments, hundreds per trip.
 
         :raises InvalidJob: a dict does not fit the signature. No job was enqueued.
         """
@@ -171,7 +171,7 @@ class Task(Generic[P, R]):
 
 
 def _kind(fn: Any, isolate: Any) -> Kind:
-    """Where a handler runs.
+    """The place where a handler runs: the event loop, a thread or a child process.
 
     :raises TypeError: it cannot run, or cannot run in a child process.
     """

@@ -1,1 +1,1 @@
-"""Running: worker, pool, sources, runs, heartbeat, sweeper, child processes."""
+"""The worker: pool, sources, runs, heartbeat, sweeper, child processes."""

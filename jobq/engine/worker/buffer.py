@@ -1,4 +1,4 @@
-"""Jobs claimed ahead of a free slot. They stay here for a few ms only, since another worker may be idle."""
+"""Jobs that are claimed before a slot is free. They stay here for a few ms only, because another worker may be idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jobq.engine.worker.run import Run
 
 HOLD_SECONDS: Final = 0.01
-"""A job that has not started by then is handed back."""
+"""Seconds after which a job that has not started is handed back."""
 
 
 class Buffer:
@@ -33,7 +33,8 @@ class Buffer:
         self._runs.extend(runs)
 
     def pop(self) -> Run | None:
-        """Take the first; None when empty. Do not check first: the heartbeat thread empties the buffer concurrently."""
+        """Take the first run, or return None if there is none. Do not check first: the heartbeat thread empties the
+        buffer concurrently."""
         try:
             return self._runs.popleft()
         except IndexError:
@@ -43,7 +44,7 @@ class Buffer:
         """Take a run out. Returns False when it is not in the buffer."""
         try:
             self._runs.remove(run)
-        except (ValueError, IndexError):  # IndexError: the heartbeat thread took from it meanwhile
+        except (ValueError, IndexError):  # IndexError: the heartbeat thread took it meanwhile.
             return False
         return True
 
@@ -57,7 +58,7 @@ class Buffer:
         return runs
 
     def watch(self) -> None:
-        """Look after ``HOLD_SECONDS`` whether the first job still waits."""
+        """Check after ``HOLD_SECONDS`` whether the first job still waits."""
         if self._runs and self._timer is None:
             self._timer = self._loop.call_later(HOLD_SECONDS, self._look)
 

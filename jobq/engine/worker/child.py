@@ -57,7 +57,7 @@ LOG_LINE_MAX: Final = 65_536
 
 
 def load(module: str, file: str | None) -> ModuleType:
-    """The module of a handler: by its name where that leads to the same file, else from the file itself."""
+    """The module of a handler: by its name if that leads to the same file, else from the file itself."""
     if module in sys.modules and module != "__main__":
         return sys.modules[module]
     if file is not None:
@@ -86,7 +86,8 @@ def load(module: str, file: str | None) -> ModuleType:
 class Channel:
     """The child's end of the connection, for any thread.
 
-    It sends only for the current request. What a thread or task of an earlier job says later belongs to no job of now.
+    It sends only for the current request. A thread or task of an earlier job may still log, and its lines must not
+    be written to the current job.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -96,7 +97,7 @@ class Channel:
         self._number = 0
 
     def begin(self, number: int) -> None:
-        """A request is taken."""
+        """A request begins."""
         with self._lock:
             self._number = number
             self._send("taken", b"")
@@ -111,7 +112,7 @@ class Channel:
         self._sock.sendall(frame(Message(kind, self._number, self._pid, data)))
 
     def say(self, number: int, what: Literal["progress", "log"], value: bytes | str) -> None:
-        """Progress, or a line of the job's own log.
+        """Send progress, or a line of the job's own log.
 
         :raises RuntimeError: this process is a copy that the handler forked.
         :raises ValueError: the value is too large to be sent.
@@ -127,14 +128,14 @@ class Channel:
                 self._send(what, data)
 
     def wait(self, number: int, kind: Literal["wait", "waited"], data: bytes) -> None:
-        """A handler waits for another job, or has done so. A forked copy has no slot to lend."""
+        """Report that a handler waits for another job, or no longer waits. A forked copy has no slot to lend."""
         if self._pid == os.getpid():
             with self._lock:
                 if self._number == number:
                     self._send(kind, data)
 
     def send_line(self, kind: Literal["record", "event"], data: bytes) -> bool:
-        """Send what was logged; see child_logging.py."""
+        """Send log lines, see child_logging.py."""
         if self._pid != os.getpid():
             return False
         with self._lock:
@@ -144,12 +145,13 @@ class Channel:
             return True
 
     def leave_to_original(self) -> None:
-        """In a forked copy: the connection is the original's. The copy's descriptor would keep it open."""
+        """Close the connection in a forked copy. It belongs to the original process, and the copy would keep it
+        open."""
         self._sock.close()
 
 
 def listen(sock: socket.socket, requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:
-    """Read requests, and put None when there will be no more.
+    """Read requests into the queue, and None after the last one.
 
     The worker's end of the connection closes when the worker dies. A busy child then ends at once, with the programs
     that its handler started. An idle child closes what it has opened first.
@@ -168,8 +170,8 @@ def listen(sock: socket.socket, requests: queue.SimpleQueue[Request | None], bus
                 return
             busy.set()
             requests.put(decode_request(stream.read(HEAD.unpack(head)[0])))
-    except BaseException:  # noqa: BLE001 - a handler may have left no memory to read with
-        # Without this thread the process would wait for requests for ever, also when the worker is gone.
+    except BaseException:  # noqa: BLE001 - a handler may have used up the memory
+        # Without this thread the process would wait for requests for ever, even after the end of the worker.
         os._exit(1)
 
 
@@ -201,7 +203,7 @@ def _without_loop(fn: Any, kwargs: dict[str, Any]) -> Any:
     dependencies' context managers stay open in this task.
     """
     loop = asyncio.get_running_loop()
-    asyncio._set_running_loop(None)  # noqa: SLF001 - the documented function for those who run event loops
+    asyncio._set_running_loop(None)  # noqa: SLF001 - the documented function for code that runs event loops
     try:
         return fn(**kwargs)
     finally:
@@ -209,7 +211,7 @@ def _without_loop(fn: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _end_copy(error: BaseException | None) -> None:
-    """End this process as the interpreter would, but without its clean-up, which is the original's."""
+    """End this process as the interpreter would, but without the clean-up that the original process will do."""
     code: Any = 0
     if isinstance(error, SystemExit):
         code = error.code
@@ -229,7 +231,7 @@ signature_of = functools.cache(Signature)
 
 
 class RemoteLender:
-    """Tells the worker for which jobs the handler of one request waits; the worker lends the handler's slot."""
+    """Tells the worker for which jobs the handler of one request waits. The worker then lends the handler's slot."""
 
     def __init__(self, channel: Channel, number: int) -> None:
         self._channel = channel
@@ -259,12 +261,12 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
             found = getattr(found, name)
     except BaseException as error:
         raise LoadError from error
-    # queue.task(module.function) leaves the plain function under its name
+    # queue.task(module.function) leaves the plain function under its name.
     fn: Any = cast("Any", found).fn if isinstance(found, Task) else found
     signature = signature_of(fn)
     spec = read_spec(request.spec)
     try:
-        # fields that this version does not know are ignored; the worker has logged them
+        # Unknown fields are ignored. The worker has logged them.
         args = signature.read(spec.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {misfit(error)}") from None
@@ -292,7 +294,7 @@ def answer(request: Request, channel: Channel, runner: asyncio.Runner, resources
         return Message("error", request.number, os.getpid(), error=pack(error), leaving=leaving)
 
     try:
-        # a context of its own: what one run sets, the next must not see
+        # Each run has its own context, so that it does not see variables of earlier runs.
         context = copy_context()
         context.run(bind_contextvars, queue=request.queue, job_id=request.id, attempt=request.attempt)
         result = bytes(encode_result(runner.run(run(request, channel, resources), context=context)))
@@ -303,26 +305,26 @@ def answer(request: Request, channel: Channel, runner: asyncio.Runner, resources
             )
         return Message("done", request.number, os.getpid(), result)
     except LoadError as error:
-        # A half-done import leaves its modules behind, and what it registered would be registered twice by another
-        # try. A new process starts from nothing.
+        # A failed import leaves modules behind, and another try would register their tasks twice. A new process starts
+        # without them.
         cause = error.__cause__
         assert cause is not None
         return failed(cause, leaving=True)
-    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+    except BaseException as error:  # noqa: BLE001 - any exception of a handler is its outcome
         return failed(error)
 
 
 def _ignore(_: int, __: FrameType | None) -> None:
-    """A signal that is the worker's to act on."""
+    """Ignore a signal to which the worker reacts."""
 
 
 def main() -> None:
-    """Serve requests until the worker goes."""
+    """Serve requests until the worker ends."""
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     channel = Channel(sock)
-    # A service manager sends its stop signal to every process. The worker decides what becomes of its children. Not
-    # SIG_IGN: the programs that a handler starts would inherit it.
+    # A service manager sends its stop signal to every process, and the worker ends its children itself. Do not use
+    # SIG_IGN, which the programs of a handler would inherit.
     for number in STOP_SIGNALS:
         signal.signal(number, _ignore)
     restore_signals_in_forks()
@@ -338,11 +340,11 @@ def main() -> None:
             set_levels(request.levels)
             channel.begin(request.number)
             message = answer(request, channel, runner, resources)
-            # before the message: the next request may be here as soon as it is out
+            # Do this before sending, because the next request may arrive right after it.
             busy.clear()
             channel.finish(message)
         runner.run(resources.aclose())
-    # A polite end for programs that handlers left behind. This process has a handler of its own for the signal.
+    # Ask the programs that handlers left behind to end. This process ignores the signal.
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGTERM)
 

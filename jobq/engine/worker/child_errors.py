@@ -1,6 +1,6 @@
-"""How the exception of an isolated handler gets from the child process to the worker.
+"""Sends the exception of an isolated handler from the child process to the worker.
 
-Middleware sees the handler's own exception if it can be made again in the worker: its class is found there by its name,
+Middleware sees the handler's own exception if it can be recreated in the worker: its class is found there by name,
 and its arguments and attributes are plain values. Otherwise it sees a ``RemoteError``.
 """
 
@@ -17,7 +17,7 @@ from jobq.engine.worker.child_messages import RaisedError
 from jobq.errors import RemoteError, Retry, Snooze
 
 STATE_MAX = 64_000
-"""Bytes of an exception's arguments and attributes. They travel beside the message, which is bounded as well."""
+"""Bytes of an exception's arguments and attributes. They are sent in addition to the message, which is bounded too."""
 TUPLE = "\0tuple"
 """The only key of a dict that stands for a tuple."""
 MAIN = "__jobq_main__"
@@ -31,7 +31,7 @@ def pack(error: BaseException) -> RaisedError:
     kind = type(error)
     told = facts(error)
     args = state = None
-    # Only an Exception is made again: a SystemExit or a CancelledError would end or cancel the worker instead.
+    # Only an Exception is recreated. A SystemExit or CancelledError would end or cancel the worker.
     if issubclass(kind, Exception) and not issubclass(kind, StopIteration | StopAsyncIteration):
         args, state = _parts(error)
     return RaisedError(
@@ -52,7 +52,7 @@ def _in_worker(name: str) -> str:
 
 
 def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
-    """The arguments and attributes from which the exception can be made again, encoded."""
+    """The encoded arguments and attributes from which the exception can be recreated."""
     try:
         made_by, args, *rest = cast("tuple[Any, ...]", error.__reduce__())
         if made_by is not type(error) or len(rest) > 1:
@@ -60,14 +60,14 @@ def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
         attributes: dict[str, Any] = dict(rest[0] or {}) if rest else {}
         if issubclass(made_by, Retry | Snooze) and isinstance(attributes.get("delay"), timedelta):
             attributes["delay"] = attributes["delay"].total_seconds()
-        attributes.pop("__notes__", None)  # the traceback shows them
+        attributes.pop("__notes__", None)  # The traceback shows notes.
         return _plain(list(args)), _plain(attributes)
     except BaseException:  # noqa: BLE001 - a user's class may have a __reduce__ of any kind
         return None, None
 
 
 def _plain(value: Any) -> bytes | None:
-    """The value encoded; None if decoding would not give the same value, or if it is too large."""
+    """The encoded value. None if decoding would give another value, or if it is too large."""
     try:
         encoded = _encode(_marked(value))
         if len(encoded) <= STATE_MAX and _unmarked(msgspec.msgpack.decode(encoded)) == value:
@@ -109,7 +109,7 @@ def rebuild(raised: RaisedError) -> Exception:
 def _rebuilt(raised: RaisedError) -> Exception | None:
     if raised.args is None or raised.state is None:
         return None
-    # Modules that the worker has not loaded are not imported here: an import may take seconds on the event loop.
+    # Do not import modules here. An import may block the event loop for seconds.
     found: Any = sys.modules.get(raised.module)
     for name in raised.qualname.split("."):
         found = getattr(found, name, None)
@@ -119,8 +119,8 @@ def _rebuilt(raised: RaisedError) -> Exception | None:
     try:
         args: list[Any] = _unmarked(msgspec.msgpack.decode(raised.args))
         error = kind.__new__(kind, *args)
-        # The __init__ of a user's class may take other arguments than it passes on, as in pickle's well-known trap.
-        # The built-in base class gets what it was given before; attributes are restored below.
+        # The __init__ of a user's class may have other arguments than it passes to its base class, as pickle's users
+        # know. So only the built-in base class gets the arguments. Attributes are restored below.
         builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
         builtin.__init__(error, *args)
         vars(error).update(_unmarked(msgspec.msgpack.decode(raised.state)))

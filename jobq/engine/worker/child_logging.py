@@ -1,8 +1,8 @@
 """Log lines of isolated handlers: the child process sends them, and the worker writes them.
 
-Records of ``logging`` and events of structlog travel with the context variables of the code that logged them. So the
-worker's own handlers, levels and formats apply, and a line carries its job's id. A module that configures ``logging``
-or structlog when it is imported keeps its own configuration in the child.
+Records of ``logging`` and events of structlog are sent with the context variables of the code that logged them. So
+the worker's own handlers, levels and formats apply, and a line has its job's id. A module that configures
+``logging`` or structlog when it is imported keeps its own configuration in the child.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TEXT_MAX: Final = 8192
 """Characters of a line, and of its traceback."""
 LINE_MAX: Final = 65_536
-"""Bytes of a line with all its fields. Of a longer one only the text is sent."""
+"""Bytes of a line with all its fields. If it is longer, only the text is sent."""
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
@@ -35,7 +35,7 @@ class Sender(Protocol):
     """The child's end of the connection."""
 
     def send_line(self, kind: Literal["record", "event"], data: bytes) -> bool:
-        """Send a line. False if nobody reads: no job runs, or this process is a forked copy."""
+        """Send a line. Returns False if it is not sent, because no job runs or this process is a forked copy."""
         ...
 
 
@@ -62,7 +62,7 @@ _decode = msgspec.json.Decoder(Line).decode
 def _encoded(line: Line) -> bytes:
     try:
         data = _encoder.encode(line)
-    except Exception:  # noqa: BLE001 - a field may be any object; the text is worth more than its fields
+    except Exception:  # noqa: BLE001 - a field may be any object, and the text matters more
         data = b""
     if not data or len(data) > LINE_MAX:
         line.fields = {}
@@ -77,7 +77,7 @@ _OURS: Final = ("queue", "job_id", "attempt")
 
 
 def _clean(text: str) -> str:
-    """Bounded, and without lone surrogates, which have no UTF-8."""
+    """The text cut, and without lone surrogates, which cannot be encoded as UTF-8."""
     return excerpt(text.encode(errors="backslashreplace").decode(), TEXT_MAX)
 
 
@@ -109,7 +109,7 @@ class _SendRecords(logging.Handler):
             )
             if not self._sender.send_line("record", _encoded(line)):
                 _write(line)
-        except Exception:  # noqa: BLE001 - as every handler of logging: a line that cannot be written harms nobody
+        except Exception:  # noqa: BLE001 - like every logging handler: an error in it must not stop the program
             self.handleError(record)
 
 
@@ -145,7 +145,7 @@ def install(sender: Sender) -> None:
 
 
 def levels() -> dict[str, int]:
-    """The levels of this process's loggers, as a child takes them on."""
+    """The levels of this process's loggers, for its children."""
     found = {"": logging.root.level}
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if isinstance(logger, logging.Logger) and logger.level:
@@ -154,7 +154,7 @@ def levels() -> dict[str, int]:
 
 
 def set_levels(given: dict[str, int]) -> None:
-    """Take on the worker's levels, so that nothing is sent that the worker would drop."""
+    """Set the worker's levels, so that no line is sent that the worker would drop."""
     for name, level in given.items():
         logger = logging.getLogger(name) if name else logging.root
         if logger.level != level:
@@ -164,7 +164,7 @@ def set_levels(given: dict[str, int]) -> None:
 def write_received(kind: Literal["record", "event"], data: bytes) -> None:
     """Write a child's line as if the worker's own process had logged it. ``data`` comes from ``send_line``."""
     line = _decode(data)
-    # an empty context: what the worker has bound for the current run may not be what the line was bound to
+    # Use an empty context, because the worker may have bound variables of another run.
     contextvars.Context().run(_record if kind == "record" else _event, line)
 
 
@@ -175,7 +175,7 @@ def _record(line: Line) -> None:
     bind_contextvars(**line.bound)
     fields = dict(line.fields)
     if line.trace:
-        # logging's formatters show exc_text, structlog's show "exception"
+        # Formatters of logging show exc_text, those of structlog "exception".
         fields |= {"exc_text": line.trace, "exception": line.trace}
     fields |= {
         "name": line.logger,
@@ -185,7 +185,7 @@ def _record(line: Line) -> None:
         "created": line.created,
         "msecs": line.created % 1 * 1000,
         "pathname": line.path,
-        "filename": os.path.basename(line.path),  # noqa: PTH119 - a tenth of the time
+        "filename": os.path.basename(line.path),  # noqa: PTH119 - it takes a tenth of the time
         "lineno": line.line,
         "funcName": line.function,
         "threadName": line.thread,

@@ -1,4 +1,4 @@
-"""What a worker and its child processes say to each other: msgpack messages, each with its length in front."""
+"""The messages between a worker and its child processes: msgpack, each with its length before it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobq.engine.model.outcome import Facts  # noqa: TC001 - msgspec reads the a
 CLOSING: Final = 2.0
 """Seconds that an idle child may take to close its dependencies of scope "worker"."""
 MESSAGE_MAX: Final = 64 << 20
-"""Bytes of one message. The worker holds a message in memory as a whole, so a child may not send a larger one."""
+"""Bytes of one message. The worker holds a whole message in memory, so a child must not send a larger one."""
 
 HEAD: Final = struct.Struct("!I")
-"""The length in front of a message."""
+"""The length before a message."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -45,7 +45,7 @@ class RaisedError(msgspec.Struct, frozen=True):
     """The error that a handler raised.
 
     ``args`` and ``state`` are the encoded arguments and attributes of the exception. They are None if the exception
-    cannot be made again from them.
+    cannot be recreated from them.
     """
 
     module: str
@@ -85,7 +85,7 @@ decode_message = msgspec.msgpack.Decoder(Message).decode
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """A message with its length in front.
+    """A message with its length before it.
 
     :raises ValueError: it is larger than ``MESSAGE_MAX``.
     """

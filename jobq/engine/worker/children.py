@@ -1,11 +1,11 @@
-"""Child processes for ``isolate="process"``: a kill or a timeout really ends them.
+"""Child processes for ``isolate="process"``. A kill or a timeout really stops them.
 
-A child runs one job at a time and is kept for the next. Worker and child talk over a socket pair (child_messages.py).
-The child loads the handler's module by name or file, as ``multiprocessing``'s spawn does; the worker's registry says
-which, never a payload.
+A child runs one job at a time and is kept for the next. Worker and child communicate over a socket pair
+(child_messages.py). The child loads the handler's module by name or file, as ``multiprocessing``'s spawn does. The
+name comes from the worker's registry and never from a payload.
 
-A child has a session of its own. So Ctrl-C in a terminal does not reach it, and ending its process group ends the
-programs that its handlers started as well. A program that leaves the group on purpose (a daemon) is not reached.
+A child has its own session. So Ctrl-C in a terminal does not reach it, and ending its process group also ends the
+programs that its handlers started. A program that leaves the group on purpose (a daemon) is not reached.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ log = get_logger("jobq.worker")
 
 STARTING: Final = 60.0
 """Seconds from the start of a child process until it takes its first job. The import of the handler's module comes
-later: it is part of the run, and the job's timeout bounds it."""
+later. It is part of the run, and the job's timeout bounds it."""
 ENDING: Final = 1.0
-"""Seconds for a child's end to be seen after its connection ended. A child that lives on is killed: it can neither
-report its job's outcome nor get another job."""
+"""Seconds to wait for a child's end after its connection has ended. A child that lives on is killed, because it can
+neither report its job's outcome nor get another job."""
 
 _json = msgspec.json.Encoder().encode
 
 
 class NeverTakenError(Exception):
-    """The child had died since its last job, before it took this one. The job is not to blame."""
+    """The child died between two jobs, so this job is not the cause."""
 
 
 class Child:
@@ -78,7 +78,7 @@ class Child:
     @classmethod
     async def start(cls) -> Child:
         ours, theirs = socket.socketpair()
-        # Streams own the socket that they get. This second descriptor is for its shutdown.
+        # The streams own the socket. This second descriptor is needed to shut it down.
         spare = ours.dup()
         try:
             process = await Process.start(
@@ -88,7 +88,7 @@ class Child:
             )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
-            # a child that has started already ends when its connection does
+            # A child that has already started ends with its connection.
             spare.close()
             ours.close()
             raise
@@ -100,10 +100,10 @@ class Child:
         return self._process.returncode is None and not self._leaving
 
     async def _wait_for_end(self) -> None:
-        """See the process's end by the process itself.
+        """Detect the end of the process by the process itself.
 
-        The connection may stay open: copies of the process that a handler forked hold it as well. The shutdown makes
-        ``run`` read what the child sent before its end, and then the end of the stream.
+        The connection may stay open, because copies of the process that a handler forked hold it too. After the
+        shutdown ``run`` reads everything that the child sent before its end, and then the end of the stream.
         """
         await self._process.wait()
         with contextlib.suppress(OSError):
@@ -112,15 +112,15 @@ class Child:
         self._socket.close()
 
     def _kill_group(self) -> None:
-        # The system does not reuse the number while the group has members. macOS answers EPERM if it has only zombies.
+        # The system does not reuse the group's number while it has members. macOS returns EPERM if it has only zombies.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def run(self, task: Task[Any, Any], context: Context) -> Message:
-        """Let the child run a job; its last message, "done" or "error".
+        """Let the child run a job. Returns its last message, "done" or "error".
 
-        :raises ProcessCrashed: the child died, or could not be understood.
-        :raises NeverTakenError: it died before, and the job is not to blame.
+        :raises ProcessCrashed: the child died, or sent invalid messages.
+        :raises NeverTakenError: the child died before it took the job.
         :raises TooManyWaiting: the handler waits for another job, and too many others wait already.
         """
         self._requests += 1
@@ -135,11 +135,11 @@ class Child:
                 while True:
                     message = await self._read()
                     if message.pid != self._process.pid:
-                        continue  # from a copy of the child that a handler forked
+                        continue  # This message is from a copy of the child that a handler forked.
                     if message.kind in ("record", "event"):
                         write_received(message.kind, message.data)
                     elif message.number != number:
-                        continue  # from a thread or task that an earlier job left behind
+                        continue  # This message is from a thread or task that an earlier job left behind.
                     elif message.kind == "taken":
                         taken = True
                         starting.reschedule(None)
@@ -178,7 +178,7 @@ class Child:
     async def _read(self) -> Message:
         """The next message.
 
-        :raises msgspec.MsgspecError: the bytes are none.
+        :raises msgspec.MsgspecError: the bytes are not a message.
         """
         (size,) = HEAD.unpack(await self._reader.readexactly(HEAD.size))
         if size > MESSAGE_MAX:
@@ -203,7 +203,7 @@ class Child:
         return how
 
     async def end(self) -> None:
-        """Let an idle one close what it has opened; killed if that takes longer than ``CLOSING``."""
+        """Let an idle child close its dependencies. It is killed if that takes longer than ``CLOSING``."""
         with contextlib.suppress(TimeoutError, OSError, RuntimeError):
             async with asyncio.timeout(CLOSING):
                 self._writer.write_eof()
@@ -211,7 +211,7 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """End it now, with the programs that it started."""
+        """Kill the child now, with the programs that it started."""
         if self._process.returncode is None:
             self._kill_group()
         self._writer.close()
@@ -244,9 +244,9 @@ class Children:
         self._busy: set[Child] = set()
 
     async def run(self, task: Task[Any, Any], context: Context) -> msgspec.Raw:
-        """Run a task's handler in a child; its result, encoded. Cancelled: the child is killed.
+        """Run a task's handler in a child. Returns its encoded result. A cancellation kills the child.
 
-        :raises Exception: what the handler raised, or a ``RemoteError`` that describes it.
+        :raises Exception: the handler's exception, or a ``RemoteError`` that describes it.
         :raises ProcessCrashed: the child died.
         """
         while True:
@@ -280,6 +280,6 @@ class Children:
         return await Child.start()
 
     async def aclose(self) -> None:
-        """End all of them."""
+        """End all children."""
         idle, self._idle = self._idle, []
         await asyncio.gather(*(child.end() for child in idle), *(child.kill() for child in self._busy))

@@ -1,7 +1,8 @@
-"""Who claims from a queue, and what is known of the jobs that wait in it.
+"""The claimers of a queue, and their knowledge about its waiting jobs.
 
-A source has two claimers: its lane, and its waker. Each has a request number of its own, so that a claim whose reply
-was lost can be repeated without taking other jobs. Each has a back-off of its own, so one queue's trouble stays there.
+A source has two claimers: its lane and its waker. Each has its own request number, so that a claim whose reply was
+lost can be repeated without taking other jobs. Each has its own back-off, so that errors of one queue do not delay
+others.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from jobq.engine.model.backoff import pause
 
 
 class Demand(Enum):
-    """What is known of a queue's waiting jobs. One value for each source."""
+    """The knowledge about a queue's waiting jobs. Each source has one value."""
 
     IDLE = "idle"
-    """Nothing waits, as far as is known: the waker listens for the wake token."""
+    """No job is known to wait. The waker listens for the wake token."""
     READY = "ready"
-    """Something may wait: the lane should claim."""
+    """Jobs may be waiting. The lane should claim."""
     CLAIMING = "claiming"
-    """The lane's claim is on its way."""
+    """The lane's claim is under way."""
     AGAIN = "again"
-    """The lane's claim is on its way, and something came meanwhile: one more claim must follow."""
+    """The lane's claim is under way, and a job may have arrived since. One more claim must follow."""
 
     def came(self) -> Demand:
         """There may be a new job, or a free slot for one."""
@@ -32,11 +33,11 @@ class Demand(Enum):
         return Demand.CLAIMING
 
     def answered(self, *, more: bool) -> Demand:
-        """A claim was answered. ``more``: it got all that it asked for, so more may wait."""
+        """A claim was answered. ``more``: it got as many jobs as it requested, so more may be waiting."""
         return Demand.READY if more or self is not Demand.CLAIMING else Demand.IDLE
 
     def failed(self) -> Demand:
-        """A claim was not answered, or refused: it must be repeated."""
+        """A claim was refused or not answered. It must be repeated."""
         return Demand.READY
 
 
@@ -49,28 +50,28 @@ _CAME = {
 
 
 class BackOff:
-    """Growing pauses after failures."""
+    """Pauses that grow with each failure."""
 
     __slots__ = ("failures", "until")
 
     def __init__(self) -> None:
         self.failures = 0
         self.until = 0.0
-        """The loop's time before which nothing is tried."""
+        """The loop's time of the next try."""
 
     def failed(self, now: float) -> None:
-        """The next try comes after a longer pause."""
+        """Make the pause before the next try longer."""
         self.failures += 1
         self.until = now + pause(self.failures)
 
     def worked(self) -> None:
-        """The next try may come at once."""
+        """Allow the next try at once."""
         self.failures = 0
         self.until = 0.0
 
 
 class Claimer:
-    """One of those who claim from a source, known to the server as ``name``."""
+    """A claimer of a source. The server knows it as ``name``."""
 
     __slots__ = ("backoff", "flying", "name", "request", "want")
 
@@ -79,18 +80,19 @@ class Claimer:
         self.request = 0
         """The number of the last claim."""
         self.want = 0
-        """How many jobs the last claim asked for; 0 once it was answered."""
+        """The number of jobs that the last claim requested. 0 once it was answered."""
         self.flying = False
-        """The last claim is on its way."""
+        """Whether the last claim is under way."""
         self.backoff = BackOff()
 
     @property
     def unanswered(self) -> bool:
-        """The last claim got no answer. It may have taken jobs, so it must be repeated before any other."""
+        """Whether the last claim got no answer. It may have taken jobs, so it must be repeated before any other
+        claim."""
         return self.want > 0 and not self.flying
 
     def sent(self, want: int, *, repeated: bool) -> int:
-        """A claim goes out. Returns its request number."""
+        """A claim is sent. Returns its request number."""
         if not repeated:
             self.request += 1
         self.want = want
@@ -98,12 +100,12 @@ class Claimer:
         return self.request
 
     def answered(self) -> None:
-        """The answer came."""
+        """The answer arrived."""
         self.want = 0
         self.flying = False
         self.backoff.worked()
 
     def failed(self, now: float) -> None:
-        """No answer came, or a refusal."""
+        """The claim was refused or not answered."""
         self.flying = False
         self.backoff.failed(now)

@@ -1,9 +1,9 @@
 """The heartbeat: a thread with its own event loop renews the leases of a worker.
 
-A handler that blocks the worker's event loop therefore keeps its leases, instead of being run a second time elsewhere.
-Each Redis server has its own task and its own connection here, so a server that does not answer delays the renewals
-on no other. The thread also watches the worker's loop: it logs where the loop hangs, and stops renewing when the loop
-has hung for ``stuck_after`` seconds.
+So a handler that blocks the worker's event loop keeps its lease, and its job is not started a second time elsewhere.
+Each Redis server has its own task and connection here, so a server that does not answer does not delay renewals on
+others. The thread also watches the worker's loop. If the loop hangs, it logs the stack, and after ``stuck_after``
+seconds it stops renewing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = get_logger("jobq.heartbeat")
 
 STALL_SECONDS: Final = 1.0
-"""A loop that does not answer for longer is reported."""
+"""A loop that does not answer for this time is logged."""
 RESTART_SECONDS: Final = 1.0
 """Pause before a heartbeat that failed starts again."""
 LEAVE_SECONDS: Final = 1.0
@@ -63,7 +63,7 @@ class Heartbeat(threading.Thread):
     ) -> None:
         super().__init__(name="jobq-heartbeat", daemon=True)
         self.ended: asyncio.Future[None] = pool.loop.create_future()
-        """A future of the worker's loop, done when the thread has ended."""
+        """A future of the worker's loop. It is done when the thread has ended."""
         self._pool = pool
         self._describe = describe
         self._stuck_after = stuck_after
@@ -73,7 +73,7 @@ class Heartbeat(threading.Thread):
         self._answered = time.monotonic()
         self._reported = False
         self._stuck = False
-        """The worker's loop is given up: nothing is renewed until it answers again."""
+        """Whether the worker's loop is given up. Then nothing is renewed until it answers again."""
         self._failing: set[Source] = set()
         self._halted = threading.Event()
         self._waking: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -81,11 +81,12 @@ class Heartbeat(threading.Thread):
         self._group: asyncio.TaskGroup | None = None
 
     def halt(self) -> None:
-        """Ask the thread to end. Does not wait, so that every way out of a worker can call it, a cancelled one too."""
+        """Tell the thread to end. It does not wait, so that it can be called even while the worker is being
+        cancelled."""
         self._halted.set()
         if self._waking is not None:
             loop, halt = self._waking
-            with contextlib.suppress(RuntimeError):  # its loop is closed: the thread has ended
+            with contextlib.suppress(RuntimeError):  # Its loop is closed, so the thread has ended.
                 loop.call_soon_threadsafe(halt.set)
 
     def add(self, source: Source) -> None:
@@ -100,16 +101,17 @@ class Heartbeat(threading.Thread):
         return _encode(self._describe(queue))
 
     def run(self) -> None:
-        """The thread. An error inside starts the heartbeat again: without it, every job would lose its lease."""
+        """The thread's main function. After an error the heartbeat starts again, because without it every job would
+        lose its lease."""
         try:
             while not self._run_once():
                 pass
         finally:
-            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+            with contextlib.suppress(RuntimeError):  # The worker's loop is closed.
                 self._pool.loop.call_soon_threadsafe(self._end)
 
     def _run_once(self) -> bool:
-        """False: it failed, and has to start again."""
+        """Run the heartbeat. Returns False if it failed and has to start again."""
         try:
             asyncio.run(self._main())
         except Exception:
@@ -124,7 +126,7 @@ class Heartbeat(threading.Thread):
     async def _main(self) -> None:
         halt = asyncio.Event()
         self._waking = asyncio.get_running_loop(), halt
-        if self._halted.is_set():  # asked before there was a loop to wake
+        if self._halted.is_set():  # The halt was requested before this loop existed.
             halt.set()
         self._servers = []
         try:
@@ -146,7 +148,7 @@ class Heartbeat(threading.Thread):
             if stores[0][0].store.connection is shared:
                 stores.append((source, source.queue.new_store(stores[0][1].connection)))
                 return
-        # a dead connection must be noticed, and replaced, before the leases run out
+        # A dead connection must be noticed and replaced before the leases run out.
         timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
         stores = [(source, source.queue.new_store(Connection(shared.url, timeout=timeout)))]
         self._servers.append(stores)
@@ -156,25 +158,25 @@ class Heartbeat(threading.Thread):
         """Renew on one server until the halt; then remove the worker's row there."""
         while not halt.is_set():
             renewed = self._stuck or await self._beat(stores)
-            # soon again after a failure: others may reap from a third of the lease after an outage on
+            # Try again soon after a failure: a third of the lease after an outage, others may recover the jobs.
             await _sleep(self._interval if renewed else self._interval / 5, halt)
-        # Where this fails, the row goes with time. Not before the last beat has ended: it would bring the row back.
+        # If this fails, the row expires. Wait for the last heartbeat first, because it would write the row again.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 for _, store in stores:
                     await store.do(store.heartbeat(self._pool.worker, b""))
 
     async def _beat(self, stores: Stores) -> bool:
-        """Renew everything that is held on one server. False: something was not renewed, and is tried again soon."""
+        """Renew all leases on one server. Returns False if some were not renewed and must be tried again soon."""
         renewed = True
         for source, store in list(stores):
             if self._halted.is_set():
-                break  # each of them may wait for a server that does not answer
+                break  # Each call may wait for a server that does not answer.
             try:
                 await self._renew(source, store)
             except StoreError as error:
                 renewed = False
-                # one line when an outage begins, one when it ends
+                # Log one line when an outage begins and one when it ends.
                 level = log.debug if source in self._failing else log.warning
                 level(
                     f"Leases of queue {source.name} were not renewed; tried again soon: {error}",
@@ -207,16 +209,16 @@ class Heartbeat(threading.Thread):
             for job_id in answer
         ]
         if lost:
-            with contextlib.suppress(RuntimeError):  # the worker's loop is closed: no run is left to be stopped
+            with contextlib.suppress(RuntimeError):  # The worker's loop is closed, so no run is left.
                 self._pool.loop.call_soon_threadsafe(source.leases_lost, lost)
         if refused:
             raise refused[0]
         if known == 0:
-            # Redis was emptied, or came back without its data: without an entry the queue could not be found any more
+            # Redis was emptied or lost its data. Register the queue again, or it could not be found.
             await store.register()
 
     async def _watch(self, halt: asyncio.Event) -> None:
-        """Ask the worker's loop to answer, again and again. When that loop is closed, the heartbeat ends."""
+        """Ask the worker's loop to answer repeatedly. When it is closed, the heartbeat ends."""
         pause = min(STALL_SECONDS / 2, self._interval)
         while not halt.is_set():
             try:
@@ -250,7 +252,7 @@ class Heartbeat(threading.Thread):
                     self._given_up()
 
     def _give_back(self) -> list[Coroutine[Any, Any, None]]:
-        """Hand back what was claimed ahead of a free slot: it should not wait behind the handler that blocks."""
+        """Hand back jobs that were claimed ahead. They should not wait for the handler that blocks."""
         unstarted = self._pool.slots.buffer.take_all()
         return [
             self._release(source, store, [run for run in unstarted if run.source is source])
@@ -259,13 +261,13 @@ class Heartbeat(threading.Thread):
         ]
 
     async def _release(self, source: Source, store: Store, runs: list[Run]) -> None:
-        # Each call puts its jobs in front of all that wait: of several calls, the last jobs go first.
+        # Each call puts its jobs before all waiting ones. So if there are several calls, the last jobs are sent first.
         for end in range(len(runs), 0, -HAND_BACK_MAX):
             page = runs[max(0, end - HAND_BACK_MAX) : end]
             try:
                 await store.do(store.release([word for run in page for word in (run.id, run.token)]))
             except StoreError as error:
-                # they are still in `source.runs`, so still renewed: the loop hands them back once it answers
+                # They are still in `source.runs` and are renewed. The loop hands them back once it answers.
                 log.warning(
                     f"Jobs of queue {source.name} that have not started could not be handed back yet: {error}",
                     queue=source.name, error=str(error),

@@ -1,4 +1,4 @@
-"""What a run needs of the source that it belongs to. It keeps run.py and source.py from importing each other."""
+"""The interface between runs and sources, so that run.py and source.py do not import each other."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Reason = Literal["killed", "lost", "timeout", "shutdown"]
 
 
 class Host(Protocol):
-    """A source, as its runs see it."""
+    """The interface of a source that its runs use."""
 
     @property
     def name(self) -> str:
-        """Of the queue."""
+        """The name of the queue."""
         ...
 
     @property
@@ -37,7 +37,7 @@ class Host(Protocol):
 
     @property
     def queue(self) -> Queue:
-        """Where the job is."""
+        """The scripts of the queue."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Host(Protocol):
 
     @property
     def middlewares(self) -> Sequence[Any]:
-        """What goes around each handler."""
+        """The middleware of the queue."""
         ...
 
     @property
@@ -57,12 +57,12 @@ class Host(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Where handlers run."""
+        """The executor of sync handlers."""
         ...
 
     @property
     def context(self) -> contextvars.Context:
-        """What each run's context is a copy of."""
+        """The context that each run copies."""
         ...
 
     @property
@@ -82,7 +82,7 @@ class Host(Protocol):
 
     @property
     def deadlines(self) -> Deadlines:
-        """When runs time out."""
+        """The deadlines of runs."""
         ...
 
     def tell_start(self, run: Any, /) -> None:
@@ -102,15 +102,15 @@ class Host(Protocol):
         ...
 
     def deferred(self, run: Any, why: str, /) -> None:
-        """Another version of the worker might run the job."""
+        """A worker of another version may be able to run the job."""
         ...
 
     async def unserved_ms(self, run: Any, /) -> int:
-        """For how long nobody could run the job."""
+        """The time for which no worker could run the job."""
         ...
 
     def released(self, run: Any, /) -> None:
-        """Handed back, uncharged."""
+        """Hand the job back, uncharged."""
         ...
 
     def forget(self, run: Any, /) -> None:
@@ -123,31 +123,31 @@ class Host(Protocol):
 
 
 class Invoked(Protocol):
-    """A run, as the call of its handler sees it."""
+    """The interface of a run that the call of its handler uses."""
 
     @property
     def id(self) -> bytes:
-        """Of the job."""
+        """The spec of the job."""
         ...
 
     @property
     def name(self) -> str:
-        """For people: the job's type and id."""
+        """The job's type and id, for messages."""
         ...
 
     @property
     def source(self) -> Host:
-        """What the run belongs to."""
+        """The source of the run."""
         ...
 
     @property
     def context(self) -> Context | None:
-        """What the handler can know of its run."""
+        """The context of the run."""
         ...
 
     @property
     def reason(self) -> Reason | None:
-        """Why the run was stopped."""
+        """The reason why the run was stopped."""
         ...
 
     def timeout(self) -> Exception:

@@ -1,4 +1,4 @@
-"""Calling a handler with everything that it, or its queue, asks for beyond plain arguments."""
+"""Calls a handler with its dependencies and the middleware of its queue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _astuple = msgspec.structs.astuple
 async def invoke(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
     """Call the handler, with its dependencies around it and the middleware around both.
 
-    Middleware sees what a dependency raises: a transaction that cannot be committed fails the job like any other error.
+    Middleware sees errors of dependencies. A transaction that cannot be committed fails the job like any other
+    error.
     """
     if run.source.middlewares:
         assert run.context is not None
@@ -38,7 +39,7 @@ async def invoke(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> An
 
 
 async def _handle(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> Any:
-    """The handler's value, between opening and closing its dependencies."""
+    """Open the dependencies, call the handler, and close them."""
     source, signature, context = run.source, task.signature, run.context
     assert context is not None
     kwargs = dict(zip(signature.names, _astuple(args), strict=True))
@@ -48,7 +49,7 @@ async def _handle(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> A
         if not signature.injected or task.kind == "process":
             return await _call_handler(run, task, kwargs)
         if not signature.closes and not overrides:
-            # nothing has to be closed: no stack, which costs as much as the dependencies
+            # Nothing has to be closed. An exit stack would cost as much as the dependencies.
             await Injector(context, source.resources, None).fill(kwargs, signature.injected)
             return await _call_handler(run, task, kwargs)
         async with AsyncExitStack() as stack:
@@ -63,7 +64,7 @@ async def _handle(run: Invoked, task: Task[Any, Any], args: msgspec.Struct) -> A
 
 
 def _call_handler(run: Invoked, task: Task[Any, Any], kwargs: dict[str, Any]) -> Awaitable[Any]:
-    """The handler itself, where its task wants it: in this event loop, in a thread or in a child process."""
+    """Call the handler in the place that its task chose: this event loop, a thread or a child process."""
     if task.kind == "async":
         return task.fn(**kwargs)
     if task.kind == "process":
@@ -73,8 +74,8 @@ def _call_handler(run: Invoked, task: Task[Any, Any], kwargs: dict[str, Any]) ->
 
 
 def _reason(run: Invoked, error: asyncio.CancelledError) -> BaseException:
-    """What a cancelled part of a run raises. Middleware and dependencies see a timeout as the error that it is: to
-    them, a cancellation is none of the job's errors."""
+    """The exception of a cancelled part of a run. Middleware and dependencies get a timeout as ``Timeout``, because
+    they would not take a cancellation for an error of the job."""
     if run.reason != "timeout":
         return error
     if (this := asyncio.current_task()) is not None:
@@ -83,7 +84,7 @@ def _reason(run: Invoked, error: asyncio.CancelledError) -> BaseException:
 
 
 async def surround(middlewares: Sequence[Any], context: Context, inner: Callable[[], Any]) -> Any:
-    """Call ``inner`` inside the middleware; the first is the outermost."""
+    """Call ``inner`` inside the middleware. The first one is the outermost."""
     for middleware in reversed(middlewares):
         inner = partial(middleware, context, inner)
     return await inner()
@@ -102,12 +103,13 @@ async def in_a_thread(run: Invoked, fn: Callable[..., Any], kwargs: dict[str, An
         raise
     if type(value) is _Raised:
         raise value.error
-    # a coroutine, from a plain wrapper around an async function
+    # A plain wrapper around an async function returns a coroutine.
     return await value if inspect.isawaitable(value) else value
 
 
 class _Raised:
-    """What a handler raised in its thread. Some exceptions cannot travel through a future: StopIteration, say."""
+    """Carries the exception of a handler out of its thread. A future cannot hold some exceptions, such as
+    StopIteration."""
 
     __slots__ = ("error",)
 
@@ -118,5 +120,5 @@ class _Raised:
 def _call(fn: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
     try:
         return fn(**kwargs)
-    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome
+    except BaseException as error:  # noqa: BLE001 - any exception of a handler is its outcome
         return _Raised(error)

@@ -1,8 +1,9 @@
-"""A lane makes the trips of one source: outcomes go out and jobs come in, in one write of whole scripts.
+"""A lane makes the trips of one source. A trip sends outcomes and claims jobs, in one write of whole scripts.
 
-A trip sends the outcomes of ended runs, trims, forwards delayed jobs that are due, and claims jobs for the free slots.
-The trips of a source follow one another. So its jobs start in the order of their claims, and the notes of a run are
-stored before its outcome. Each source has a lane of its own, so a server that does not answer holds up no other source.
+A trip sends the outcomes of ended runs, trims, forwards delayed jobs that are due, and claims jobs for the free
+slots. The trips of a source follow one another. So its jobs start in the order of their claims, and the notes of a
+run are stored before its outcome. Each source has its own lane, so a server that does not answer does not delay
+other sources.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ FORWARD_MAX: Final = 125
 ADMIT_LOOKS: Final = 250
 """Held jobs that one trip looks at. Each costs Redis a few microseconds."""
 TRIM_PAGE: Final = 250
-"""As many as a trip settles: finished jobs must not pile up."""
+"""Jobs per trim: as many as a trip settles, so that finished jobs do not accumulate."""
 RESERVED_SECONDS: Final = 0.25
 """How long a claim keeps slots from the other sources while it is on its way. Its server may have stopped answering."""
 
 
 class Lane(Settler):
-    """Of one source. ``run`` is its task; ``close`` ends it."""
+    """The lane of one source. ``run`` is its task, and ``close`` ends it."""
 
     def __init__(self, source: Source, slots: Slots) -> None:
         super().__init__(source)
@@ -50,7 +51,7 @@ class Lane(Settler):
         self._chosen = False
         self._flying = False
         self._releasing = False
-        """Jobs that were handed back are on their way."""
+        """Whether jobs are being handed back now."""
         self._closed = False
         self._claim_next = False
         self._reserved = 0
@@ -75,7 +76,7 @@ class Lane(Settler):
 
     @property
     def idle(self) -> bool:
-        """It has nothing to send and waits for no answer."""
+        """Whether it has nothing to send and waits for no answer."""
         source = self.source
         return not (self._flying or source.outbox or source.claimer.unanswered or source.waking.want)
 
@@ -89,7 +90,7 @@ class Lane(Settler):
             self.source.hungry.set()
 
     def wake(self, *, chosen: bool = False) -> None:
-        """There may be something to do. ``chosen``: it may claim."""
+        """Wake the lane. ``chosen``: it may claim."""
         if chosen:
             self._chosen = True
         sleeper = self._sleeper
@@ -122,7 +123,7 @@ class Lane(Settler):
             await self._sleeper
 
     def close(self) -> None:
-        """No more trips."""
+        """Make no more trips."""
         self._closed = True
         self.source.timer.cancel()
         if self._alarm is not None:
@@ -130,7 +131,7 @@ class Lane(Settler):
         self.wake()
 
     def _rests(self, backoff: BackOff) -> bool:
-        """Whether it is too early to try again. The lane is woken when it is time."""
+        """Whether it is too early for another try. The lane is woken at the right time."""
         if not backoff.failures or backoff.until <= self._loop.time():
             return False
         if self._alarm is None or self._alarm.cancelled() or self._alarm.when() > backoff.until:
@@ -144,7 +145,7 @@ class Lane(Settler):
         self.wake()
 
     def _next_claimer(self) -> Claimer | None:
-        """The claimer of the next trip, if there is one.
+        """The claimer for which the next trip should claim, if any.
 
         A claim whose reply was lost is repeated before any new one, even if there is no free slot.
         """
@@ -156,7 +157,7 @@ class Lane(Settler):
         if source.demand is not Demand.READY or slots.stopping or self._rests(source.claimer.backoff):
             return None
         if len(source.outbox.rows[RELEASED]) > RELEASED.width * HAND_BACK_MAX:
-            # jobs that were handed back must be in the queue again before later ones are claimed
+            # Jobs that were handed back must be in the queue again before later ones are claimed.
             return None
         if slots.free() <= 0:
             slots.nobody_listens()
@@ -164,7 +165,7 @@ class Lane(Settler):
         return source.claimer if chosen or slots.may_claim(self) else None
 
     async def _trip(self) -> bool:
-        """One trip. False: there is nothing to do now."""
+        """Make one trip. Returns False if there is nothing to do now."""
         source = self.source
         if source.holds and source.outbox:
             # The jobs that ended make room under their limits: claim with the same trip.
@@ -172,7 +173,7 @@ class Lane(Settler):
         claimer = self._next_claimer()
         settles = bool(source.outbox) and not self._rests(self._settling)
         if claimer is not None and settles and (self._settling.failures or claimer.backoff.failures):
-            # The last trip failed. Send outcomes and claims one by one now: neither can then stop the other.
+            # The last trip failed. Send outcomes and claims separately now, so that neither can stop the other.
             self._claim_next = not self._claim_next
             if self._claim_next:
                 settles = False
@@ -261,7 +262,8 @@ class Lane(Settler):
     # -- claims ----------------------------------------------------------------------------------------------------
 
     def claim_call(self, claimer: Claimer, want: int) -> Call[Any]:
-        """A claim, or the repetition of a lost one. A worker that stops asks only for what the lost one took."""
+        """A claim, or the repetition of a lost one. A worker that stops only repeats, to get the jobs of the lost
+        claim."""
         source, slots = self.source, self._slots
         repeated = claimer.unanswered
         request = claimer.sent(want, repeated=repeated)
@@ -298,7 +300,7 @@ class Lane(Settler):
                     job_id = run.id.decode()
                     log.debug(f"Job {job_id} was claimed", queue=source.name, job_id=job_id, attempt=run.attempt)
             if source.outbox.rows[RELEASED] or (claimer is source.waking and self._releasing):
-                # Earlier jobs are being handed back since this claim was sent. These jobs must not overtake them.
+                # Since this claim was sent, earlier jobs are being handed back. These jobs must not overtake them.
                 for run in runs:
                     run.ended = True
                     run.reason = "shutdown"
@@ -349,7 +351,7 @@ class Lane(Settler):
 
 
 async def pass_on(source: Source) -> None:
-    """Tell another worker that there may be work."""
+    """Wake another worker, because there may be work."""
     try:
         await give_wake_back(source.store)
     except StoreError as error:

@@ -1,9 +1,9 @@
 """Slots of handlers that wait for other jobs.
 
-A handler that awaits the result of a job of the same worker does nothing meanwhile, but it would keep its slot. If all
-slots were held like this, the awaited jobs could never start and the worker would stand still for ever. So a waiting
-handler lends its slot to another job. When its wait ends it goes on at once: for a moment more handlers than
-``concurrency`` may run.
+A handler that awaits the result of a job of the same worker does nothing meanwhile, but would keep its slot. If all
+slots were kept in this way, the awaited jobs could never start, and the worker would stand still for ever. So a
+waiting handler lends its slot to another job. When its wait ends it continues at once, so for a moment more handlers
+than ``concurrency`` may run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 log = get_logger("jobq.worker")
 
 LENT_MAX: Final = 1000
-"""Handlers of one worker that may wait for other jobs: each is held in memory, and its lease is renewed."""
+"""Handlers of one worker that may wait for other jobs. Each uses memory, and its lease is renewed."""
 
 
 class Lending:
-    """The slots that one worker's handlers have lent. ``widen`` changes the number of slots by so many.
+    """The slots that one worker's handlers have lent. ``widen`` adds to the number of slots.
 
     Thread-safe: a handler in a thread gets its ``TooManyWaiting`` there, without waiting for the loop.
     """
@@ -41,10 +41,10 @@ class Lending:
         self._change = widen
         self._waits: dict[Context, list[str]] = {}
         self.served: set[str] = set()
-        """The queues of the worker. It can do nothing for the jobs of others by giving up a slot."""
+        """The queues of the worker. For jobs of other queues a lent slot would not help."""
 
     def begin(self, run: Run, queue: str, job_id: str) -> None:
-        """A handler starts to wait for a job. ``end`` takes back what it lends.
+        """A handler starts to wait for a job, and lends its slot until ``end``.
 
         :raises TooManyWaiting: too many others wait already.
         """
@@ -64,7 +64,7 @@ class Lending:
             )  # fmt: skip
 
     def end(self, context: Context, job_id: str) -> None:
-        """The wait is over, whatever its outcome, perhaps after the run's own end."""
+        """The wait is over, successfully or not. The run may have ended before."""
         with self._lock:
             waits = self._waits.get(context, [])
             if job_id not in waits:
@@ -79,5 +79,5 @@ class Lending:
         if get_ident() == self._thread:
             self._change(by)
         else:
-            with suppress(RuntimeError):  # the worker's loop is closed
+            with suppress(RuntimeError):  # The worker's loop is closed.
                 self._loop.call_soon_threadsafe(self._change, by)

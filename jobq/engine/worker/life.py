@@ -1,4 +1,4 @@
-"""One run of a worker, from its start to its end: hooks, heartbeat, lanes, and the winding down."""
+"""One life of a worker, from start to end: hooks, heartbeat, lanes, and the graceful stop."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 log = get_logger("jobq.worker")
 
 SETTLE_SECONDS: Final = 5.0
-"""How long a stopping worker tries to settle its last outcomes; then the leases take over."""
+"""Seconds for which a stopping worker tries to send its last outcomes. After that other workers recover the jobs."""
 HEARTBEAT_SECONDS: Final = 3.0
-"""How long a stopping worker waits for the end of its heartbeat."""
+"""Seconds for which a stopping worker waits for the end of its heartbeat."""
 HANDED_BACK_SECONDS: Final = 15.0
-"""How long a cancelled worker may take to hand its jobs back. Then even that is cancelled."""
+"""Seconds in which a cancelled worker may hand its jobs back. Then even that is cancelled."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker was told to do."""
+    """The arguments of a worker."""
 
     queues: list[tuple[Queue, int]]
     name: str
@@ -55,11 +55,11 @@ class Plan:
 
 
 async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lambda _: None) -> None:
-    """Wait for a task's end, even if the caller is cancelled meanwhile, as cancel scopes of anyio do again and again.
+    """Wait for a task's end, even if the caller is cancelled meanwhile. Cancel scopes of anyio cancel repeatedly.
 
-    ``cancelled`` is called at each cancellation with how many there were.
+    ``cancelled`` is called at each cancellation with their number.
 
-    :raises CancelledError: after the end, when the caller was cancelled.
+    :raises CancelledError: after the end, if the caller was cancelled.
     """
     times = 0
     last: asyncio.CancelledError | None = None
@@ -77,14 +77,14 @@ async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lam
 class Life:
     """One run. A worker that is started again has a new one.
 
-    It is a task of its own: a cancellation of the caller, however often it is repeated, only asks it to stop.
+    It runs in its own task. A cancellation of the caller, even a repeated one, only tells it to stop.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.pool: Pool | None = None
         self.stopping = False
         self.working = False
-        """It is past its start: queues are open and startup hooks have run."""
+        """Whether the start is complete: queues are open and startup hooks have run."""
         self._plan = plan
         self._resources = Resources()
         self._children = Children()
@@ -93,38 +93,38 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._started = 0
         self.task = self._loop.create_task(self._run(), name="jobq-worker-life")
-        # an error is logged here, and raised to whoever waits; asyncio need not complain that nobody asked for it
+        # The error is logged here and raised in callers that wait, so asyncio need not report it as never retrieved.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Wind down. May be called from any thread, and any number of times."""
+        """Stop gracefully. It may be called from any thread, and any number of times."""
         self.stopping = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
+        with contextlib.suppress(RuntimeError):  # The loop is closed, so nothing runs any more.
             self._loop.call_soon_threadsafe(self._stop.set)
             if at_once:
                 self._loop.call_soon_threadsafe(self._at_once.set)
 
     @property
     def error(self) -> BaseException | None:
-        """What ended it, unless that was a stop."""
+        """The error that ended it, or None after a stop."""
         return self.task.exception() if self.task.done() and not self.task.cancelled() else None
 
     def check(self) -> None:
-        """Raise what ended it, unless that was a stop."""
+        """Raise the error that ended it, if there is one."""
         if self.error is not None:
             raise self.error
 
     async def end(self) -> None:
         """Wait for the end. A cancellation asks for a graceful stop, a second one for a stop at once.
 
-        :raises CancelledError: after the end, when the caller was cancelled meanwhile.
+        :raises CancelledError: after the end, if the caller was cancelled meanwhile.
         """
 
         def cancelled(times: int) -> None:
             if times == 1:
                 self.stop()
                 if not self.working:
-                    self.task.cancel()  # a startup hook, say, need not come to its end
+                    self.task.cancel()  # For example, a startup hook need not be completed.
             elif times == 2:
                 self.stop(at_once=True)
                 self._loop.call_later(HANDED_BACK_SECONDS, self.task.cancel)
@@ -139,11 +139,11 @@ class Life:
             log.info(f"The worker was stopped before it had started: {name}", worker=name)
             return
         try:
-            # a step of the shutdown that fails does not keep the other steps from happening
+            # If one step of the shutdown fails, the other steps still happen.
             async with AsyncExitStack() as stack:
                 await self._work(stack)
         except StoreError as error:
-            log.error(f"The worker failed: {name}: {error}", worker=name, error=str(error))  # noqa: TRY400 - no traceback helps here
+            log.error(f"The worker failed: {name}: {error}", worker=name, error=str(error))  # noqa: TRY400 - no traceback needed
             raise
         except Exception:
             log.exception(f"The worker failed: {name}", worker=name)
@@ -170,7 +170,7 @@ class Life:
             pool.add(queue, weight, self._resources, self._children)
         heartbeat.start()
         stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
-        stack.callback(heartbeat.halt)  # a plain call: a cancellation cannot skip it
+        stack.callback(heartbeat.halt)  # This is a plain call, so a cancellation cannot skip it.
         for queue, _ in here:
             await _introduce(queue, heartbeat, plan.name)
         tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat")]
@@ -206,10 +206,11 @@ class Life:
                 self.stopping = True
                 log.error(f"A part of the worker ended, so the worker stops: {', '.join(failed)}", parts=failed)
             if heartbeat.ended.done():
-                self._at_once.set()  # no lease is renewed any more: a grace would let other workers start the same jobs
+                # No lease is renewed any more. During a grace other workers would start the same jobs.
+                self._at_once.set()
             await self._wind_down(pool, tasks)
         finally:
-            # cancelled meanwhile, perhaps: at once
+            # It may have been cancelled meanwhile. Then do not wait.
             stopped.cancel()
             pool.close()
             for task in (*tasks, *joins):
@@ -248,7 +249,7 @@ class Life:
         pool.slots.stop_claiming()
         wakers = [task for task in tasks if task.get_name() in ("jobq-waker", "jobq-join")]
         for task in wakers:
-            # before the lanes end: they ask for what a waker's last claim may have taken
+            # Do this before the lanes end, because they repeat the last claim of a waker, which may have taken a job.
             task.cancel()
         await asyncio.wait(wakers, timeout=1.0)
         if pool.running:
@@ -277,7 +278,7 @@ class Life:
         await asyncio.gather(*(source.queue.hook_calls.ended() for source in pool.sources))
         pool.close()
         for task in tasks:
-            # lanes end by themselves; one that hangs on a dead Redis is cut off here
+            # Lanes end by themselves. One that waits for a dead Redis is cancelled here.
             if not task.get_name().startswith("jobq-lane"):
                 task.cancel()
         _, late = await asyncio.wait(tasks, timeout=1.0)
@@ -288,7 +289,7 @@ class Life:
         await leave(pool.sources)
 
     def _describe(self, queue: Queue) -> WorkerRow:
-        # Whoever may read a queue reads its row. So the row names this queue only, and the types that it runs for it.
+        # Everybody who may read a queue can read this row. So it names this queue and its types only.
         return WorkerRow(
             id=self._plan.name,
             host=socket.gethostname(),
@@ -353,7 +354,7 @@ def _serve(pool: Pool, number: int) -> list[asyncio.Task[Any]]:
 
 
 async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
-    """Call a hook. An error is logged with the hook's name: whoever reads the log must know what to mend."""
+    """Call a hook. An error is logged with the hook's name, so that the reader of the log can find it."""
     try:
         try:
             value = hook()
@@ -362,7 +363,7 @@ async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
         except asyncio.CancelledError:
             if (this := asyncio.current_task()) is None or this.cancelling():
                 raise
-            # nobody cancelled the worker: it would end as if it had been stopped, without an error
+            # Nobody cancelled the worker. Without this it would end as if it had been stopped, without an error.
             raise RuntimeError("the hook was cancelled by something it awaited") from None
     except Exception:
         name = getattr(hook, "__qualname__", repr(hook))
@@ -371,13 +372,13 @@ async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
 
 
 async def _watch(heartbeat: Heartbeat) -> None:
-    """A worker without a heartbeat would lose every lease: the end of the thread ends the worker."""
-    await asyncio.wait([heartbeat.ended])  # a plain await would cancel the future together with this task
+    """End the worker when the heartbeat's thread ends, because without it every lease would be lost."""
+    await asyncio.wait([heartbeat.ended])  # A plain await would cancel the future together with this task.
     raise RuntimeError("the heartbeat's thread has ended: nothing renews the leases")
 
 
 async def _listen(source: Source) -> None:
-    """Hear kills at once. Without the channel they are learnt of at the next renewal."""
+    """Receive kills at once. Without the channel the worker would learn of them at the next renewal."""
     failures = 0
 
     async def joined() -> None:

@@ -1,4 +1,4 @@
-"""Notes: progress and log lines of running jobs, on their way to Redis.
+"""Notes: progress and log lines of running jobs that have not been sent to Redis.
 
 Notes are merged and bounded before they are sent. So a handler that writes very many of them does not use up the memory
 of the worker, and does not delay the outcomes of other jobs.
@@ -21,7 +21,7 @@ LOG_LINE_MAX: Final = 8192
 LOG_KEPT: Final = 65_000
 """Bytes of one job's unsent log lines. The server keeps 64 KiB: these, and a line that counts dropped ones."""
 NOTES_MAX: Final = 125
-"""How many jobs one trip carries notes of."""
+"""The most jobs whose notes one trip carries."""
 NOTES_BYTES: Final = 2 << 20
 """Bytes of notes in one trip. Earlier lines of a job count as well, because the server moves them. Redis 7.0 works
 for 2 to 8 ms on a trip of this size: 0.13 to 0.3 ms for 64 KiB, the longest where the lines are very short."""
@@ -47,7 +47,7 @@ class RunNotes:
 
     def __init__(self) -> None:
         self.appends = False
-        """The server may have earlier lines of the job."""
+        """Whether the server may have earlier lines of the job."""
         self.progress: bytes | None = None
         self.lines: list[bytes] = []
         self.size = 0
@@ -69,11 +69,11 @@ class RunNotes:
 
     @property
     def weight(self) -> int:
-        """How many bytes the server has to move, at most."""
+        """The most bytes that the server has to move."""
         return self.size + len(self.progress or b"") + (LOG_KEPT if self.appends and self.lines else 0)
 
     def put_before(self, newer: RunNotes) -> None:
-        """Put these notes, which Redis did not receive, in front of newer ones of the same run."""
+        """Put these notes, which Redis did not receive, before newer ones of the same run."""
         newer.appends |= self.appends
         if newer.progress is None:
             newer.progress = self.progress
@@ -88,7 +88,7 @@ class RunNotes:
         newer.left_out += self.left_out
 
     def text(self) -> bytes:
-        """The lines in one piece. If some were left out, a line in front of them says how many."""
+        """The lines in one piece. If some were dropped, a first line gives their number."""
         lines = self.lines
         if self.left_out:
             at = _decode(lines[0]).at if lines else 0
@@ -110,7 +110,7 @@ class Notes:
         return key in self._unsent
 
     def progress(self, key: Key, value: bytes) -> bool:
-        """Set the progress of a run; the last value counts. Returns True if there was nothing to send before."""
+        """Set the progress of a run. Only the last value is sent. Returns True if there was nothing to send before."""
         with self._lock:
             first = not self._unsent
             self._of(key).progress = value

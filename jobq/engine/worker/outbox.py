@@ -1,4 +1,4 @@
-"""How runs ended, on its way to Redis: the table of outcomes, and how much of it one trip carries.
+"""Outcomes that have not been sent to Redis: their table, and the bounds of one trip.
 
 A new outcome is one row of ``OUTCOMES``.
 """
@@ -21,33 +21,34 @@ if TYPE_CHECKING:
 SETTLE_MAX: Final = 250
 """Outcomes per trip: far below Lua's limits, and no script holds Redis for long."""
 HAND_BACK_MAX: Final = 100
-"""Jobs handed back per trip: each touches the tables of two sets, which may be large."""
+"""Released jobs per trip. Each changes the tables of two sets, which may be large."""
 SETTLE_BYTES: Final = 1 << 20
 """Bytes of results per trip, for the same reason."""
 FAIL_MAX: Final = 20
-"""Failures per trip: each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
+"""Failures per trip. Each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 DEFER_FIRST_MS: Final = 250
 DEFER_LONGEST_MS: Final = 60_000
 TYPES_SAID: Final = 20
-"""How many unknown types are named to the other workers. A worker that knows none of them hesitates."""
+"""The most unknown types that are reported to other workers. A worker that knows none of them hesitates."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One way in which a run ends. ``call`` makes the script's call from the rows and the metrics of their runs."""
+    """One kind of outcome. ``call`` makes the script's call from the rows and the metrics of their runs."""
 
     name: str
     width: int
-    """Notes per job in a row. The first two are its id and its token."""
+    """Fields per job in a row. The first two are its id and its token."""
     most: int
     """Jobs per trip."""
     call: Callable[[Store, list[Any], dict[bytes, int]], Call[Any]]
     keep: Literal["keep_completed", "keep_failed"] | None
-    """The queue's bound for the set that the jobs go to, if it has one. The script then answers with a ``Settled``."""
+    """The queue's bound for the set that the jobs are moved to, if it has one. Then the script returns a
+    ``Settled``."""
     instead: bool
-    """If the server refuses the outcome for good, the job ends in failed. Otherwise it is left to its lease's end."""
+    """Whether the job ends in failed if the server refuses the outcome for good. Otherwise its lease runs out."""
 
 
 def _complete(store: Store, rows: list[Any], counts: dict[bytes, int]) -> Call[Any]:
@@ -61,7 +62,7 @@ def _defer(store: Store, rows: list[Any], _: dict[bytes, int]) -> Call[Any]:
 
 
 def deferred_ms(times: int) -> int:
-    """For how long a job has stood in delayed that was handed back so many times: each time twice as long."""
+    """The time that a job has been delayed after this number of hand-backs, each twice as long as the one before."""
     steps = (DEFER_FIRST_MS << n for n in range(min(times, 9)))
     return sum(min(DEFER_LONGEST_MS, step) for step in steps) + DEFER_LONGEST_MS * max(0, times - 9)
 
@@ -82,7 +83,7 @@ OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED, SNOOZED)
 
 
 class Parcel:
-    """What one trip carries: flat rows of each outcome, metrics of the completed runs, and notes."""
+    """The content of one trip: flat rows of each outcome, metrics of the completed runs, and notes."""
 
     __slots__ = ("counts", "notes", "repeated", "rows")
 
@@ -91,18 +92,18 @@ class Parcel:
         self.counts: dict[bytes, int] = {}
         self.notes: dict[Key, RunNotes] = {}
         self.repeated = False
-        """Some of it was sent before, and nobody knows whether it was executed."""
+        """Whether some of it was sent before and may have been executed."""
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.notes)
 
     def __len__(self) -> int:
-        """How many jobs are concerned, those counted twice that have notes and an outcome."""
+        """The number of jobs. Those with notes and an outcome count twice."""
         return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) + len(self.notes)
 
     @property
     def alone(self) -> bool:
-        """One job only: if the server refuses the trip, it refuses this job."""
+        """Whether it contains one job only. If the server refuses the trip, it refuses this job."""
         return sum(len(flat) // outcome.width for outcome, flat in self.rows.items()) <= 1 and len(self.notes) <= 1
 
     @property
@@ -112,7 +113,7 @@ class Parcel:
         return rows + sum(said.size + len(said.progress or b"") for said in self.notes.values())
 
     def calls(self, store: Store) -> list[tuple[Outcome | None, Call[Any]]]:
-        """The scripts. A job's notes go before the outcome that ends its lease."""
+        """The calls of the trip. A job's notes are stored before the outcome that ends its lease."""
         calls: list[tuple[Outcome | None, Call[Any]]] = []
         if self.notes:
             if progress := progress_rows(self.notes):
@@ -140,7 +141,7 @@ class Outbox:
         return bool(self.rows[COMPLETED] or self.notes or any(self.rows.values()))
 
     def take(self, most: int = SETTLE_MAX) -> Parcel:
-        """What the next trip carries, of ``most`` jobs at most."""
+        """Take the content of the next trip, for at most ``most`` jobs."""
         parcel = Parcel()
         parcel.repeated = self.repeated
         left = most
@@ -154,7 +155,8 @@ class Outbox:
                 end = _within(flat, end)
             page = slice(end)
             if outcome is RELEASED:
-                # Each call puts its jobs in front of all that wait: of several calls, the last jobs go first.
+                # Each call puts its jobs before all waiting ones. So if there are several calls, the last jobs are sent
+                # first.
                 flat[:] = _by_fence(flat)
                 page = slice(-end, None)
             parcel.rows[outcome] = flat[page]
@@ -169,7 +171,8 @@ class Outbox:
         return parcel
 
     def _take_notes(self, parcel: Parcel, most: int) -> None:
-        """The notes of the parcel's jobs first. An outcome whose job's notes do not fit waits for the next trip."""
+        """Add notes, those of the parcel's jobs first. An outcome waits for the next trip if the notes of its job do
+        not fit."""
         ended = [key for outcome, flat in parcel.rows.items() for key in _keys(outcome, flat)]
         parcel.notes = self.notes.take(ended, most)
         if not any(key in self.notes for key in ended):
@@ -186,7 +189,8 @@ class Outbox:
                 del parcel.rows[outcome]
 
     def put_back(self, parcel: Parcel) -> None:
-        """Nobody knows whether it was executed: all of it goes again, in front. What was executed is fenced off."""
+        """Put back a parcel that may or may not have been executed. All of it is sent again first, and fences make
+        repetitions harmless."""
         for outcome, flat in parcel.rows.items():
             self.put_rows_back(outcome, flat)
         self.notes.put_back(parcel.notes)
@@ -198,7 +202,7 @@ class Outbox:
             self.counts[bucket] = self.counts.get(bucket, 0) + count
 
     def put_rows_back(self, outcome: Outcome, flat: list[Any]) -> None:
-        """These go again, before any others."""
+        """Put these back. They are sent again before any others."""
         rows = self.rows[outcome]
         place = len(rows) if outcome is RELEASED else 0
         rows[place:place] = flat
@@ -210,13 +214,13 @@ def _keys(outcome: Outcome, flat: list[Any]) -> list[Key]:
 
 
 def _by_fence(released: list[Any]) -> list[Any]:
-    """In the order of their claims: replies of two claimers may come in another one."""
+    """Sort by the order of claims. Replies of two claimers may arrive in another order."""
     pairs = sorted(zip(released[::2], released[1::2], strict=True), key=lambda pair: int(pair[1].partition(b" ")[0]))
     return [word for pair in pairs for word in pair]
 
 
 def _within(completed: list[Any], most: int) -> int:
-    """How many of the words are groups whose results come to ``SETTLE_BYTES``; one group at least."""
+    """The number of words of the groups whose results have ``SETTLE_BYTES``, at least those of one group."""
     size = 0
     for at in range(2, min(len(completed), most), 4):
         size += len(completed[at])

@@ -1,4 +1,4 @@
-"""What a worker consists of: its slots, and for each queue a source with a lane and a waker."""
+"""The parts of a worker: its slots, and for each queue a source with a lane and a waker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Pool:
 
     @property
     def running(self) -> int:
-        """How many handlers run now."""
+        """The number of handlers that run now."""
         return self.slots.running
 
     def unfinished(self) -> list[Run]:
@@ -51,7 +51,7 @@ class Pool:
         ]
 
     def close(self) -> None:
-        """The lanes end."""
+        """Let the lanes end."""
         for lane in self.lanes:
             lane.close()
         self.slots.close()

@@ -1,9 +1,9 @@
 """A child process that is started with SIGTERM and SIGINT blocked.
 
-A service manager may send its stop signal to every process of a service at any time, also before a process that has
-just started could install its handlers. The signal would end it, and its job would be charged. A blocked signal waits
-until the process unblocks it. The mask belongs to a thread and is inherited, so a thread of its own starts the process.
-``asyncio.create_subprocess_exec`` would need the event loop's thread, and uvloop clears the mask of what it starts.
+A service manager may send its stop signal to every process of a service at any time, even before a new process has
+installed its handlers. The signal would end it, and its job would be charged. A blocked signal waits until the
+process unblocks it. The mask belongs to a thread and is inherited, so a separate thread starts the process.
+``asyncio.create_subprocess_exec`` would need the event loop's thread, and uvloop clears the mask of new processes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""Blocked in the new process until it unblocks them."""
+"""Signals that are blocked in the new process until it unblocks them."""
 
 
 class Process:
-    """A process in a session of its own. Its end is seen by the thread that started it."""
+    """A process in its own session. The thread that started it waits for its end."""
 
     def __init__(self, pid: int, ended: asyncio.Future[int]) -> None:
         self.pid = pid
@@ -38,7 +38,7 @@ class Process:
         ended: asyncio.Future[int] = loop.create_future()
 
         def tell(call: Callable[[], None]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # The loop is closed, so nobody waits any more.
                 loop.call_soon_threadsafe(call)
 
         def resolve(future: asyncio.Future[int], value: int) -> None:
@@ -53,14 +53,14 @@ class Process:
             try:
                 with sock:
                     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-                    popen = subprocess.Popen(  # noqa: S603 - every word is ours
+                    popen = subprocess.Popen(  # noqa: S603 - every argument is ours
                         command,
                         pass_fds=[sock.fileno()],
                         env=env,
                         stdin=subprocess.DEVNULL,
                         start_new_session=True,
                     )
-            except Exception as error:  # noqa: BLE001 - raised where the process is waited for
+            except Exception as error:  # noqa: BLE001 - raised in the caller that waits for the process
                 failure = error
                 tell(lambda: refuse(failure))
                 return
@@ -73,15 +73,15 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, negative for a signal. None while it runs."""
+        """The exit code, negative for a signal. None while the process runs."""
         return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> int:
         """Wait for its end."""
-        await asyncio.wait([self._ended])  # a plain await would cancel the future together with the caller
+        await asyncio.wait([self._ended])  # A plain await would cancel the future together with the caller.
         return self._ended.result()
 
 
 def unblock_stop_signals() -> None:
-    """In the new process, when its handlers are installed. What its handlers start inherits the mask as well."""
+    """Call it in the new process when its handlers are installed. Programs that it starts inherit the mask too."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

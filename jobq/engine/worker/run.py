@@ -41,14 +41,14 @@ SHUTDOWN_GRACE: Final = 2.0
 
 
 _astuple = msgspec.structs.astuple
-# What bind_contextvars sets, without its search by name: that was a tenth of a short run. Bound in a context that is
-# thrown away, to get at structlog's variables.
+# Set the variables of bind_contextvars directly, because its search by name took a tenth of a short run. They are bound
+# once in a separate context to find structlog's variables.
 _bound = contextvars.copy_context().run(bind_contextvars, queue="", job_id="", attempt=0)
 _set_queue, _set_job_id, _set_attempt = (_bound[name].var.set for name in ("queue", "job_id", "attempt"))
 
 
 def base_context(queue: str, source: Lender) -> contextvars.Context:
-    """What the runs of a queue's jobs start from: a copy of the caller's context that names the queue."""
+    """The context that the runs of a queue copy: a copy of the caller's context with the queue's name."""
     context = contextvars.copy_context()
     context.run(_set_queue, queue)
     context.run(lender.set, source)
@@ -91,7 +91,7 @@ class Run:
         self.lines = 0
         """How many log lines it has written."""
         self.timed = False
-        """It has a deadline."""
+        """Whether it has a deadline."""
         self.ended = False
         self.error: BaseException | None = None
         """Why it failed. Kept for hooks only."""
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people: the job's type and id."""
+        """The job's type and id, for messages."""
         return f"{self.spec.type if self.spec else 'of an unknown type'} {self.id.decode()}"
 
     def stop(self, reason: Reason) -> None:
@@ -109,12 +109,13 @@ class Run:
         self.reason = reason
         if self.context is not None:
             self.context.stopped = reason
-            # a job that is to be handed back at a shutdown is this run's until then
+            # A job that will be handed back at the stop still belongs to this run.
             self.context.lost = reason != "shutdown"
         if self.task is not None:
             self.task.cancel()
             if not self.started:
-                # cancelled before its first step, a coroutine does not run at all: nobody else would end this run
+                # A task that is cancelled before its first step does not run at all, so nothing else would end this
+                # run.
                 self.abandoned = True
                 self.finish()
                 self.settle_stopped()
@@ -145,15 +146,15 @@ class Run:
             self.source.freed(self)
 
     def settle_stopped(self) -> None:
-        """Hand over the outcome of a run that was stopped from outside."""
+        """Pass on the outcome of a run that was stopped from outside."""
         if self.context is not None:
-            # a thread may still run: whatever it does from now on counts for nothing
+            # A thread may still run. Its outcome will be ignored.
             self.context.lost = True
         if self.reason == "shutdown":
             self.source.released(self)
         elif self.reason == "timeout":
             self.source.failed(self, self.timeout())
-        else:  # killed or lost: somebody else has the job, or it is over
+        else:  # The job was killed or lost. Another worker has it, or it has ended.
             self.source.forget(self)
 
     def timeout(self) -> Timeout:
@@ -163,7 +164,7 @@ class Run:
 
 
 def _stack(task: asyncio.Task[None]) -> str:
-    """The stack of a suspended task. ``Task.get_stack`` knows its outermost coroutine only."""
+    """The stack of a suspended task. ``Task.get_stack`` contains only its outermost coroutine."""
     lines: list[str] = []
     waits: Any = task.get_coro()
     while (frame := getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None)) is not None:
@@ -190,7 +191,7 @@ async def execute(run: Run) -> None:
             value = await invoke(run, task, args)
         result = b"null" if value is None else encode_result(value, source.queue.max_result)
     except BaseException as error:
-        # whatever a handler raises is its outcome
+        # any exception of a handler is its outcome
         conclude(run, error)
         if issubclass(type(error), KeyboardInterrupt):
             raise
@@ -199,7 +200,7 @@ async def execute(run: Run) -> None:
 
 
 def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
-    """Read the job, and set what its handler can know of its own run.
+    """Read the job, and make the context of its run.
 
     :raises Unserved: this worker has no handler for the job, or cannot read it.
     :raises InvalidPayload: no version of the handler can read it.
@@ -264,10 +265,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 async def hand_back(run: Run, miss: Unserved) -> None:
-    """Give a job to workers of another version, uncharged; for good only after the queue's ``unserved_for``.
+    """Hand a job back for workers of another version, uncharged. After the queue's ``unserved_for`` it fails.
 
-    :raises InvalidPayload: its time is over.
-    :raises Unserved: its time is over.
+    :raises InvalidPayload: ``unserved_for`` is over.
+    :raises Unserved: ``unserved_for`` is over.
     """
     source = run.source
     limit = source.queue.unserved_for_ms
@@ -294,7 +295,7 @@ def _raiser(error: Exception) -> Callable[[], Any]:
 
 
 def conclude(run: Run, error: BaseException | None, result: bytes = b"", seconds: float = 0.0) -> None:
-    """Free the slot and hand the outcome to the source, which brings it to Redis."""
+    """Free the slot and pass the outcome to the source, which sends it to Redis."""
     if run.abandoned:
         return
     run.finish()
@@ -302,10 +303,10 @@ def conclude(run: Run, error: BaseException | None, result: bytes = b"", seconds
     if reason in ("killed", "lost"):
         source.forget(run)
     elif error is None:
-        # finished in time after all, even if a timeout or a shutdown had just asked it to stop
+        # The handler has finished, even if a timeout or a shutdown has just told it to stop.
         source.completed(run, result, seconds)
     elif reason is not None:
-        # it was stopped, and may raise anything on its way out
+        # The handler was stopped, and may raise anything while it ends.
         run.settle_stopped()
     elif issubclass(type(error), asyncio.CancelledError):
         source.failed(run, RuntimeError("the handler was cancelled by something it awaited"))

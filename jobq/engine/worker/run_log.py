@@ -24,7 +24,7 @@ _STOPPED = {
 
 
 def log_failure(run: Run, spec: Spec, failure: Failure) -> None:
-    """An attempt failed. A warning if another one follows, else an error with the traceback."""
+    """Log a failed attempt: as a warning if another one follows, else as an error with the traceback."""
     what = f"{failure.type}: {' '.join(failure.message.split())}" if failure.message else failure.type
     attempt = f"Job {spec.type} {run.id.decode()} failed in attempt {run.attempt}"
     attempt += " (no limit)" if spec.attempts is None else f" of {spec.attempts}"
@@ -52,7 +52,7 @@ def log_snooze(run: Run, snoozed: Snoozed) -> None:
 
 
 def log_stop(run: Run) -> None:
-    """A run was stopped and its outcome counts for nothing."""
+    """Log that a run was stopped and its outcome is refused."""
     log.warning(
         f"The run of job {run.name} was stopped {_STOPPED.get(run.reason or '', 'by its worker')}",
         queue=run.source.name, job_id=run.id.decode(), reason=run.reason,

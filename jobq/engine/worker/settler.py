@@ -1,4 +1,4 @@
-"""Outcomes on their way to Redis, and what becomes of those that it refuses. One of these is refused alone."""
+"""Sends outcomes to Redis, and handles those that Redis refuses. A refused outcome affects only its own job."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 log = get_logger("jobq.worker")
 
 REFUSED_TIMES: Final = 2
-"""How often a trip with one job must fail, while the server answers others, before the job's outcome is given up."""
+"""The number of failed trips with one job, while the server answers others, after which its outcome is given up."""
 SMALL: Final = 1 << 16
-"""Bytes of an outcome that no limit of a server or a link refuses."""
+"""Outcomes of this size or less are not refused by any usual limit of a server or network."""
 REFUSED_TIMES_SMALL: Final = 20
-"""The same for a small outcome: if its trips fail, the network is more likely to blame than the job."""
+"""The same for a small outcome. If its trips fail, the cause is more probably the network than the job."""
 
 TRANSIENT: Final = (StoreUnavailable, StoreRefused, StoreFull)
-"""Errors that say nothing about the data: the same call may work later."""
+"""Errors that are not about the data. The same call may work later."""
 
 
 class Settler:
@@ -39,16 +39,16 @@ class Settler:
         self._loop = source.loop
         self._settling = BackOff()
         self._most = SETTLE_MAX
-        """Jobs per trip. Half as many after each trip that failed, so that one that the server refuses is found."""
+        """Jobs per trip. It is halved after each failed trip, until the job that the server refuses is alone."""
         self._refused = 0
-        """How often a trip with one job failed although the server answers."""
+        """The number of failed trips with one job while the server answers."""
         self._refused_times = REFUSED_TIMES
-        """How often it may."""
+        """The allowed number of these."""
         self._error = StoreError()
-        """Why the last trip failed."""
+        """The error of the last trip."""
 
     async def _answers(self) -> bool:
-        """Whether the server answers at all, or the last trip's data had nothing to do with its failure."""
+        """Whether the server does not answer at all, or the last failure was not about the data."""
         try:
             await self.source.store.look_at_clock()
         except StoreError:
@@ -61,7 +61,7 @@ class Settler:
         parcel = self.source.outbox.take(1)
         self.source.outbox.put_counts_back(parcel)
         if parcel.notes:
-            # Redis may accept the outcome without them
+            # Redis may accept the outcome without its notes.
             log.error(
                 f"Redis refuses the notes of a job: progress and log lines are left out of {_ids(parcel)}",
                 queue=self.source.name, jobs=_ids(parcel),
@@ -74,7 +74,7 @@ class Settler:
         return False
 
     def _not_sent(self, parcel: Parcel, error: StoreError) -> None:
-        """The trip failed as a whole. The server may be away, or one job's data may be more than it accepts."""
+        """The whole trip failed. The server may be away, or one job's data may be larger than it accepts."""
         self._error = error
         self._settling.failed(self._loop.time())
         self._most = max(1, len(parcel) // 2)
@@ -102,7 +102,8 @@ class Settler:
             self._settling.failed(self._loop.time())
 
     def _refused_rows(self, parcel: Parcel, outcome: Outcome, error: StoreError) -> None:
-        """The server refuses the call of one outcome. Half as many next time, until one job is refused alone."""
+        """The server refuses the call of one outcome. Send half as many jobs next time, until one job is refused
+        alone."""
         source, flat = self.source, parcel.rows[outcome]
         jobs = len(flat) // outcome.width
         if outcome is COMPLETED:

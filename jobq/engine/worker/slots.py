@@ -1,4 +1,5 @@
-"""The slots of a worker: which runs use them, which runs wait for one, and which source may claim for the free ones."""
+"""The slots of a worker: the runs that use them, the runs that wait for one, and the source that may claim for free
+ones."""
 
 from __future__ import annotations
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
     from jobq.engine.worker.run import Run
 
 PREFETCH_SECONDS: Final = 0.002
-"""How much work may be claimed ahead of a free slot."""
+"""Seconds of work that may be claimed ahead."""
 PREFETCH_MAX: Final = 100
-"""Jobs that may be claimed ahead of a free slot, however short they are. One call can hand all of them back."""
+"""The most jobs that may be claimed ahead. One call can hand all of them back."""
 EAGER: Final = sys.version_info >= (3, 12)
 
 
 class Claimant(Protocol):
-    """A source's lane, as the slots see it."""
+    """The interface of a lane that the slots use."""
 
     @property
     def weight(self) -> int:
-        """Its share when several want slots."""
+        """Its share if several lanes want slots."""
         ...
 
     @property
@@ -42,7 +43,7 @@ class Claimant(Protocol):
 
     @property
     def idle(self) -> bool:
-        """It has nothing to send and waits for no answer."""
+        """Whether it has nothing to send and waits for no answer."""
         ...
 
     def look(self) -> None:
@@ -54,7 +55,7 @@ class Claimant(Protocol):
         ...
 
     def wake(self, *, chosen: bool = False) -> None:
-        """There may be something to do. ``chosen``: it may claim."""
+        """Wake the lane. ``chosen``: it may claim."""
         ...
 
 
@@ -76,14 +77,14 @@ class Slots:
         self._filling = False
         self._full = False
         self._typical = 1.0
-        """Seconds that a run takes, as a moving average. It starts high: nothing is prefetched at first."""
+        """Seconds that a run takes, as a moving average. It starts high, so that at first no job is claimed ahead."""
         self._idle = asyncio.Event()
         self._empty = asyncio.Event()
 
     # -- free slots ------------------------------------------------------------------------------------------------
 
     def free(self) -> int:
-        """How many more jobs may be claimed now."""
+        """The number of jobs that may be claimed now."""
         ahead = 0 if self.stopping else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
         return self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
 
@@ -92,7 +93,7 @@ class Slots:
         self._reserved += jobs
 
     def may_claim(self, asker: Claimant) -> bool:
-        """Whether a lane that wants slots may claim now. If it is another one's turn, that one is woken."""
+        """Whether a lane that wants slots may claim now. If it is the turn of another lane, that one is woken."""
         if self.stopping or self.free() <= 0:
             return False
         return len(self.claimants) == 1 or self._choose(asker) is asker
@@ -103,7 +104,7 @@ class Slots:
             self._choose(None)
 
     def _choose(self, asker: Claimant | None) -> Claimant | None:
-        """Draw by weight among the lanes that want slots, and wake the drawn one unless it asks itself."""
+        """Choose by weight among the lanes that want slots, at random. Wake the chosen one unless it is the caller."""
         wanting = [claimant for claimant in self.claimants if claimant is asker or claimant.wants_slots]
         if not wanting:
             return None
@@ -115,13 +116,13 @@ class Slots:
         return chosen
 
     def nobody_listens(self) -> None:
-        """No waker waits for the wake token now: as soon as a slot is free, the lanes must look for jobs themselves."""
+        """No waker waits for the wake token now. So the lanes must claim by themselves as soon as a slot is free."""
         self._full = True
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def admit(self, runs: Iterable[Run]) -> None:
-        """Start claimed jobs, and keep those in the buffer that find no free slot."""
+        """Start claimed jobs. Those without a free slot wait in the buffer."""
         self.buffer.extend(runs)
         if self.stopping:
             self.give_back_buffer()
@@ -130,7 +131,8 @@ class Slots:
             self.buffer.watch()
 
     def _fill(self) -> None:
-        """Start buffered jobs while slots are free. Not recursive: an eager run may end before it returns."""
+        """Start buffered jobs while slots are free. It must not recurse, because an eager run may end before it
+        returns."""
         if self._filling:
             return
         self._filling = True
@@ -146,7 +148,7 @@ class Slots:
         self._filling = False
 
     def freed(self, run: Run) -> None:
-        """A run has ended: its slot is free."""
+        """A run has ended, so its slot is free."""
         self.running -= 1
         if run.started:
             self._typical += 0.1 * (perf_counter() - run.started - self._typical)
@@ -157,10 +159,10 @@ class Slots:
                 claimant.wake()
 
     def widen(self, by: int) -> None:
-        """Have more slots, or fewer: those that run keep theirs."""
+        """Add slots, or remove some. Running handlers keep theirs."""
         self.concurrency += by
         if by > 0:
-            # nobody may have looked for work while there were no slots
+            # Jobs may have arrived while there were no slots.
             self._full = True
             self._slots_are_free()
 
@@ -179,39 +181,39 @@ class Slots:
             run.source.released(run)
 
     def _overdue(self) -> None:
-        """A buffered job waits for too long: jobs are longer than they were, and another worker may be idle."""
+        """A buffered job waits for too long, because jobs take longer than before. Another worker may be idle."""
         self._typical = max(self._typical, 1.0)
         self.give_back_buffer()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def stop_claiming(self) -> None:
-        """No more claims; jobs that have not started go back."""
+        """Claim no more. Jobs that have not started are handed back."""
         self.stopping = True
         self.give_back_buffer()
         for claimant in self.claimants:
             claimant.wake()
 
     async def idle(self, timeout: float) -> bool:
-        """Wait until nothing runs, while stopping. False: something still ran after ``timeout`` seconds."""
+        """Wait until no handler runs, while stopping. Returns False if one still runs after ``timeout`` seconds."""
         self._idle.clear()
         if not self.running:
             return True
         return await _happens(self._idle, timeout)
 
     async def drained(self, timeout: float | None) -> bool:
-        """Wait until nothing runs and every outcome is sent. False: that was not so within ``timeout`` seconds."""
+        """Wait until no handler runs and every outcome is sent. Returns False after ``timeout`` seconds."""
         self._empty.clear()
         self.look_whether_empty()
         return await _happens(self._empty, timeout)
 
     def look_whether_empty(self) -> None:
-        """A lane has nothing to do: it may have been the last one."""
+        """A lane has nothing to do. It may have been the last one."""
         if not self.running and not self.buffer and all(claimant.idle for claimant in self.claimants):
             self._empty.set()
 
     def close(self) -> None:
-        """No more runs."""
+        """Start no more runs."""
         self.buffer.close()
         self.threads.close()
         self.deadlines.close()

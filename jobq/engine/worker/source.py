@@ -1,4 +1,4 @@
-"""What a worker has of one queue: the jobs it holds, and the outcomes that wait for the next trip."""
+"""A worker's part of one queue: its jobs, and the outcomes that wait for the next trip."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = get_logger("jobq.worker")
 
 RENEW_PAGE: Final = 500
 KILLED_EARLY_MAX: Final = 1000
-"""Kills kept for claims whose reply is still to come."""
+"""The most kills that are kept for claims whose reply has not arrived."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_unserved = msgspec.json.Decoder(tuple[int, list[str]]).decode
@@ -93,7 +93,7 @@ class Source:
         """At the last trip jobs were held, or waited for the queue's own limits. The end of a job may let one start."""
         self.timer = DueTimer(self.loop, self._due)
         self.wake: Callable[[], object] = _nobody
-        """Tells the lane that there is something to do."""
+        """Wakes the lane."""
         self.due: Callable[[], object] = _nobody
         """Tells the lane that a delayed job is due."""
         self._slots = slots
@@ -101,7 +101,7 @@ class Source:
         self._completed: list[Any] = self.outbox.rows[COMPLETED]
         self._clock_ms = 0.0
         self._killed_early: dict[tuple[bytes, bytes], None] = {}
-        """Ids and tokens of kills that came before the claim's own reply, the oldest first."""
+        """Ids and tokens of kills that arrived before the reply of the claim, the oldest first."""
         self._worker_json = _encode(worker)
         self._own = b" " + worker.encode()
 
@@ -131,7 +131,7 @@ class Source:
         self._completed += (
             run.id,
             run.token,
-            # as a Result encodes; null is its default and need not be kept
+            # This is the encoding of a Result. null is the default and need not be stored.
             b"[%d,%d,%b]" % (started, micros // 1000, self._worker_json)
             if result == b"null"
             else b"[%d,%d,%b,%b]" % (started, micros // 1000, self._worker_json, bytes(result)),
@@ -140,7 +140,7 @@ class Source:
         counts = self.outbox.counts
         bucket = b"run:%d" % micros.bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
-        # a job that was put back has waited since then, not since its enqueue a week ago
+        # The waiting time of a retried or released job starts again, not at its enqueue.
         since = spec.ready_at(run.id) if run.since is None else run.since
         bucket = b"wait:%d" % (max(0, started - since) * 1000).bit_length()
         counts[bucket] = counts.get(bucket, 0) + 1
@@ -170,7 +170,7 @@ class Source:
         log_failure(run, spec, failure)
 
     def deferred(self, run: Run, why: str) -> None:
-        """This worker cannot run the job, but another version of it might: handed back, uncharged."""
+        """Hand back a job that this worker cannot run and another version may run, uncharged."""
         self.outbox.rows[DEFERRED] += (run.id, run.token, run.spec and run.spec.type)
         self.timer.hesitate()
         self.wake()
@@ -180,12 +180,12 @@ class Source:
         )  # fmt: skip
 
     async def unserved_ms(self, run: Run) -> int:
-        """For how long a job has been handed back by workers that could not run it."""
+        """The time for which workers that could not run the job have handed it back."""
         spec = run.spec
         if spec is not None and self.server_ms(perf_counter()) < (
             (spec.at or time_of(run.id)) + self.queue.unserved_for_ms
         ):
-            # most are younger than the time in question, and need no trip
+            # Most jobs are too young for this to matter, and need no trip.
             return 0
         try:
             times = (await self.queue.get(run.id.decode())).unserved
@@ -194,7 +194,7 @@ class Source:
         return deferred_ms(times)
 
     def released(self, run: Run) -> None:
-        """Handed back, uncharged."""
+        """Hand the job back, uncharged."""
         self.outbox.rows[RELEASED] += (run.id, run.token)
         self.wake()
 
@@ -206,7 +206,7 @@ class Source:
         self.wake()
 
     def begin_wait(self, context: Context, queue: str, job_id: str) -> None:
-        """A handler waits for another job, in any thread: while it does, its slot is another job's.
+        """A handler waits for another job, in any thread. Meanwhile its slot is lent to another job.
 
         :raises TooManyWaiting: too many others wait already.
         """
@@ -228,7 +228,7 @@ class Source:
             first = notes.progress(key, value if isinstance(value, bytes) else value.encode())
         else:
             text = value if isinstance(value, str) else value.decode(errors="replace")
-            # an earlier run, or one that was handed back, may have written lines too
+            # An earlier run, or one that was handed back, may also have written lines.
             appends = run.attempt > 1 or run.since is not None
             first = notes.log(key, run, text, self.store.now_ms(), appends=appends)
         if not first:
@@ -241,11 +241,11 @@ class Source:
     # -- trips, called by the lane ---------------------------------------------------------------------------------
 
     def settled(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
-        """The reply to one outcome's script: its jobs are held no more."""
+        """The reply to one outcome's script. The worker no longer holds its jobs."""
         runs = self.runs
         told = [runs.get(job_id) for job_id in flat[:: outcome.width]] if self.hooks else None
         for job_id, token in zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True):
-            # not by the id alone: this worker may hold the same job again already
+            # Do not compare only the id, because this worker may already hold the same job again.
             run = runs.get(job_id)
             if run is not None and run.token == token:
                 del runs[job_id]
@@ -272,7 +272,7 @@ class Source:
                 )  # fmt: skip
 
     def give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
-        """The server refuses the outcome of one job for good: the job ends in failed, and its record says why."""
+        """The server refuses the outcome of one job for good. The job ends in failed with the reason."""
         job_id, token = flat[0], flat[1]
         run = self.runs.get(job_id)
         if run is None or run.token != token:
@@ -296,25 +296,25 @@ class Source:
     # -- jobs that are held ----------------------------------------------------------------------------------------
 
     def took(self, claimed: Claimed, now: float) -> list[Run]:
-        """The claimed jobs, held from here on."""
+        """Make runs of claimed jobs. From here on the worker holds them."""
         runs: list[Run] = []
         self._clock_ms = claimed.now - now * 1000
         token, charged = claimed.token, claimed.charged
         for i, job_id in enumerate(claimed.ids):
             raw = claimed.specs[i]
             runs_charged, since, snoozes = shown_attempts(charged[i]) if charged else NEVER_RUN
-            # a row that is gone cannot run; b"" fails to decode and ends in failed
+            # A job without a row cannot run. b"" cannot be decoded, so the job ends in failed.
             run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since, snoozes)
             before = self.runs.get(job_id)
             if before is not None and not before.ended:
-                # our own lease had run out (this machine slept, say): the old run counts for nothing any more
+                # Our own lease had run out, for example because this machine slept. The old run has lost the job.
                 self.drop(before, "lost")
             self.runs[job_id] = run
             runs.append(run)
         return runs
 
     def without_killed(self, runs: list[Run]) -> list[Run]:
-        """The runs just claimed, without those that were killed before the claim's reply came."""
+        """The claimed runs, without those that were killed before the reply arrived."""
         if not self._killed_early:
             return runs
         alive: list[Run] = []
@@ -352,22 +352,22 @@ class Source:
             run = self.runs.get(job_id)
             if run is None or run.token != token:
                 if token.endswith(self._own):
-                    # Claimed for this worker, and the claim's reply is on its way. Kept until then: other claims may
-                    # be answered first.
+                    # The job was claimed for this worker, and the claim's reply has not arrived. Keep the kill, because
+                    # other claims may be answered first.
                     self._killed_early[job_id, token] = None
                     if len(self._killed_early) > KILLED_EARLY_MAX:
                         del self._killed_early[next(iter(self._killed_early))]
             elif not run.ended:
                 self.drop(run, "killed")
         elif verb == b"unserved":
-            with contextlib.suppress(msgspec.MsgspecError):  # a worker that says it in another way
+            with contextlib.suppress(msgspec.MsgspecError):  # A worker of another version sends it in another form.
                 due_ms, types = _decode_unserved(rest)
                 if not any(type_ in self.tasks for type_ in types):
                     self.timer.hesitate()
                 self.timer.not_later(due_ms)
 
     async def look_for_lost(self) -> None:
-        """Learn what the control channel may have said while nobody listened.
+        """Catch up on messages of the control channel that were missed.
 
         :raises StoreError: no answer.
         """
@@ -387,4 +387,4 @@ class Source:
 
 
 def _nobody() -> None:
-    """There is no lane."""
+    """The lane has ended."""

@@ -55,7 +55,7 @@ class Sweeper:
                 if perf_counter() - published > PUBLISH_SECONDS:
                     published = perf_counter()
                     await publisher.publish(source.store)
-                # at other moments than the other workers
+                # A random delay, so that workers do not sweep at the same time.
                 await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
                 while await self.reap(source):
                     pass
@@ -82,16 +82,16 @@ class Sweeper:
         if claimed is None:
             return 0
         for run, holder in zip(source.took(claimed, perf_counter()), claimed.holders, strict=True):
-            # it never started here: only its outcome is settled
+            # The job does not start here. Only its outcome is stored.
             run.ended = True
             worker = holder.partition(b" ")[2].decode() if holder else "unknown"
             try:
                 run.spec = read_spec(run.raw)
             except msgspec.ValidationError as error:
-                # a newer version wrote it, and knows how many attempts it has
+                # A newer version wrote it, and knows the number of its attempts.
                 source.deferred(run, f"this version of jobq cannot read the job's row: {misfit(error)}")
                 continue
-            except Exception:  # noqa: BLE001 - an unreadable job must end as failed, too
+            except Exception:  # noqa: BLE001 - an unreadable job must also end in failed
                 job_id = run.id.decode()
                 log.warning(f"Job {job_id} cannot be read and ends in failed", queue=source.name, job_id=job_id)
             source.failed(
@@ -112,7 +112,7 @@ class Sweeper:
                 return
 
     async def tidy(self, source: Source) -> None:
-        """Remove what is past its retention, and keep the places in waiting low; both in pages."""
+        """Remove jobs whose retention has ended, and keep the positions in waiting low. Both are done in pages."""
         store, queue = source.store, source.queue
         while (
             await store.do(store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))

@@ -1,8 +1,8 @@
 """The threads of sync handlers.
 
-A thread cannot be stopped. The thread of a run that was given up (a timeout, a kill) may run on for ever, so a handler
-that hangs now and then would fill the process with threads. Their number is bounded: as many as the worker has slots
-may run on beside the slots, and each one more keeps a slot taken until one of them ends.
+A thread cannot be stopped. If a run is given up (a timeout, a kill), its thread may run for ever, and handlers that
+sometimes hang would fill the process with threads. So their number is bounded: as many as the worker has slots may
+run in addition to the slots. Each further one keeps a slot until one of them ends.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 log = get_logger("jobq.worker")
 
 THREADS_MAX: Final = 1_000_000
-"""No bound: the slots bound the threads in use. The executor starts a thread only if none is idle."""
+"""The executor needs no bound, because the slots bound the threads in use. It starts a thread only if none is idle."""
 
 
 class Threads:
-    """``widen`` changes the number of the worker's slots by so many."""
+    """``widen`` adds to the number of the worker's slots."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slots: int, widen: Callable[[int], None]) -> None:
         self._loop = loop
@@ -32,10 +32,10 @@ class Threads:
         self._widen = widen
         self._executor: ThreadPoolExecutor | None = None
         self.left = 0
-        """Threads that run on although their runs were given up."""
+        """Threads that still run although their runs were given up."""
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """Call in a thread. Cancelled, the thread runs on and is counted."""
+        """Call a function in a thread. After a cancellation the thread continues and is counted."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="jobq")
         future = self._executor.submit(call)
@@ -59,7 +59,7 @@ class Threads:
         future.add_done_callback(self._ended)
 
     def _ended(self, _: Future[Any]) -> None:
-        """In the thread itself, perhaps long after the worker's end."""
+        """Runs in the thread itself, possibly long after the worker's end."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._came_back)
 
@@ -69,6 +69,6 @@ class Threads:
             self._widen(1)
 
     def close(self) -> None:
-        """No more runs. Threads that still run cannot be stopped and are not waited for."""
+        """Start no more threads. Those that still run cannot be stopped, and are not awaited."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)

@@ -11,41 +11,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGEST: Final = 60.0
-"""Seconds after which a worker looks again, however far away the next delayed job is."""
+"""Seconds after which a worker checks again, even if the next delayed job is due later."""
 HESITATE: Final = 0.05
-"""Seconds that a worker leaves to others when a job is due whose type it may not know."""
+"""Seconds for which a worker lets others claim first, if a due job may have a type that it does not know."""
 HESITANT_SECONDS: Final = 120.0
-"""For so long after a job of an unknown type, this worker lets others go first when something comes due."""
+"""Seconds after a job of an unknown type during which this worker lets others claim due jobs first."""
 
 BETWEEN_TIMEOUTS: Final = 0.01
-"""Seconds between two looks for runs that time out: each look goes through all runs that have a timeout."""
+"""Seconds between two checks for runs that time out. Each check reads all runs with a timeout."""
 
 
 class Deadlines:
-    """When runs time out: one timer for all of them. A timer of its own costs a short run more than its claim."""
+    """The deadlines of runs, with one timer for all of them. A timer for each run would cost a short run more than
+    its claim."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._runs: dict[Any, float] = {}
-        """Runs, and the moments when they are stopped."""
+        """Runs and their deadlines."""
         self._timer: asyncio.TimerHandle | None = None
         self._next = inf
-        """When the timer looks."""
-        # of the worker: what a stopped run logs must not carry the job of the run that set the timer
+        """The time of the timer."""
+        # Use the worker's context. Log lines of a stopped run must not have the job id of the run that set the timer.
         self._variables = contextvars.copy_context()
 
     def add(self, run: Any, seconds: float) -> None:
-        """Stop the run with the reason "timeout" in so many seconds."""
+        """Stop the run with the reason "timeout" after this number of seconds."""
         self._runs[run] = deadline = self._loop.time() + seconds
         if deadline < self._next:
             self._look_at(deadline)
 
     def remove(self, run: Any) -> None:
-        """The run has ended. The timer stays as it is: another run may have the same timeout soon."""
+        """The run has ended. Keep the timer, because another run may have nearly the same deadline."""
         self._runs.pop(run, None)
 
     def close(self) -> None:
-        """Stop no more runs."""
+        """Cancel the timer."""
         self._runs.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -76,13 +77,13 @@ class DueTimer:
         self._hesitant_until = 0.0
 
     def set(self, due_ms: int) -> None:
-        """The next delayed job is due in so many ms; a negative number: there is none."""
+        """The next delayed job is due in this number of ms. A negative number means that there is none."""
         self.cancel()
         if due_ms >= 0:
             self.not_later(due_ms)
 
     def not_later(self, due_ms: int) -> None:
-        """A job is due in so many ms: look then, or earlier if something else is due before it."""
+        """A job is due in this number of ms. Check then, or earlier if another job is due before it."""
         due = min(due_ms / 1000, LONGEST)
         if self._timer is not None:
             if self._timer.when() <= self._loop.time() + due:
@@ -91,11 +92,11 @@ class DueTimer:
         self._timer = self._loop.call_later(due, self._due)
 
     def hesitate(self) -> None:
-        """Let other workers go first when something comes due: there are jobs whose type this worker does not know."""
+        """Let other workers claim due jobs first, because there are jobs whose type this worker does not know."""
         self._hesitant_until = self._loop.time() + HESITANT_SECONDS
 
     def cancel(self) -> None:
-        """Do not look."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -103,7 +104,7 @@ class DueTimer:
     def _due(self) -> None:
         self._timer = None
         if self._loop.time() < self._hesitant_until:
-            # probably a job that this worker handed back: a worker that knows its type should get it first
+            # This is probably a job that this worker handed back. A worker that knows its type should get it first.
             self._timer = self._loop.call_later(HESITATE, self._after_hesitation)
         else:
             self._look()

@@ -1,7 +1,7 @@
-"""Waiting for work without polling: a worker that has free slots and nothing to claim blocks on the wake token.
+"""Waiting for work without polling. A worker with free slots and nothing to claim blocks on the wake token.
 
-A claim of one job follows in the same write, so the job that woke the worker comes back with the token, a trip earlier.
-It asks for one job only: a worker that vanishes while it waits (its machine, its network) still gets that job.
+A claim of one job follows in the same write, so the job arrives together with the token and not a trip later. It
+claims one job only, because a worker that disappears while it waits (its machine, its network) still gets that job.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from jobq.engine.worker.source import Source
 
 BLOCK: Final = 5.0
-"""Seconds to block on the wake token. Then the waker claims once without it: it may be lost with a connection."""
+"""Seconds to block on the wake token. Then the waker claims once without it, because a token may be lost with a
+connection."""
 
 
 class Waker:
     """Tells the lane of one source whenever there may be something to claim.
 
-    One waker per source, each blocked on a connection of its own: a wait for several queues at once could not be
-    widened when one more of them turns out to be empty.
+    One waker per source, each blocked on its own connection. A wait for several queues at once could not be extended
+    when another of them becomes empty.
     """
 
     def __init__(self, source: Source, lane: Lane, slots: Slots) -> None:
@@ -44,7 +45,7 @@ class Waker:
             if slots.stopping or source.demand is not Demand.IDLE or source.waking.unanswered or slots.free() <= 0:
                 slots.nobody_listens()
                 source.hungry.clear()
-                # not wait_for: before Python 3.12 it loses a cancellation that meets the end of the wait
+                # Do not use wait_for. Before Python 3.12 it loses a cancellation at the moment when the wait ends.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BLOCK):
                         await source.hungry.wait()
@@ -59,25 +60,25 @@ class Waker:
         try:
             claimed = await source.store.trip_on_wake(call, block=BLOCK)
         except BaseException as error:
-            # The reply was lost, or cut off by the worker's end. The claim may have taken a job: the lane repeats it.
+            # The reply was lost, or the worker stops. The claim may have taken a job, so the lane repeats it.
             claimer.failed(source.loop.time())
             lane.wake()
             if not isinstance(error, StoreError):
                 raise
             source.warn("The wait for new jobs failed and is repeated", error)
         else:
-            # the lane claims next, more jobs and those that are due; this job need not wait for that
+            # The lane claims more jobs and due ones next. This job need not wait for that.
             lane.claimed(claimer, 1, [], claimed)
-            # the job that came starts before the next wait is sent off
+            # The job starts before the next wait begins.
             await asyncio.sleep(0)
 
 
 async def leave(sources: Sequence[Source]) -> None:
-    """Wake another worker: the one that goes away may have taken a token, or watched the clock for delayed jobs.
+    """Wake another worker, because the stopping one may have taken a token or watched for due jobs.
 
-    Gives up after a second: the others look by themselves every few.
+    It gives up after a second. The others check by themselves every few seconds.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
-            # side by side: a server that does not answer must not keep the others' workers asleep
+            # Do this concurrently. A server that does not answer must not keep workers of the others asleep.
             await asyncio.gather(*(give_wake_back(source.store) for source in sources), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A worker as its users see it: what it is told, entering and leaving, start and stop."""
+"""The public class of the worker: its arguments, entering and leaving, start and stop."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ WorkerState = Literal["new", "starting", "running", "stopping", "stopped", "fail
 class Worker:
     """Runs the jobs of one or more queues in this event loop.
 
-    A queue may come with a weight, ``(queue, 3)``: its share when all have work. ``concurrency``: handlers at a time.
-    ``lease``: how long a job stays this worker's without a renewal. ``grace``: how long ``stop`` waits for running
-    handlers before it hands them back. ``stuck_after``: how long a blocked event loop keeps its leases. ``given_up`` is
-    then called in the heartbeat's thread (the command line ends the process with it). All times in seconds.
+    A queue may have a weight, ``(queue, 3)``, which is its share when all queues have jobs. ``concurrency``:
+    handlers at a time. ``lease``: the time for which a job belongs to this worker without a renewal. ``grace``: the
+    time that ``stop`` waits for running handlers before it hands their jobs back. ``stuck_after``: the time for
+    which a blocked event loop keeps its leases. Then ``given_up`` is called in the heartbeat's thread (the command
+    line ends the process with it). All times are seconds.
 
     ``await Worker(queue).run()`` runs until ``stop``. In a service, ``async with Worker(queue) as worker:
     worker.start()`` runs in the background, and leaving stops gracefully. A worker that has stopped can be started
     again.
 
-    :raises ValueError: an argument is out of its range. ``TypeError``: something is no queue.
+    :raises ValueError: an argument is out of its range. ``TypeError``: an argument is not a queue.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Worker:
         self._opened: AsyncExitStack | None = None
         self._life: Life | None = None
         self._background: Life | None = None
-        """The run that ``start`` began, until ``finished`` has told how it ended."""
+        """The run that ``start`` began, until ``finished`` has reported its end."""
         self._early_stops = 0
         """Calls of ``stop`` before the first run."""
         self._stops = 0
@@ -104,21 +105,21 @@ class Worker:
             background.check()
 
     def start(self) -> asyncio.Task[None]:
-        """Run in the background of a service; leaving the ``async with`` stops it gracefully.
+        """Run in the background of a service. Leaving the ``async with`` stops it gracefully.
 
         The task ends when the worker ends, with its error if it failed. Leaving the ``async with`` raises that error
         too, unless ``finished`` has. Cancelling the task stops the worker gracefully.
 
-        :raises RuntimeError: it runs already.
+        :raises RuntimeError: the worker runs already.
         """
         self._background = life = self._begin()
         task = asyncio.create_task(self._follow(life), name="jobq-worker")
 
         def ended(task: asyncio.Task[None]) -> None:
-            # a task that is cancelled before its first step does not run at all: nobody else would stop the worker
+            # A task that is cancelled before its first step does not run at all, so nothing else would stop the worker.
             life.stop()
             if not task.cancelled():
-                task.exception()  # logged already
+                task.exception()  # The error is already logged.
 
         task.add_done_callback(ended)
         return task
@@ -128,7 +129,7 @@ class Worker:
 
         A cancellation stops gracefully, a second one at once.
 
-        :raises RuntimeError: it runs already.
+        :raises RuntimeError: the worker runs already.
         """
         await self._follow(self._begin())
 
@@ -136,7 +137,7 @@ class Worker:
         """Wait until the worker ends.
 
         :raises RuntimeError: it was never started.
-        :raises Exception: what made it fail.
+        :raises Exception: the error that ended the worker.
         """
         if self._life is None:
             raise RuntimeError("this worker was not started: call start() or run() first")
@@ -146,7 +147,8 @@ class Worker:
         life.check()
 
     def stop(self) -> None:
-        """Stop gracefully: no more claims, running handlers get ``grace``, the rest is handed back. Twice: at once.
+        """Stop gracefully: claim no more, give running handlers ``grace``, and hand the rest back. A second call
+        does not wait.
 
         May be called from any thread and from signal handlers. Before the first run it stops that run; after the last
         one it does nothing.
@@ -159,7 +161,7 @@ class Worker:
 
     @property
     def state(self) -> WorkerState:
-        """Where it stands. ``failed``: it ended by itself, ``error`` says why, and no jobs are run here any more."""
+        """The state of the worker. ``failed``: it ended by itself and runs no more jobs; ``error`` has the reason."""
         life = self._life
         if life is None:
             return "new"
@@ -171,12 +173,12 @@ class Worker:
 
     @property
     def error(self) -> BaseException | None:
-        """What made it fail."""
+        """The error that ended the worker."""
         return self._life.error if self._life else None
 
     @property
     def running(self) -> int:
-        """How many handlers run now."""
+        """The number of handlers that run now."""
         return self._pool.running if self._pool else 0
 
     @property
@@ -208,7 +210,7 @@ def _weighted(given: Sequence[object]) -> list[tuple[Queue, int]]:
         queue, weight = pair if len(pair) == 2 else (None, 1)
         if not isinstance(queue, Queue):
             raise TypeError(
-                f"{queue!r} is no queue: a worker takes queues one by one, each alone or as (queue, weight)"
+                f"{queue!r} is not a queue: a worker takes queues one by one, each alone or as (queue, weight)"
             )
         if any(queue.place == other.place for other, _ in weighted):
             raise ValueError(f"queue {queue.name!r} is given twice: each would hand back the other's jobs")
@@ -234,11 +236,12 @@ def _milliseconds(what: str, value: Any, least: int, most: int = 1000 * DAY_MS) 
 
 
 def _unique_name(given: str | None) -> str:
-    """No two workers may share a name, or one would hold the other's leases. Each finished job keeps it: so, short."""
+    """Two workers must not share a name, or one would hold the other's leases. It is short, because each finished
+    job stores it."""
     base = f"{socket.gethostname()[:40]}-{os.getpid()}" if given is None else given
     if not 0 < len(base) <= NAME_MAX:
         raise ValueError(f"name is {base[:NAME_MAX]!r}: it takes 1 to {NAME_MAX} characters")
     number = next(_numbers)
     node = new_id()[12:] + (f".{number}" if number else "")
-    # a space ends the name in a lease's token
+    # A space ends the name in a lease's token.
     return re.sub(r"\s", "_", f"{base}-{node}")
