@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
--- defer: moves held jobs of a type that the worker does not know from active to delayed, uncharged. The delay doubles each time.
--- The control channel tells all workers when the first of these jobs is due, so that a worker that knows its type is ready then.
--- KEYS active leases delayed attempts unserved metrics wake control limits admitted openings
--- ARGV now, first delay ms, longest delay ms, the types of the jobs (a JSON list, for the message); then per job: id, token
+-- defer: moves held jobs that the worker cannot run from active to delayed, uncharged.
+-- If the worker does not know the type, the job is parked: it stays delayed for the given time, unless a worker that knows the
+-- type recalls it. The control channel names these types to all workers. Any other job is delayed for twice as long each time.
+-- KEYS active leases delayed attempts unserved metrics wake control parked limits admitted openings
+-- ARGV now, first delay ms, longest delay ms, the types of the parked jobs (a JSON list, for the message); then per job: id, token,
+--   type to park it under ('': not parked), ms to park it for
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, delayed, attempts, unserved, metrics, wake, control, limits, admitted, openings = unpack(KEYS)
+local active, leases, delayed, attempts, unserved, metrics, wake, control, parked, limits, admitted, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -62,13 +64,19 @@ end
 -- end
 
 local first, longest = tonumber(ARGV[2]), tonumber(ARGV[3])
-local lost, deferred, soonest = {}, {}, longest
-for i = 5, #ARGV, 2 do
-    local id = ARGV[i]
+local lost, deferred, soonest = {}, {}, math.huge
+for i = 5, #ARGV, 4 do
+    local id, kind = ARGV[i], ARGV[i + 2]
     if end_lease(id, ARGV[i + 1]) then
-        local times = (tonumber(string.match(redis.call('HGET', unserved, id) or '', '^%d+$')) or 0) + 1
-        redis.call('HSET', unserved, id, string.format('%.0f', times))
-        local delay = math.min(longest, first * 2 ^ math.min(times - 1, 40))
+        local times, spent = string.match(redis.call('HGET', unserved, id) or '', '^(%d+) ?(%d*)')
+        times, spent = (tonumber(times) or 0) + 1, tonumber(spent) or 0
+        local delay = kind == '' and math.min(longest, first * 2 ^ math.min(times - 1, 40)) or tonumber(ARGV[i + 3])
+        local row = string.format('%.0f %.0f', times, spent + delay)
+        if kind ~= '' then
+            row = row .. ' ' .. kind
+            redis.call('ZADD', parked, 0, kind .. '\0' .. id)
+        end
+        redis.call('HSET', unserved, id, row)
         redis.call('ZADD', delayed, now + delay, id)
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, now + delay, snoozes)
@@ -81,6 +89,6 @@ free(deferred)
 if #deferred > 0 then
     add('unserved', #deferred)
     redis.call('ZADD', wake, 0, 't')
-    redis.call('PUBLISH', control, string.format('unserved [%d,%s]', soonest, ARGV[4]))
+    redis.call('PUBLISH', control, string.format('unserved [%.0f,%s]', soonest, ARGV[4]))
 end
 return lost

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- forward: moves due jobs from delayed to waiting, or to held if they have limits, in the order of their due times.
--- KEYS delayed waiting priorities meta wake limits held held_by openings
+-- KEYS delayed waiting priorities meta wake parked unserved limits held held_by openings
 -- ARGV now, limit
 -- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
 --   1 if held jobs wait for admit, else 0
-local delayed, waiting, priorities, meta, wake, limits, held, held_by, openings = unpack(KEYS)
+local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
 
@@ -31,6 +31,17 @@ local function hold(id, names, place)
 end
 -- end
 
+-- shared: unpark
+-- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
+-- leaves earlier, the rest of this time does not count.
+local function unpark(id)
+    local times, spent, kind = string.match(redis.call('HGET', unserved, id) or '', '^(%d+) (%d+) (.+)$')
+    if not kind or redis.call('ZREM', parked, kind .. '\0' .. id) == 0 then return end
+    local early = math.max(0, (tonumber(redis.call('ZSCORE', delayed, id)) or 0) - now)
+    redis.call('HSET', unserved, id, string.format('%s %.0f', times, math.max(0, spent - early)))
+end
+-- end
+
 local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
 local moved = #due
 if moved > 0 then
@@ -43,6 +54,9 @@ if moved > 0 then
         local number = lifo == 'L' and -turn('lifo', 1) or fifo + i
         local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
         if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
+    end
+    if redis.call('EXISTS', parked) == 1 then
+        for _, id in ipairs(due) do unpark(id) end
     end
     redis.call('ZREM', delayed, unpack(due))
     if #ready > 0 then redis.call('ZADD', waiting, unpack(ready)) end

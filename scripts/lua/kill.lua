@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- kill: moves unfinished jobs to failed. An active job loses its lease at once, and a control message tells its worker.
--- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers held held_by limits admitted unspent openings wake
+-- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers parked unserved held held_by limits admitted unspent openings wake
 --   control is a channel, declared as a key so that it shares the queue's hash tag
 -- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
 -- RETURNS per id the state before the kill, or '' (unknown id or finished job: nothing changed)
-local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, held, held_by, limits, admitted, unspent, openings, wake = unpack(KEYS)
+local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, parked, unserved, held, held_by, limits, admitted, unspent, openings, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -92,9 +92,21 @@ local function give_back(list)
 end
 -- end
 
+-- shared: unpark
+-- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
+-- leaves earlier, the rest of this time does not count.
+local function unpark(id)
+    local times, spent, kind = string.match(redis.call('HGET', unserved, id) or '', '^(%d+) (%d+) (.+)$')
+    if not kind or redis.call('ZREM', parked, kind .. '\0' .. id) == 0 then return end
+    local early = math.max(0, (tonumber(redis.call('ZSCORE', delayed, id)) or 0) - now)
+    redis.call('HSET', unserved, id, string.format('%s %.0f', times, math.max(0, spent - early)))
+end
+-- end
+
 local states, killed, freed = {}, {}, {}
 for i = 5, #ARGV do
     local id, state = ARGV[i], ''
+    unpark(id)
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
     elseif redis.call('ZREM', delayed, id) == 1 then state = 'delayed'
     elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked'

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- promote: moves delayed jobs to waiting now, before their due time, or to held if they have limits.
--- KEYS delayed waiting priorities attempts meta wake requests answers limits held held_by openings
+-- KEYS delayed waiting priorities attempts meta wake requests answers parked unserved limits held held_by openings
 -- ARGV now, request; then ids
 -- RETURNS per id "delayed", or '' (the job is not delayed: nothing changed)
-local delayed, waiting, priorities, attempts, meta, wake, requests, answers, limits, held, held_by, openings = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, requests, answers, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -65,10 +65,22 @@ local function hold(id, names, place)
 end
 -- end
 
+-- shared: unpark
+-- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
+-- leaves earlier, the rest of this time does not count.
+local function unpark(id)
+    local times, spent, kind = string.match(redis.call('HGET', unserved, id) or '', '^(%d+) (%d+) (.+)$')
+    if not kind or redis.call('ZREM', parked, kind .. '\0' .. id) == 0 then return end
+    local early = math.max(0, (tonumber(redis.call('ZSCORE', delayed, id)) or 0) - now)
+    redis.call('HSET', unserved, id, string.format('%s %.0f', times, math.max(0, spent - early)))
+end
+-- end
+
 local states, moved = {}, 0
 for i = 3, #ARGV do
     local id = ARGV[i]
     states[i - 2] = ''
+    unpark(id)
     if redis.call('ZREM', delayed, id) == 1 then
         local names = redis.call('HGET', limits, id)
         if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed held held_by admitted unspent openings wake keys limits jobs priorities attempts errors results progress logs unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits jobs priorities attempts errors results progress logs unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, held, held_by, admitted, unspent, openings, wake, keys, limits = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, keys, limits = unpack(KEYS)
+local unserved = KEYS[#KEYS]
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -47,9 +48,21 @@ local function give_back(list)
 end
 -- end
 
+-- shared: unpark
+-- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
+-- leaves earlier, the rest of this time does not count.
+local function unpark(id)
+    local times, spent, kind = string.match(redis.call('HGET', unserved, id) or '', '^(%d+) (%d+) (.+)$')
+    if not kind or redis.call('ZREM', parked, kind .. '\0' .. id) == 0 then return end
+    local early = math.max(0, (tonumber(redis.call('ZSCORE', delayed, id)) or 0) - now)
+    redis.call('HSET', unserved, id, string.format('%s %.0f', times, math.max(0, spent - early)))
+end
+-- end
+
 local states, gone, freed = {}, {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
+    unpark(id)
     if redis.call('ZREM', waiting, id) == 1 then state = 'waiting'
     elseif redis.call('ZREM', delayed, id) == 1 then state = 'delayed'
     elseif redis.call('ZREM', completed, id) == 1 then state = 'completed'
@@ -76,7 +89,7 @@ if #gone > 0 then
     end
     redis.call('ZREM', expires, unpack(gone))
     -- From `keys` on, KEYS are the columns.
-    for i = 19, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
+    for i = 20, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '))
     -- The reply to the enqueue of such a job may have been lost. Its repetition must not bring the job back.
     local times = {}

@@ -45,6 +45,8 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
           set(column["active"]) ^ set(column["leases"]))  # fmt: skip
     for name in PER_JOB:
         check(set(column[name]) <= jobs, f"{name} of removed jobs", set(column[name]) - jobs)
+    parked = {member.rpartition("\0")[2] for member in column["parked"]}
+    check(parked <= set(column["delayed"]), "parked jobs that are not delayed", parked - set(column["delayed"]))
     finished = set(column["completed"]) | set(column["failed"])
     check(set(column["expires"]) <= finished, "expiry of unfinished jobs", set(column["expires"]) - finished)
     check(set(column["unique_until"]) <= set(column["unique"]), "times of unknown keys",

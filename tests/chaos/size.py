@@ -280,7 +280,9 @@ async def settles(queue: Queue) -> None:
 
     for _ in range(10):
         await store.do(store.release([word for pair in await held(HAND_BACK_MAX) for word in pair]))
-        await store.do(store.defer([word for pair in await held(HAND_BACK_MAX) for word in pair], 1, 1, b"[]"))
+        await store.do(
+            store.defer([word for pair in await held(HAND_BACK_MAX) for word in (*pair, "t", 1)], 1, 1, b"[]")
+        )
     # The same few jobs fail and log until their columns are full.
     record = b'{"type":"ValueError","message":"%b"}' % (b"x" * (MESSAGE_MAX + TRACEBACK_MAX))
     line = b'{"at":1,"message":"%b"}' % (b"x" * LOG_LINE_MAX)

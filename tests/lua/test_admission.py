@@ -79,7 +79,9 @@ class World:
         elif how == "snooze":
             await store.do(store.snooze([job_id, token, 25]))
         elif how == "defer":
-            await store.do(store.defer([job_id, token], 20, 50, b"[]"))
+            await store.do(store.defer([job_id, token, "", 0], 20, 50, b"[]"))
+        elif how == "park":
+            await store.do(store.defer([job_id, token, "t", 70], 20, 50, b'["t"]'))
         else:
             assert how == "kill"
             await store.do(store.kill([job_id], b"{}"))
@@ -149,9 +151,11 @@ async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(b
             await world.trip(draw.choice((1, 3, 10)), draw.choice((1, 4, 50)))
         elif what < 0.9 and world.tokens:
             how = draw.choice(
-                ("complete", "complete", "complete", "fail", "reschedule", "release", "snooze", "defer", "kill")
+                ("complete", "complete", "complete", "fail", "reschedule", "release", "snooze", "defer", "park", "kill")
             )
             await world.end(draw.choice(sorted(world.tokens)), how)
+        elif what < 0.93:
+            await bench.store.do(bench.store.recall(draw.choice((1, 3)), ["t"]))
         else:
             bench.now += draw.choice((1, 5, 30, 200))
         await world.check(settled=False)
@@ -166,7 +170,7 @@ async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(b
             await world.end(job, "complete")
         bench.now += 10
     state = await bench.dump()
-    assert not {"held", "held_by", "waiting", "delayed", "active", "admitted", "unspent"} & set(state)
+    assert not {"held", "held_by", "waiting", "delayed", "parked", "active", "admitted", "unspent"} & set(state)
 
 
 async def trips(bench: Bench, *rules: tuple[str, str]) -> World:

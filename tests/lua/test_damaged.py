@@ -77,7 +77,7 @@ COUNTED: dict[str, tuple[State, Callable[[Store], Call[Any]], tuple[str, ...]]] 
     "fail": (held("a"), lambda s: s.fail(["a", TOKEN, 1, "e", ""]), ("failed", "m:0:failed")),
     "reschedule": (held("a"), lambda s: s.reschedule(["a", TOKEN, 1, 5, "e"]), ("retried", "m:0:retried")),
     "snooze": (held("a"), lambda s: s.snooze(["a", TOKEN, 5]), ("snoozed",)),
-    "defer": (held("a"), lambda s: s.defer(["a", TOKEN], 5, 5, b"[]"), ("unserved",)),
+    "defer": (held("a"), lambda s: s.defer(["a", TOKEN, "t", 5], 5, 5, b"[]"), ("unserved",)),
     "kill": (waiting("a"), lambda s: s.kill(["a"], b"e"), ("failed", "m:0:failed")),
 }
 
@@ -118,10 +118,24 @@ async def test_a_damaged_sequence_starts_again_behind_all_jobs(name: str, value:
     assert int(found["meta"]["fifo"]) <= len(order)
 
 
+PUT_IN_FRONT: dict[str, tuple[State, Callable[[Store], Call[Any]]]] = {
+    "release": (held("back", "behind"), lambda s: s.release(["back", TOKEN, "behind", TOKEN])),
+    "recall": (
+        standing("delayed", "back", "behind")
+        | {"parked": {"t\0back": 0, "t\0behind": 0}, "unserved": {"back": "1 5 t", "behind": "1 5 t"}},
+        lambda s: s.recall(10, ["t"]),
+    ),
+}
+
+
 @pytest.mark.parametrize("value", ["x", "9223372036854775807"])
-async def test_a_damaged_sequence_of_lifo_jobs_starts_again_before_all_jobs(value: str, bench: Bench) -> None:
-    await bench.seed(also(waiting("first"), held("back", "behind"), {"meta": {"lifo": value}}))
-    await bench.do(bench.store.release(["back", TOKEN, "behind", TOKEN]))
+@pytest.mark.parametrize("name", PUT_IN_FRONT)
+async def test_a_damaged_sequence_of_lifo_jobs_starts_again_before_all_jobs(
+    name: str, value: str, bench: Bench
+) -> None:
+    before, make = PUT_IN_FRONT[name]
+    await bench.seed(also(waiting("first"), before, {"meta": {"lifo": value}}))
+    await bench.do(make(bench.store))
     await bench.do(bench.store.enqueue(["n", "N", "0 1 0"]))
     assert list((await bench.dump())["waiting"]) == ["n", "back", "behind", "first"]
     assert await bench.do(bench.store.rebase(100)) == 0
@@ -154,7 +168,7 @@ async def test_rebase_passes_over_places_that_belong_to_no_priority(score: str, 
 
 async def test_a_damaged_number_of_deferrals_does_not_end_the_waiting(bench: Bench) -> None:
     await bench.seed(also(held("a"), {"unserved": {"a": "-1e300"}}))
-    await bench.do(bench.store.defer(["a", TOKEN], 500, 1000, b"[]"))
+    await bench.do(bench.store.defer(["a", TOKEN, "", 0], 500, 1000, b"[]"))
     found = await bench.dump()
     assert found["delayed"] == {"a": NOW + 500}
-    assert found["unserved"] == {"a": "1"}
+    assert found["unserved"] == {"a": "1 500"}

@@ -239,7 +239,8 @@ ALL_COLUMNS: State = {
     "results": {"a": "r", "z": "r"},
     "progress": {"a": "1", "z": "1"},
     "logs": {"a": "l", "z": "l"},
-    "unserved": {"a": "1", "z": "1"},
+    "unserved": {"a": "1 9 t", "z": "1 9 t"},
+    "parked": {"t\0a": 0, "t\0z": 0},
     "keys": {"a": "k\n\tl\nm", "z": "\tn"},
     "unique": {"k": "a -", "l": "a f00", "m": "z -", "n": "z -"},
     "unique_until": {"l": 9000, "n": 9000},
@@ -247,7 +248,8 @@ ALL_COLUMNS: State = {
 }
 """Job a with a value in each column, and job z, which stays."""
 WITHOUT_A: State = {
-    column: {name: value for name, value in content.items() if name != "a"} for column, content in ALL_COLUMNS.items()
+    column: {name: value for name, value in content.items() if name not in ("a", "t\0a")}
+    for column, content in ALL_COLUMNS.items()
 } | {"unique": {"m": "z -", "n": "z -"}, "unique_until": {"n": 9000}}
 
 
@@ -268,7 +270,7 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
     await do(store.reschedule(["a", token, 1, 0, "e1"]))
     await do(store.forward(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[0]
-    await do(store.defer(["a", token], 1, 1, b"[]"))
+    await do(store.defer(["a", token, "t", 1], 1, 1, b"[]"))
     bench.now += 1
     await do(store.forward(5))
     token = (await do(store.claim(1, 30_000, "w", "w:0", 3, repeated=False)))[0]

@@ -32,7 +32,7 @@ CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
-    "defer": lambda s: s.defer(["a", TOKEN], 1000, 60_000, b"[]"),
+    "defer": lambda s: s.defer(["a", TOKEN, "t", 5000], 1000, 60_000, b"[]"),
     "drop": lambda s: s.drop(force=True),
     "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
     "expire": lambda s: s.expire(10),
@@ -51,6 +51,7 @@ CALLS: dict[str, Any] = {
     "promote": lambda s: s.promote(["d"]),
     "publish": lambda s: s.publish("w", ["t", b"{}"], started=True),
     "ready": lambda s: s.ready(),
+    "recall": lambda s: s.recall(10, ["t"]),
     "reap": lambda s: s.reap(10, 30_000, "w", 1000, 1000),
     "rebase": lambda s: s.rebase(10, -1),
     "recount": lambda s: s.recount(10),
@@ -69,7 +70,13 @@ CALLS: dict[str, Any] = {
     "trim": lambda s: s.trim(0, 0, 0, 10),
 }  # fmt: skip
 """One call of each script that has an effect in BEFORE."""
-BEFORE = also(held("a", till=1), waiting("b"), standing("completed", "c"), standing("delayed", "d"))
+BEFORE = also(
+    held("a", till=1),
+    waiting("b"),
+    standing("completed", "c"),
+    standing("delayed", "d"),
+    {"parked": {"t\0d": 0}, "unserved": {"d": "1 5000 t"}},
+)
 
 every_script = pytest.mark.parametrize("name", sorted(SCRIPTS))
 

@@ -289,13 +289,91 @@ async def test_release(case: Case, bench: Bench):
     await bench.check(case)
 
 
-def defer(*rows: Any, longest: int = 60_000):
-    return lambda store: store.defer(list(rows), 1000, longest, b'["t"]')
+def defer(*pairs: Any, park: Any = ("", 0), longest: int = 60_000):
+    rows = [word for at in range(0, len(pairs), 2) for word in (*pairs[at : at + 2], *park)]
+    return lambda store: store.defer(rows, 1000, longest, b'["t"]')
 
 
-def deferred(job_id: str, times: int, delay: int) -> State:
+def parked(*ids: str, kind: str = "t", due: int = 5000, spent: int = 4900) -> State:
     return (
-        {"active": {}, "leases": {}, "delayed": {job_id: NOW + delay}, "unserved": {job_id: str(times)}}
+        standing("delayed", *ids, score=due)
+        | {"unserved": dict.fromkeys(ids, f"1 {spent} {kind}")}
+        | {"parked": {f"{kind}\0{job_id}": 0 for job_id in ids}}
+    )
+
+
+@table(
+    [
+        Case(
+            "to the front of their priority, the first first",
+            also(parked("a", "b"), waiting("c"), {"priorities": {"a": "1"}}),
+            lambda store: store.recall(10, ["u", "t"]),
+            {"delayed": {}, "parked": {}, "unserved": {"a": "1 900", "b": "1 900"}}
+            | {"waiting": {"b": place(-1), "c": place(1), "a": place(-2, 1)}}
+            | {"attempts": {"a": "0 1000", "b": "0 1000"}, "meta": {"lifo": "2"}}
+            | WAKE,
+            2,
+        ),
+        Case(
+            "up to the limit",
+            parked("a", "b"),
+            lambda store: store.recall(1, ["t"]),
+            parked("b")
+            | jobs("a", "b")
+            | {"unserved": {"a": "1 900", "b": "1 4900 t"}, "waiting": {"a": place(-1)}}
+            | {"attempts": {"a": "0 1000"}, "meta": {"lifo": "1"}}
+            | WAKE,
+            1,
+        ),
+        Case(
+            "to held if it has limits",
+            parked("a") | {"limits": {"a": "k\nl"}},
+            lambda store: store.recall(9, ["t"]),
+            {"delayed": {}, "parked": {}, "unserved": {"a": "1 900"}}
+            | {"held": {"a": place(-1)}, "openings": {"k": place(-1)}}
+            | {"held_by": {f"k\0{place(-1) + 2**52}\0a": 0}}
+            | {"attempts": {"a": "0 1000"}, "meta": {"lifo": "1"}}
+            | WAKE,
+            1,
+        ),
+        Case("of these types only", parked("a", kind="t u"), lambda store: store.recall(9, ["t", "u", ""]), {}, 0),
+        Case(
+            "not one that is not delayed: its row was damaged when it left",
+            also(standing("failed", "a"), {"parked": {"t\0a": 0}, "unserved": {"a": "oops"}}),
+            lambda store: store.recall(9, ["t"]),
+            {"parked": {}} | WAKE,
+            1,
+        ),
+    ]
+)
+async def test_recall(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@pytest.mark.parametrize("verb", ["kill", "remove", "promote", "forward"])
+async def test_a_parked_job_that_leaves_by_another_way_is_parked_no_more(verb: str, bench: Bench):
+    await bench.seed(parked("a", "b", due=NOW if verb == "forward" else 5000))
+    calls = {
+        "kill": lambda store: store.kill(["a", "b"], b"{}"),
+        "remove": lambda store: store.remove(["a", "b"]),
+        "promote": lambda store: store.promote(["a", "b"]),
+        "forward": lambda store: store.forward(5),
+    }
+    await bench.do(calls[verb](bench.store))
+    state = await bench.dump()
+    assert "parked" not in state
+    spent = 4900 if verb == "forward" else 900
+    assert verb == "remove" or state["unserved"] == {"a": f"1 {spent}", "b": f"1 {spent}"}
+
+
+def deferred(job_id: str, times: int, delay: int, spent: int = 0, kind: str = "") -> State:
+    return (
+        {
+            "active": {},
+            "leases": {},
+            "delayed": {job_id: NOW + delay},
+            "unserved": {job_id: f"{times} {spent + delay}{kind}"},
+        }
         | {"attempts": {job_id: f"0 {NOW + delay}"}}
         | {"metrics": {"unserved": "1"}}
         | WAKE
@@ -334,6 +412,13 @@ def deferred(job_id: str, times: int, delay: int) -> State:
             [],
         ),
         Case(
+            "of an unknown type for a fixed time, in the index of its type",
+            held("a") | {"unserved": {"a": "3 500"}},
+            defer("a", TOKEN, park=("t u", 7000)),
+            deferred("a", 4, 7000, spent=500, kind=" t u") | {"parked": {"t u\0a": 0}},
+            [],
+        ),
+        Case(
             "a damaged count starts anew",
             held("a") | {"unserved": {"a": "oops"}},
             defer("a", TOKEN),
@@ -350,7 +435,7 @@ async def test_a_message_tells_all_workers_when_the_first_deferred_job_is_due(be
     await bench.seed(held("a", "b", "c", "d") | {"unserved": {"a": "3", "b": "1"}})
     await bench.do(defer("a", TOKEN, "b", TOKEN, "c", "4 w")(bench.store))
     await bench.do(defer("c", "4 w")(bench.store))
-    await bench.do(defer("d", TOKEN, longest=10)(bench.store))
+    await bench.do(defer("d", TOKEN, park=("t", 10))(bench.store))
     await until(lambda: len(heard) == 2, "a word for each call that deferred something")
     assert heard == [b'unserved [2000,["t"]]', b'unserved [10,["t"]]']
 
@@ -461,7 +546,7 @@ FENCED = {
     "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
     "snooze": lambda store, job_id, token: store.snooze([job_id, token, 500]),
     "release": lambda store, job_id, token: store.release([job_id, token]),
-    "defer": lambda store, job_id, token: store.defer([job_id, token], 1000, 60_000, b"[]"),
+    "defer": lambda store, job_id, token: store.defer([job_id, token, "t", 5000], 1000, 60_000, b"[]"),
     "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
     "progress": lambda store, job_id, token: store.progress([job_id, token, "1"]),
     "log": lambda store, job_id, token: store.log([job_id, token, 0, 1, "l"]),

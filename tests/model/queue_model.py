@@ -42,6 +42,10 @@ class Job:
     """The fence of the run that logged last, and how many of its lines were received."""
     unserved: int = 0
     snoozes: int = 0
+    spent: int = 0
+    """Ms that it was delayed because no worker could run it."""
+    parked: str | None = None
+    """The type under which it is parked."""
     keys: list[tuple[str, bool]] = field(default_factory=list)
     """Name, and whether it has its own ttl."""
     expires: int | None = None
@@ -146,7 +150,12 @@ class Model:
             "results": {job.id: job.result for job in jobs if job.result is not None},
             "progress": {job.id: job.progress for job in jobs if job.progress is not None},
             "logs": {job.id: "\n".join(["{} {}".format(*job.logged), *job.logs]) for job in jobs if job.logs},
-            "unserved": {job.id: str(job.unserved) for job in jobs if job.unserved},
+            "unserved": {
+                job.id: f"{job.unserved} {job.spent}" + (f" {job.parked}" if job.parked else "")
+                for job in jobs
+                if job.unserved
+            },
+            "parked": {f"{job.parked}\0{job.id}": 0 for job in jobs if job.parked},
             "keys": {job.id: "\n".join("\t" * timed + name for name, timed in job.keys) for job in jobs if job.keys},
             "unique": {name: " ".join(value) for name, value in self.unique.items()},
             "unique_until": dict(self.until),
@@ -328,14 +337,34 @@ class Model:
             self._to_waiting(job, front=True)
         return lost
 
-    def defer(self, jobs: list[str], first: int, longest: int, _types: bytes) -> list[str]:
+    def defer(self, jobs: list[Any], first: int, longest: int, _types: bytes) -> list[str]:
         lost: list[str] = []
-        for job, _ in self._held(jobs, 2, lost):
+        for job, (kind, park) in self._held(jobs, 4, lost):
             job.unserved += 1
             job.state, job.token = "delayed", None
-            job.at = job.since = self.now + min(longest, first * 2 ** (job.unserved - 1))
+            delay = park if kind else min(longest, first * 2 ** (job.unserved - 1))
+            job.at = job.since = self.now + delay
+            job.spent += delay
+            job.parked = kind or None
             self._count("unserved", 1)
         return lost
+
+    def recall(self, limit: int, types: list[str]) -> int:
+        parked = [
+            job
+            for kind in types
+            for job in sorted((job for job in self.of("delayed") if job.parked == kind), key=lambda job: job.id)
+        ][:limit]
+        for job in reversed(parked):
+            self._unpark(job)
+            job.since = self.now
+            self._to_waiting(job, front=True)
+        return len(parked)
+
+    def _unpark(self, job: Job) -> None:
+        if job.parked:
+            job.spent = max(0, job.spent - max(0, job.at - self.now))
+            job.parked = None
 
     def renew(self, jobs: list[str], lease: int) -> list[str]:
         lost: list[str] = []
@@ -363,6 +392,7 @@ class Model:
     def forward(self, limit: int) -> list[int]:
         due = [job for job in self.of("delayed") if job.at <= self.now][:limit]
         for job in due:
+            self._unpark(job)
             self._to_waiting(job)
         later = self.of("delayed")
         return [len(due), max(0, later[0].at - self.now) if later else -1, 0]  # no job of this machine has limits
@@ -402,6 +432,7 @@ class Model:
         if job is None or job.state in FINISHED:
             return ""
         state = job.state
+        self._unpark(job)
         if state == "active":
             job.attempts += 1
         job.errors.append(record)
@@ -424,6 +455,7 @@ class Model:
             self.until.pop(name, None)
         state = job.state
         job.attempts, job.unserved, job.snoozes, job.result, job.progress, job.expires = 0, 0, 0, None, None, None
+        job.spent = 0
         job.since = self.now
         self._to_waiting(job)
         return state
@@ -434,6 +466,7 @@ class Model:
             job = self.jobs.get(job_id)
             moved = job is not None and job.state == "delayed"
             if job and moved:
+                self._unpark(job)
                 job.since = self.now
                 self._to_waiting(job)
             states.append("delayed" if moved else "")

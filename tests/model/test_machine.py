@@ -56,10 +56,12 @@ WORKERS = st.sampled_from(["ann", "bob"])
 TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
 SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete", "snooze"])
+PARKED_AS = ("t", "", "t u")
+"""Types of jobs that a worker does not know. The empty one: it knows the type, and cannot read the job."""
 RETENTIONS = st.sampled_from(["", "", 0, 500])
 ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
-MOVES_ON = ("reap", "trim", "expire", "forward")
+MOVES_ON = ("reap", "trim", "expire", "forward", "recall")
 """Verbs whose repetition handles the next page."""
 KEYS = st.sampled_from(
     [[]] * 10
@@ -289,6 +291,7 @@ class Machine(RuleBasedStateMachine):
             "reschedule": lambda run: (run, delay, f"error {run}"),
             "snooze": lambda _: (delay,),
             "fail": lambda run: (run, f"error {run}", retention),
+            "defer": lambda run: (PARKED_AS[run % 3], 700),
         }.get(verb, lambda _: ())
         words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])
         self.do(verb, [word for job_id, token, run in leases for word in (job_id, token, *rest(run))], *words)
@@ -321,6 +324,10 @@ class Machine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3))
     def forward(self, limit: int) -> None:
         self.do("forward", limit)
+
+    @rule(limit=st.integers(1, 3), types=st.sampled_from([["t"], ["t u"], ["u", "t u", "t"]]))
+    def recall(self, limit: int, types: list[str]) -> None:
+        self.do("recall", limit, types)
 
     @rule(target=leases, limit=st.integers(1, 3), gap=st.sampled_from([500, 10**9]), grace=st.sampled_from([0, 300]))
     def reap(self, limit: int, gap: int, grace: int) -> Any:
@@ -395,6 +402,8 @@ class Machine(RuleBasedStateMachine):
             assert set(actual[column]) <= set(actual["jobs"]), f"{column} knows a removed job"
         assert set(actual["types"]) == set(actual["types_seen"])
         assert all(value.count("\n") < 4 for value in actual["types"].values()), "too many rows of a type"
+        parked = {member.rpartition("\0")[2] for member in actual["parked"]}
+        assert parked <= set(actual["delayed"]), "parked jobs are delayed"
         assert set(actual["expires"]) <= {*actual["completed"], *actual["failed"]}
         assert set(actual["unique_until"]) <= set(actual["unique"])
         for name, value in actual["unique"].items():

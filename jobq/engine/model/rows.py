@@ -81,7 +81,7 @@ class _Columns:
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
         self.limits = as_text(limits).split("\n") if limits else []
-        self.unserved = bad.read("unserved", unserved, whole, 0)
+        self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
         self.run_at = score if state is State.DELAYED else None
@@ -164,6 +164,11 @@ def job_brief(queue: str, job_id: str, row: list[Any]) -> JobBrief:
         unserved=of.unserved,
         unreadable=of.unreadable,
     )
+
+
+def _times(raw: bytes) -> int:
+    """The first number of a row."""
+    return whole(raw.partition(b" ")[0])
 
 
 def _score(raw: bytes) -> int:

@@ -26,7 +26,8 @@ COLUMNS: Final[dict[str, str]] = {
     "results": "hash: id -> result record, JSON",
     "progress": "hash: id -> last progress, JSON",
     "logs": "hash: id -> 'fence number' (lines received from that run), then the lines, JSON, bounded",
-    "unserved": "hash: id -> how often a worker did not know its type",
+    "unserved": "hash: id -> how often it was handed back unrun, for how many ms it was delayed, its type if parked",
+    "parked": "zset: type NUL id of delayed jobs whose type a worker did not know, with score 0",
     "keys": "hash: id -> its deduplication keys, one a line; behind a tab those with a time of their own",
     "unique": "hash: deduplication key -> 'id fingerprint'",
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
@@ -51,7 +52,7 @@ COLUMNS: Final[dict[str, str]] = {
     "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",
     "types_seen": "zset: type -> when somebody said something of it last, unix ms",
     "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
-    "control": "channel: 'kill <id> <token>' or 'unserved [<due in ms>, <types>]' for the workers",
+    "control": "channel: 'kill <id> <token>' or 'unserved [<due in ms>, <parked types>]' for the workers",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -24,7 +24,7 @@ from jobq.engine.store.calls import (
 from jobq.engine.store.opening import Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from jobq.engine.store.link import Argument
 
@@ -121,15 +121,19 @@ class Store(Opening):
         return Call("release", [self.now, *jobs], read_as_is)
 
     def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int, types: Argument) -> Call[list[bytes]]:
-        """Move held jobs of an unknown type to delayed, uncharged: flat pairs id, token. Returns lost ids.
+        """Move held jobs that cannot be run here to delayed, uncharged: groups id, token, type, ms. Returns lost ids.
 
-        ``types`` is a JSON list of these types. Other workers receive it in ``Source.heard``.
+        A job with a type is parked for so many ms. ``types`` is a JSON list of these types, which all workers hear.
         """
         return Call("defer", [self.now, first_ms, longest_ms, types, *jobs], read_as_is)
 
     def snooze(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Move held jobs to delayed, uncharged: flat triples id, token, delay ms. Returns lost ids."""
         return Call("snooze", [self.now, *jobs], read_as_is)
+
+    def recall(self, limit: int, types: Iterable[Argument]) -> Call[int]:
+        """Move up to ``limit`` parked jobs of these types to waiting. Returns their number."""
+        return Call("recall", [self.now, limit, *types], int)
 
     def renew(self, jobs: list[Argument], lease_ms: int) -> Call[list[bytes]]:
         """Extend leases from now: flat pairs id, token. Returns lost ids."""
@@ -270,6 +274,10 @@ class Store(Opening):
     def results(self, ids: Sequence[str | bytes]) -> Call[list[bytes]]:
         """Read pairs state, row of the first of these jobs. Large rows make the reply shorter than ``ids``."""
         return Call("results", list(ids), read_as_is)
+
+    async def unserved(self, job_id: bytes) -> bytes:
+        """How often no worker could run a job, for how many ms it was delayed for that, and its type if parked."""
+        return await self.command(b"HGET", self.keys["unserved"], job_id) or b""
 
     async def logs(self, job_id: str) -> bytes:
         """The lines of one job, JSON, one a line."""

@@ -101,7 +101,7 @@ class Host(Protocol):
         """The run failed: another attempt, or the end."""
         ...
 
-    def deferred(self, run: Any, why: str, /) -> None:
+    def deferred(self, run: Any, why: str, left_ms: int, /) -> None:
         """A worker of another version may be able to run the job."""
         ...
 

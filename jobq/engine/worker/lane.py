@@ -20,6 +20,7 @@ from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
 
     from jobq.engine.store import Call
     from jobq.engine.worker.claimer import BackOff, Claimer
@@ -199,13 +200,12 @@ class Lane(Settler):
             queue = source.queue
             calls.append(source.store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))
         trims = len(calls) > len(steps)
-        want, lapse = 0, None
+        want, lapse, recalls = 0, None, False
         if claimer is not None:
             want = claimer.want if claimer.unanswered else min(self._slots.free(), CLAIM_MAX)
-            calls.append(source.store.forward(FORWARD_MAX))
-            if source.limited:
-                calls.append(source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.free() > want else 1))
-            calls.append(self.claim_call(claimer, want))
+            if recalls := source.recalls and not claimer.unanswered:
+                source.recalls = False
+            calls += self._claim_calls(claimer, want, recalls=recalls)
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
         elif source.limited and parcel:
@@ -219,6 +219,7 @@ class Lane(Settler):
             if claimer is not None:
                 claimer.failed(self._loop.time())
                 source.demand = source.demand.failed()
+            source.recalls |= recalls
             if parcel:
                 source.outbox.put_back(parcel)
             if not isinstance(error, StoreError):
@@ -237,8 +238,23 @@ class Lane(Settler):
             self._settled(parcel, steps, answers)
         if trims:
             self._trimmed(answers[len(steps)])
+        if recalls:
+            self._recalled(want, answers[first])
         if claimer is not None:
-            self.claimed(claimer, want, answers[first:-1], answers[-1])
+            self.claimed(claimer, want, answers[first + recalls : -1], answers[-1])
+
+    def _claim_calls(self, claimer: Claimer, want: int, *, recalls: bool) -> Iterator[Call[Any]]:
+        """A claim, behind the calls that move jobs to where it takes them.
+
+        A recalled or due job with limits is in held at first, so admit comes behind recall and forward.
+        """
+        source = self.source
+        if recalls:
+            yield source.store.recall(want, source.tasks)
+        yield source.store.forward(FORWARD_MAX)
+        if source.limited:
+            yield source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.free() > want else 1)
+        yield self.claim_call(claimer, want)
 
     def _reserve(self, want: int, claimer: Claimer) -> asyncio.TimerHandle | None:
         """Keep slots for a claim, but not if the last one failed, and not for long if other sources could use them."""
@@ -323,6 +339,17 @@ class Lane(Settler):
             for claimant in slots.claimants:
                 claimant.listen()
             slots.offer()
+
+    def _recalled(self, want: int, answer: Any) -> None:
+        source = self.source
+        if isinstance(answer, StoreError):
+            source.recalls = True
+            source.warn("Redis refuses to recall parked jobs", answer)
+            return
+        if answer:
+            log.debug(f"{answer} parked jobs of queue {source.name} were recalled", queue=source.name)
+        if answer == want:
+            source.recall()
 
     def _moved(self, claimer: Claimer, answers: list[Any]) -> None:
         """Learn from forward and admit when to look again."""

@@ -385,6 +385,7 @@ async def _listen(source: Source) -> None:
         nonlocal failures
         failures = 0
         await source.look_for_lost()
+        source.recall()
 
     while True:
         with contextlib.suppress(StoreError):

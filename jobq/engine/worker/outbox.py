@@ -28,8 +28,8 @@ FAIL_MAX: Final = 20
 """Failures per trip. Each moves the errors of all earlier attempts, 64 KiB at most, which takes a tenth of a ms."""
 DEFER_FIRST_MS: Final = 250
 DEFER_LONGEST_MS: Final = 60_000
-TYPES_SAID: Final = 20
-"""The most unknown types that are reported to other workers. A worker that knows none of them hesitates."""
+PARK_MS: Final = 3_600_000
+"""The time for which a job of an unknown type stays delayed, unless a worker that knows its type recalls it."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,15 +56,8 @@ def _complete(store: Store, rows: list[Any], counts: dict[bytes, int]) -> Call[A
 
 
 def _defer(store: Store, rows: list[Any], _: dict[bytes, int]) -> Call[Any]:
-    pairs = [word for at in range(0, len(rows), 3) for word in rows[at : at + 2]]
-    types = _encode(sorted({type_ for type_ in rows[2::3] if type_})[:TYPES_SAID])
-    return store.defer(pairs, DEFER_FIRST_MS, DEFER_LONGEST_MS, types)
-
-
-def deferred_ms(times: int) -> int:
-    """The time that a job has been delayed after this number of hand-backs, each twice as long as the one before."""
-    steps = (DEFER_FIRST_MS << n for n in range(min(times, 9)))
-    return sum(min(DEFER_LONGEST_MS, step) for step in steps) + DEFER_LONGEST_MS * max(0, times - 9)
+    types = _encode(sorted({type_ for type_ in rows[2::4] if type_}))
+    return store.defer(rows, DEFER_FIRST_MS, DEFER_LONGEST_MS, types)
 
 
 COMPLETED: Final = Outcome("completed", 4, SETTLE_MAX, _complete, "keep_completed", instead=True)
@@ -75,8 +68,8 @@ FAILED: Final = Outcome("failed", 5, FAIL_MAX, lambda store, rows, _: store.fail
 """Id, token, attempt, error record, retention."""
 RELEASED: Final = Outcome("released", 2, HAND_BACK_MAX, lambda store, rows, _: store.release(rows), None, instead=False)
 """Id, token."""
-DEFERRED: Final = Outcome("deferred", 3, HAND_BACK_MAX, _defer, None, instead=False)
-"""Id, token, type."""
+DEFERRED: Final = Outcome("deferred", 4, HAND_BACK_MAX, _defer, None, instead=False)
+"""Id, token, type to park it under or "", ms to park it for."""
 SNOOZED: Final = Outcome("snoozed", 3, HAND_BACK_MAX, lambda store, rows, _: store.snooze(rows), None, instead=False)
 """Id, token, delay."""
 OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED, SNOOZED)

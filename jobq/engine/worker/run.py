@@ -272,9 +272,10 @@ async def hand_back(run: Run, miss: Unserved) -> None:
     """
     source = run.source
     limit = source.queue.unserved_for_ms
-    if await source.unserved_ms(run) < limit:
+    left = limit - await source.unserved_ms(run)
+    if left > 0:
         run.finish()
-        source.deferred(run, str(miss))
+        source.deferred(run, str(miss), left)
         return
     error = (InvalidPayload if miss.invalid else Unserved)(
         f"{miss}. No worker could run the job for {limit / 3_600_000:g} h;"

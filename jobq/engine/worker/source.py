@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from threading import get_ident
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jobq.engine.log import debugging, get_logger
-from jobq.engine.model.ids import time_of
 from jobq.engine.model.outcome import Snoozed, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts
 from jobq.engine.worker.claimer import Claimer, Demand
-from jobq.engine.worker.outbox import COMPLETED, DEFERRED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox, deferred_ms
+from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.run_log import log_failure, log_snooze, log_stop
 from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
-from jobq.errors import JobqError, OutcomeRefused, StoreError
+from jobq.engine.worker.unserved import Unserved
+from jobq.errors import OutcomeRefused, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +90,9 @@ class Source:
         """Where the comparison of limits with jobs goes on."""
         self.holds = False
         """At the last trip jobs were held, or waited for the queue's own limits. The end of a job may let one start."""
+        self.recalls = False
+        """Jobs of types that this worker knows may be parked: the next claim recalls them first."""
+        self.unserved = Unserved(self)
         self.timer = DueTimer(self.loop, self._due)
         self.wake: Callable[[], object] = _nobody
         """Wakes the lane."""
@@ -169,29 +171,13 @@ class Source:
         self.wake()
         log_failure(run, spec, failure)
 
-    def deferred(self, run: Run, why: str) -> None:
+    def deferred(self, run: Run, why: str, left_ms: int = 0) -> None:
         """Hand back a job that this worker cannot run and another version may run, uncharged."""
-        self.outbox.rows[DEFERRED] += (run.id, run.token, run.spec and run.spec.type)
-        self.timer.hesitate()
-        self.wake()
-        log.warning(
-            f"Job {run.name} was handed back for workers of another version: {why}",
-            queue=self.name, job_id=run.id.decode(), type=run.spec and run.spec.type, why=why,
-        )  # fmt: skip
+        self.unserved.defer(run, why, left_ms)
 
     async def unserved_ms(self, run: Run) -> int:
-        """The time for which workers that could not run the job have handed it back."""
-        spec = run.spec
-        if spec is not None and self.server_ms(perf_counter()) < (
-            (spec.at or time_of(run.id)) + self.queue.unserved_for_ms
-        ):
-            # Most jobs are too young for this to matter, and need no trip.
-            return 0
-        try:
-            times = (await self.queue.get(run.id.decode())).unserved
-        except (JobqError, msgspec.MsgspecError):
-            return 0
-        return deferred_ms(times)
+        """The time for which a job has been delayed because no worker could run it."""
+        return await self.unserved.spent_ms(run)
 
     def released(self, run: Run) -> None:
         """Hand the job back, uncharged."""
@@ -362,9 +348,16 @@ class Source:
         elif verb == b"unserved":
             with contextlib.suppress(msgspec.MsgspecError):  # A worker of another version sends it in another form.
                 due_ms, types = _decode_unserved(rest)
-                if not any(type_ in self.tasks for type_ in types):
-                    self.timer.hesitate()
                 self.timer.not_later(due_ms)
+                if any(type_ in self.tasks for type_ in types):
+                    self.recall()
+
+    def recall(self) -> None:
+        """Parked jobs may be of types that this worker knows: recall them as soon as there is room."""
+        if self.tasks:
+            self.recalls = True
+            self.demand = self.demand.came()
+            self.wake()
 
     async def look_for_lost(self) -> None:
         """Catch up on messages of the control channel that were missed.

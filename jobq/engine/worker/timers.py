@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 LONGEST: Final = 60.0
 """Seconds after which a worker checks again, even if the next delayed job is due later."""
 HESITATE: Final = 0.05
-"""Seconds for which a worker lets others claim first, if a due job may have a type that it does not know."""
+"""Seconds for which a worker lets others claim first, if it may be unable to read a due job."""
 HESITANT_SECONDS: Final = 120.0
-"""Seconds after a job of an unknown type during which this worker lets others claim due jobs first."""
+"""Seconds after a job that it could not read during which this worker lets others claim due jobs first."""
 
 BETWEEN_TIMEOUTS: Final = 0.01
 """Seconds between two checks for runs that time out. Each check reads all runs with a timeout."""
@@ -92,7 +92,7 @@ class DueTimer:
         self._timer = self._loop.call_later(due, self._due)
 
     def hesitate(self) -> None:
-        """Let other workers claim due jobs first, because there are jobs whose type this worker does not know."""
+        """Let other workers claim due jobs first, because there are jobs that this worker cannot read."""
         self._hesitant_until = self._loop.time() + HESITANT_SECONDS
 
     def cancel(self) -> None:
@@ -104,7 +104,7 @@ class DueTimer:
     def _due(self) -> None:
         self._timer = None
         if self._loop.time() < self._hesitant_until:
-            # This is probably a job that this worker handed back. A worker that knows its type should get it first.
+            # This is probably a job that this worker handed back. A worker that can read it should get it first.
             self._timer = self._loop.call_later(HESITATE, self._after_hesitation)
         else:
             self._look()
