@@ -1,9 +1,11 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims limits unspent spent rules held_by reopens openings
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits unspent spent rules held_by reopens openings
+--   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
--- RETURNS {} when nothing is waiting or the queue is paused; else token, now, ids, specs, charged attempts ({} when all are 0), and
+-- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
+--   changed); else token, now, ids, specs, charged attempts ({} when all are 0), and
 --   only if the queue's own limits allowed fewer jobs than `want`: ms until they allow the next one (-1: when a job ends)
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
@@ -122,9 +124,10 @@ end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence', 'rule')
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule')
 if facts[1] or want < 1 then return {} end
-local rule = facts[3] and parse(facts[3])
+if facts[3] and not limits then return { 'limits' } end
+local rule = limits and facts[4] and parse(facts[4])
 if rule then
     local most, free = allowed(rule)
     if most < 1 then return redis.call('EXISTS', waiting) == 1 and { '', now, {}, {}, {}, ms_until(free) } or {} end
@@ -155,7 +158,7 @@ for i, id in ipairs(ids) do
     expiries[2 * i - 1], expiries[2 * i] = expiry, id
     tokens[2 * i - 1], tokens[2 * i] = id, token
 end
-if redis.call('EXISTS', unspent) == 1 then spend(ids) end
+if limits and redis.call('EXISTS', unspent) == 1 then spend(ids) end
 if rule then
     for i, band in ipairs(rule.bands) do
         local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0)) + count * band.interval

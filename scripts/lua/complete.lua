@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- complete: moves held jobs from active to completed, with their results.
--- KEYS active leases completed results expires events metrics limits admitted openings
+-- KEYS active leases completed results expires events metrics; limits admitted openings
+--   Leave out the keys after the semicolon when the jobs were claimed before the queue had limits.
 -- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
 -- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them)
@@ -76,7 +77,7 @@ end
 if n > 0 then
     redis.call('ZREM', active, unpack(ids))
     redis.call('HDEL', leases, unpack(ids))
-    free(ids)
+    if limits then free(ids) end
     redis.call('ZADD', completed, unpack(finished))
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))

@@ -159,7 +159,11 @@ for i = 1, count do
         if not earlier and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
-        if not earlier and under ~= '' then redis.call('HSET', limits, id, under) end
+        if not earlier and under ~= '' then
+            redis.call('HSET', limits, id, under)
+            -- From now on claims come with the keys of limits.
+            redis.call('HSET', meta, 'limited', 1)
+        end
     end
     if earlier then
         local n = #refused

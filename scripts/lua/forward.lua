@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- forward: moves due jobs from delayed to waiting, or to held if they have limits, in the order of their due times.
--- KEYS delayed waiting priorities meta wake parked unserved limits held held_by openings
+-- KEYS delayed waiting priorities meta wake parked unserved; limits held held_by openings
+--   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, limit
 -- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
---   1 if held jobs wait for admit, else 0
+--   1 if held jobs wait for admit, or if the queue has limits and their keys are left out (nothing changed), else 0
 local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
@@ -44,10 +45,11 @@ end
 
 local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
 local moved = #due
+if moved > 0 and not limits and redis.call('HEXISTS', meta, 'limited') == 1 then return { 0, -1, 1 } end
 if moved > 0 then
     local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
     local fifo = turn('fifo', moved) - moved
-    local names = redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
+    local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
     local ready = {}
     for i = 1, moved do
         local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
@@ -65,4 +67,4 @@ end
 local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 local next_due = -1
 if head[2] then next_due = math.max(0, math.ceil(tonumber(head[2]) - now)) end
-return { moved, next_due, redis.call('EXISTS', held) }
+return { moved, next_due, limits and redis.call('EXISTS', held) or 0 }

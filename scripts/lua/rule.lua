@@ -22,7 +22,7 @@ if cursor == '' then
     if before == after then return '' end
     if name == 'queue' then
         -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta.
-        if after == '' then redis.call('HDEL', meta, 'rule') else redis.call('HSET', meta, 'rule', after) end
+        if after == '' then redis.call('HDEL', meta, 'rule') else redis.call('HSET', meta, 'rule', after, 'limited', 1) end
         redis.call('ZADD', wake, 0, 't')
         return ''
     end

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits")
-META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule"}
+META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited"}
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 

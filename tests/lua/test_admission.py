@@ -20,6 +20,7 @@ class World:
 
     def __init__(self, bench: Bench, seed: int) -> None:
         self.bench = bench
+        bench.store.limited = True  # as a worker learns at its first claim
         self.random = random.Random(seed)
         self.rules: dict[str, Rule] = {}
         self.keys: dict[str, tuple[str, ...]] = {}

@@ -114,11 +114,11 @@ async def test_cost_of_a_batch_does_not_depend_on_its_size(queue: Queue, meter: 
 
     assert {"enqueue": enqueued, "forward": forwarded, "claim": claimed, "complete": completed} == {
         "enqueue": Cost(calls=4 if jobs == 1 else 5, scripts=1, trips=1),
-        "forward": Cost(calls=3, scripts=1, trips=1),
-        # One call reads the lane's record, so that a claim that is executed late is refused. Two of the 18 turn
+        "forward": Cost(calls=2, scripts=1, trips=1),
+        # One call reads the lane's record, so that a claim that is executed late is refused. Two of the 17 turn
         # lists into tables: more calls and less work (decision 20).
-        "claim": Cost(calls=13 if jobs == 1 else 18, scripts=1, trips=1),
-        "complete": Cost(calls=12, scripts=1, trips=1),
+        "claim": Cost(calls=12 if jobs == 1 else 17, scripts=1, trips=1),
+        "complete": Cost(calls=11, scripts=1, trips=1),
     }
 
 

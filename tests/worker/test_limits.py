@@ -172,6 +172,7 @@ async def test_a_dead_workers_places_come_back_when_its_leases_run_out(
     await work.enqueue_many([{"n": 0}, {"n": 1}])
     store = queue.store
     # a worker that dies between its claim and its first sign of life
+    store.limited = True
     await store.do(store.rule("declared", "work", "1"))
     await store.do(store.admit(10, 10, 1))
     claimed = await store.do(store.claim(10, 300, "dead", "dead:0", 1, repeated=False))

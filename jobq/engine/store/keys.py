@@ -40,7 +40,7 @@ COLUMNS: Final[dict[str, str]] = {
     "openings": "zset: limit key with held jobs that may have room -> place of the first one; -inf: look it up",
     "reopens": "zset: limit key with held jobs -> when its next token is free, unix ms",
     "rules": "hash: rule -> two lines, an operator's text and the one that code declares",
-    "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule",
+    "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

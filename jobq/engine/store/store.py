@@ -55,6 +55,10 @@ MINUTES_KEPT: Final = 24 * 60
 class Store(Opening):
     """The scripts of one queue, as methods."""
 
+    limited = False
+    """The queue is known to have limits. Until a reply says so, calls leave out the keys of limits, so that a queue
+    without limits pays nothing for them."""
+
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
@@ -71,8 +75,13 @@ class Store(Opening):
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def forward(self, limit: int) -> Call[list[int]]:
-        """Move due jobs to waiting. Returns their number, and ms until the next job is due (-1: none)."""
-        return Call("forward", [self.now, limit], read_as_is)
+        """Move due jobs to waiting. Returns their number, ms until the next job is due (-1: none), and 1 if held jobs
+        wait for ``admit``."""
+        return Call("forward", [self.now, limit], self._read_forwarded, short=not self.limited)
+
+    def _read_forwarded(self, reply: list[int]) -> list[int]:
+        self.limited |= reply[2] == 1
+        return reply
 
     def admit(self, want: int, looks: int, claims: int) -> Call[list[int]]:
         """Move up to ``want`` held jobs to waiting where their limits allow it. Returns their number, ms until the
@@ -90,7 +99,14 @@ class Store(Opening):
         ``room``: the worker could take more than ``want``.
         """
         args: list[Argument] = [self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES]
-        return Call("claim", args, read_claimed, repeat=repeat_claim)
+        return Call("claim", args, self._read_claim, repeat=repeat_claim, short=not self.limited)
+
+    def _read_claim(self, reply: list[Any]) -> Claimed | None:
+        if len(reply) == 1:
+            # The queue has limits. Claim again, with their keys.
+            self.limited = True
+            return Claimed(b"", 0, [], [], [], [], limited_ms=0)
+        return read_claimed(reply)
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
         """Move held jobs to completed: groups id, token, result, retention ms. ``counts``: flat pairs for metrics."""
@@ -106,7 +122,8 @@ class Store(Opening):
         args: list[Argument] = [self.now, len(counts) // 2, *counts]
         for (token, retention), pairs in groups.items():
             args += (token, retention, len(pairs) // 2, *pairs)
-        return Call("complete", args, read_settled)
+        # Jobs that were claimed while the queue had no limits have no places to give back.
+        return Call("complete", args, read_settled, short=not self.limited)
 
     def reschedule(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Move held jobs to delayed, charged: groups id, token, attempt, delay ms, error record. Returns lost ids."""

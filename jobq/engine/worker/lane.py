@@ -208,7 +208,7 @@ class Lane(Settler):
             calls += self._claim_calls(claimer, want, recalls=recalls)
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
-        elif source.limited and parcel:
+        elif source.store.limited and parcel:
             # The jobs that ended leave room under their limits, and this worker takes no more jobs: wake another one.
             calls.append(source.store.admit(CLAIM_MAX, ADMIT_LOOKS, 0))
         first = len(steps) + trims
@@ -252,7 +252,7 @@ class Lane(Settler):
         if recalls:
             yield source.store.recall(want, source.tasks)
         yield source.store.forward(FORWARD_MAX)
-        if source.limited:
+        if source.store.limited:
             yield source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.free() > want else 1)
         yield self.claim_call(claimer, want)
 
@@ -328,8 +328,10 @@ class Lane(Settler):
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
             self._moved(claimer, moved)
             if limited_ms is not None:
-                source.limited = source.holds = True
-                if limited_ms >= 0:
+                source.holds = True
+                if limited_ms == 0:
+                    source.demand = source.demand.came()
+                elif limited_ms > 0:
                     source.timer.not_later(limited_ms)
         else:
             source.demand = source.demand.came()
@@ -367,8 +369,8 @@ class Lane(Settler):
             _, token, left = admission[0]
             again |= left == 1
             due = min((moment for moment in (due, token) if moment >= 0), default=-1)
-        elif held:
-            source.limited = again = True
+        else:
+            again |= held == 1
         source.holds = bool(held)
         if again:
             source.timer.cancel()

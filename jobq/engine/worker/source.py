@@ -84,8 +84,6 @@ class Source:
         """Set when slots are free and there is nothing to claim: the waker may wait for the wake token."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
-        self.limited = False
-        """The queue has had held jobs. Trips admit some of them before they claim."""
         self.recounted: bytes | str = ""
         """Where the comparison of limits with jobs goes on."""
         self.holds = False

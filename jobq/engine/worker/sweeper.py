@@ -123,6 +123,6 @@ class Sweeper:
             pass
         while await store.do(store.rebase(REBASE_PAGE)):
             pass
-        if source.limited:
+        if source.store.limited:
             await self._recount(source)
         await store.look_at_clock()
