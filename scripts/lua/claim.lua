@@ -13,6 +13,59 @@ local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limi
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
+-- shared: fence
+-- A fence only grows. A damaged one, which cannot grow as a double, starts again at the clock.
+local function next_fence(last)
+    local fence = math.max((tonumber(last) or 0) + 1, now * 1000)
+    return string.format('%.0f', fence < 9007199254740992 and fence or now * 1000)
+end
+-- end
+
+local function charged(ids)
+    return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
+end
+
+-- A claim can be executed late: a frozen server may read the repetition on a new connection before the original on the old
+-- one. No worker receives the reply to the original, so the jobs that it leased would wait until their leases run out.
+local record = redis.call('HGET', claims, lane)
+local last = record and tonumber(string.match(record, '^%d+')) or -1
+local repeated = ARGV[7] == '1'
+if last > tonumber(request) or last == tonumber(request) and not repeated then return {} end
+if last == tonumber(request) then
+    local token, list = string.match(record, '^%d+ (%S+ %S+) (.*)$')
+    if not token then return {} end
+    local ids, held = {}, {}
+    for id in string.gmatch(list, '%S+') do ids[#ids + 1] = id end
+    for i, lease_token in ipairs(redis.call('HMGET', leases, unpack(ids))) do
+        if lease_token == token then held[#held + 1] = ids[i] end
+    end
+    if #held == 0 then return {} end
+    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
+end
+
+-- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
+if repeated then redis.call('HSET', claims, lane, request) end
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule')
+if facts[1] or want < 1 then return {} end
+if facts[3] and not limits then return { 'limits' } end
+-- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
+local ids = redis.call('ZRANGE', waiting, 0, want - 1)
+if #ids == 0 then return {} end
+-- Read in growing steps and stop at the bound. The sizes are unknown, and 125 jobs of 1 MB would block Redis for half a second.
+local specs, bytes, count = {}, 0, 0
+while count < #ids and bytes <= tonumber(ARGV[9]) do
+    local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))
+    for i = 1, #step do
+        specs[count + i] = step[i]
+        bytes = bytes + #(step[i] or '')
+    end
+    count = count + #step
+end
+local enough = count == want or count < #ids
+local limited_ms
+-- What follows is only defined in a queue with limits, because each function costs a claim as much as a call. It is not
+-- indented, because shared pieces are the same in each script.
+if limits then
 local format, match, gmatch, max = string.format, string.match, string.gmatch, math.max
 
 -- shared: lines of a key
@@ -92,62 +145,25 @@ local function spend(ids)
     end
 end
 
--- shared: fence
--- A fence only grows. A damaged one, which cannot grow as a double, starts again at the clock.
-local function next_fence(last)
-    local fence = math.max((tonumber(last) or 0) + 1, now * 1000)
-    return string.format('%.0f', fence < 9007199254740992 and fence or now * 1000)
-end
--- end
-
-local function charged(ids)
-    return redis.call('EXISTS', attempts) == 1 and redis.call('HMGET', attempts, unpack(ids)) or {}
-end
-
--- A claim can be executed late: a frozen server may read the repetition on a new connection before the original on the old
--- one. No worker receives the reply to the original, so the jobs that it leased would wait until their leases run out.
-local record = redis.call('HGET', claims, lane)
-local last = record and tonumber(string.match(record, '^%d+')) or -1
-local repeated = ARGV[7] == '1'
-if last > tonumber(request) or last == tonumber(request) and not repeated then return {} end
-if last == tonumber(request) then
-    local token, list = string.match(record, '^%d+ (%S+ %S+) (.*)$')
-    if not token then return {} end
-    local ids, held = {}, {}
-    for id in string.gmatch(list, '%S+') do ids[#ids + 1] = id end
-    for i, lease_token in ipairs(redis.call('HMGET', leases, unpack(ids))) do
-        if lease_token == token then held[#held + 1] = ids[i] end
-    end
-    if #held == 0 then return {} end
-    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
-end
-
--- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
-if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule')
-if facts[1] or want < 1 then return {} end
-if facts[3] and not limits then return { 'limits' } end
-local rule = limits and facts[4] and parse(facts[4])
+local rule, less = facts[4] and parse(facts[4]), false
 if rule then
     local most, free = allowed(rule)
-    if most < 1 then return redis.call('EXISTS', waiting) == 1 and { '', now, {}, {}, {}, ms_until(free) } or {} end
-    rule.less = most < want
-    want = math.min(want, most)
+    if most < 1 then return { '', now, {}, {}, {}, ms_until(free) } end
+    if most < want then count, enough, less = math.min(count, most), false, true end
 end
--- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
-local ids = redis.call('ZRANGE', waiting, 0, want - 1)
-if #ids == 0 then return {} end
--- Read in growing steps and stop at the bound. The sizes are unknown, and 125 jobs of 1 MB would block Redis for half a second.
-local specs, bytes, count = {}, 0, 0
-while count < #ids and bytes <= tonumber(ARGV[9]) do
-    local step = redis.call('HMGET', jobs, unpack(ids, count + 1, math.min(4 * count + 2, #ids)))
-    for i = 1, #step do
-        specs[count + i] = step[i]
-        bytes = bytes + #(step[i] or '')
+for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
+if redis.call('EXISTS', unspent) == 1 then spend(ids) end
+if rule then
+    for i, band in ipairs(rule.bands) do
+        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0)) + count * band.interval
+        redis.call('ZADD', spent, format('%.4f', arrival), 'queue\0' .. i)
     end
-    count = count + #step
+    if less then
+        local _, free = allowed(rule)
+        limited_ms = ms_until(free)
+    end
 end
-local enough = count == want or count < #ids
+end
 for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = next_fence(facts[2])
 local token = fence .. ' ' .. worker
@@ -157,13 +173,6 @@ local expiries, tokens = {}, {}
 for i, id in ipairs(ids) do
     expiries[2 * i - 1], expiries[2 * i] = expiry, id
     tokens[2 * i - 1], tokens[2 * i] = id, token
-end
-if limits and redis.call('EXISTS', unspent) == 1 then spend(ids) end
-if rule then
-    for i, band in ipairs(rule.bands) do
-        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0)) + count * band.interval
-        redis.call('ZADD', spent, format('%.4f', arrival), 'queue\0' .. i)
-    end
 end
 redis.call('HSET', meta, 'fence', fence)
 redis.call('ZREMRANGEBYRANK', waiting, 0, count - 1)
@@ -182,12 +191,7 @@ end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
-if enough and ARGV[8] ~= '1' and not (rule and rule.less) and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end
-local answer = { token, now, ids, specs, charged(ids) }
-if rule and rule.less then
-    local _, free = allowed(rule)
-    answer[6] = ms_until(free)
-end
-return answer
+return { token, now, ids, specs, charged(ids), limited_ms }

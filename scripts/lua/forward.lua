@@ -8,6 +8,18 @@
 local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
+local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+local moved = #due
+
+local function answer()
+    local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+    local next_due = -1
+    if head[2] then next_due = math.max(0, math.ceil(tonumber(head[2]) - now)) end
+    return { moved, next_due, limits and redis.call('EXISTS', held) or 0 }
+end
+
+if moved == 0 then return answer() end
+if not limits and redis.call('HEXISTS', meta, 'limited') == 1 then return { 0, -1, 1 } end
 
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
@@ -43,28 +55,20 @@ local function unpark(id)
 end
 -- end
 
-local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
-local moved = #due
-if moved > 0 and not limits and redis.call('HEXISTS', meta, 'limited') == 1 then return { 0, -1, 1 } end
-if moved > 0 then
-    local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
-    local fifo = turn('fifo', moved) - moved
-    local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
-    local ready = {}
-    for i = 1, moved do
-        local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
-        local number = lifo == 'L' and -turn('lifo', 1) or fifo + i
-        local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
-        if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
-    end
-    if redis.call('EXISTS', parked) == 1 then
-        for _, id in ipairs(due) do unpark(id) end
-    end
-    redis.call('ZREM', delayed, unpack(due))
-    if #ready > 0 then redis.call('ZADD', waiting, unpack(ready)) end
-    redis.call('ZADD', wake, 0, 't')
+local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
+local fifo = turn('fifo', moved) - moved
+local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
+local ready = {}
+for i = 1, moved do
+    local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
+    local number = lifo == 'L' and -turn('lifo', 1) or fifo + i
+    local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
+    if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
 end
-local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-local next_due = -1
-if head[2] then next_due = math.max(0, math.ceil(tonumber(head[2]) - now)) end
-return { moved, next_due, limits and redis.call('EXISTS', held) or 0 }
+if redis.call('EXISTS', parked) == 1 then
+    for _, id in ipairs(due) do unpark(id) end
+end
+redis.call('ZREM', delayed, unpack(due))
+if #ready > 0 then redis.call('ZADD', waiting, unpack(ready)) end
+redis.call('ZADD', wake, 0, 't')
+return answer()
