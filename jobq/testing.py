@@ -183,7 +183,7 @@ async def _look(queues: tuple[Queue, ...]) -> list[Stats]:
 
 
 def _busy(stats: Stats) -> bool:
-    return bool(stats.waiting or stats.active or stats.next_due_ms == 0)
+    return bool(stats.waiting or stats.held or stats.active or stats.next_due_ms == 0)
 
 
 def _ends(stats: Stats) -> tuple[int, int, int, int]:

@@ -123,7 +123,9 @@ def _add_processes(menu: Menu) -> None:
         help="claim N times as often from this queue; may be repeated",
     )
     work.add_argument(
-        "--burst", action="store_true", help="end when no job is waiting, active or due (paused queues do not count)"
+        "--burst",
+        action="store_true",
+        help="end when no job is waiting, held, active or due (paused queues do not count)",
     )
     _reload(work, "restart the workers gracefully when the code changes")
     _worker_settings(work)

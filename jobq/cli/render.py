@@ -97,17 +97,29 @@ def clock(ms: int | None) -> str:
         return f"{ms} ms"  # A damaged row may contain any number.
 
 
-STATS_HEAD = ("QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "WAIT P99", "RUN P99", "")
+STATS_HEAD = (
+    "QUEUE",
+    "WAITING",
+    "DELAYED",
+    "HELD",
+    "ACTIVE",
+    "COMPLETED",
+    "FAILED",
+    "WORKERS",
+    "WAIT P99",
+    "RUN P99",
+    "",
+)
 
 
 def stats_row(stats: Stats) -> tuple[Any, ...]:
     """A queue's line under STATS_HEAD."""
-    counts = (stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed, stats.workers)
+    counts = (stats.waiting, stats.delayed, stats.held, stats.active, stats.completed, stats.failed, stats.workers)
     latencies = (span(latency.p99 / 1000) if latency else "-" for latency in (stats.wait, stats.run))
     return (stats.queue, *counts, *latencies, "paused" if stats.paused else "")
 
 
-QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "")
+QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "HELD", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "")
 
 
 def queue_row(stats: Stats) -> tuple[Any, ...]:
@@ -117,7 +129,7 @@ def queue_row(stats: Stats) -> tuple[Any, ...]:
 
 def queue_facts(stats: Stats) -> dict[str, Any]:
     """A queue's document of ``jobq queues --json``. It counts living workers only."""
-    names = ("queue", "waiting", "delayed", "active", "completed", "failed", "workers", "paused")
+    names = ("queue", "waiting", "delayed", "held", "active", "completed", "failed", "workers", "paused")
     return {name: getattr(stats, name) for name in names}
 
 

@@ -110,7 +110,7 @@ async def _stop_when_empty(worker: Worker, queues: Sequence[Queue]) -> None:
 async def _has_work(queue: Queue) -> bool:
     stats = await queue.stats()
     due = stats.next_due_ms == 0
-    return stats.active > 0 or (not stats.paused and (stats.waiting > 0 or due))
+    return stats.active > 0 or (not stats.paused and (stats.waiting > 0 or stats.held > 0 or due))
 
 
 async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: bool) -> int:

@@ -65,7 +65,7 @@ ROUTES: tuple[Route, ...] = (
             207: list[schema.BulkAnswer],
         },
         errors=(
-            p.INVALID_JOB, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.TOO_LARGE, p.FULL,
+            p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.TOO_LARGE, p.FULL,
             p.DURABILITY_REFUSED, p.UNCONFIRMED,
         ),
     ),
@@ -171,7 +171,7 @@ ROUTES: tuple[Route, ...] = (
         description="It replaces what code declares, acts at once, also on jobs that wait, and survives deploys."
         " Running jobs are not stopped. With `dry_run=1` nothing changes, and `would_hold` says how many jobs the rule"
         " would hold now.",
-        responses={200: limits.LimitSet}, errors=(p.INVALID_JOB, p.FULL),
+        responses={200: limits.LimitSet}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,

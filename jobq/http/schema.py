@@ -178,7 +178,7 @@ class RetryMany(In):
 class RemoveMany(In):
     """Which jobs to remove. Call again while ``count`` equals ``limit``."""
 
-    state: Literal["waiting", "delayed", "completed", "failed"]
+    state: Literal["waiting", "delayed", "held", "completed", "failed"]
     older_than: _Age | UnsetType = UNSET
     limit: _Many = 1000
 

@@ -100,13 +100,22 @@ local function rule_of(key)
 end
 -- end
 
+-- shared: arrival
+-- The theoretical arrival time of a band. If it is further away than a full burst, the rule was changed or the clock was set back
+-- since it was stored. Then one token is free.
+local function arrival_of(key, i, band)
+    local stored = tonumber(redis.call('ZSCORE', spent, key .. '\0' .. i) or 0)
+    return stored > now + band.burst * band.interval + 1 and now + band.tolerance or max(now, stored)
+end
+-- end
+
 -- How many jobs the queue's own rule allows now; and if it allows none for want of a token, when one is free (unix ms).
 local function allowed(rule)
     local most, free = math.huge, nil
     if rule.concurrency then most = rule.concurrency - redis.call('ZCARD', active) end
     for i, band in ipairs(rule.bands) do
-        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0))
-        most = math.min(most, math.floor((band.tolerance - (arrival - now)) / band.interval + 1e-9) + 1)
+        local arrival = arrival_of('queue', i, band)
+        most = math.min(most, math.floor((band.tolerance - (arrival - now) + 0.001) / band.interval) + 1)
         if arrival - band.tolerance > now then free = max(free or 0, arrival - band.tolerance) end
     end
     return most, free
@@ -120,8 +129,9 @@ local function spend(ids)
     local taken, order, members = {}, {}, {}
     for i, names in ipairs(redis.call('HMGET', limits, unpack(ids))) do
         for key in gmatch(names or '', '[^\n]+') do
+            -- The rule may have had a rate when the job was admitted.
+            members[#members + 1] = key .. '\0' .. ids[i]
             if rule_of(key).bands[1] then
-                members[#members + 1] = key .. '\0' .. ids[i]
                 if not taken[key] then order[#order + 1] = key end
                 taken[key] = (taken[key] or 0) + 1
             end
@@ -133,7 +143,7 @@ local function spend(ids)
         local free = now
         for i, band in ipairs(rule_of(key).bands) do
             local field = key .. '\0' .. i
-            local arrival = max(now, tonumber(redis.call('ZSCORE', spent, field) or 0)) + taken[key] * band.interval
+            local arrival = arrival_of(key, i, band) + taken[key] * band.interval
             redis.call('ZADD', spent, format('%.4f', arrival), field)
             free = max(free, arrival - band.tolerance)
         end
@@ -152,10 +162,10 @@ if rule then
     if most < want then count, enough, less = math.min(count, most), false, true end
 end
 for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
-if redis.call('EXISTS', unspent) == 1 then spend(ids) end
+if redis.call('EXISTS', limits) == 1 then spend(ids) end
 if rule then
     for i, band in ipairs(rule.bands) do
-        local arrival = max(now, tonumber(redis.call('ZSCORE', spent, 'queue\0' .. i) or 0)) + count * band.interval
+        local arrival = arrival_of('queue', i, band) + count * band.interval
         redis.call('ZADD', spent, format('%.4f', arrival), 'queue\0' .. i)
     end
     if less then
@@ -163,8 +173,9 @@ if rule then
         limited_ms = ms_until(free)
     end
 end
+else
+    for i = #ids, count + 1, -1 do ids[i] = nil end
 end
-for i = #ids, count + 1, -1 do ids[i] = nil end
 local fence = next_fence(facts[2])
 local token = fence .. ' ' .. worker
 -- Convert the number to text once here. Otherwise redis.call() converts it for every job.
@@ -191,7 +202,8 @@ end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
-if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1) then
+if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1
+    or limits and redis.call('EXISTS', openings) == 1) then
     redis.call('ZADD', wake, 0, 't')
 end
 return { token, now, ids, specs, charged(ids), limited_ms }

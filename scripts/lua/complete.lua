@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- complete: moves held jobs from active to completed, with their results.
+-- complete: moves leased jobs from active to completed, with their results.
 -- KEYS active leases completed results expires events metrics; limits admitted openings
 --   Leave out the keys after the semicolon when the jobs were claimed before the queue had limits.
 -- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- defer: moves held jobs that the worker cannot run from active to delayed, uncharged.
+-- defer: moves leased jobs that the worker cannot run from active to delayed, uncharged.
 -- If the worker does not know the type, the job is parked: it stays delayed for the given time, unless a worker that knows the
 -- type recalls it. The control channel names these types to all workers. Any other job is delayed for twice as long each time.
 -- KEYS active leases delayed attempts unserved metrics wake control parked limits admitted openings

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- fail: moves held jobs from active to failed. They are not retried.
+-- fail: moves leased jobs from active to failed. They are not retried.
 -- KEYS active leases failed attempts errors expires events metrics limits admitted openings
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)

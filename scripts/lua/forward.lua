@@ -4,7 +4,8 @@
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, limit
 -- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
---   1 if held jobs wait for admit, or if the queue has limits and their keys are left out (nothing changed), else 0
+--   1 if held jobs wait for admit, or if jobs are due in a queue with limits whose keys are left out
+--   (nothing changed), else 0
 local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])

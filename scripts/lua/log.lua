@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- log: appends log lines of held jobs. The column keeps the last 64 KiB of each job.
+-- log: appends log lines of leased jobs. The column keeps the last 64 KiB of each job.
 -- KEYS leases logs
 -- ARGV per job: id, token, number of lines that the run wrote before these, the same number with these, lines (one JSON object
 --   per line)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- progress: stores the progress of held jobs. The last value replaces earlier ones.
+-- progress: stores the progress of leased jobs. The last value replaces earlier ones.
 -- KEYS leases progress
 -- ARGV per job: id, token, value (JSON)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)

@@ -63,6 +63,8 @@ elseif string.sub(cursor, 1, 1) == 'h' then
 else
     local start = string.sub(cursor, 2)
     local rank = start ~= '' and redis.call('ZRANK', held, start) or nil
+    -- If the job of the cursor has left, end here. The next walk starts at the beginning.
+    if start ~= '' and not rank then return { '', 0 } end
     local found = redis.call('ZRANGE', held, rank and rank + 1 or 0, (rank or -1) + page, 'WITHSCORES')
     for i = 1, #found, 2 do
         local id, place = found[i], string.format('%016.0f', tonumber(found[i + 1]) + 4503599627370496)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- release: moves held jobs from active back to the front of their priority in waiting, uncharged.
+-- release: moves leased jobs from active back to the front of their priority in waiting, uncharged.
 -- KEYS active leases waiting priorities attempts meta wake limits admitted held held_by openings
 -- ARGV now; then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)

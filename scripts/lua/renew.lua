@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- renew: extends the leases of held jobs, from now.
+-- renew: extends the leases of leased jobs, from now.
 -- KEYS active leases
 -- ARGV now, lease ms; then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)

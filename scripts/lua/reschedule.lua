@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- reschedule: moves held jobs from active to delayed after a failed attempt. The attempt is charged.
+-- reschedule: moves leased jobs from active to delayed after a failed attempt. The attempt is charged.
 -- KEYS active leases delayed attempts errors metrics wake limits admitted openings
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
--- rule: writes or removes a rule of limits, and lets admit look at the keys whose jobs it holds, one page per call.
--- KEYS rules held_by openings reopens meta wake
+-- rule: writes or removes a rule of limits. Then, one page per call, jobs of the rule that were admitted and have not started go
+--   back to held, and admit gets to look at all keys of the rule that hold jobs.
+-- KEYS rules limits waiting held held_by admitted unspent openings reopens meta wake
 -- ARGV layer ("set": an operator's rule, which takes precedence; "declared": the one that code declares), name, text ('': remove it),
---   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of keys per call)
--- RETURNS the cursor of the next call, or '' when all keys were looked at; 'full' when there are too many rules (nothing changed)
-local rules, held_by, openings, reopens, meta, wake = unpack(KEYS)
+--   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of jobs or keys per call)
+-- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rules (nothing changed)
+local rules, limits, waiting, held, held_by, admitted, unspent, openings, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
 if cursor == '' then
@@ -19,7 +20,8 @@ if cursor == '' then
         redis.call('HSET', rules, name, set .. '\n' .. declared)
     end
     local after = set ~= '' and set or declared
-    if before == after then return '' end
+    -- A rule that an operator sets again may not have reached all keys: the reply to the first call was lost, or its caller died.
+    if before == after and layer ~= 'set' then return '' end
     if name == 'queue' then
         -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta.
         if after == '' then redis.call('HDEL', meta, 'rule') else redis.call('HSET', meta, 'rule', after, 'limited', 1) end
@@ -28,25 +30,57 @@ if cursor == '' then
     end
 end
 
--- Keys of a rule are its name, alone or followed by a colon. Jump from each key that holds jobs to the next one.
-local opened, after = 0, cursor
-while opened < page do
-    local start = after ~= '' and '(' .. after .. '\1' or '[' .. name .. '\0'
-    local member = redis.call('ZRANGE', held_by, start, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
-    local key = member and string.match(member, '^[^%z]+')
-    if key and key ~= name and string.sub(key, 1, #name + 1) < name .. ':' then
-        -- Other rules stand between the name alone and the name with a colon: "mail", "mail-fast", "mail:a".
-        after = name .. ':'
-        member = redis.call('ZRANGE', held_by, '[' .. after, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
-        key = member and string.match(member, '^[^%z]+')
+-- The next member of a rule's keys, which are its name, alone or followed by a colon: "mail NUL ...", "mail:a NUL ...". Members of
+-- other rules, such as "mail-fast", may stand between these two.
+local function next_member(set, start)
+    local member = redis.call('ZRANGE', set, start, '(' .. name .. '\1', 'BYLEX', 'LIMIT', 0, 1)[1]
+    if member then return member end
+    local colon = '[' .. name .. ':'
+    if string.sub(start, 2) > name .. ':' then colon = start end
+    return redis.call('ZRANGE', set, colon, '(' .. name .. ';', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
+
+local function take_back(key, id, score)
+    for other in string.gmatch(redis.call('HGET', limits, id) or key, '[^\n]+') do
+        redis.call('ZREM', admitted, other .. '\0' .. id)
+        redis.call('ZREM', unspent, other .. '\0' .. id)
+        redis.call('ZADD', openings, '-inf', other)
     end
-    if not key or key ~= name and string.sub(key, 1, #name + 1) ~= name .. ':' then
-        after = ''
-        break
+    redis.call('ZREM', waiting, id)
+    redis.call('ZADD', held, score, id)
+    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', tonumber(score) + 4503599627370496) .. '\0' .. id)
+end
+
+local looked = 0
+if string.sub(cursor, 1, 1) ~= 'k' then
+    local start = cursor == '' and '[' .. name .. '\0' or '(' .. string.sub(cursor, 2)
+    while looked < page do
+        local member = next_member(admitted, start)
+        if not member then
+            cursor = 'k'
+            break
+        end
+        local key, id = string.match(member, '^([^%z]*)%z(.*)$')
+        local score = redis.call('ZSCORE', waiting, id)
+        if score then take_back(key, id, score) end
+        start, looked = '(' .. member, looked + 1
+        cursor = 'a' .. member
     end
+    if cursor ~= 'k' then return cursor end
+end
+
+local start = cursor == 'k' and '[' .. name .. '\0' or '[' .. string.sub(cursor, 2) .. '\1'
+while looked < page do
+    local member = next_member(held_by, start)
+    if not member then
+        redis.call('ZADD', wake, 0, 't')
+        return ''
+    end
+    local key = string.match(member, '^[^%z]*')
     redis.call('ZREM', reopens, key)
     redis.call('ZADD', openings, '-inf', key)
-    after, opened = key, opened + 1
+    -- Jump over the other jobs of this key.
+    start, looked = '[' .. key .. '\1', looked + 1
+    cursor = 'k' .. key
 end
-if opened > 0 then redis.call('ZADD', wake, 0, 't') end
-return after
+return cursor

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- snooze: moves held jobs from active to delayed, because their handlers asked for it. The attempt is not charged.
+-- snooze: moves leased jobs from active to delayed, because their handlers asked for it. The attempt is not charged.
 -- KEYS active leases delayed attempts metrics wake limits admitted openings
 -- ARGV now; then per job: id, token, delay ms
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)

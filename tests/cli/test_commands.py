@@ -190,7 +190,7 @@ def test_stats(jobq, finished):
     assert (stats["queue"], stats["completed"], stats["failed"], stats["paused"]) == ("tasks", 1, 1, False)
     head, line = jobq("stats").out.splitlines()
     assert head.split()[:3] == ["QUEUE", "WAITING", "DELAYED"]
-    assert line.split()[:7] == ["tasks", "0", "0", "0", "1", "1", "0"]
+    assert line.split()[:8] == ["tasks", "0", "0", "0", "0", "1", "1", "0"]
 
 
 def test_stats_of_an_empty_server(jobq):
@@ -387,9 +387,9 @@ def test_queues(jobq, finished):
     jobq("enqueue", "x", "--queue", "other", "--create")
     jobq("pause", "other")
     head, first, second = (line.split() for line in jobq("queues").out.splitlines())
-    assert head == ["QUEUE", "WAITING", "DELAYED", "ACTIVE", "COMPLETED", "FAILED", "WORKERS"]
-    assert first == ["other", "1", "0", "0", "0", "0", "0", "paused"]
-    assert second == ["tasks", "0", "0", "0", "1", "1", "0"]
+    assert head == ["QUEUE", "WAITING", "DELAYED", "HELD", "ACTIVE", "COMPLETED", "FAILED", "WORKERS"]
+    assert first == ["other", "1", "0", "0", "0", "0", "0", "0", "paused"]
+    assert second == ["tasks", "0", "0", "0", "0", "1", "1", "0"]
     (row,) = jobq("queues", "other", "--json").json
     assert (row["queue"], row["waiting"], row["workers"], row["paused"]) == ("other", 1, 0, True)
 

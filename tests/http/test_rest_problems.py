@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     BadJSON: (BadJSON("no"), 400, "invalid-json"),
     errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
+    errors.UnknownRule: (errors.UnknownRule("a", ["b"]), 422, "unknown-rule"),
     errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),
     errors.IdempotencyConflict: (errors.IdempotencyConflict("j"), 422, "idempotency-conflict"),
@@ -130,7 +131,7 @@ async def test_a_wrong_state_is_answered_with_the_state_and_the_allowed_ones(cli
         assert (body["state"], body["allowed"]) == ("waiting", allowed)
     await client.post(f"/jobs/{job}/kill")
     body = await problem(await client.post(f"/jobs/{job}/kill"), 409, "wrong-state")
-    assert (body["state"], body["allowed"]) == ("failed", ["waiting", "delayed", "active"])
+    assert (body["state"], body["allowed"]) == ("failed", ["waiting", "delayed", "held", "active"])
 
 
 # -- Redis away, Redis full -----------------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ async def test_errors_have_attributes_for_programs(queue: Queue):
     with pytest.raises(errors.JobKilled) as killed:
         await job.result()
     assert (killed.value.job_id, killed.value.type, killed.value.message) == (job.id, "Killed", "killed by an operator")
-    with pytest.raises(errors.WrongState, match="it is failed, and kill takes waiting or delayed or active"):
+    with pytest.raises(errors.WrongState, match="it is failed, and kill takes waiting or delayed or held or active"):
         await queue.kill(job.id)
     await queue.remove(job.id)
     with pytest.raises(errors.JobNotFound) as missing:

@@ -127,7 +127,7 @@ async def test_a_child_that_died_while_idle_harms_no_job(process, start, until):
         ("retry", "Retry", "later", State.DELAYED),
         ("stop", "RuntimeError", "StopIteration", State.FAILED),
         ("broken", "isolated.fail.<locals>.Broken", "str() fails", State.FAILED),
-        ("result", "InvalidResult", "no JSON form", State.FAILED),
+        ("result", "InvalidResult", "cannot be encoded as JSON", State.FAILED),
     ],
 )
 async def test_an_exception_in_a_child_is_reported_by_the_worker(process, start, until, how, type_, message, state):

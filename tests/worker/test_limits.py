@@ -25,10 +25,6 @@ class Peak:
         self.now: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
 
-    def __call__(self, value: str) -> Peak:
-        self._value = value
-        return self
-
     def begin(self, value: str) -> None:
         self.now[value] += 1
         self.most[value] = max(self.most[value], self.now[value])

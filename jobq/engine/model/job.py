@@ -93,7 +93,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return ready if self.run_at is None else max(ready, self.run_at)
 
 
-class LimitBy(msgspec.Struct, frozen=True, array_like=True):
+class LimitBy(msgspec.Struct, frozen=True):
     """A limit key whose value is an argument of the job. ``default``: the value if the payload leaves it out."""
 
     rule: str

@@ -88,7 +88,7 @@ class Rate:
     """At most ``count`` jobs start in ``per`` (seconds, ``timedelta`` or a text such as ``"1m"``), spread evenly.
 
     ``burst``: how many of them may start at once after a quiet time. ``by``, ``name``: as for ``Concurrency``.
-    The algorithm is GCRA, which knows no windows: there is no moment at which two windows' jobs start together.
+    The algorithm is GCRA. It has no windows, so the jobs of two windows cannot start together.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def period_ms(per: Seconds | str) -> int:
 
 
 def check_rule_name(name: str) -> str:
-    """Check and return a queue's name.
+    """Check and return the name of a rule.
 
     :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
     """
@@ -244,11 +244,11 @@ def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
             raise InvalidJob(
                 f"limits of a queue hold {limit!r:.80}: a queue takes Concurrency and Rate without by= and name="
             )
-    return declared_rules(limits, QUEUE_RULE, {})[0]
+    return declared_rules(limits, QUEUE_RULE, {}, of_queue=True)[0]
 
 
 def declared_rules(
-    given: Sequence[Any], type: str, arguments: dict[str, Any]
+    given: Sequence[Any], type: str, arguments: dict[str, Any], *, of_queue: bool = False
 ) -> tuple[dict[str, Rule], tuple[str, ...], tuple[LimitBy, ...]]:
     """What ``limits=[...]`` of a task declares: its rules, the keys of its jobs, and the keys that arguments complete.
 
@@ -267,6 +267,8 @@ def declared_rules(
         if not isinstance(limit, Concurrency | Rate):
             raise InvalidJob(f"limits holds {limit!r:.80}: it takes Concurrency(...), Rate(...) or the key of a rule")
         name = check_rule_name(limit.name or (f"{type}.{limit.by}" if limit.by else type))
+        if name == QUEUE_RULE and not of_queue:
+            raise InvalidJob("the rule 'queue' is that of the whole queue: give the limit another name=")
         counts, bands = parts.setdefault(name, ([], []))
         if isinstance(limit, Concurrency):
             counts.append(limit.count)

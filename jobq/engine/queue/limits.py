@@ -60,7 +60,7 @@ async def write_rule(store: Store, layer: Literal["set", "declared"], name: str,
     cursor: bytes | str = ""
     while cursor := await store.do(store.rule(layer, name, text, cursor)):
         if cursor == b"full":
-            raise InvalidJob(f"rule {name!r} is one too many for the queue: remove rules that are not used")
+            raise InvalidJob(f"rule {name!r} is one too many: a queue has 1,000 rules at most")
 
 
 class LimitVerbs(ABC):

@@ -34,6 +34,7 @@ CALL: Final = 50
 fault at nearly every access."""
 _SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
 _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
+_BY_PRIORITY: Final = (State.WAITING, State.BLOCKED, State.HELD)
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
@@ -156,11 +157,11 @@ class Pager:
         )
         if state not in allowed:
             raise InvalidQuery(f"cannot {verb} all {state} jobs: it takes {', '.join(allowed)}")
-        if older_than is not None and state in (State.WAITING, State.BLOCKED):
+        if older_than is not None and state in _BY_PRIORITY:
             raise InvalidQuery(f"{state} jobs stand in order of priority, not of age: leave the age out")
         now = self._store.now_ms()
         # Jobs that finish from now on are left alone.
-        highest = "" if state in (State.WAITING, State.BLOCKED) else str(now - to_ms(older_than or 0))
+        highest = "" if state in _BY_PRIORITY else str(now - to_ms(older_than or 0))
         if state is State.DELAYED and older_than is None:
             highest = ""
         moved = 0

@@ -11,6 +11,7 @@ import msgspec
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.types import difference, encode_published, read_type
+from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.limits import declare_rules
 from jobq.errors import StoreError
 
@@ -113,8 +114,10 @@ class Publisher:
 
         :raises StoreError: Redis does not answer.
         """
-        if self._started:
-            await declare_rules(store, self._rules)
+        if self._rules:
+            # The queue may have been dropped, or Redis may have lost its data.
+            known: set[str] = set() if self._started else {as_text(name) for name in await store.rule_names()}
+            await declare_rules(store, {name: rule for name, rule in self._rules.items() if name not in known})
         rows = self._rows()
         for at in range(0, len(rows), PAGE):
             page = rows[at : at + PAGE]

@@ -109,7 +109,7 @@ class Store(Opening):
         return read_claimed(reply)
 
     def complete(self, jobs: list[Argument], counts: list[Argument]) -> Call[Settled]:
-        """Move held jobs to completed: groups id, token, result, retention ms. ``counts``: flat pairs for metrics."""
+        """Move leased jobs to completed: groups id, token, result, retention ms. ``counts``: flat pairs for metrics."""
         # Jobs of one claim have the same token. Sending it once per group halves the number of arguments.
         groups: dict[tuple[Argument, Argument], list[Argument]] = {}
         words = iter(jobs)
@@ -126,15 +126,15 @@ class Store(Opening):
         return Call("complete", args, read_settled, short=not self.limited)
 
     def reschedule(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Move held jobs to delayed, charged: groups id, token, attempt, delay ms, error record. Returns lost ids."""
+        """Move leased jobs to delayed, charged: groups id, token, attempt, delay ms, error record. Returns lost ids."""
         return Call("reschedule", [self.now, *jobs], read_as_is)
 
     def fail(self, jobs: list[Argument]) -> Call[Settled]:
-        """Move held jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
+        """Move leased jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
         return Call("fail", [self.now, *jobs], read_settled)
 
     def release(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Move held jobs back to the front of waiting, uncharged: flat pairs id, token. Returns lost ids."""
+        """Move leased jobs back to the front of waiting, uncharged: flat pairs id, token. Returns lost ids."""
         return Call("release", [self.now, *jobs], read_as_is)
 
     def defer(self, jobs: list[Argument], first_ms: int, longest_ms: int, types: Argument) -> Call[list[bytes]]:
@@ -145,7 +145,7 @@ class Store(Opening):
         return Call("defer", [self.now, first_ms, longest_ms, types, *jobs], read_as_is)
 
     def snooze(self, jobs: list[Argument]) -> Call[list[bytes]]:
-        """Move held jobs to delayed, uncharged: flat triples id, token, delay ms. Returns lost ids."""
+        """Move leased jobs to delayed, uncharged: flat triples id, token, delay ms. Returns lost ids."""
         return Call("snooze", [self.now, *jobs], read_as_is)
 
     def recall(self, limit: int, types: Iterable[Argument]) -> Call[int]:

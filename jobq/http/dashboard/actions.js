@@ -7,7 +7,7 @@ export function verbs(row) {
   const post = (verb, done, body) => async () => { await api(jobPath(id, `/${verb}`), { method: "POST", body }); toast(done); };
   const button = (scope, name, words, act, more) => may(scope) &&
     el("button", { class: more?.danger ? "danger" : "", click: () => ask(name, words, act, more) }, name);
-  const ended = state === "failed" || state === "completed", startable = state === "waiting" || state === "delayed";
+  const ended = state === "failed" || state === "completed", startable = ["waiting", "delayed", "held"].includes(state);
   return [
     ended && button("write", state === "failed" ? "Retry" : "Run again", "It goes back to waiting with fresh attempts.", post("retry", "It is waiting again.")),
     state === "delayed" && button("write", "Run now", "It goes to waiting at once.", post("promote", "It is waiting.")),
