@@ -1,6 +1,6 @@
 """A lane makes the trips of one source. A trip sends outcomes and claims jobs, in one write of whole scripts.
 
-A trip sends the outcomes of ended runs, trims, forwards delayed jobs that are due, and claims jobs for the free
+A trip sends the outcomes of ended runs, trims, recalls, forwards, admits, and claims jobs for the free
 slots. The trips of a source follow one another. So its jobs start in the order of their claims, and the notes of a
 run are stored before its outcome. Each source has its own lane, so a server that does not answer does not delay
 other sources.

@@ -28,7 +28,7 @@ export function obstacles(type = null) {
 export function why({ row, ahead }) {
   const last = row.errors.at(-1);
   const tried = `attempt ${row.attempts_made} of ${row.attempts ?? "any number"}`;
-  const unserved = row.unserved ? [["warn", `${plural(row.unserved, "time")} a worker took it and gave it back: it did not know its type.`]] : [];
+  const unserved = row.unserved ? [["warn", `${plural(row.unserved, "time")} a worker took it and gave it back: it could not run it.`]] : [];
   if (row.state === "completed") return [["good", `It has run: ${tried}, in ${span(row.duration ?? 0)}.`]];
   if (row.state === "failed") {
     const words = last ? `${last.type}: ${last.message}` : "no record of the error is left";
@@ -49,7 +49,7 @@ export function why({ row, ahead }) {
     const due = row.run_at - time();
     const when = due > 0 ? `${clock(row.run_at)}, in ${span(due)}` : "now: a live worker moves it to waiting within a second";
     const snoozed = row.snoozes ? [["", `Its handler has put it off ${plural(row.snoozes, "time")}. That charges no attempt.`]] : [];
-    const reason = row.unserved && !row.attempts_made ? "A worker that knows its type runs it at once; else it is offered again" : row.snoozes ? "It is due again" : last ? `Attempt ${last.attempt} of ${row.attempts ?? "any number"} failed; the next one is due` : "It is delayed until";
+    const reason = row.unserved && !row.attempts_made ? "A worker that can run it may recall it; otherwise it is offered again" : row.snoozes ? "It is due again" : last ? `Attempt ${last.attempt} of ${row.attempts ?? "any number"} failed; the next one is due` : "It is delayed until";
     return [["warn", `${reason} ${when}.`], ...snoozed, ...unserved, ...held, ...key];
   }
   const place = ahead === null ? [] : [["", ahead === 0 ? "It is the next one." : `${typeof ahead === "number" ? plural(ahead, "job stands", "jobs stand") : `${ahead} jobs stand`} before it.`]];
