@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from jobq.engine.model.encoding import deeper_than
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -98,7 +100,7 @@ def check_json(text: bytes, level: int = 0) -> None:
         # again has as many colons as before. Otherwise the slow check decides.
         if b"\\u003" in text or _encode(value).count(b":") != text.count(b":"):
             json.loads(text, object_pairs_hook=_unique)
-        if text.count(b"[") + text.count(b"{") > most and _deeper_than(value, most):
+        if text.count(b"[") + text.count(b"{") > most and deeper_than(value, most):
             raise _too_deep()
     except REFUSALS as error:
         raise refusal(error) from None
@@ -130,16 +132,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise BadJSON(f"the key {twice[:80]!r} is there twice in one object; parsers would read different values")
     return found
-
-
-def _deeper_than(value: Any, most: int) -> bool:
-    level: list[Any] = [value]
-    for _ in range(most):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += item.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-            elif isinstance(item, list):
-                inner += item
-        level = inner
-    return any(isinstance(item, dict | list) for item in level)

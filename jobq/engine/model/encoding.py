@@ -17,6 +17,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+DEPTH_MAX: Final = 500
+"""Levels of arrays and objects in a value that no encoder made."""
 _SCALARS: Final = frozenset((type(None), bool, int, str))
 _LEAVES: Final = _SCALARS | {float, bytes, bytearray, msgspec.Raw}
 
@@ -57,9 +59,29 @@ def check_sound(data: bytes | msgspec.Raw) -> None:
     :raises ValueError: not everybody could read it.
     """
     try:
-        msgspec.json.decode(data)
+        value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"a msgspec.Raw in it is not one JSON value: {error}") from None
+    text = bytes(data)
+    if text.count(b"[") + text.count(b"{") > DEPTH_MAX and deeper_than(value, DEPTH_MAX):
+        # The limit of a Python decides how deep its decoder can read, and it differs between versions.
+        raise ValueError(
+            f"a msgspec.Raw in it is not one JSON value that everybody can read: it has more than {DEPTH_MAX} levels"
+        )
+
+
+def deeper_than(value: Any, most: int) -> bool:
+    """Whether a decoded value has more levels of arrays and objects than ``most``."""
+    level: list[Any] = [value]
+    for _ in range(most):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            elif isinstance(item, list):
+                inner += item
+        level = inner
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _holds_raw(value: Any) -> bool:
