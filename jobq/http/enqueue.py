@@ -97,7 +97,7 @@ def _split(body: bytes, most: int) -> list[msgspec.Raw]:
     """The jobs of an array.
 
     :raises HttpProblem: there are more than ``most``, or none.
-    :raises BadJSON: it is no JSON.
+    :raises BadJSON: it is not JSON.
     """
     try:
         values = astuple(_items(most).decode(body))

@@ -15,6 +15,7 @@ import msgspec
 from jobq.engine.model.job import LimitBy
 from jobq.engine.model.times import to_ms
 from jobq.errors import InvalidJob
+from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,8 +33,6 @@ VALUE_MAX: Final = 200
 """Bytes of a key's value. A longer one is replaced by its hash."""
 
 _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
 
 class Band(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -120,12 +119,11 @@ def period_ms(per: Seconds | str) -> int:
     """
     seconds: Any = per
     if isinstance(per, str):
-        found = _PERIOD.fullmatch(per.strip()[:40])
-        if not found:
+        seconds = to_seconds(per.strip()[:40].replace(" ", ""))
+        if seconds is None:
             raise InvalidJob(
                 f"per is {per!r:.80}: it takes seconds, a timedelta, or a text such as '500ms', '1m' or '1d'"
             )
-        seconds = float(found[1]) * _UNITS[found[2]]
     ms = to_ms(seconds)
     if not 1 <= ms <= PERIOD_MAX_MS:
         raise InvalidJob(f"per is {per!r:.80}: it takes 1 ms to 366 days")
@@ -220,7 +218,7 @@ class LimitKeyRow(msgspec.Struct, frozen=True):
 def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgspec.Raw) -> list[str]:
     """The limit keys of a job, in the order in which they are checked, each once.
 
-    :raises InvalidJob: the payload is no object, so it has no arguments.
+    :raises InvalidJob: the payload is not an object, so it has no arguments.
     """
     keys = dict.fromkeys(limits)
     if by:
@@ -237,7 +235,7 @@ def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgsp
 def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
     """The rule of a whole queue, under its name; empty if there are no limits.
 
-    :raises InvalidJob: an entry has a ``by`` or a ``name``, or is no limit.
+    :raises InvalidJob: an entry has a ``by`` or a ``name``, or is not a limit.
     """
     for limit in limits:
         if isinstance(limit, str) or getattr(limit, "by", None) is not None or getattr(limit, "name", None) is not None:
@@ -254,7 +252,7 @@ def declared_rules(
 
     ``arguments``: the handler's arguments, with their defaults or ``inspect.Parameter.empty``.
 
-    :raises InvalidJob: ``by`` names no argument, two entries give one rule two numbers, or an entry is no limit.
+    :raises InvalidJob: ``by`` names no argument, two entries give one rule two numbers, or an entry is not a limit.
     """
     parts: dict[str, tuple[list[int], list[Band]]] = {}
     keys: dict[str, None] = {}
