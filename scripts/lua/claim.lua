@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits unspent spent rules held_by reopens openings
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits unspent spent rules full_lines reopens openings arrivals turns
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
@@ -9,7 +9,7 @@
 --   only if the queue's own limits allowed fewer jobs than `want`: ms until they allow the next one (-1: when a job ends)
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, unspent, spent, rules, held_by, reopens, openings = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -147,7 +147,7 @@ local function spend(ids)
             redis.call('ZADD', spent, format('%.4f', arrival), field)
             free = max(free, arrival - band.tolerance)
         end
-        if #redis.call('ZRANGE', held_by, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1) > 0
+        if #redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1) > 0
             and not redis.call('ZSCORE', openings, key) and not redis.call('ZSCORE', reopens, key) then
             redis.call('ZADD', reopens, format('%.4f', free), key)
             redis.call('ZADD', wake, 0, 't')
@@ -203,7 +203,7 @@ redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
 if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1
-    or limits and redis.call('EXISTS', openings) == 1) then
+    or limits and redis.call('EXISTS', openings, arrivals, turns) > 0) then
     redis.call('ZADD', wake, 0, 't')
 end
 return { token, now, ids, specs, charged(ids), limited_ms }

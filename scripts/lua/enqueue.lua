@@ -1,6 +1,6 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits openings
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits arrivals
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
@@ -15,7 +15,7 @@
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, openings = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, arrivals = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -110,12 +110,11 @@ local function was_removed(id, spec)
 end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 

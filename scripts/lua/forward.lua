@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- forward: moves due jobs from delayed to waiting, or to held if they have limits, in the order of their due times.
--- KEYS delayed waiting priorities meta wake parked unserved; limits held held_by openings
+-- KEYS delayed waiting priorities meta wake parked unserved; limits held held_by arrivals
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, limit
 -- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
 --   1 if held jobs wait for admit, or if jobs are due in a queue with limits whose keys are left out
 --   (nothing changed), else 0
-local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
+local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
 local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
@@ -36,12 +36,11 @@ end
 -- end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- promote: moves delayed jobs to waiting now, before their due time, or to held if they have limits.
--- KEYS delayed waiting priorities attempts meta wake requests answers parked unserved limits held held_by openings
+-- KEYS delayed waiting priorities attempts meta wake requests answers parked unserved limits held held_by arrivals
 -- ARGV now, request; then ids
 -- RETURNS per id "delayed", or '' (the job is not delayed: nothing changed)
-local delayed, waiting, priorities, attempts, meta, wake, requests, answers, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, requests, answers, parked, unserved, limits, held, held_by, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -56,12 +56,11 @@ end
 -- end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 

@@ -7,6 +7,7 @@
 -- jobs count down. Both sides are rebased in the same way, from the middle outwards: the job nearest to the middle gets place 1,
 -- the next one gets place 2, and so on. So the order is right at every step, and jobs that are enqueued meanwhile come after
 -- those that still have their old places. The call that has nothing left to move sets the counters back.
+-- `planned` of admit is one of the old places, so it is forgotten.
 local waiting, meta = unpack(KEYS)
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local page, bound = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -49,7 +50,7 @@ if page > 0 then
     for _, count in pairs(behind) do fifo = math.max(fifo, count) end
     for _, count in pairs(before) do lifo = math.max(lifo, count) end
     redis.call('HSET', meta, 'fifo', format('%.0f', fifo), 'lifo', format('%.0f', lifo))
-    redis.call('HDEL', meta, 'rebase')
+    redis.call('HDEL', meta, 'rebase', 'planned')
     return 0
 end
 local state = {}

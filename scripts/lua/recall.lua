@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- recall: moves parked jobs from delayed to the front of their priority in waiting, or in held if they have limits, for a worker that
 -- knows their types.
--- KEYS delayed waiting priorities attempts meta wake parked unserved limits held held_by openings
+-- KEYS delayed waiting priorities attempts meta wake parked unserved limits held held_by arrivals
 -- ARGV now, limit; then types
 -- RETURNS the number of moved jobs; if it is `limit`, more may be parked
-local delayed, waiting, priorities, attempts, meta, wake, parked, unserved, limits, held, held_by, openings = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, parked, unserved, limits, held, held_by, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
 if redis.call('EXISTS', parked) == 0 then return 0 end
@@ -50,12 +50,11 @@ end
 -- end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- recount: compares what is counted under limit keys with the jobs themselves, and mends differences, one page per call.
--- KEYS admitted unspent held held_by openings reopens waiting active limits rules metrics wake
+-- KEYS admitted unspent held held_by openings reopens waiting active limits rules metrics wake meta arrivals lines open_lines full_lines turns finish groups
 -- ARGV page (largest number of members per call), cursor ('' in the first call, then the last reply's)
 -- RETURNS the cursor of the next call ('' when all was compared), and the number of differences that were mended
 -- No script makes such differences. They can come from a damaged or edited database, and a limit would then stay too low for ever.
-local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, rules, metrics, wake = unpack(KEYS)
+local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
 local page, cursor = tonumber(ARGV[1]), ARGV[2]
-local match, gmatch, mended, after = string.match, string.gmatch, 0, ''
+local match, sub, mended, after = string.match, string.sub, 0, ''
 
 -- shared: add
 -- A damaged count starts again. Otherwise it would refuse the outcomes of all jobs.
@@ -17,42 +17,81 @@ end
 
 -- Members behind the cursor. The cursor is the letter of a set, followed by the last member that was compared.
 local function members(set, letter)
-    local start = string.sub(cursor, 1, 1) == letter and '(' .. string.sub(cursor, 2) or '-'
+    local start = sub(cursor, 1, 1) == letter and '(' .. sub(cursor, 2) or '-'
     local found = redis.call('ZRANGE', set, start, '+', 'BYLEX', 'LIMIT', 0, page)
     if #found == page then after = letter .. found[page] end
     return found
 end
 
-local function lost(set, member, key)
-    redis.call('ZREM', set, member)
-    redis.call('ZADD', openings, '-inf', key)
+-- Let admit look at a line again.
+local function arrive(line)
+    redis.call('ZADD', arrivals, '-inf', line)
     mended = mended + 1
 end
 
-if cursor == '' or string.sub(cursor, 1, 1) == 'a' then
+if cursor == '' or sub(cursor, 1, 1) == 'a' then
     -- A place belongs to a waiting or active job, a token to a waiting one.
     for _, member in ipairs(members(admitted, 'a')) do
         local key, id = match(member, '^([^%z]*)%z(.*)$')
         local waits = key and redis.call('ZSCORE', waiting, id)
         if not waits then
-            if not (key and redis.call('ZSCORE', active, id)) then lost(admitted, member, key or '') end
+            if not (key and redis.call('ZSCORE', active, id)) then
+                redis.call('ZREM', admitted, member)
+                redis.call('ZADD', openings, '-inf', key or '')
+                mended = mended + 1
+            end
             redis.call('ZREM', unspent, member)
         end
     end
     if after == '' then after = 'h' end
-elseif string.sub(cursor, 1, 1) == 'h' then
-    -- A held job stands under one of its keys.
+elseif sub(cursor, 1, 1) == 'h' then
+    -- A member belongs to a held job. Its line has arrived, or is open, or waits for one of its keys.
+    local seen = {}
     for _, member in ipairs(members(held_by, 'h')) do
-        local key, place, id = match(member, '^([^%z]*)%z(%d+)%z(.*)$')
-        local score = key and redis.call('ZSCORE', held, id)
+        local line, place, id = match(member, '^([^%z]*)%z(%d+)%z(.*)$')
+        local score = line and redis.call('ZSCORE', held, id)
         if not score or string.format('%016.0f', tonumber(score) + 4503599627370496) ~= place then
-            lost(held_by, member, key or '')
+            redis.call('ZREM', held_by, member)
+            arrive(line or '')
+        elseif not seen[line] then
+            seen[line] = true
+            local spot = redis.call('HGET', lines, '=' .. line) or ''
+            local set = sub(spot, 1, 1) == 'o' and open_lines or full_lines
+            if not redis.call('ZSCORE', set, sub(spot, 2)) and not redis.call('ZSCORE', arrivals, line) then arrive(line) end
+        end
+    end
+    if after == '' then after = 'o' end
+elseif sub(cursor, 1, 1) == 'o' then
+    -- The group of an open line has a turn.
+    for _, member in ipairs(members(open_lines, 'o')) do
+        local group, line = match(member, '^([^%z]*)%z%d+%z(.*)$')
+        if not line or redis.call('HGET', lines, '=' .. line) ~= 'o' .. member then
+            redis.call('ZREM', open_lines, member)
+            arrive(line or '')
+        elseif not redis.call('ZSCORE', turns, redis.call('HGET', lines, '@' .. group) or '') then
+            redis.call('HDEL', lines, '@' .. group, '=' .. line)
+            arrive(line)
+        end
+    end
+    if after == '' then after = 'f' end
+elseif sub(cursor, 1, 1) == 'f' then
+    for _, member in ipairs(members(full_lines, 'f')) do
+        local key, line = match(member, '^([^%z]*)%z[^%z]*%z%d+%z(.*)$')
+        if not line or redis.call('HGET', lines, '=' .. line) ~= 'f' .. member then
+            redis.call('ZREM', full_lines, member)
+            arrive(line or '')
         elseif not redis.call('ZSCORE', openings, key) and not redis.call('ZSCORE', reopens, key) then
             -- The end of an admitted job opens this key. If there is none, nothing would.
-            if redis.call('ZLEXCOUNT', admitted, '[' .. key .. '\0', '(' .. key .. '\1') == 0 then
-                local row = redis.call('HGET', rules, match(key, '^[^:]*')) or ''
-                local set, declared = match(row, '^([^\n]*)\n?(.*)$')
-                if match(set ~= '' and set or declared, '^%d+') ~= '0' then
+            if sub(key, 1, 1) == '@' or redis.call('ZLEXCOUNT', admitted, '[' .. key .. '\0', '(' .. key .. '\1') == 0 then
+                local shut
+                if sub(key, 1, 1) == '@' then
+                    shut = match(redis.call('HGET', groups, sub(key, 2)) or '', '^%S+ 1')
+                else
+                    local row = redis.call('HGET', rules, match(key, '^[^:]*')) or ''
+                    local set, declared = match(row, '^([^\n]*)\n?(.*)$')
+                    shut = match(set ~= '' and set or declared, '^%d+') == '0'
+                end
+                if not shut then
                     redis.call('ZADD', openings, '-inf', key)
                     mended = mended + 1
                 end
@@ -61,25 +100,26 @@ elseif string.sub(cursor, 1, 1) == 'h' then
     end
     if after == '' then after = 'i' end
 else
-    local start = string.sub(cursor, 2)
+    local start = sub(cursor, 2)
     local rank = start ~= '' and redis.call('ZRANK', held, start) or nil
     -- If the job of the cursor has left, end here. The next walk starts at the beginning.
     if start ~= '' and not rank then return { '', 0 } end
     local found = redis.call('ZRANGE', held, rank and rank + 1 or 0, (rank or -1) + page, 'WITHSCORES')
     for i = 1, #found, 2 do
         local id, place = found[i], string.format('%016.0f', tonumber(found[i + 1]) + 4503599627370496)
-        local first, stands = nil, false
-        for key in gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
-            first = first or key
-            stands = stands or redis.call('ZSCORE', held_by, key .. '\0' .. place .. '\0' .. id)
-        end
-        if not stands then
-            redis.call('ZADD', held_by, 0, (first or '') .. '\0' .. place .. '\0' .. id)
-            redis.call('ZADD', openings, '-inf', first or '')
-            mended = mended + 1
+        local line = redis.call('HGET', limits, id) or ''
+        local member = line .. '\0' .. place .. '\0' .. id
+        if not redis.call('ZSCORE', held_by, member) then
+            redis.call('ZADD', held_by, 0, member)
+            arrive(line)
         end
     end
     if #found == 2 * page then after = 'i' .. found[#found - 1] end
+end
+if cursor == '' then
+    -- A group whose tag has passed starts at the virtual time anyway.
+    local idle = redis.call('ZRANGE', finish, '-inf', redis.call('HGET', meta, 'virtual') or 0, 'BYSCORE', 'LIMIT', 0, page)
+    if #idle > 0 then redis.call('ZREM', finish, unpack(idle)) end
 end
 if mended > 0 then
     add('limits_mended', mended)

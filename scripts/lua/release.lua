@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- release: moves leased jobs from active back to the front of their priority in waiting, uncharged.
--- KEYS active leases waiting priorities attempts meta wake limits admitted held held_by openings
+-- KEYS active leases waiting priorities attempts meta wake limits admitted held held_by openings arrivals
 -- ARGV now; then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, waiting, priorities, attempts, meta, wake, limits, admitted, held, held_by, openings = unpack(KEYS)
+local active, leases, waiting, priorities, attempts, meta, wake, limits, admitted, held, held_by, openings, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -46,12 +46,11 @@ end
 -- end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 
@@ -63,16 +62,15 @@ local function free(list)
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
-            if not seen[key] then
+            -- A group counts its jobs, but has no bound that they could make room under.
+            if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
                 opened[#opened + 1], opened[#opened + 2] = '-inf', key
             end
         end
     end
-    if #places > 0 then
-        redis.call('ZREM', admitted, unpack(places))
-        redis.call('ZADD', openings, unpack(opened))
-    end
+    if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
+    if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
 end
 -- end
 

@@ -25,9 +25,7 @@ local function unhold(id)
     if not place then return nil end
     redis.call('ZREM', held, id)
     local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
-    for key in string.gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
-        redis.call('ZREM', held_by, key .. '\0' .. at .. '\0' .. id)
-    end
+    redis.call('ZREM', held_by, (redis.call('HGET', limits, id) or '') .. '\0' .. at .. '\0' .. id)
     return tonumber(place)
 end
 -- end

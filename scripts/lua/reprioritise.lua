@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- reprioritise: gives jobs that have not started another priority. They keep their order in time.
--- KEYS waiting delayed blocked priorities requests answers held held_by limits openings wake
+-- KEYS waiting delayed blocked priorities requests answers held held_by limits arrivals wake
 -- ARGV now, request, priority; then ids
 -- RETURNS per id its state, or '' (unknown id, active or finished job: nothing changed)
-local waiting, delayed, blocked, priorities, requests, answers, held, held_by, limits, openings, wake = unpack(KEYS)
+local waiting, delayed, blocked, priorities, requests, answers, held, held_by, limits, arrivals, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -18,12 +18,11 @@ end
 -- end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 
@@ -34,9 +33,7 @@ local function unhold(id)
     if not place then return nil end
     redis.call('ZREM', held, id)
     local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
-    for key in string.gmatch(redis.call('HGET', limits, id) or '', '[^\n]+') do
-        redis.call('ZREM', held_by, key .. '\0' .. at .. '\0' .. id)
-    end
+    redis.call('ZREM', held_by, (redis.call('HGET', limits, id) or '') .. '\0' .. at .. '\0' .. id)
     return tonumber(place)
 end
 -- end

@@ -68,16 +68,15 @@ local function free(list)
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
-            if not seen[key] then
+            -- A group counts its jobs, but has no bound that they could make room under.
+            if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
                 opened[#opened + 1], opened[#opened + 2] = '-inf', key
             end
         end
     end
-    if #places > 0 then
-        redis.call('ZREM', admitted, unpack(places))
-        redis.call('ZADD', openings, unpack(opened))
-    end
+    if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
+    if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
 end
 -- end
 

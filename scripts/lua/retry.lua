@@ -1,9 +1,9 @@
 #!lua
 -- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by openings
+-- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, openings = unpack(KEYS)
+local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -71,12 +71,11 @@ local function rival(id)
 end
 
 -- shared: hold
--- A job with limits waits in held until admit finds room under all of its keys. admit looks at the first of these keys first.
-local function hold(id, names, place)
-    local key = string.match(names, '[^\n]+') or ''
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
-    redis.call('ZADD', openings, 'LT', string.format('%.0f', place), key)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
 end
 -- end
 

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- rule: writes or removes a rule of limits. Then, one page per call, jobs of the rule that were admitted and have not started go
---   back to held, and admit gets to look at all keys of the rule that hold jobs.
--- KEYS rules limits waiting held held_by admitted unspent openings reopens meta wake
+--   back to held, and admit gets to look at all keys of the rule that lines of held jobs wait for.
+-- KEYS rules limits waiting held held_by admitted unspent openings arrivals full_lines reopens meta wake
 -- ARGV layer ("set": an operator's rule, which takes precedence; "declared": the one that code declares), name, text ('': remove it),
 --   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of jobs or keys per call)
 -- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rules (nothing changed)
-local rules, limits, waiting, held, held_by, admitted, unspent, openings, reopens, meta, wake = unpack(KEYS)
+local rules, limits, waiting, held, held_by, admitted, unspent, openings, arrivals, full_lines, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
 if cursor == '' then
@@ -41,14 +41,16 @@ local function next_member(set, start)
 end
 
 local function take_back(key, id, score)
-    for other in string.gmatch(redis.call('HGET', limits, id) or key, '[^\n]+') do
+    local line = redis.call('HGET', limits, id) or key
+    for other in string.gmatch(line, '[^\n]+') do
         redis.call('ZREM', admitted, other .. '\0' .. id)
         redis.call('ZREM', unspent, other .. '\0' .. id)
         redis.call('ZADD', openings, '-inf', other)
     end
     redis.call('ZREM', waiting, id)
     redis.call('ZADD', held, score, id)
-    redis.call('ZADD', held_by, 0, key .. '\0' .. string.format('%016.0f', tonumber(score) + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', tonumber(score) + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', score, line)
 end
 
 local looked = 0
@@ -71,7 +73,7 @@ end
 
 local start = cursor == 'k' and '[' .. name .. '\0' or '[' .. string.sub(cursor, 2) .. '\1'
 while looked < page do
-    local member = next_member(held_by, start)
+    local member = next_member(full_lines, start)
     if not member then
         redis.call('ZADD', wake, 0, 't')
         return ''
@@ -79,7 +81,7 @@ while looked < page do
     local key = string.match(member, '^[^%z]*')
     redis.call('ZREM', reopens, key)
     redis.call('ZADD', openings, '-inf', key)
-    -- Jump over the other jobs of this key.
+    -- Jump over the other lines of this key.
     start, looked = '[' .. key .. '\1', looked + 1
     cursor = 'k' .. key
 end

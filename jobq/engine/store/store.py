@@ -49,6 +49,8 @@ COMPARED_MS: Final = 120_000
 """The time for which a published type is compared with those of other publishers, which publish twice a minute."""
 RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
+LINES_COUNTED: Final = 1000
+"""Lines of held jobs that one reading of limits counts exactly."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -282,7 +284,7 @@ class Store(Opening):
 
     def limits(self, rule: str, most: int = 1000) -> Call[list[Any]]:
         """Rules, or the keys of one rule, as limits.lua returns them."""
-        return Call("limits", [rule, most], read_as_is)
+        return Call("limits", [rule, most, LINES_COUNTED], read_as_is)
 
     def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
         """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
