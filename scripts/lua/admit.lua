@@ -365,7 +365,7 @@ end
 -- Admit the most urgent jobs of one line, up to the place of the group's next line, and while the group's turn lasts. Jobs of
 -- another priority have another turn.
 local function serve_line(group, line, keys, band, bound, rival)
-    local g, most, full = share(group), min(want - n, looks, 64), nil
+    local g, most, full = share(group), min(want - n, looks + 1, 64), nil
     local page = redis.call('ZRANGE', held_by, from(line), to(line), 'BYLEX', 'LIMIT', 0, most + 1)
     local taken, next_first = {}, nil
     for i, member in ipairs(page) do
@@ -389,14 +389,16 @@ local function serve_line(group, line, keys, band, bound, rival)
         close(full)
         -- Another line may use the room that this one left under its other keys.
         for _, key in ipairs(keys) do
-            if key ~= full and #keys > 1 and room(key) > 0 then redis.call('ZADD', openings, '-inf', key) end
+            if key ~= full and sub(key, 1, 1) ~= '@' and room(key) > 0 then redis.call('ZADD', openings, '-inf', key) end
         end
     elseif next_first then
         stand(line, nil, next_first)
     else
         leave(line)
         if #page == 0 then
-            for _, key in ipairs(keys) do redis.call('ZADD', openings, '-inf', key) end
+            for _, key in ipairs(keys) do
+                if sub(key, 1, 1) ~= '@' then redis.call('ZADD', openings, '-inf', key) end
+            end
         end
     end
 end

@@ -1,21 +1,22 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits arrivals
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits arrivals groups
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
 --   than '-' marks the idempotency key of a request. Such a key is not released with its job, only after its ttl.
---   Limit keys follow after a vertical tab, one a line.
+--   After a vertical tab follow "@group" if the job has a group, and then limit keys, one a line.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   For an id that is already known the earlier job is that id itself. The fingerprint is then '-' if the spec is the same (the
 --   call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
 --   "at" of the spec, which is the time of sending. In a repeated call an id is also known if its job was removed since the call
 --   was sent: the first sending may have been executed, and the job may have run.
+--   A triple with '' and 'full' says that the group of the job holds as many jobs as it may.
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, arrivals = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, arrivals, groups = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -118,6 +119,21 @@ local function hold(id, line, place)
 end
 -- end
 
+-- A group may have a bound for the jobs that it holds.
+local spaces = {}
+local function is_full(line)
+    local group = string.match(line, '^@([^\n]*)')
+    if not group then return false end
+    if not spaces[group] then
+        local most = tonumber(string.match(redis.call('HGET', groups, group) or '', '^%S+ %S+ (%d+)$'))
+        local from = '[@' .. group
+        spaces[group] = most and most - redis.call('ZLEXCOUNT', held_by, from .. '\0', '(@' .. group .. '\1')
+            - redis.call('ZLEXCOUNT', held_by, from .. '\n', '(@' .. group .. '\11') or math.huge
+    end
+    spaces[group] = spaces[group] - 1
+    return spaces[group] < 0
+end
+
 local specs, ready, later, soonest, keeps = {}, {}, {}, nil, false
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
@@ -137,6 +153,8 @@ for i = 1, count do
             names[#names + 1] = { key, tonumber(ttl), print }
             if not earlier then earlier, fingerprint = holder(key) end
         end
+        -- A delayed job is not held yet.
+        if not earlier and delay <= 0 and is_full(under) then earlier, fingerprint = '', 'full' end
         if not earlier and #names > 0 then
             local column = {}
             for _, name in ipairs(names) do

@@ -1,15 +1,31 @@
 #!lua flags=no-writes
 -- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now.
--- KEYS rules held_by admitted full_lines reopens active
+-- KEYS rules held_by admitted arrivals lines open_lines full_lines reopens active
 -- ARGV rule ('': all rules), largest number of keys, largest number of lines to look at
 -- RETURNS flat groups of four: rule, its two lines, held jobs, admitted jobs; or for a rule's keys: key, held jobs, admitted
 --   jobs, when its next token is free (unix ms, or '' if nothing waits for one)
--- A line of held jobs counts under the key that it waits for. Beyond the largest number of lines each one counts as one job.
-local rules, held_by, admitted, full_lines, reopens, active = unpack(KEYS)
+-- Each line of held jobs counts under the key that it waits for. A line that waits for nothing, because no worker was free to
+-- admit its jobs, counts under its first key. Beyond the largest number of lines each one counts as one job.
+local rules, held_by, admitted, arrivals, lines, open_lines, full_lines, reopens, active = unpack(KEYS)
 local rule, most, looks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function number(set, from, to) return redis.call('ZLEXCOUNT', set, from, to) end
 
+local function jobs_of(line) return number(held_by, '[' .. line .. '\0', '(' .. line .. '\1') end
+
+-- The lines that wait for nothing: key -> jobs.
+local free = {}
+local function add(line)
+    local key = string.match(string.gsub(line, '^@[^\n]*\n?', ''), '^[^\n]+')
+    if key then free[key] = (free[key] or 0) + jobs_of(line) end
+end
+for _, line in ipairs(redis.call('ZRANGE', arrivals, 0, looks - 1)) do
+    if redis.call('HEXISTS', lines, '=' .. line) == 0 then add(line) end
+end
+for _, member in ipairs(redis.call('ZRANGE', open_lines, 0, looks - 1)) do
+    local line = string.match(member, '^[^%z]*%z%d+%z(.*)$')
+    if line then add(line) end
+end
 -- How many jobs stand in the lines of these keys.
 local function held_under(from, to)
     local found = looks > 0 and redis.call('ZRANGE', full_lines, from, to, 'BYLEX', 'LIMIT', 0, looks) or {}
@@ -17,7 +33,7 @@ local function held_under(from, to)
     looks = looks - #found
     for _, member in ipairs(found) do
         local line = string.match(member, '^[^%z]*%z[^%z]*%z%d+%z(.*)$')
-        if line then jobs = jobs + number(held_by, '[' .. line .. '\0', '(' .. line .. '\1') end
+        if line then jobs = jobs + jobs_of(line) end
     end
     return jobs
 end
@@ -29,6 +45,9 @@ if rule == '' then
         local name, n = found[i], #rows
         rows[n + 1], rows[n + 2] = name, found[i + 1]
         rows[n + 3] = held_under('[' .. name .. '\0', '(' .. name .. '\1') + held_under('[' .. name .. ':', '(' .. name .. ';')
+        for key, jobs in pairs(free) do
+            if string.match(key, '^[^:]*') == name then rows[n + 3] = rows[n + 3] + jobs end
+        end
         rows[n + 4] = number(admitted, '[' .. name .. '\0', '(' .. name .. '\1') + number(admitted, '[' .. name .. ':', '(' .. name .. ';')
         -- The rule of the whole queue holds no job, and counts all that are active.
         if name == 'queue' then rows[n + 4] = redis.call('ZCARD', active) end
@@ -36,21 +55,33 @@ if rule == '' then
     return rows
 end
 
--- The keys are the name alone, and the name with a colon and a value. Jump from one to the next in both sets at once.
-local function first_of(set, start, stop)
-    local member = redis.call('ZRANGE', set, start, stop, 'BYLEX', 'LIMIT', 0, 1)[1]
-    return member and string.match(member, '^[^%z]+')
-end
-for _, span in ipairs({ { '[' .. rule .. '\0', '(' .. rule .. '\1' }, { '[' .. rule .. ':', '(' .. rule .. ';' } }) do
-    local start = span[1]
-    while #rows < 4 * most do
-        local a, b = first_of(full_lines, start, span[2]), first_of(admitted, start, span[2])
-        local key = a and b and (a < b and a or b) or a or b
-        if not key then break end
-        local from, to, n = '[' .. key .. '\0', '(' .. key .. '\1', #rows
-        rows[n + 1], rows[n + 2], rows[n + 3] = key, held_under(from, to), number(admitted, from, to)
-        rows[n + 4] = redis.call('ZSCORE', reopens, key) or ''
-        start = '[' .. key .. '\1'
+-- The keys are the name alone, and the name with a colon and a value.
+local keys, seen = {}, {}
+local function found(key)
+    if #keys < most and not seen[key] then
+        seen[key] = true
+        keys[#keys + 1] = key
     end
+end
+for key in pairs(free) do
+    if string.match(key, '^[^:]*') == rule then found(key) end
+end
+-- Jump from one key of a set to the next.
+for _, set in ipairs({ full_lines, admitted }) do
+    for _, span in ipairs({ { '[' .. rule .. '\0', '(' .. rule .. '\1' }, { '[' .. rule .. ':', '(' .. rule .. ';' } }) do
+        local start = span[1]
+        while #keys < most do
+            local member = redis.call('ZRANGE', set, start, span[2], 'BYLEX', 'LIMIT', 0, 1)[1]
+            if not member then break end
+            local key = string.match(member, '^[^%z]+')
+            found(key)
+            start = '[' .. key .. '\1'
+        end
+    end
+end
+for _, key in ipairs(keys) do
+    local from, to, n = '[' .. key .. '\0', '(' .. key .. '\1', #rows
+    rows[n + 1], rows[n + 2], rows[n + 3] = key, held_under(from, to) + (free[key] or 0), number(admitted, from, to)
+    rows[n + 4] = redis.call('ZSCORE', reopens, key) or ''
 end
 return rows

@@ -57,7 +57,10 @@ elseif sub(cursor, 1, 1) == 'h' then
             seen[line] = true
             local spot = redis.call('HGET', lines, '=' .. line) or ''
             local set = sub(spot, 1, 1) == 'o' and open_lines or full_lines
-            if not redis.call('ZSCORE', set, sub(spot, 2)) and not redis.call('ZSCORE', arrivals, line) then arrive(line) end
+            if not redis.call('ZSCORE', set, sub(spot, 2)) then
+                redis.call('HDEL', lines, '=' .. line)
+                if not redis.call('ZSCORE', arrivals, line) then arrive(line) end
+            end
         end
     end
     if after == '' then after = 'o' end

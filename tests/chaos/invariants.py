@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits")
-META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited"}
+META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited",
+        "virtual", "planned"}  # fmt: skip
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 
@@ -64,7 +65,15 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     early = {place for place in taken if place.split("\0")[1] in column["waiting"]}
     check(set(column["unspent"]) <= early, "tokens of jobs that do not wait", set(column["unspent"]) - early)
     held = sorted(member.split("\0")[2] for member in column["held_by"])
-    check(held == sorted(column["held"]), "held jobs under no key, or under several", held)
+    check(held == sorted(column["held"]), "held jobs in no line, or in several", held)
+    spots = {name[1:]: spot for name, spot in column["lines"].items() if name.startswith("=")}
+    lost = {member.split("\0")[0] for member in column["held_by"]} - set(spots) - set(column["arrivals"])
+    check(not lost, "lines of held jobs that nobody looks at", lost)
+    stands = {f"o{member}" for member in column["open_lines"]} | {f"f{member}" for member in column["full_lines"]}
+    check(set(spots.values()) == stands, "lines that stand elsewhere", set(spots.values()) ^ stands)
+    waits = {member.split("\0")[0] for member in column["open_lines"]}
+    turns = {member.split("\0")[1] for member in column["turns"]}
+    check(waits <= turns, "groups without a turn", waits - turns)
     fence = float(column["meta"].get("fence", 0))
     ahead = {token for token in column["leases"].values() if float(token.split(" ")[0]) > fence}
     check(not ahead, "fences ahead of the queue's", ahead)

@@ -173,7 +173,10 @@ async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(b
         if what < 0.4:
             keys = draw.sample(KEYS, draw.choice((0, 1, 1, 1, 2, 3)))
             await world.enqueue(
-                f"j{step}", *keys, priority=draw.choice((0, 0, 0, -3, 5)), delay=draw.choice((0, 0, 20)),
+                f"j{step}",
+                *keys,
+                priority=draw.choice((0, 0, 0, -3, 5)),
+                delay=draw.choice((0, 0, 20)),
                 group=draw.choice(("", "a", "b", "c")) if grouped else "",
             )
         elif what < 0.6:

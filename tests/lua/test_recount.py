@@ -1,8 +1,8 @@
-"""recount: what limits count is compared with the jobs, and differences are mended."""
+"""recount: what limits and groups count is compared with the jobs, and differences are mended."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from columns import State, also
@@ -12,10 +12,20 @@ if TYPE_CHECKING:
     from table import Bench
 
 LOWEST = 2**52
+TURN = "1024" + f"{0:017.3f}"
 
 
-def under(key: str, job_id: str, score: int) -> str:
-    return f"{key}\0{score + LOWEST:016d}\0{job_id}"
+def under(line: str, job_id: str, score: int) -> str:
+    return f"{line}\0{score + LOWEST:016d}\0{job_id}"
+
+
+def full(key: str, line: str, score: int) -> str:
+    return f"{key}\0{TURN}\0{score + LOWEST:016d}\0{line}"
+
+
+def lines(key: str, line: str, score: int) -> State:
+    member = full(key, line, score)
+    return {"full_lines": {member: 0}, "lines": {f"={line}": f"f{member}"}}
 
 
 SOUND: State = also(
@@ -25,6 +35,13 @@ SOUND: State = also(
     {"limits": {"w": "r", "a": "r\nq", "h": "r"}, "rules": {"r": "2\n"}},
     {"admitted": {"r\0w": 0, "r\0a": 0, "q\0a": 0}, "unspent": {"r\0w": 0}},
     {"held_by": {under("r", "h", place(7)): 0}},
+    lines("r", "r", place(7)),
+)
+OPEN = f"g\0{place(7) + LOWEST:016d}\0@g"
+GROUPED: State = also(
+    standing("held", "h", score=place(7)),
+    {"limits": {"h": "@g"}, "held_by": {under("@g", "h", place(7)): 0}},
+    {"open_lines": {OPEN: 0}, "turns": {f"{TURN}\0g": 0}, "lines": {"=@g": f"o{OPEN}", "@g": f"{TURN}\0g"}},
 )
 
 
@@ -39,50 +56,95 @@ async def recount(bench: Bench, page: int) -> int:
 
 
 @pytest.mark.parametrize("page", [1, 2, 100])
-async def test_a_sound_queue_is_left_as_it_is(bench: Bench, page: int):
-    await bench.seed(SOUND)
+@pytest.mark.parametrize("sound", [SOUND, GROUPED], ids=["limits", "groups"])
+async def test_a_sound_queue_is_left_as_it_is(bench: Bench, page: int, sound: State):
+    await bench.seed(sound)
     assert await recount(bench, page) == 0
-    assert await bench.dump() == SOUND
+    assert await bench.dump() == sound
 
 
 @pytest.mark.parametrize("page", [1, 2, 100])
-@pytest.mark.parametrize(
-    ("extra", "opened"),
-    [
-        ({"admitted": {"r\0gone": 0}}, "r"),
-        ({"admitted": {"r:x\0h": 0}}, "r:x"),
-        ({"held_by": {under("r", "gone", place(1)): 0}}, "r"),
-        ({"held_by": {under("r", "h", place(9)): 0}}, "r"),
-    ],
-)
-async def test_a_place_that_belongs_to_no_job_is_given_back(bench: Bench, extra: State, opened: str, page: int):
-    await bench.seed(also(SOUND, extra))
+@pytest.mark.parametrize("member", ["r\0gone", "r:x\0h"])
+async def test_a_place_that_belongs_to_no_job_is_given_back(bench: Bench, member: str, page: int):
+    await bench.seed(also(SOUND, {"admitted": {member: 0}}))
     assert await recount(bench, page) == 1
     found = await bench.dump()
-    assert list(found.pop("openings")) == [opened]
+    assert list(found.pop("openings")) == [member.split("\0")[0]]
     assert found.pop("metrics") == {"limits_mended": "1"}
     found.pop("wake")
     assert found == SOUND
 
 
-async def test_a_held_job_under_no_key_is_held_again(bench: Bench):
-    await bench.seed(SOUND | {"held_by": {}})
-    assert await recount(bench, 100) == 1
+@pytest.mark.parametrize("page", [1, 2, 100])
+@pytest.mark.parametrize("member", [under("r", "gone", place(1)), under("r", "h", place(9))])
+async def test_a_held_place_that_belongs_to_no_job_is_given_back(bench: Bench, member: str, page: int):
+    await bench.seed(also(SOUND, {"held_by": {member: 0}}))
+    assert await recount(bench, page) == 1
+    found = await bench.dump()
+    assert list(found.pop("arrivals")) == ["r"]
+    assert found.pop("metrics") == {"limits_mended": "1"}
+    found.pop("wake")
+    assert found == SOUND
+
+
+LOST: dict[str, dict[str, Any]] = {
+    "its member": {"held_by": {}},
+    "the row of its line": {"lines": {}},
+    "the place of its line": {"full_lines": {}},
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_a_held_job_that_nobody_would_look_at_is_looked_at(bench: Bench, lost: str):
+    await bench.seed(SOUND | LOST[lost])
+    assert await recount(bench, 100) >= 1
+    await bench.do(bench.store.admit(10, 50, 1))
     found = await bench.dump()
     assert found["held_by"] == SOUND["held_by"]
-    assert list(found["openings"]) == ["r"]
+    assert found["lines"] == SOUND["lines"]
+    assert await recount(bench, 100) == 0
+
+
+@pytest.mark.parametrize("lost", ["turns", "open_lines", "lines"])
+async def test_a_group_that_lost_its_turn_gets_one(bench: Bench, lost: str):
+    await bench.seed(GROUPED | {lost: {}})
+    assert await recount(bench, 100) >= 1
+    await bench.do(bench.store.admit(10, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["h"]
+    assert await recount(bench, 100) == 0
+
+
+@pytest.mark.parametrize("garbage", ["", "x", "o", "f\0", "\0", "{}"])
+async def test_a_damaged_line_is_mended(bench: Bench, garbage: str):
+    await bench.seed(also(GROUPED, {"lines": {"=@g": garbage, "@g": garbage}}))
+    await bench.seed({"turns": {f"{garbage}!": 0}, "open_lines": {f"{garbage}!": 0}, "full_lines": {f"{garbage}!": 0}})
+    await recount(bench, 100)
+    await bench.do(bench.store.admit(10, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["h"]
+    await recount(bench, 100)
+    await bench.do(bench.store.admit(10, 50, 1))
+    assert await recount(bench, 100) == 0
 
 
 async def test_a_key_that_nothing_would_open_is_opened(bench: Bench):
     await bench.seed(also(standing("held", "h", score=place(7)), {"limits": {"h": "r"}, "rules": {"r": "2\n"}}))
-    await bench.seed({"held_by": {under("r", "h", place(7)): 0}})
+    await bench.seed(also({"held_by": {under("r", "h", place(7)): 0}}, lines("r", "r", place(7))))
     assert await recount(bench, 100) == 1
     assert list((await bench.dump())["openings"]) == ["r"]
 
 
-async def test_a_key_that_an_operator_closed_stays_closed(bench: Bench):
-    before: State = also(standing("held", "h", score=place(7)), {"limits": {"h": "r"}, "rules": {"r": "0\n"}})
-    before |= {"held_by": {under("r", "h", place(7)): 0}}
+@pytest.mark.parametrize(
+    ("line", "settings"), [("r", {"rules": {"r": "0\n"}}), ("@g", {"groups": {"g": "1 1 -"}})], ids=["rule", "group"]
+)
+async def test_what_an_operator_closed_stays_closed(bench: Bench, line: str, settings: State):
+    before: State = also(standing("held", "h", score=place(7)), {"limits": {"h": line}}, settings)
+    before |= also({"held_by": {under(line, "h", place(7)): 0}}, lines(line, line, place(7)))
     await bench.seed(before)
     assert await recount(bench, 100) == 0
     assert await bench.dump() == before
+
+
+async def test_tags_that_virtual_time_has_passed_are_forgotten(bench: Bench):
+    await bench.seed({"meta": {"virtual": "5.000"}, "finish": {"idle": 4.5, "ahead": 5.5}})
+    assert await recount(bench, 100) == 0
+    assert (await bench.dump())["finish"] == {"ahead": 5.5}

@@ -25,7 +25,7 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("limits", "page", "ready", "results", "rows", "stats")
+READERS = ("groups", "limits", "page", "ready", "results", "rows", "stats")
 REFUSED_WHEN_FULL = ("enqueue", "retry")
 
 CALLS: dict[str, Any] = {
@@ -40,6 +40,8 @@ CALLS: dict[str, Any] = {
     "forward": lambda s: s.forward(10),
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
+    "group": lambda s: s.group("g", "2 1 5"),
+    "groups": lambda s: s.groups("", 10),
     "limits": lambda s: s.limits("r"),
     "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
     "open": lambda s: Call("open", [1, ""], int),

@@ -330,8 +330,8 @@ def parked(*ids: str, kind: str = "t", due: int = 5000, spent: int = 4900) -> St
             parked("a") | {"limits": {"a": "k\nl"}},
             lambda store: store.recall(9, ["t"]),
             {"delayed": {}, "parked": {}, "unserved": {"a": "1 900"}}
-            | {"held": {"a": place(-1)}, "openings": {"k": place(-1)}}
-            | {"held_by": {f"k\0{place(-1) + 2**52}\0a": 0}}
+            | {"held": {"a": place(-1)}, "arrivals": {"k\nl": place(-1)}}
+            | {"held_by": {f"k\nl\0{place(-1) + 2**52}\0a": 0}}
             | {"attempts": {"a": "0 1000"}, "meta": {"lifo": "1"}}
             | WAKE,
             1,

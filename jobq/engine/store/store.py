@@ -51,6 +51,8 @@ RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
 LINES_COUNTED: Final = 1000
 """Lines of held jobs that one reading of limits counts exactly."""
+GROUP_ROWS_MAX: Final = 10_000
+"""Groups with settings of their own that a queue can have."""
 MINUTES_KEPT: Final = 24 * 60
 
 
@@ -214,6 +216,11 @@ class Store(Opening):
         the next call, b"" at the end, or b"full"."""
         return Call("rule", [layer, name, text, RULES_MAX, cursor, page], read_as_is)
 
+    def group(self, name: str, row: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
+        """Write the settings of a group ("weight paused most"), '' to remove them. Returns a cursor for the next call,
+        b"" at the end, or b"full"."""
+        return Call("group", [name, row, GROUP_ROWS_MAX, cursor, page], read_as_is)
+
     def recount(self, page: int, cursor: str | bytes = "") -> Call[list[Any]]:
         """Compare one page of what limits count with the jobs. Returns the next cursor (b"" at the end), and how many
         differences were mended."""
@@ -285,6 +292,10 @@ class Store(Opening):
     def limits(self, rule: str, most: int = 1000) -> Call[list[Any]]:
         """Rules, or the keys of one rule, as limits.lua returns them."""
         return Call("limits", [rule, most, LINES_COUNTED], read_as_is)
+
+    def groups(self, after: str | bytes, page: int) -> Call[list[Any]]:
+        """Groups that have jobs, behind the name ``after``, as groups.lua returns them."""
+        return Call("groups", [after, page], read_as_is)
 
     def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
         """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
