@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from table import Bench
 
+    from jobq.engine.store.calls import Argument
+
 
 class Fair:
     """A queue whose jobs have groups. ``claim`` does what the lane of a worker does."""
@@ -22,7 +24,7 @@ class Fair:
         self.group_of: dict[str, str] = {}
 
     async def add(self, group: str, n: int = 1, *, priority: int = 0, keys: str = "") -> None:
-        rows: list[str | bytes] = []
+        rows: list[Argument] = []
         for _ in range(n):
             self.jobs += 1
             job_id = f"j{self.jobs:06}"
@@ -190,7 +192,9 @@ async def test_full_groups_cost_others_nothing(fair: Fair):
 async def test_no_more_jobs_than_the_group_may_hold_are_enqueued(fair: Fair):
     bench = fair.bench
     await fair.set("a", "1 0 3")
-    rows = [part for n in range(5) for part in (f"x{n}", b"{}", "0 0 0\v@a" + ("\nkey" if n % 2 else ""))]
+    rows: list[Argument] = [
+        part for n in range(5) for part in (f"x{n}", b"{}", "0 0 0\v@a" + ("\nkey" if n % 2 else ""))
+    ]
     assert await bench.do(bench.store.enqueue(rows)) == [4, "", "full", 5, "", "full"]
     assert await bench.do(bench.store.enqueue(["y", b"{}", "0 0 0\v@b"])) == []
     await bench.do(bench.store.admit(1, 250, 1))
