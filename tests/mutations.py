@@ -24,7 +24,7 @@ SCRIPTS = ROOT / "scripts" / "lua"
 NONE_SELECTED = 5
 """Pytest's exit code if there was no test to run."""
 REDS = ("FAILED ", "ERROR ")
-WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|ZREMRANGEBYRANK|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
+WRITE = re.compile(r"\s*redis\.call\('(ZADD|ZREM|ZREMRANGEBY(?:RANK|LEX)|HSET|HDEL|HINCRBY|XADD|PUBLISH)'.*\)\s*$")
 
 
 class Break(NamedTuple):
@@ -39,7 +39,10 @@ class Break(NamedTuple):
 FENCE = "if redis.call('HGET', leases, id) ~= token then return false end"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
 LOGGED = "redis.call('HGET', leases, id) == token"
-HELD = "return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }"
+HELD = (
+    "local rows = limits and redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(held)) or nil\n"
+    "    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held), rows and '', rows }"
+)
 SABOTAGES = [
     *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "snooze", "release", "defer")],
     *[
@@ -92,6 +95,19 @@ SABOTAGES = [
     Break("claim", "16 digits concatenated", "string.format('%.0f', fence < 9", "'' .. (fence < 9"),
     Break("claim", "paused is not asked", "if facts[1] or want < 1", "if want < 1"),
     Break("claim", "want 0 takes all", "if facts[1] or want < 1", "if facts[1]"),
+    Break("claim", "a small job overtakes one that does not fit", "if stop then count", "if false then count"),
+    Break("claim", "a job with more slots than there are never runs", "math.min(slots, size), math", "slots, math"),
+    Break("claim", "a job that does not fit is not passed on", "used + need > want and ARGV[8] ~= '1'", "false"),
+    Break("claim", "the rule of the queue counts jobs", "for n = 2, slots do more", "for n = 2, 1 do more"),
+    Break("admit", "several slots count as one", "for slot = 2, slots do places", "for slot = 2, 1 do places"),
+    Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
+    Break("admit", "a small job overtakes one that does not fit", "or ahead(key, line, first)", ""),
+    *[
+        Break(name, "a job with several slots keeps all but one", "if rows[i] then", "if false then")
+        for name in ("complete", "defer", "fail", "release", "reschedule", "snooze", "kill", "remove")
+    ],
+    Break("rule", "a job with several slots keeps all but one", "    free_slots(id, redis.", "    type(id, redis."),
+    Break("recount", "places beyond its slots stay", "then stands = nil end", "then end"),
     Break("claim", "one too many", "waiting, 0, want - 1)", "waiting, 0, want)"),
     Break("claim", "taken from the front, removed from the end", "waiting, 0, count - 1)", "waiting, -count, -1)"),
     Break("claim", "repeated: another request's answer", "if last == tonumber(request) then", "if record then"),

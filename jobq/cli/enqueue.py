@@ -29,6 +29,7 @@ OPTIONS = (
     "durability",
     "metadata",
     "limits",
+    "slots",
 )
 
 

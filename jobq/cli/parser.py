@@ -229,6 +229,7 @@ def _add_jobs(menu: Menu) -> None:
     enqueue.add_argument(
         "--limits", action="append", metavar="KEY", help="a limit key, such as tenant:a; may be repeated"
     )
+    enqueue.add_argument("--slots", type=int, metavar="N", help="count it as N jobs, for its worker and its limits")
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
 

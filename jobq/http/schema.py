@@ -19,6 +19,7 @@ from jobq.engine.model.job import (
     NAME_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
+    SLOTS_MAX,
     AttemptError,
     Durability,
     LogLine,
@@ -78,6 +79,9 @@ _Limits = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=400)], ...],
     Meta(max_length=KEYS_MAX, description="Limit keys: `rule`, or `rule:value`. They replace those of the task."),
 ]
+_Slots = Annotated[
+    int, Meta(ge=1, le=SLOTS_MAX, description="How many jobs it counts as: for its worker and under its limits.")
+]
 _Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only jobs older than this, in ms.")]
 _Cursor = Annotated[str, Meta(max_length=1000, description="The cursor of the previous page.")]
 PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
@@ -121,6 +125,7 @@ class Enqueue(In):
     metadata: _Metadata | UnsetType = UNSET
     run_at: _RunAt | UnsetType | None = UNSET
     limits: _Limits | UnsetType | None = UNSET
+    slots: _Slots | UnsetType = UNSET
     id: _Id | UnsetType = UNSET
 
 

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent rules limits waiting meta wake arrivals lines open_lines full_lines turns finish groups
--- ARGV now, want (largest number of jobs to admit), looks (largest number of held jobs and lines to look at),
+-- KEYS openings reopens held held_by admitted unspent spent rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups
+-- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
 --   1 if held jobs remain that this call did not look at, else 0
@@ -12,7 +12,7 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, rules, limits, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned')
@@ -111,6 +111,21 @@ local function room(key)
     return left
 end
 
+-- How many slots a job takes: 1 unless it has a row in weights.
+local heavy, weighed = redis.call('EXISTS', weights) == 1, {}
+local function slots_of(id)
+    if heavy and not weighed[id] then weighed[id] = tonumber(match(redis.call('HGET', weights, id) or '', '^%d+')) or 1 end
+    return weighed[id] or 1
+end
+
+-- Whether a job can be admitted under a key now. A job with more slots than the rule has places runs alone.
+local function fits(key, id)
+    if room(key) < 1 then return false end
+    local k = facts(key)
+    local full = k.rule.concurrency
+    return not full or k.count + min(slots_of(id), full) <= full
+end
+
 -- The key has no room. If a band is the reason, it opens again when the next token is free. If all tokens that the bucket can
 -- have are promised to jobs that have not started, a claim opens it. If its concurrency is the reason, the end of a job does.
 local function close(key)
@@ -207,15 +222,20 @@ end
 -- `line`, that job goes back to held. Between groups only the priority decides. The same happens to such jobs when the rule was
 -- lowered below the number of admitted jobs.
 local crowd = redis.call('EXISTS', waiting) == 1
-local function displace(key, line, first)
+local function displace(key, line, first, id)
     local k = facts(key)
     local full = k.rule.concurrency
-    if not crowd or not full or k.count < full then return end
-    local ids, unstarted = {}, {}
-    for i, member in ipairs(redis.call('ZRANGE', admitted, from(key), to(key), 'BYLEX', 'LIMIT', 0, 64)) do
-        ids[i] = sub(member, #key + 2)
+    if not crowd or not full then return end
+    local free = full - min(slots_of(id), full)
+    if full > 0 and k.count <= free then return end
+    local ids, seen, unstarted = {}, {}, {}
+    for _, member in ipairs(redis.call('ZRANGE', admitted, from(key), to(key), 'BYLEX', 'LIMIT', 0, heavy and 256 or 64)) do
+        local other = match(member, '^[^%z]*', #key + 2)
+        if not seen[other] then ids[#ids + 1], seen[other] = other, true end
     end
     if #ids == 0 then return end
+    -- A job that has more slots than the rule has places runs alone. Only several jobs are too many.
+    local lowered = k.count > full and #ids > 1 or full == 0
     for i, score in ipairs(redis.call('ZMSCORE', waiting, unpack(ids))) do
         if score then unstarted[#unstarted + 1] = { tonumber(score), ids[i] } end
     end
@@ -225,13 +245,19 @@ local function displace(key, line, first)
         local place = digits(job[1])
         local later = place > first
         if group_of(names) ~= '' or group_of(line) ~= '' then later = band_of(place) > band_of(first) end
-        if k.count < full or (k.count == full and not later) then break end
+        if full > 0 and k.count <= free or (not lowered and not later) then break end
+        local slots = slots_of(job[2])
         for other in gmatch(names, '[^\n]+') do
             local o = facts(other)
             o.count = o.count - redis.call('ZREM', admitted, other .. '\0' .. job[2])
+            if slots > 1 then
+                local place_of = other .. '\0' .. job[2]
+                o.count = o.count - redis.call('ZREMRANGEBYLEX', admitted, '[' .. place_of .. '\0', '(' .. place_of .. '\1')
+            end
             o.tokens = o.tokens - redis.call('ZREM', unspent, other .. '\0' .. job[2])
             if other ~= key then redis.call('ZADD', openings, '-inf', other) end
         end
+        if k.count <= full then lowered = false end
         redis.call('ZREM', waiting, job[2])
         redis.call('ZADD', held, format('%.0f', job[1]), job[2])
         redis.call('ZADD', held_by, 0, names .. '\0' .. place .. '\0' .. job[2])
@@ -335,15 +361,17 @@ end
 
 local n, ready, ids, places, tokens, gone, count = 0, {}, {}, {}, {}, {}, 0
 local function admit(keys, place, id)
-    n, count = n + 1, count + 1
+    local slots = slots_of(id)
+    n, count = n + slots, count + 1
     local head = heads[at_head]
     -- It goes before the jobs without a group whose turn comes later.
     if head and band_of(head.digits) == band_of(digits(place)) and head.score <= place then place = head.score - 1 end
     ready[2 * count - 1], ready[2 * count], ids[count] = format('%.0f', place), id, id
     for _, key in ipairs(keys) do
         local k = facts(key)
-        k.count = k.count + 1
+        k.count = k.count + slots
         places[#places + 1], places[#places + 2] = 0, key .. '\0' .. id
+        for slot = 2, slots do places[#places + 1], places[#places + 2] = 0, key .. '\0' .. id .. '\0' .. slot end
         if k.rule.bands[1] then
             k.tokens = k.tokens + 1
             tokens[#tokens + 1], tokens[#tokens + 2] = 0, key .. '\0' .. id
@@ -351,13 +379,18 @@ local function admit(keys, place, id)
     end
 end
 
--- The first key of a line that has no room.
-local function full_key(keys, line, first)
+-- Whether another line waits for the key whose turn is earlier. Its job may need more slots than are free, and jobs that need fewer
+-- must not overtake it for ever.
+local function ahead(key, line, first)
+    local member = heavy and redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
+    return member and sub(member, #key + 2) < turn_text(group_of(line), first) .. '\0' .. first
+end
+
+-- The first key that has no room for a job, which is the first one of its line.
+local function full_key(keys, line, first, id)
     for _, key in ipairs(keys) do
-        if room(key) < 1 then
-            displace(key, line, first)
-            if room(key) < 1 then return key end
-        end
+        if not fits(key, id) then displace(key, line, first, id) end
+        if not fits(key, id) or ahead(key, line, first) then return key end
     end
     return nil
 end
@@ -371,9 +404,9 @@ local function serve_line(group, line, keys, band, bound, rival)
     for i, member in ipairs(page) do
         local first, id = match(member, '^%z(%d+)%z(.*)$', #line + 1)
         next_first = first
-        if i > most or first > bound or band_of(first) > band then break end
+        if i > most or n >= want or first > bound or band_of(first) > band then break end
         if virtual and start_of(group) > rival then break end
-        full = full_key(keys, line, first)
+        full = full_key(keys, line, first, id)
         if full then break end
         looks = looks - 1
         taken[i], next_first = member, nil

@@ -1,15 +1,17 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits unspent spent rules full_lines reopens openings arrivals turns
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent rules full_lines reopens openings arrivals turns control
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
--- ARGV now, want, lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
---   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops
+-- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
+--   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
+--   slots that the worker has in all
 -- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
 --   changed); else token, now, ids, specs, charged attempts ({} when all are 0), and
---   only if the queue's own limits allowed fewer jobs than `want`: ms until they allow the next one (-1: when a job ends)
+--   only if the queue's own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms until they
+--   allow the next one (-1: when a job ends; '' if they do not limit this claim); and only if jobs have weights: their rows
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns, control = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -40,7 +42,8 @@ if last == tonumber(request) then
         if lease_token == token then held[#held + 1] = ids[i] end
     end
     if #held == 0 then return {} end
-    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held) }
+    local rows = limits and redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(held)) or nil
+    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held), rows and '', rows }
 end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
@@ -62,7 +65,7 @@ while count < #ids and bytes <= tonumber(ARGV[9]) do
     count = count + #step
 end
 local enough = count == want or count < #ids
-local limited_ms
+local limited_ms, weighed
 -- What follows is only defined in a queue with limits, because each function costs a claim as much as a call. It is not
 -- indented, because shared pieces are the same in each script.
 if limits then
@@ -109,16 +112,18 @@ local function arrival_of(key, i, band)
 end
 -- end
 
--- How many jobs the queue's own rule allows now; and if it allows none for want of a token, when one is free (unix ms).
+-- How many slots and how many tokens the queue's own rule has now; and if it has no token, when one is free (unix ms).
 local function allowed(rule)
-    local most, free = math.huge, nil
-    if rule.concurrency then most = rule.concurrency - redis.call('ZCARD', active) end
+    local places, most, free = math.huge, math.huge, nil
+    if rule.concurrency then
+        places = rule.concurrency - redis.call('ZCARD', active) - redis.call('ZLEXCOUNT', admitted, from('queue'), to('queue'))
+    end
     for i, band in ipairs(rule.bands) do
         local arrival = arrival_of('queue', i, band)
         most = math.min(most, math.floor((band.tolerance - (arrival - now) + 0.001) / band.interval) + 1)
         if arrival - band.tolerance > now then free = max(free or 0, arrival - band.tolerance) end
     end
-    return most, free
+    return places, most, free
 end
 
 local function ms_until(free) return free and max(1, math.ceil(free - now)) or -1 end
@@ -155,11 +160,36 @@ local function spend(ids)
     end
 end
 
-local rule, less = facts[4] and parse(facts[4]), false
+local rule, less, places, tokens = facts[4] and parse(facts[4]), false, math.huge, math.huge
 if rule then
-    local most, free = allowed(rule)
+    local free
+    places, tokens, free = allowed(rule)
+    local most = math.min(places, tokens)
     if most < 1 then return { '', now, {}, {}, {}, ms_until(free) } end
     if most < want then count, enough, less = math.min(count, most), false, true end
+end
+weighed = redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(ids, 1, count)) or nil
+if weighed then
+    -- A job may take several slots. The first one that does not fit keeps its turn: later jobs do not overtake it, or small ones
+    -- would do so for ever. A job that needs more slots than there are takes all of them, so it runs alone.
+    local size, used, under, stop, more = tonumber(ARGV[10]), 0, 0, nil, {}
+    for i = 1, count do
+        local slots = tonumber(match(weighed[i] or '', '^%d+')) or 1
+        local need, needs_under = math.min(slots, size), math.min(slots, rule and rule.concurrency or 0)
+        if used + need > want or under + needs_under > places then
+            stop, less = i, less or under + needs_under > places
+            -- Other workers may have more free slots.
+            if used + need > want and ARGV[8] ~= '1' then redis.call('PUBLISH', control, 'room ' .. need) end
+            break
+        end
+        used, under = used + need, under + needs_under
+        for n = 2, slots do more[#more + 1], more[#more + 2] = 0, 'queue\0' .. ids[i] .. '\0' .. n end
+    end
+    if stop == 1 then return { '', now, {}, {}, {}, -1 } end
+    if stop then count, enough, limited_ms = stop - 1, false, -1 end
+    enough = enough or not less and used == want
+    for i = #weighed, count + 1, -1 do weighed[i] = nil end
+    if #more > 0 then redis.call('ZADD', admitted, unpack(more)) end
 end
 for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
 if redis.call('EXISTS', limits) == 1 then spend(ids) end
@@ -169,7 +199,7 @@ if rule then
         redis.call('ZADD', spent, format('%.4f', arrival), 'queue\0' .. i)
     end
     if less then
-        local _, free = allowed(rule)
+        local _, _, free = allowed(rule)
         limited_ms = ms_until(free)
     end
 end
@@ -206,4 +236,4 @@ if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.ca
     or limits and redis.call('EXISTS', openings, arrivals, turns) > 0) then
     redis.call('ZADD', wake, 0, 't')
 end
-return { token, now, ids, specs, charged(ids), limited_ms }
+return { token, now, ids, specs, charged(ids), limited_ms or weighed and '' or nil, weighed }

@@ -1,12 +1,13 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits arrivals groups
+-- KEYS waiting jobs meta wake; delayed active blocked priorities keys unique unique_until removed held held_by limits weights arrivals groups
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once, no key), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at), followed by a line
 --   "ttl fingerprint key" per deduplication key (ttl ms, or -1: while the holder is unfinished). A fingerprint other
 --   than '-' marks the idempotency key of a request. Such a key is not released with its job, only after its ttl.
---   After a vertical tab follow "@group" if the job has a group, and then limit keys, one a line.
+--   After a vertical tab follow "@group" if the job has a group, and then limit keys, one a line. After another one follows the
+--   job's row of `weights`.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint.
 --   For an id that is already known the earlier job is that id itself. The fingerprint is then '-' if the spec is the same (the
 --   call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
@@ -16,7 +17,7 @@
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, arrivals, groups = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, priorities, keys, unique, unique_until, removed, held, held_by, limits, weights, arrivals, groups = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -143,7 +144,7 @@ for i = 1, count do
     elseif repeated and was_removed(id, spec) then earlier, fingerprint = id, '-' end
     local priority, lifo, delay, under = 0, false, 0, ''
     if options ~= '' and not earlier then
-        local head, lines, limited = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?(.*)$')
+        local head, lines, limited, weight = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?([^\v]*)\v?(.*)$')
         under = limited
         local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
         local due = string.match(d, '^=(%d+)$')
@@ -176,8 +177,9 @@ for i = 1, count do
         if not earlier and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
-        if not earlier and under ~= '' then
-            redis.call('HSET', limits, id, under)
+        if not earlier and (under ~= '' or weight ~= '') then
+            if under ~= '' then redis.call('HSET', limits, id, under) end
+            if weight ~= '' then redis.call('HSET', weights, id, weight) end
             -- From now on claims come with the keys of limits.
             redis.call('HSET', meta, 'limited', 1)
         end

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- kill: moves unfinished jobs to failed. An active job loses its lease at once, and a control message tells its worker.
--- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers parked unserved held held_by limits admitted unspent openings wake
+-- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers parked unserved held held_by limits weights admitted unspent openings wake
 --   control is a channel, declared as a key so that it shares the queue's hash tag
 -- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
 -- RETURNS per id the state before the kill, or '' (unknown id or finished job: nothing changed)
-local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, parked, unserved, held, held_by, limits, admitted, unspent, openings, wake = unpack(KEYS)
+local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, parked, unserved, held, held_by, limits, weights, admitted, unspent, openings, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -74,12 +74,25 @@ local function unhold(id)
 end
 -- end
 
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
+
 -- shared: give back
 -- Jobs that leave waiting or active without a worker give back their places under their limit keys, and the tokens that they have
 -- not spent. A worker is woken, and its admit looks at these keys first.
 local function give_back(list)
-    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
+    local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             redis.call('ZREM', admitted, key .. '\0' .. list[i])
             redis.call('ZREM', unspent, key .. '\0' .. list[i])
@@ -122,7 +135,8 @@ for i = 5, #ARGV do
         redis.call('ZADD', failed, now, id)
         if ARGV[4] ~= '' then redis.call('ZADD', expires, now + tonumber(ARGV[4]), id) end
         killed[#killed + 1] = id
-        if state == 'waiting' or state == 'active' then freed[#freed + 1] = id end
+        -- Jobs that need fewer slots may wait behind one that was held.
+        if state == 'waiting' or state == 'active' or state == 'held' and redis.call('HEXISTS', weights, id) == 1 then freed[#freed + 1] = id end
     end
     states[i - 4] = state
 end

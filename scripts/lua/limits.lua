@@ -49,8 +49,8 @@ if rule == '' then
             if string.match(key, '^[^:]*') == name then rows[n + 3] = rows[n + 3] + jobs end
         end
         rows[n + 4] = number(admitted, '[' .. name .. '\0', '(' .. name .. '\1') + number(admitted, '[' .. name .. ':', '(' .. name .. ';')
-        -- The rule of the whole queue holds no job, and counts all that are active.
-        if name == 'queue' then rows[n + 4] = redis.call('ZCARD', active) end
+        -- The rule of the whole queue holds no job, and counts the slots of all that are active.
+        if name == 'queue' then rows[n + 4] = rows[n + 4] + redis.call('ZCARD', active) end
     end
     return rows
 end

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- recount: compares what is counted under limit keys with the jobs themselves, and mends differences, one page per call.
--- KEYS admitted unspent held held_by openings reopens waiting active limits rules metrics wake meta arrivals lines open_lines full_lines turns finish groups
+-- KEYS admitted unspent held held_by openings reopens waiting active limits weights rules metrics wake meta arrivals lines open_lines full_lines turns finish groups
 -- ARGV page (largest number of members per call), cursor ('' in the first call, then the last reply's)
 -- RETURNS the cursor of the next call ('' when all was compared), and the number of differences that were mended
 -- No script makes such differences. They can come from a damaged or edited database, and a limit would then stay too low for ever.
-local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
+local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, weights, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
 local page, cursor = tonumber(ARGV[1]), ARGV[2]
 local match, sub, mended, after = string.match, string.sub, 0, ''
 
@@ -32,16 +32,17 @@ end
 if cursor == '' or sub(cursor, 1, 1) == 'a' then
     -- A place belongs to a waiting or active job, a token to a waiting one.
     for _, member in ipairs(members(admitted, 'a')) do
-        local key, id = match(member, '^([^%z]*)%z(.*)$')
+        local key, id, slot = match(member, '^([^%z]*)%z([^%z]*)%z?(%d*)$')
         local waits = key and redis.call('ZSCORE', waiting, id)
-        if not waits then
-            if not (key and redis.call('ZSCORE', active, id)) then
-                redis.call('ZREM', admitted, member)
-                redis.call('ZADD', openings, '-inf', key or '')
-                mended = mended + 1
-            end
-            redis.call('ZREM', unspent, member)
+        -- Only active jobs have places under the key `queue`, and only jobs with several slots have more than one under a key.
+        local stands = key and (key ~= 'queue' and waits or redis.call('ZSCORE', active, id))
+        if stands and slot ~= '' and tonumber(slot) > (tonumber(match(redis.call('HGET', weights, id) or '', '^%d+')) or 1) then stands = nil end
+        if not stands then
+            redis.call('ZREM', admitted, member)
+            redis.call('ZADD', openings, '-inf', key or '')
+            mended = mended + 1
         end
+        if not waits then redis.call('ZREM', unspent, member) end
     end
     if after == '' then after = 'h' end
 elseif sub(cursor, 1, 1) == 'h' then

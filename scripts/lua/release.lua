@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- release: moves leased jobs from active back to the front of their priority in waiting, uncharged.
--- KEYS active leases waiting priorities attempts meta wake limits admitted held held_by openings arrivals
+-- KEYS active leases waiting priorities attempts meta wake limits weights admitted held held_by openings arrivals
 -- ARGV now; then per job: id, token
 -- RETURNS the ids whose token was not the lease's (nothing changed for them)
-local active, leases, waiting, priorities, attempts, meta, wake, limits, admitted, held, held_by, openings, arrivals = unpack(KEYS)
+local active, leases, waiting, priorities, attempts, meta, wake, limits, weights, admitted, held, held_by, openings, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -54,12 +54,25 @@ local function hold(id, line, place)
 end
 -- end
 
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
+
 -- shared: free
 -- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
 local function free(list)
-    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
     local places, opened, seen = {}, {}, {}
+    local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
             -- A group counts its jobs, but has no bound that they could make room under.

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits jobs priorities attempts errors results progress logs unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits weights jobs priorities attempts errors results progress logs unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, keys, limits = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, keys, limits, weights = unpack(KEYS)
 local unserved = KEYS[#KEYS]
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -30,12 +30,25 @@ local function unhold(id)
 end
 -- end
 
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
+
 -- shared: give back
 -- Jobs that leave waiting or active without a worker give back their places under their limit keys, and the tokens that they have
 -- not spent. A worker is woken, and its admit looks at these keys first.
 local function give_back(list)
-    if #list == 0 or redis.call('EXISTS', limits) == 0 then return end
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
+    local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             redis.call('ZREM', admitted, key .. '\0' .. list[i])
             redis.call('ZREM', unspent, key .. '\0' .. list[i])
@@ -68,7 +81,8 @@ for i = 3, #ARGV do
     elseif redis.call('ZREM', blocked, id) == 1 then state = 'blocked'
     elseif unhold(id) then state = 'held' end
     if state ~= '' then gone[#gone + 1] = id end
-    if state == 'waiting' then freed[#freed + 1] = id end
+    -- Jobs that need fewer slots may wait behind one that was held.
+    if state == 'waiting' or state == 'held' and redis.call('HEXISTS', weights, id) == 1 then freed[#freed + 1] = id end
     states[i - 2] = state
 end
 give_back(freed)

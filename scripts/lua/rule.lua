@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- rule: writes or removes a rule of limits. Then, one page per call, jobs of the rule that were admitted and have not started go
 --   back to held, and admit gets to look at all keys of the rule that lines of held jobs wait for.
--- KEYS rules limits waiting held held_by admitted unspent openings arrivals full_lines reopens meta wake
+-- KEYS rules limits weights waiting held held_by admitted unspent openings arrivals full_lines reopens meta wake
 -- ARGV layer ("set": an operator's rule, which takes precedence; "declared": the one that code declares), name, text ('': remove it),
 --   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of jobs or keys per call)
 -- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rules (nothing changed)
-local rules, limits, waiting, held, held_by, admitted, unspent, openings, arrivals, full_lines, reopens, meta, wake = unpack(KEYS)
+local rules, limits, weights, waiting, held, held_by, admitted, unspent, openings, arrivals, full_lines, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
 if cursor == '' then
@@ -40,8 +40,20 @@ local function next_member(set, start)
     return redis.call('ZRANGE', set, colon, '(' .. name .. ';', 'BYLEX', 'LIMIT', 0, 1)[1]
 end
 
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
+
 local function take_back(key, id, score)
     local line = redis.call('HGET', limits, id) or key
+    free_slots(id, redis.call('HGET', weights, id) or '', line)
     for other in string.gmatch(line, '[^\n]+') do
         redis.call('ZREM', admitted, other .. '\0' .. id)
         redis.call('ZREM', unspent, other .. '\0' .. id)
@@ -62,7 +74,7 @@ if string.sub(cursor, 1, 1) ~= 'k' then
             cursor = 'k'
             break
         end
-        local key, id = string.match(member, '^([^%z]*)%z(.*)$')
+        local key, id = string.match(member, '^([^%z]*)%z([^%z]*)')
         local score = redis.call('ZSCORE', waiting, id)
         if score then take_back(key, id, score) end
         start, looked = '(' .. member, looked + 1

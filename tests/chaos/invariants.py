@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jobq.engine.store import Store
 
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
-PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits")
+PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits", "weights")
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited",
         "virtual", "planned"}  # fmt: skip
 EVENTS_MOST = 1200
@@ -59,7 +59,13 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     }
     check(not orphans, "deduplication keys of removed jobs", orphans)
     counting = set(column["waiting"]) | set(column["active"])
-    taken = {f"{key}\0{job_id}" for job_id in counting for key in column["limits"].get(job_id, "").split("\n") if key}
+    taken: set[str] = set()
+    for job_id in counting:
+        slots = range(2, 1 + int(column["weights"].get(job_id, "1").split("\n")[0]))
+        for key in filter(None, column["limits"].get(job_id, "").split("\n")):
+            taken |= {f"{key}\0{job_id}", *(f"{key}\0{job_id}\0{n}" for n in slots)}
+        if job_id in column["active"]:
+            taken |= {f"queue\0{job_id}\0{n}" for n in slots}
     check(set(column["admitted"]) == taken, "places under limits that are counted wrongly",
           set(column["admitted"]) ^ taken)  # fmt: skip
     early = {place for place in taken if place.split("\0")[1] in column["waiting"]}

@@ -177,7 +177,7 @@ class Scenario:
             while await self.insist(lambda: self.queue.store.do(self.queue.store.rebase(1, -1))):
                 pass
             await self.enqueue("limited", State.COMPLETED, limits=("limited",))
-            await self.enqueue("limited", State.COMPLETED, limits=("limited",))
+            await self.enqueue("limited", State.COMPLETED, limits=("limited",), slots=3)
             async with worker:
                 working = worker.start()
                 victim = await self.enqueue("endless", State.FAILED)

@@ -87,8 +87,9 @@ def plain(reply: Any) -> Any:
         return text(reply)
     if isinstance(reply, list | tuple):
         return [plain(one) for one in reply]
-    if isinstance(reply, Claimed) and reply.limited_ms is None:
-        return plain(msgspec.structs.astuple(reply)[:-1])
+    if isinstance(reply, Claimed) and not reply.weights:
+        # Most claims have no weights, and no limits.
+        return plain(msgspec.structs.astuple(reply)[: -2 if reply.limited_ms is None else -1])
     if isinstance(reply, msgspec.Struct):
         return [plain(one) for one in msgspec.structs.astuple(reply)]
     return reply

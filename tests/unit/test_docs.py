@@ -57,7 +57,7 @@ def test_each_example_prints_the_output_on_its_page(
 
 def test_each_decision_has_a_number_of_its_own_and_a_status() -> None:
     numbers = [page.name[:4] for page in DECISIONS]
-    assert numbers == [f"{n:04}" for n in range(1, len(DECISIONS) + 1)]
+    assert len(set(numbers)) == len(numbers)
     for page in DECISIONS:
         lines = page.read_text().splitlines()
         assert lines[0].startswith(f"# {int(page.name[:4])}. "), page.name

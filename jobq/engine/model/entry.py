@@ -48,6 +48,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         options.key,
         options.retention,
         options.run_at,
+        options.slots,
         new.payload,
         options.metadata,
     )
@@ -62,7 +63,8 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         delay = f"={options.run_at}"
     words, fingerprint = "", "-"
     keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else None
-    if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys:
+    weight = "" if options.slots == 1 else str(options.slots)
+    if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys or weight:
         words = f"{options.priority} {int(options.lifo)} {delay}"
         # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
         if options.key:
@@ -73,6 +75,8 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
             key = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{key}"
-        if keys:
-            words += "\v" + "\n".join(keys)
+        if keys or weight:
+            words += "\v" + "\n".join(keys or ())
+        if weight:
+            words += "\v" + weight
     return job_id, encoded, words, fingerprint

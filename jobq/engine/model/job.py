@@ -29,6 +29,8 @@ PRIORITY_MAX = 1023
 DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
 """Ten years. A longer delay is a mistake in units."""
 ATTEMPTS_MAX = 1000
+SLOTS_MAX = 100
+"""Slots of one job. Each one is a member of a set, so that no count can be wrong."""
 DELAYS_MAX = 100
 """The number of delays in a backoff. They are stored in every row."""
 NAME_MAX = 128
@@ -84,6 +86,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     key: str | None = None
     retention: int | None = None
     run_at: int | None = None
+    slots: int = 1
     payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
 
@@ -108,7 +111,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``attempts``: total number of runs, None for no limit. ``key``: while a job with this key is unfinished (or for
     ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
-    ``limits_by``: more of them, which an argument of the job completes.
+    ``limits_by``: more of them, which an argument of the job completes. ``slots``: how many jobs it counts as.
     """
 
     priority: int = 0
@@ -124,6 +127,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any] | None = None
     limits: tuple[str, ...] = ()
     limits_by: tuple[LimitBy, ...] = ()
+    slots: int = 1
 
 
 PLAIN = Options()

@@ -15,6 +15,7 @@ from jobq.engine.model.job import (
     NAME_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
+    SLOTS_MAX,
     Durability,
     Options,
     StoredBackoff,
@@ -47,6 +48,7 @@ class _Given(TypedDict, total=False):
     run_at: datetime | None
     metadata: dict[str, Any] | None
     limits: Sequence[str | Concurrency | Rate] | None
+    slots: int
 
 
 class Given(_Given, total=False):
@@ -135,6 +137,7 @@ def check(options: Options) -> None:
     :raises InvalidJob: one is not. The text names it and says what it takes.
     """
     _whole("priority", options.priority, PRIORITY_MIN, PRIORITY_MAX, " (a lower number runs first)")
+    _whole("slots", options.slots, 1, SLOTS_MAX, " (how many jobs it counts as)")
     _whole("delay", options.delay, 0, DELAY_MAX_MS, " ms (ten years)")
     if options.attempts is not None:
         _whole("attempts", options.attempts, 1, ATTEMPTS_MAX, " (the total number of runs), or None for no limit")

@@ -137,6 +137,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         snoozes=of.snoozes,
         unserved=of.unserved,
         limits=of.limits,
+        slots=spec.slots,
         unreadable=of.unreadable,
     )
 

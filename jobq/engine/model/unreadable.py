@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from jobq.engine.model.job import Spec
+from jobq.engine.model.job import SLOTS_MAX, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,12 @@ def read_spec(raw: bytes) -> Spec:
     :raises msgspec.MsgspecError: this version of jobq cannot read the row.
     """
     return _spec(raw)
+
+
+def slots_of(weight: bytes | None) -> int:
+    """The slots of a row of ``weights``. A job without a row takes one, and so does one with a damaged row."""
+    first = (weight or b"").partition(b"\n")[0]
+    return int(first) if first.isdigit() and 0 < int(first[:9]) <= SLOTS_MAX else 1
 
 
 UNREADABLE: Final = Spec(type="?", at=0, attempts=1)

@@ -48,6 +48,7 @@ class JobRow(msgspec.Struct, frozen=True):
     snoozes: int = 0
     unserved: int = 0
     limits: list[str] = []
+    slots: int = 1
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

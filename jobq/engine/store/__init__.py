@@ -2,6 +2,16 @@
 
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.link import Connection
-from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, Store, give_wake_back
+from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, Store, give_wake_back
 
-__all__ = ["ALIVE_MS", "CLAIM_BYTES", "Call", "Claimed", "Connection", "Settled", "Store", "give_wake_back"]
+__all__ = [
+    "ALIVE_MS",
+    "CLAIM_BYTES",
+    "CLAIM_MAX",
+    "Call",
+    "Claimed",
+    "Connection",
+    "Settled",
+    "Store",
+    "give_wake_back",
+]

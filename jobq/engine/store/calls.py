@@ -70,7 +70,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
 
     ``charged`` counts the attempts charged before this run; ``holders`` (reap only) are the tokens that ran out.
     ``limited_ms``: the limits of the queue allowed fewer jobs than were asked for. The next one is allowed in so many
-    ms, or when a job ends (-1). None: they did not.
+    ms, or when a job ends (-1). So it is when the next job does not fit into the free slots. None: they did not.
+    ``weights`` are the jobs' rows in that column; empty if no job has any.
     """
 
     token: bytes
@@ -80,6 +81,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     charged: list[bytes | None]
     holders: list[bytes | None]
     limited_ms: int | None = None
+    weights: list[bytes | None] = []
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
@@ -94,9 +96,10 @@ def read_claimed(reply: list[Any]) -> Claimed | None:
     if not reply:
         return None
     token, now, ids, specs, charged, *rest = reply
-    if rest and isinstance(rest[0], int):
-        return Claimed(token, now, ids, specs, charged, [], rest[0])
-    return Claimed(token, now, ids, specs, charged, rest[0] if rest else [])
+    if rest and not isinstance(rest[0], list):
+        limited_ms = rest[0] if isinstance(rest[0], int) else None
+        return Claimed(token, now, ids, specs, charged, [], limited_ms, *rest[1:])
+    return Claimed(token, now, ids, specs, charged, *rest or [[]])
 
 
 def read_settled(reply: list[Any]) -> Settled:

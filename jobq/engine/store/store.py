@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from jobq.engine.store.link import Argument
 
+CLAIM_MAX: Final = 125
+"""Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
 CLAIM_BYTES: Final = 1 << 20
 """Bytes of specs after which a claim or a reap takes no more jobs."""
 ALIVE_MS: Final = 30_000
@@ -96,13 +98,25 @@ class Store(Opening):
         return Call("admit", [self.now, want, looks, claims], read_as_is)
 
     def claim(
-        self, want: int, lease_ms: int, worker: str, lane: str, request: int, *, repeated: bool, room: bool = False
+        self,
+        want: int,
+        lease_ms: int,
+        worker: str,
+        lane: str,
+        request: int,
+        *,
+        repeated: bool,
+        room: bool = False,
+        size: int = CLAIM_MAX,
     ) -> Call[Claimed | None]:
-        """Claim up to ``want`` jobs in the order of their priorities; fewer if their specs exceed ``CLAIM_BYTES``.
+        """Claim jobs for up to ``want`` slots in the order of their priorities; fewer if their specs exceed
+        ``CLAIM_BYTES``.
 
-        ``room``: the worker could take more than ``want``.
+        ``room``: the worker could take more than ``want``. ``size``: the slots that it has in all.
         """
-        args: list[Argument] = [self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES]
+        args: list[Argument] = [
+            self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES, size
+        ]  # fmt: skip
         return Call("claim", args, self._read_claim, repeat=repeat_claim, short=not self.limited)
 
     def _read_claim(self, reply: list[Any]) -> Claimed | None:

@@ -40,6 +40,13 @@ class Buffer:
         except IndexError:
             return None
 
+    def first(self) -> Run | None:
+        """The next run, which stays in the buffer."""
+        try:
+            return self._runs[0]
+        except IndexError:
+            return None
+
     def remove(self, run: Run) -> bool:
         """Take a run out. Returns False when it is not in the buffer."""
         try:

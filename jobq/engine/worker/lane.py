@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
-from jobq.engine.store import CLAIM_BYTES, give_wake_back
+from jobq.engine.store import CLAIM_BYTES, CLAIM_MAX, give_wake_back
 from jobq.engine.worker.claimer import Demand
 from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, Parcel
 from jobq.engine.worker.settler import Settler
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 log = get_logger("jobq.worker")
 
-CLAIM_MAX: Final = 125
-"""Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
 FORWARD_MAX: Final = 125
 ADMIT_LOOKS: Final = 250
 """Held jobs that one trip looks at. Each costs Redis a few microseconds."""
@@ -56,6 +54,8 @@ class Lane(Settler):
         self._closed = False
         self._claim_next = False
         self._reserved = 0
+        self._lacked: int | None = None
+        """So many free slots were too few for the next job."""
         self._passing: set[asyncio.Task[None]] = set()
         source.wake = self.wake
         source.due = self.due
@@ -87,6 +87,9 @@ class Lane(Settler):
 
     def listen(self) -> None:
         """Slots are free: the waker may listen unless the lane has something to claim."""
+        if self._lacked is not None and self._slots.free() > self._lacked:
+            self._lacked = None
+            self.look()
         if self.source.demand is Demand.IDLE:
             self.source.hungry.set()
 
@@ -279,18 +282,20 @@ class Lane(Settler):
 
     def claim_call(self, claimer: Claimer, want: int) -> Call[Any]:
         """A claim, or the repetition of a lost one. A worker that stops only repeats, to get the jobs of the lost
-        claim."""
+        claim. While the next job waits for more free slots, the waker claims nothing: it could take a later job at
+        the moment when the lane takes this one."""
         source, slots = self.source, self._slots
         repeated = claimer.unanswered
         request = claimer.sent(want, repeated=repeated)
         return source.store.claim(
-            0 if slots.stopping else want,
+            0 if slots.stopping or (claimer is source.waking and self._lacked is not None) else want,
             source.lease_ms,
             source.worker,
             claimer.name,
             request,
             repeated=repeated,
             room=slots.free() > want,
+            size=slots.size,
         )
 
     def claimed(self, claimer: Claimer, want: int, moved: list[Any], claimed: Any) -> None:
@@ -311,6 +316,8 @@ class Lane(Settler):
             got = len(claimed.ids)
             size = sum(len(spec or b"") for spec in claimed.specs)
             runs = source.without_killed(source.took(claimed, perf_counter()))
+            if claimed.weights:
+                got += slots.weigh(runs)
             if debugging("jobq.worker"):
                 for run in runs:
                     job_id = run.id.decode()
@@ -325,12 +332,17 @@ class Lane(Settler):
                 slots.admit(runs)
         limited_ms = claimed.limited_ms if claimed is not None else None
         if moved:
+            self._lacked = None
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
             self._moved(claimer, moved)
             if limited_ms is not None:
                 source.holds = True
                 if limited_ms == 0:
                     source.demand = source.demand.came()
+                elif limited_ms < 0:
+                    # The end of a job of another source may leave room too.
+                    self._lacked = slots.free()
+                    slots.nobody_listens()
                 elif limited_ms > 0:
                     source.timer.not_later(limited_ms)
         else:

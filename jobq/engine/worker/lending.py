@@ -34,12 +34,15 @@ class Lending:
     Thread-safe: a handler in a thread gets its ``TooManyWaiting`` there, without waiting for the loop.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, widen: Callable[[int], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, widen: Callable[[int], None], size: int) -> None:
         self._loop = loop
         self._thread = get_ident()
         self._lock = Lock()
         self._change = widen
+        self.size = size
+        """The slots of the worker. A handler that takes more of them runs alone."""
         self._waits: dict[Context, list[str]] = {}
+        self._lent: dict[Context, int] = {}
         self.served: set[str] = set()
         """The queues of the worker. For jobs of other queues a lent slot would not help."""
 
@@ -56,8 +59,9 @@ class Lending:
             if first and len(self._waits) >= LENT_MAX:
                 raise TooManyWaiting(run.name, job_id, len(self._waits))
             self._waits.setdefault(context, []).append(job_id)
+            slots = self._lent.setdefault(context, min(run.slots, self.size))
         if first:
-            self._widen(1)
+            self._widen(slots)
             log.debug(
                 f"Job {run.name} waits for job {job_id} of this worker; its slot is lent to another job",
                 queue=run.source.name, job_id=run.id.decode(), awaited=job_id,
@@ -73,7 +77,8 @@ class Lending:
             if waits:
                 return
             del self._waits[context]
-        self._widen(-1)
+            slots = self._lent.pop(context)
+        self._widen(-slots)
 
     def _widen(self, by: int) -> None:
         if get_ident() == self._thread:

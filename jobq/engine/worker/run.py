@@ -60,7 +60,7 @@ class Run:
 
     __slots__ = (
         "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "raw", "reason", "since",
-        "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
+        "slots", "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,8 @@ class Run:
         self.claimed = claimed
         self.since = since
         self.snoozes = snoozes
+        self.slots = 1
+        """How many slots of the worker it takes."""
         self.started = 0.0
         self.spec: Spec | None = None
         self.context: Context | None = None

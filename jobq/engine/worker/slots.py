@@ -65,15 +65,18 @@ class Slots:
     def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
         self.loop = loop
         self.concurrency = concurrency
+        self._own = concurrency
         self.claimants: list[Claimant] = []
         self.running = 0
         self.stopping = False
         self.buffer = Buffer(loop, self._overdue)
         self.threads = Threads(loop, concurrency, self.widen)
         self.deadlines = Deadlines(loop)
-        self.lending = Lending(loop, self.widen)
+        self.lending = Lending(loop, self.widen, concurrency)
         self.thread = get_ident()
         self._reserved = 0
+        self._heavy: list[Run] = []
+        """Claimed jobs that take several slots."""
         self._filling = False
         self._full = False
         self._typical = 1.0
@@ -86,7 +89,32 @@ class Slots:
     def free(self) -> int:
         """The number of jobs that may be claimed now."""
         ahead = 0 if self.stopping else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
-        return self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
+        free = self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
+        return free - self._more(self._heavy) if self._heavy else free
+
+    @property
+    def size(self) -> int:
+        """The slots of this worker, without those that waiting handlers lend, and those that lost threads keep."""
+        return max(1, min(self._own, self.concurrency))
+
+    def weigh(self, runs: Iterable[Run]) -> int:
+        """Remember those of these claimed jobs that take several slots. Returns how many slots more than jobs."""
+        heavy = [run for run in runs if run.slots > 1]
+        self._heavy += heavy
+        return self._more(heavy)
+
+    def _more(self, runs: Iterable[Run]) -> int:
+        """The slots that these jobs take behind their first ones. A job with more slots than there are runs alone."""
+        return sum(min(run.slots, self.size) - 1 for run in runs if not run.ended)
+
+    def _has_room(self) -> bool:
+        """Whether the next run of the buffer fits into the free slots."""
+        if not self._heavy:
+            return self.running < self.concurrency
+        self._heavy = [run for run in self._heavy if not run.ended]
+        taken = self.running + self._more(run for run in self._heavy if run.task is not None)
+        run = self.buffer.first()
+        return run is not None and (not taken or taken + min(run.slots, self.size) <= self.concurrency)
 
     def reserve(self, jobs: int) -> None:
         """Keep slots free for the jobs of a claim that is on its way. A negative number releases them."""
@@ -137,7 +165,7 @@ class Slots:
             return
         self._filling = True
         pop, loop = self.buffer.pop, self.loop
-        while self.running < self.concurrency and (run := pop()) is not None:
+        while self._has_room() and (run := pop()) is not None:
             self.running += 1
             # This code may run inside another run that ends. Its context must not leak into the new run.
             context = run.source.context.copy()

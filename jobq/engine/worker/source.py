@@ -11,7 +11,7 @@ import msgspec
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.outcome import Snoozed, judge, put_off
-from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts
+from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox
 from jobq.engine.worker.run import Run, base_context
@@ -295,6 +295,8 @@ class Source:
                 self.drop(before, "lost")
             self.runs[job_id] = run
             runs.append(run)
+        for run, weight in zip(runs, claimed.weights, strict=False):
+            run.slots = slots_of(weight)
         return runs
 
     def without_killed(self, runs: list[Run]) -> list[Run]:
@@ -323,6 +325,7 @@ class Source:
         if run.task is None:
             if not self._slots.buffer.remove(run):
                 return
+            run.ended = True
             run.reason = reason
             self.forget(run)
         else:
@@ -343,6 +346,11 @@ class Source:
                         del self._killed_early[next(iter(self._killed_early))]
             elif not run.ended:
                 self.drop(run, "killed")
+        elif verb == b"room":
+            # Another worker has too few free slots for the next job.
+            if rest.isdigit() and self._slots.free() >= int(rest):
+                self.demand = self.demand.came()
+                self.wake()
         elif verb == b"unserved":
             with contextlib.suppress(msgspec.MsgspecError):  # A worker of another version sends it in another form.
                 due_ms, types = _decode_unserved(rest)

@@ -1,0 +1,237 @@
+"""Jobs that take several slots: what the scripts keep true together, under random moves."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from table import Bench
+
+RULES = {"one": 1, "three": 3, "five": 5, "queue": 8}
+KEYS = ("one", "three:a", "three:b", "five")
+SIZE = 6
+"""Slots of the worker."""
+
+
+class World:
+    """A queue with rules and one worker, seen from outside."""
+
+    def __init__(self, bench: Bench, seed: int = 0) -> None:
+        self.bench = bench
+        bench.store.limited = True  # as a worker learns at its first claim
+        self.random = random.Random(seed)
+        self.rules: dict[str, int] = {}
+        self.keys: dict[str, tuple[str, ...]] = {}
+        self.slots: dict[str, int] = {}
+        self.tokens: dict[str, str] = {}
+        """Leases of active jobs."""
+        self.requests = 0
+
+    async def rule(self, name: str, concurrency: int) -> None:
+        cursor: str | bytes = ""
+        while cursor := await self.bench.store.do(self.bench.store.rule("set", name, f"{concurrency}", cursor, page=3)):
+            pass
+        # Running jobs are not stopped when a rule is lowered.
+        self.rules[name] = max(concurrency, self.rules.get(name, 0))
+
+    async def enqueue(self, job_id: str, slots: int, *keys: str, priority: int = 0) -> None:
+        weight = "" if slots == 1 else f"\v{slots}"
+        options = f"{priority} 0 0\v" + "\n".join(keys) + weight
+        assert await self.bench.do(self.bench.store.enqueue([job_id, b"{}", options])) == []
+        self.keys[job_id], self.slots[job_id] = keys, slots
+
+    @property
+    def free(self) -> int:
+        return SIZE - sum(min(SIZE, self.slots[job]) for job in self.tokens)
+
+    async def trip(self, looks: int = 50) -> list[str]:
+        """What a lane does: admit, claim. It returns the claimed jobs."""
+        store, free = self.bench.store, self.free
+        if free < 1:
+            return []
+        await store.do(store.admit(free, looks, 1))
+        self.requests += 1
+        claimed = await store.do(store.claim(free, 30_000, "w", "w:0", self.requests, repeated=False, size=SIZE))
+        if claimed is None:
+            return []
+        ids = [raw.decode() for raw in claimed.ids]
+        self.tokens |= dict.fromkeys(ids, claimed.token.decode())
+        assert self.free >= 0, "it took more than it has slots for"
+        weights = claimed.weights or [None] * len(ids)
+        assert [int(weight or 1) for weight in weights] == [self.slots[job] for job in ids]
+        return ids
+
+    async def all_that_can(self) -> list[str]:
+        got: list[str] = []
+        while some := await self.trip():
+            got += some
+        return got
+
+    async def end(self, job_id: str, how: str) -> None:
+        token, store = self.tokens.pop(job_id), self.bench.store
+        calls = {
+            "complete": lambda: store.complete([job_id, token, b"r", ""], []),
+            "fail": lambda: store.fail([job_id, token, 1, b"{}", ""]),
+            "reschedule": lambda: store.reschedule([job_id, token, 1, 0, b"{}"]),
+            "release": lambda: store.release([job_id, token]),
+            "snooze": lambda: store.snooze([job_id, token, 0]),
+            "defer": lambda: store.defer([job_id, token, "", 0], 0, 0, b"[]"),
+            "kill": lambda: store.kill([job_id], b"{}"),
+        }
+        await store.do(calls[how]())
+
+    async def check(self) -> None:
+        """Each place belongs to a job, each job has all its places, and no key has more than its rule allows."""
+        state = await self.bench.dump()
+        expected: set[str] = set()
+        for column in ("waiting", "active"):
+            for job in state.get(column, {}):
+                for key in self.keys[job]:
+                    expected |= {f"{key}\0{job}", *(f"{key}\0{job}\0{n}" for n in range(2, self.slots[job] + 1))}
+                if column == "active":
+                    expected |= {f"queue\0{job}\0{n}" for n in range(2, self.slots[job] + 1)}
+        assert set(state.get("admitted", {})) == expected
+        for key in KEYS:
+            jobs = [job for column in ("waiting", "active") for job in state.get(column, {}) if key in self.keys[job]]
+            assert len(jobs) < 2 or sum(self.slots[job] for job in jobs) <= self.rules[key.partition(":")[0]], key
+        active = list(state.get("active", {}))
+        assert len(active) < 2 or sum(self.slots[job] for job in active) <= self.rules["queue"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_moves_keep_every_limit_and_every_job_ends(bench: Bench, seed: int):
+    world = World(bench, seed)
+    for name, concurrency in RULES.items():
+        await world.rule(name, concurrency)
+    draw, store = world.random, bench.store
+    for step in range(120):
+        what, waiting = draw.random(), list((await bench.dump()).get("waiting", {}))
+        if what < 0.4:
+            keys = draw.sample(KEYS, draw.choice((0, 1, 1, 2)))
+            slots = draw.choice((1, 1, 1, 2, 4, 9))
+            await world.enqueue(f"j{step}", slots, *keys, priority=draw.choice((0, 0, -3, 5)))
+        elif what < 0.6:
+            await world.trip(draw.choice((1, 4, 50)))
+        elif what < 0.9 and world.tokens:
+            how = draw.choice(("complete", "complete", "fail", "reschedule", "release", "snooze", "defer", "kill"))
+            await world.end(draw.choice(sorted(world.tokens)), how)
+        elif what < 0.93 and waiting:
+            job = draw.choice(waiting)
+            await store.do(store.remove([job]) if draw.random() < 0.5 else store.kill([job], b"{}"))
+        elif what < 0.96:
+            await world.rule("five", draw.choice((5, 9)))
+        else:
+            await store.do(store.forward(100))
+        await world.check()
+    await world.rule("five", 5)
+    for _ in range(200):
+        await store.do(store.forward(100))
+        await world.all_that_can()
+        await world.check()
+        if not world.tokens:
+            break
+        for job in sorted(world.tokens):
+            await world.end(job, "complete")
+    state = await bench.dump()
+    assert not {"held", "held_by", "waiting", "delayed", "active", "admitted"} & set(state), "a job never ran"
+
+
+async def test_small_jobs_do_not_overtake_a_job_that_needs_more_slots_than_are_free(bench: Bench):
+    world = World(bench)
+    await world.rule("five", 5)
+    await world.enqueue("small", 1, "five")
+    await world.enqueue("small too", 1, "five")
+    assert await world.trip() == ["small", "small too"]
+    await world.enqueue("large", 4, "five")
+    await world.enqueue("next", 1, "five")
+    assert await world.trip() == []
+    await world.end("small", "complete")
+    assert await world.trip() == ["large"]
+    await world.end("small too", "complete")
+    assert await world.trip() == ["next"]
+
+
+async def test_a_large_job_keeps_its_turn_under_each_of_its_keys(bench: Bench):
+    """It is held under its second key. Jobs that come to this key by another one wait for it."""
+    world = World(bench)
+    await world.rule("five", 5)
+    await world.rule("three", 3)
+    await world.enqueue("small", 2, "five")
+    assert await world.trip() == ["small"]
+    await world.enqueue("large", 4, "three:a", "five")
+    assert await world.trip() == []
+    await world.enqueue("next", 1, "three:b", "five")
+    assert await world.trip() == []
+    await world.end("small", "complete")
+    assert await world.trip() == ["large", "next"]
+
+
+async def test_without_rules_a_large_job_at_the_head_waits_until_it_fits(bench: Bench, heard: list[bytes]):
+    world = World(bench)
+    for job, slots in (("small", 3), ("large", 5), ("next", 1)):
+        await world.enqueue(job, slots)
+    assert await world.trip() == ["small"]
+    assert await world.trip() == []
+    await world.end("small", "complete")
+    assert await world.trip() == ["large", "next"]
+    assert heard == [b"room 5"] * 2, "other workers hear that a job needs more free slots"
+
+
+async def test_a_job_with_more_slots_than_the_worker_or_the_rule_has_runs_alone(bench: Bench):
+    world = World(bench)
+    await world.rule("three", 3)
+    await world.enqueue("first", 1, "three")
+    await world.enqueue("huge", 100, "three")
+    await world.enqueue("last", 1, "three")
+    assert await world.all_that_can() == ["first"]
+    await world.end("first", "complete")
+    assert await world.all_that_can() == ["huge"]
+    await world.end("huge", "complete")
+    assert await world.all_that_can() == ["last"]
+
+
+async def test_a_large_job_that_waits_is_displaced_by_a_more_urgent_one(bench: Bench):
+    world = World(bench)
+    await world.rule("three", 3)
+    await world.enqueue("huge", 9, "three", priority=5)
+    await bench.do(bench.store.admit(5, 50, 1))
+    await world.check()
+    await world.enqueue("less urgent", 1, "three", priority=7)
+    await bench.do(bench.store.admit(5, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["huge"], "it has its turn"
+    await world.enqueue("urgent", 1, "three", priority=-5)
+    assert await world.all_that_can() == ["urgent"]
+    await world.check()
+
+
+async def test_the_answer_of_a_repeated_claim_has_the_slots(bench: Bench):
+    store, world = bench.store, World(bench)
+    await world.enqueue("a", 4)
+    first = await bench.do(store.claim(6, 30_000, "w", "w:0", 1, repeated=False, size=6))
+    assert first[-2:] == [None, ["4"]]
+    again = await store.do(store.claim(6, 30_000, "w", "w:0", 1, repeated=True, size=6))
+    assert again is not None
+    assert (again.ids, again.weights) == ([b"a"], [b"4"])
+
+
+async def test_places_that_no_job_has_are_given_back(bench: Bench):
+    world = World(bench)
+    await world.rule("five", 5)
+    await world.enqueue("a", 2, "five")
+    assert await world.trip() == ["a"]
+    await world.check()
+    for member in ("five\0a\x003", "queue\0a\x003", "queue\0gone\x002"):
+        await bench.admin.command(b"ZADD", bench.admin.keys["admitted"], 0, member)
+    assert (await bench.do(bench.store.recount(10)))[1] == 3
+    await world.check()
+
+
+async def test_a_removed_job_leaves_no_weight(bench: Bench):
+    world = World(bench)
+    await world.enqueue("a", 4)
+    assert (await bench.dump())["weights"] == {"a": "4"}
+    await bench.do(bench.store.remove(["a"]))
+    assert "weights" not in await bench.dump()
