@@ -39,18 +39,22 @@ with a *:
   x LeaseExpired            the worker died, hung or lost its network
   x OutcomeRefused          Redis refuses to store the outcome of the run
   x TooManySnoozes          the job was snoozed as often as its task allows
+  x TooManyRateLimits       the job was rate limited as often as its task allows
 
 Raised by handlers to control their own job:
 
   x Discard                 fail now, even if attempts are left
   x Retry                   run again, after a delay that the handler chooses
   x Snooze                  the same, without using an attempt
+  x RateLimited             the same, and a limit key or the queue stays closed meanwhile
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from jobq.duration import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,6 +242,7 @@ class RemoteError(JobqError):
     Middleware sees it in place of that exception. ``type`` is the exception's name (``package.SomeError``), ``message``
     its text and ``traceback`` the traceback in the child process. ``final``: no other attempt follows. ``delay``: ms
     until the next attempt, if the handler asked for that. ``snooze``: ms until the next run, if it was a ``Snooze``.
+    ``rate_limit``: ms and scope, if it was a ``RateLimited``.
     """
 
     def __init__(
@@ -249,6 +254,7 @@ class RemoteError(JobqError):
         final: bool = False,
         delay: int | None = None,
         snooze: int | None = None,
+        rate_limit: tuple[int, str] | None = None,
     ) -> None:
         self.type = type_
         self.message = message
@@ -256,6 +262,7 @@ class RemoteError(JobqError):
         self.final = final
         self.delay = delay
         self.snooze = snooze
+        self.rate_limit = rate_limit
         super().__init__(message)
 
 
@@ -298,6 +305,10 @@ class TooManySnoozes(JobqError):
     """The job was snoozed as often as its task allows (``max_snoozes``), so this run is its last one."""
 
 
+class TooManyRateLimits(JobqError):
+    """The job was rate limited as often as its task allows (``max_rate_limited``), so this run is its last one."""
+
+
 class Discard(Exception):
     """Raised by a handler: the job fails now, even if attempts are left."""
 
@@ -317,11 +328,45 @@ class Snooze(Exception):
     """
 
     def __init__(self, delay: float | timedelta, message: str = "snoozed") -> None:
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < float("inf"):  # pyright: ignore[reportUnnecessaryIsInstance] - users without types
+        if not _is_time(delay):
             raise ValueError(f"Snooze takes seconds from 0 on, or a timedelta, not {delay!r:.80}")
         self.delay = delay
         super().__init__(message)
+
+
+class RateLimited(Exception):
+    """Raised by a handler: a service refuses more calls for ``retry_after``. No attempt is charged.
+
+    ``retry_after`` is seconds, a ``timedelta``, or a text such as ``"5m"`` or ``"30"`` (a ``Retry-After`` header).
+    ``scope`` says what waits until then: "key" closes the job's limit keys for all jobs, "queue" closes the whole
+    queue, and "job" closes nothing. The job itself waits in each case, and keeps its place in front of later jobs.
+
+    :raises ValueError: ``retry_after`` is not a time, or negative, or there is no such scope.
+    """
+
+    def __init__(
+        self,
+        message: str = "rate limited",
+        *,
+        retry_after: float | timedelta | str,
+        scope: Literal["job", "key", "queue"] = "key",
+    ) -> None:
+        delay = to_seconds(retry_after.strip()) if isinstance(retry_after, str) else retry_after
+        if not _is_time(delay):
+            raise ValueError(
+                "RateLimited takes retry_after= as seconds from 0 on, a timedelta, or a text such as '30' or '5m', not"
+                f" {retry_after!r:.80}"
+            )
+        if scope not in ("job", "key", "queue"):
+            raise ValueError(f"RateLimited takes scope='job', 'key' or 'queue', not {scope!r:.80}")
+        self.delay = delay
+        self.scope = scope
+        super().__init__(message)
+
+
+def _is_time(value: object) -> bool:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf")
 
 
 def twin(error: E) -> E:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from jobq.duration import to_seconds
 from jobq.errors import SettingsError
 from jobq.redact import MASK, redact
 
@@ -28,16 +28,6 @@ def default_data_dir(env: Mapping[str, str] | None = None) -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "jobq"
     return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
-
-
-_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
-_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def to_seconds(text: str) -> float | None:
-    """Parse a time such as "5s", "250ms", "10m", "2h" or "7d". A number without a unit is seconds."""
-    found = _TIME.fullmatch(text)
-    return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

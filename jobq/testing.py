@@ -95,12 +95,13 @@ class FakeContext(Context):
         fence: int = 1,
         lost: bool = False,
         snoozes: int = 0,
+        rate_limited: int = 0,
     ) -> None:
         self.logs: list[str] = []
         self.progresses: list[Any] = []
         raw = msgspec.Raw(msgspec.json.encode({} if payload is None else payload))
         spec = Spec(type, payload=raw, attempts=attempts, metadata=metadata)
-        super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep, snoozes)
+        super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep, snoozes, rate_limited)
         self.lost = lost
 
     def _keep(self, _: Context, what: str, value: bytes | str) -> None:
@@ -136,6 +137,7 @@ class Drained(msgspec.Struct, frozen=True):
     failed: int = 0
     retried: int = 0
     snoozed: int = 0
+    rate_limited: int = 0
 
 
 async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds = 30.0) -> Drained:
@@ -186,8 +188,10 @@ def _busy(stats: Stats) -> bool:
     return bool(stats.waiting or stats.held or stats.active or stats.next_due_ms == 0)
 
 
-def _ends(stats: Stats) -> tuple[int, int, int, int]:
-    return stats.completed_total, stats.failed_total, stats.retried_total, stats.snoozed_total
+def _ends(stats: Stats) -> tuple[int, ...]:
+    return (
+        stats.completed_total, stats.failed_total, stats.retried_total, stats.snoozed_total, stats.rate_limited_total,
+    )  # fmt: skip
 
 
 async def _promote_delayed(queue: Queue) -> None:

@@ -44,10 +44,13 @@ HELD = (
     "    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held), rows and '', rows }"
 )
 SABOTAGES = [
-    *[Break(name, "fence not checked", FENCE, "") for name in ("reschedule", "fail", "snooze", "release", "defer")],
+    *[
+        Break(name, "fence not checked", FENCE, "")
+        for name in ("reschedule", "fail", "snooze", "throttle", "release", "defer")
+    ],
     *[
         Break(name, "any lease will do", FENCE, "if redis.call('HEXISTS', leases, id) == 0 then return false end")
-        for name in ("reschedule", "fail", "snooze", "release", "defer")
+        for name in ("reschedule", "fail", "snooze", "throttle", "release", "defer")
     ],
     Break("progress", "fence not checked", SAID, "true"),
     Break("log", "fence not checked", LOGGED, "true"),
@@ -56,7 +59,7 @@ SABOTAGES = [
     Break("enqueue", "a plain job is refused", "pcall('HINCRBY', meta, 'fifo'", "call('HINCRBY', meta, 'fifo'"),
     *[
         Break(name, "a damaged count refuses all outcomes", "pcall('HINCRBY', metrics", "call('HINCRBY', metrics")
-        for name in ("complete", "fail", "reschedule", "kill", "defer", "snooze")
+        for name in ("complete", "fail", "reschedule", "kill", "defer", "snooze", "throttle")
     ],
     *[
         Break(name, "a damaged sequence refuses all", "pcall('HINCRBY', meta, counter", "call('HINCRBY', meta, counter")
@@ -208,10 +211,10 @@ SABOTAGES = [
     Break("kill", "the job's own retention is forgotten", "if ARGV[4] ~= '' then", "if false then"),
     *[
         Break(name, "its charged runs are forgotten", "    write_attempts(id, runs, ", "    write_attempts(id, 0, ")
-        for name in ("promote", "release", "defer", "snooze")
+        for name in ("promote", "release", "defer", "snooze", "throttle")
     ],
     *[
-        Break(name, "its snoozes are forgotten", f"{since}, snoozes)", f"{since}, nil)")
+        Break(name, "its snoozes are forgotten", f"{since}, snoozes)", f"{since}, '')")
         for name, since in (
             ("promote", "now"),
             ("release", "now"),
@@ -223,7 +226,30 @@ SABOTAGES = [
     ],
     Break("promote", "waits since its enqueue", "write_attempts(id, runs, now, snoozes)", ""),
     Break("kill", "an active job is not charged", "runs + 1, since", "runs, since"),
-    Break("snooze", "not counted", "(snoozes or 0) + 1", "snoozes"),
+    Break("snooze", "not counted", "(tonumber(times) or 0) + 1", "(tonumber(times) or 0)"),
+    Break("snooze", "its rate limits are forgotten", " + 1) .. rest)", " + 1))"),
+    Break("throttle", "not counted", "(tonumber(times) or 0) + 1", "(tonumber(times) or 0)"),
+    Break("throttle", "its snoozes are forgotten", "tonumber(before) or 0, ", "0, "),
+    Break("throttle", "closed for good", "local till = now + tonumber(ARGV[i + 2])", "local till = now + 1e9"),
+    Break("throttle", "a closing time is made shorter", "'GT', till, key", "till, key"),
+    Break("throttle", "the queue's closing time is made shorter", "if till > (tonumber(", "if 1e15 > (tonumber("),
+    Break("throttle", "the last job goes first", "for i = #ARGV - 3, 2, -4 do", "for i = 2, #ARGV - 3, 4 do"),
+    Break("throttle", "a job alone loses its place", "'L?$') .. 'F'", "'L?$')"),
+    Break("throttle", "places are kept", "free(ended)", ""),
+    Break("forward", "a rate limited job goes to the back", "front[i] or lifo", "lifo"),
+    Break("forward", "the mark stays", "redis.call('HSET', priorities, due[i], own)", ""),
+    Break("promote", "the mark stays", "HSET', priorities, id, priority .. lifo)", "HSET', priorities, id, '0F')"),
+    Break("promote", "a rate limited job goes to the back", "(lifo == 'L' or front == 'F')", "lifo == 'L'"),
+    Break("reprioritise", "a rate limited job loses its place", "'L?F?$'", "'L?$'"),
+    Break("claim", "a closed queue is claimed from", "if till > now and till < now + 1e12 then", "if false then"),
+    Break("claim", "a queue that is open again stays closed", "redis.call('HDEL', meta, 'closed')", ""),
+    Break("claim", "jobs of a closed key start", "open = open and known[key] <= now", ""),
+    Break("claim", "jobs of a closed key keep their places", "free(back)", ""),
+    Break("admit", "a closed key has room", "if k.till > now then return 0 end", ""),
+    Break("admit", "nobody knows when a closed key opens", "if k.till > now then at = k.till end", ""),
+    Break("close", "it is never open again", "redis.call('ZREM', closed, key)", "till = ''"),
+    Break("close", "jobs wait for the old time", "redis.call('ZADD', openings, '-inf', key)", ""),
+    Break("expire", "closing times stay", "if #open > 0 then", "if false then"),
     Break("snooze", "due at once", "now + tonumber(ARGV[i + 2])", "now"),
     Break("rows", "past its own retention", "if till and tonumber(till) <= now then row = false end", ""),
     Break("rows", "however large they are", "if bytes > 1000000 then break end", ""),

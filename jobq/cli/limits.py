@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
@@ -10,10 +10,10 @@ from jobq.cli.session import one_queue, run
 if TYPE_CHECKING:
     import argparse
 
-    from jobq.engine.model.limits import Band
+    from jobq.engine.model.limits import Band, LimitRow
     from jobq.settings import Settings
 
-RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD")
+RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS")
 KEYS_HEAD = ("KEY", "ACTIVE", "HELD", "OPENS")
 
 
@@ -27,9 +27,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
             for row in rows:
                 render.say_json(row)
         elif rows:
-            lines = [
-                (row.rule, _shown(row.concurrency), _rates(row.rate), row.source, row.active, row.held) for row in rows
-            ]
+            lines = [(row.rule, _shown(row.concurrency), _rates(row.rate), *_counts(row)) for row in rows]
             render.say(*render.table(RULES_HEAD, lines))
         else:
             render.say("no limits; set one: jobq limits set RULE --concurrency N")
@@ -94,6 +92,38 @@ def reset(args: argparse.Namespace, settings: Settings) -> None:
                 render.say(f"reset {args.rule} of {queue.name} to what the code declares")
 
     run(main())
+
+
+def close(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits close``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.close_limit(args.key, args.time)
+            if args.json:
+                render.say_json({"queue": queue.name, "key": args.key, "closed_ms": round(args.time * 1000)})
+            else:
+                render.say(f"closed {args.key} of {queue.name} for {render.span(args.time)}")
+
+    run(main())
+
+
+def open_(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits open``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.open_limit(args.key)
+            if args.json:
+                render.say_json({"queue": queue.name, "key": args.key, "closed_ms": 0})
+            else:
+                render.say(f"opened {args.key} of {queue.name}")
+
+    run(main())
+
+
+def _counts(row: LimitRow) -> tuple[Any, ...]:
+    return (row.source, row.active, row.held, row.closed, render.ago(row.closed_until))
 
 
 def _shown(concurrency: int | None) -> str:

@@ -263,7 +263,7 @@ def _add_queues(menu: Menu) -> None:
 
 
 def _add_limits(menu: Menu) -> None:
-    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set' and 'reset': how many jobs run or start"))
+    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set', 'reset', 'close', 'open': how many jobs run"))
     _command(of_limits, "ls", "limits:ls", "list the rules of limits", shown=True, queue=True)
 
     keys = _command(
@@ -289,6 +289,14 @@ def _add_limits(menu: Menu) -> None:
         of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True
     )
     reset.add_argument("rule", metavar="RULE", help="the rule")
+
+    close = _command(
+        of_limits, "close", "limits:close", "start no job of a limit key for a time", shown=True, queue=True
+    )
+    close.add_argument("key", metavar="KEY", help="a limit key, such as tenant:a, or queue for the whole queue")
+    close.add_argument("time", type=values.seconds, metavar="TIME", help="how long: 30s, 5m, 1h")
+    open_ = _command(of_limits, "open", "limits:open_", "open a closed limit key at once", shown=True, queue=True)
+    open_.add_argument("key", metavar="KEY", help="the limit key, or queue")
 
 
 def _add_access(menu: Menu) -> None:

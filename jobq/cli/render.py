@@ -169,6 +169,7 @@ def job_lines(row: JobRow) -> list[str]:
         ("priority", row.priority or None),
         ("attempts", f"{row.attempts_made} of {'any number' if row.attempts is None else row.attempts}"),
         ("snoozes", row.snoozes or None),
+        ("rate limited", row.rate_limited or None),
         ("enqueued", f"{clock(row.enqueued_at)} ({ago(row.enqueued_at)})"),
         ("due", row.run_at and f"{clock(row.run_at)} ({ago(row.run_at)})"),
         ("lease ends", row.lease_until and ago(row.lease_until)),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from jobq.duration import to_seconds
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.limits import Rate
 from jobq.errors import InvalidJob
-from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from jobq.engine.model.job import DELAY_MAX_MS
 from jobq.engine.model.limits import (
     BANDS_MAX,
     COUNT_MAX,
@@ -81,7 +82,21 @@ class LimitReset(msgspec.Struct, frozen=True):
     declared: Rule | None
 
 
+class CloseLimit(schema.In):
+    """For how long the key or the queue is closed from now on."""
+
+    time: Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms")]
+
+
+class LimitClosed(msgspec.Struct, frozen=True):
+    """A limit key, or the queue, and for how many ms it is closed from now on (0: it is open)."""
+
+    key: str
+    closed_ms: int
+
+
 _rule = msgspec.json.Decoder(SetLimit)
+_close = msgspec.json.Decoder(CloseLimit)
 
 
 async def limits(call: ApiCall) -> web.Response:
@@ -111,3 +126,18 @@ async def reset_limit(call: ApiCall) -> web.Response:
     declared = await queue.reset_limit(rule)
     call.audit("reset limit", queue, rule=rule)
     return reply(LimitReset(rule, declared))
+
+
+async def close_limit(call: ApiCall) -> web.Response:
+    queue, key = call.queue, call.request.match_info["key"]
+    body = decode(_close, await call.body())
+    await queue.close_limit(key, body.time / 1000)
+    call.audit("close limit", queue, limit_key=key, ms=body.time)
+    return reply(LimitClosed(key, body.time))
+
+
+async def open_limit(call: ApiCall) -> web.Response:
+    queue, key = call.queue, call.request.match_info["key"]
+    await queue.open_limit(key)
+    call.audit("open limit", queue, limit_key=key)
+    return reply(LimitClosed(key, 0))

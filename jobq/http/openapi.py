@@ -20,6 +20,7 @@ _PARAMETERS = {
     " default one.",
     "queue": "The queue's name.",
     "rule": "The rule's name.",
+    "key": "A limit key, such as `tenant:a`.",
 }
 
 

@@ -184,6 +184,17 @@ ROUTES: tuple[Route, ...] = (
         responses={200: limits.LimitKeys}, errors=(p.INVALID_JOB,),
     ),
     Route(
+        method="POST", path="/limits/{key}/close", scope=Scope.ADMIN, handler=limits.close_limit,
+        summary="Close a limit key for a time", request=limits.CloseLimit,
+        description="None of its jobs starts before the time is over; running jobs go on. The key `queue` stands for"
+        " the whole queue.",
+        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+    ),
+    Route(
+        method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
+        summary="Open a closed limit key", responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+    ),
+    Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,
         summary="The queue's stats, live",
         description="Server-Sent Events: once a second a `stats` event with the answer of /jobs/stats, or a `problem`"

@@ -264,13 +264,14 @@ class JobBrief(msgspec.Struct, frozen=True):
     worker: str | None
     error: str | None
     snoozes: int
+    rate_limited: int
 
     @classmethod
     def of(cls, row: Brief) -> JobBrief:
         return cls(
             f"{row.queue}:{row.id}", row.type, row.state, row.priority, row.attempts, row.attempts_made,
             row.enqueued_at, row.run_at, row.started_at, row.finished_at, row.duration, row.worker,
-            one_line(row.error), row.snoozes,
+            one_line(row.error), row.snoozes, row.rate_limited,
         )  # fmt: skip
 
 

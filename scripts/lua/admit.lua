@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups
+-- KEYS openings reopens held held_by admitted unspent spent rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
@@ -12,7 +12,7 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned')
@@ -78,16 +78,19 @@ end
 -- What this call knows of a key: its rule, how many jobs are admitted, how many of them have not spent their token, and for
 -- each band the theoretical arrival time of GCRA. The numbers follow what this call admits.
 local known = {}
+local closes = redis.call('EXISTS', closed) == 1
 local function facts(key)
     local k = known[key]
     if not k then
         if sub(key, 1, 1) == '@' then
-            k = { rule = { concurrency = group_row(sub(key, 2)).paused and 0 or nil, bands = {} }, count = 0, tokens = 0, arrivals = {} }
+            k = { rule = { concurrency = group_row(sub(key, 2)).paused and 0 or nil, bands = {} }, count = 0, tokens = 0, arrivals = {}, till = 0 }
             known[key] = k
             return k
         end
         local rule = rule_of(key)
         k = { rule = rule, count = 0, tokens = 0, arrivals = {} }
+        -- A handler or an operator may have closed the key until a time.
+        k.till = closes and tonumber(redis.call('ZSCORE', closed, key)) or 0
         if rule.concurrency then k.count = redis.call('ZLEXCOUNT', admitted, from(key), to(key)) end
         if rule.bands[1] then k.tokens = redis.call('ZLEXCOUNT', unspent, from(key), to(key)) end
         for i in ipairs(rule.bands) do
@@ -106,6 +109,7 @@ end
 -- How many more jobs of the key can be admitted now.
 local function room(key)
     local k = facts(key)
+    if k.till > now then return 0 end
     local left = k.rule.concurrency and k.rule.concurrency - k.count or huge
     for i, band in ipairs(k.rule.bands) do left = min(left, tokens_of(k, i, band)) end
     return left
@@ -126,11 +130,13 @@ local function fits(key, id)
     return not full or k.count + min(slots_of(id), full) <= full
 end
 
--- The key has no room. If a band is the reason, it opens again when the next token is free. If all tokens that the bucket can
--- have are promised to jobs that have not started, a claim opens it. If its concurrency is the reason, the end of a job does.
+-- The key has no room. If it is closed, it opens at a known time. If a band is the reason, it opens again when the next token is
+-- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
+-- the reason, the end of a job does.
 local function close(key)
     redis.call('ZREM', openings, key)
     local k, at = facts(key), nil
+    if k.till > now then at = k.till end
     for i, band in ipairs(k.rule.bands) do
         if k.tokens < band.burst and tokens_of(k, i, band) < 1 then
             -- Rounding may make this a moment that has passed.

@@ -1,17 +1,17 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent rules full_lines reopens openings arrivals turns control
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent rules full_lines reopens openings arrivals turns control held held_by closed
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
 --   slots that the worker has in all
 -- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
 --   changed); else token, now, ids, specs, charged attempts ({} when all are 0), and
---   only if the queue's own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms until they
---   allow the next one (-1: when a job ends; '' if they do not limit this claim); and only if jobs have weights: their rows
+--   only if the queue is closed, its own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms
+--   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns, control = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -48,8 +48,15 @@ end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule')
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed')
 if facts[1] or want < 1 then return {} end
+if facts[5] then
+    -- A handler or an operator has closed the queue until this time.
+    -- A damaged time counts as past.
+    local till = tonumber(facts[5]) or 0
+    if till > now and till < now + 1e12 then return { '', now, {}, {}, {}, math.ceil(till - now) } end
+    redis.call('HDEL', meta, 'closed')
+end
 if facts[3] and not limits then return { 'limits' } end
 -- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
@@ -160,6 +167,78 @@ local function spend(ids)
     end
 end
 
+-- shared: hold
+-- A job with limits or a group waits in held until admit finds room under all of its keys. Its line is the row of its group and keys.
+local function hold(id, line, place)
+    redis.call('ZADD', held, string.format('%.0f', place), id)
+    redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
+    redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
+end
+-- end
+
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
+
+-- shared: free
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+local function free(list)
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
+    local places, opened, seen = {}, {}, {}
+    local rows = redis.call('HMGET', weights, unpack(list))
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
+        if rows[i] then free_slots(list[i], rows[i], names) end
+        for key in string.gmatch(names or '', '[^\n]+') do
+            places[#places + 1] = key .. '\0' .. list[i]
+            -- A group counts its jobs, but has no bound that they could make room under.
+            if not seen[key] and string.byte(key) ~= 64 then
+                seen[key] = true
+                opened[#opened + 1], opened[#opened + 2] = '-inf', key
+            end
+        end
+    end
+    if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
+    if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+end
+-- end
+
+-- A key may have been closed after these jobs were admitted. They go back to held, and admit waits until the key opens.
+local function take_back()
+    local known, back, kept = {}, {}, 0
+    for i, names in ipairs(redis.call('HMGET', limits, unpack(ids, 1, count))) do
+        local open = true
+        for key in gmatch(names or '', '[^\n]+') do
+            if not known[key] then known[key] = tonumber(redis.call('ZSCORE', closed, key)) or 0 end
+            open = open and known[key] <= now
+        end
+        if open then
+            kept = kept + 1
+            ids[kept], specs[kept] = ids[i], specs[i]
+        else
+            local id = ids[i]
+            back[#back + 1] = id
+            hold(id, names, tonumber(redis.call('ZSCORE', waiting, id)))
+            redis.call('ZREM', waiting, id)
+            for key in gmatch(names, '[^\n]+') do redis.call('ZREM', unspent, key .. '\0' .. id) end
+        end
+    end
+    if #back == 0 then return end
+    free(back)
+    for i = #ids, kept + 1, -1 do ids[i], specs[i] = nil, nil end
+    count, enough = kept, false
+    -- Other jobs may wait behind these: claim again.
+    redis.call('ZADD', wake, 0, 't')
+end
+
+if redis.call('EXISTS', closed) == 1 and redis.call('EXISTS', limits) == 1 then take_back() end
+if count == 0 then return {} end
 local rule, less, places, tokens = facts[4] and parse(facts[4]), false, math.huge, math.huge
 if rule then
     local free

@@ -20,17 +20,17 @@ end
 -- end
 
 -- shared: attempts
--- A row has up to three numbers: the runs that were charged; the time from which the job can run, if it was put back since its
--- enqueue; how often it was snoozed, if it was.
+-- A row has up to four numbers: the runs that were charged; the time from which the job can run, if it was put back since its
+-- enqueue; how often it was snoozed, and how often it was rate limited, if it was. The last two are passed on as one text.
 local function read_attempts(id)
-    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d*)')
-    return tonumber(runs) or 0, tonumber(since), tonumber(snoozes)
+    local runs, since, snoozes = string.match(redis.call('HGET', attempts, id) or '', '^(%d+) ?(%d*) ?(%d* ?%d*)')
+    return tonumber(runs) or 0, tonumber(since), snoozes or ''
 end
 
 local function write_attempts(id, runs, since, snoozes)
     local row = string.format('%.0f', runs)
     if since then row = row .. string.format(' %.0f', since) end
-    if since and snoozes then row = row .. string.format(' %.0f', snoozes) end
+    if since and snoozes ~= '' then row = row .. ' ' .. snoozes end
     redis.call('HSET', attempts, id, row)
 end
 -- end

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- expire: removes deduplication keys whose ttl is over, old recorded answers, ids of jobs that were removed two minutes ago,
---   the metrics of past minutes and hours, types that nobody has published for a day, and rates that were quiet for long enough.
--- KEYS unique unique_until requests answers removed metrics types types_seen spent
+--   the metrics of past minutes and hours, types that nobody has published for a day, rates that were quiet for long enough,
+--   and the closing times of limit keys that are open again.
+-- KEYS unique unique_until requests answers removed metrics types types_seen spent closed
 -- ARGV now, page, minutes to keep
--- RETURNS the number of keys, of answers, of ids or of rates that were removed, whichever is larger; a number below `page` means done
-local unique, unique_until, requests, answers, removed, metrics, types, types_seen, spent = unpack(KEYS)
+-- RETURNS the number of keys, of answers, of ids, of rates or of closing times that were removed, whichever is larger; a number below `page` means done
+local unique, unique_until, requests, answers, removed, metrics, types, types_seen, spent, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #over > 0 then
@@ -21,6 +22,8 @@ if #gone > 0 then redis.call('ZREM', removed, unpack(gone)) end
 -- From its arrival time on, a key of a rate has all its tokens, as if it had never been used.
 local quiet = redis.call('ZRANGE', spent, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #quiet > 0 then redis.call('ZREM', spent, unpack(quiet)) end
+local open = redis.call('ZRANGE', closed, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
+if #open > 0 then redis.call('ZREM', closed, unpack(open)) end
 local unheard = redis.call('ZRANGE', types_seen, '-inf', now - 86400000, 'BYSCORE', 'LIMIT', 0, 100)
 if #unheard > 0 then
     redis.call('HDEL', types, unpack(unheard))
@@ -34,4 +37,4 @@ for _, field in ipairs(redis.call('HKEYS', metrics)) do
     if unit and tonumber(number) < oldest and #old < 5000 then old[#old + 1] = field end
 end
 if #old > 0 then redis.call('HDEL', metrics, unpack(old)) end
-return math.max(#quiet, #over, #answered, #gone)
+return math.max(#quiet, #over, #answered, #gone, #open)

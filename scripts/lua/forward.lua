@@ -58,10 +58,19 @@ end
 local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
 local fifo = turn('fifo', moved) - moved
 local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
+-- Jobs that were rate limited go to the front. Walk backwards, so that the job that is due first stays first.
+local front = {}
+for i = moved, 1, -1 do
+    local own = string.match(columns[i] or '', '^(%-?%d+L?)F$')
+    if own then
+        front[i] = -turn('lifo', 1)
+        redis.call('HSET', priorities, due[i], own)
+    end
+end
 local ready = {}
 for i = 1, moved do
-    local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)$')
-    local number = lifo == 'L' and -turn('lifo', 1) or fifo + i
+    local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)F?$')
+    local number = front[i] or lifo == 'L' and -turn('lifo', 1) or fifo + i
     local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
     if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
 end

@@ -1,13 +1,17 @@
 #!lua flags=no-writes
--- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now.
--- KEYS rules held_by admitted arrivals lines open_lines full_lines reopens active
--- ARGV rule ('': all rules), largest number of keys, largest number of lines to look at
--- RETURNS flat groups of four: rule, its two lines, held jobs, admitted jobs; or for a rule's keys: key, held jobs, admitted
---   jobs, when its next token is free (unix ms, or '' if nothing waits for one)
+-- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now, or that are closed.
+-- KEYS rules held_by admitted arrivals lines open_lines full_lines reopens active closed meta
+-- ARGV now, rule ('': all rules), largest number of keys, largest number of lines to look at
+-- RETURNS flat groups of six: rule, its two lines, held jobs, admitted jobs, closed keys, and when the last of these opens (unix
+--   ms, or ''); or for a rule's keys of five: key, held jobs, admitted jobs, when its next token is free (unix ms, or '' if nothing
+--   waits for one), and until when it is closed (unix ms, or '')
+-- Of the closed keys it looks at those that open last, as many as it may return.
 -- Each line of held jobs counts under the key that it waits for. A line that waits for nothing, because no worker was free to
 -- admit its jobs, counts under its first key. Beyond the largest number of lines each one counts as one job.
-local rules, held_by, admitted, arrivals, lines, open_lines, full_lines, reopens, active = unpack(KEYS)
-local rule, most, looks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local rules, held_by, admitted, arrivals, lines, open_lines, full_lines, reopens, active, closed, meta = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local rule, most, looks = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local shut = redis.call('ZRANGE', closed, '+inf', string.format('(%.0f', now), 'BYSCORE', 'REV', 'LIMIT', 0, most, 'WITHSCORES')
 
 local function number(set, from, to) return redis.call('ZLEXCOUNT', set, from, to) end
 
@@ -40,6 +44,11 @@ end
 
 local rows = {}
 if rule == '' then
+    local count, last = {}, {}
+    for i = 1, #shut, 2 do
+        local name = string.match(shut[i], '^[^:]*')
+        count[name], last[name] = (count[name] or 0) + 1, last[name] or shut[i + 1]
+    end
     local found = redis.call('HGETALL', rules)
     for i = 1, #found, 2 do
         local name, n = found[i], #rows
@@ -48,9 +57,14 @@ if rule == '' then
         for key, jobs in pairs(free) do
             if string.match(key, '^[^:]*') == name then rows[n + 3] = rows[n + 3] + jobs end
         end
+        rows[n + 5], rows[n + 6] = count[name] or 0, last[name] or ''
         rows[n + 4] = number(admitted, '[' .. name .. '\0', '(' .. name .. '\1') + number(admitted, '[' .. name .. ':', '(' .. name .. ';')
         -- The rule of the whole queue holds no job, and counts the slots of all that are active.
-        if name == 'queue' then rows[n + 4] = rows[n + 4] + redis.call('ZCARD', active) end
+        if name == 'queue' then
+            rows[n + 4] = rows[n + 4] + redis.call('ZCARD', active)
+            local till = redis.call('HGET', meta, 'closed') or ''
+            if (tonumber(till) or 0) > now then rows[n + 5], rows[n + 6] = 1, till end
+        end
     end
     return rows
 end
@@ -79,9 +93,13 @@ for _, set in ipairs({ full_lines, admitted }) do
         end
     end
 end
+for i = 1, #shut, 2 do
+    if string.match(shut[i], '^[^:]*') == rule then found(shut[i]) end
+end
 for _, key in ipairs(keys) do
     local from, to, n = '[' .. key .. '\0', '(' .. key .. '\1', #rows
     rows[n + 1], rows[n + 2], rows[n + 3] = key, held_under(from, to) + (free[key] or 0), number(admitted, from, to)
-    rows[n + 4] = redis.call('ZSCORE', reopens, key) or ''
+    local till = redis.call('ZSCORE', closed, key)
+    rows[n + 4], rows[n + 5] = redis.call('ZSCORE', reopens, key) or '', till and tonumber(till) > now and till or ''
 end
 return rows

@@ -58,7 +58,7 @@ for i = 4, #ARGV do
         end
     end
     if state ~= '' then
-        local lifo = string.match(redis.call('HGET', priorities, id) or '', 'L?$')
+        local lifo = string.match(redis.call('HGET', priorities, id) or '', 'L?F?$')
         redis.call('HSET', priorities, id, ARGV[3] .. lifo)
     end
     states[i - 3] = state

@@ -33,8 +33,10 @@ end
 -- shared: place
 -- Each priority has 2^42 places, and its sequence starts in their middle. A damaged row counts as priority 0.
 local function place(id)
-    local priority, lifo = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)$')
-    local number = lifo == 'L' and -turn('lifo', 1) or turn('fifo', 1)
+    local priority, lifo, front = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)(F?)$')
+    -- A job that was rate limited goes to the front, once.
+    if front == 'F' then redis.call('HSET', priorities, id, priority .. lifo) end
+    local number = (lifo == 'L' or front == 'F') and -turn('lifo', 1) or turn('fifo', 1)
     return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
 end
 -- end

@@ -2,7 +2,7 @@
 -- stats: reads the sizes, the oldest waiting jobs and the metrics of a queue.
 -- KEYS waiting delayed active completed failed blocked held jobs attempts meta workers metrics
 -- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat)
--- RETURNS now; the seven sizes in the order of KEYS; paused since (ms, or nil); workers alive;
+-- RETURNS now; the seven sizes in the order of KEYS; paused since (ms, or nil); closed until (ms, or nil); workers alive;
 --   flat triples id, attempts, spec up to its payload, for the jobs of each priority that may have waited longest;
 --   due time of the first delayed job (or nil); flat pairs of metrics: totals, the last 60 minutes, this hour and the last one
 local waiting, delayed, active, completed, failed, blocked, held, jobs, attempts, meta, workers, metrics = unpack(KEYS)
@@ -48,7 +48,7 @@ end
 -- Read only the fields that are shown. The minutes of a whole day are thousands of fields.
 local found = {}
 if redis.call('EXISTS', metrics) == 1 then
-    local fields = { 'completed', 'failed', 'retried', 'unserved', 'snoozed' }
+    local fields = { 'completed', 'failed', 'retried', 'unserved', 'snoozed', 'rate_limited' }
     local minute, hour = math.floor(now / 60000), math.floor(now / 3600000)
     for m = minute - 59, minute do
         local prefix = format('m:%.0f:', m)
@@ -71,6 +71,7 @@ return {
     redis.call('ZCARD', completed), redis.call('ZCARD', failed), redis.call('ZCARD', blocked),
     redis.call('ZCARD', held),
     redis.call('HGET', meta, 'paused'),
+    redis.call('HGET', meta, 'closed'),
     redis.call('ZCOUNT', workers, now - tonumber(ARGV[2]), '+inf'),
     oldest,
     -- A nil in place of false would end the reply here.

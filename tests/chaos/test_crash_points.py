@@ -22,6 +22,7 @@ from jobq import (
     NewJob,
     Options,
     Queue,
+    RateLimited,
     Snooze,
     State,
     Stats,
@@ -124,6 +125,14 @@ class Scenario:
             sink.effect(ctx)
             return ctx.fence
 
+        @queue.task(name="throttled", limits=[Concurrency(1)])
+        async def throttled(ctx: Context, scope: Any = "key") -> int:
+            sink.start(ctx)
+            if not ctx.rate_limited:
+                raise RateLimited(retry_after=0, scope=scope)
+            sink.effect(ctx)
+            return ctx.fence
+
         @queue.task(name="limited", limits=[Concurrency(1)])
         async def limited(ctx: Context) -> int:
             sink.start(ctx)
@@ -172,6 +181,8 @@ class Scenario:
             await self.enqueue("flaky", State.COMPLETED, priority=-1)
             await self.enqueue("doomed", State.FAILED)
             await self.enqueue("snoozing", State.COMPLETED)
+            await self.enqueue("throttled", State.COMPLETED)
+            await self.enqueue("throttled", State.COMPLETED, limits=("throttled",))
             await self.enqueue("ok", State.COMPLETED, key="once", lifo=True)
             await self.remove(await self.enqueue("ok", State.COMPLETED, delay=5_000, key="unwanted"))
             while await self.insist(lambda: self.queue.store.do(self.queue.store.rebase(1, -1))):
@@ -251,7 +262,7 @@ class Scenario:
             lines = [line.message for line in await queue.logs(job_id)]
             assert len(set(lines)) == len(lines), "a log line is stored twice"
             assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
-            planned = 2 if row.type in ("flaky", "snoozing") else 1
+            planned = 2 if row.type in ("flaky", "snoozing", "throttled") else 1
             # One fault may use one attempt of each job that ran.
             assert self.sink.starts.get(job_id, 0) <= planned + 1, row
             if row.state is State.COMPLETED:

@@ -17,8 +17,8 @@ def test_a_rule_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert said.out == "set tenant of tasks: 5 at once, rate 100/1m/20\n"
     assert jobq("enqueue", "echo", "--limits", "tenant:a", "--limits", "tenant:b", "--queue", tasks).code == 0
     lines = jobq("limits", "ls", "--queue", tasks).out.splitlines()
-    assert lines[0].split() == ["RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD"]
-    assert lines[1].split() == ["tenant", "5", "100/1m/20", "operator", "0", "1"]
+    assert lines[0].split() == ["RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS"]
+    assert lines[1].split() == ["tenant", "5", "100/1m/20", "operator", "0", "1", "0", "-"]
     [rule] = [json.loads(line) for line in jobq("limits", "ls", "--json", "--queue", tasks).out.splitlines()]
     assert (rule["concurrency"], rule["rate"]) == (5, [{"count": 100, "per": 60000, "burst": 20}])
     [key] = [json.loads(line) for line in jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out.splitlines()]
@@ -50,3 +50,16 @@ def test_what_cannot_be_set_is_one_line(jobq: Callable[..., Said], tasks: str):
         assert said.err.count("\n") == 1
     said = jobq("enqueue", "echo", "--limits", "nope", "--queue", tasks)
     assert (said.code, "there is no rule 'nope'" in said.err) == (1, True)
+
+
+def test_a_key_is_closed_and_opened(jobq: Callable[..., Said], tasks: str):
+    jobq("limits", "set", "tenant", "--concurrency", "3", "--queue", tasks)
+    assert jobq("limits", "close", "tenant:a", "5m", "--queue", tasks).out == "closed tenant:a of tasks for 5m\n"
+    [key] = [json.loads(line) for line in jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out.splitlines()]
+    assert (key["key"], key["closed_until"]) == ("tenant:a", key["opens_at"])
+    assert jobq("limits", "open", "tenant:a", "--queue", tasks).out == "opened tenant:a of tasks\n"
+    assert jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out == ""
+    said = jobq("limits", "close", "nope", "5m", "--queue", tasks)
+    assert (said.code, "there is no rule 'nope'" in said.err) == (1, True)
+    assert jobq("limits", "close", "queue", "1s", "--queue", tasks).code == 0
+    assert jobq("limits", "open", "queue", "--queue", tasks).code == 0

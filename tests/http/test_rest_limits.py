@@ -33,10 +33,11 @@ async def test_a_rule_is_set_read_and_reset(client: Client):
     await enqueue(client, limits=["tenant:b"])
     assert (await get(client, "/limits"))["limits"] == [
         {"rule": "tenant", **RULE, "held": 3, "active": 0, "source": "operator", "declared": None}
+        | {"closed": 0, "closed_until": None}
     ]
     assert (await get(client, "/limits/tenant/keys"))["keys"] == [
-        {"key": "tenant:b", "held": 2, "active": 0, "opens_at": None},
-        {"key": "tenant:a", "held": 1, "active": 0, "opens_at": None},
+        {"key": "tenant:b", "held": 2, "active": 0, "opens_at": None, "closed_until": None},
+        {"key": "tenant:a", "held": 1, "active": 0, "opens_at": None, "closed_until": None},
     ]
     assert [key["key"] for key in (await get(client, "/limits/tenant/keys?sort=key&limit=1"))["keys"]] == ["tenant:a"]
     response = await client.delete("/limits/tenant")
@@ -105,3 +106,34 @@ async def test_limit_keys_that_cannot_be_are_refused(client: Client, keys: Any):
     response = await client.post("/jobs/enqueue", json={"type": "t", "limits": keys})
     assert response.status == 422, await response.text()
     assert (await get(client, "/jobs/stats"))["held"] == 0
+
+
+async def test_a_key_is_closed_for_a_time_and_opened(client: Client):
+    await put(client, "/limits/tenant", {"concurrency": 5})
+    response = await client.post("/limits/tenant:a%2Fb/close", json={"time": 60_000})
+    assert (response.status, await response.json()) == (200, {"key": "tenant:a/b", "closed_ms": 60_000})
+    [key] = (await get(client, "/limits/tenant/keys"))["keys"]
+    assert (key["key"], key["held"], key["active"]) == ("tenant:a/b", 0, 0)
+    assert key["closed_until"] == key["opens_at"] > 60_000
+    [rule] = (await get(client, "/limits"))["limits"]
+    assert (rule["closed"], rule["closed_until"]) == (1, key["closed_until"])
+    response = await client.post("/limits/tenant:a%2Fb/open")
+    assert await response.json() == {"key": "tenant:a/b", "closed_ms": 0}
+    assert (await get(client, "/limits/tenant/keys"))["keys"] == []
+
+
+async def test_the_whole_queue_is_closed_for_a_time_and_opened(client: Client):
+    assert (await get(client, "/jobs/stats"))["closed_until"] is None
+    assert (await client.post("/limits/queue/close", json={"time": 60_000})).status == 200
+    assert (await get(client, "/jobs/stats"))["closed_until"] > 60_000
+    assert (await client.post("/limits/queue/open")).status == 200
+    assert (await get(client, "/jobs/stats"))["closed_until"] is None
+
+
+async def test_only_a_key_of_a_rule_can_be_closed(client: Client):
+    await put(client, "/limits/tenant", {"concurrency": 5})
+    body = await problem(await client.post("/limits/tenent:a/close", json={"time": 1}), 422, "unknown-rule")
+    assert body["known"] == ["tenant"]
+    await problem(await client.post("/limits/tenant:/close", json={"time": 1}), 422, "invalid-job")
+    for wrong in ({}, {"time": 0}, {"time": "5m"}, {"time": 10**15}):
+        assert (await client.post("/limits/tenant/close", json=wrong)).status in (400, 422)

@@ -371,6 +371,7 @@ def test_every_route_of_the_issue_is_in_the_table():
         POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
         GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
         GET /limits, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
+        POST /limits/{key}/close, POST /limits/{key}/open,
         GET /queues, GET /workers, GET /types, GET /events, GET /healthz, GET /readyz"""
     table = {f"{route.method} {route.path}" for route in ROUTES}
     assert table == {" ".join(line.split()) for line in wanted.split(",")}

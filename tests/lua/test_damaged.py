@@ -31,13 +31,14 @@ GARBAGE = [
     "\udcff\udcfe",
 ]
 FIELDS: dict[str, tuple[str, ...]] = {
-    "meta": ("fifo", "lifo", "fence", "swept", "reap_from", "longest_lease", "rebase"),
+    "meta": ("fifo", "lifo", "fence", "swept", "reap_from", "longest_lease", "rebase", "closed"),
     "metrics": (
         "completed",
         "failed",
         "retried",
         "unserved",
         "snoozed",
+        "rate_limited",
         "m:0:completed",
         "m:0:failed",
         "m:0:retried",
@@ -78,6 +79,7 @@ COUNTED: dict[str, tuple[State, Callable[[Store], Call[Any]], tuple[str, ...]]] 
     "fail": (held("a"), lambda s: s.fail(["a", TOKEN, 1, "e", ""]), ("failed", "m:0:failed")),
     "reschedule": (held("a"), lambda s: s.reschedule(["a", TOKEN, 1, 5, "e"]), ("retried", "m:0:retried")),
     "snooze": (held("a"), lambda s: s.snooze(["a", TOKEN, 5]), ("snoozed",)),
+    "throttle": (held("a"), lambda s: s.throttle(["a", TOKEN, 5, "job"]), ("rate_limited",)),
     "defer": (held("a"), lambda s: s.defer(["a", TOKEN, "t", 5], 5, 5, b"[]"), ("unserved",)),
     "kill": (waiting("a"), lambda s: s.kill(["a"], b"e"), ("failed", "m:0:failed")),
 }

@@ -274,6 +274,7 @@ def stats(**given: Any) -> list[Any]:
         given.get("now", NOW),
         *[given.get(state, 0) for state in ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")],
         given.get("paused"),
+        given.get("closed"),
         given.get("workers", 0),
         given.get("oldest", []),
         given.get("due"),

@@ -31,6 +31,7 @@ REFUSED_WHEN_FULL = ("enqueue", "retry")
 CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
+    "close": lambda s: s.close("r", 500),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
     "defer": lambda s: s.defer(["a", TOKEN, "t", 5000], 1000, 60_000, b"[]"),
     "drop": lambda s: s.drop(force=True),
@@ -69,6 +70,7 @@ CALLS: dict[str, Any] = {
     "rule": lambda s: s.rule("set", "r", "5"),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "stats": lambda s: s.stats(),
+    "throttle": lambda s: s.throttle(["a", TOKEN, 500, "key"]),
     "trim": lambda s: s.trim(0, 0, 0, 10),
 }  # fmt: skip
 """One call of each script that has an effect in BEFORE."""

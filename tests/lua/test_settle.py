@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -247,6 +248,63 @@ def snooze(*rows: Any):
     ]
 )
 async def test_snooze(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+def throttle(*rows: Any):
+    return lambda store: store.throttle(list(rows))
+
+
+@table(
+    [
+        Case(
+            "the job alone: to delayed, uncharged, counted, with a mark for its place, beside one that is lost",
+            also(
+                held("a", "c", "e"),
+                held("b", token="6 x"),
+                {"attempts": {"c": "2 7 4", "e": "0 7 0 2"}, "priorities": {"c": "-3L"}},
+            ),
+            throttle("a", TOKEN, 2500, "job", "b", TOKEN, 10, "job", "c", TOKEN, 0, "job", "e", TOKEN, 5, "key"),
+            also(held("b", token="6 x"), jobs("a", "c", "e"))
+            | {"delayed": {"a": NOW + 2500, "c": NOW, "e": NOW + 5}}
+            | {"attempts": {"a": "0 3500 0 1", "c": "2 1000 4 1", "e": "0 1005 0 3"}}
+            | {"priorities": {"a": "0F", "c": "-3LF", "e": "0F"}, "metrics": {"rate_limited": "3"}}
+            | WAKE,
+            [["b"], ["e"]],
+        ),
+        Case(
+            "the queue: to the front of its priority, the first job foremost",
+            also(waiting("z"), held("a", "b"), {"meta": {"fifo": "1", "lifo": "4"}}),
+            throttle("a", TOKEN, 500, "queue", "b", TOKEN, 300, "queue"),
+            {"active": {}, "leases": {}, "waiting": {"a": place(-6), "b": place(-5), "z": place(1)}}
+            | {"meta": {"fifo": "1", "lifo": "6", "closed": "1500"}}
+            | {"attempts": {"a": "0 1500 0 1", "b": "0 1300 0 1"}, "metrics": {"rate_limited": "2"}}
+            | WAKE,
+            [[], []],
+        ),
+        Case(
+            "a longer closing time of the queue stays",
+            also(held("a"), {"meta": {"closed": "9000"}}),
+            throttle("a", TOKEN, 500, "queue"),
+            {"active": {}, "leases": {}, "waiting": {"a": place(-1)}, "meta": {"closed": "9000", "lifo": "1"}}
+            | {"attempts": {"a": "0 1500 0 1"}, "metrics": {"rate_limited": "1"}}
+            | WAKE,
+            [[], []],
+        ),
+        Case(
+            "its keys: to the front of held, and both keys are closed, one of them for longer",
+            also(held("a"), {"limits": {"a": "r\ns:x"}, "admitted": {"r\0a": 0, "s:x\0a": 0}, "closed": {"r": 9000}}),
+            throttle("a", TOKEN, 500, "key"),
+            {"active": {}, "leases": {}, "admitted": {}, "held": {"a": place(-1)}, "closed": {"r": 9000, "s:x": 1500}}
+            | {"held_by": {f"r\ns:x\0{place(-1) + 2**52:016}\0a": 0}, "arrivals": {"r\ns:x": place(-1)}}
+            | {"openings": {"r": -math.inf, "s:x": -math.inf}}
+            | {"meta": {"lifo": "1"}, "attempts": {"a": "0 1500 0 1"}, "metrics": {"rate_limited": "1"}}
+            | WAKE,
+            [[], []],
+        ),
+    ]
+)
+async def test_throttle(case: Case, bench: Bench):
     await bench.check(case)
 
 
@@ -545,6 +603,7 @@ FENCED = {
     "reschedule": lambda store, job_id, token: store.reschedule([job_id, token, 1, 500, "e"]),
     "fail": lambda store, job_id, token: store.fail([job_id, token, 1, "e", 500]),
     "snooze": lambda store, job_id, token: store.snooze([job_id, token, 500]),
+    "throttle": lambda store, job_id, token: store.throttle([job_id, token, 500, "job"]),
     "release": lambda store, job_id, token: store.release([job_id, token]),
     "defer": lambda store, job_id, token: store.defer([job_id, token, "t", 5000], 1000, 60_000, b"[]"),
     "renew": lambda store, job_id, token: store.renew([job_id, token], 40_000),
@@ -553,11 +612,13 @@ FENCED = {
 }
 """All verbs that take a token."""
 COUNTING = ("complete", "fail")
-SETTLES = ("complete", "reschedule", "fail", "snooze", "release", "defer")
+SETTLES = ("complete", "reschedule", "fail", "snooze", "throttle", "release", "defer")
 
 
 def lost(verb: str, *ids: str, standing: int = 0) -> list[Any]:
     """The reply of a verb that changed nothing."""
+    if verb == "throttle":
+        return [list(ids), []]
     return [standing, list(ids)] if verb in COUNTING else list(ids)
 
 

@@ -42,6 +42,9 @@ class Job:
     """The fence of the run that logged last, and how many of its lines were received."""
     unserved: int = 0
     snoozes: int = 0
+    rate_limited: int = 0
+    front: bool = False
+    """Whether it goes to the front of its priority when it is due."""
     spent: int = 0
     """Ms that it was delayed because no worker could run it."""
     parked: str | None = None
@@ -54,7 +57,9 @@ class Job:
     def charged(self) -> str | None:
         """Its row in the attempts column."""
         if self.since is not None:
-            return f"{self.attempts} {self.since}" + (f" {self.snoozes}" if self.snoozes else "")
+            put_off = f" {self.snoozes}" if self.snoozes or self.rate_limited else ""
+            put_off += f" {self.rate_limited}" if self.rate_limited else ""
+            return f"{self.attempts} {self.since}{put_off}"
         return str(self.attempts) if self.attempts else None
 
 
@@ -106,6 +111,8 @@ class Model:
         self.types_seen: dict[str, int] = {}
         self.totals: dict[str, int] = {}
         self.paused = False
+        self.closed: int | None = None
+        """Until when claims take nothing."""
         self.fence = 0
         self.swept: int | None = None
         self.reap_from = 0
@@ -144,7 +151,7 @@ class Model:
             },
             "jobs": {job.id: job.spec for job in jobs},
             "leases": {job.id: job.token for job in jobs if job.token},
-            "priorities": {job.id: f"{job.priority}{'L' * job.lifo}" for job in jobs if job.shown},
+            "priorities": {job.id: f"{job.priority}{'L' * job.lifo}{'F' * job.front}" for job in jobs if job.shown},
             "attempts": {job.id: job.charged for job in jobs if job.charged},
             "errors": {job.id: "\n".join(job.errors) for job in jobs if job.errors},
             "results": {job.id: job.result for job in jobs if job.result is not None},
@@ -176,6 +183,7 @@ class Model:
             "types_seen": dict(self.types_seen),
             "totals": dict(self.totals),
             "paused": self.paused,
+            "closed": self.closed,
             "fence": self.fence,
         }
 
@@ -187,6 +195,7 @@ class Model:
 
     def _to_waiting(self, job: Job, *, front: bool = False) -> None:
         job.state, job.at = "waiting", 0
+        front, job.front = front or job.front, False
         if front or job.lifo:
             self.front -= 1
             job.turn = self.front
@@ -281,8 +290,13 @@ class Model:
             return self._taken(token, held) if held else None
         if repeated:
             self.claims[lane] = (request, "", [])
+        if self.paused:
+            return None
+        if self.closed is not None and self.closed > self.now:
+            return ["", self.now, [], [], [], [], self.closed - self.now]
+        self.closed = None
         first = self.of("waiting")[:want]
-        if self.paused or not first:
+        if not first:
             return None
         reply = self._take(first, lease, worker)
         self.claims[lane] = (request, reply[0], reply[2])
@@ -328,6 +342,26 @@ class Model:
             job.at = job.since = self.now + delay
             self._count("snoozed", 1)
         return lost
+
+    def throttle(self, jobs: list[Any]) -> list[list[str]]:
+        lost: list[str] = []
+        alone: list[str] = []
+        last_first = [word for i in reversed(range(0, len(jobs), 4)) for word in jobs[i : i + 4]]
+        for job, (delay, scope) in self._held(last_first, 4, lost):
+            job.rate_limited += 1
+            job.token, job.since = None, self.now + delay
+            if scope == "queue":
+                self.closed = max(self.closed or 0, self.now + delay)
+                self._to_waiting(job, front=True)
+            else:
+                job.state, job.at, job.front, job.shown = "delayed", self.now + delay, True, True
+                alone += [job.id] * (scope == "key")
+            self._count("rate_limited", 1)
+        return [lost, alone]
+
+    def close(self, _key: str, ms: int) -> str:
+        before, self.closed = self.closed, self.now + ms if ms else None
+        return str(before) if before is not None and before > self.now else ""
 
     def release(self, jobs: list[str]) -> list[str]:
         lost: list[str] = []
@@ -391,9 +425,13 @@ class Model:
 
     def forward(self, limit: int) -> list[int]:
         due = [job for job in self.of("delayed") if job.at <= self.now][:limit]
-        for job in due:
+        for job in reversed(due):
             self._unpark(job)
-            self._to_waiting(job)
+            if job.front:
+                self._to_waiting(job)
+        for job in due:
+            if job.state == "delayed":
+                self._to_waiting(job)
         later = self.of("delayed")
         return [len(due), max(0, later[0].at - self.now) if later else -1, 0]  # no job of this machine has limits
 
@@ -454,7 +492,8 @@ class Model:
             self.unique[name] = (job.id, "-")
             self.until.pop(name, None)
         state = job.state
-        job.attempts, job.unserved, job.snoozes, job.result, job.progress, job.expires = 0, 0, 0, None, None, None
+        job.attempts, job.unserved, job.snoozes, job.rate_limited = 0, 0, 0, 0
+        job.result = job.progress = job.expires = None
         job.spent = 0
         job.since = self.now
         self._to_waiting(job)

@@ -55,14 +55,16 @@ LEASE = 1000
 WORKERS = st.sampled_from(["ann", "bob"])
 TIMES = st.sampled_from([0, 1, 400, LEASE, LEASE + 1, 3000])
 PRIORITIES = st.sampled_from([0, -1024, 0, -1, 1, 0, 1023])
-SETTLES = st.sampled_from(["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete", "snooze"])
+SETTLES = st.sampled_from(
+    ["complete", "reschedule", "fail", "release", "defer", "reschedule", "complete", "snooze", "throttle"]
+)
 PARKED_AS = ("t", "", "t u")
 """Types of jobs that a worker does not know. The empty one: it knows the type, and cannot read the job."""
 RETENTIONS = st.sampled_from(["", "", 0, 500])
 ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
-MOVES_ON = ("reap", "trim", "expire", "forward", "recall")
-"""Verbs whose repetition handles the next page."""
+MOVES_ON = ("reap", "trim", "expire", "forward", "recall", "close")
+"""Verbs whose repetition handles the next page, or answers what the first call found."""
 KEYS = st.sampled_from(
     [[]] * 10
     + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None), ("k", None)], [("l", 700)]]
@@ -196,6 +198,11 @@ class Machine(RuleBasedStateMachine):
     def pause(self, verb: str) -> None:
         self.do(verb)
 
+    @rule(ms=st.sampled_from([0, 0, 1, 1000]))
+    def close(self, ms: int) -> None:
+        """An operator opens the queue, or closes it for a time."""
+        self.do("close", "queue", ms)
+
     @rule(force=st.sampled_from([False] * 7 + [True]))
     def drop(self, force: bool) -> None:
         if self.do("drop", force=force)[2]:
@@ -227,7 +234,7 @@ class Machine(RuleBasedStateMachine):
     def took(self, reply: Any) -> Any:
         if reply is None:
             return multiple()
-        token, _, ids, _, charged, _ = reply
+        token, _, ids, _, charged, *_ = reply
         return multiple(
             *[(job_id, token, runs_of((charged and charged[i]) or "0") + 1) for i, job_id in enumerate(ids)]
         )
@@ -264,7 +271,9 @@ class Machine(RuleBasedStateMachine):
         _, due_in, _ = self.do("forward", 100)
         taken = self.take(worker, want)
         if len(taken.values) < want:
-            self.watch = self.model.now + due_in if due_in >= 0 else None
+            moments = [self.model.now + due_in] if due_in >= 0 else []
+            moments += [self.model.closed] if self.model.closed else []
+            self.watch = min(moments, default=None)
         return taken
 
     @rule(
@@ -290,6 +299,7 @@ class Machine(RuleBasedStateMachine):
             "complete": lambda run: (f"result {run}", retention),
             "reschedule": lambda run: (run, delay, f"error {run}"),
             "snooze": lambda _: (delay,),
+            "throttle": lambda run: (delay, ("job", "queue", "key")[run % 3]),
             "fail": lambda run: (run, f"error {run}", retention),
             "defer": lambda run: (PARKED_AS[run % 3], 700),
         }.get(verb, lambda _: ())
@@ -388,6 +398,7 @@ class Machine(RuleBasedStateMachine):
         actual["waiting"] = [(job_id, score // 2**42) for job_id, score in (actual["waiting"] or {}).items()]
         actual["totals"] = {name: int(count) for name, count in metrics.items() if not name.startswith("m:")}
         actual["paused"] = "paused" in meta
+        actual["closed"] = int(meta["closed"]) if "closed" in meta else None
         actual["fence"] = int(meta.get("fence", 0))
         assert actual == self.model.columns()
         self.one_place_for_each(actual)
@@ -422,14 +433,15 @@ class Machine(RuleBasedStateMachine):
         """No wake-up is lost: if a job can be claimed there is a token, and if one is delayed there is a token or a
         watcher."""
         if self.model.of("waiting") and not self.model.paused:
-            assert self.token_lies_there, "jobs wait, and nobody is told"
+            opens = self.watch is not None and self.model.closed is not None and self.watch <= self.model.closed
+            assert self.token_lies_there or opens, "jobs wait, and nobody is told"
         delayed = self.model.of("delayed")
         if delayed:
             watched = self.watch is not None and self.watch <= delayed[0].at
             assert self.token_lies_there or watched, "nobody knows the next due time"
 
 
-DERIVED = ("totals", "paused", "fence")
+DERIVED = ("totals", "paused", "closed", "fence")
 """Columns of the model that are not keys in Redis."""
 
 
@@ -440,8 +452,11 @@ def plain(reply: Any) -> Any:
     if isinstance(reply, list):
         return [plain(one) for one in reply]
     if hasattr(reply, "__struct_fields__"):
-        # no queue of this machine has limits
-        return [plain(getattr(reply, name)) for name in reply.__struct_fields__ if name != "limited_ms"]
+        return [
+            plain(getattr(reply, name))
+            for name in reply.__struct_fields__
+            if name != "limited_ms" or reply.limited_ms is not None
+        ]
     return reply
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from jobq import Discard, Queue, Retry, Settings, Snooze, errors
 from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
-from jobq.engine.model.outcome import Snoozed, encode_result, judge, put_off
+from jobq.engine.model.outcome import Snoozed, Throttled, encode_result, judge, put_off
 from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
 from jobq.engine.worker.child_errors import pack, rebuild
@@ -302,6 +303,20 @@ async def _(world: World) -> None:
 async def _(world: World) -> None:
     error = put_off(Snooze(5), 1000)
     assert isinstance(error, errors.TooManySnoozes)
+    raise stored_as(error, final=True)
+
+
+@brings("RateLimited", "the quota is used up")
+async def _(world: World) -> None:
+    error = errors.RateLimited("the quota is used up", retry_after=timedelta(seconds=30), scope="queue")
+    assert put_off(error, 0) == Throttled(30_000, "queue", "the quota is used up")
+    raise error
+
+
+@brings("TooManyRateLimits", "rate limited 1000 times, and its task allows 1000")
+async def _(world: World) -> None:
+    error = put_off(errors.RateLimited(retry_after=5), 0, None, 1000)
+    assert isinstance(error, errors.TooManyRateLimits)
     raise stored_as(error, final=True)
 
 

@@ -110,7 +110,8 @@ ENGINE = ("model", "store", "task", "queue", "worker")
     [
         ("engine", ("jobq.http", "jobq.cli", "jobq.logging", "aiohttp")),
         ("http", ("jobq.cli", "jobq.engine.store.lua", "jobq.engine.store.keys")),
-        ("errors.py", ("jobq.",)),
+        ("errors.py", ("jobq.engine", "jobq.http", "jobq.cli", "jobq.settings", "jobq.redact", "jobq.printable")),
+        ("duration.py", ("jobq.",)),
         ("redact.py", ("jobq.",)),
         ("printable.py", ("jobq.",)),
         ("settings.py", ("jobq.engine", "jobq.http", "jobq.cli")),

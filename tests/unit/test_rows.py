@@ -134,6 +134,7 @@ def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: An
         now,
         *sizes,
         given.get("paused"),
+        given.get("closed"),
         given.get("workers", 0),
         given.get("oldest", []),
         given.get("due"),

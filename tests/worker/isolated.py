@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
 
-from jobq import Context, Depends, Discard, Queue, Retry, Snooze, inject
+from jobq import Context, Depends, Discard, Queue, RateLimited, Retry, Snooze, inject
 from jobq.engine.task.context import current
 
 
@@ -39,6 +40,12 @@ def snooze(ctx: Context = inject) -> list[int]:
     if not ctx.snoozes:
         raise Snooze(0, "in a child")
     return [ctx.attempt, ctx.snoozes]
+
+
+def rate_limited(ctx: Context = inject) -> list[int]:
+    if not ctx.rate_limited:
+        raise RateLimited("in a child", retry_after=timedelta(0), scope="job")
+    return [ctx.attempt, ctx.rate_limited]
 
 
 def bound() -> list[Any]:

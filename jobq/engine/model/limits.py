@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from jobq.duration import to_seconds
 from jobq.engine.model.job import LimitBy
-from jobq.engine.model.times import to_ms
+from jobq.engine.model.times import option_ms, to_ms
 from jobq.errors import InvalidJob
-from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -174,6 +174,17 @@ def check_limit_key(key: str) -> None:
         )
 
 
+def closing_ms(value: Seconds | str) -> int:
+    """The time for which an operator closes a key, in ms.
+
+    :raises InvalidJob: it is not a time, less than 1 ms, or more than ten years.
+    """
+    seconds: Any = to_seconds(value.strip()) if isinstance(value, str) else value
+    if seconds is None:
+        raise InvalidJob(f"the time is {value!r:.80}: it takes seconds, a timedelta, or a text such as '30' or '5m'")
+    return option_ms("the time", seconds, 1)
+
+
 def _unfit(value: str) -> bool:
     try:
         size = len(value.encode())
@@ -194,7 +205,8 @@ def value_text(value: Any) -> str:
 class LimitRow(msgspec.Struct, frozen=True):
     """A rule as operators see it. ``held``: jobs that it keeps from starting; ``active``: jobs that count under it.
 
-    ``source``: who gave the rule that holds now. ``declared``: what code declares, None if no code does.
+    ``source``: who gave the rule that holds now. ``declared``: what code declares, None if no code does. ``closed``:
+    how many of its keys are closed now; the last one opens at ``closed_until`` (unix ms).
     """
 
     rule: str
@@ -204,15 +216,20 @@ class LimitRow(msgspec.Struct, frozen=True):
     active: int
     source: Literal["code", "operator"]
     declared: Rule | None = None
+    closed: int = 0
+    closed_until: int | None = None
 
 
 class LimitKeyRow(msgspec.Struct, frozen=True):
-    """A key of a rule. ``opens_at``: when its next job may start, unix ms, if held jobs wait for a token."""
+    """A key of a rule. ``opens_at``: when its next job may start (unix ms), if it is closed or held jobs wait for a
+    token. ``closed_until``: no job starts before (unix ms). A handler was rate limited, or an operator closed the key.
+    """
 
     key: str
     held: int
     active: int
     opens_at: int | None = None
+    closed_until: int | None = None
 
 
 def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgspec.Raw) -> list[str]:

@@ -74,6 +74,7 @@ class TaskGiven(_Given, total=False):
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None
     discard_on: type[BaseException] | Sequence[type[BaseException]] | None
     max_snoozes: int
+    max_rate_limited: int
 
 
 _TIMES = ("delay", "timeout", "key_ttl", "retention")

@@ -12,16 +12,18 @@ import msgspec
 from jobq.engine.model.backoff import delay_ms
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
-from jobq.engine.model.policy import SNOOZES_MAX
+from jobq.engine.model.policy import RATE_LIMITED_MAX, SNOOZES_MAX
 from jobq.engine.model.times import to_ms
 from jobq.errors import (
     Discard,
     InvalidPayload,
     InvalidResult,
     OutcomeRefused,
+    RateLimited,
     RemoteError,
     Retry,
     Snooze,
+    TooManyRateLimits,
     TooManySnoozes,
     Unserved,
 )
@@ -50,14 +52,15 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
-FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManySnoozes, Unserved)
+FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManyRateLimits, TooManySnoozes, Unserved)
 """No other attempt follows these errors."""
 
 
 class Facts(msgspec.Struct, frozen=True):
     """The facts in an exception. ``final``: no other attempt follows. ``delay``: ms before the next one, if it asks.
 
-    ``snooze``: ms until the next run, if the exception contains only ``Snooze``.
+    ``snooze``: ms until the next run, if the exception contains only ``Snooze``. ``rate_limit``: ms and scope, if it
+    contains only ``RateLimited`` and ``Snooze``.
     """
 
     type: str
@@ -68,6 +71,7 @@ class Facts(msgspec.Struct, frozen=True):
     kinds: tuple[tuple[str, ...], ...] = ()
     """See the function ``kinds``. Only facts that a child process sends have it."""
     snooze: int | None = None
+    rate_limit: tuple[int, str] | None = None
 
 
 class RemoteTraceback(Exception):
@@ -82,6 +86,14 @@ class Snoozed(msgspec.Struct, frozen=True):
     """A run that requests another one after ``delay`` ms, and is not charged."""
 
     delay: int
+    message: str
+
+
+class Throttled(msgspec.Struct, frozen=True):
+    """A run that a service refuses for ``delay`` ms. It is not charged. ``scope``: what is closed until then."""
+
+    delay: int
+    scope: str
     message: str
 
 
@@ -123,7 +135,10 @@ def facts(error: BaseException) -> Facts:
         return cause.facts
     if issubclass(type(error), RemoteError):
         remote = cast("RemoteError", error)
-        return Facts(remote.type, remote.message, remote.traceback, remote.final, remote.delay, snooze=remote.snooze)
+        return Facts(
+            remote.type, remote.message, remote.traceback, remote.final, remote.delay,
+            snooze=remote.snooze, rate_limit=remote.rate_limit,
+        )  # fmt: skip
     name = type_name(type(error))
     message = _guarded(lambda: _text(str(error), MESSAGE_MAX), f"<{name.rpartition('.')[2]} whose str() fails>")
     leaves = _leaves(error)
@@ -134,6 +149,7 @@ def facts(error: BaseException) -> Facts:
         final=any(issubclass(type(leaf), FINAL) for leaf in leaves),
         delay=max((delay for leaf in leaves if (delay := _asked_delay(leaf, Retry)) is not None), default=None),
         snooze=_asked_snooze(leaves),
+        rate_limit=_asked_rate_limit(leaves),
     )
 
 
@@ -184,11 +200,22 @@ def _asked_snooze(leaves: list[BaseException]) -> int | None:
     return max(cast("list[int]", delays), default=None) if None not in delays else None
 
 
-def _asked_delay(error: BaseException, kind: type[Retry | Snooze]) -> int | None:
+def _asked_rate_limit(leaves: list[BaseException]) -> tuple[int, str] | None:
+    """The longest time that was asked for, in ms, and the widest scope. A ``Snooze`` beside it changes neither. None if
+    there is another error, which comes first."""
+    found = [(delay, leaf) for leaf in leaves if (delay := _asked_delay(leaf, RateLimited)) is not None]
+    if not found or any(_asked_delay(leaf, RateLimited | Snooze) is None for leaf in leaves):
+        return None
+    scopes = [_guarded(lambda leaf=leaf: str(cast("RateLimited", leaf).scope), "job") for _, leaf in found]
+    scope = next((scope for scope in ("queue", "key") if scope in scopes), "job")
+    return max(delay for delay, _ in found), scope
+
+
+def _asked_delay(error: BaseException, kind: Any) -> int | None:
     """The delay in ms that a handler asked for. None if it asked for none, or if the value is not a time."""
     if not issubclass(type(error), kind):
         return None
-    delay = _guarded(lambda: cast("Retry | Snooze", error).delay, None)
+    delay = _guarded(lambda: cast("Any", error).delay, None)
     return None if delay is None else _guarded(lambda: min(max(0, to_ms(delay)), DELAY_MAX_MS), None)
 
 
@@ -219,16 +246,27 @@ def _attribute(error: BaseException, name: str) -> Any:
     return vars(BaseException)[name].__get__(error)
 
 
-def put_off(error: BaseException, snoozes: int, policy: RetryPolicy | None = None) -> Snoozed | TooManySnoozes | None:
-    """The consequence of a ``Snooze`` in a job that was snoozed ``snoozes`` times before: a later run, or the error
-    with which the job ends. None if the error is not a ``Snooze``. Never raises."""
+def put_off(
+    error: BaseException, snoozes: int, policy: RetryPolicy | None = None, rate_limited: int = 0
+) -> Snoozed | Throttled | TooManySnoozes | TooManyRateLimits | None:
+    """The consequence of a ``Snooze`` or ``RateLimited`` in a job that had ``snoozes`` and ``rate_limited`` of them
+    before: a later run, or the error with which the job ends. None if the error is something else. Never raises."""
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
-        delay = cause.facts.snooze
+        delay, limit = cause.facts.snooze, cause.facts.rate_limit
     elif issubclass(type(error), RemoteError):
-        delay = cast("RemoteError", error).snooze
+        delay, limit = cast("RemoteError", error).snooze, cast("RemoteError", error).rate_limit
     else:
-        delay = _asked_snooze(_leaves(error))
+        leaves = _leaves(error)
+        delay, limit = _asked_snooze(leaves), _asked_rate_limit(leaves)
+    if limit is not None:
+        message = facts(error).message
+        most = RATE_LIMITED_MAX if policy is None else policy.max_rate_limited
+        if rate_limited < most:
+            return Throttled(*limit, message)
+        return TooManyRateLimits(
+            f"the job was rate limited {rate_limited} times, and its task allows {most} (max_rate_limited): {message}"
+        )
     if delay is None:
         return None
     message = facts(error).message

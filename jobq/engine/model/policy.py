@@ -22,6 +22,8 @@ ALWAYS_RETRIED = ("LeaseExpired", "ProcessCrashed", "Retry")
 
 SNOOZES_MAX: Final = 1000
 """The default number of times that a job may be snoozed."""
+RATE_LIMITED_MAX: Final = 1000
+"""The default number of times that a job may be rate limited."""
 
 
 class RetryPolicy:
@@ -31,7 +33,7 @@ class RetryPolicy:
     treated like all others in this way.
     """
 
-    __slots__ = ("backoff", "discard_on", "max_snoozes", "retry_on")
+    __slots__ = ("backoff", "discard_on", "max_rate_limited", "max_snoozes", "retry_on")
 
     def __init__(
         self,
@@ -39,11 +41,13 @@ class RetryPolicy:
         discard_on: frozenset[str],
         backoff: BackoffFunction | None,
         max_snoozes: int = SNOOZES_MAX,
+        max_rate_limited: int = RATE_LIMITED_MAX,
     ) -> None:
         self.retry_on = retry_on
         self.discard_on = discard_on
         self.backoff = backoff
         self.max_snoozes = max_snoozes
+        self.max_rate_limited = max_rate_limited
 
     def is_final(self, kinds: Sequence[Sequence[str]]) -> bool:
         """Whether no other attempt follows. ``kinds``: for each leaf of the error, the names of its classes.
@@ -81,15 +85,21 @@ def _text(fault: BaseException) -> str:
         return "its text cannot be read"
 
 
+def _bound(given: dict[str, Any], name: str, otherwise: int) -> int:
+    most = given.pop(name, otherwise)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise TypeError(f"{name} is {most!r:.80}: it takes a whole number of 0 or more")
+    return most
+
+
 def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> RetryPolicy | None:
     """Take the rules that are not stored out of a task's options. None if there are none.
 
     :raises TypeError: a rule cannot be used.
     """
     retry_on, discard_on = given.pop("retry_on", None), given.pop("discard_on", None)
-    snoozes = given.pop("max_snoozes", SNOOZES_MAX)
-    if not isinstance(snoozes, int) or isinstance(snoozes, bool) or snoozes < 0:
-        raise TypeError(f"max_snoozes is {snoozes!r:.80}: it takes a whole number of 0 or more")
+    snoozes = _bound(given, "max_snoozes", SNOOZES_MAX)
+    rate_limited = _bound(given, "max_rate_limited", RATE_LIMITED_MAX)
     backoff = given.get("backoff")
     function = backoff if callable(backoff) and not isinstance(backoff, Backoff) else None
     if function is not None:
@@ -102,13 +112,23 @@ def retry_policy(given: dict[str, Any], name_of: Callable[[type], str]) -> Retry
             raise TypeError("the backoff function does not take (attempt, error)") from None
         except ValueError:  # A function of C does not tell its parameters.
             pass
-    if retry_on is None and discard_on is None and function is None and snoozes == SNOOZES_MAX:
+    if (
+        retry_on is None
+        and discard_on is None
+        and function is None
+        and (snoozes, rate_limited)
+        == (
+            SNOOZES_MAX,
+            RATE_LIMITED_MAX,
+        )
+    ):
         return None
     return RetryPolicy(
         None if retry_on is None else _names("retry_on", retry_on, name_of),
         frozenset() if discard_on is None else _names("discard_on", discard_on, name_of),
         cast("Any", function),
         snoozes,
+        rate_limited,
     )
 
 

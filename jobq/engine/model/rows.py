@@ -82,7 +82,7 @@ class _Columns:
         self.progress = bad.read("progress", progress, _raw, None)
         self.limits = as_text(limits).split("\n") if limits else []
         self.unserved = bad.read("unserved", unserved, _times, 0)
-        charged, _, self.snoozes = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
+        charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
         self.run_at = score if state is State.DELAYED else None
         self.lease_until = score if state is State.ACTIVE else None
@@ -135,6 +135,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         result=of.result.result if of.result else None,
         errors=of.errors,
         snoozes=of.snoozes,
+        rate_limited=of.rate_limited,
         unserved=of.unserved,
         limits=of.limits,
         slots=spec.slots,
@@ -162,6 +163,7 @@ def job_brief(queue: str, job_id: str, row: list[Any]) -> JobBrief:
         duration=of.duration,
         error=of.errors[-1] if of.errors else None,
         snoozes=of.snoozes,
+        rate_limited=of.rate_limited,
         unserved=of.unserved,
         unreadable=of.unreadable,
     )
@@ -177,7 +179,7 @@ def _score(raw: bytes) -> int:
 
 
 def _priority(raw: bytes) -> int:
-    return whole(raw.rstrip(b"L"))
+    return whole(raw.rstrip(b"LF"))
 
 
 def _lease(token: bytes) -> tuple[str | None, int | None]:

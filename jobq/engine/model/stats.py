@@ -14,12 +14,13 @@ BITS: Final = range(46)
 
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
-    now, waiting, delayed, active, completed, failed, blocked, held, paused, workers, oldest, due, flat = reply
+    now, waiting, delayed, active, completed, failed, blocked, held, paused, closed, workers, oldest, due, flat = reply
     bad = Unreadable()
     metrics = {
         as_text(name): bad.read(as_text(name), count, whole, 0)
         for name, count in zip(flat[::2], flat[1::2], strict=True)
     }
+    closed_until = bad.read("closed", closed, whole, 0)
     this_minute, this_hour = now // 60_000, now // 3_600_000
     minutes = [
         Minute(
@@ -41,11 +42,13 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         blocked=blocked,
         held=held,
         paused=paused is not None,
+        closed_until=closed_until if closed_until > now else None,
         workers=workers,
         completed_total=metrics.get("completed", 0),
         failed_total=metrics.get("failed", 0),
         retried_total=metrics.get("retried", 0),
         snoozed_total=metrics.get("snoozed", 0),
+        rate_limited_total=metrics.get("rate_limited", 0),
         unserved_total=metrics.get("unserved", 0),
         oldest_waiting_ms=max(0, *waits) if waits else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
@@ -58,7 +61,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
 
 def waiting_since(job_id: bytes, attempts: bytes | None, spec_: bytes | None) -> int:
     """Since when a waiting job can run, unix ms: it was put back then, became due, or was enqueued."""
-    _, since, _ = shown_attempts(attempts)
+    _, since, *_ = shown_attempts(attempts)
     if since is not None:
         return since
     spec = Unreadable().spec(spec_)

@@ -112,12 +112,12 @@ def whole(raw: bytes) -> int:
     return count
 
 
-NEVER_RUN: Final = (0, None, 0)
+NEVER_RUN: Final = (0, None, 0, 0)
 """The value of a job without a row in the attempts column."""
 
 
-def read_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
-    """The number of charged runs, since when the job can run (unix ms), and how often it was snoozed.
+def read_attempts(raw: bytes | None) -> tuple[int, int | None, int, int]:
+    """The number of charged runs, since when the job can run (unix ms), how often it was snoozed, and rate limited.
 
     None in place of the time stands for the job's enqueue and its delay.
 
@@ -125,11 +125,12 @@ def read_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
     """
     if raw is None:
         return NEVER_RUN
-    charged, *rest = map(whole, raw.split(b" ", 2))
-    return charged, rest[0] if rest else None, rest[1] if len(rest) > 1 else 0
+    charged, *rest = map(whole, raw.split(b" ", 3))
+    since = rest[0] if rest else None
+    return charged, since, rest[1] if len(rest) > 1 else 0, rest[2] if len(rest) > 2 else 0
 
 
-def shown_attempts(raw: bytes | None) -> tuple[int, int | None, int]:
+def shown_attempts(raw: bytes | None) -> tuple[int, int | None, int, int]:
     """As ``read_attempts``, but a damaged row counts as absent, because the job must run or fail all the same."""
     try:
         return read_attempts(raw)

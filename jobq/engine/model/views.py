@@ -14,6 +14,7 @@ class JobRow(msgspec.Struct, frozen=True):
     """Everything that is stored of one job.
 
     ``attempts_made`` counts the charged runs, including the one that is running. ``snoozes``: those that were put off.
+    ``rate_limited``: those that a service refused for a time.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
@@ -46,6 +47,7 @@ class JobRow(msgspec.Struct, frozen=True):
     result: msgspec.Raw | None = None
     errors: list[AttemptError] = []
     snoozes: int = 0
+    rate_limited: int = 0
     unserved: int = 0
     limits: list[str] = []
     slots: int = 1
@@ -73,6 +75,7 @@ class JobBrief(msgspec.Struct, frozen=True):
     duration: int | None = None
     error: AttemptError | None = None
     snoozes: int = 0
+    rate_limited: int = 0
     unserved: int = 0
     unreadable: dict[str, str] = {}
 
@@ -151,11 +154,13 @@ class Stats(msgspec.Struct, frozen=True):
     blocked: int
     held: int
     paused: bool
+    closed_until: int | None
     workers: int
     completed_total: int
     failed_total: int
     retried_total: int
     snoozed_total: int
+    rate_limited_total: int
     unserved_total: int
     oldest_waiting_ms: int | None = None
     next_due_ms: int | None = None

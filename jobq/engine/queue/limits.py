@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.limits import (
+    QUEUE_RULE,
     Band,
     LimitKeyRow,
     LimitRow,
     Rate,
     Rule,
+    check_limit_key,
     check_rule,
     check_rule_name,
+    closing_ms,
     parse_rule,
 )
 from jobq.engine.model.unreadable import as_text
@@ -22,7 +25,7 @@ from jobq.errors import InvalidJob, UnknownRule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from jobq.engine.model.job import NewJob
+    from jobq.engine.model.job import NewJob, Seconds
     from jobq.engine.store import Store
 
 log = get_logger("jobq.queue")
@@ -80,12 +83,12 @@ class LimitVerbs(ABC):
         :raises StoreError: Redis is away.
         """
         reply = await self.store.do(self.store.limits(""))
-        return [_limit_row(*reply[at : at + 4]) for at in range(0, len(reply), 4)]
+        return [_limit_row(*reply[at : at + 6]) for at in range(0, len(reply), 6)]
 
     async def limit_keys(
         self, rule: str, *, sort: Literal["held", "active", "key"] = "held", limit: int = 100
     ) -> list[LimitKeyRow]:
-        """The keys of a rule that hold or count jobs now, by default those with most held jobs first.
+        """The keys of a rule that hold or count jobs now or are closed, by default those with most held jobs first.
 
         It looks at no more than 1,000 keys.
 
@@ -93,12 +96,7 @@ class LimitVerbs(ABC):
         """
         check_rule_name(rule)
         reply = await self.store.do(self.store.limits(rule))
-        rows = [
-            LimitKeyRow(
-                as_text(reply[at]), reply[at + 1], reply[at + 2], int(float(reply[at + 3])) if reply[at + 3] else None
-            )
-            for at in range(0, len(reply), 4)
-        ]
+        rows = [_key_row(*reply[at : at + 5]) for at in range(0, len(reply), 5)]
         if sort == "key":
             rows.sort(key=lambda row: row.key)
         else:
@@ -137,6 +135,36 @@ class LimitVerbs(ABC):
             held += max(0, row.held - min(room, default=row.held))
         return held
 
+    async def close_limit(self, key: str, time: Seconds | str) -> None:
+        """Close a limit key for a time from now on: none of its jobs starts before it is over. Running jobs go on.
+
+        ``key`` is a rule's name, alone or with a colon and a value, or "queue" for the whole queue. ``time`` is
+        seconds, a ``timedelta`` or a text such as "5m". It replaces an earlier closing time, also a longer one.
+
+        :raises InvalidJob: it cannot be a key, or the time is not from 1 ms to ten years.
+        :raises UnknownRule: the key has no rule.
+        """
+        ms = closing_ms(time)
+        await self._check_closable(key)
+        await self.store.do(self.store.close(key, ms))
+
+    async def open_limit(self, key: str) -> None:
+        """Open a limit key, or "queue" for the whole queue, before its closing time is over.
+
+        :raises InvalidJob: it cannot be a key.
+        :raises UnknownRule: the key has no rule.
+        """
+        await self._check_closable(key)
+        await self.store.do(self.store.close(key, 0))
+
+    async def _check_closable(self, key: str) -> None:
+        if key == QUEUE_RULE:
+            return
+        check_limit_key(key)
+        names = {as_text(name) for name in await self.store.rule_names()}
+        if (rule := key.partition(":")[0]) not in names:
+            raise UnknownRule(rule, sorted(names))
+
     async def reset_limit(self, rule: str) -> Rule | None:
         """Return to what code declares of a rule. Returns it; None: no code declares the rule, so it is gone.
 
@@ -168,10 +196,21 @@ def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band]
     return check_rule(Rule(concurrency, tuple(one.band if isinstance(one, Rate) else one for one in given)))
 
 
-def _limit_row(name: bytes, stored: bytes, held: int, active: int) -> LimitRow:
+def _time(raw: bytes) -> int | None:
+    return int(float(raw)) if raw else None
+
+
+def _key_row(key: bytes, held: int, active: int, token: bytes, till: bytes) -> LimitKeyRow:
+    closed = _time(till)
+    opens = max((moment for moment in (_time(token), closed) if moment is not None), default=None)
+    return LimitKeyRow(as_text(key), held, active, opens, closed)
+
+
+def _limit_row(name: bytes, stored: bytes, held: int, active: int, closed: int, till: bytes) -> LimitRow:
     first, _, second = as_text(stored).partition("\n")
     chosen, declared = parse_rule(first), parse_rule(second)
     effective = chosen or declared or Rule()
     return LimitRow(
-        as_text(name), effective.concurrency, effective.rate, held, active, "operator" if first else "code", declared
-    )
+        as_text(name), effective.concurrency, effective.rate, held, active, "operator" if first else "code", declared,
+        closed, _time(till),
+    )  # fmt: skip

@@ -166,6 +166,13 @@ class Store(Opening):
         """Move leased jobs to delayed, uncharged: flat triples id, token, delay ms. Returns lost ids."""
         return Call("snooze", [self.now, *jobs], read_as_is)
 
+    def throttle(self, jobs: list[Argument]) -> Call[list[list[bytes]]]:
+        """Move leased jobs out of active, uncharged, and close what they name: flat groups id, token, ms, scope.
+
+        ``scope`` is "job", "key" or "queue". Returns lost ids, and ids with the scope "key" that have no limit keys.
+        """
+        return Call("throttle", [self.now, *jobs], read_as_is)
+
     def recall(self, limit: int, types: Iterable[Argument]) -> Call[int]:
         """Move up to ``limit`` parked jobs of these types to waiting. Returns their number."""
         return Call("recall", [self.now, limit, *types], int)
@@ -234,6 +241,11 @@ class Store(Opening):
         """Write the settings of a group ("weight paused most"), '' to remove them. Returns a cursor for the next call,
         b"" at the end, or b"full"."""
         return Call("group", [name, row, GROUP_ROWS_MAX, cursor, page], read_as_is)
+
+    def close(self, key: str, ms: int) -> Call[bytes]:
+        """Close a limit key or "queue" for ``ms`` from now on, or open it (0). Returns until when it was closed, or
+        b""."""
+        return Call("close", [self.now, key, ms], read_as_is)
 
     def recount(self, page: int, cursor: str | bytes = "") -> Call[list[Any]]:
         """Compare one page of what limits count with the jobs. Returns the next cursor (b"" at the end), and how many
@@ -305,7 +317,7 @@ class Store(Opening):
 
     def limits(self, rule: str, most: int = 1000) -> Call[list[Any]]:
         """Rules, or the keys of one rule, as limits.lua returns them."""
-        return Call("limits", [rule, most, LINES_COUNTED], read_as_is)
+        return Call("limits", [self.now, rule, most, LINES_COUNTED], read_as_is)
 
     def groups(self, after: str | bytes, page: int) -> Call[list[Any]]:
         """Groups that have jobs, behind the name ``after``, as groups.lua returns them."""

@@ -26,13 +26,26 @@ current: ContextVar[Context] = ContextVar("jobq_context")
 class Context:
     """One run of one job. A parameter annotated ``Context`` gets it.
 
-    ``attempt`` counts from 1, ``attempts`` is the total number of runs, ``snoozes`` counts the runs that raised
-    ``Snooze`` and were not charged, ``enqueued_at`` is unix ms. ``fence`` grows from run to run. So a database can
-    refuse a run that was replaced: its fence is lower than the job's last one.
+    ``attempt`` counts from 1, ``attempts`` is the total number of runs, ``enqueued_at`` is unix ms. ``snoozes`` counts
+    the runs that raised ``Snooze``, and ``rate_limited`` those that raised ``RateLimited``. They were not charged.
+    ``fence`` grows from run to run. So a database can refuse a run that was replaced: its fence is lower than the
+    job's last one.
     ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
-    __slots__ = ("_say", "attempt", "fence", "id", "lost", "queue", "snoozes", "spec", "stopped", "worker")
+    __slots__ = (
+        "_say",
+        "attempt",
+        "fence",
+        "id",
+        "lost",
+        "queue",
+        "rate_limited",
+        "snoozes",
+        "spec",
+        "stopped",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -44,6 +57,7 @@ class Context:
         fence: int,
         say: Callable[[Context, Literal["progress", "log"], bytes | str], None],
         snoozes: int = 0,
+        rate_limited: int = 0,
     ) -> None:
         self.id = id
         self.queue = queue
@@ -52,6 +66,7 @@ class Context:
         self.worker = worker
         self.fence = fence
         self.snoozes = snoozes
+        self.rate_limited = rate_limited
         self.lost = False
         """True once this run has lost the job: it was killed, timed out, lost its lease, or was handed back because
         the worker stops. The outcome of the handler will be refused. A thread cannot be stopped, so long sync

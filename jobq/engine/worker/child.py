@@ -275,7 +275,15 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
         channel.say(request.number, what, value)
 
     context = Context(
-        request.id, request.queue, spec, request.attempt, request.worker, request.fence, say, request.snoozes
+        request.id,
+        request.queue,
+        spec,
+        request.attempt,
+        request.worker,
+        request.fence,
+        say,
+        request.snoozes,
+        request.rate_limited,
     )
     current.set(context)
     lender.set(RemoteLender(channel, request.number))

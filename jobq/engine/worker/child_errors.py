@@ -14,7 +14,7 @@ import msgspec
 
 from jobq.engine.model.outcome import RemoteTraceback, facts, kinds
 from jobq.engine.worker.child_messages import RaisedError
-from jobq.errors import RemoteError, Retry, Snooze
+from jobq.errors import RateLimited, RemoteError, Retry, Snooze
 
 STATE_MAX = 64_000
 """Bytes of an exception's arguments and attributes. They are sent in addition to the message, which is bounded too."""
@@ -58,7 +58,7 @@ def _parts(error: BaseException) -> tuple[bytes | None, bytes | None]:
         if made_by is not type(error) or len(rest) > 1:
             return None, None
         attributes: dict[str, Any] = dict(rest[0] or {}) if rest else {}
-        if issubclass(made_by, Retry | Snooze) and isinstance(attributes.get("delay"), timedelta):
+        if issubclass(made_by, Retry | Snooze | RateLimited) and isinstance(attributes.get("delay"), timedelta):
             attributes["delay"] = attributes["delay"].total_seconds()
         attributes.pop("__notes__", None)  # The traceback shows notes.
         return _plain(list(args)), _plain(attributes)
@@ -101,7 +101,10 @@ def rebuild(raised: RaisedError) -> Exception:
     """The handler's exception, or a ``RemoteError`` that describes it."""
     error, told = _rebuilt(raised), raised.facts
     if error is None:
-        error = RemoteError(told.type, told.message, told.trace, final=told.final, delay=told.delay, snooze=told.snooze)
+        error = RemoteError(
+            told.type, told.message, told.trace,
+            final=told.final, delay=told.delay, snooze=told.snooze, rate_limit=told.rate_limit,
+        )  # fmt: skip
     error.__cause__ = RemoteTraceback(told)
     return error
 

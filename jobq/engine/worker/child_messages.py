@@ -39,6 +39,7 @@ class Request(msgspec.Struct, frozen=True):
     spec: bytes
     levels: dict[str, int]
     snoozes: int = 0
+    rate_limited: int = 0
 
 
 class RaisedError(msgspec.Struct, frozen=True):

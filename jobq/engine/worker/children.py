@@ -233,6 +233,7 @@ def _request(number: int, task: Task[Any, Any], context: Context) -> Request:
         spec=_json(context.spec),
         levels=levels(),
         snoozes=context.snoozes,
+        rate_limited=context.rate_limited,
     )
 
 

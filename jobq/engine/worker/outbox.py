@@ -72,7 +72,11 @@ DEFERRED: Final = Outcome("deferred", 4, HAND_BACK_MAX, _defer, None, instead=Fa
 """Id, token, type to park it under or "", ms to park it for."""
 SNOOZED: Final = Outcome("snoozed", 3, HAND_BACK_MAX, lambda store, rows, _: store.snooze(rows), None, instead=False)
 """Id, token, delay."""
-OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED, SNOOZED)
+THROTTLED: Final = Outcome(
+    "rate limited", 4, HAND_BACK_MAX, lambda store, rows, _: store.throttle(rows), None, instead=False
+)
+"""Id, token, ms, scope."""
+OUTCOMES: Final = (COMPLETED, RETRIED, FAILED, RELEASED, DEFERRED, SNOOZED, THROTTLED)
 
 
 class Parcel:

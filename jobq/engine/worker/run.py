@@ -59,8 +59,8 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "raw", "reason", "since",
-        "slots", "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
+        "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "rate_limited", "raw", "reason",
+        "since", "slots", "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,7 @@ class Run:
         claimed: float,
         since: int | None = None,
         snoozes: int = 0,
+        rate_limited: int = 0,
     ) -> None:
         self.source = source
         self.id = id
@@ -82,6 +83,7 @@ class Run:
         self.claimed = claimed
         self.since = since
         self.snoozes = snoozes
+        self.rate_limited = rate_limited
         self.slots = 1
         """How many slots of the worker it takes."""
         self.started = 0.0
@@ -222,7 +224,7 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     job_id = run.id.decode()
     fence = int(run.token.partition(b" ")[0])
     context = run.context = Context(
-        job_id, source.name, spec, run.attempt, source.worker, fence, source.say, run.snoozes
+        job_id, source.name, spec, run.attempt, source.worker, fence, source.say, run.snoozes, run.rate_limited
     )
     current.set(context)
     _set_job_id(job_id)

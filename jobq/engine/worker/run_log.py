@@ -12,7 +12,7 @@ from jobq.engine.log import get_logger, indented
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
-    from jobq.engine.model.outcome import Failure, Snoozed
+    from jobq.engine.model.outcome import Failure, Snoozed, Throttled
     from jobq.engine.worker.run import Run
 
 log = get_logger("jobq.worker")
@@ -48,6 +48,16 @@ def log_snooze(run: Run, snoozed: Snoozed) -> None:
         f"Job {run.name} was snoozed and runs again in {snoozed.delay / 1000:g} s: {why}",
         queue=run.source.name, job_id=run.id.decode(), attempt=run.attempt, snoozes=run.snoozes + 1, why=why,
         run_in_ms=snoozed.delay,
+    )  # fmt: skip
+
+
+def log_rate_limit(run: Run, limit: Throttled) -> None:
+    """A service refused the calls of a handler for a time."""
+    why = " ".join(limit.message.split())
+    log.info(
+        f"Job {run.name} was rate limited for {limit.delay / 1000:g} s (scope {limit.scope}): {why}",
+        queue=run.source.name, job_id=run.id.decode(), attempt=run.attempt, rate_limited=run.rate_limited + 1, why=why,
+        run_in_ms=limit.delay, scope=limit.scope,
     )  # fmt: skip
 
 

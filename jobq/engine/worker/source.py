@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import debugging, get_logger
-from jobq.engine.model.outcome import Snoozed, judge, put_off
+from jobq.engine.model.outcome import Snoozed, Throttled, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
 from jobq.engine.worker.claimer import Claimer, Demand
-from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, Outbox
+from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox
 from jobq.engine.worker.run import Run, base_context
-from jobq.engine.worker.run_log import log_failure, log_snooze, log_stop
+from jobq.engine.worker.run_log import log_failure, log_rate_limit, log_snooze, log_stop
 from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.engine.worker.unserved import Unserved
@@ -152,11 +152,16 @@ class Source:
         started = self.server_ms(run.started) if run.started else None
         task = self.tasks.get(spec.type)
         policy = task.policy if task is not None else None
-        snoozed = put_off(error, run.snoozes, policy)
+        snoozed = put_off(error, run.snoozes, policy, run.rate_limited)
         if isinstance(snoozed, Snoozed):
             self.outbox.rows[SNOOZED] += (run.id, run.token, snoozed.delay)
             self.wake()
             log_snooze(run, snoozed)
+            return
+        if isinstance(snoozed, Throttled):
+            self.outbox.rows[THROTTLED] += (run.id, run.token, snoozed.delay, snoozed.scope)
+            self.wake()
+            log_rate_limit(run, snoozed)
             return
         if self.hooks:
             run.error = snoozed or error
@@ -234,7 +239,14 @@ class Source:
             if run is not None and run.token == token:
                 del runs[job_id]
         lost: list[bytes]
-        if outcome.keep is None:
+        if outcome is THROTTLED:
+            lost, alone = answer
+            for job_id in alone:
+                log.info(
+                    f"Job {job_id.decode()} has no limit keys to close, so only this job waits",
+                    queue=self.name, job_id=job_id.decode(),
+                )  # fmt: skip
+        elif outcome.keep is None:
             lost = answer
         else:
             settled: Settled = answer
@@ -286,9 +298,9 @@ class Source:
         token, charged = claimed.token, claimed.charged
         for i, job_id in enumerate(claimed.ids):
             raw = claimed.specs[i]
-            runs_charged, since, snoozes = shown_attempts(charged[i]) if charged else NEVER_RUN
+            runs_charged, since, snoozes, rate_limited = shown_attempts(charged[i]) if charged else NEVER_RUN
             # A job without a row cannot run. b"" cannot be decoded, so the job ends in failed.
-            run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since, snoozes)
+            run = Run(self, job_id, token, raw or b"", runs_charged + 1, now, since, snoozes, rate_limited)
             before = self.runs.get(job_id)
             if before is not None and not before.ended:
                 # Our own lease had run out, for example because this machine slept. The old run has lost the job.

@@ -22,7 +22,7 @@ TOLD: dict[Outcome, tuple[EventName, ...]] = {
     RETRIED: ("failure", "retry"),
     FAILED: ("failure", "final_failure"),
 }
-"""Hooks hear nothing of runs that were handed back or snoozed."""
+"""Hooks hear nothing of runs that were handed back, snoozed or rate limited."""
 
 
 def tell_start(run: Run, queue: Queue) -> None:

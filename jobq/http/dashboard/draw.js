@@ -52,7 +52,7 @@ export function drawStats() {
     el("dl", { class: "facts" },
       fact("oldest waiting", stats.oldest_waiting_ms == null ? "-" : span(stats.oldest_waiting_ms)),
       fact("next delayed due", stats.next_due_ms == null ? "-" : stats.next_due_ms ? `in ${span(stats.next_due_ms)}` : "now"),
-      fact("since the queue began", `${count(stats.completed_total)} completed, ${count(stats.failed_total)} failed, ${count(stats.retried_total)} retried${stats.snoozed_total ? `, ${count(stats.snoozed_total)} snoozed` : ""}`),
+      fact("since the queue began", `${count(stats.completed_total)} completed, ${count(stats.failed_total)} failed, ${count(stats.retried_total)} retried${stats.snoozed_total ? `, ${count(stats.snoozed_total)} snoozed` : ""}${stats.rate_limited_total ? `, ${count(stats.rate_limited_total)} rate limited` : ""}`),
       stats.unserved_total ? fact("type unknown", `${plural(stats.unserved_total, "time")} to the worker that took the job`) : null));
 }
 
@@ -159,7 +159,7 @@ export function drawJob() {
   patch($("verbs"), verbs(row));
   const progress = typeof row.progress === "number" && row.progress >= 0 && row.progress <= 100;
   const facts = [
-    ["attempts", `${row.attempts_made} of ${row.attempts ?? "any number"}`], ["snoozed", row.snoozes ? plural(row.snoozes, "time") : null], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
+    ["attempts", `${row.attempts_made} of ${row.attempts ?? "any number"}`], ["snoozed", row.snoozes ? plural(row.snoozes, "time") : null], ["rate limited", row.rate_limited ? plural(row.rate_limited, "time") : null], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
     ["due", both(row.run_at)], ["lease ends", both(row.lease_until)], ["started", both(row.started_at)], ["finished", both(row.finished_at)],
     ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)],
     ["order", row.lifo ? "before the others of its priority" : null], ["slots", row.slots > 1 ? row.slots : null], ["key", row.key],
