@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     grace: Annotated[float, Meta(ge=0, le=86_400)] = 25.0
     concurrency: Annotated[int, Meta(ge=1)] = 100
+    reserve: str | None = None
+    """Slots of a worker that only urgent jobs may take: "priority<0=20"."""
     max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
     max_result: Annotated[int, Meta(ge=1)] = 1 << 20
     """Bytes of JSON that a handler may return. A larger result fails the job, because it would slow down every

@@ -343,6 +343,7 @@ def _worker_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--concurrency", type=values.whole(1), metavar="N", help="jobs at a time in each process (default: 100)"
     )
+    group.add_argument("--reserve", metavar="CONDITION=N", help="keep N of these for urgent jobs: priority<0=20")
     group.add_argument(
         "--lease", type=values.seconds, metavar="TIME", help="jobs of a dead worker run again after this time (30s)"
     )

@@ -16,6 +16,7 @@ from jobq.cli.session import loaded, on_stop_signals, run
 from jobq.cli.supervisor import REFUSED, Supervisor, follow_supervisor
 from jobq.cli.target import load_target
 from jobq.engine.worker.life import open_queues
+from jobq.engine.worker.reserve import read_reserve
 from jobq.engine.worker.worker import Worker
 from jobq.errors import NoServer, SettingsError, StoreError, StoreRefused, TargetError
 from jobq.logging import configure
@@ -46,6 +47,10 @@ def work(args: argparse.Namespace, settings: Settings) -> int:
     configure(settings)
     if args.reload and args.processes == 0:
         raise SettingsError("--reload restarts worker processes: it needs --processes 1 or more")
+    try:
+        read_reserve(settings.reserve, settings.concurrency)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     supervised = follow_supervisor(grace=settings.grace + SETTLING)
     queues = _weighted(load_target(args.target), dict(args.weight))
     if supervised:

@@ -4,11 +4,13 @@
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
---   slots that the worker has in all
+--   slots that the worker has in all; if it reserves slots: the place before which jobs are urgent, how many slots the others may
+--   take now, how many slots the others may take in all (with all KEYS)
 -- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
 --   changed); else token, now, ids, specs, charged attempts ({} when all are 0), and
 --   only if the queue is closed, its own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms
---   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows
+--   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows;
+--   and only if the worker reserves slots: how many of the jobs are urgent
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed = unpack(KEYS)
@@ -72,7 +74,7 @@ while count < #ids and bytes <= tonumber(ARGV[9]) do
     count = count + #step
 end
 local enough = count == want or count < #ids
-local limited_ms, weighed
+local limited_ms, weighed, reserved
 -- What follows is only defined in a queue with limits, because each function costs a claim as much as a call. It is not
 -- indented, because shared pieces are the same in each script.
 if limits then
@@ -248,26 +250,30 @@ if rule then
     if most < want then count, enough, less = math.min(count, most), false, true end
 end
 weighed = redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(ids, 1, count)) or nil
-if weighed then
+local urgent = ARGV[11] and redis.call('ZCOUNT', waiting, '-inf', '(' .. ARGV[11])
+if weighed or urgent then
     -- A job may take several slots. The first one that does not fit keeps its turn: later jobs do not overtake it, or small ones
     -- would do so for ever. A job that needs more slots than there are takes all of them, so it runs alone.
-    local size, used, under, stop, more = tonumber(ARGV[10]), 0, 0, nil, {}
+    local size, used, under, taken, stop, more = tonumber(ARGV[10]), 0, 0, 0, nil, {}
+    local others, size_of_others = tonumber(ARGV[12]) or want, tonumber(ARGV[13]) or size
     for i = 1, count do
-        local slots = tonumber(match(weighed[i] or '', '^%d+')) or 1
-        local need, needs_under = math.min(slots, size), math.min(slots, rule and rule.concurrency or 0)
-        if used + need > want or under + needs_under > places then
+        local slots, waits = weighed and tonumber(match(weighed[i] or '', '^%d+')) or 1, not urgent or i > urgent
+        local need, needs_under = math.min(slots, waits and size_of_others or size), math.min(slots, rule and rule.concurrency or 0)
+        local too_many = used + need > want or waits and taken + need > others
+        if too_many or under + needs_under > places then
             stop, less = i, less or under + needs_under > places
             -- Other workers may have more free slots.
-            if used + need > want and ARGV[8] ~= '1' then redis.call('PUBLISH', control, 'room ' .. need) end
+            if too_many and ARGV[8] ~= '1' then redis.call('PUBLISH', control, 'room ' .. need) end
             break
         end
-        used, under = used + need, under + needs_under
+        used, under, taken = used + need, under + needs_under, waits and taken + need or taken
         for n = 2, slots do more[#more + 1], more[#more + 2] = 0, 'queue\0' .. ids[i] .. '\0' .. n end
     end
     if stop == 1 then return { '', now, {}, {}, {}, -1 } end
     if stop then count, enough, limited_ms = stop - 1, false, -1 end
     enough = enough or not less and used == want
-    for i = #weighed, count + 1, -1 do weighed[i] = nil end
+    for i = weighed and #weighed or 0, count + 1, -1 do weighed[i] = nil end
+    reserved = urgent and math.min(urgent, count)
     if #more > 0 then redis.call('ZADD', admitted, unpack(more)) end
 end
 for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
@@ -315,4 +321,4 @@ if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.ca
     or limits and redis.call('EXISTS', openings, arrivals, turns) > 0) then
     redis.call('ZADD', wake, 0, 't')
 end
-return { token, now, ids, specs, charged(ids), limited_ms or weighed and '' or nil, weighed }
+return { token, now, ids, specs, charged(ids), limited_ms or (weighed or reserved) and '' or nil, weighed or reserved and {} or nil, reserved }

@@ -87,9 +87,13 @@ def plain(reply: Any) -> Any:
         return text(reply)
     if isinstance(reply, list | tuple):
         return [plain(one) for one in reply]
+    if isinstance(reply, Claimed) and reply.urgent:
+        return [plain(one) for one in msgspec.structs.astuple(reply)]
     if isinstance(reply, Claimed) and not reply.weights:
         # Most claims have no weights, and no limits.
-        return plain(msgspec.structs.astuple(reply)[: -2 if reply.limited_ms is None else -1])
+        return plain(msgspec.structs.astuple(reply)[: -3 if reply.limited_ms is None else -2])
+    if isinstance(reply, Claimed):
+        return plain(msgspec.structs.astuple(reply)[:-1])
     if isinstance(reply, msgspec.Struct):
         return [plain(one) for one in msgspec.structs.astuple(reply)]
     return reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import pytest
 
 if TYPE_CHECKING:
     from table import Bench
+
+    from tests.conftest import Until
 
 RULES = {"one": 1, "three": 3, "five": 5, "queue": 8}
 KEYS = ("one", "three:a", "three:b", "five")
@@ -169,7 +172,9 @@ async def test_a_large_job_keeps_its_turn_under_each_of_its_keys(bench: Bench):
     assert await world.trip() == ["large", "next"]
 
 
-async def test_without_rules_a_large_job_at_the_head_waits_until_it_fits(bench: Bench, heard: list[bytes]):
+async def test_without_rules_a_large_job_at_the_head_waits_until_it_fits(
+    bench: Bench, heard: list[bytes], until: Until
+):
     world = World(bench)
     for job, slots in (("small", 3), ("large", 5), ("next", 1)):
         await world.enqueue(job, slots)
@@ -177,6 +182,7 @@ async def test_without_rules_a_large_job_at_the_head_waits_until_it_fits(bench: 
     assert await world.trip() == []
     await world.end("small", "complete")
     assert await world.trip() == ["large", "next"]
+    await until(lambda: len(heard) >= 2, "two messages")
     assert heard == [b"room 5"] * 2, "other workers hear that a job needs more free slots"
 
 
@@ -235,3 +241,26 @@ async def test_a_removed_job_leaves_no_weight(bench: Bench):
     assert (await bench.dump())["weights"] == {"a": "4"}
     await bench.do(bench.store.remove(["a"]))
     assert "weights" not in await bench.dump()
+
+
+async def test_a_claim_leaves_reserved_slots_to_urgent_jobs(bench: Bench, heard: list[bytes], until: Until):
+    world, requests = World(bench), itertools.count(1)
+    for job, priority in (("u1", -1), ("u2", -7), ("n1", 0), ("n2", 0), ("n3", 5)):
+        await world.enqueue(job, 1, priority=priority)
+
+    async def claim(want: int, others: int) -> list[str]:
+        call = bench.store.claim(
+            want, 30_000, "w", "w:0", next(requests), repeated=False, size=6, reserve=(0, others, 3)
+        )
+        claimed = await bench.store.do(call)
+        assert claimed is not None
+        assert claimed.urgent == sum(job.startswith(b"u") for job in claimed.ids)
+        return [job.decode() for job in claimed.ids]
+
+    assert await claim(6, 1) == ["u2", "u1", "n1"]
+    assert await claim(3, 0) == []
+    await world.enqueue("u3", 1, priority=-1)
+    assert await claim(3, 0) == ["u3"]
+    assert await claim(2, 2) == ["n2", "n3"]
+    await until(lambda: len(heard) >= 3, "three messages")
+    assert heard == [b"room 1"] * 3, "workers with slots for others hear of the jobs that were left"

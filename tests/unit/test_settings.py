@@ -27,6 +27,7 @@ GIVEN = {
     "lease": ("1.5m", 90.0),
     "grace": ("0", 0.0),
     "concurrency": ("7", 7),
+    "reserve": ("priority<0=20", "priority<0=20"),
     "max_payload": ("1024", 1024),
     "max_result": ("2048", 2048),
     "log_level": ("debug", "debug"),

@@ -100,6 +100,7 @@ class BriefPage(msgspec.Struct, frozen=True):
 class WorkerRow(msgspec.Struct, frozen=True):
     """A worker process as its last heartbeat described it. ``seen``: the time of that heartbeat.
 
+    ``reserve``: how many of its slots are only for urgent jobs: ``priority<0=20``.
     ``alive``: its last heartbeat is less than 30 s old. A worker that was killed stays listed for a day.
     ``unreadable``: what its heartbeat wrote, cut, if this program cannot read it.
     """
@@ -114,6 +115,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     started: int
     seen: int
     version: str = ""
+    reserve: str = ""
     alive: bool = False
     unreadable: str | None = None
 

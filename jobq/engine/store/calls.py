@@ -72,6 +72,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     ``limited_ms``: the limits of the queue allowed fewer jobs than were asked for. The next one is allowed in so many
     ms, or when a job ends (-1). So it is when the next job does not fit into the free slots. None: they did not.
     ``weights`` are the jobs' rows in that column; empty if no job has any.
+    ``urgent``: so many of the jobs, the first ones, may take slots that the worker reserves.
     """
 
     token: bytes
@@ -82,6 +83,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     holders: list[bytes | None]
     limited_ms: int | None = None
     weights: list[bytes | None] = []
+    urgent: int = 0
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):

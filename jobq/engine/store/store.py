@@ -108,16 +108,20 @@ class Store(Opening):
         repeated: bool,
         room: bool = False,
         size: int = CLAIM_MAX,
+        reserve: tuple[int, int, int] | None = None,
     ) -> Call[Claimed | None]:
         """Claim jobs for up to ``want`` slots in the order of their priorities; fewer if their specs exceed
         ``CLAIM_BYTES``.
 
         ``room``: the worker could take more than ``want``. ``size``: the slots that it has in all.
+        ``reserve``: the place in ``waiting`` before which jobs are urgent, and how many slots the others may take, now
+        and in all.
         """
         args: list[Argument] = [
-            self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES, size
+            self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES, size,
+            *(reserve or ()),
         ]  # fmt: skip
-        return Call("claim", args, self._read_claim, repeat=repeat_claim, short=not self.limited)
+        return Call("claim", args, self._read_claim, repeat=repeat_claim, short=not (self.limited or reserve))
 
     def _read_claim(self, reply: list[Any]) -> Claimed | None:
         if len(reply) == 1:

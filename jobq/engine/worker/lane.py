@@ -281,22 +281,23 @@ class Lane(Settler):
     # -- claims ----------------------------------------------------------------------------------------------------
 
     def claim_call(self, claimer: Claimer, want: int) -> Call[Any]:
-        """A claim, or the repetition of a lost one. A worker that stops only repeats, to get the jobs of the lost
-        claim. While the next job waits for more free slots, the waker claims nothing: it could take a later job at
-        the moment when the lane takes this one."""
+        """A claim, or the repetition of a lost one. A worker that stops only repeats, to get that one's jobs.
+
+        While the next job waits for more free slots, or slots are reserved, the waker claims nothing: it could take
+        a later job at the moment when the lane takes this one.
+        """
         source, slots = self.source, self._slots
-        repeated = claimer.unanswered
+        repeated, keeps = claimer.unanswered, slots.kept.slots > 0
         request = claimer.sent(want, repeated=repeated)
+        if slots.stopping or (claimer is source.waking and (keeps or self._lacked is not None)):
+            want = 0
         return source.store.claim(
-            0 if slots.stopping or (claimer is source.waking and self._lacked is not None) else want,
-            source.lease_ms,
-            source.worker,
-            claimer.name,
-            request,
+            want, source.lease_ms, source.worker, claimer.name, request,
             repeated=repeated,
             room=slots.free() > want,
             size=slots.size,
-        )
+            reserve=(slots.kept.place, max(0, slots.for_others), slots.size_for_others) if keeps else None,
+        )  # fmt: skip
 
     def claimed(self, claimer: Claimer, want: int, moved: list[Any], claimed: Any) -> None:
         """Take in what a claim brought. ``moved``: the answers of forward and admit, which went before it.
@@ -316,7 +317,7 @@ class Lane(Settler):
             got = len(claimed.ids)
             size = sum(len(spec or b"") for spec in claimed.specs)
             runs = source.without_killed(source.took(claimed, perf_counter()))
-            if claimed.weights:
+            if claimed.weights or claimed.urgent:
                 got += slots.weigh(runs)
             if debugging("jobq.worker"):
                 for run in runs:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.worker.reserve import Reserve
     from jobq.engine.worker.source import Source
 
 log = get_logger("jobq.worker")
@@ -52,6 +53,7 @@ class Plan:
     grace: float
     stuck_after: float
     given_up: Callable[[], None] | None
+    reserve: Reserve | None = None
 
 
 async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lambda _: None) -> None:
@@ -157,7 +159,7 @@ class Life:
         self._started = time.time_ns() // 1_000_000
         away = await open_queues(plan.queues, stack)
         here = [pair for pair in plan.queues if pair not in away]
-        pool = self.pool = Pool(self._loop, plan.concurrency, plan.lease_ms, plan.name)
+        pool = self.pool = Pool(self._loop, plan.concurrency, plan.lease_ms, plan.name, plan.reserve)
         for queue, _ in here:
             await _register(queue)
             await _prepare(queue, stack)
@@ -297,6 +299,7 @@ class Life:
             queues=[queue.name],
             types=sorted(queue.tasks),
             concurrency=self._plan.concurrency,
+            reserve=str(self._plan.reserve or ""),
             running=self.pool.running if self.pool else 0,
             started=self._started,
             seen=0,

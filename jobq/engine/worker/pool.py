@@ -15,17 +15,25 @@ if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
+    from jobq.engine.worker.reserve import Reserve
     from jobq.engine.worker.run import Run
 
 
 class Pool:
     """The parts of one running worker, named ``worker``."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int, lease_ms: int, worker: str) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        concurrency: int,
+        lease_ms: int,
+        worker: str,
+        reserve: Reserve | None = None,
+    ) -> None:
         self.loop = loop
         self.lease_ms = lease_ms
         self.worker = worker
-        self.slots = Slots(loop, concurrency)
+        self.slots = Slots(loop, concurrency, reserve)
         self.sources: list[Source] = []
         self.lanes: list[Lane] = []
         self.wakers: list[Waker] = []

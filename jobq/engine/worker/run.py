@@ -60,7 +60,8 @@ class Run:
 
     __slots__ = (
         "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "rate_limited", "raw", "reason",
-        "since", "slots", "snoozes", "source", "spec", "started", "task", "timed", "token", "watch",
+        "since", "slots", "snoozes", "source", "spec", "started", "task", "timed", "token",
+        "urgent", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,8 @@ class Run:
         self.rate_limited = rate_limited
         self.slots = 1
         """How many slots of the worker it takes."""
+        self.urgent = False
+        """Whether it may take slots that its worker reserves."""
         self.started = 0.0
         self.spec: Spec | None = None
         self.context: Context | None = None

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from jobq.engine.worker.buffer import Buffer
 from jobq.engine.worker.lending import Lending
+from jobq.engine.worker.reserve import Reserve
 from jobq.engine.worker.run import execute
 from jobq.engine.worker.threads import Threads
 from jobq.engine.worker.timers import Deadlines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from jobq.engine.worker.run import Run
 
@@ -62,10 +63,12 @@ class Claimant(Protocol):
 class Slots:
     """Shared by the sources of one worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, concurrency: int, reserve: Reserve | None = None) -> None:
         self.loop = loop
         self.concurrency = concurrency
         self._own = concurrency
+        self.kept = reserve or Reserve()
+        """Slots that only urgent jobs may take."""
         self.claimants: list[Claimant] = []
         self.running = 0
         self.stopping = False
@@ -77,6 +80,8 @@ class Slots:
         self._reserved = 0
         self._heavy: list[Run] = []
         """Claimed jobs that take several slots."""
+        self._urgent: list[Run] = []
+        """Claimed jobs that may take reserved slots. Empty without a reserve."""
         self._filling = False
         self._full = False
         self._typical = 1.0
@@ -88,7 +93,11 @@ class Slots:
 
     def free(self) -> int:
         """The number of jobs that may be claimed now."""
-        ahead = 0 if self.stopping else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
+        ahead = (
+            0
+            if self.stopping or self.kept.slots
+            else min(PREFETCH_MAX, int(self.concurrency * PREFETCH_SECONDS / self._typical))
+        )
         free = self.concurrency + ahead - self.running - len(self.buffer) - self._reserved
         return free - self._more(self._heavy) if self._heavy else free
 
@@ -97,24 +106,49 @@ class Slots:
         """The slots of this worker, without those that waiting handlers lend, and those that lost threads keep."""
         return max(1, min(self._own, self.concurrency))
 
-    def weigh(self, runs: Iterable[Run]) -> int:
-        """Remember those of these claimed jobs that take several slots. Returns how many slots more than jobs."""
+    @property
+    def size_for_others(self) -> int:
+        """The slots of this worker that jobs may take that are not urgent."""
+        return max(1, self.size - self.kept.slots)
+
+    @property
+    def for_others(self) -> int:
+        """The free slots that jobs that are not urgent may take. They can be fewer than none."""
+        return self.free() - self._still_kept()
+
+    def _still_kept(self) -> int:
+        self._urgent = [run for run in self._urgent if not run.ended]
+        return max(0, self.kept.slots - len(self._urgent) - self._more(self._urgent))
+
+    def weigh(self, runs: Sequence[Run]) -> int:
+        """Remember those of these claimed jobs that take several slots or are urgent. Returns how many slots more than
+        jobs they take."""
+        self._urgent += [run for run in runs if run.urgent]
         heavy = [run for run in runs if run.slots > 1]
         self._heavy += heavy
         return self._more(heavy)
 
     def _more(self, runs: Iterable[Run]) -> int:
         """The slots that these jobs take behind their first ones. A job with more slots than there are runs alone."""
-        return sum(min(run.slots, self.size) - 1 for run in runs if not run.ended)
+        return sum(self._needs(run) - 1 for run in runs if not run.ended)
+
+    def _needs(self, run: Run) -> int:
+        return min(run.slots, self.size if run.urgent or not self.kept.slots else self.size_for_others)
 
     def _has_room(self) -> bool:
         """Whether the next run of the buffer fits into the free slots."""
-        if not self._heavy:
+        if not self._heavy and not self.kept.slots:
             return self.running < self.concurrency
         self._heavy = [run for run in self._heavy if not run.ended]
         taken = self.running + self._more(run for run in self._heavy if run.task is not None)
         run = self.buffer.first()
-        return run is not None and (not taken or taken + min(run.slots, self.size) <= self.concurrency)
+        if run is None:
+            return False
+        room = self.concurrency
+        if self.kept.slots and not run.urgent:
+            urgent = [run for run in self._urgent if run.task is not None and not run.ended]
+            room -= max(0, self.kept.slots - len(urgent) - self._more(urgent))
+        return not taken or taken + self._needs(run) <= room
 
     def reserve(self, jobs: int) -> None:
         """Keep slots free for the jobs of a claim that is on its way. A negative number releases them."""

@@ -309,6 +309,8 @@ class Source:
             runs.append(run)
         for run, weight in zip(runs, claimed.weights, strict=False):
             run.slots = slots_of(weight)
+        for run in runs[: claimed.urgent]:
+            run.urgent = True
         return runs
 
     def without_killed(self, runs: list[Run]) -> list[Run]:
@@ -360,7 +362,7 @@ class Source:
                 self.drop(run, "killed")
         elif verb == b"room":
             # Another worker has too few free slots for the next job.
-            if rest.isdigit() and self._slots.free() >= int(rest):
+            if rest.isdigit() and self._slots.for_others >= int(rest):
                 self.demand = self.demand.came()
                 self.wake()
         elif verb == b"unserved":

@@ -14,10 +14,11 @@ from jobq.engine.model.ids import new_id
 from jobq.engine.model.times import to_ms
 from jobq.engine.queue.queue import Queue
 from jobq.engine.worker.life import Life, Plan, open_queues, to_end
+from jobq.engine.worker.reserve import read_reserve
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from jobq.engine.model.job import Seconds
@@ -34,10 +35,11 @@ class Worker:
     """Runs the jobs of one or more queues in this event loop.
 
     A queue may have a weight, ``(queue, 3)``, which is its share when all queues have jobs. ``concurrency``:
-    handlers at a time. ``lease``: the time for which a job belongs to this worker without a renewal. ``grace``: the
-    time that ``stop`` waits for running handlers before it hands their jobs back. ``stuck_after``: the time for
-    which a blocked event loop keeps its leases. Then ``given_up`` is called in the heartbeat's thread (the command
-    line ends the process with it). All times are seconds.
+    handlers at a time. ``reserve={"priority<0": 20}``: 20 of these slots are only for jobs with a priority below 0.
+    ``lease``: the time for which a job belongs to this worker without a renewal. ``grace``: the time that ``stop``
+    waits for running handlers before it hands their jobs back. ``stuck_after``: the time for which a blocked event
+    loop keeps its leases. Then ``given_up`` is called in the heartbeat's thread (the command line ends the process
+    with it). All times are seconds.
 
     ``await Worker(queue).run()`` runs until ``stop``. In a service, ``async with Worker(queue) as worker:
     worker.start()`` runs in the background, and leaving stops gracefully. A worker that has stopped can be started
@@ -50,6 +52,7 @@ class Worker:
         self,
         *queues: Queue | tuple[Queue, int],
         concurrency: int | None = None,
+        reserve: Mapping[str, int] | None = None,
         lease: Seconds | None = None,
         grace: Seconds | None = None,
         name: str | None = None,
@@ -63,7 +66,8 @@ class Worker:
         self.grace = _milliseconds("grace", settings.grace if grace is None else grace, 0, DAY_MS) / 1000
         self.name = _unique_name(name)
         stuck = _milliseconds("stuck_after", stuck_after, 1000) / 1000
-        self._plan = Plan(weighted, self.name, self.concurrency, self.lease_ms, self.grace, stuck, given_up)
+        kept = read_reserve(settings.reserve if reserve is None else reserve, self.concurrency)
+        self._plan = Plan(weighted, self.name, self.concurrency, self.lease_ms, self.grace, stuck, given_up, kept)
         self._opened: AsyncExitStack | None = None
         self._life: Life | None = None
         self._background: Life | None = None

@@ -87,7 +87,7 @@ function bar(place, y, height, kind, title) {
 export function drawWorkers() {
   const rows = page.workers.map((worker) => el("li", { key: worker.id },
     el("div", { class: "row" }, el("b", { class: isAlive(worker) ? "good" : "bad" }, isAlive(worker) ? "alive" : "stale"), text(worker.id, "id"),
-      el("span", { class: "push" }, `${count(worker.running)} of ${count(worker.concurrency)} running`)),
+      el("span", { class: "push" }, `${count(worker.running)} of ${count(worker.concurrency)} running${worker.reserve ? `, ${worker.reserve.replace("=", " keeps ")}` : ""}`)),
     el("div", { class: "soft data" }, `${worker.host}, pid ${worker.pid}, jobq ${worker.version}; seen `, moment(worker.seen), "; started ", moment(worker.started)),
     el("div", { class: "soft data" }, worker.types.length ? `knows ${worker.types.join(", ")}` : "knows no types")));
   patch($("workers"), el("h2", null, "Workers"), rows.length ? el("ul", { class: "plain" }, rows) : el("p", { class: "soft" }, "None. Start some: jobq work TARGET"));
