@@ -6,12 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.job import Accepted, AttemptError, LogLine, NewJob, Options, State, StoredBackoff
+from jobq.engine.model.job import (
+    Accepted,
+    AttemptError,
+    LogLine,
+    NewJob,
+    Options,
+    PreviousRun,
+    Scheduled,
+    State,
+    StoredBackoff,
+)
 from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, Rate, Rule
 from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.sync import SyncQueue
+from jobq.engine.schedule.definition import Definition
+from jobq.engine.schedule.state import Paused
+from jobq.engine.schedule.views import Preview, ScheduleRow, SlotRow
 from jobq.engine.store import Connection
 from jobq.engine.task.context import Context, Depends, inject
 from jobq.engine.task.events import Event
@@ -42,6 +55,7 @@ from jobq.errors import (
     RemoteError,
     ResultTimeout,
     Retry,
+    ScheduleNotFound,
     SettingsError,
     Snooze,
     StoreError,
@@ -75,6 +89,7 @@ __all__ = [
     "Concurrency",
     "Connection",
     "Context",
+    "Definition",
     "Depends",
     "Discard",
     "DurabilityRefused",
@@ -104,7 +119,10 @@ __all__ = [
     "Options",
     "OutcomeRefused",
     "Page",
+    "Paused",
     "PayloadTooLarge",
+    "Preview",
+    "PreviousRun",
     "ProcessCrashed",
     "Queue",
     "QueueInUse",
@@ -114,8 +132,12 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "Rule",
+    "ScheduleNotFound",
+    "ScheduleRow",
+    "Scheduled",
     "Settings",
     "SettingsError",
+    "SlotRow",
     "Snooze",
     "State",
     "Stats",

@@ -9,6 +9,7 @@ JobqError
     + JobIdTaken            another job has this id
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
+  x ScheduleNotFound        the queue has no schedule of that name
   x WrongState              the job's state does not allow the call, such as retry of a running job
   x UnknownQueue            Redis knows no queue of that name
   x QueueInUse              the queue has jobs or living workers, so it was not dropped
@@ -131,6 +132,14 @@ class JobNotFound(JobqError, LookupError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"no job {job_id!r}: never enqueued, removed, or past its retention")
+
+
+class ScheduleNotFound(JobqError, LookupError):
+    """The queue has no schedule of this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"there is no schedule {name[:80]!r}: `jobq schedules ls` or queue.schedules() lists them")
 
 
 class WrongState(JobqError):

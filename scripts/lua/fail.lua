@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- fail: moves leased jobs from active to failed. They are not retried.
--- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings
+-- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings schedule_rows schedule_failures
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings = unpack(KEYS)
+local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, schedule_rows, schedule_failures = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -93,6 +93,18 @@ local function free(list)
 end
 -- end
 
+-- The id of a schedule's job begins with the schedule's name. The schedule reads its failures at its next slot. By then the job may
+-- have been removed, so note its failure here. The last 20 are kept.
+local function note_failure(id)
+    local name = string.match(id, '^([^~]+)~')
+    if not name or redis.call('HEXISTS', schedule_rows, name) == 0 then return end
+    local noted = { id }
+    for other in string.gmatch(redis.call('HGET', schedule_failures, name) or '', '%S+') do
+        if #noted < 20 then noted[#noted + 1] = other end
+    end
+    redis.call('HSET', schedule_failures, name, table.concat(noted, ' '))
+end
+
 local ids, lost = {}, { 0 }
 for i = 2, #ARGV, 5 do
     local id, retention = ARGV[i], ARGV[i + 4]
@@ -101,6 +113,7 @@ for i = 2, #ARGV, 5 do
         write_attempts(id, tonumber(ARGV[i + 2]), since, snoozes)
         add_error(id, ARGV[i + 3])
         redis.call('ZADD', failed, now, id)
+        note_failure(id)
         if retention ~= '' then redis.call('ZADD', expires, now + tonumber(retention), id) end
         ids[#ids + 1] = id
     else

@@ -14,7 +14,7 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine.store import Call, Store, lua, opening
+from jobq.engine.store import Call, Store, lua, opening, scheduling
 from jobq.engine.store import store as store_module
 from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
@@ -26,7 +26,7 @@ NOW_LINE = (
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
 READERS = ("groups", "limits", "page", "ready", "results", "rows", "stats")
-REFUSED_WHEN_FULL = ("enqueue", "retry")
+REFUSED_WHEN_FULL = ("enqueue", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
@@ -68,6 +68,12 @@ CALLS: dict[str, Any] = {
     "retry": lambda s: s.retry(["c"]),
     "rows": lambda s: s.rows(["a"]),
     "rule": lambda s: s.rule("set", "r", "5"),
+    "schedule_due": lambda s: s.schedule_due(10, 2000),
+    "schedule_fire": lambda s: s.schedule_fire(
+        ["every", "1 5", b"1 6\n{}", 6000, b"1 6\n{}", 6000, "skip", 0, 1, "every~x", "E", ""]
+    ),
+    "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
+    "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "stats": lambda s: s.stats(),
     "throttle": lambda s: s.throttle(["a", TOKEN, 500, "key"]),
@@ -80,6 +86,7 @@ BEFORE = also(
     standing("completed", "c"),
     standing("delayed", "d"),
     {"parked": {"t\0d": 0}, "unserved": {"d": "1 5000 t"}},
+    {"schedules": {"every": 900}, "schedule_rows": {"every": "1 5\n{}\n\n{}"}},
 )
 
 every_script = pytest.mark.parametrize("name", sorted(SCRIPTS))
@@ -174,7 +181,9 @@ def test_flags(name: str):
 def _methods() -> dict[str, list[str]]:
     """The scripts that each method of the store calls."""
     found: dict[str, list[str]] = {}
-    for node in (node for file in (opening, store_module) for node in ast.walk(ast.parse(inspect.getsource(file)))):
+    for node in (
+        node for file in (opening, scheduling, store_module) for node in ast.walk(ast.parse(inspect.getsource(file)))
+    ):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = [
                 call.args[0].value

@@ -123,6 +123,11 @@ async def _(world: World) -> None:
         pass
 
 
+@brings("ScheduleNotFound", "there is no schedule 'nightly': `jobq schedules ls` or")
+async def _(world: World) -> None:
+    await world.queue.get_schedule("nightly")
+
+
 @brings("JobNotFound", f"no job '{ID}': never enqueued, removed, or past its retention")
 async def _(world: World) -> None:
     await world.queue.get(ID)
@@ -370,6 +375,7 @@ EVERY: list[errors.JobqError] = [
     errors.IdempotencyConflict("1"),
     errors.JobIdTaken("1"),
     errors.JobNotFound("1"),
+    errors.ScheduleNotFound("s"),
     errors.WrongState("1", "kill", "failed", ["waiting", "delayed"], "a hint"),
     errors.QueueInUse("q", 1, 2),
     errors.JobFailed("1", "ValueError", "no", "a trace"),

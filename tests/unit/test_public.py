@@ -34,7 +34,19 @@ def test_every_exception_can_be_imported_from_the_package():
     assert own <= set(jobq.__all__)
 
 
-INTERNAL = {"AsyncQueue", "Given", "HookCalls", "LimitBy", "RetryPolicy", "Sender", "Spec", "Store", "TaskGiven"}
+INTERNAL = {
+    "AsyncQueue",
+    "Defaults",
+    "Given",
+    "HookCalls",
+    "LimitBy",
+    "RetryPolicy",
+    "ScheduleGiven",
+    "Sender",
+    "Spec",
+    "Store",
+    "TaskGiven",
+}
 """Types of arguments that only jobq makes, and of keyword arguments that are unpacked."""
 
 
@@ -101,7 +113,7 @@ def modules(package: str) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
-ENGINE = ("model", "store", "task", "queue", "worker")
+ENGINE = ("model", "schedule", "store", "task", "queue", "worker")
 """The packages of the engine from the bottom up. Each may import those before it."""
 
 

@@ -51,6 +51,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         options.slots,
         new.payload,
         options.metadata,
+        new.schedule,
     )
     try:
         encoded = _encode(spec)

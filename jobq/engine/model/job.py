@@ -15,7 +15,7 @@ The state of a job **is** the sorted set that contains it. No field repeats it.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -66,6 +66,33 @@ class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
     delays: tuple[int, ...] = ()
 
 
+class PreviousRun(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The last job of a schedule before this one, as it was when this one was enqueued.
+
+    ``state``: "completed", "failed", "killed", "gone" (it was removed) or "unfinished". ``result``: what it returned;
+    None if the result is larger than 16 KiB or was removed. ``error``: why its last attempt failed.
+    """
+
+    slot: datetime
+    state: str
+    result: Any = None
+    error: str | None = None
+
+
+class Scheduled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a schedule enqueued a job. ``slot``: the time for which it is, in the time zone of the schedule.
+
+    ``missed``: how many slots since the previous run got no job of their own, because no worker or server ran or
+    because of ``overlap``. ``how``: "slot", or "run" and "backfill" if an operator asked for the job.
+    """
+
+    name: str
+    slot: datetime
+    missed: int = 0
+    how: str = "slot"
+    previous: PreviousRun | None = None
+
+
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The immutable row in the ``jobs`` column.
 
@@ -89,6 +116,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     slots: int = 1
     payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
+    schedule: Scheduled | None = None
 
     def ready_at(self, job_id: str | bytes) -> int:
         """When the job with this id could run for the first time, unix ms."""
@@ -175,7 +203,7 @@ class NewJob(msgspec.Struct, frozen=True):
     24 hours, another enqueue with this key returns this job, whatever becomes of it. A different job with the key is an
     ``IdempotencyConflict``. ``idempotency_scope``: the owner of the key. Equal keys in two scopes are two keys.
     ``given``: names of the options that were given. The others get the published defaults of the type. None: all
-    options count as given.
+    options count as given. ``schedule``: the schedule that enqueues it.
     """
 
     type: str
@@ -185,6 +213,7 @@ class NewJob(msgspec.Struct, frozen=True):
     id: str | None = None
     idempotency_scope: tuple[str, ...] = ()
     given: tuple[str, ...] | None = None
+    schedule: Scheduled | None = None
 
     __repr__ = readable
 

@@ -139,6 +139,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         unserved=of.unserved,
         limits=of.limits,
         slots=spec.slots,
+        schedule=spec.schedule,
         unreadable=of.unreadable,
     )
 

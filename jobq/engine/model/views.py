@@ -6,7 +6,12 @@ from typing import Any
 
 import msgspec
 
-from jobq.engine.model.job import AttemptError, State, StoredBackoff  # noqa: TC001 - msgspec reads the annotations
+from jobq.engine.model.job import (  # noqa: TC001 - msgspec reads the annotations
+    AttemptError,
+    Scheduled,
+    State,
+    StoredBackoff,
+)
 from jobq.engine.model.readable import readable
 
 
@@ -17,6 +22,7 @@ class JobRow(msgspec.Struct, frozen=True):
     ``rate_limited``: those that a service refused for a time.
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
+    ``schedule``: the schedule that enqueued it, and the slot.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
     values.
     """
@@ -51,6 +57,7 @@ class JobRow(msgspec.Struct, frozen=True):
     unserved: int = 0
     limits: list[str] = []
     slots: int = 1
+    schedule: Scheduled | None = None
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

@@ -105,13 +105,14 @@ class Producing(Registry, Verbs):
                 raise
         else:
             if self.hooks:
-                self._tell_enqueued(new, accepted)
+                self.tell_enqueued(new, accepted)
             return accepted
         # Another process has drawn the same id.
         session.ids.redraw()
         return await self.submit(new, durability=durability)
 
-    def _tell_enqueued(self, new: NewJob, accepted: Accepted) -> None:
+    def tell_enqueued(self, new: NewJob, accepted: Accepted) -> None:
+        """Call the hooks for an enqueue."""
         calls = self.hook_calls
         if accepted.duplicate or not calls.wanted("enqueue"):
             return
@@ -152,7 +153,7 @@ class Producing(Registry, Verbs):
         if self.hooks:
             for new, answer in zip(news, answers, strict=True):
                 if isinstance(answer, Accepted):
-                    self._tell_enqueued(new, answer)
+                    self.tell_enqueued(new, answer)
         for place, answer in enumerate(answers):
             if isinstance(answer, JobIdTaken) and news[place].id is None:
                 session.ids.redraw()

@@ -12,6 +12,7 @@ from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.types import difference, encode_published, read_type
 from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.limits import declare_rules
 from jobq.errors import StoreError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import NewJob, Options
     from jobq.engine.model.limits import Rule
+    from jobq.engine.schedule.definition import Definition
     from jobq.engine.store import Store
     from jobq.engine.task.task import Task
 
@@ -55,7 +57,7 @@ class Defaults:
             await self._look_up(unknown)
         if monotonic() > self._old and self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="jobq-published")
-        return [new if new.given is None else _completed(new, self._known.get(new.type, PLAIN)) for new in news]
+        return [new if new.given is None else completed(new, self._known.get(new.type, PLAIN)) for new in news]
 
     async def aclose(self) -> None:
         """Cancel a lookup that is on its way."""
@@ -84,7 +86,8 @@ class Defaults:
             self._refreshing = None
 
 
-def _completed(new: NewJob, defaults: Options) -> NewJob:
+def completed(new: NewJob, defaults: Options) -> NewJob:
+    """The job, with the defaults of its type in place of options that were not given."""
     if defaults is PLAIN or defaults == PLAIN:
         return new
     given = {name: getattr(new.options, name) for name in new.given or ()}
@@ -100,9 +103,18 @@ def _completed(new: NewJob, defaults: Options) -> NewJob:
 class Publisher:
     """Publishes the tasks of a queue for one worker or server, and warns of others that publish something else."""
 
-    def __init__(self, tasks: Mapping[str, Task[Any, Any]], rules: Mapping[str, Rule], queue: str, name: str) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[Any, Any]],
+        rules: Mapping[str, Rule],
+        queue: str,
+        name: str,
+        schedules: Mapping[str, Definition] | None = None,
+    ) -> None:
         self._tasks = tasks
         self._rules = rules
+        self._schedules = schedules or {}
+        self._any_schedules = True
         self._queue = queue
         # publish.lua separates columns and rows by these.
         self._name = name.replace("\t", " ").replace("\n", " ")
@@ -118,6 +130,8 @@ class Publisher:
             # The queue may have been dropped, or Redis may have lost its data.
             known: set[str] = set() if self._started else {as_text(name) for name in await store.rule_names()}
             await declare_rules(store, {name: rule for name, rule in self._rules.items() if name not in known})
+        if self._any_schedules or self._schedules:
+            self._any_schedules = await declare_schedules(store, self._schedules, started=self._started)
         rows = self._rows()
         for at in range(0, len(rows), PAGE):
             page = rows[at : at + PAGE]

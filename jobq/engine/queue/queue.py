@@ -1,7 +1,7 @@
 """A queue: its settings, opening and closing.
 
 What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
-limits.py.
+limits.py, schedules in schedules.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jobq.engine.model.options import check_durability, count_of
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.limits import LimitVerbs
-from jobq.engine.queue.producing import Producing
+from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.store import Connection, Store
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.limits import Concurrency, Rate
 
 
-class Queue(Producing, LimitVerbs):
+class Queue(ScheduleVerbs, LimitVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.model.types import TypeRow
+    from jobq.engine.queue.published import Defaults
     from jobq.engine.queue.session import Sessions
     from jobq.engine.store import Call, Store
     from jobq.engine.task.events import HookCalls
@@ -57,6 +58,14 @@ class Verbs(ABC):
         :raises StoreError: the queue is not open there.
         """
         return self._sessions.here.hook_calls
+
+    @property
+    def type_defaults(self) -> Defaults:
+        """The published options of types, in the event loop that runs now.
+
+        :raises StoreError: the queue is not open there.
+        """
+        return self._sessions.here.defaults
 
     # -- readers ---------------------------------------------------------------------------------------------------
 

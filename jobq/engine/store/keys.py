@@ -49,8 +49,12 @@ COLUMNS: Final[dict[str, str]] = {
     "finish": "zset: group without open lines -> the start tag of its next job, if that is later than virtual time",
     "groups": "hash: group -> what operators set: weight, paused (0 or 1), most held jobs (- for no bound)",
     "rules": "hash: rule -> two lines, an operator's text and the one that code declares",
+    "schedules": "zset: schedule -> when it is due, unix ms; not those that are paused or have ended",
+    "schedule_rows": "hash: schedule -> four lines: version and slot, state, an operator's definition, that of code",
+    "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
+    "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed",
+    "virtual, planned, closed, scheduled_at",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
@@ -62,7 +66,7 @@ COLUMNS: Final[dict[str, str]] = {
     "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",
     "types_seen": "zset: type -> when somebody said something of it last, unix ms",
     "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
-    "control": "channel: 'kill <id> <token>' or 'unserved [<due in ms>, <parked types>]' for the workers",
+    "control": "channel: 'kill <id> <token>', 'unserved [<due in ms>, <parked types>]' or 'schedules' for the workers",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -21,7 +21,7 @@ from jobq.engine.store.calls import (
     repeat_claim,
     repeat_enqueue,
 )
-from jobq.engine.store.opening import Opening
+from jobq.engine.store.scheduling import Scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ GROUP_ROWS_MAX: Final = 10_000
 MINUTES_KEPT: Final = 24 * 60
 
 
-class Store(Opening):
+class Store(Scheduling):
     """The scripts of one queue, as methods."""
 
     limited = False

@@ -12,7 +12,7 @@ from jobq.engine.model.ids import time_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from jobq.engine.model.job import Spec
+    from jobq.engine.model.job import Scheduled, Spec
 
 T = TypeVar("T")
 
@@ -94,6 +94,12 @@ class Context:
     def metadata(self) -> dict[str, Any]:
         """The metadata that the producer gave the job."""
         return self.spec.metadata or {}
+
+    @property
+    def schedule(self) -> Scheduled | None:
+        """The schedule that enqueued the job: its name, the slot, how many slots were missed, and the previous run.
+        None if no schedule did."""
+        return self.spec.schedule
 
     def progress(self, value: Any) -> None:
         """Store how far the job is: any JSON value, often a number from 0 to 100. The last value counts.

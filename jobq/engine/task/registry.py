@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Un
 import msgspec
 
 from jobq.engine.model.job import Options
-from jobq.engine.model.limits import declared_rules
+from jobq.engine.model.limits import Rule, declared_rules
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
+from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.signature import Signature
@@ -19,16 +20,17 @@ from jobq.engine.task.task import Task
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-    from jobq.engine.model.limits import Rule
     from jobq.engine.model.options import Given
+    from jobq.engine.schedule.definition import Definition
     from jobq.engine.task.events import EventName, Hooks
     from jobq.engine.task.handle import Sender
 
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
+T = TypeVar("T", bound="Task[..., Any]")
 
 
 class Registry:
@@ -41,6 +43,8 @@ class Registry:
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.rules: dict[str, Rule] = {}
         """The rules of limits that tasks and the queue declare."""
+        self.declared_schedules: dict[str, Definition] = {}
+        """The schedules of tasks, which a worker or server of this queue writes when it starts."""
         self.middlewares: list[Any] = []
         self.hooks: Hooks = {}
         self.startup_hooks: list[Callable[[], Any]] = []
@@ -95,6 +99,42 @@ class Registry:
             return task
 
         return register if fn is None else register(fn)
+
+    def schedule(
+        self,
+        expression: str | Sequence[str] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        payload: Any = None,
+        **given: Unpack[ScheduleGiven],
+    ) -> Callable[[T], T]:
+        """Enqueue a job of a task at certain times. It goes above ``@queue.task``, and a task may have several.
+
+        ``expression`` (cron, 5 fields or 6 with seconds first; one or several), ``every=`` or ``at=`` say when; see
+        ``ScheduleGiven``. ``name``: by default that of the task. ``payload``: the arguments of the handler. Everything
+        else is an option of the jobs.
+
+        :raises InvalidJob: an expression, the zone, the payload or an option cannot be used, or the name is taken.
+        :raises TypeError: it is not above ``@queue.task``.
+        """
+        if expression is not None:
+            given["cron"] = expression
+
+        def register(task: T) -> T:
+            if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance] - users without type checks
+                raise TypeError(f"@queue.schedule is for tasks: put it above @queue.task, not on {task!r:.80}")
+            chosen = check_schedule_name(name or task.name)
+            if chosen in self.declared_schedules:
+                raise InvalidJob(f"there is a schedule {chosen!r} already: give one of them another name=")
+            definition = define(task.name, payload, dict(given))
+            task.check(definition.payload)
+            if definition.overlap == "queue_one":
+                self.declare({RULE: Rule(1)})
+            self.declared_schedules[chosen] = definition
+            return task
+
+        return register
 
     def declare(self, rules: Mapping[str, Rule]) -> None:
         """Keep rules of limits, which a worker or server of this queue writes when it starts.

@@ -353,6 +353,7 @@ def _serve(pool: Pool, number: int) -> list[asyncio.Task[Any]]:
         asyncio.create_task(pool.wakers[number].run(), name="jobq-waker"),
         asyncio.create_task(Sweeper(pool).run(source), name="jobq-sweeper"),
         asyncio.create_task(_listen(source), name="jobq-control"),
+        asyncio.create_task(source.firing.run(), name="jobq-schedules"),
     ]
 
 
@@ -389,6 +390,7 @@ async def _listen(source: Source) -> None:
         failures = 0
         await source.look_for_lost()
         source.recall()
+        source.firing.look()
 
     while True:
         with contextlib.suppress(StoreError):

@@ -12,6 +12,7 @@ import msgspec
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.outcome import Snoozed, Throttled, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
+from jobq.engine.queue.firing import Firing
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox
 from jobq.engine.worker.run import Run, base_context
@@ -91,6 +92,8 @@ class Source:
         self.recalls = False
         """Jobs of types that this worker knows may be parked: the next claim recalls them first."""
         self.unserved = Unserved(self)
+        self.firing = Firing(queue)
+        """Enqueues the jobs of schedules. It needs no slot, so slots come in time while all are taken."""
         self.timer = DueTimer(self.loop, self._due)
         self.wake: Callable[[], object] = _nobody
         """Wakes the lane."""
@@ -371,6 +374,8 @@ class Source:
                 self.timer.not_later(due_ms)
                 if any(type_ in self.tasks for type_ in types):
                     self.recall()
+        elif verb == b"schedules":
+            self.firing.look()
 
     def recall(self) -> None:
         """Parked jobs may be of types that this worker knows: recall them as soon as there is room."""

@@ -48,7 +48,9 @@ class Sweeper:
 
     async def run(self, source: Source) -> None:
         """Sweep one source until cancelled. Each has a task, so that a server that does not answer delays no other."""
-        publisher = Publisher(source.queue.tasks, source.queue.rules, source.name, self._pool.worker)
+        publisher = Publisher(
+            source.queue.tasks, source.queue.rules, source.name, self._pool.worker, source.queue.declared_schedules
+        )
         published = tidied = float("-inf")
         while True:
             try:
@@ -126,3 +128,4 @@ class Sweeper:
         if source.store.limited:
             await self._recount(source)
         await store.look_at_clock()
+        source.firing.check_clock()

@@ -1,0 +1,1 @@
+"""Schedules without I/O: expressions, slots, what a schedule says, and what became of its slots."""
