@@ -1,7 +1,7 @@
 #!lua
 -- schedule_fire: enqueues the jobs of slots and advances their schedules, in one step. The jobs go to delayed and are due at once,
 -- so forward puts them where jobs with their limits and priorities belong.
--- KEYS schedules schedule_rows jobs delayed waiting active blocked held priorities limits keys unique unique_until meta wake
+-- KEYS schedules schedule_rows jobs delayed waiting active blocked held priorities limits weights keys unique unique_until meta wake
 -- ARGV now; then groups: name, head of the row that was read, the new head and state if a job is enqueued, when it is due then
 --   (unix ms, '': never), the new head and state if none is, when it is due then, overlap ("skip": no job while an earlier one is
 --   unfinished; "queue_one": no job while an earlier one has not started; "allow"), number of earlier jobs, their ids, number of
@@ -10,7 +10,7 @@
 --   first, or the schedule was changed; nothing changed)
 -- It does not enqueue a job whose id is known: the ids of slots derive from the schedule and the slot.
 -- This script does not have allow-oom: at maxmemory no slot is lost, because no schedule advances.
-local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, priorities, limits, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, priorities, limits, weights, keys, unique, unique_until, meta, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: holder
@@ -38,7 +38,7 @@ end
 -- Returns false if another job holds the key of this one.
 local function enqueue(id, spec, options)
     if redis.call('HEXISTS', jobs, id) == 1 then return true end
-    local head, lines, under = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?(.*)$')
+    local head, lines, under, weight = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?([^\v]*)\v?(.*)$')
     local priority, lifo, delay = string.match(head, '^(%S+) (%S+) (%d+)$')
     local ttl, key = string.match(lines, '^(%S+) %S+ ([^\n]+)')
     if key then
@@ -57,8 +57,9 @@ local function enqueue(id, spec, options)
     if priority and (priority ~= '0' or lifo == '1') then
         redis.call('HSET', priorities, id, lifo == '1' and priority .. 'L' or priority)
     end
-    if under ~= '' then
-        redis.call('HSET', limits, id, under)
+    if under ~= '' or weight ~= '' then
+        if under ~= '' then redis.call('HSET', limits, id, under) end
+        if weight ~= '' then redis.call('HSET', weights, id, weight) end
         -- From now on claims come with the keys of limits.
         redis.call('HSET', meta, 'limited', 1)
     end

@@ -138,7 +138,7 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert len(text.splitlines()) == 1 + 300
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(115, 20, 15)), (100, Cost(139, 20, 15))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(115, 20, 14)), (100, Cost(139, 20, 14))])
 async def test_cost_of_a_worker(
     queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:

@@ -7,6 +7,7 @@ row that was read, enqueues the job and advances the schedule. If two do the sam
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,7 @@ PLANNED_PAGE: Final = 200
 CALL_BYTES: Final = 1 << 20
 CALL_JOBS: Final = 100
 LONGEST: Final = 86_400.0
+JOIN_SECONDS: Final = 1.0
 JUMP_MS: Final = 500
 """A difference between two clocks that means that one was set."""
 
@@ -152,6 +154,8 @@ class Firing:
     async def run(self) -> None:
         """Fire schedules when they are due, until cancelled. In between it waits: nothing is asked of Redis."""
         failures = 0
+        # Begin when the control channel is open, so that no message is missed after the first look.
+        await self._wait(JOIN_SECONDS)
         while True:
             self._wanted.clear()
             try:
@@ -161,12 +165,12 @@ class Firing:
                 due_ms = round(pause(failures + 1) * 1000)
                 self._failed(error, failures)
                 failures += 1
-            seconds = None if due_ms < 0 else min(due_ms / 1000, LONGEST)
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
+            await self._wait(None if due_ms < 0 else min(due_ms / 1000, LONGEST))
+
+    async def _wait(self, seconds: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
 
     async def fire_due(self) -> int:
         """Enqueue the jobs of all schedules that are due. Returns ms until the next one is due; -1: there is none.
