@@ -51,7 +51,7 @@ async def enqueue(call: ApiCall) -> web.Response:
         read = decode(_decode_job, body)
     else:
         read = await _read_large(queue, body)
-    new = _new_job(queue, read, call.idempotency_key, (call.key.name,))
+    new = new_job(queue, read, call.idempotency_key, (call.key.name,))
     accepted = await queue.submit(new, durability=durability)
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
@@ -68,7 +68,7 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
                 read = decode(_decode_job, item)
             else:
                 read = await _read_large(queue, bytes(item), 1)
-            new = _new_job(queue, read, key, (call.key.name, str(place)))
+            new = new_job(queue, read, key, (call.key.name, str(place)))
             queue.check(new)
         except (InvalidJob, problems.HttpProblem) as error:
             answers.append(problems.describe(error)[1])
@@ -147,7 +147,7 @@ def _check_size(queue: Queue, part: msgspec.Raw) -> None:
         raise PayloadTooLarge(len(part), queue.max_payload)
 
 
-def _new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
+def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
     """``scope``: the API key and the position in the array, which an idempotency key belongs to."""
     task = queue.tasks.get(body.type)
     options = task.defaults if task else PLAIN

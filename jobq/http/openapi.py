@@ -19,6 +19,7 @@ _PARAMETERS = {
     "id": "The job's id as enqueue answered it, `queue:id`. An id without a queue belongs to the path's queue or the"
     " default one.",
     "queue": "The queue's name.",
+    "name": "The schedule's name.",
     "rule": "The rule's name.",
     "key": "A limit key, such as `tenant:a`.",
 }

@@ -50,6 +50,7 @@ FORBIDDEN = Kind("forbidden", 403, "The API key does not allow this")
 CROSS_ORIGIN = Kind("cross-origin", 403, "A page of another origin must not change anything")
 NOT_FOUND = Kind("not-found", 404, "There is no such route")
 UNKNOWN_QUEUE = Kind("unknown-queue", 404, "This server does not serve that queue")
+SCHEDULE_NOT_FOUND = Kind("schedule-not-found", 404, "There is no such schedule")
 JOB_NOT_FOUND = Kind("job-not-found", 404, "There is no such job")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The route does not take this method")
 TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
@@ -115,6 +116,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.JobIdTaken: _Row(JOB_ID_TAKEN, ("job_id",)),
     errors.InvalidQuery: _Row(INVALID_QUERY),
     errors.JobNotFound: _Row(JOB_NOT_FOUND),
+    errors.ScheduleNotFound: _Row(SCHEDULE_NOT_FOUND),
     errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),
     errors.JobFailed: _Row(JOB_FAILED, _FAILURE),
     errors.JobKilled: _Row(JOB_KILLED, _FAILURE),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.views import JobRow, Stats
-from jobq.http import enqueue, events, handlers, limits, schema
+from jobq.engine.schedule.views import Preview, ScheduleRow
+from jobq.http import enqueue, events, handlers, limits, schedules, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -48,6 +49,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 _STATES = (p.JOB_NOT_FOUND, p.WRONG_STATE)
 _JOB = "/jobs/{id}"
 _RULE = "/limits/{rule}"
+_SCHEDULE = "/schedules/{name}"
+_SCHEDULES = (p.SCHEDULE_NOT_FOUND, p.INVALID_JOB)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -193,6 +196,56 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
         summary="Open a closed limit key", responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+    ),
+    Route(
+        method="GET", path="/schedules", scope=Scope.READ, handler=schedules.schedules,
+        summary="The schedules, each with its next slot", query=schedules.SchedulesQuery,
+        responses={200: schedules.Schedules},
+    ),
+    Route(
+        method="POST", path="/schedules/preview", scope=Scope.READ, handler=schedules.preview_schedule,
+        summary="When the slots of a schedule would be", request=schedules.PreviewSchedule,
+        description="`times` have the offset of the time zone, and `words` say the expression in English.",
+        responses={200: Preview}, errors=(p.INVALID_JOB,),
+    ),
+    Route(
+        method="GET", path=_SCHEDULE, scope=Scope.READ, handler=schedules.show_schedule,
+        summary="A schedule", description="With its next five slots, and the last five with their outcome.",
+        responses={200: ScheduleRow}, errors=_SCHEDULES,
+    ),
+    Route(
+        method="PUT", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.put_schedule,
+        summary="Write a schedule", request=schedules.PutSchedule,
+        description="It replaces what code declares, and survives deploys. A paused schedule stays paused.",
+        responses={200: ScheduleRow}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE),
+    ),
+    Route(
+        method="DELETE", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.delete_schedule,
+        summary="Remove a schedule",
+        description="If code declares it, it goes on as the code says. To stop it, pause it.",
+        responses={200: schedules.ScheduleDeleted}, errors=_SCHEDULES,
+    ),
+    Route(
+        method="POST", path=f"{_SCHEDULE}/pause", scope=Scope.ADMIN, handler=schedules.pause_schedule,
+        summary="Pause a schedule", request=schedules.PauseSchedule,
+        description="Deploys do not end a pause.",
+        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
+    ),
+    Route(
+        method="POST", path=f"{_SCHEDULE}/resume", scope=Scope.ADMIN, handler=schedules.resume_schedule,
+        summary="Resume a schedule", description="The slots of the pause are not made up: backfill does that.",
+        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
+    ),
+    Route(
+        method="POST", path=f"{_SCHEDULE}/run", scope=Scope.ADMIN, handler=schedules.run_schedule,
+        summary="Run a schedule now, besides its slots",
+        responses={201: schedules.ScheduleJob}, errors=(*_SCHEDULES, p.FULL),
+    ),
+    Route(
+        method="POST", path=f"{_SCHEDULE}/backfill", scope=Scope.ADMIN, handler=schedules.backfill_schedule,
+        summary="Make up slots that got no job", request=schedules.Backfill,
+        description="Of the slots between `from` and `until`, only those that did not run; 1,000 at most.",
+        responses={200: schedules.ScheduleJobs}, errors=(*_SCHEDULES, p.FULL),
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     BadJSON: (BadJSON("no"), 400, "invalid-json"),
     errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
+    errors.ScheduleNotFound: (errors.ScheduleNotFound("a"), 404, "schedule-not-found"),
     errors.UnknownRule: (errors.UnknownRule("a", ["b"]), 422, "unknown-rule"),
     errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),

@@ -372,6 +372,9 @@ def test_every_route_of_the_issue_is_in_the_table():
         GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
         GET /limits, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
         POST /limits/{key}/close, POST /limits/{key}/open,
+        GET /schedules, POST /schedules/preview, GET /schedules/{name}, PUT /schedules/{name},
+        DELETE /schedules/{name}, POST /schedules/{name}/pause, POST /schedules/{name}/resume,
+        POST /schedules/{name}/run, POST /schedules/{name}/backfill,
         GET /queues, GET /workers, GET /types, GET /events, GET /healthz, GET /readyz"""
     table = {f"{route.method} {route.path}" for route in ROUTES}
     assert table == {" ".join(line.split()) for line in wanted.split(",")}

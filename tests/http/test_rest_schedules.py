@@ -1,0 +1,103 @@
+"""Schedules over REST."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rest import problem
+
+if TYPE_CHECKING:
+    from rest import Client
+
+BODY = {"type": "report", "payload": {"n": 1}, "cron": "30 2 * * *", "tz": "Europe/Berlin", "priority": -2}
+
+
+async def call(client: Client, method: str, path: str, body: Any = None, status: int = 200) -> Any:
+    response = await client.request(method, path, json=body)
+    assert response.status == status, await response.text()
+    return await response.json()
+
+
+async def test_a_schedule_is_written_read_and_removed(client: Client):
+    berlin = "Europe/Berlin"
+    row = await call(client, "PUT", "/schedules/nightly", BODY | {"catch_up": "none", "jitter": 0, "limit": 9})
+    assert (row["type"], row["payload"], row["cron"], row["tz"]) == (
+        "report",
+        {"n": 1},
+        ["30 2 * * *"],
+        "Europe/Berlin",
+    )
+    assert (row["source"], row["options"], row["words"]) == ("operator", {"priority": -2}, "At 02:30 every day")
+    assert (len(row["next"]), row["last"], row["paused"], row["orphan"]) == (5, [], None, False)
+    assert await call(client, "GET", "/schedules/nightly") == row
+    await call(client, "PUT", "/schedules/other", {"type": "report", "every": 60_000})
+    page = await call(client, "GET", "/schedules?limit=1")
+    assert [one["name"] for one in page["schedules"]] == ["nightly"]
+    assert page["after"] == "nightly"
+    page = await call(client, "GET", "/schedules?after=nightly")
+    assert ([one["name"] for one in page["schedules"]], page["after"]) == (["other"], None)
+    assert await call(client, "DELETE", "/schedules/nightly") == {"name": "nightly", "declared": False}
+    await problem(await client.get("/schedules/nightly"), 404, "schedule-not-found")
+
+
+async def test_pause_resume_run_and_backfill(client: Client):
+    await call(client, "PUT", "/schedules/s", {"type": "report", "every": 60_000})
+    await call(client, "POST", "/schedules/s/pause", {"note": "a reason"})
+    row = await call(client, "GET", "/schedules/s")
+    assert (row["paused"]["note"], row["next"]) == ("a reason", [])
+    assert row["paused"]["by"]
+    assert await call(client, "POST", "/schedules/s/resume") == {"name": "s", "paused": False}
+    job = await call(client, "POST", "/schedules/s/run", status=201)
+    shown = await call(client, "GET", f"/jobs/{job['id']}")
+    assert (shown["schedule"]["name"], shown["schedule"]["how"]) == ("s", "run")
+    until = int(datetime.now(UTC).timestamp()) // 60 * 60_000 - 60_000
+    filled = await call(client, "POST", "/schedules/s/backfill", {"from": until - 120_000, "until": until})
+    assert len(filled["ids"]) == 3
+    assert await call(client, "POST", "/schedules/s/backfill", {"from": until - 120_000, "until": until}) == {"ids": []}
+    last = (await call(client, "GET", "/schedules/s"))["last"]
+    assert [one["how"] for one in last] == ["backfill"] * 3 + ["run"]
+
+
+async def test_preview(client: Client):
+    after = int(datetime(2027, 3, 27, 12, tzinfo=UTC).timestamp()) * 1000
+    body = {"cron": "30 2 * * *", "tz": "Europe/Berlin", "after": after, "count": 2}
+    assert await call(client, "POST", "/schedules/preview", body) == {
+        "times": ["2027-03-28T03:00:00+02:00", "2027-03-29T02:30:00+02:00"],
+        "words": "At 02:30 every day",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"cron": "0 0 30 2 *"}, "invalid-job"),
+        ({"cron": "* * * * * * *"}, "invalid-job"),
+        ({"cron": "*" * 257}, "invalid-field"),
+        ({"cron": ["* * * * *"] * 17}, "invalid-job"),
+        ({"tz": "Mars/Olympus"}, "invalid-job"),
+        ({"tz": "../etc/passwd"}, "invalid-job"),
+        ({"every": 60_000}, "invalid-job"),
+        ({"cron": None}, "invalid-job"),
+        ({"overlap": "never"}, "invalid-field"),
+        ({"limits": ["nobody"]}, "unknown-rule"),
+        ({"id": "mine"}, "invalid-job"),
+        ({"run_at": "2030-01-31T08:00:00Z"}, "invalid-job"),
+        ({"nothing": 1}, "unknown-field"),
+        ({"priority": 9999}, "invalid-field"),
+        ({"from": 2_000_000_000_000, "until": 1_900_000_000_000}, "invalid-job"),
+        ({"until": 1_000}, "invalid-job"),
+    ],
+)
+async def test_what_cannot_be_used_is_a_422(client: Client, change: dict[str, Any], kind: str):
+    await problem(await client.put("/schedules/s", json=BODY | change), 422, kind)
+    assert await call(client, "GET", "/schedules") == {"schedules": [], "after": None}
+
+
+async def test_names_that_cannot_be_used(client: Client):
+    await problem(await client.put("/schedules/a~b", json=BODY), 422, "invalid-job")
+    for verb in ("resume", "run"):
+        await problem(await client.post(f"/schedules/s/{verb}"), 404, "schedule-not-found")
+    await problem(await client.post("/schedules/s/backfill", json={"from": 0, "until": 1}), 404, "schedule-not-found")
+    await problem(await client.delete("/schedules/s"), 404, "schedule-not-found")
