@@ -21,7 +21,6 @@ async def call(client: Client, method: str, path: str, body: Any = None, status:
 
 
 async def test_a_schedule_is_written_read_and_removed(client: Client):
-    berlin = "Europe/Berlin"
     row = await call(client, "PUT", "/schedules/nightly", BODY | {"catch_up": "none", "jitter": 0, "limit": 9})
     assert (row["type"], row["payload"], row["cron"], row["tz"]) == (
         "report",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
+from jobq.duration import to_seconds
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, PLAIN, Options, Seconds
 from jobq.engine.model.options import Given, check_type, merge
 from jobq.engine.model.times import to_ms, to_unix_ms
 from jobq.engine.schedule.timing import Timing, check_slots
 from jobq.errors import InvalidJob
-from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
