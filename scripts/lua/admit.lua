@@ -62,6 +62,30 @@ local function arrival_of(key, i, band)
 end
 -- end
 
+-- What this call writes, which is sent at its end: set -> member -> whether it stands there, and the fields of `lines`.
+local written, fields = {}, {}
+local function write(set, member, stands)
+    if not written[set] then written[set] = {} end
+    written[set][member] = stands
+end
+local function flush()
+    for set, members in pairs(written) do
+        local score, out, put = set == openings and '-inf' or '0', {}, {}
+        for member, stands in pairs(members) do
+            if stands then put[#put + 1], put[#put + 2] = score, member else out[#out + 1] = member end
+        end
+        if #out > 0 then redis.call('ZREM', set, unpack(out)) end
+        if #put > 0 then redis.call('ZADD', set, unpack(put)) end
+    end
+    local out, put = {}, {}
+    for field, value in pairs(fields) do
+        if value then put[#put + 1], put[#put + 2] = field, value else out[#out + 1] = field end
+    end
+    if #out > 0 then redis.call('HDEL', lines, unpack(out)) end
+    if #put > 0 then redis.call('HSET', lines, unpack(put)) end
+    written, fields = {}, {}
+end
+
 -- A group's settings: "weight paused ...". The key of a paused group has no room.
 local weighted, group_rows = redis.call('EXISTS', groups) == 1, {}
 local function group_row(group)
@@ -69,7 +93,8 @@ local function group_row(group)
     if not row then
         local weight, paused = match(weighted and redis.call('HGET', groups, group) or '', '^(%S+) ([01])')
         weight = tonumber(weight)
-        row = { weight = weight and weight >= 0.001 and weight <= 1000 and weight or 1, paused = paused == '1' }
+        if not weight or not (weight >= 0.001 and weight <= 1000) then weight = 1 end
+        row = { step = floor(1000 / weight + 0.5), paused = paused == '1' }
         group_rows[group] = row
     end
     return row
@@ -134,7 +159,7 @@ end
 -- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
 -- the reason, the end of a job does.
 local function close(key)
-    redis.call('ZREM', openings, key)
+    write(openings, key, false)
     local k, at = facts(key), nil
     if k.till > now then at = k.till end
     for i, band in ipairs(k.rule.bands) do
@@ -146,82 +171,92 @@ local function close(key)
     if at then redis.call('ZADD', reopens, format('%.4f', at), key) end
 end
 
--- Virtual time is the start tag of the job that was admitted last. A queue without groups has none, and all its tags are 0.
+-- Virtual time is the start tag of the job that was admitted last. A queue without groups has none, and all its tags are 0. Tags
+-- are whole numbers: a job of weight 1 moves its group's tag on by 1000.
 local virtual, planned = tonumber(settings[2]), tonumber(settings[3])
 local told, planned_before = virtual, planned
 
--- What this call knows of a group: its start tag, and the member under which it stands in `turns`.
-local shares = {}
-local function share(group)
-    local g = shares[group]
-    if not g then
-        g = { turn = redis.call('HGET', lines, '@' .. group), start = 0 }
-        if virtual then
-            g.start = tonumber(g.turn and sub(g.turn, 5, 21)) or tonumber(redis.call('ZSCORE', finish, group)) or 0
-        end
-        shares[group] = g
-    end
-    return g
-end
-
--- A group that had nothing to run meanwhile starts now. It cannot save its turns for later.
-local function start_of(group) return max(virtual or 0, share(group).start) end
-
-local function digits(place) return format('%016.0f', place + LOWEST) end
+local function digits(place) return format('%016d', place + LOWEST) end
 local function band_of(digits) return floor(tonumber(digits) / SPAN) end
-local function turn_text(group, digits) return format('%04.0f%017.3f', band_of(digits), start_of(group)) end
 local function group_of(line) return match(line, '^@([^\n]*)') or '' end
+local function keys_of(line)
+    local keys = {}
+    for key in gmatch(line, '[^\n]+') do keys[#keys + 1] = key end
+    return keys
+end
 
--- Give a group the turn that its first open line has, or none if it has no open line.
-local function set_turn(group)
-    local g = share(group)
-    local first = redis.call('ZRANGE', open_lines, from(group), to(group), 'BYLEX', 'LIMIT', 0, 1)[1]
-    local turn = first and turn_text(group, sub(first, #group + 2, #group + 17)) .. '\0' .. group or false
-    if not turn and virtual and g.start > virtual then redis.call('ZADD', finish, g.start, group) end
-    if turn == g.turn then return end
-    if g.turn then redis.call('ZREM', turns, g.turn) end
-    g.turn = turn
-    if turn then
-        redis.call('ZADD', turns, 0, turn)
-        redis.call('HSET', lines, '@' .. group, turn)
-    else
-        redis.call('HDEL', lines, '@' .. group)
+-- What this call knows of groups: the start tag, the member in `turns` (false: no turn), and `only`: its open line if it has only one.
+-- A turn is "text NUL group NUL 1 line", or with `+` for several lines. The text has the priority and the start tag.
+local shares = {}
+local function read_turn(member)
+    local text, group, more, line = match(member or '', '^([^%z]*)%z([^%z]*)%z([1+])(.*)$')
+    if not text or #text ~= 20 then return nil end
+    return text, group, more == '1' and line or nil
+end
+local function learn(names)
+    local unknown, untold = {}, {}
+    for _, group in ipairs(names) do
+        if not shares[group] then
+            shares[group] = { start = 0, turn = false }
+            unknown[#unknown + 1] = group
+        end
+    end
+    if #unknown == 0 then return end
+    local asked = {}
+    for i, group in ipairs(unknown) do asked[i] = '@' .. group end
+    for i, member in ipairs(redis.call('HMGET', lines, unpack(asked))) do
+        local g = shares[unknown[i]]
+        local text, _, only = read_turn(member)
+        g.turn, g.only = text and member or false, only
+        if text then g.start = tonumber(sub(text, 5)) or 0 else untold[#untold + 1] = unknown[i] end
+    end
+    if virtual and #untold > 0 then
+        for i, tag in ipairs(redis.call('ZMSCORE', finish, unpack(untold))) do shares[untold[i]].start = tonumber(tag) or 0 end
     end
 end
+local function share(group)
+    if not shares[group] then learn({ group }) end
+    return shares[group]
+end
+-- A group that had nothing to run meanwhile starts now. It cannot save its turns for later.
+local function start_of(group) return virtual and max(virtual, share(group).start) or 0 end
+local function after(start, group) return start + group_row(group).step end
+local function turn_text(group, digits) return format('%04d%016d', band_of(digits), start_of(group)) end
 
-local function first_of(line)
-    return match(redis.call('ZRANGE', held_by, from(line), to(line), 'BYLEX', 'LIMIT', 0, 1)[1] or '', '^%z(%d+)', #line + 1)
+-- Give a group a turn with this text, or none.
+local function set_turn(group, text, only)
+    local g = share(group)
+    local turn = text and text .. '\0' .. group .. '\0' .. (only and '1' .. only or '+') or false
+    g.only = only
+    if not text and virtual and g.start > virtual then redis.call('ZADD', finish, g.start, group) end
+    if turn == g.turn then return end
+    if g.turn then write(turns, g.turn, false) end
+    if turn then write(turns, turn, true) end
+    fields['@' .. group] = turn
+    g.turn = turn
 end
 
--- Write where a line stands: in the open lines of its group, or under the key that it waits for. It stands at the place of its
--- first job. A line without a job is forgotten. The group's turn is for the caller to set.
+-- Where a line stands: "o" and its member in open_lines, or "f" and its member in full_lines.
 local spots = {}
 local function spot_of(line)
     if spots[line] == nil then spots[line] = redis.call('HGET', lines, '=' .. line) or false end
     return spots[line]
 end
-local function leave(line)
-    local spot = spot_of(line)
-    if spot then redis.call('ZREM', sub(spot, 1, 1) == 'o' and open_lines or full_lines, sub(spot, 2)) end
-    redis.call('HDEL', lines, '=' .. line)
-    spots[line] = false
-end
-local function stand(line, key, first)
-    first = first or first_of(line)
-    if not first then return leave(line) end
-    local group, spot = group_of(line), nil
-    if key then
-        spot = 'f' .. key .. '\0' .. turn_text(group, first) .. '\0' .. first .. '\0' .. line
-    else
-        if group ~= '' and not virtual then virtual = 0 end
-        spot = 'o' .. group .. '\0' .. first .. '\0' .. line
-    end
+local function stand(line, spot)
     local before = spot_of(line)
     if before == spot then return end
-    if before then redis.call('ZREM', sub(before, 1, 1) == 'o' and open_lines or full_lines, sub(before, 2)) end
-    redis.call('ZADD', key and full_lines or open_lines, 0, sub(spot, 2))
-    redis.call('HSET', lines, '=' .. line, spot)
+    if before then write(sub(before, 1, 1) == 'o' and open_lines or full_lines, sub(before, 2), false) end
+    if spot then write(sub(spot, 1, 1) == 'o' and open_lines or full_lines, sub(spot, 2), true) end
+    fields['=' .. line] = spot
     spots[line] = spot
+end
+local function open_spot(line, first) return 'o' .. group_of(line) .. '\0' .. first .. '\0' .. line end
+
+-- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused.
+local function mark(keys, full)
+    for _, key in ipairs(keys) do
+        if key ~= full and sub(key, 1, 1) ~= '@' and room(key) > 0 then write(openings, key, true) end
+    end
 end
 
 -- All places of a key are taken. If one of them belongs to a job that has not started and is less urgent than the first job of
@@ -261,126 +296,151 @@ local function displace(key, line, first, id)
                 o.count = o.count - redis.call('ZREMRANGEBYLEX', admitted, '[' .. place_of .. '\0', '(' .. place_of .. '\1')
             end
             o.tokens = o.tokens - redis.call('ZREM', unspent, other .. '\0' .. job[2])
-            if other ~= key then redis.call('ZADD', openings, '-inf', other) end
         end
         if k.count <= full then lowered = false end
         redis.call('ZREM', waiting, job[2])
         redis.call('ZADD', held, format('%.0f', job[1]), job[2])
         redis.call('ZADD', held_by, 0, names .. '\0' .. place .. '\0' .. job[2])
         redis.call('ZADD', arrivals, 'LT', format('%.0f', job[1]), names)
-        -- The place of this job is free again, whatever else keeps the more urgent one from it.
-        redis.call('ZADD', openings, '-inf', key)
+        -- The places of this job are free again, whatever else keeps the more urgent one from them.
+        mark(keys_of(names))
     end
+end
+
+-- Lines that open now: group -> the place of the most urgent one, and the line itself if it is the only one.
+local opening = {}
+local function open(line, first)
+    local group = group_of(line)
+    if group ~= '' and not virtual then virtual = 0 end
+    local o = opening[group]
+    if not o then
+        opening[group] = { first = first, only = line }
+    else
+        if o.only ~= line then o.only = nil end
+        if first < o.first then o.first = first end
+    end
+    stand(line, open_spot(line, first))
 end
 
 -- Jobs arrived in these lines. A line opens if it is new, or if its first job is more urgent than the one before.
-local function see_arrivals()
-    local arrived = redis.call('ZRANGE', arrivals, 0, looks - 1)
-    if #arrived == 0 then return end
-    redis.call('ZREM', arrivals, unpack(arrived))
-    local touched = {}
-    for _, line in ipairs(arrived) do
-        local first, spot = first_of(line), spot_of(line)
-        local group = group_of(line)
-        if first then
-            local stored = spot and match(spot, sub(spot, 1, 1) == 'o' and '^o[^%z]*%z(%d+)%z' or '^f[^%z]*%z[^%z]*%z(%d+)%z')
-            if not stored or first < stored then
-                stand(line, nil, first)
-                touched[group] = true
-            end
-        elseif spot then
-            leave(line)
-            touched[group] = true
+local arrived = redis.call('ZRANGE', arrivals, 0, max(0, looks - 1), 'WITHSCORES')
+if #arrived > 0 then
+    local asked, names = {}, {}
+    for i = 1, #arrived, 2 do names[#names + 1], asked[#asked + 1] = arrived[i], '=' .. arrived[i] end
+    redis.call('ZREM', arrivals, unpack(names))
+    for i, spot in ipairs(redis.call('HMGET', lines, unpack(asked))) do
+        local line, place = names[i], tonumber(arrived[2 * i])
+        spots[line] = spot
+        -- Without a place somebody found that nothing looks at this line.
+        local first = place > -huge and digits(place) or nil
+        if not first then
+            first = match(redis.call('ZRANGE', held_by, from(line), to(line), 'BYLEX', 'LIMIT', 0, 1)[1] or '', '^%z(%d+)', #line + 1)
+            if not first then stand(line, false) end
         end
+        local stored = spot and match(spot, sub(spot, 1, 1) == 'o' and '^o[^%z]*%z(%d+)%z' or '^f[^%z]*%z[^%z]*%z(%d+)%z')
+        if first and (not stored or #stored ~= 16 or first < stored or place == -huge) then open(line, first) end
     end
-    for group in pairs(touched) do set_turn(group) end
+    flush()
 end
-see_arrivals()
 
--- A token, the end of a job or another rule opened these keys. As many of their lines open as the key has room for. The key
--- stays in openings while it has room and lines that wait for it.
+-- A token, the end of a job or another rule opened these keys. As many of their lines open as the key has room for, the most urgent
+-- ones of the groups whose turn comes first. A key stays in openings while it has room and lines that wait for it.
 local opened = redis.call('ZRANGE', reopens, '-inf', format('%.3f', now + 0.001), 'BYSCORE', 'LIMIT', 0, max(1, looks))
-if #opened > 0 then
-    redis.call('ZREM', reopens, unpack(opened))
-    local marks = {}
-    for i, key in ipairs(opened) do marks[2 * i - 1], marks[2 * i] = '-inf', key end
-    redis.call('ZADD', openings, unpack(marks))
+local due = {}
+if #opened > 0 then redis.call('ZREM', reopens, unpack(opened)) end
+for _, key in ipairs(opened) do
+    due[key] = true
+    write(openings, key, true)
 end
-local function see_openings()
-    for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
-        local tries, moved, most = 16, 0, room(key)
-        looks = looks - 1
-        while true do
-            local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
-            if not member then
-                redis.call('ZREM', openings, key)
-                break
-            end
-            if most < 1 then
-                close(key)
-                break
-            end
-            if moved >= most then
-                redis.call('ZREM', openings, key)
-                break
-            end
-            if looks < 1 then return end
+for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
+    if not due[key] then opened[#opened + 1] = key end
+end
+for _, key in ipairs(opened) do
+    if looks < 1 then break end
+    looks = looks - 1
+    local most = room(key)
+    local page = min(most, 64, looks + 1)
+    -- Some more are read, because the turn that a line was filed under may have passed.
+    local found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, max(1, page) + (virtual and 16 or 1))
+    if #found == 0 then write(openings, key, false)
+    elseif most < 1 then close(key)
+    else
+        local filed = {}
+        for i, member in ipairs(found) do
             local text, first, line = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
-            if not line or spot_of(line) ~= 'f' .. member then
-                -- The line has moved on since, or the member is damaged.
+            if not line or #first ~= 16 then
                 redis.call('ZREM', full_lines, member)
             else
-                local group = group_of(line)
-                local true_text = tries > 0 and turn_text(group, first) or text
-                if text < true_text then
-                    -- The group had its turn meanwhile, under another key.
-                    tries = tries - 1
-                    stand(line, key, first)
-                else
-                    stand(line, nil)
-                    set_turn(group)
-                    if spot_of(line) then moved = moved + 1 end
-                    looks = looks - 1
-                end
+                local turn = virtual and turn_text(group_of(line), first) or text
+                filed[#filed + 1] = { order = turn .. first, first = first, line = line, member = member, stale = turn ~= text, turn = turn }
             end
         end
+        table.sort(filed, function(a, b) return a.order < b.order end)
+        for i, one in ipairs(filed) do
+            if i <= page then
+                spots[one.line] = 'f' .. one.member
+                open(one.line, one.first)
+                looks = looks - 1
+            elseif one.stale then
+                spots[one.line] = 'f' .. one.member
+                stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line)
+            end
+        end
+        if #filed <= page or page >= most then write(openings, key, false) end
     end
 end
-see_openings()
+
+-- The groups of these lines get their turns, or better ones.
+local names = {}
+for group in pairs(opening) do names[#names + 1] = group end
+learn(names)
+for group, o in pairs(opening) do
+    local g, text = share(group), turn_text(group, o.first)
+    if not g.turn then
+        set_turn(group, text, o.only)
+    else
+        local before = sub(g.turn, 1, 20)
+        set_turn(group, text < before and text or before, o.only and o.only == g.only and o.only or nil)
+    end
+end
+flush()
 
 -- What a claim takes from waiting comes in between. In a queue with groups, jobs without a group are those of one more group. They
 -- are in waiting already, so their turns are only counted. `planned` is the place of the last one that was counted.
-local last = redis.call('ZRANGE', waiting, max(0, want - 1), max(0, want - 1), 'WITHSCORES')
-local horizon = not virtual and last[2] and digits(last[2]) or LAST
-local heads, at_head = {}, 1
-if virtual and want > 0 then
-    local found = redis.call('ZRANGE', waiting, 0, want - 1, 'WITHSCORES')
-    local ids = {}
+local horizon, heads, at_head = LAST, {}, 1
+if crowd and not virtual then
+    local last = redis.call('ZRANGE', waiting, max(0, want - 1), max(0, want - 1), 'WITHSCORES')
+    if last[2] then horizon = digits(last[2]) end
+elseif crowd and want > 0 then
+    local found, ids = redis.call('ZRANGE', waiting, 0, want - 1, 'WITHSCORES'), {}
     for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
-    local names = #ids > 0 and redis.call('HMGET', limits, unpack(ids)) or {}
+    local rows = #ids > 0 and redis.call('HMGET', limits, unpack(ids)) or {}
     for i = 1, #ids do
         local score = tonumber(found[2 * i])
-        local counted = names[i] and group_of(names[i]) ~= '' or planned and score <= planned and band_of(digits(score)) == band_of(digits(planned))
+        local counted = rows[i] and group_of(rows[i]) ~= '' or planned and score <= planned and band_of(digits(score)) == band_of(digits(planned))
         heads[i] = { score = score, counted = counted, digits = digits(score) }
     end
 end
 
-local n, ready, ids, places, tokens, gone, count = 0, {}, {}, {}, {}, {}, 0
-local function admit(keys, place, id)
+local n, count, ready, ids, places, tokens, gone = 0, 0, {}, {}, {}, {}, {}
+local function admit(keys, first, id)
     local slots = slots_of(id)
     n, count = n + slots, count + 1
-    local head = heads[at_head]
+    local place, head = tonumber(first) - LOWEST, heads[at_head]
     -- It goes before the jobs without a group whose turn comes later.
-    if head and band_of(head.digits) == band_of(digits(place)) and head.score <= place then place = head.score - 1 end
-    ready[2 * count - 1], ready[2 * count], ids[count] = format('%.0f', place), id, id
+    if head and band_of(head.digits) == band_of(first) and head.score <= place then place = head.score - 1 end
+    ready[2 * count - 1], ready[2 * count], ids[count] = format('%d', place), id, id
     for _, key in ipairs(keys) do
-        local k = facts(key)
-        k.count = k.count + slots
-        places[#places + 1], places[#places + 2] = 0, key .. '\0' .. id
-        for slot = 2, slots do places[#places + 1], places[#places + 2] = 0, key .. '\0' .. id .. '\0' .. slot end
-        if k.rule.bands[1] then
-            k.tokens = k.tokens + 1
-            tokens[#tokens + 1], tokens[#tokens + 2] = 0, key .. '\0' .. id
+        local place_of = key .. '\0' .. id
+        places[#places + 1], places[#places + 2] = '0', place_of
+        for slot = 2, slots do places[#places + 1], places[#places + 2] = '0', place_of .. '\0' .. slot end
+        if sub(key, 1, 1) ~= '@' then
+            local k = facts(key)
+            k.count = k.count + slots
+            if k.rule.bands[1] then
+                k.tokens = k.tokens + 1
+                tokens[#tokens + 1], tokens[#tokens + 2] = '0', place_of
+            end
         end
     end
 end
@@ -395,122 +455,236 @@ end
 -- The first key that has no room for a job, which is the first one of its line.
 local function full_key(keys, line, first, id)
     for _, key in ipairs(keys) do
-        if not fits(key, id) then displace(key, line, first, id) end
-        if not fits(key, id) or ahead(key, line, first) then return key end
+        if sub(key, 1, 1) == '@' then
+            if group_row(sub(key, 2)).paused then return key end
+        else
+            if not fits(key, id) then displace(key, line, first, id) end
+            if not fits(key, id) or ahead(key, line, first) then return key end
+        end
     end
     return nil
 end
 
--- Admit the most urgent jobs of one line, up to the place of the group's next line, and while the group's turn lasts. Jobs of
--- another priority have another turn.
-local function serve_line(group, line, keys, band, bound, rival)
-    local g, most, full = share(group), min(want - n, looks + 1, 64), nil
-    local page = redis.call('ZRANGE', held_by, from(line), to(line), 'BYLEX', 'LIMIT', 0, most + 1)
-    local taken, next_first = {}, nil
-    for i, member in ipairs(page) do
-        local first, id = match(member, '^%z(%d+)%z(.*)$', #line + 1)
-        next_first = first
-        if i > most or n >= want or first > bound or band_of(first) > band then break end
-        if virtual and start_of(group) > rival then break end
-        full = full_key(keys, line, first, id)
-        if full then break end
-        looks = looks - 1
-        taken[i], next_first = member, nil
-        admit(keys, tonumber(first) - LOWEST, id)
-        if virtual then
-            virtual = start_of(group)
-            g.start = virtual + 1 / group_row(group).weight
+-- The next job of a line, without taking it. Jobs are read in pages.
+local page_size, pages, split = 2, {}, {}
+local function next_job(line)
+    local page = pages[line]
+    if not page or page.at > #page.members and page.full then
+        local start = page and '(' .. page.members[#page.members] or from(line)
+        local size = page and 64 or page_size
+        page = { members = redis.call('ZRANGE', held_by, start, to(line), 'BYLEX', 'LIMIT', 0, size), at = 1 }
+        page.full = #page.members == size
+        pages[line] = page
+    end
+    local member = page.members[page.at]
+    if not member then return nil end
+    local first, id = match(member, '^%z(%d+)%z(.*)$', #line + 1)
+    return first, id, member
+end
+
+-- The open lines of a group, by the places of their first jobs. Only the first ones are read; `edge` is the last of these.
+local function read_lines(group)
+    local found = redis.call('ZRANGE', open_lines, from(group), to(group), 'BYLEX', 'LIMIT', 0, 65)
+    local items = {}
+    for i, member in ipairs(found) do
+        local first, line = match(member, '^%z(%d+)%z(.*)$', #group + 1)
+        if line then
+            items[#items + 1] = { text = first, line = line }
+            spots[line] = 'o' .. member
+        else
+            redis.call('ZREM', open_lines, member)
         end
     end
-    if #taken > 0 then redis.call('ZREM', held_by, unpack(taken)) end
-    if full then
-        stand(line, full)
-        close(full)
-        -- Another line may use the room that this one left under its other keys.
-        for _, key in ipairs(keys) do
-            if key ~= full and sub(key, 1, 1) ~= '@' and room(key) > 0 then redis.call('ZADD', openings, '-inf', key) end
+    return { items = items, edge = #found == 65 and items[#items] and items[#items].text or LAST }
+end
+-- A new item usually belongs near the end. So the search starts there.
+local function insert(items, item, least)
+    local at = #items + 1
+    while at > least and items[at - 1].text > item.text do at = at - 1 end
+    table.insert(items, at, item)
+end
+
+local owns = {}
+
+-- Serve a group while its turn lasts: until its start tag is behind that of the next group, its jobs have another priority, or
+-- the jobs of waiting come first. Returns the text of its next turn and its only line, or nil if it has no open line.
+local function serve(group, only, band, rival, until_place)
+    local g, own = share(group), owns[group]
+    if not own then own = only and { items = { { text = '', line = only } }, edge = LAST } or read_lines(group) end
+    owns[group] = own
+    while true do
+        local top = own.items[1]
+        if not top or top.text > own.edge then
+            if own.edge == LAST then break end
+            flush()
+            own = read_lines(group)
+            owns[group], top = own, own.items[1]
+            if not top then break end
         end
-    elseif next_first then
-        stand(line, nil, next_first)
-    else
-        leave(line)
-        if #page == 0 then
-            for _, key in ipairs(keys) do
-                if sub(key, 1, 1) ~= '@' then redis.call('ZADD', openings, '-inf', key) end
+        if n >= want or looks < 1 then break end
+        local line = top.line
+        local first, id, member = next_job(line)
+        if not split[line] then split[line] = keys_of(line) end
+        local keys = split[line]
+        if not first then
+            looks = looks - 1
+            table.remove(own.items, 1)
+            stand(line, false)
+            mark(keys)
+        elseif first > top.text then
+            -- Its first job was taken since. A line alone keeps its old place while the priority is the same.
+            table.remove(own.items, 1)
+            if top.text ~= '' and not only or band_of(first) > band then stand(line, open_spot(line, first)) end
+            top.text = first
+            insert(own.items, top, 1)
+        else
+            if band_of(first) > band or first > until_place or virtual and start_of(group) > rival then break end
+            local full = full_key(keys, line, first, id)
+            looks = looks - 1
+            if full then
+                table.remove(own.items, 1)
+                stand(line, 'f' .. full .. '\0' .. turn_text(group, first) .. '\0' .. first .. '\0' .. line)
+                close(full)
+                mark(keys, full)
+            else
+                gone[#gone + 1] = member
+                pages[line].at = pages[line].at + 1
+                admit(keys, first, id)
+                if virtual then
+                    virtual = start_of(group)
+                    g.start = after(virtual, group)
+                end
+                if pages[line].at > #pages[line].members and not pages[line].full then
+                    table.remove(own.items, 1)
+                    stand(line, false)
+                end
             end
         end
     end
+    local top = own.items[1]
+    if not top then return nil end
+    return turn_text(group, top.text == '' and format('%016d', band * SPAN) or top.text), not own.items[2] and own.edge == LAST and top.line or nil
 end
 
-local split = {}
-local function keys_of(line)
-    if not split[line] then
-        local keys = {}
-        for key in gmatch(line, '[^\n]+') do keys[#keys + 1] = key end
-        split[line] = keys
+-- The turns, of which only the first ones are read. `last` is the text of the last of these.
+local order, at_order, last_text
+local function read_turns()
+    flush()
+    local size = min(want - n, looks) + 2
+    local found = redis.call('ZRANGE', turns, '-', '+', 'BYLEX', 'LIMIT', 0, size)
+    order, at_order, last_text = {}, 1, LAST .. LAST
+    for i, member in ipairs(found) do
+        local text, group, line = read_turn(member)
+        local g = group and (shares[group] or { start = tonumber(sub(text, 5)) or 0, turn = member, only = line })
+        if not g or g.turn ~= member then
+            -- A damaged member, or one that its group does not know of.
+            redis.call('ZREM', turns, member)
+        else
+            shares[group] = g
+            order[#order + 1] = { text = text, group = group }
+        end
     end
-    return split[line]
+    if #found == size and order[1] then last_text = order[#order].text end
+    page_size = min(64, max(2, floor((want - n) / max(1, #order)) + 2))
+    return order[1] ~= nil
 end
 
 local left = 0
-while true do
-    local top = redis.call('ZRANGE', turns, '-', '+', 'BYLEX', 'LIMIT', 0, 2)
-    local text, group = match(top[1] or '', '^([^%z]*)%z(.*)$')
-    if not text then
-        -- A damaged member would stop all turns.
-        if top[1] then redis.call('ZREM', turns, top[1]) else break end
+local more = read_turns()
+while more do
+    local top, head = order[at_order], heads[at_head]
+    if not top or top.text > last_text then
+        more = last_text ~= LAST .. LAST and read_turns()
     elseif n >= want or looks < 1 then
         left = 1
         break
     else
-        local band = tonumber(sub(text, 1, 4)) or 0
-        local found = redis.call('ZRANGE', open_lines, from(group), to(group), 'BYLEX', 'LIMIT', 0, 2)
-        local first, line = match(found[1] or '', '^%z(%d+)%z(.*)$', #group + 1)
-        local bound = match(found[2] or '', '^%z(%d+)', #group + 1) or LAST
-        local head = heads[at_head]
-        if share(group).turn ~= top[1] or not line then
-            redis.call('ZREM', turns, top[1])
-            if share(group).turn == top[1] then share(group).turn = false end
-            set_turn(group)
+        local group, band = top.group, tonumber(sub(top.text, 1, 4))
+        local g = share(group)
+        local text = sub(top.text, 1, 4) .. format('%016d', start_of(group))
+        local again, only = text, g.only
+        local head_band = head and band_of(head.digits)
+        if text > top.text then
+            -- Virtual time has passed this turn.
             looks = looks - 1
-        elseif band_of(first) ~= band or turn_text(group, first) > text then
-            set_turn(group)
-            looks = looks - 1
-        elseif first > horizon then
-            break
-        elseif head and (band_of(head.digits) < band or band_of(head.digits) == band and (head.counted
-            or group == '' and head.digits < first or group ~= '' and start_of('') <= start_of(group))) then
+        elseif head and (head_band < band or head_band == band and (head.counted or group ~= '' and start_of('') <= start_of(group))) then
             at_head, n = at_head + 1, n + 1
             if not head.counted then
                 virtual, planned = start_of(''), head.score
-                share('').start = virtual + 1 / group_row('').weight
-                set_turn('')
+                local none = share('')
+                none.start = after(virtual, '')
+                if none.turn then
+                    local its_turn = sub(none.turn, 1, 4) .. format('%016d', none.start)
+                    set_turn('', its_turn, none.only)
+                    for i = at_order, #order do
+                        if order[i].group == '' then
+                            table.remove(order, i)
+                            insert(order, { text = its_turn, group = '' }, at_order)
+                            break
+                        end
+                    end
+                end
             end
+            again = nil
         else
-            looks = looks - 1
-            -- The group's turn lasts until the start tag of the next one.
-            local rival = huge
+            -- The turn lasts until the start tag of the next group.
+            local rival, until_place = huge, horizon
             if virtual then
-                local other, name = match(top[2] or '', '^([^%z]*)%z(.*)$')
-                if head and not head.counted and group ~= '' and band_of(head.digits) == band then rival = start_of('') end
-                if other and tonumber(sub(other, 1, 4)) == band then rival = min(rival, start_of(name)) end
+                local other = order[at_order + 1] and order[at_order + 1].text or last_text
+                if tonumber(sub(other, 1, 4)) == band then rival = max(virtual, tonumber(sub(other, 5)) or huge) end
+                if head and not head.counted and head_band == band then
+                    if group == '' then until_place = head.digits else rival = min(rival, start_of('')) end
+                end
             end
-            if bound > horizon then bound = horizon end
-            if head and group == '' and bound > head.digits then bound = head.digits end
-            serve_line(group, line, keys_of(line), band, bound, rival)
-            set_turn(group)
+            local before = n
+            again, only = serve(group, only, band, rival, until_place)
+            if n == before and again and again <= text and looks > 0 then
+                -- The jobs of waiting come first.
+                set_turn(group, again, only)
+                if group == '' and head and virtual and head_band == band then
+                    at_head, n = at_head + 1, n + 1
+                    virtual, planned = start_of(''), head.score
+                    g.start = after(virtual, '')
+                    again = sub(again, 1, 4) .. format('%016d', g.start)
+                else
+                    break
+                end
+            end
+            if not again then
+                set_turn(group, nil)
+                at_order = at_order + 1
+            end
+        end
+        if again then
+            set_turn(group, again, only)
+            at_order = at_order + 1
+            insert(order, { text = again, group = group }, at_order)
         end
     end
 end
+flush()
 
+if #gone > 0 then redis.call('ZREM', held_by, unpack(gone)) end
 if count > 0 then
     redis.call('ZREM', held, unpack(ids))
-    if #places > 0 then redis.call('ZADD', admitted, unpack(places)) end
+    if count > 16 then
+        -- As in claim.lua: a small set is a list until a long member makes Redis convert it. See decision 20.
+        local long = string.rep('x', 65)
+        redis.call('ZADD', waiting, '0', long, unpack(ready))
+        redis.call('ZREM', waiting, long)
+        if #places > 0 then
+            redis.call('ZADD', admitted, '0', long, unpack(places))
+            redis.call('ZREM', admitted, long)
+        end
+    else
+        redis.call('ZADD', waiting, unpack(ready))
+        if #places > 0 then redis.call('ZADD', admitted, unpack(places)) end
+    end
     if #tokens > 0 then redis.call('ZADD', unspent, unpack(tokens)) end
-    redis.call('ZADD', waiting, unpack(ready))
 end
-if virtual ~= told then redis.call('HSET', meta, 'virtual', format('%.3f', virtual)) end
-if planned ~= planned_before then redis.call('HSET', meta, 'planned', format('%.0f', planned)) end
+if shares[''] and not shares[''].turn and virtual and shares[''].start > virtual then redis.call('ZADD', finish, shares[''].start, '') end
+if virtual ~= told then redis.call('HSET', meta, 'virtual', format('%d', virtual)) end
+if planned ~= planned_before then redis.call('HSET', meta, 'planned', format('%d', planned)) end
 if redis.call('EXISTS', openings, arrivals) > 0 then left = 1 end
 if claims == '0' and (count > 0 or redis.call('EXISTS', waiting) == 1) or claims ~= '2' and left == 1 then redis.call('ZADD', wake, 0, 't') end
 local next_token = redis.call('ZRANGE', reopens, 0, 0, 'WITHSCORES')

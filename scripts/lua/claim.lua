@@ -143,9 +143,9 @@ local function spend(ids)
     local taken, order, members = {}, {}, {}
     for i, names in ipairs(redis.call('HMGET', limits, unpack(ids))) do
         for key in gmatch(names or '', '[^\n]+') do
-            -- The rule may have had a rate when the job was admitted.
-            members[#members + 1] = key .. '\0' .. ids[i]
-            if rule_of(key).bands[1] then
+            -- The rule may have had a rate when the job was admitted. A group has none.
+            if string.byte(key) ~= 64 then members[#members + 1] = key .. '\0' .. ids[i] end
+            if string.byte(key) ~= 64 and rule_of(key).bands[1] then
                 if not taken[key] then order[#order + 1] = key end
                 taken[key] = (taken[key] or 0) + 1
             end

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from table import Bench
 
 LOWEST = 2**52
-TURN = "1024" + f"{0:017.3f}"
+TURN = f"1024{0:016}"
 
 
 def under(line: str, job_id: str, score: int) -> str:
@@ -41,7 +41,11 @@ OPEN = f"g\0{place(7) + LOWEST:016d}\0@g"
 GROUPED: State = also(
     standing("held", "h", score=place(7)),
     {"limits": {"h": "@g"}, "held_by": {under("@g", "h", place(7)): 0}},
-    {"open_lines": {OPEN: 0}, "turns": {f"{TURN}\0g": 0}, "lines": {"=@g": f"o{OPEN}", "@g": f"{TURN}\0g"}},
+    {
+        "open_lines": {OPEN: 0},
+        "turns": {f"{TURN}\0g\x001@g": 0},
+        "lines": {"=@g": f"o{OPEN}", "@g": f"{TURN}\0g\x001@g"},
+    },
 )
 
 
@@ -145,6 +149,6 @@ async def test_what_an_operator_closed_stays_closed(bench: Bench, line: str, set
 
 
 async def test_tags_that_virtual_time_has_passed_are_forgotten(bench: Bench):
-    await bench.seed({"meta": {"virtual": "5.000"}, "finish": {"idle": 4.5, "ahead": 5.5}})
+    await bench.seed({"meta": {"virtual": "5000"}, "finish": {"idle": 4500, "ahead": 5500}})
     assert await recount(bench, 100) == 0
-    assert (await bench.dump())["finish"] == {"ahead": 5.5}
+    assert (await bench.dump())["finish"] == {"ahead": 5500}
