@@ -447,9 +447,13 @@ end
 
 -- Whether another line waits for the key whose turn is earlier. Its job may need more slots than are free, and jobs that need fewer
 -- must not overtake it for ever.
+local refused = {}
 local function ahead(key, line, first)
-    local member = heavy and redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
-    return member and sub(member, #key + 2) < turn_text(group_of(line), first) .. '\0' .. first
+    if not heavy then return false end
+    local order = turn_text(group_of(line), first) .. '\0' .. first
+    if refused[key] and refused[key] < order then return true end
+    local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
+    return member and sub(member, #key + 2) < order
 end
 
 -- The first key that has no room for a job, which is the first one of its line.
@@ -543,7 +547,9 @@ local function serve(group, only, band, rival, until_place)
             looks = looks - 1
             if full then
                 table.remove(own.items, 1)
-                stand(line, 'f' .. full .. '\0' .. turn_text(group, first) .. '\0' .. first .. '\0' .. line)
+                local place = turn_text(group, first) .. '\0' .. first
+                stand(line, 'f' .. full .. '\0' .. place .. '\0' .. line)
+                if not refused[full] or place < refused[full] then refused[full] = place end
                 close(full)
                 mark(keys, full)
             else
