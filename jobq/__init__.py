@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobq.engine.model.backoff import Backoff
+from jobq.engine.model.breaker import Breaker, BreakerRow
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import (
     Accepted,
@@ -67,6 +68,7 @@ from jobq.errors import (
     TooManyRateLimits,
     TooManySnoozes,
     TooManyWaiting,
+    UnknownBreaker,
     UnknownQueue,
     UnknownRule,
     UnknownType,
@@ -85,6 +87,8 @@ __all__ = [
     "Backoff",
     "Band",
     "Bound",
+    "Breaker",
+    "BreakerRow",
     "BriefPage",
     "Concurrency",
     "Connection",
@@ -154,6 +158,7 @@ __all__ = [
     "TooManySnoozes",
     "TooManyWaiting",
     "TypeRow",
+    "UnknownBreaker",
     "UnknownQueue",
     "UnknownRule",
     "UnknownType",

@@ -11,6 +11,7 @@ JobqError
   x JobNotFound
   x ScheduleNotFound        the queue has no schedule of that name
   x WrongState              the job's state does not allow the call, such as retry of a running job
+  x UnknownBreaker          no task of this type has a circuit breaker
   x UnknownQueue            Redis knows no queue of that name
   x QueueInUse              the queue has jobs or living workers, so it was not dropped
   x JobFailed               raised by ``job.result()``: the job ended in failed
@@ -156,6 +157,18 @@ class WrongState(JobqError):
 
 class UnknownQueue(JobqError, LookupError):
     """Redis knows no queue of that name."""
+
+
+class UnknownBreaker(JobqError, LookupError):
+    """The type has no circuit breaker."""
+
+    def __init__(self, type_: str, known: Sequence[str]) -> None:
+        self.type = type_
+        self.known = list(known)
+        super().__init__(
+            f"type {type_[:80]!r} has no circuit breaker; there are: {', '.join(self.known[:20]) or 'none'}. Declare"
+            " one with @queue.task(breaker=Breaker(...)) and start a worker"
+        )
 
 
 class QueueInUse(JobqError):

@@ -252,6 +252,22 @@ SABOTAGES = [
     Break("close", "it is never open again", "redis.call('ZREM', closed, key)", "till = ''"),
     Break("close", "jobs wait for the old time", "redis.call('ZADD', openings, '-inf', key)", ""),
     Break("expire", "closing times stay", "if #open > 0 then", "if false then"),
+    Break("expire", "a breaker is closed by time alone", "if string.byte(key) ~= 33 and", "if"),
+    *[
+        Break(name, "the outcome counts for nothing", f"note(free(ids), '{mark}')", "free(ids)")
+        for name, mark in (("complete", "0"), ("fail", "1"))
+    ],
+    Break("fail", "a failure counts as a success", "note(free(ids), '1')", "note(free(ids), '0')"),
+    Break("fail", "too few runs open it", "#last >= tonumber(runs) and", ""),
+    Break("fail", "an open breaker is opened again", "tonumber(till) <= now then", "true then"),
+    Break("complete", "it never closes", "till, since = '0', string", "till, since = till, string"),
+    Break("complete", "its key stays closed", "redis.call('ZREM', closed, key)", ""),
+    Break("admit", "a half-open breaker lets all through", "rule = { concurrency = 1, bands = {} }", ""),
+    Break("claim", "jobs that were admitted before all find out", "if open and known[key] > 0 and", "if false and"),
+    Break("throttle", "a rate limit trips a breaker", "if string.find(key, '^[^@!]') then", "if true then"),
+    Break("breaker", "a new rule forgets the state", "if not rule then state,", "if true then state,"),
+    Break("breaker", "without bound", "redis.call('HLEN', breakers) >= most", "false"),
+    Break("breaker", "a reset key stays closed", "if verb == 'reset' or verb == 'remove' then", "if false then"),
     Break("snooze", "due at once", "now + tonumber(ARGV[i + 2])", "now"),
     Break("rows", "past its own retention", "if till and tonumber(till) <= now then row = false end", ""),
     Break("rows", "however large they are", "if bytes > 1000000 then break end", ""),

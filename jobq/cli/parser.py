@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_queues(menu)
     menu.group("Limits")
     _add_limits(menu)
+    _add_breakers(menu)
     menu.group("Access")
     _add_access(menu)
     return parser
@@ -297,6 +298,18 @@ def _add_limits(menu: Menu) -> None:
     close.add_argument("time", type=values.seconds, metavar="TIME", help="how long: 30s, 5m, 1h")
     open_ = _command(of_limits, "open", "limits:open_", "open a closed limit key at once", shown=True, queue=True)
     open_.add_argument("key", metavar="KEY", help="the limit key, or queue")
+
+
+def _add_breakers(menu: Menu) -> None:
+    of_breakers = Menu(menu.add("breakers", "", "'breakers ls', 'trip', 'reset' and 'rm': types that fail too often"))
+    _command(of_breakers, "ls", "breakers:ls", "list the circuit breakers of types", shown=True, queue=True)
+    trip = _command(of_breakers, "trip", "breakers:trip", "start no job of a type for a time", shown=True, queue=True)
+    trip.add_argument("type", metavar="TYPE", help="the type")
+    trip.add_argument("--time", type=values.seconds, metavar="TIME", help="how long (default: as its task declares)")
+    reset = _command(of_breakers, "reset", "breakers:reset", "close the breaker of a type", shown=True, queue=True)
+    reset.add_argument("type", metavar="TYPE", help="the type")
+    rm = _command(of_breakers, "rm", "breakers:rm", "remove the breaker of a type without code", shown=True, queue=True)
+    rm.add_argument("type", metavar="TYPE", help="the type")
 
 
 def _add_access(menu: Menu) -> None:

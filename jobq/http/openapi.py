@@ -21,6 +21,7 @@ _PARAMETERS = {
     "queue": "The queue's name.",
     "name": "The schedule's name.",
     "rule": "The rule's name.",
+    "type": "The type's name.",
     "key": "A limit key, such as `tenant:a`.",
 }
 

@@ -66,6 +66,7 @@ UNKNOWN_FIELD = Kind("unknown-field", 422, "There is no such field")
 MISSING_FIELD = Kind("missing-field", 422, "A field is missing")
 INVALID_FIELD = Kind("invalid-field", 422, "A field has a value that is not allowed")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
+UNKNOWN_BREAKER = Kind("unknown-breaker", 404, "The type has no circuit breaker")
 UNKNOWN_RULE = Kind("unknown-rule", 422, "A limit key of the job has no rule")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
@@ -109,6 +110,7 @@ _FAILURE = ("error_type=type", "error_message=message", "traceback")
 TABLE: dict[type[BaseException], _Row] = {
     BadJSON: _Row(INVALID_JSON),
     errors.InvalidJob: _Row(INVALID_JOB),
+    errors.UnknownBreaker: _Row(UNKNOWN_BREAKER, ("known",)),
     errors.UnknownRule: _Row(UNKNOWN_RULE, ("rule", "known")),
     errors.UnknownType: _Row(UNKNOWN_TYPE, ("known",)),
     errors.PayloadTooLarge: _Row(TOO_LARGE, ("size", "limit")),

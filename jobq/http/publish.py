@@ -21,7 +21,8 @@ PUBLISH_SECONDS: Final = 30.0
 
 async def publish(queue: Queue) -> None:
     """Publish the tasks of an open queue until cancelled. A queue without tasks has nothing to publish."""
-    publisher = Publisher(queue.tasks, queue.rules, queue.name, f"server {socket.gethostname()}:{os.getpid()}")
+    name = f"server {socket.gethostname()}:{os.getpid()}"
+    publisher = Publisher(queue.tasks, queue.rules, queue.name, name, breakers=queue.declared_breakers)
     failing = False
     while queue.tasks:
         try:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jobq.engine.model.breaker import BreakerRow
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import enqueue, events, handlers, limits, schedules, schema
+from jobq.http import breakers, enqueue, events, handlers, limits, schedules, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -246,6 +247,27 @@ ROUTES: tuple[Route, ...] = (
         summary="Make up slots that got no job", request=schedules.Backfill,
         description="Of the slots between `from` and `until`, only those that did not run; 1,000 at most.",
         responses={200: schedules.ScheduleJobs}, errors=(*_SCHEDULES, p.FULL),
+    ),
+    Route(
+        method="GET", path="/breakers", scope=Scope.READ, handler=breakers.breakers,
+        summary="The circuit breakers of the types", responses={200: breakers.Breakers},
+        description="With their state (closed, open or half-open), the failures among the last runs, and the jobs that"
+        " each one holds.",
+    ),
+    Route(
+        method="POST", path="/breakers/{type}/trip", scope=Scope.ADMIN, handler=breakers.trip_breaker,
+        summary="Open a circuit breaker", request=breakers.TripBreaker,
+        description="No job of the type starts before the time is over. Then one job runs to find out.",
+        responses={200: BreakerRow}, errors=(p.INVALID_JOB, p.UNKNOWN_BREAKER),
+    ),
+    Route(
+        method="POST", path="/breakers/{type}/reset", scope=Scope.ADMIN, handler=breakers.reset_breaker,
+        summary="Close a circuit breaker", responses={200: BreakerRow}, errors=(p.UNKNOWN_BREAKER,),
+    ),
+    Route(
+        method="DELETE", path="/breakers/{type}", scope=Scope.ADMIN, handler=breakers.remove_breaker,
+        summary="Remove a circuit breaker", responses={204: None},
+        description="For a type whose code declares none any more. A running worker declares it again.",
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,

@@ -116,6 +116,11 @@ local function facts(key)
         k = { rule = rule, count = 0, tokens = 0, arrivals = {} }
         -- A handler or an operator may have closed the key until a time.
         k.till = closes and tonumber(redis.call('ZSCORE', closed, key)) or 0
+        -- An open breaker whose time is over lets one job through.
+        if k.till > 0 and k.till <= now and sub(key, 1, 1) == '!' then
+            rule = { concurrency = 1, bands = {} }
+            k.rule = rule
+        end
         if rule.concurrency then k.count = redis.call('ZLEXCOUNT', admitted, from(key), to(key)) end
         if rule.bands[1] then k.tokens = redis.call('ZLEXCOUNT', unspent, from(key), to(key)) end
         for i in ipairs(rule.bands) do

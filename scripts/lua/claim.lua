@@ -190,15 +190,18 @@ end
 -- end
 
 -- shared: free
--- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first. Returns how
+-- many of them have each breaker.
 local function free(list)
-    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
-    local places, opened, seen = {}, {}, {}
+    local places, opened, seen, ended = {}, {}, {}, {}
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return ended end
     local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
+            -- The key of a breaker counts the outcomes of its type.
+            if string.byte(key) == 33 then ended[key] = (ended[key] or 0) + 1 end
             -- A group counts its jobs, but has no bound that they could make room under.
             if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
@@ -208,6 +211,7 @@ local function free(list)
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
     if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    return ended
 end
 -- end
 
@@ -219,6 +223,11 @@ local function take_back()
         for key in gmatch(names or '', '[^\n]+') do
             if not known[key] then known[key] = tonumber(redis.call('ZSCORE', closed, key)) or 0 end
             open = open and known[key] <= now
+            -- A breaker that is half-open lets one job through. The others were admitted before it opened.
+            if open and known[key] > 0 and string.byte(key) == 33 then
+                local own = key .. '\0' .. ids[i]
+                open = redis.call('ZLEXCOUNT', admitted, from(key), to(key)) == redis.call('ZLEXCOUNT', admitted, '[' .. own, to(own))
+            end
         end
         if open then
             kept = kept + 1

@@ -22,7 +22,11 @@ if #gone > 0 then redis.call('ZREM', removed, unpack(gone)) end
 -- From its arrival time on, a key of a rate has all its tokens, as if it had never been used.
 local quiet = redis.call('ZRANGE', spent, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #quiet > 0 then redis.call('ZREM', spent, unpack(quiet)) end
-local open = redis.call('ZRANGE', closed, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
+-- The time of a breaker stays until a run closes it. There are 1,000 breakers at most.
+local open = {}
+for _, key in ipairs(redis.call('ZRANGE', closed, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]) + 1000)) do
+    if string.byte(key) ~= 33 and #open < tonumber(ARGV[2]) then open[#open + 1] = key end
+end
 if #open > 0 then redis.call('ZREM', closed, unpack(open)) end
 local unheard = redis.call('ZRANGE', types_seen, '-inf', now - 86400000, 'BYSCORE', 'LIMIT', 0, 100)
 if #unheard > 0 then

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- fail: moves leased jobs from active to failed. They are not retried.
--- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings schedule_rows schedule_failures
+-- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings breakers closed schedule_rows schedule_failures
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, schedule_rows, schedule_failures = unpack(KEYS)
+local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, schedule_rows, schedule_failures = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -72,15 +72,18 @@ end
 -- end
 
 -- shared: free
--- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first. Returns how
+-- many of them have each breaker.
 local function free(list)
-    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
-    local places, opened, seen = {}, {}, {}
+    local places, opened, seen, ended = {}, {}, {}, {}
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return ended end
     local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
+            -- The key of a breaker counts the outcomes of its type.
+            if string.byte(key) == 33 then ended[key] = (ended[key] or 0) + 1 end
             -- A group counts its jobs, but has no bound that they could make room under.
             if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
@@ -90,6 +93,38 @@ local function free(list)
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
     if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    return ended
+end
+-- end
+
+-- shared: outcomes
+-- Runs of types that have a breaker ended: breaker -> number. The breaker opens when too many of the last runs failed. After its
+-- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count.
+local function note(ended, mark)
+    for key, n in pairs(ended) do
+        local name = string.sub(key, 2)
+        local row = redis.call('HGET', breakers, name) or ''
+        local rate, runs, ms, till, since, last = string.match(row, '^(%S+) (%d+) (%d+) (%d+) (%d+) ([01-]+)$')
+        -- A damaged row opens nothing: it could hold its jobs for ever.
+        if rate and tonumber(rate) and tonumber(runs) <= 1000 and tonumber(ms) < 1e12 and tonumber(till) <= now then
+            local probed, opens = tonumber(till) > 0, false
+            if probed then
+                opens, last = mark == '1', '-'
+            else
+                last = string.sub((last == '-' and '' or last) .. string.rep(mark, n), -tonumber(runs))
+                local _, failures = string.gsub(last, '1', '1')
+                opens = #last >= tonumber(runs) and failures >= tonumber(rate) * #last
+            end
+            if opens then
+                till, since, last = string.format('%.0f', now + tonumber(ms)), string.format('%.0f', now), '-'
+                redis.call('ZADD', closed, till, key)
+            elseif probed then
+                till, since = '0', string.format('%.0f', now)
+                redis.call('ZREM', closed, key)
+            end
+            redis.call('HSET', breakers, name, table.concat({ rate, runs, ms, till, since, last }, ' '))
+        end
+    end
 end
 -- end
 
@@ -120,7 +155,7 @@ for i = 2, #ARGV, 5 do
         lost[#lost + 1] = id
     end
 end
-free(ids)
+note(free(ids), '1')
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
     count('failed', #ids)

@@ -51,15 +51,18 @@ end
 -- end
 
 -- shared: free
--- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first. Returns how
+-- many of them have each breaker.
 local function free(list)
-    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
-    local places, opened, seen = {}, {}, {}
+    local places, opened, seen, ended = {}, {}, {}, {}
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return ended end
     local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
+            -- The key of a breaker counts the outcomes of its type.
+            if string.byte(key) == 33 then ended[key] = (ended[key] or 0) + 1 end
             -- A group counts its jobs, but has no bound that they could make room under.
             if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
@@ -69,6 +72,7 @@ local function free(list)
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
     if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    return ended
 end
 -- end
 

@@ -77,15 +77,18 @@ end
 -- end
 
 -- shared: free
--- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first.
+-- Jobs that leave waiting or active give back their places under their limit keys. admit looks at these keys first. Returns how
+-- many of them have each breaker.
 local function free(list)
-    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return end
-    local places, opened, seen = {}, {}, {}
+    local places, opened, seen, ended = {}, {}, {}, {}
+    if #list == 0 or redis.call('EXISTS', limits, weights) == 0 then return ended end
     local rows = redis.call('HMGET', weights, unpack(list))
     for i, names in ipairs(redis.call('HMGET', limits, unpack(list))) do
         if rows[i] then free_slots(list[i], rows[i], names) end
         for key in string.gmatch(names or '', '[^\n]+') do
             places[#places + 1] = key .. '\0' .. list[i]
+            -- The key of a breaker counts the outcomes of its type.
+            if string.byte(key) == 33 then ended[key] = (ended[key] or 0) + 1 end
             -- A group counts its jobs, but has no bound that they could make room under.
             if not seen[key] and string.byte(key) ~= 64 then
                 seen[key] = true
@@ -95,6 +98,7 @@ local function free(list)
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
     if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    return ended
 end
 -- end
 
@@ -106,8 +110,8 @@ for i = #ARGV - 3, 2, -4 do
     if end_lease(id, ARGV[i + 1]) then
         local till = now + tonumber(ARGV[i + 2])
         local names = limited and redis.call('HGET', limits, id)
-        -- A group, which is named behind an @, is no limit key.
-        local keyed = names and string.find(names, '^[^@]') or names and string.find(names, '\n', 1, true)
+        -- A group and a breaker, which are named behind an @ and a !, are no limit keys.
+        local keyed = names and string.find('\n' .. names, '\n[^@!]')
         local column = redis.call('HGET', priorities, id) or ''
         local priority = string.match(column, '^%-?%d+') or '0'
         if scope == 'job' or scope == 'key' and not keyed then
@@ -122,7 +126,7 @@ for i = #ARGV - 3, 2, -4 do
                 if till > (tonumber(redis.call('HGET', meta, 'closed')) or 0) then redis.call('HSET', meta, 'closed', string.format('%.0f', till)) end
             else
                 for key in string.gmatch(names, '[^\n]+') do
-                    if string.byte(key) ~= 64 then redis.call('ZADD', closed, 'GT', till, key) end
+                    if string.find(key, '^[^@!]') then redis.call('ZADD', closed, 'GT', till, key) end
                 end
             end
         end

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("dev", "work", "serve", "bench", "queues", "stats", "workers", "top", "ls", "show", "logs"),
-    *("enqueue", "retry", "kill", "promote", "rm", "pause", "resume", "queue", "limits", "key"),
+    *("enqueue", "retry", "kill", "promote", "rm", "pause", "resume", "queue", "limits", "breakers", "key"),
 )
 ID = re.compile(r"tasks:[0-9a-z]{17}")
 
@@ -321,7 +321,7 @@ def test_help_and_usage(jobq):
         ["frobnicate"],
         ["queue"],
         ["queue", "mv"],
-        *([command, "--nonsense"] for command in COMMANDS if command not in ("queue", "limits")),
+        *([command, "--nonsense"] for command in COMMANDS if command not in ("queue", "limits", "breakers")),
     ],
 )
 def test_wrong_usage_prints_one_line_that_refers_to_help(jobq, words):

@@ -26,6 +26,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     BadJSON: (BadJSON("no"), 400, "invalid-json"),
     errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
     errors.ScheduleNotFound: (errors.ScheduleNotFound("a"), 404, "schedule-not-found"),
+    errors.UnknownBreaker: (errors.UnknownBreaker("a", ["b"]), 404, "unknown-breaker"),
     errors.UnknownRule: (errors.UnknownRule("a", ["b"]), 422, "unknown-rule"),
     errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),

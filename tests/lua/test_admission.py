@@ -121,10 +121,13 @@ class World:
         # what waits for a token has a time at which somebody looks again
         for member in state.get("full_lines", {}):
             key = member.split("\0")[0]
-            rule = self.rule_of(key)
-            count = sum(key in self.keys[job] for job in counting)
-            if rule.concurrency is None or count < rule.concurrency:
+            if not self.waits_for_an_end(key, sum(key in self.keys[job] for job in counting)):
                 assert key in state.get("reopens", {}), f"nothing opens {key} again"
+
+    def waits_for_an_end(self, key: str, count: int) -> bool:
+        """Whether the end of one of the ``count`` jobs that count under the key opens it."""
+        rule = self.rule_of(key)
+        return rule.concurrency is not None and count >= rule.concurrency
 
     def check_lines(self, state: dict[str, Any]) -> None:
         """Each line with held jobs has arrived, or stands in one place; each group with open lines has a turn."""

@@ -49,6 +49,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "types": ("t",),
     "answers": ("r0",),
     "workers_info": ("w",),
+    "breakers": ("t",),
 }
 """The fields of a hash that do not belong to a job."""
 JOBS = ("a", "b", "c", "d")

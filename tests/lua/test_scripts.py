@@ -25,11 +25,13 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("groups", "limits", "page", "ready", "results", "rows", "stats")
+READERS = ("breakers", "groups", "limits", "page", "ready", "results", "rows", "stats")
 REFUSED_WHEN_FULL = ("enqueue", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
+    "breaker": lambda s: s.breaker("declare", "t", "0.5 20 30000"),
+    "breakers": lambda s: s.breakers(),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "close": lambda s: s.close("r", 500),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),

@@ -311,6 +311,12 @@ async def _(world: World) -> None:
     raise stored_as(error, final=True)
 
 
+@brings("UnknownBreaker", "type 'sent' has no circuit breaker; there are: send. Declare one with")
+async def _(world: World) -> None:
+    await world.queue.store.do(world.queue.store.breaker("declare", "send", "0.5 20 30000"))
+    await world.queue.reset_breaker("sent")
+
+
 @brings("RateLimited", "the quota is used up")
 async def _(world: World) -> None:
     error = errors.RateLimited("the quota is used up", retry_after=timedelta(seconds=30), scope="queue")
@@ -371,6 +377,7 @@ EVERY: list[errors.JobqError] = [
     errors.InvalidJob("text"),
     errors.UnknownType("a", ["c", "b"]),
     errors.UnknownRule("a", ["c", "b"]),
+    errors.UnknownBreaker("a", ["c", "b"]),
     errors.PayloadTooLarge(5, 4),
     errors.IdempotencyConflict("1"),
     errors.JobIdTaken("1"),

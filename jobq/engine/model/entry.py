@@ -63,7 +63,10 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             raise InvalidJob("run_at is more than ten years ahead")
         delay = f"={options.run_at}"
     words, fingerprint = "", "-"
-    keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else None
+    keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else []
+    if options.breaker:
+        # The name of no rule begins with an exclamation mark.
+        keys.insert(0, f"!{new.type}")
     weight = "" if options.slots == 1 else str(options.slots)
     if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys or weight:
         words = f"{options.priority} {int(options.lifo)} {delay}"

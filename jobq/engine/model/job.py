@@ -140,6 +140,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
     ``limits_by``: more of them, which an argument of the job completes. ``slots``: how many jobs it counts as.
+    ``breaker``: the type has a circuit breaker.
     """
 
     priority: int = 0
@@ -156,6 +157,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: tuple[str, ...] = ()
     limits_by: tuple[LimitBy, ...] = ()
     slots: int = 1
+    breaker: bool = False
 
 
 PLAIN = Options()

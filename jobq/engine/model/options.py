@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobq.engine.model.backoff import Backoff
+    from jobq.engine.model.breaker import Breaker
     from jobq.engine.model.job import Seconds
     from jobq.engine.model.limits import Concurrency, Rate
     from jobq.engine.model.policy import BackoffFunction
@@ -75,6 +76,7 @@ class TaskGiven(_Given, total=False):
     discard_on: type[BaseException] | Sequence[type[BaseException]] | None
     max_snoozes: int
     max_rate_limited: int
+    breaker: Breaker | None
 
 
 _TIMES = ("delay", "timeout", "key_ttl", "retention")
@@ -154,6 +156,7 @@ def check(options: Options) -> None:
             raise InvalidJob("delay and run_at are both given, and both say when the job runs: give one of them")
     # If these had other types, the stored row could not be read.
     _kind("lifo", options.lifo, bool, "True or False")
+    _kind("breaker", options.breaker, bool, "True or False; only a task takes Breaker(...)")
     if options.metadata is not None:
         _kind("metadata", options.metadata, dict, "a dict")
         try:

@@ -80,7 +80,7 @@ class _Columns:
         self.errors = read_errors(errors)
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
-        self.limits = as_text(limits).split("\n") if limits else []
+        self.limits = [key for key in as_text(limits).split("\n") if key[:1] != "!"] if limits else []
         self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))

@@ -12,6 +12,7 @@ from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.types import difference, encode_published, read_type
 from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.breakers import declare_breakers
 from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.limits import declare_rules
 from jobq.errors import StoreError
@@ -19,6 +20,7 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from jobq.engine.model.breaker import Breaker
     from jobq.engine.model.job import NewJob, Options
     from jobq.engine.model.limits import Rule
     from jobq.engine.schedule.definition import Definition
@@ -110,10 +112,12 @@ class Publisher:
         queue: str,
         name: str,
         schedules: Mapping[str, Definition] | None = None,
+        breakers: Mapping[str, Breaker] | None = None,
     ) -> None:
         self._tasks = tasks
         self._rules = rules
         self._schedules = schedules or {}
+        self._breakers = breakers or {}
         self._any_schedules = True
         self._queue = queue
         # publish.lua separates columns and rows by these.
@@ -130,6 +134,7 @@ class Publisher:
             # The queue may have been dropped, or Redis may have lost its data.
             known: set[str] = set() if self._started else {as_text(name) for name in await store.rule_names()}
             await declare_rules(store, {name: rule for name, rule in self._rules.items() if name not in known})
+        await declare_breakers(store, self._breakers)
         if self._any_schedules or self._schedules:
             self._any_schedules = await declare_schedules(store, self._schedules, started=self._started)
         rows = self._rows()

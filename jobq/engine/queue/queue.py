@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of
 from jobq.engine.model.times import time_given
+from jobq.engine.queue.breakers import BreakerVerbs
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.limits import LimitVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.limits import Concurrency, Rate
 
 
-class Queue(ScheduleVerbs, LimitVerbs):
+class Queue(ScheduleVerbs, LimitVerbs, BreakerVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

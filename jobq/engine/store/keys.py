@@ -41,6 +41,7 @@ COLUMNS: Final[dict[str, str]] = {
     "openings": "zset: limit key that may have room, scores -inf",
     "reopens": "zset: limit key with held jobs -> when its next token is free, unix ms",
     "closed": "zset: limit key -> until when it is closed, unix ms; what a handler or an operator closed for a time",
+    "breakers": "hash: type -> its circuit breaker: rate, runs, ms, open until, since, outcomes of the last runs",
     "arrivals": "zset: line that got a job -> its place; admit looks at it next",
     "lines": "hash: '=line' -> 'o' or 'f' and its member in open_lines or full_lines; '@group' -> its member in turns",
     "open_lines": "zset: 'group NUL place NUL line' of lines that may have room under all keys, scores 0",

@@ -49,6 +49,8 @@ TYPES_MAX: Final = 256
 """The most published types of a queue. Tasks of further types still work."""
 COMPARED_MS: Final = 120_000
 """The time for which a published type is compared with those of other publishers, which publish twice a minute."""
+BREAKERS_MAX: Final = 1000
+"""Circuit breakers of a queue."""
 RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
 LINES_COUNTED: Final = 1000
@@ -250,6 +252,14 @@ class Store(Scheduling):
         """Close a limit key or "queue" for ``ms`` from now on, or open it (0). Returns until when it was closed, or
         b""."""
         return Call("close", [self.now, key, ms], read_as_is)
+
+    def breaker(self, verb: str, type: str, text: str) -> Call[bytes]:
+        """Declare, trip, reset or remove the breaker of a type (see breaker.lua). Returns its row, or b""."""
+        return Call("breaker", [self.now, verb, type, text, BREAKERS_MAX], read_as_is)
+
+    def breakers(self) -> Call[list[Any]]:
+        """All breakers, as breakers.lua returns them."""
+        return Call("breakers", [self.now, LINES_COUNTED], read_as_is)
 
     def recount(self, page: int, cursor: str | bytes = "") -> Call[list[Any]]:
         """Compare one page of what limits count with the jobs. Returns the next cursor (b"" at the end), and how many

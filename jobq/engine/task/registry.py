@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Un
 
 import msgspec
 
+from jobq.engine.model.breaker import Breaker
 from jobq.engine.model.job import Options
 from jobq.engine.model.limits import Rule, declared_rules
 from jobq.engine.model.options import TaskGiven, merge
@@ -45,6 +46,8 @@ class Registry:
         """The rules of limits that tasks and the queue declare."""
         self.declared_schedules: dict[str, Definition] = {}
         """The schedules of tasks, which a worker or server of this queue writes when it starts."""
+        self.declared_breakers: dict[str, Breaker] = {}
+        """The circuit breakers that tasks declare, by their types."""
         self.middlewares: list[Any] = []
         self.hooks: Hooks = {}
         self.startup_hooks: list[Callable[[], Any]] = []
@@ -84,18 +87,25 @@ class Registry:
                 raise TypeError(f"{plain!r:.80} has no name: give the name of the type as name=")
             options: dict[str, Any] = dict(given)
             policy = retry_policy(options, type_name)
+            breaker = options.pop("breaker", None)
+            if breaker is not None and not isinstance(breaker, Breaker):
+                raise InvalidJob(f"breaker is {breaker!r:.80}: it takes Breaker(rate=..., runs=..., open_for=...)")
             limits = options.pop("limits", None) or ()
             defaults = merge(Options(), cast("Given", options))
             if limits:
                 rules, keys, by = declared_rules(limits, type_, Signature(plain).defaults)
                 self.declare(rules)
                 defaults = msgspec.structs.replace(defaults, limits=keys, limits_by=by)
+            if breaker is not None:
+                defaults = msgspec.structs.replace(defaults, breaker=True)
             task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy)
             if task.name in self.tasks:
                 raise InvalidJob(
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
                 )
             self.tasks[task.name] = task
+            if breaker is not None:
+                self.declared_breakers[task.name] = breaker
             return task
 
         return register if fn is None else register(fn)

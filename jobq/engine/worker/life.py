@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.model.views import WorkerRow
+from jobq.engine.queue.breakers import declare_breakers
 from jobq.engine.queue.limits import declare_rules
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
@@ -330,6 +331,7 @@ async def _register(queue: Queue) -> None:
     """Make the queue known, and its rules: a key without a rule has room for any number of jobs."""
     await queue.store.register()
     await declare_rules(queue.store, queue.rules)
+    await declare_breakers(queue.store, queue.declared_breakers)
 
 
 async def _prepare(queue: Queue, stack: AsyncExitStack) -> None:

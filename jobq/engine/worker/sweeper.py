@@ -49,7 +49,12 @@ class Sweeper:
     async def run(self, source: Source) -> None:
         """Sweep one source until cancelled. Each has a task, so that a server that does not answer delays no other."""
         publisher = Publisher(
-            source.queue.tasks, source.queue.rules, source.name, self._pool.worker, source.queue.declared_schedules
+            source.queue.tasks,
+            source.queue.rules,
+            source.name,
+            self._pool.worker,
+            source.queue.declared_schedules,
+            source.queue.declared_breakers,
         )
         published = tidied = float("-inf")
         while True:

@@ -1,0 +1,86 @@
+"""Circuit breakers of types: declared by code when a worker or server starts, seen, tripped and reset by operators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.breaker import BreakerRow, open_ms, read_breaker
+from jobq.engine.model.unreadable import as_text
+from jobq.errors import UnknownBreaker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jobq.engine.model.breaker import Breaker
+    from jobq.engine.model.job import Seconds
+    from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
+
+
+class BreakerVerbs(ABC):
+    """What operators ask about breakers and change."""
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    async def breakers(self) -> list[BreakerRow]:
+        """The circuit breakers of all types, by their names.
+
+        :raises StoreError: Redis is away.
+        """
+        now, flat = await self.store.do(self.store.breakers())
+        rows = [
+            read_breaker(as_text(name), as_text(row), now, held, active)
+            for name, row, held, active in zip(*[iter(flat)] * 4, strict=True)
+        ]
+        return sorted((row for row in rows if row is not None), key=lambda row: row.type)
+
+    async def trip_breaker(self, type: str, time: Seconds | str | None = None) -> BreakerRow:
+        """Open the breaker of a type by hand. Running jobs go on. When the time is over, one job runs to find out.
+
+        ``time``: how long it is open, as seconds, a ``timedelta`` or a text such as "5m"; by default as it is declared.
+
+        :raises InvalidJob: the time is not from 1 ms to ten years.
+        :raises UnknownBreaker: the type has none.
+        """
+        return await self._change_breaker("trip", type, "0" if time is None else str(open_ms("the time", time)))
+
+    async def reset_breaker(self, type: str) -> BreakerRow:
+        """Close the breaker of a type. It forgets the outcomes so far.
+
+        :raises UnknownBreaker: the type has none.
+        """
+        return await self._change_breaker("reset", type, "")
+
+    async def remove_breaker(self, type: str) -> None:
+        """Remove the breaker of a type that the code does not declare any more. A running worker declares it again.
+
+        :raises StoreError: Redis is away.
+        """
+        await self.store.do(self.store.breaker("remove", type, ""))
+
+    async def _change_breaker(self, verb: str, type: str, text: str) -> BreakerRow:
+        row: Any = await self.store.do(self.store.breaker(verb, type, text))
+        if row:
+            for found in await self.breakers():
+                if found.type == type:
+                    return found
+        raise UnknownBreaker(type, [found.type for found in await self.breakers()])
+
+
+async def declare_breakers(store: Store, breakers: Mapping[str, Breaker]) -> None:
+    """Write what the code of a worker or server declares.
+
+    :raises StoreError: Redis is away.
+    """
+    for name, breaker in breakers.items():
+        if await store.do(store.breaker("declare", name, breaker.text())) == b"full":
+            log.warning(
+                f"The breaker of type {name} was not declared: a queue has 1,000 breakers at most",
+                queue=store.name, type=name,
+            )  # fmt: skip
