@@ -17,9 +17,12 @@ from jobq.engine.model.job import (
     Scheduled,
     State,
     StoredBackoff,
+    StoredUnique,
+    UniqueBy,
 )
 from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, Rate, Rule
 from jobq.engine.model.types import TypeRow, Variant
+from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.sync import SyncQueue
@@ -46,6 +49,7 @@ from jobq.errors import (
     JobKilled,
     JobNotFound,
     JobqError,
+    KeyTaken,
     LeaseExpired,
     NoServer,
     OutcomeRefused,
@@ -112,6 +116,7 @@ __all__ = [
     "JobNotFound",
     "JobRow",
     "JobqError",
+    "KeyTaken",
     "Latency",
     "LeaseExpired",
     "LimitKeyRow",
@@ -150,6 +155,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "StoredBackoff",
+    "StoredUnique",
     "SyncQueue",
     "TargetError",
     "Task",
@@ -158,6 +164,8 @@ __all__ = [
     "TooManySnoozes",
     "TooManyWaiting",
     "TypeRow",
+    "Unique",
+    "UniqueBy",
     "UnknownBreaker",
     "UnknownQueue",
     "UnknownRule",
@@ -169,8 +177,12 @@ __all__ = [
     "WorkerRow",
     "WrongState",
     "create_app",
+    "debounce",
     "inject",
+    "latest",
     "new_id",
+    "singleton",
+    "throttle",
 ]
 
 

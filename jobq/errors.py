@@ -7,6 +7,7 @@ JobqError
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
     + JobIdTaken            another job has this id
+    + KeyTaken              another job holds the key, and ``unique`` says on="fail"
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
   x ScheduleNotFound        the queue has no schedule of that name
@@ -121,6 +122,18 @@ class JobIdTaken(InvalidJob):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"the id {job_id!r} belongs to another job; give each job an id of its own, or none")
+
+
+class KeyTaken(InvalidJob):
+    """Another job holds the key, and the job was enqueued with ``on="fail"``."""
+
+    def __init__(self, job_id: str, key: str, state: str) -> None:
+        self.job_id = job_id
+        self.key = key
+        self.state = state
+        super().__init__(
+            f"job {job_id} ({state}) holds the key {key[:80]!r}; wait for its end, kill it, or enqueue with another on="
+        )
 
 
 class InvalidQuery(JobqError, ValueError):

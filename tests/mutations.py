@@ -145,13 +145,6 @@ SABOTAGES = [
     Break("enqueue", "ids twice in a batch", "local stored = known[i] or seen[id]", "local stored = known[i]"),
     Break("enqueue", "another job's id is taken for a repetition", "and '-' or '!'", "and '-' or '-'"),
     Break("enqueue", "a repetition is taken for another job", "== without_time(spec)", "== spec"),
-    Break("enqueue", "a request's key goes with its job", "if name[3] == '-' then", "if true then"),
-    Break("enqueue", "a key's time: <= for <", "if tonumber(till) > now", "if tonumber(till) >= now"),
-    Break(
-        "enqueue", "a key held by the finished",
-        "    return nil\nend\n-- end\n", "    return id, fingerprint\nend\n-- end\n",
-    ),
-    Break("enqueue", "active holders overlooked", "redis.call('ZSCORE', active, id) or ", ""),
     Break("enqueue", "FIFO backwards", "or fifo + i", "or fifo - i"),
     Break("enqueue", "plain: FIFO backwards", "MIDDLE + fifo + i", "MIDDLE + fifo - i"),
     Break("enqueue", "plain: known ids written again", "fresh and not known[i]", "fresh"),
@@ -183,13 +176,81 @@ SABOTAGES = [
     Break("defer", "the others hear of it a minute late", "math.min(soonest, delay)", "soonest"),
     Break("kill", "finished ones too", "elseif redis.call('ZREM', active, id) == 1 then", "else"),
     Break("retry", "a key's own time is not looked at", "if tonumber(till) > now and", "if false and"),
-    Break("retry", "a job that is gone holds a key", "redis.call('HEXISTS', jobs, id) == 1", "true"),
-    Break("enqueue", "a job that is gone holds a key", "redis.call('HEXISTS', jobs, id) == 1", "true"),
-    Break("enqueue", "the key of a request goes with its job", "fingerprint ~= '-' or", "false or"),
     Break("retry", "a key's time that is over stays", "redis.call('ZREM', unique_until, key)", ""),
-    Break("retry", "a rival is not asked", "local other = rival(id)", "local other = nil"),
+    Break("retry", "a rival is not asked", "if other and other ~= id then return own, other end", ""),
     Break("retry", "unfinished ones too", "if set then", "if true then"),
-    Break("remove", "another's key is taken along", "if holder == id then", "if holder then"),
+    *[
+        Break(name, "another's key is taken along", "elseif id == list[i] then", "elseif id then")
+        for name in ("remove", "trim")
+    ],
+    *[
+        Break(name, "a key's other job is forgotten", "elseif id == list[i] and other ~= '' then", "elseif false then")
+        for name in ("remove", "trim")
+    ],
+    *[
+        Break(name, "a removed job stays in the row of its key", "if other == list[i] then", "if false then")
+        for name in ("remove", "trim")
+    ],
+    *[
+        Break(name, "nobody follows", "local due = other == list[i] and", "local due = false and")
+        for name in ("complete", "fail", "kill", "remove", "enqueue_unique")
+    ],
+    *[
+        Break(name, "a follower forgets its own delay", "math.max(now, tonumber(due))", "now")
+        for name in ("complete", "fail", "kill")
+    ],
+    *[
+        Break(name, "a key's time: <= for <", "if tonumber(till) > now", "if tonumber(till) >= now")
+        for name in ("enqueue_unique",)
+    ],
+    Break("enqueue_unique", "a job that is gone holds a key", "and (fingerprint ~= '-' or state) then", "then"),
+    Break("enqueue_unique", "the key of a request goes with its job", "(fingerprint ~= '-' or state)", "state"),
+    Break("enqueue_unique", "running jobs hold no key", "or state == 'active' or mode", "or mode"),
+    Break("enqueue_unique", "the end is not looked at", "state and score + time > now", "state"),
+    Break("enqueue_unique", "queued is unfinished", "if mode ~= 'queued' then", "if true then"),
+    Break("enqueue_unique", "the other job of a key is overlooked", "ipairs({ id, other }) do", "ipairs({ id }) do"),
+    Break("enqueue_unique", "only the row says what runs", "id, state = list[1], 'active'", "id = nil"),
+    Break(
+        "enqueue_unique", "known ids written again",
+        "local stored = known[i] or seen[id]", "local stored = seen[id]",
+    ),
+    Break("enqueue_unique", "ids twice in a batch", "local stored = known[i] or seen[id]", "local stored = known[i]"),
+    Break("enqueue_unique", "another job's id is a repetition", "same and '-' or '!'", "'-'"),
+    Break("enqueue_unique", "a changed job is not known", "or redis.call('HGET', replaced, id) == digest(spec)", ""),
+    Break("enqueue_unique", "a repetition replaces again", "if other and mark == digest(spec) then", "if false then"),
+    Break(
+        "enqueue_unique", "any job with the id is a repetition",
+        "if other and mark == digest(spec) then", "if other then",
+    ),
+    Break("enqueue_unique", "an extension is not remembered", " or done == 'extended' then", " then"),
+    Break(
+        "enqueue_unique", "another type's data",
+        "if not old or string.sub(old, 1, job.width) ~=", "if not old or nil ~= nil and",
+    ),
+    Break(
+        "enqueue_unique", "a running job is changed",
+        "elseif conflict ~= 'return' and QUEUED[state] then", "elseif conflict ~= 'return' then",
+    ),
+    Break(
+        "enqueue_unique", "the longest wait is forgotten",
+        "math.min(now + job.delay, latest or math.huge)", "now + job.delay",
+    ),
+    Break("enqueue_unique", "put off to an earlier time", "math.max(score, math.min(", "math.max(0, math.min("),
+    Break("enqueue_unique", "a backoff is put off", "redis.call('HEXISTS', attempts, id) == 1 or", ""),
+    Break("enqueue_unique", "a parked job is put off", " or redis.call('HEXISTS', unserved, id) == 1", ""),
+    Break(
+        "enqueue_unique", "the first delay is not bounded",
+        "math.min(job.ready, now + job.wait)", "job.ready",
+    ),
+    Break("enqueue_unique", "keep_last runs at once", "job.behind = id", "job.behind = nil"),
+    Break("enqueue_unique", "FIFO backwards", "or fifo + i", "or fifo - i"),
+    Break("enqueue_unique", "LIFO is FIFO", "lifo and -turn", "lifo and turn"),
+    Break("enqueue_unique", "a killed job is not charged", "runs + 1, since", "runs, since"),
+    Break("enqueue_unique", "a repetition brings back a removed job", "elseif repeated and", "elseif false and"),
+    Break("enqueue_unique", "an id cannot be used again", "repeated and was_removed", "was_removed"),
+    Break("enqueue_unique", "a new queue is told to nobody", "fifo == 0 and { 0, '', 'new', '', '' } or {}", "{}"),
+    Break("expire", "a waiter is released early", "if not awaited then", "if true then"),
+    Break("expire", "a waiter is not released", "if not awaited then", "if false then"),
     Break("remove", "the last column overlooked", "for i = 20, #KEYS do", "for i = 20, #KEYS - 1 do"),
     Break("enqueue", "a repetition brings back a removed job", "elseif repeated and", "elseif false and"),
     Break("enqueue", "an id cannot be used again after a removal", "repeated and was_removed", "was_removed"),
@@ -200,7 +261,6 @@ SABOTAGES = [
     Break("trim", "newest first", "redis.call('ZRANGE', set, 0, over - 1)", "redis.call('ZRANGE', set, -over, -1)"),
     Break("trim", "the young go too", "redis.call('ZCOUNT', set, '-inf', old)", "count"),
     Break("trim", "the young are not counted", ", count - many)", ")"),
-    Break("trim", "another's key is taken along", "== ids[i] then", "then"),
     Break("trim", "the page is not kept", "math.min(page - #ids, over,", "math.min(over,"),
     Break("expire", "a millisecond early", "unique_until, '-inf', now, 'BY", "unique_until, '-inf', now + 1, 'BY"),
     Break("reprioritise", "the place in time is lost", "tonumber(score) % 4398046511104", "tonumber(score) % 1"),

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from jobq.cli import render, values
-from jobq.engine.model.job import Durability, State
+from jobq.engine.model.job import Conflict, Durability, State, While
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
@@ -221,6 +221,17 @@ def _add_jobs(menu: Menu) -> None:
     )
     enqueue.add_argument("--key", help="while a job with this key is unfinished, no other is added")
     enqueue.add_argument("--key-ttl", **time, help="hold the key for this time, even if the job ends earlier")
+    enqueue.add_argument(
+        "--while", dest="unique_while", choices=get_args(While), help="a job in such a state holds the key of --key"
+    )
+    enqueue.add_argument(
+        "--for", dest="unique_for", **time, help="hold the key for this time; with --while unfinished, from the end"
+    )
+    enqueue.add_argument(
+        "--on-conflict", choices=get_args(Conflict), help="what happens if the key is held (default: return)"
+    )
+    enqueue.add_argument("--unique-delay", **time, help="put off a job that waits with the key by this time")
+    enqueue.add_argument("--max-wait", **time, help="but let it run at the latest so long after its first enqueue")
     enqueue.add_argument("--retention", **time, help="keep the finished job for this time")
     enqueue.add_argument(
         "--durability",

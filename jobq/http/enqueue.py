@@ -76,13 +76,22 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
             news[place] = new
             answers.append(None)
         place += 1
-    # A job with an idempotency key, an id or limits of its own may be refused alone.
-    each = key is not None or any(new.id is not None or new.options.limits for new in news.values())
+    each = key is not None or any(_alone(new) for new in news.values())
     submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
         answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
     refused = sum(isinstance(answer, dict) for answer in answers)
     return reply(answers, 207 if refused else 201)
+
+
+def _alone(new: NewJob) -> bool:
+    """Whether the job may be refused although the other jobs of its array are accepted."""
+    unique = new.options.unique
+    return (
+        new.id is not None
+        or bool(new.options.limits)
+        or (unique is not None and (unique.on == "fail" or bool(unique.by)))
+    )
 
 
 @lru_cache
@@ -157,6 +166,12 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
         if isinstance(body.backoff, schema.Backoff):
             given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
+        if isinstance(body.unique, schema.Unique):
+            given["unique"] = job.StoredUnique(*astuple(body.unique))
+            for name in ("key", "key_ttl"):
+                given.setdefault(name, None)  # in place of the task's
+        elif given.get("key") is not None:
+            given.setdefault("unique", None)
         if "limits" in given:
             given["limits"] = given["limits"] or ()
             given["limits_by"] = ()  # nor those of the task that an argument completes
@@ -215,4 +230,7 @@ def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:
 
 
 def _enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
-    return schema.Enqueued(f"{queue.name}:{accepted.id}", accepted.duplicate)
+    job_id = f"{queue.name}:{accepted.id}"
+    if not accepted.duplicate:
+        return schema.Enqueued(job_id, duplicate=False)
+    return schema.Enqueued(job_id, duplicate=True, state=accepted.state or UNSET, done=accepted.done or UNSET)

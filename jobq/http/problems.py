@@ -71,6 +71,7 @@ UNKNOWN_RULE = Kind("unknown-rule", 422, "A limit key of the job has no rule")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
 IDEMPOTENCY_CONFLICT = Kind("idempotency-conflict", 422, "The idempotency key was used for another request")
 JOB_ID_TAKEN = Kind("job-id-taken", 409, "Another job has this id")
+KEY_TAKEN = Kind("key-taken", 409, "Another job holds the key")
 DURABILITY_REFUSED = Kind("durability-refused", 422, "This Redis cannot give the durability asked for")
 INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
@@ -116,6 +117,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.PayloadTooLarge: _Row(TOO_LARGE, ("size", "limit")),
     errors.IdempotencyConflict: _Row(IDEMPOTENCY_CONFLICT, ("job_id",)),
     errors.JobIdTaken: _Row(JOB_ID_TAKEN, ("job_id",)),
+    errors.KeyTaken: _Row(KEY_TAKEN, ("job_id", "key", "state")),
     errors.InvalidQuery: _Row(INVALID_QUERY),
     errors.JobNotFound: _Row(JOB_NOT_FOUND),
     errors.ScheduleNotFound: _Row(SCHEDULE_NOT_FOUND),

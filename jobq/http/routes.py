@@ -57,8 +57,9 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/enqueue", scope=Scope.WRITE, handler=enqueue.enqueue,
         summary="Enqueue a job, or many",
-        description="Answers 201 for a new job, and 200 with `duplicate` for a job that exists already (found by `key`"
-        " or Idempotency-Key). An array of jobs gets an array of answers in the same order: 201 if all were accepted,"
+        description="Answers 201 for a new job, and 200 with `duplicate` for a job that exists already (found by `key`,"
+        " `unique` or Idempotency-Key), with its `state` and what was `done` with it. An array of jobs gets an array of"
+        " answers in the same order: 201 if all were accepted,"
         " 207 if at least one was refused. The answer of a refused job is a problem; the other jobs are enqueued."
         " With the header Idempotency-Key the request can be repeated for 24 hours, even after the job was removed."
         " An idempotency key is valid for one API key and one queue; in an array it is valid for each position.",
@@ -69,8 +70,8 @@ ROUTES: tuple[Route, ...] = (
             207: list[schema.BulkAnswer],
         },
         errors=(
-            p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.TOO_LARGE, p.FULL,
-            p.DURABILITY_REFUSED, p.UNCONFIRMED,
+            p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.KEY_TAKEN,
+            p.TOO_LARGE, p.FULL, p.DURABILITY_REFUSED, p.UNCONFIRMED,
         ),
     ),
     Route(

@@ -21,6 +21,7 @@ from jobq.engine.model.job import (
     PRIORITY_MIN,
     SLOTS_MAX,
     AttemptError,
+    Done,
     Durability,
     LogLine,
     State,
@@ -28,6 +29,7 @@ from jobq.engine.model.job import (
 from jobq.engine.model.limits import KEYS_MAX
 from jobq.engine.model.types import TypeRow  # noqa: TC001 - msgspec reads the annotation
 from jobq.engine.model.views import JobRow, WorkerRow  # noqa: TC001 - msgspec reads the annotations
+from jobq.http.unique import Key, Unique  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from jobq.engine.model.views import JobBrief as Brief
@@ -65,15 +67,6 @@ _Id = Annotated[
 ]
 _Attempts = Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX, description="Total number of runs; null: until it succeeds.")]
 _Lifo = Annotated[bool, Meta(description="Run before the other jobs of the same priority instead of after them.")]
-_Key = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=512,
-        description="While a job with this key is unfinished, or for key_ttl ms, the answer is that job.",
-        extra_json_schema={"pattern": "^[^\\x00-\\x1f\\x7f]*$"},
-    ),
-]
 _KeyTtl = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms that the key is held.")]
 _Limits = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=400)], ...],
@@ -119,13 +112,14 @@ class Enqueue(In):
     backoff: Backoff | UnsetType | None = UNSET
     timeout: _Timeout | UnsetType | None = UNSET
     lifo: _Lifo | UnsetType = UNSET
-    key: _Key | UnsetType | None = UNSET
+    key: Key | UnsetType | None = UNSET
     key_ttl: _KeyTtl | UnsetType | None = UNSET
     retention: _Retention | UnsetType | None = UNSET
     metadata: _Metadata | UnsetType = UNSET
     run_at: _RunAt | UnsetType | None = UNSET
     limits: _Limits | UnsetType | None = UNSET
     slots: _Slots | UnsetType = UNSET
+    unique: Unique | UnsetType | None = UNSET
     id: _Id | UnsetType = UNSET
 
 
@@ -203,10 +197,15 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """The job's id. ``duplicate``: it belongs to an earlier job with the same key."""
+    """The job's id. ``duplicate``: it belongs to an earlier job that holds the key, which was in this ``state``.
+
+    ``done``: what the request did with that job. Both are left out for a new job.
+    """
 
     id: str
     duplicate: bool
+    state: State | UnsetType = UNSET
+    done: Done | UnsetType = UNSET
 
 
 class BulkAnswer(msgspec.Struct, frozen=True):
@@ -214,6 +213,8 @@ class BulkAnswer(msgspec.Struct, frozen=True):
 
     id: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    done: Done | UnsetType = UNSET
     type: str | UnsetType = UNSET
     title: str | UnsetType = UNSET
     status: int | UnsetType = UNSET

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- complete: moves leased jobs from active to completed, with their results.
--- KEYS active leases completed results expires events metrics; limits weights admitted openings breakers closed
+-- KEYS active leases completed results expires events metrics; limits weights admitted openings breakers closed blocked keys unique delayed wake
 --   Leave out the keys after the semicolon when the jobs were claimed before the queue had limits.
 -- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
 -- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, completed, results, expires, events, metrics, limits, weights, admitted, openings, breakers, closed = unpack(KEYS)
+local active, leases, completed, results, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, blocked, keys, unique, delayed, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: add
@@ -22,6 +22,43 @@ local function count(what, n)
 end
 -- end
 
+local first = 3 + 2 * tonumber(ARGV[2])
+local asked = {}
+local at = first
+while ARGV[at] do
+    local last = at + 2 + 2 * tonumber(ARGV[at + 2])
+    for i = at + 3, last, 2 do asked[#asked + 1] = ARGV[i] end
+    at = last + 1
+end
+local held = redis.call('HMGET', leases, unpack(asked))
+local ids, finished, rows, lost = {}, {}, {}, { 0 }
+-- Convert the number to text once here. Otherwise ZADD converts it for every job.
+local finish = string.format('%.0f', now)
+local n, k = 0, 0
+at = first
+while ARGV[at] do
+    local token, retention, last = ARGV[at], ARGV[at + 1], at + 2 + 2 * tonumber(ARGV[at + 2])
+    for i = at + 3, last, 2 do
+        k = k + 1
+        local id = asked[k]
+        if held[k] == token then
+            n = n + 1
+            ids[n] = id
+            finished[2 * n - 1], finished[2 * n] = finish, id
+            rows[2 * n - 1], rows[2 * n] = id, ARGV[i + 1]
+            if retention ~= '' then redis.call('ZADD', expires, now + tonumber(retention), id) end
+        else
+            lost[#lost + 1] = id
+        end
+    end
+    at = last + 1
+end
+if n > 0 then
+    redis.call('ZREM', active, unpack(ids))
+    redis.call('HDEL', leases, unpack(ids))
+    -- What follows is only defined in a queue with limits or keep_last, because each function costs as much as a call. It is not
+    -- indented, because shared pieces are the same in each script.
+    if limits then
 -- shared: slots
 -- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
 -- key is "key NUL id", the others follow it.
@@ -90,41 +127,27 @@ local function note(ended, mark)
 end
 -- end
 
-local first = 3 + 2 * tonumber(ARGV[2])
-local asked = {}
-local at = first
-while ARGV[at] do
-    local last = at + 2 + 2 * tonumber(ARGV[at + 2])
-    for i = at + 3, last, 2 do asked[#asked + 1] = ARGV[i] end
-    at = last + 1
-end
-local held = redis.call('HMGET', leases, unpack(asked))
-local ids, finished, rows, lost = {}, {}, {}, { 0 }
--- Convert the number to text once here. Otherwise ZADD converts it for every job.
-local finish = string.format('%.0f', now)
-local n, k = 0, 0
-at = first
-while ARGV[at] do
-    local token, retention, last = ARGV[at], ARGV[at + 1], at + 2 + 2 * tonumber(ARGV[at + 2])
-    for i = at + 3, last, 2 do
-        k = k + 1
-        local id = asked[k]
-        if held[k] == token then
-            n = n + 1
-            ids[n] = id
-            finished[2 * n - 1], finished[2 * n] = finish, id
-            rows[2 * n - 1], rows[2 * n] = id, ARGV[i + 1]
-            if retention ~= '' then redis.call('ZADD', expires, now + tonumber(retention), id) end
-        else
-            lost[#lost + 1] = id
+-- shared: follow
+-- A job that waits in `blocked` for the end of another one with its key (keep_last) is due when that one has ended. forward then
+-- gives it its place. The row of the key names both jobs.
+local function follow(list)
+    if #list == 0 or redis.call('EXISTS', blocked) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ %S+ (%S+)$')
+            local due = other == list[i] and redis.call('ZSCORE', blocked, id)
+            if due then
+                redis.call('ZREM', blocked, id)
+                redis.call('ZADD', delayed, math.max(now, tonumber(due)), id)
+                redis.call('ZADD', wake, 0, 't')
+            end
         end
     end
-    at = last + 1
 end
-if n > 0 then
-    redis.call('ZREM', active, unpack(ids))
-    redis.call('HDEL', leases, unpack(ids))
-    if limits then note(free(ids), '0') end
+-- end
+    note(free(ids), '0')
+    follow(ids)
+    end
     redis.call('ZADD', completed, unpack(finished))
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))

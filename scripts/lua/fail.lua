@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- fail: moves leased jobs from active to failed. They are not retried.
--- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings breakers closed schedule_rows schedule_failures
+-- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings breakers closed blocked keys unique delayed wake schedule_rows schedule_failures
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
-local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, schedule_rows, schedule_failures = unpack(KEYS)
+local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, blocked, keys, unique, delayed, wake, schedule_rows, schedule_failures = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -128,6 +128,25 @@ local function note(ended, mark)
 end
 -- end
 
+-- shared: follow
+-- A job that waits in `blocked` for the end of another one with its key (keep_last) is due when that one has ended. forward then
+-- gives it its place. The row of the key names both jobs.
+local function follow(list)
+    if #list == 0 or redis.call('EXISTS', blocked) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ %S+ (%S+)$')
+            local due = other == list[i] and redis.call('ZSCORE', blocked, id)
+            if due then
+                redis.call('ZREM', blocked, id)
+                redis.call('ZADD', delayed, math.max(now, tonumber(due)), id)
+                redis.call('ZADD', wake, 0, 't')
+            end
+        end
+    end
+end
+-- end
+
 -- The id of a schedule's job begins with the schedule's name. The schedule reads its failures at its next slot. By then the job may
 -- have been removed, so note its failure here. The last 20 are kept.
 local function note_failure(id)
@@ -156,6 +175,7 @@ for i = 2, #ARGV, 5 do
     end
 end
 note(free(ids), '1')
+follow(ids)
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
     count('failed', #ids)

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- kill: moves unfinished jobs to failed. An active job loses its lease at once, and a control message tells its worker.
--- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers parked unserved held held_by limits weights admitted unspent openings wake
+-- KEYS waiting delayed active blocked failed leases errors attempts expires events metrics control requests answers parked unserved held held_by limits weights admitted unspent openings wake keys unique
 --   control is a channel, declared as a key so that it shares the queue's hash tag
 -- ARGV now, request, error record (one line of JSON, attempt 0), retention ms ('': the queue's); then ids
 -- RETURNS per id the state before the kill, or '' (unknown id or finished job: nothing changed)
-local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, parked, unserved, held, held_by, limits, weights, admitted, unspent, openings, wake = unpack(KEYS)
+local waiting, delayed, active, blocked, failed, leases, errors, attempts, expires, events, metrics, control, requests, answers, parked, unserved, held, held_by, limits, weights, admitted, unspent, openings, wake, keys, unique = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -103,6 +103,25 @@ local function give_back(list)
 end
 -- end
 
+-- shared: follow
+-- A job that waits in `blocked` for the end of another one with its key (keep_last) is due when that one has ended. forward then
+-- gives it its place. The row of the key names both jobs.
+local function follow(list)
+    if #list == 0 or redis.call('EXISTS', blocked) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ %S+ (%S+)$')
+            local due = other == list[i] and redis.call('ZSCORE', blocked, id)
+            if due then
+                redis.call('ZREM', blocked, id)
+                redis.call('ZADD', delayed, math.max(now, tonumber(due)), id)
+                redis.call('ZADD', wake, 0, 't')
+            end
+        end
+    end
+end
+-- end
+
 -- shared: unpark
 -- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
 -- leaves earlier, the rest of this time does not count.
@@ -141,6 +160,7 @@ for i = 5, #ARGV do
     states[i - 4] = state
 end
 give_back(freed)
+follow(killed)
 if #killed > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(killed, ' '))
     count('failed', #killed)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits weights jobs priorities attempts errors results progress logs unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits weights jobs priorities attempts errors results progress logs replaced unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
 local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, keys, limits, weights = unpack(KEYS)
@@ -59,6 +59,44 @@ local function give_back(list)
 end
 -- end
 
+-- shared: follow
+-- A job that waits in `blocked` for the end of another one with its key (keep_last) is due when that one has ended. forward then
+-- gives it its place. The row of the key names both jobs.
+local function follow(list)
+    if #list == 0 or redis.call('EXISTS', blocked) == 0 then return end
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ %S+ (%S+)$')
+            local due = other == list[i] and redis.call('ZSCORE', blocked, id)
+            if due then
+                redis.call('ZREM', blocked, id)
+                redis.call('ZADD', delayed, math.max(now, tonumber(due)), id)
+                redis.call('ZADD', wake, 0, 't')
+            end
+        end
+    end
+end
+-- end
+
+-- shared: release keys
+-- A job that is removed takes its keys along. If the row of a key names another job too, that one may still hold it.
+local function release(list)
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, rest, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+ ?%S*) ?(%S*)$')
+            if other == list[i] then
+                redis.call('HSET', unique, key, id .. ' ' .. (string.gsub(rest, ' %-$', '')))
+            elseif id == list[i] and other ~= '' then
+                redis.call('HSET', unique, key, other .. ' -')
+            elseif id == list[i] then
+                redis.call('HDEL', unique, key)
+                redis.call('ZREM', unique_until, key)
+            end
+        end
+    end
+end
+-- end
+
 -- shared: unpark
 -- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
 -- leaves earlier, the rest of this time does not count.
@@ -87,18 +125,8 @@ for i = 3, #ARGV do
 end
 give_back(freed)
 if #gone > 0 then
-    for _, names in ipairs(redis.call('HMGET', keys, unpack(gone))) do
-        for key in string.gmatch(names or '', '\t?([^\n]+)') do
-            local value = redis.call('HGET', unique, key)
-            local holder = string.match(value or '', '^%S+')
-            for _, id in ipairs(gone) do
-                if holder == id then
-                    redis.call('HDEL', unique, key)
-                    redis.call('ZREM', unique_until, key)
-                end
-            end
-        end
-    end
+    follow(gone)
+    release(gone)
     redis.call('ZREM', expires, unpack(gone))
     -- From `keys` on, KEYS are the columns.
     for i = 20, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end

@@ -1,10 +1,12 @@
 #!lua
 -- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed jobs waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals
+-- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, jobs, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals = unpack(KEYS)
+local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+local match = string.match
 
 -- shared: repeated
 -- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
@@ -41,35 +43,65 @@ local function place(id)
 end
 -- end
 
--- The keys that a job holds while it is unfinished. Keys with a ttl (marked by a tab) are not taken again.
-local function own_keys(id)
-    return string.gmatch('\n' .. (redis.call('HGET', keys, id) or ''), '\n([^\t\n][^\n]*)')
+-- shared: holder
+-- The row of a key names the job that took it last, and a job that held it then and had not ended: "id fingerprint latest other".
+-- A job holds a key as long as its own row says so: by the set that it stands in, or by the time of its end. A key with a ttl
+-- is held until then, while the job has a row. A key with a fingerprint is that of a request, whose client gets the same answer
+-- for the whole ttl, job or no job.
+local QUEUED = { waiting = true, delayed = true, held = true, blocked = true }
+local SETS = { { 'waiting', waiting }, { 'delayed', delayed }, { 'active', active }, { 'held', held }, { 'blocked', blocked },
+    { 'completed', completed }, { 'failed', failed } }
+local function state_of(id)
+    for _, set in ipairs(SETS) do
+        local score = redis.call('ZSCORE', set[2], id)
+        if score then return set[1], tonumber(score) end
+    end
+    return nil
 end
 
--- shared: holder
--- A job holds a key until the ttl of the key is over or, without a ttl, while the job is unfinished. A job that is gone holds
--- no key. A key with a fingerprint is that of a request, whose client gets the same answer for the whole ttl, job or no job.
-local function holder(key)
-    local id, fingerprint = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+)$')
+local function holder(key, mode, time)
+    local id, fingerprint, other = match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+) ?%S* ?(%S*)$')
     if not id then return nil end
     local till = redis.call('ZSCORE', unique_until, key)
     if till then
-        if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
-    elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
-        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) or redis.call('ZSCORE', held, id) then
-        return id, fingerprint
+        local state, score = state_of(id)
+        if tonumber(till) > now and (fingerprint ~= '-' or state) then return id, fingerprint, state or '', score end
+        return nil
+    end
+    for _, one in ipairs({ id, other }) do
+        local state, score = state_of(one)
+        local holds = QUEUED[state]
+        if mode ~= 'queued' then holds = holds or state == 'active' or mode == 'ended' and state and score + time > now end
+        if holds then return one, fingerprint, state, score end
     end
     return nil
 end
 -- end
 
--- Another job that holds one of these keys now.
-local function rival(id)
-    for key in own_keys(id) do
-        local other = holder(key)
-        if other and other ~= id then return other end
+-- The keys that the job takes again, each behind the mark of its mode, and another job that holds one of them now. Keys with a ttl
+-- (a tab alone) are not taken again.
+local function own_keys(id)
+    local own = {}
+    for line in string.gmatch(redis.call('HGET', keys, id) or '', '[^\n]+') do
+        local mark, key = match(line, '^(%l*\t)(.*)$')
+        mark, key = mark or '', key or line
+        if mark ~= '\t' then
+            local other = mark ~= 'running\t' and holder(key, mark == 'queued\t' and 'queued' or 'unfinished', 0)
+            if other and other ~= id then return own, other end
+            own[#own + 1] = key
+        end
     end
-    return nil
+    return own, nil
+end
+
+-- A job that is active may have the key too, if the key is only held by jobs that wait. It stays in the row of the key.
+local function take(key, id)
+    local before = match(redis.call('HGET', unique, key) or '', '^%S+')
+    local other = before and before ~= id and not redis.call('ZSCORE', unique_until, key)
+    local runs = other and redis.call('ZSCORE', active, before)
+    redis.call('HSET', unique, key, id .. (runs and ' - - ' .. before or ' -'))
+    -- Remove the past ttl of a later holder. With it, the key of this job would count as free.
+    redis.call('ZREM', unique_until, key)
 end
 
 -- shared: hold
@@ -86,7 +118,7 @@ for i = 3, #ARGV do
     local id, state = ARGV[i], ''
     local set = redis.call('ZSCORE', failed, id) and failed or redis.call('ZSCORE', completed, id) and completed
     if set then
-        local other = rival(id)
+        local own, other = own_keys(id)
         if other then
             state = 'key ' .. other
         else
@@ -96,11 +128,7 @@ for i = 3, #ARGV do
             for _, column in ipairs({ results, progress, unserved }) do redis.call('HDEL', column, id) end
             -- No attempt is charged, and the job can run from now on.
             redis.call('HSET', attempts, id, string.format('0 %.0f', now))
-            for key in own_keys(id) do
-                redis.call('HSET', unique, key, id .. ' -')
-                -- Remove the past ttl of a later holder. With it, the key of this job would count as free.
-                redis.call('ZREM', unique_until, key)
-            end
+            for _, key in ipairs(own) do take(key, id) end
             local names = redis.call('HGET', limits, id)
             if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
             moved = moved + 1

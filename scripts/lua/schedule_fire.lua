@@ -1,32 +1,97 @@
 #!lua
 -- schedule_fire: enqueues the jobs of slots and advances their schedules, in one step. The jobs go to delayed and are due at once,
 -- so forward puts them where jobs with their limits and priorities belong.
--- KEYS schedules schedule_rows jobs delayed waiting active blocked held priorities limits weights keys unique unique_until meta wake
+-- KEYS schedules schedule_rows jobs delayed waiting active blocked held completed failed priorities limits weights keys unique unique_until meta wake
 -- ARGV now; then groups: name, head of the row that was read, the new head and state if a job is enqueued, when it is due then
 --   (unix ms, '': never), the new head and state if none is, when it is due then, overlap ("skip": no job while an earlier one is
 --   unfinished; "queue_one": no job while an earlier one has not started; "allow"), number of earlier jobs, their ids, number of
---   jobs; per job id, spec, options as for enqueue
+--   jobs; per job id, spec, options as for enqueue, uniqueness as for enqueue_unique. A held key is not waited for, and its holder is
+--   not changed.
 -- RETURNS per group "fired", "skipped" (because of overlap or a key; the schedule has advanced), or "stale" (another caller was
 --   first, or the schedule was changed; nothing changed)
 -- It does not enqueue a job whose id is known: the ids of slots derive from the schedule and the slot.
 -- This script does not have allow-oom: at maxmemory no slot is lost, because no schedule advances.
-local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, priorities, limits, weights, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, completed, failed, priorities, limits, weights, keys, unique, unique_until, meta, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
+local match = string.match
+
 -- shared: holder
--- A job holds a key until the ttl of the key is over or, without a ttl, while the job is unfinished. A job that is gone holds
--- no key. A key with a fingerprint is that of a request, whose client gets the same answer for the whole ttl, job or no job.
-local function holder(key)
-    local id, fingerprint = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+)$')
+-- The row of a key names the job that took it last, and a job that held it then and had not ended: "id fingerprint latest other".
+-- A job holds a key as long as its own row says so: by the set that it stands in, or by the time of its end. A key with a ttl
+-- is held until then, while the job has a row. A key with a fingerprint is that of a request, whose client gets the same answer
+-- for the whole ttl, job or no job.
+local QUEUED = { waiting = true, delayed = true, held = true, blocked = true }
+local SETS = { { 'waiting', waiting }, { 'delayed', delayed }, { 'active', active }, { 'held', held }, { 'blocked', blocked },
+    { 'completed', completed }, { 'failed', failed } }
+local function state_of(id)
+    for _, set in ipairs(SETS) do
+        local score = redis.call('ZSCORE', set[2], id)
+        if score then return set[1], tonumber(score) end
+    end
+    return nil
+end
+
+local function holder(key, mode, time)
+    local id, fingerprint, other = match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+) ?%S* ?(%S*)$')
     if not id then return nil end
     local till = redis.call('ZSCORE', unique_until, key)
     if till then
-        if tonumber(till) > now and (fingerprint ~= '-' or redis.call('HEXISTS', jobs, id) == 1) then return id, fingerprint end
-    elseif redis.call('ZSCORE', waiting, id) or redis.call('ZSCORE', delayed, id)
-        or redis.call('ZSCORE', active, id) or redis.call('ZSCORE', blocked, id) or redis.call('ZSCORE', held, id) then
-        return id, fingerprint
+        local state, score = state_of(id)
+        if tonumber(till) > now and (fingerprint ~= '-' or state) then return id, fingerprint, state or '', score end
+        return nil
+    end
+    for _, one in ipairs({ id, other }) do
+        local state, score = state_of(one)
+        local holds = QUEUED[state]
+        if mode ~= 'queued' then holds = holds or state == 'active' or mode == 'ended' and state and score + time > now end
+        if holds then return one, fingerprint, state, score end
     end
     return nil
+end
+-- end
+
+-- shared: running
+-- The running jobs that have a key. Any number of jobs may wait with a key that only running jobs hold, so the row of the key
+-- does not name them all. The jobs that run are few, and they are read once per call.
+local runners
+local function running(key)
+    if not runners then
+        runners = {}
+        for at = 0, redis.call('ZCARD', active) - 1, 1000 do
+            local ids = redis.call('ZRANGE', active, at, at + 999)
+            for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
+                for name in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+                    runners[name] = runners[name] or {}
+                    table.insert(runners[name], ids[i])
+                end
+            end
+        end
+    end
+    return runners[key] or {}
+end
+-- end
+
+-- shared: take key
+-- The row of the key names the job, and another unfinished one that does not hold it any more, or that it waits for (`behind`). The
+-- mark in `keys` says when a retry of the finished job takes the key again. A tab alone: not at all, the ttl runs from the enqueue on.
+local function take_key(id, key, mode, time, latest, behind)
+    local before, other = match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ ?%S* ?(%S*)$')
+    local unfinished
+    for _, one in ipairs(before and not redis.call('ZSCORE', unique_until, key) and { behind or before, other } or {}) do
+        local state = state_of(one)
+        if not unfinished and (QUEUED[state] or state == 'active') then unfinished = one end
+    end
+    local row = id .. ' -'
+    if unfinished then row = row .. ' ' .. latest .. ' ' .. unfinished elseif latest ~= '-' then row = row .. ' ' .. latest end
+    redis.call('HSET', unique, key, row)
+    local mark = mode == 'enqueued' and '\t' or (mode == 'queued' or mode == 'running') and mode .. '\t' or ''
+    redis.call('HSET', keys, id, mark .. key)
+    if mode == 'enqueued' then
+        redis.call('ZADD', unique_until, now + time, key)
+    else
+        redis.call('ZREM', unique_until, key)
+    end
 end
 -- end
 
@@ -36,21 +101,14 @@ local function unstarted(id)
 end
 
 -- Returns false if another job holds the key of this one.
-local function enqueue(id, spec, options)
+local function enqueue(id, spec, options, uniqueness)
     if redis.call('HEXISTS', jobs, id) == 1 then return true end
-    local head, lines, under, weight = string.match(options, '^([^\n\v]*)\n?([^\v]*)\v?([^\v]*)\v?(.*)$')
-    local priority, lifo, delay = string.match(head, '^(%S+) (%S+) (%d+)$')
-    local ttl, key = string.match(lines, '^(%S+) %S+ ([^\n]+)')
+    local head, under, weight = match(options, '^([^\v]*)\v?([^\v]*)\v?(.*)$')
+    local priority, lifo, delay = match(head, '^(%S+) (%S+) (%d+)$')
+    local mode, time, key = match(uniqueness, '^(%S+) (%d+) %S+ %S+ %S+ %S+ ([^\n]+)')
     if key then
-        if holder(key) then return false end
-        -- The tab marks a key with a ttl. The ttl runs from now on, and does not end with the job.
-        redis.call('HSET', keys, id, tonumber(ttl) >= 0 and '\t' .. key or key)
-        redis.call('HSET', unique, key, id .. ' -')
-        if tonumber(ttl) >= 0 then
-            redis.call('ZADD', unique_until, now + tonumber(ttl), key)
-        else
-            redis.call('ZREM', unique_until, key)
-        end
+        if mode == 'running' and running(key)[1] or mode ~= 'running' and holder(key, mode, tonumber(time)) then return false end
+        take_key(id, key, mode, tonumber(time), '-')
     end
     redis.call('HSET', jobs, id, spec)
     redis.call('ZADD', delayed, string.format('%.0f', now + (tonumber(delay) or 0)), id)
@@ -82,7 +140,9 @@ while i <= #ARGV do
         end
         if answer == 'fired' and count > 0 then
             local added = false
-            for at = first + 1, first + 3 * count, 3 do added = enqueue(ARGV[at], ARGV[at + 1], ARGV[at + 2]) or added end
+            for at = first + 1, first + 4 * count, 4 do
+                added = enqueue(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]) or added
+            end
             if not added then answer = 'skipped' end
             any = any or added
         end
@@ -91,7 +151,7 @@ while i <= #ARGV do
         if due == '' then redis.call('ZREM', schedules, name) else redis.call('ZADD', schedules, due, name) end
     end
     answers[#answers + 1] = answer
-    i = first + 1 + 3 * count
+    i = first + 1 + 4 * count
 end
 if (tonumber(redis.call('HGET', meta, 'scheduled_at') or 0) or 0) < now then
     redis.call('HSET', meta, 'scheduled_at', string.format('%.0f', now))

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- trim: removes finished jobs beyond the retention, oldest first, one page per call.
--- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved limits weights
+-- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved replaced limits weights
 -- ARGV now, completed to keep, failed to keep, age to keep ms, page, young ms, young jobs to keep
 --   A caller may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
 --   after its end, or after its own retention. In each set this holds only for the newest `young` jobs.
@@ -14,6 +14,26 @@ for i = 2, 7 do
         return redis.error_reply('ERR trim: argument ' .. i .. ' is "' .. ARGV[i] .. '"; give a number from 0 on')
     end
 end
+
+-- shared: release keys
+-- A job that is removed takes its keys along. If the row of a key names another job too, that one may still hold it.
+local function release(list)
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(list))) do
+        for key in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
+            local id, rest, other = string.match(redis.call('HGET', unique, key) or '', '^(%S+) (%S+ ?%S*) ?(%S*)$')
+            if other == list[i] then
+                redis.call('HSET', unique, key, id .. ' ' .. (string.gsub(rest, ' %-$', '')))
+            elseif id == list[i] and other ~= '' then
+                redis.call('HSET', unique, key, other .. ' -')
+            elseif id == list[i] then
+                redis.call('HDEL', unique, key)
+                redis.call('ZREM', unique_until, key)
+            end
+        end
+    end
+end
+-- end
+
 local old, many = string.format('%.0f', now - tonumber(ARGV[6])), tonumber(ARGV[7])
 local over_since = redis.call('ZCOUNT', expires, '-inf', now) > many and now or old
 local ids = redis.call('ZRANGE', expires, '-inf', over_since, 'BYSCORE', 'LIMIT', 0, page)
@@ -39,14 +59,7 @@ for i, set in ipairs({ completed, failed }) do
 end
 if #ids == 0 then return 0 end
 if redis.call('EXISTS', keys) == 1 then
-    for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
-        for key in string.gmatch(names or '', '\t?([^\n]+)') do
-            if string.match(redis.call('HGET', unique, key) or '', '^%S+') == ids[i] then
-                redis.call('HDEL', unique, key)
-                redis.call('ZREM', unique_until, key)
-            end
-        end
-    end
+    release(ids)
 end
 -- From `keys` on, KEYS are the columns. Most of them do not exist, and EXISTS costs less than an HDEL of a page.
 for i = 6, #KEYS do

@@ -97,7 +97,26 @@ def test_enqueue_takes_every_option(jobq):
     assert (row["backoff"]["delay"], row["backoff"]["max"]) == (2000, 60_000)
     assert (row["retention"], row["metadata"], row["key"]) == (86_400_000, {"by": "me"}, "k1")
     again = jobq("enqueue", "anything", "--create", "--queue", "tasks", "--key", "k1")
-    assert again.out.strip() == f"{answer['id']} (enqueued before, with the same key)"
+    assert again.out.strip() == f"{answer['id']} (this job holds the key: it is delayed, and was returned)"
+    words = [
+        "--key",
+        "k1",
+        "--while",
+        "unfinished",
+        "--on-conflict",
+        "replace",
+        "--unique-delay",
+        "5s",
+        "--max-wait",
+        "1m",
+    ]
+    (kept,) = jobq("enqueue", "anything", '{"n": 2}', "--create", "--queue", "tasks", *words, "--json").json
+    assert (kept["id"], kept["state"], kept["done"]) == (answer["id"], "delayed", "replaced")
+    (row,) = jobq("show", answer["id"], "--json").json
+    assert row["payload"] == {"n": 2}
+    refused = jobq("enqueue", "anything", "--create", "--queue", "tasks", "--key", "k1", "--on-conflict", "fail")
+    assert refused.code == 1
+    assert "(delayed) holds the key 'k1'" in refused.err
     unconfirmed = jobq("enqueue", "anything", "--create", "--queue", "tasks", "--durability", "replicated")
     assert unconfirmed.code == 1
     assert "'replicated' was not confirmed within 2000 ms; the jobs are enqueued" in unconfirmed.err

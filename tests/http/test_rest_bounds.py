@@ -141,6 +141,6 @@ async def test_an_idempotency_key_outlives_its_job(client: Client):
     job = (await (await client.post("/jobs/enqueue", json={"type": "a"}, headers=headers)).json())["id"]
     assert (await client.delete(f"/jobs/{job}")).status == 204
     again = await client.post("/jobs/enqueue", json={"type": "a"}, headers=headers)
-    assert (again.status, await again.json()) == (200, {"id": job, "duplicate": True})
+    assert (again.status, await again.json()) == (200, {"id": job, "duplicate": True, "done": "returned"})
     other = await client.post("/jobs/enqueue", json={"type": "b"}, headers=headers)
     await problem(other, 422, "idempotency-conflict")

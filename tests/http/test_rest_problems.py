@@ -32,6 +32,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),
     errors.IdempotencyConflict: (errors.IdempotencyConflict("j"), 422, "idempotency-conflict"),
     errors.JobIdTaken: (errors.JobIdTaken("j"), 409, "job-id-taken"),
+    errors.KeyTaken: (errors.KeyTaken("j", "k", "active"), 409, "key-taken"),
     errors.InvalidQuery: (errors.InvalidQuery("no"), 422, "invalid-query"),
     errors.JobNotFound: (errors.JobNotFound("j"), 404, "job-not-found"),
     errors.WrongState: (errors.WrongState("j", "kill", "failed", ["waiting"]), 409, "wrong-state"),
@@ -133,7 +134,7 @@ async def test_a_wrong_state_is_answered_with_the_state_and_the_allowed_ones(cli
         assert (body["state"], body["allowed"]) == ("waiting", allowed)
     await client.post(f"/jobs/{job}/kill")
     body = await problem(await client.post(f"/jobs/{job}/kill"), 409, "wrong-state")
-    assert (body["state"], body["allowed"]) == ("failed", ["waiting", "delayed", "held", "active"])
+    assert (body["state"], body["allowed"]) == ("failed", ["waiting", "delayed", "held", "blocked", "active"])
 
 
 # -- Redis away, Redis full -----------------------------------------------------------------------------------------

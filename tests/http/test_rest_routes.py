@@ -65,7 +65,7 @@ async def test_payload_is_kept_byte_for_byte(client: Client, payload: bytes):
 async def test_the_same_key_is_answered_with_the_existing_job(client: Client):
     first = await enqueue(client, key="one")
     again = await post(client, "/jobs/enqueue", {"type": "any", "key": "one"}, 200)
-    assert again == {"id": first, "duplicate": True}
+    assert again == {"id": first, "duplicate": True, "state": "waiting", "done": "returned"}
 
 
 async def test_bulk_answers_each_job_in_its_place(client: Client):

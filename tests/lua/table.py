@@ -65,7 +65,9 @@ class Bench:
     async def do(self, call: Call[Any]) -> Any:
         reply = plain(await self.store.do(call))
         # An enqueue into a new queue returns this first. test_enqueue.py tests it.
-        return reply[3:] if reply and call.script == "enqueue" and reply[:3] == NEW else reply
+        if call.script in ("enqueue", "enqueue_unique") and reply[:3] == NEW:
+            return reply[3:] if call.script == "enqueue" else reply[5:]
+        return reply
 
     async def check(self, case: Case) -> None:
         await self.seed(case.before)

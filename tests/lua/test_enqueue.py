@@ -1,4 +1,4 @@
-"""enqueue.lua: new jobs to waiting or delayed, once, unless a key is held."""
+"""enqueue.lua: new jobs to waiting or delayed, once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ def enqueue(*rows: Any):
 
 def meta(fifo: int, lifo: int | None = None) -> State:
     return {"meta": {"fifo": str(fifo)} | ({"lifo": str(lifo)} if lifo else {})}
-
-
-def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = None) -> State:
-    """The columns of a job's deduplication keys."""
-    state: State = {
-        "keys": {owner: "\n".join(names if until is None else [f"\t{name}" for name in names])},
-        "unique": dict.fromkeys(names, f"{owner} {fingerprint}"),
-    }
-    return state if until is None else state | {"unique_until": dict.fromkeys(names, until)}
 
 
 @table(
@@ -117,16 +108,6 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
             [],
         ),
         Case(
-            "an earlier delay with a key wakes too",
-            standing("delayed", "z", score=1300),
-            enqueue("a", "A", "0 0 200\n-1 - k"),
-            also(standing("delayed", "z", score=1300), jobs("a"), {"delayed": {"a": 1200}})
-            | key("a", "k")
-            | meta(1)
-            | WAKE,
-            [],
-        ),
-        Case(
             "an id twice in one batch: the first one counts",
             {},
             enqueue("a", "A", "", "a", "other", "5 0 0", "b", "B", ""),
@@ -143,14 +124,14 @@ def key(owner: str, *names: str, fingerprint: str = "-", until: int | None = Non
         Case(
             "a known id is answered by itself, whatever is asked",
             standing("completed", "a"),
-            enqueue("a", "A", "5 1 500\n-1 - k\n1000 f i:x"),
+            enqueue("a", "A", "5 1 500"),
             meta(1),
             [1, "a", "-"],
         ),
         Case(
             "the id of another job is a conflict",
             standing("completed", "a"),
-            enqueue("a", "other", "5 1 500\n-1 - k\n1000 f i:x"),
+            enqueue("a", "other", "5 1 500"),
             meta(1),
             [1, "a", "!"],
         ),
@@ -205,145 +186,18 @@ async def test_enqueue(case: Case, bench: Bench):
     await bench.check(case)
 
 
-@table(
-    [
-        Case(
-            "a free key",
-            {},
-            enqueue("a", "A", "0 0 0\n-1 - k"),
-            waiting("a") | key("a", "k") | meta(1) | WAKE,
-            [],
-        ),
-        Case(
-            "keys hold any text in one line",
-            {},
-            enqueue("a", "A", "0 0 0\n-1 - one two  three \u00e9 "),
-            waiting("a") | key("a", "one two  three \u00e9 ") | meta(1) | WAKE,
-            [],
-        ),
-        Case(
-            "with a time of its own",
-            {},
-            enqueue("a", "A", "0 0 0\n1500 - k"),
-            waiting("a") | key("a", "k", until=NOW + 1500) | meta(1) | WAKE,
-            [],
-        ),
-        Case(
-            "a key of the job, and the key of its request, which the job does not take along",
-            {},
-            enqueue("a", "A", "0 0 0\n-1 - k\n86400000 f00 i:x"),
-            waiting("a")
-            | {
-                "keys": {"a": "k"},
-                "unique": {"k": "a -", "i:x": "a f00"},
-                "unique_until": {"i:x": 86_401_000},
-            }
-            | meta(1)
-            | WAKE,
-            [],
-        ),
-        Case(
-            "the second key is held: the first one is not taken",
-            standing("active", "z") | key("z", "k2", fingerprint="f00"),
-            enqueue("a", "A", "5 0 0\n-1 - k1\n-1 f11 k2"),
-            meta(1),
-            [1, "z", "f00"],
-        ),
-        Case(
-            "one batch, one key: the first job has it",
-            {},
-            enqueue("a", "A", "0 0 0\n-1 - k", "b", "B", "0 0 0\n-1 - k", "c", "C", "0 0 700\n-1 - k"),
-            waiting("a") | key("a", "k") | meta(3) | WAKE,
-            [2, "a", "-", 3, "a", "-"],
-        ),
-        Case(
-            "one batch, one key, the first job delayed",
-            {},
-            enqueue("a", "A", "0 0 700\n-1 - k", "b", "B", "0 0 0\n-1 - k"),
-            jobs("a") | {"delayed": {"a": 1700}} | key("a", "k") | meta(2) | WAKE,
-            [2, "a", "-"],
-        ),
-        Case(
-            "a key with time holds although its job is finished",
-            standing("completed", "z") | key("z", "k", fingerprint="f00", until=NOW + 1),
-            enqueue("a", "A", "0 0 0\n5000 f00 k"),
-            meta(1),
-            [1, "z", "f00"],
-        ),
-        Case(
-            "a key with time is free once its job is gone",
-            key("z", "k", until=NOW + 1),
-            enqueue("a", "A", "0 0 0\n-1 - k"),
-            also(waiting("a"), key("z", "k", until=NOW), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
-            [],
-        ),
-        Case(
-            "the key of a request holds although its job is gone",
-            {"unique": {"k": "z f00"}, "unique_until": {"k": NOW + 1}},
-            enqueue("a", "A", "0 0 0\n5000 f00 k"),
-            meta(1),
-            [1, "z", "f00"],
-        ),
-        Case(
-            "a key with time has one holder within a batch",
-            {},
-            enqueue("a", "A", "0 0 0\n5000 - k", "b", "B", "0 0 0\n5000 - k"),
-            also(waiting("a"), key("a", "k", until=NOW + 5000)) | meta(2) | WAKE,
-            [2, "a", "-"],
-        ),
-        Case(
-            "a key whose time is over is free, although its job is not finished",
-            standing("active", "z") | key("z", "k", until=NOW),
-            enqueue("a", "A", "0 0 0\n5000 - k"),
-            also(standing("active", "z"), waiting("a"), key("z", "k", until=NOW), key("a", "k", until=NOW + 5000))
-            | meta(1)
-            | WAKE,
-            [],
-        ),
-        Case(
-            "a key without time drops the time of the one before it",
-            key("z", "k", until=NOW),
-            enqueue("a", "A", "0 0 0\n-1 - k"),
-            also(waiting("a"), key("z", "k", until=NOW), key("a", "k")) | {"unique_until": {}} | meta(1) | WAKE,
-            [],
-        ),
-    ]
-)
-async def test_keys(case: Case, bench: Bench):
-    await bench.check(case)
-
-
-@pytest.mark.parametrize("state", ["waiting", "delayed", "active", "blocked"])
-async def test_a_key_is_held_by_an_unfinished_job(state: str, bench: Bench):
-    before = standing(state, "z") | key("z", "k")
-    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), meta(1), [1, "z", "-"]))
-
-
-@pytest.mark.parametrize("state", ["completed", "failed"])
-async def test_a_finished_job_releases_its_key(state: str, bench: Bench):
-    before = standing(state, "z") | key("z", "k")
-    changes = also(before, waiting("a"), key("a", "k")) | meta(1) | WAKE
-    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
-
-
-async def test_the_key_of_a_removed_job_is_free(bench: Bench):
-    before = key("z", "k")
-    changes = also(before, waiting("a"), key("a", "k")) | meta(1) | WAKE
-    await bench.check(Case("", before, enqueue("a", "A", "0 0 0\n-1 - k"), changes, []))
-
-
 async def test_a_repeated_enqueue_writes_nothing_twice(bench: Bench):
     """The reply was lost and the call is repeated after other calls have changed the queue."""
     rows = [
-        "a", "A", "", "b", "B", "5 1 0", "c", "C", "0 0 700", "d", "D", "0 0 0\n-1 - k", "e", "E", "0 0 0\n-1 - k",
+        "a", "A", "", "b", "B", "5 1 0", "c", "C", "0 0 700",
     ]  # fmt: skip
-    assert await bench.do(bench.store.enqueue(list(rows))) == [5, "d", "-"]
+    assert await bench.do(bench.store.enqueue(list(rows))) == []
     await bench.do(bench.store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
     before = await bench.dump()
     assert await bench.do(bench.store.enqueue(list(rows))) == [
-        1, "a", "-", 2, "b", "-", 3, "c", "-", 4, "d", "-", 5, "d", "-",
+        1, "a", "-", 2, "b", "-", 3, "c", "-",
     ]  # fmt: skip
-    assert await bench.dump() == before | {"meta": before["meta"] | {"fifo": "10"}}
+    assert await bench.dump() == before | {"meta": before["meta"] | {"fifo": "6"}}
 
 
 async def test_a_server_that_forgot_the_scripts_takes_plain_jobs_too(bench: Bench):
@@ -361,15 +215,13 @@ async def test_a_full_batch_of_plain_jobs_stays_below_luas_limit(bench: Bench):
 
 async def test_a_full_batch_stays_below_luas_limit(bench: Bench):
     """The producer sends at most some 60 jobs with all options. 2,000 still work."""
-    rows: list[Any] = [
-        word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}\n-1 - k{i}\n1000 f i:{i}")
-    ]
+    rows: list[Any] = [word for i in range(2000) for word in (f"j{i}", "x" * 100, f"{i % 7} {i % 2} {i % 3}")]
     assert await bench.do(bench.store.enqueue(rows)) == []
     state = await bench.dump()
     assert len(state["waiting"]) + len(state["delayed"]) == len(state["jobs"]) == 2000
 
 
-@pytest.mark.parametrize("rows", [["a", "A", ""], ["a", "A", "", "b", "B", ""], ["a", "A", "0 0 500\n-1 - k"]])
+@pytest.mark.parametrize("rows", [["a", "A", ""], ["a", "A", "", "b", "B", ""], ["a", "A", "0 0 500"]])
 async def test_the_first_enqueue_learns_that_the_queue_is_new(rows: list[str], bench: Bench):
     assert await bench.store.do(bench.store.enqueue(list(rows))) == [0, b"", b"new"]
     assert await bench.store.do(bench.store.enqueue(["c", "C", *rows[2:3]])) != [0, b"", b"new"]

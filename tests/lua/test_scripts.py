@@ -26,7 +26,7 @@ NOW_LINE = (
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
 READERS = ("breakers", "groups", "limits", "page", "ready", "results", "rows", "stats")
-REFUSED_WHEN_FULL = ("enqueue", "retry", "schedule_fire")
+REFUSED_WHEN_FULL = ("enqueue", "enqueue_unique", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
@@ -37,7 +37,8 @@ CALLS: dict[str, Any] = {
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
     "defer": lambda s: s.defer(["a", TOKEN, "t", 5000], 1000, 60_000, b"[]"),
     "drop": lambda s: s.drop(force=True),
-    "enqueue": lambda s: s.enqueue(["n", "N", "0 0 0\n-1 - k"]),
+    "enqueue": lambda s: s.enqueue(["n", "N", "5 0 0"]),
+    "enqueue_unique": lambda s: s.enqueue_unique(["n", "N", "", "unfinished 0 kill_running -1 -1 1 k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
     "forward": lambda s: s.forward(10),
@@ -72,7 +73,7 @@ CALLS: dict[str, Any] = {
     "rule": lambda s: s.rule("set", "r", "5"),
     "schedule_due": lambda s: s.schedule_due(10, 2000),
     "schedule_fire": lambda s: s.schedule_fire(
-        ["every", "1 5", b"1 6\n{}", 6000, b"1 6\n{}", 6000, "skip", 0, 1, "every~x", "E", ""]
+        ["every", "1 5", b"1 6\n{}", 6000, b"1 6\n{}", 6000, "skip", 0, 1, "every~x", "E", "", ""]
     ),
     "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
     "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),

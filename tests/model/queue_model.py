@@ -82,10 +82,18 @@ class Row:
 
     @property
     def options(self) -> str:
-        if not (self.priority or self.lifo or self.delay or self.keys):
-            return ""
-        lines = [f"{-1 if ttl is None else ttl} {fingerprint(name)} {name}" for name, ttl in self.keys]
-        return "\n".join([f"{self.priority} {int(self.lifo)} {self.delay}", *lines])
+        return f"{self.priority} {int(self.lifo)} {self.delay}" if self.priority or self.lifo or self.delay else ""
+
+    @property
+    def uniqueness(self) -> str:
+        """As enqueue_unique.lua takes it: a line for the job's own key, and one for the key of its request."""
+        own, request = "", ""
+        for name, ttl in self.keys:
+            if name.isupper():
+                request = f"\n{ttl} {fingerprint(name)} {name}"
+            else:
+                own = f"{'unfinished 0' if ttl is None else f'enqueued {ttl}'} return -1 -1 {len(self.spec)} {name}"
+        return own + request
 
 
 def fingerprint(key: str) -> str:
@@ -262,8 +270,17 @@ class Model:
         for number, row in enumerate(rows, 1):
             known = row.id in self.jobs or (repeated and row.id in self.removed)
             earlier = (row.id, "-") if known else None
-            for name, _ in row.keys:
-                earlier = earlier or self.holder(name)
+            for name, _ in sorted(row.keys, key=lambda one: not one[0].isupper()):
+                if earlier:
+                    break
+                earlier = self.holder(name)
+                if earlier and not name.isupper():
+                    self._count("duplicates", 0 if repeated else 1)
+                    # The request gets the same answer again.
+                    for request, time in row.keys:
+                        if request.isupper() and time is not None:
+                            self.unique[request] = (earlier[0], fingerprint(request))
+                            self.until[request] = self.now + time
             if earlier:
                 refused += [number, *earlier]
                 continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Discard, Queue, Retry, Settings, Snooze, errors
+from jobq import Discard, Queue, Retry, Settings, Snooze, Unique, errors
 from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
@@ -95,6 +95,12 @@ async def _(world: World) -> None:
 async def _(world: World) -> None:
     await world.queue.submit(NewJob("send", options=Options(priority=1), idempotency_key="k"))
     await world.queue.submit(NewJob("send", options=Options(priority=2), idempotency_key="k"))
+
+
+@brings("KeyTaken", r"job \w{17} \(waiting\) holds the key 'k'; wait for its end, kill it, or enqueue with another on=")
+async def _(world: World) -> None:
+    for _ in range(2):
+        await world.queue.enqueue("send", unique=Unique(key="k", on="fail"))
 
 
 @brings("JobIdTaken", "the id 'mine' belongs to another job; give each job an id of its own, or none")
@@ -357,7 +363,8 @@ async def test_errors_have_attributes_for_programs(queue: Queue):
     with pytest.raises(errors.JobKilled) as killed:
         await job.result()
     assert (killed.value.job_id, killed.value.type, killed.value.message) == (job.id, "Killed", "killed by an operator")
-    with pytest.raises(errors.WrongState, match="it is failed, and kill takes waiting or delayed or held or active"):
+    takes = "waiting or delayed or held or blocked or active"
+    with pytest.raises(errors.WrongState, match=f"it is failed, and kill takes {takes}"):
         await queue.kill(job.id)
     await queue.remove(job.id)
     with pytest.raises(errors.JobNotFound) as missing:
@@ -381,6 +388,7 @@ EVERY: list[errors.JobqError] = [
     errors.PayloadTooLarge(5, 4),
     errors.IdempotencyConflict("1"),
     errors.JobIdTaken("1"),
+    errors.KeyTaken("1", "k", "active"),
     errors.JobNotFound("1"),
     errors.ScheduleNotFound("s"),
     errors.WrongState("1", "kill", "failed", ["waiting", "delayed"], "a hint"),

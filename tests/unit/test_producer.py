@@ -12,7 +12,7 @@ import pytest
 
 from jobq import Connection, Queue, StoreError
 from jobq.engine.model.ids import new_id
-from jobq.engine.model.job import Accepted, NewJob, Options
+from jobq.engine.model.job import Accepted, NewJob, Options, State
 from jobq.engine.queue.producer import BATCH, BATCH_BYTES, CALL
 from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, StoreFull, StoreUnavailable
 
@@ -125,8 +125,10 @@ async def test_each_gets_its_own_answer_whichever_call_of_a_trip_carries_it(coun
     for place in places:
         new[place] = NewJob("x", options=Options(key="d"))
     answers = await queue.submit_many(new)
-    assert (connection.trips, connection.calls) == (1, 3)
-    found = [place for place, answer in enumerate(answers) if answer == Accepted(held.id, duplicate=True)]
+    assert (connection.trips, connection.calls) == (1, 5), "jobs with keys have calls of their own"
+    found = [
+        place for place, answer in enumerate(answers) if answer == Accepted(held.id, True, State.WAITING, "returned")
+    ]
     assert found == places
     assert len({answer.id for answer in answers}) == len(new) - len(places) + 1  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -255,7 +257,7 @@ async def test_the_key_of_a_request_outlives_its_job(queue: Queue):
     new = NewJob("x", idempotency_key="abc")
     first = await queue.submit(new)
     await queue.remove(first.id)
-    assert await queue.submit(new) == Accepted(first.id, duplicate=True)
+    assert await queue.submit(new) == Accepted(first.id, duplicate=True, done="returned")
     with pytest.raises(IdempotencyConflict):
         await queue.submit(NewJob("y", idempotency_key="abc"))
     assert (await queue.stats()).waiting == 0

@@ -9,18 +9,20 @@ import msgspec
 
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
 from jobq.engine.model.limits import keys_of
+from jobq.engine.model.unique import key_of, mode_of
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     from jobq.engine.model.ids import IdMaker
-    from jobq.engine.model.job import NewJob
+    from jobq.engine.model.job import NewJob, Options
 
 IDEMPOTENCY_TTL_MS: Final = 24 * 3600 * 1000
 _SEPARATOR: Final = "\x1f"
 """Separates the parts of an idempotency key. It is a control character, which none of the parts can contain."""
 
-Entry = tuple[str, bytes, str, str]
-"""Id, spec, options in the form of enqueue.lua, and fingerprint ('-' if the request has no idempotency key)."""
+Entry = tuple[str, bytes, str, str, str]
+"""Id, spec, options in the form of enqueue.lua, fingerprint ('-' if the request has no idempotency key), and uniqueness
+in the form of enqueue_unique.lua ('' if neither the job nor its request has a key)."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,6 +33,11 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     :raises InvalidJob: it cannot be encoded as JSON, or ``run_at`` is too far ahead.
     """
     options = new.options
+    unique = options.unique
+    key = options.key if unique is None else key_of(unique, new.type, new.payload)
+    first_delay = options.delay
+    if unique is not None and not first_delay and options.run_at is None:
+        first_delay = unique.delay or 0
     if new.id is None:
         job_id = ids.new(now)
         at = 0 if ids.ms == now else now  # The id contains the time, which saves 19 bytes in every row.
@@ -40,12 +47,12 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         new.type,
         at,
         options.priority,
-        options.delay,
+        first_delay,
         options.attempts,
         options.backoff,
         options.timeout,
         options.lifo,
-        options.key,
+        key,
         options.retention,
         options.run_at,
         options.slots,
@@ -57,30 +64,41 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         encoded = _encode(spec)
     except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidJob(f"the job cannot be encoded as JSON: {error}") from None
-    delay: int | str = options.delay
+    delay: int | str = first_delay
     if options.run_at is not None:
         if options.run_at - now > DELAY_MAX_MS:
             raise InvalidJob("run_at is more than ten years ahead")
         delay = f"={options.run_at}"
-    words, fingerprint = "", "-"
+    words = uniqueness = ""
+    fingerprint = "-"
     keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else []
     if options.breaker:
         # The name of no rule begins with an exclamation mark.
         keys.insert(0, f"!{new.type}")
     weight = "" if options.slots == 1 else str(options.slots)
-    if options.priority or options.lifo or delay or options.key or new.idempotency_key or keys or weight:
+    if options.priority or options.lifo or delay or keys or weight:
         words = f"{options.priority} {int(options.lifo)} {delay}"
-        # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
-        if options.key:
-            words += f"\n{-1 if options.key_ttl is None else options.key_ttl} - k:{options.key}"
-        if new.idempotency_key:
-            # Two requests are the same if everything but the time is equal.
-            same = _encode(msgspec.structs.replace(spec, at=0)) + "\n".join(keys or ()).encode()
-            fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
-            key = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
-            words += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{key}"
         if keys or weight:
             words += "\v" + "\n".join(keys or ())
         if weight:
             words += "\v" + weight
-    return job_id, encoded, words, fingerprint
+    if key is not None or new.idempotency_key is not None:
+        # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
+        uniqueness = "" if key is None else f"{_rule_of(options)} {len(_encode(new.type)) + 8} k:{key}"
+        if new.idempotency_key is not None:
+            # Two requests are the same if everything but the time is equal.
+            same = _encode(msgspec.structs.replace(spec, at=0)) + "\n".join((*(keys or ()), uniqueness)).encode()
+            fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
+            request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
+            uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
+    return job_id, encoded, words, fingerprint, uniqueness
+
+
+def _rule_of(options: Options) -> str:
+    """While what the key is held, and what happens then, in the form of enqueue_unique.lua."""
+    unique = options.unique
+    if unique is None:
+        return "unfinished 0 return -1 -1" if options.key_ttl is None else f"enqueued {options.key_ttl} return -1 -1"
+    delay = -1 if unique.delay is None else unique.delay
+    wait = -1 if unique.max_wait is None else unique.max_wait
+    return f"{mode_of(unique)} {unique.for_ or 0} {unique.on} {delay} {wait}"

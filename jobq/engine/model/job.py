@@ -38,6 +38,12 @@ NAME_MAX = 128
 Seconds = float | timedelta
 Durability = Literal["none", "fsynced", "replicated"]
 """The confirmation that an enqueue waits for: Redis's answer, an fsync (WAITAOF), or a copy on a replica (WAIT)."""
+While = Literal["queued", "running", "unfinished"]
+"""The states of a job in which it holds its key."""
+Conflict = Literal["return", "fail", "replace", "replace_all", "extend", "keep_last", "kill_running"]
+"""What happens to a job that finds its key held."""
+Done = Literal["returned", "replaced", "extended"]
+"""What an enqueue did with the job that holds its key."""
 
 
 class State(StrEnum):
@@ -132,6 +138,28 @@ class LimitBy(msgspec.Struct, frozen=True):
     default: str = "null"
 
 
+class UniqueBy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An argument that makes a key. ``default``: its default as JSON, None if it has none."""
+
+    field: str
+    default: str | None = None
+
+
+class StoredUnique(msgspec.Struct, frozen=True, omit_defaults=True, rename={"while_": "while", "for_": "for"}):
+    """A ``Unique`` as in a type's published options and in REST. Times are ms.
+
+    ``by``: the arguments that make the key.
+    """
+
+    key: str | None = None
+    while_: While | None = None
+    for_: int | None = None
+    on: Conflict = "return"
+    delay: int | None = None
+    max_wait: int | None = None
+    by: tuple[UniqueBy, ...] = ()
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is run, each option with a default. Times are ms. The Python methods convert from seconds.
 
@@ -141,6 +169,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
     ``limits_by``: more of them, which an argument of the job completes. ``slots``: how many jobs it counts as.
     ``breaker``: the type has a circuit breaker.
+    ``unique``: while what a key is held, and what becomes of a job that finds it held. ``key`` and ``key_ttl`` are its
+    short forms.
     """
 
     priority: int = 0
@@ -158,6 +188,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     limits_by: tuple[LimitBy, ...] = ()
     slots: int = 1
     breaker: bool = False
+    unique: StoredUnique | None = None
 
 
 PLAIN = Options()
@@ -221,7 +252,13 @@ class NewJob(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The answer to an enqueue. ``duplicate``: ``id`` is the earlier job with the same key."""
+    """The answer to an enqueue. ``duplicate``: ``id`` is the earlier job that holds the key.
+
+    ``state``: the state of that job then, None if it has no row any more. ``done``: what the enqueue did with it. Both
+    are None for a new job.
+    """
 
     id: str
     duplicate: bool = False
+    state: State | None = None
+    done: Done | None = None

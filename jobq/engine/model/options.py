@@ -19,9 +19,11 @@ from jobq.engine.model.job import (
     Durability,
     Options,
     StoredBackoff,
+    StoredUnique,
 )
 from jobq.engine.model.limits import KEYS_MAX, check_limit_key
 from jobq.engine.model.times import option_ms, to_unix_ms
+from jobq.engine.model.unique import check_key, check_unique, stored_unique
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Seconds
     from jobq.engine.model.limits import Concurrency, Rate
     from jobq.engine.model.policy import BackoffFunction
+    from jobq.engine.model.unique import Unique
 
 
 class _Given(TypedDict, total=False):
@@ -50,6 +53,7 @@ class _Given(TypedDict, total=False):
     metadata: dict[str, Any] | None
     limits: Sequence[str | Concurrency | Rate] | None
     slots: int
+    unique: Unique | None
 
 
 class Given(_Given, total=False):
@@ -108,6 +112,12 @@ def merge(base: Options, given: Given) -> Options:
     if "limits" in changes:
         changes["limits"] = _limit_keys(changes["limits"])
         changes.setdefault("limits_by", ())  # not the task's either
+    if changes.get("unique") is not None:
+        changes["unique"] = stored_unique(changes["unique"])
+        changes.setdefault("key", None)  # in place of the task's default
+        changes.setdefault("key_ttl", None)
+    elif changes.get("key") is not None:
+        changes.setdefault("unique", None)
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # in place of the task's default
@@ -170,8 +180,12 @@ def check(options: Options) -> None:
         check_limit_key(key)
     if len(options.limits) + len(options.limits_by) > KEYS_MAX:
         raise InvalidJob(f"limits gives the job more than {KEYS_MAX} keys")
+    if options.unique is not None:
+        _kind("unique", options.unique, StoredUnique, "a StoredUnique, as Unique(...).stored() gives")
+        check_unique(options.unique)
+        if options.key is not None:
+            raise InvalidJob("key and unique are both given: key is the short form of unique=Unique(key=...)")
     if options.key is not None:
-        _kind("key", options.key, str, "a text")
         check_key("key", options.key)
     elif options.key_ttl is not None:
         raise InvalidJob("key_ttl is given without key: it says how long the key holds")
@@ -202,19 +216,6 @@ def _limit_keys(given: Any) -> tuple[str, ...]:
                 " task, or set it with queue.set_limit(...)"
             )
     return given
-
-
-def check_key(name: str, key: str) -> None:
-    """Check a deduplication key: 1 to 512 bytes, without control characters (a line break would end it).
-
-    :raises InvalidJob: it is something else.
-    """
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidJob(f"{name}: it contains lone surrogates, which have no UTF-8 form") from None
-    if not 1 <= size <= 512 or any(ord(c) < 32 or ord(c) == 127 for c in key):
-        raise InvalidJob(f"{name}: it takes 1 to 512 bytes without control characters")
 
 
 def check_durability(durability: str) -> None:

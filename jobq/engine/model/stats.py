@@ -50,6 +50,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         snoozed_total=metrics.get("snoozed", 0),
         rate_limited_total=metrics.get("rate_limited", 0),
         unserved_total=metrics.get("unserved", 0),
+        duplicates_total=metrics.get("duplicates", 0),
         oldest_waiting_ms=max(0, *waits) if waits else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
         wait=latency(metrics, [f"{hour}wait:" for hour in hours]),

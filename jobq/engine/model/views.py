@@ -171,6 +171,7 @@ class Stats(msgspec.Struct, frozen=True):
     snoozed_total: int
     rate_limited_total: int
     unserved_total: int
+    duplicates_total: int
     oldest_waiting_ms: int | None = None
     next_due_ms: int | None = None
     wait: Latency | None = None

@@ -126,8 +126,8 @@ def group(stored: Stored, planned: Plan, entries: Iterable[Entry], checked: Sequ
         stored.name, stored.head, planned.fired.row, planned.fired.due, planned.skipped.row, planned.skipped.due,
         overlap, len(checked), *checked,
     ]  # fmt: skip
-    jobs = [word for entry in entries for word in entry[:3]]
-    return [*flat, len(jobs) // 3, *jobs]
+    jobs = [word for entry in entries for word in (*entry[:3], entry[4])]
+    return [*flat, len(jobs) // 4, *jobs]
 
 
 class Firing:

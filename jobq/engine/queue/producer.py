@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.entry import Entry
-from jobq.engine.model.job import Accepted
-from jobq.errors import IdempotencyConflict, JobIdTaken, StoreUnavailable, twin
+from jobq.engine.model.job import Accepted, State
+from jobq.errors import IdempotencyConflict, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobq.engine.model.job import Durability
+    from jobq.engine.model.job import Done, Durability
     from jobq.engine.store import Call, Store
 
 log = get_logger("jobq.queue")
@@ -34,7 +34,7 @@ WITH_OPTIONS: Final = 2
 BATCH_BYTES: Final = 1 << 20
 """Bytes per trip, so that large payloads do not delay the other calls."""
 
-Answer = Accepted | IdempotencyConflict | JobIdTaken
+Answer = Accepted | IdempotencyConflict | JobIdTaken | KeyTaken
 _Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
 """A row that waits for the next trip, the future of its caller, and when the wait began (monotonic seconds)."""
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
@@ -64,6 +64,7 @@ class Producer:
         :raises DurabilityRefused: nothing was written.
         :raises IdempotencyConflict: the key was used for another request.
         :raises JobIdTaken: another job has this id.
+        :raises KeyTaken: another job holds the key, and ``unique`` says "fail".
         """
         if not self._flights:
             self._flights += 1
@@ -134,15 +135,7 @@ class Producer:
         return batch
 
     async def _trip(self, rows: list[Entry], within: float | None = None) -> list[Answer]:
-        step = len(rows)
-        if step > CALL // WITH_OPTIONS:
-            step = CALL // WITH_OPTIONS if any(options for _, _, options, _ in rows) else CALL
-        calls: list[Call[list[Any]]] = []
-        for start in range(0, len(rows), step):
-            flat: list[Any] = []
-            for job_id, spec, options, _ in rows[start : start + step]:
-                flat += (job_id, spec, options)
-            calls.append(self._store.enqueue(flat))
+        calls, starts = self._calls(rows)
         if not self._checked:
             # A refusal is not remembered, because an operator may repair the server.
             await self._store.check(self._durability)
@@ -160,13 +153,49 @@ class Producer:
         if any(reply and not reply[0] for reply in replies):
             # The queue is new, or was dropped since we registered it. Without an entry it would not be listed.
             await self._store.register()
-        answers = _read(rows, step, replies)
+        answers = _read(rows, starts, replies)
         if debugging("jobq.queue"):
             for answer in answers:
                 if isinstance(answer, Accepted):
                     how = "found by its key" if answer.duplicate else "enqueued"
                     log.debug(f"Job {answer.id} was {how}", queue=self._store.name, job_id=answer.id)
         return answers
+
+    def _calls(self, rows: list[Entry]) -> tuple[list[Call[list[Any]]], list[int]]:
+        """The calls that enqueue the rows in their order, and the place of the first row of each.
+
+        Jobs with keys have a script of their own.
+        """
+        if len(rows) == 1:
+            job_id, spec, options, _, uniqueness = rows[0]
+            if not uniqueness:
+                return [self._store.enqueue([job_id, spec, options])], [0]
+            return [self._store.enqueue_unique([job_id, spec, options, uniqueness])], [0]
+        keyed = any(row[4] for row in rows)
+        step = CALL
+        if len(rows) > CALL // WITH_OPTIONS and (keyed or any(row[2] for row in rows)):
+            step = CALL // WITH_OPTIONS
+        calls: list[Call[list[Any]]] = []
+        starts: list[int] = []
+        at = 0
+        while at < len(rows):
+            page = rows[at : at + step]
+            if keyed:
+                # The jobs up to the first one of the other kind.
+                kind = bool(page[0][4])
+                page = page[: next((i for i, row in enumerate(page) if bool(row[4]) != kind), len(page))]
+            flat: list[Any] = []
+            if page[0][4]:
+                for job_id, spec, options, _, uniqueness in page:
+                    flat += (job_id, spec, options, uniqueness)
+                calls.append(self._store.enqueue_unique(flat))
+            else:
+                for job_id, spec, options, _, _ in page:
+                    flat += (job_id, spec, options)
+                calls.append(self._store.enqueue(flat))
+            starts.append(at)
+            at += len(page)
+        return calls, starts
 
     async def drain(self) -> None:
         """Wait for the trips that are on their way. Their failures are raised to the callers of ``send``."""
@@ -181,14 +210,15 @@ def _fail(batch: list[_Waiting], error: BaseException) -> None:
             future.set_exception(twin(error))
 
 
-def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer]:
-    """An answer for each row. ``replies`` are those of the calls, each of which carried ``step`` rows."""
-    answers: list[Answer] = [Accepted(job_id) for job_id, *_ in rows]
-    for number, refused in enumerate(replies):
-        for at in range(0, len(refused), 3):
+def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> list[Answer]:
+    """An answer for each row. ``replies`` are those of the calls, whose first rows are at ``starts``."""
+    answers: list[Answer] = [Accepted(row[0]) for row in rows]
+    for start, refused in zip(starts, replies, strict=True):
+        width = 5 if rows[start][4] else 3
+        for at in range(0, len(refused), width):
             if not refused[at]:
-                continue  # This triple says that the queue is new.
-            place: int = number * step + refused[at] - 1
+                continue  # This group says that the queue is new.
+            place: int = start + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()
             if earlier == row[0]:
@@ -196,18 +226,24 @@ def _read(rows: list[Entry], step: int, replies: list[list[Any]]) -> list[Answer
                 if refused[at + 2] == b"!":
                     answers[place] = JobIdTaken(earlier)
                 continue
-            if row[3] != "-" and refused[at + 2].decode() not in ("-", row[3]):
-                answers[place] = IdempotencyConflict(earlier)
-            else:
-                answers[place] = Accepted(earlier, duplicate=True)
+            answers[place] = _held(row, earlier, *(word.decode() for word in refused[at + 2 : at + 5]))
     return answers
+
+
+def _held(row: Entry, earlier: str, fingerprint: str, state: str, done: str) -> Answer:
+    """The answer for a row whose key is held by an earlier job."""
+    if row[3] != "-" and fingerprint not in ("-", row[3]):
+        return IdempotencyConflict(earlier)
+    if done == "fail":
+        return KeyTaken(earlier, row[4].partition("\n")[0].split(" k:", 1)[1], state)
+    return Accepted(earlier, duplicate=True, state=State(state) if state else None, done=cast("Done", done))
 
 
 def _fitting(rows: list[Entry], at: int) -> int:
     """How many of the rows from ``at`` on go into one trip. At least one does."""
     weight = size = 0
-    for count, (_, spec, options, _) in enumerate(rows[at : at + BATCH]):
-        weight += WITH_OPTIONS if options else 1
+    for count, (_, spec, options, _, uniqueness) in enumerate(rows[at : at + BATCH]):
+        weight += WITH_OPTIONS if options or uniqueness else 1
         size += len(spec)
         if count and (weight > BATCH or size > BATCH_BYTES):
             return count

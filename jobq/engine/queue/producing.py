@@ -12,7 +12,8 @@ from jobq.engine.model.encoding import check_sound, encode
 from jobq.engine.model.entry import encode_entry
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
-from jobq.engine.model.options import Given, check, check_key, check_type, merge
+from jobq.engine.model.options import Given, check, check_type, merge
+from jobq.engine.model.unique import bind, check_key, job_key
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Event
@@ -135,7 +136,8 @@ class Producing(Registry, Verbs):
         """Check all jobs, then enqueue all, hundreds a trip. ``durability`` and ``checked``: as for ``submit``.
 
         :raises InvalidJob: a job does not fit. No job was written.
-        :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken``).
+        :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken`` and
+            ``KeyTaken``).
         :raises StoreError: some of the jobs may be written.
         """
         session = self._sessions.here
@@ -168,14 +170,17 @@ class Producing(Registry, Verbs):
     async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
         """As ``submit``. Returns a handle, whose result is decoded as ``returns``."""
         accepted = await self.submit(new, durability=durability)
-        return Job(self, accepted.id, returns, duplicate=accepted.duplicate)
+        return self._handle(accepted, returns)
 
     async def send_many(
         self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
     ) -> list[Job[Any]]:
         """As ``submit_many``. Returns handles."""
         accepted = await self.submit_many(news, durability=durability)
-        return [Job(self, one.id, returns, duplicate=one.duplicate) for one in accepted]
+        return [self._handle(one, returns) for one in accepted]
+
+    def _handle(self, one: Accepted, returns: Any = Any) -> Job[Any]:
+        return Job(self, one.id, returns, duplicate=one.duplicate, state=one.state, done=one.done)
 
     def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob:
         """Make a job. The handler of its type need not be in this program. ``id``: as for ``enqueue``.
@@ -187,11 +192,22 @@ class Producing(Registry, Verbs):
         """
         task = self.tasks.get(type)
         options = merge(task.defaults if task else PLAIN, given)
+        if task and options.unique is not task.defaults.unique:
+            options = bind(options, type, task.signature.defaults)
         names = None if self.tasks else tuple(given)
         try:
             return NewJob(type, msgspec.Raw(encode({} if payload is None else payload)), options, id=id, given=names)
         except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {type[:80]!r}: {error}") from None
+
+    def unique_key(self, type: str, payload: Any = None, **given: Unpack[Given]) -> str | None:
+        """The key that a job would have; None if it would have none. The options are those of ``enqueue``.
+
+        A queue without tasks knows no defaults of its types. It needs ``unique`` or ``key``.
+
+        :raises InvalidJob: an option is out of its range, or the payload lacks an argument of ``by``.
+        """
+        return job_key(self.new(type, payload, **given))
 
     def enqueue(
         self,
@@ -222,7 +238,7 @@ class Producing(Registry, Verbs):
         self, type: str, payload: Any, id: str | None, durability: Durability | None, given: Given
     ) -> Job[Any]:
         accepted = await self.submit(self.new(type, payload, id=id, **given), durability=durability)
-        return Job(self, accepted.id, duplicate=accepted.duplicate)
+        return self._handle(accepted)
 
     def enqueue_many(
         self, jobs: Iterable[NewJob], *, durability: Durability | None = None

@@ -93,6 +93,10 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
     if defaults is PLAIN or defaults == PLAIN:
         return new
     given = {name: getattr(new.options, name) for name in new.given or ()}
+    if given.get("unique") is not None:
+        given |= {"key": None, "key_ttl": None}
+    elif given.get("key") is not None:
+        given["unique"] = None
     if "limits" in given:
         given["limits_by"] = ()
     if given.get("run_at") is not None:

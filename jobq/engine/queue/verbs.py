@@ -203,7 +203,7 @@ class Verbs(ABC):
         row = (await store.do(store.rows([job_id], brief=True)))[0]
         retention = job_row(self.name, job_id, row).retention if row else None
         call = store.kill([job_id], _encode(record), "" if retention is None else retention)
-        await self._move(call, job_id, "kill", ("waiting", "delayed", "held", "active"))
+        await self._move(call, job_id, "kill", ("waiting", "delayed", "held", "blocked", "active"))
 
     async def remove(self, job_id: str) -> None:
         """Remove a job that is not active, with everything that is stored of it.
@@ -215,7 +215,7 @@ class Verbs(ABC):
             self.store.remove([job_id]),
             job_id,
             "remove",
-            ("waiting", "delayed", "held", "completed", "failed"),
+            ("waiting", "delayed", "held", "blocked", "completed", "failed"),
             "kill it first",
         )
 

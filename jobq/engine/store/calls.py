@@ -65,6 +65,11 @@ def repeat_enqueue(call: Call[Any]) -> None:
         call.args += (job_id, spec, b"")
 
 
+def repeat_unique(call: Call[Any]) -> None:
+    """Set the flag ``repeated`` of enqueue_unique.lua."""
+    call.args[1] = 1
+
+
 class Claimed(msgspec.Struct, frozen=True, gc=False):
     """Jobs of a claim or a reap. The holder of ``token`` ("fence worker") holds the lease; ``now`` is server time, ms.
 

@@ -20,6 +20,7 @@ from jobq.engine.store.calls import (
     read_states,
     repeat_claim,
     repeat_enqueue,
+    repeat_unique,
 )
 from jobq.engine.store.scheduling import Scheduling
 
@@ -79,6 +80,14 @@ class Store(Scheduling):
         if plain:
             del args[3::3]
         return Call("enqueue", args, read_as_is, repeat=repeat_enqueue, short=plain)
+
+    def enqueue_unique(self, jobs: list[Argument]) -> Call[list[Any]]:
+        """Add jobs with keys, given as flat groups of four: id, spec, options, uniqueness (see enqueue_unique.lua).
+
+        Returns groups of five for the jobs that were not written.
+        """
+        kills = any(isinstance(words, str) and " kill_running " in words for words in jobs[3::4])
+        return Call("enqueue_unique", [self.now, 0, *jobs], read_as_is, repeat=repeat_unique, short=not kills)
 
     # -- workers ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from jobq.engine.model.job import Accepted, Durability, NewJob, Seconds
+    from jobq.engine.model.job import Accepted, Done, Durability, NewJob, Seconds, State
     from jobq.engine.model.views import JobRow
     from jobq.engine.task.events import Hooks
 
@@ -78,14 +78,29 @@ class Blocking(Protocol):
 
 
 class Job(Generic[R]):
-    """The handle that an enqueue returns. ``duplicate``: the job is an earlier one with the same key."""
+    """The handle that an enqueue returns. ``duplicate``: the job is an earlier one that holds the key.
 
-    __slots__ = ("_returns", "duplicate", "id", "queue")
+    ``state``: the state of that job then. ``done``: what the enqueue did with it: "returned", "replaced" or "extended".
+    Both are None for a new job.
+    """
 
-    def __init__(self, queue: Sender, id: str, returns: Any = Any, *, duplicate: bool = False) -> None:
+    __slots__ = ("_returns", "done", "duplicate", "id", "queue", "state")
+
+    def __init__(
+        self,
+        queue: Sender,
+        id: str,
+        returns: Any = Any,
+        *,
+        duplicate: bool = False,
+        state: State | None = None,
+        done: Done | None = None,
+    ) -> None:
         self.queue = queue
         self.id = id
         self.duplicate = duplicate
+        self.state = state
+        self.done = done
         self._returns = returns
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from jobq.engine.model.limits import Rule, declared_rules
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
+from jobq.engine.model.unique import bind
 from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.inject import behind, name_of, parameters_of
@@ -98,6 +99,8 @@ class Registry:
                 defaults = msgspec.structs.replace(defaults, limits=keys, limits_by=by)
             if breaker is not None:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
+            if defaults.unique is not None:
+                defaults = bind(defaults, type_, Signature(plain).defaults)
             task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy)
             if task.name in self.tasks:
                 raise InvalidJob(

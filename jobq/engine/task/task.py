@@ -11,6 +11,7 @@ import msgspec
 
 from jobq.engine.model.job import Durability, NewJob, Options
 from jobq.engine.model.options import Given, check_type, merge
+from jobq.engine.model.unique import bind, job_key
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.handle import Job
@@ -137,7 +138,14 @@ class Task(Generic[P, R]):
     async def _enqueue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job[R]:
         # not over `queue.send`: a coroutine more costs a tenth of a gathered enqueue
         accepted = await self.queue.submit(self.new(args, kwargs, self.defaults))
-        return Job(self.queue, accepted.id, self.signature.returns, duplicate=accepted.duplicate)
+        return Job(
+            self.queue,
+            accepted.id,
+            self.signature.returns,
+            duplicate=accepted.duplicate,
+            state=accepted.state,
+            done=accepted.done,
+        )
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """As ``enqueue``, for synchronous code: Flask, Django, scripts, ``def`` handlers.
@@ -156,7 +164,14 @@ class Task(Generic[P, R]):
 
         :raises InvalidJob: an option is out of its range.
         """
-        return Bound(self, merge(self.defaults, given), durability, id)
+        return Bound(self, bind(merge(self.defaults, given), self.name, self.signature.defaults), durability, id)
+
+    def unique_key(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
+        """The key of a job with these arguments. None if the task's jobs have no key.
+
+        :raises InvalidJob: the handler does not take these arguments.
+        """
+        return job_key(self.new(args, kwargs, self.defaults))
 
     def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
         """Enqueue one job per dict of arguments, hundreds per trip.
@@ -249,7 +264,8 @@ class Bound(Generic[P, R]):
         if self._id is not None:
             raise InvalidJob("several jobs cannot have one id: enqueue them one by one, or leave the id out")
         news = [self._task.new((), dict(job), self._options) for job in jobs]
-        if self._options.key is not None and len(news) > 1:
+        unique = self._options.unique
+        if (self._options.key is not None or (unique is not None and unique.key is not None)) and len(news) > 1:
             raise InvalidJob(
                 "several jobs cannot have one key, because only the first would be enqueued: give each its own,"
                 " queue.enqueue_many([queue.new(type, payload, key=...), ...])"

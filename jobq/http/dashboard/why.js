@@ -41,10 +41,10 @@ export function why({ row, ahead }) {
     if (mine && !isAlive(mine)) return [["warn", `Its worker was last heard of ${span(time() - mine.seen)} ago. Unless it comes back, the job runs elsewhere in ${span(left)}.`]];
     return [["good", `It runs now (${tried}) on ${row.worker ?? "a worker"}.`]];
   }
-  if (row.state === "blocked") return [["warn", "It waits for other jobs, which have to end first."]];
+  if (row.state === "blocked") return [["warn", row.key ? `Another job with the key "${row.key}" runs. This one has the newest data, and runs when that one has ended.` : "It waits for other jobs, which have to end first."]];
   if (row.state === "held") return [["warn", `It is held by its limits (${row.limits.join(", ")}) until one of them has room.`], ...obstacles(row.type)];
   const held = obstacles(row.type);
-  const key = row.key ? [["", `It holds the key "${row.key}": until it ends, enqueueing with that key answers with this job.`]] : [];
+  const key = row.key ? [["", `It holds the key "${row.key}": another enqueue with that key answers with this job, and may change it.`]] : [];
   if (row.state === "delayed") {
     const due = row.run_at - time();
     const when = due > 0 ? `${clock(row.run_at)}, in ${span(due)}` : "now: a live worker moves it to waiting within a second";

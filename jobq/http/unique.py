@@ -1,0 +1,46 @@
+"""The field ``unique`` of an enqueue. Times are ms."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from jobq.engine.model.job import DELAY_MAX_MS, Conflict, While
+
+Key = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        description="While a job with this key is unfinished, or for key_ttl ms, the answer is that job.",
+        extra_json_schema={"pattern": "^[^\\x00-\\x1f\\x7f]*$"},
+    ),
+]
+_While = Annotated[While, Meta(description="The states in which a job holds its key.")]
+_For = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=DELAY_MAX_MS,
+        description="ms from the enqueue for which the key is held; with while: unfinished, from the end of the job.",
+    ),
+]
+_Conflict = Annotated[Conflict, Meta(description="What happens if the key is held.")]
+_PutOff = Annotated[int, Meta(ge=1, le=DELAY_MAX_MS, description="ms by which each enqueue puts off the waiting job.")]
+_MaxWait = Annotated[
+    int, Meta(ge=1, le=DELAY_MAX_MS, description="ms from the first enqueue, when the job is due at the latest.")
+]
+
+
+class Unique(msgspec.Struct, forbid_unknown_fields=True, rename={"while_": "while", "for_": "for"}):
+    """While what one job holds the key, and what happens to a job that finds it held. ``key`` and ``key_ttl`` are its
+    short forms. Without ``key``, all jobs of the type have one."""
+
+    key: Key | None = None
+    while_: _While | None = None
+    for_: _For | None = None
+    on: _Conflict = "return"
+    delay: _PutOff | None = None
+    max_wait: _MaxWait | None = None
