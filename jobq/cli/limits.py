@@ -94,6 +94,20 @@ def reset(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
+def rm(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits rm``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.remove_limit(args.rule)
+            if args.json:
+                render.say_json({"queue": queue.name, "rule": args.rule})
+            else:
+                render.say(f"removed {args.rule} of {queue.name}")
+
+    run(main())
+
+
 def close(args: argparse.Namespace, settings: Settings) -> None:
     """``jobq limits close``."""
 
@@ -123,7 +137,13 @@ def open_(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _counts(row: LimitRow) -> tuple[Any, ...]:
-    return (row.source, row.active, row.held, row.closed, render.ago(row.closed_until))
+    return (
+        "orphan" if row.orphan and row.source == "code" else row.source,
+        row.active,
+        row.held,
+        row.closed,
+        render.ago(row.closed_until),
+    )
 
 
 def _shown(concurrency: int | None) -> str:

@@ -282,7 +282,7 @@ def _add_limits(menu: Menu) -> None:
         of_limits, "keys", "limits:keys", "list the keys of a rule, most held jobs first", shown=True, queue=True
     )
     keys.add_argument("rule", metavar="RULE", help="the rule")
-    keys.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N keys (default: 20)")
+    keys.add_argument("--limit", type=values.whole(1), default=50, metavar="N", help="at most N keys (default: 50)")
 
     set_ = _command(
         of_limits, "set", "limits:set_", "set a rule, in place of what code declares", shown=True, queue=True
@@ -301,6 +301,9 @@ def _add_limits(menu: Menu) -> None:
         of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True
     )
     reset.add_argument("rule", metavar="RULE", help="the rule")
+
+    rm = _command(of_limits, "rm", "limits:rm", "remove a rule that no code declares now", shown=True, queue=True)
+    rm.add_argument("rule", metavar="RULE", help="the rule")
 
     close = _command(
         of_limits, "close", "limits:close", "start no job of a limit key for a time", shown=True, queue=True

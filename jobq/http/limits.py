@@ -17,6 +17,7 @@ from jobq.engine.model.limits import (
     LimitRow,
     Rule,
 )
+from jobq.engine.queue.limits import KEYS_PAGE
 from jobq.http import schema
 from jobq.http.call import ApiCall, decode, reply
 
@@ -47,11 +48,17 @@ class SetLimitQuery(schema.In):
     dry_run: Literal[0, 1] = 0
 
 
+class ResetLimitQuery(schema.In):
+    """Whether to remove what code declares, too."""
+
+    declared: Literal[0, 1] = 0
+
+
 class LimitKeysQuery(schema.In):
     """Which keys of a rule, and in which order."""
 
     sort: Literal["held", "active", "key"] = "held"
-    limit: schema.PageSize = 50
+    limit: schema.PageSize = KEYS_PAGE
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -122,7 +129,11 @@ async def set_limit(call: ApiCall) -> web.Response:
 
 
 async def reset_limit(call: ApiCall) -> web.Response:
-    queue, rule = call.queue, call.request.match_info["rule"]
+    query, queue, rule = call.query(ResetLimitQuery), call.queue, call.request.match_info["rule"]
+    if query.declared:
+        await queue.remove_limit(rule)
+        call.audit("remove limit", queue, rule=rule)
+        return reply(LimitReset(rule, None))
     declared = await queue.reset_limit(rule)
     call.audit("reset limit", queue, rule=rule)
     return reply(LimitReset(rule, declared))

@@ -20,11 +20,11 @@ PUBLISH_SECONDS: Final = 30.0
 
 
 async def publish(queue: Queue) -> None:
-    """Publish the tasks of an open queue until cancelled. A queue without tasks has nothing to publish."""
+    """Publish the tasks of an open queue until cancelled. A queue without tasks and limits has nothing to publish."""
     name = f"server {socket.gethostname()}:{os.getpid()}"
     publisher = Publisher(queue.tasks, queue.rules, queue.name, name, breakers=queue.declared_breakers)
     failing = False
-    while queue.tasks:
+    while queue.tasks or queue.rules:
         try:
             await queue.store.register()
             await publisher.publish(queue.store)

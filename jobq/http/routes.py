@@ -180,7 +180,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,
-        summary="Return to the rule that code declares", responses={200: limits.LimitReset}, errors=(p.INVALID_JOB,),
+        summary="Return to the rule that code declares", query=limits.ResetLimitQuery,
+        description="With `declared=1` what code declared is removed too, for rules that no code declares any more.",
+        responses={200: limits.LimitReset}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="GET", path=f"{_RULE}/keys", scope=Scope.READ, handler=limits.limit_keys,

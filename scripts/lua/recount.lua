@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- recount: compares what is counted under limit keys with the jobs themselves, and mends differences, one page per call.
--- KEYS admitted unspent held held_by openings reopens waiting active limits weights rules metrics wake meta arrivals lines open_lines full_lines turns finish groups
--- ARGV page (largest number of members per call), cursor ('' in the first call, then the last reply's)
+-- KEYS admitted unspent held held_by openings reopens waiting active limits weights rules metrics wake meta arrivals lines open_lines full_lines turns finish groups closed
+-- ARGV now, page (largest number of members per call), cursor ('' in the first call, then the last reply's)
 -- RETURNS the cursor of the next call ('' when all was compared), and the number of differences that were mended
 -- No script makes such differences. They can come from a damaged or edited database, and a limit would then stay too low for ever.
-local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, weights, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups = unpack(KEYS)
-local page, cursor = tonumber(ARGV[1]), ARGV[2]
+local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, weights, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
+local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+local page, cursor = tonumber(ARGV[2]), ARGV[3]
 local match, sub, mended, after = string.match, string.sub, 0, ''
 
 -- shared: add
@@ -121,6 +122,21 @@ else
     if #found == 2 * page then after = 'i' .. found[#found - 1] end
 end
 if cursor == '' then
+    -- If the server's clock was set back, the times of closed keys are too late by the difference. Those of tokens are found anew.
+    local clock = redis.call('HMGET', meta, 'clock', 'closed')
+    local back = (tonumber(clock[1]) or 0) - now
+    if clock[2] or redis.call('EXISTS', reopens, closed) > 0 then redis.call('HSET', meta, 'clock', string.format('%.0f', now)) end
+    if back > 1000 then
+        for _, key in ipairs(redis.call('ZRANGE', reopens, 0, 999)) do
+            redis.call('ZREM', reopens, key)
+            redis.call('ZADD', openings, '-inf', key)
+        end
+        for _, key in ipairs(redis.call('ZRANGE', closed, 0, 999)) do
+            if string.byte(key) ~= 33 then redis.call('ZINCRBY', closed, string.format('%.0f', -back), key) end
+        end
+        if tonumber(clock[2]) then redis.call('HSET', meta, 'closed', string.format('%.0f', tonumber(clock[2]) - back)) end
+        redis.call('ZADD', wake, 0, 't')
+    end
     -- A group whose tag has passed starts at the virtual time anyway.
     local idle = redis.call('ZRANGE', finish, '-inf', redis.call('HGET', meta, 'virtual') or 0, 'BYSCORE', 'LIMIT', 0, page)
     if #idle > 0 then redis.call('ZREM', finish, unpack(idle)) end

@@ -15,7 +15,7 @@ from rest import serving, working
 from test_asgi import mounted
 from test_asgi import serving as serving_asgi
 
-from jobq import Connection, Context, Queue, create_app, inject
+from jobq import Breaker, Concurrency, Connection, Context, Queue, create_app, inject
 from jobq.http import asgi
 from jobq.http.auth import Scope, new_key
 
@@ -130,6 +130,40 @@ async def test_a_type_that_only_workers_of_another_queue_serve_is_reported(conne
         job = await producer.enqueue("send", delay=3600)
         await page.goto(f"/dashboard#/job/main:{job.id}")
         await expect(page.locator("#why")).to_contain_text('No live worker knows the type "send"; they know: report.')
+
+
+async def test_limits_and_breakers_are_shown_and_changed(connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(limits=[Concurrency(5, by="tenant", name="tenant")], breaker=Breaker())
+    async def send(tenant: str) -> None: ...
+
+    producer = Queue("main", connection)
+    async with producer, working(queue, grace=0.1), browsing(producer) as page:
+        await producer.close_limit("tenant:acme", 3600)
+        await send.enqueue(tenant="acme")
+        await page.goto("/dashboard")
+        panel = page.locator("#limits")
+        await expect(panel).to_contain_text("5 at once")
+        await panel.get_by_role("button", name="tenant").click()
+        await expect(panel).to_contain_text("1 held, 0 active, closed until in 60 min")
+        await panel.get_by_role("listitem").get_by_role("button", name="Open").click()
+        await page.locator("#yes").click()
+        await expect(panel).not_to_contain_text("1 held")
+        await panel.get_by_role("button", name="Set").click()
+        await page.get_by_label("Jobs at once").fill("7")
+        await page.keyboard.press("Enter")
+        await expect(panel).to_contain_text("7 at once")
+        await panel.get_by_role("button", name="Reset").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("5 at once")
+        await panel.get_by_role("button", name="Trip").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("open, until")
+        await panel.get_by_role("button", name="Close").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("closed")
+        assert [row.state for row in await producer.breakers()] == ["closed"]
 
 
 BIDI = "user\u202etxt.exe\u2066 \u200f\x1b[31m\x00\u2028end"

@@ -33,7 +33,7 @@ async def test_a_rule_is_set_read_and_reset(client: Client):
     await enqueue(client, limits=["tenant:b"])
     assert (await get(client, "/limits"))["limits"] == [
         {"rule": "tenant", **RULE, "held": 3, "active": 0, "source": "operator", "declared": None}
-        | {"closed": 0, "closed_until": None}
+        | {"closed": 0, "closed_until": None, "orphan": False}
     ]
     assert (await get(client, "/limits/tenant/keys"))["keys"] == [
         {"key": "tenant:b", "held": 2, "active": 0, "opens_at": None, "closed_until": None},

@@ -152,3 +152,17 @@ async def test_tags_that_virtual_time_has_passed_are_forgotten(bench: Bench):
     await bench.seed({"meta": {"virtual": "5000"}, "finish": {"idle": 4500, "ahead": 5500}})
     assert await recount(bench, 100) == 0
     assert (await bench.dump())["finish"] == {"ahead": 5500}
+
+
+async def test_a_clock_that_was_set_back_makes_no_key_wait_for_the_difference(bench: Bench):
+    store = bench.store
+    bench.now = 10_000_000
+    await bench.seed({"reopens": {"r": 10_005_000}, "closed": {"r": 10_004_000, "!t": 10_004_000}})
+    await bench.do(store.close("queue", 3000))
+    await bench.do(store.recount(10))
+    bench.now = 4_000_000
+    await bench.do(store.recount(10))
+    state = await bench.dump()
+    assert state["closed"] == {"r": 4_004_000, "!t": 10_004_000}, "a breaker has its time in its row"
+    assert (state["meta"]["closed"], list(state["openings"])) == ("4003000", ["r"])
+    assert "reopens" not in state

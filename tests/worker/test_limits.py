@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Concurrency, InvalidJob, Queue, Rate, State, UnknownRule, Worker
+from jobq.engine.store.keys import registry_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -381,3 +382,46 @@ async def test_a_worker_that_stops_hands_the_queues_place_on(connection: Any, ga
 def test_a_limit_of_a_queue_has_no_argument():
     with pytest.raises(InvalidJob, match="a queue takes Concurrency and Rate without by= and name="):
         Queue("mail", limits=[Concurrency(1, by="tenant")])
+
+
+async def test_the_rule_of_the_queue_says_what_it_would_hold_and_counts(connection: Any):
+    async with Queue("bounded", connection) as queue:
+        for _ in range(5):
+            await queue.enqueue("t")
+        assert await queue.would_hold("queue", concurrency=2) == 3
+        assert await queue.would_hold("queue", concurrency=9, rate=Rate(1, per=1, burst=4)) == 1
+        assert await queue.limit_keys("queue") == []
+        await queue.set_limit("queue", concurrency=2)
+        await queue.close_limit("queue", 60)
+        [key] = await queue.limit_keys("queue")
+        assert (key.key, key.held, key.active) == ("queue", 0, 0)
+        assert key.closed_until is not None
+
+
+async def test_a_rule_that_code_dropped_is_an_orphan_and_can_be_removed(
+    queue: Queue, start: Callable[..., Any], until: Until
+):
+    @queue.task(limits=[Concurrency(1, name="kept"), Concurrency(2, by="tenant", name="also")])
+    async def work(tenant: str) -> None: ...
+
+    store = queue.store
+    await store.do(store.rule("declared", "dropped", "5"))
+    await store.do(store.rule("declared", "queue", "5"))
+    await queue.set_limit("by-hand", concurrency=1)
+    await start()
+    await until(lambda: is_published(queue), "the type to be published")
+    rows = {row.rule: row.orphan for row in await queue.limits()}
+    assert rows == {"kept": False, "also": False, "dropped": True, "queue": False, "by-hand": False}
+    await queue.set_limit("dropped", concurrency=7)
+    await queue.remove_limit("dropped")
+    assert "dropped" not in {row.rule for row in await queue.limits()}
+
+
+async def is_published(queue: Queue) -> bool:
+    return bool(await queue.types())
+
+
+async def test_a_queue_that_only_has_a_rule_is_listed(connection: Any):
+    async with Queue("only-a-rule", connection) as queue:
+        await queue.set_limit("r", concurrency=1)
+        assert b"only-a-rule" in await queue.store.command(b"SMEMBERS", registry_key("jobq"))

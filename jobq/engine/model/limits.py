@@ -206,7 +206,8 @@ class LimitRow(msgspec.Struct, frozen=True):
     """A rule as operators see it. ``held``: jobs that it keeps from starting; ``active``: jobs that count under it.
 
     ``source``: who gave the rule that holds now. ``declared``: what code declares, None if no code does. ``closed``:
-    how many of its keys are closed now; the last one opens at ``closed_until`` (unix ms).
+    how many of its keys are closed now; the last one opens at ``closed_until`` (unix ms). ``orphan``: code declared it,
+    and no type that workers or servers published in the last day lists it.
     """
 
     rule: str
@@ -218,6 +219,7 @@ class LimitRow(msgspec.Struct, frozen=True):
     declared: Rule | None = None
     closed: int = 0
     closed_until: int | None = None
+    orphan: bool = False
 
 
 class LimitKeyRow(msgspec.Struct, frozen=True):

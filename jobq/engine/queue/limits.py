@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from msgspec import structs
+
 from jobq.engine.log import get_logger
 from jobq.engine.model.limits import (
     QUEUE_RULE,
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from jobq.engine.model.job import NewJob, Seconds
+    from jobq.engine.model.types import TypeRow
+    from jobq.engine.model.views import Stats
     from jobq.engine.store import Store
 
 log = get_logger("jobq.queue")
 
+KEYS_PAGE: Final = 50
+"""Keys of a rule that a caller gets by default, in Python, over REST and on the command line."""
 KEYS_SHOWN: Final = 1000
 """Keys of a rule that one call looks at."""
 
@@ -77,16 +83,31 @@ class LimitVerbs(ABC):
     def store(self) -> Store:
         """The verbs underneath."""
 
+    @abstractmethod
+    async def stats(self) -> Stats:
+        """The numbers of the queue."""
+
+    @abstractmethod
+    async def types(self) -> list[TypeRow]:
+        """The published types."""
+
     async def limits(self) -> list[LimitRow]:
         """All rules, with the number of jobs that are held by them and that count under them now.
 
         :raises StoreError: Redis is away.
         """
         reply = await self.store.do(self.store.limits(""))
-        return [_limit_row(*reply[at : at + 6]) for at in range(0, len(reply), 6)]
+        rows = [_limit_row(*reply[at : at + 6]) for at in range(0, len(reply), 6)]
+        if any(row.declared for row in rows):
+            used = {QUEUE_RULE}
+            for type_ in await self.types():
+                used |= {key.partition(":")[0] for key in type_.options.limits}
+                used |= {by.rule for by in type_.options.limits_by}
+            rows = [structs.replace(row, orphan=True) if row.declared and row.rule not in used else row for row in rows]
+        return rows
 
     async def limit_keys(
-        self, rule: str, *, sort: Literal["held", "active", "key"] = "held", limit: int = 100
+        self, rule: str, *, sort: Literal["held", "active", "key"] = "held", limit: int = KEYS_PAGE
     ) -> list[LimitKeyRow]:
         """The keys of a rule that hold or count jobs now or are closed, by default those with most held jobs first.
 
@@ -95,6 +116,10 @@ class LimitVerbs(ABC):
         :raises InvalidJob: the name cannot be a rule's.
         """
         check_rule_name(rule)
+        if rule == QUEUE_RULE:
+            # No job lists this key. All jobs count under it while they run, and those that wait stay in waiting.
+            found = [row for row in await self.limits() if row.rule == rule]
+            return [LimitKeyRow(rule, 0, row.active, row.closed_until, row.closed_until) for row in found][:limit]
         reply = await self.store.do(self.store.limits(rule))
         rows = [_key_row(*reply[at : at + 5]) for at in range(0, len(reply), 5)]
         if sort == "key":
@@ -113,6 +138,8 @@ class LimitVerbs(ABC):
         :raises InvalidJob: the name cannot be a rule's, a number is out of its range, or the queue has too many rules.
         """
         new = _rule(rule, concurrency, rate)
+        # The queue may be new. It is listed from now on, although it has no job yet.
+        await self.store.register()
         await write_rule(self.store, "set", rule, new.text())
         return new
 
@@ -121,12 +148,21 @@ class LimitVerbs(ABC):
     ) -> int:
         """How many jobs would be held now if ``set_limit`` were called with these numbers. It changes nothing.
 
+        For the rule "queue": how many of the waiting jobs could not start now.
+
         It looks at no more than 1,000 keys. Running jobs count as running. Of a rate only its burst counts.
 
         :raises InvalidJob: as for ``set_limit``.
         """
         new = _rule(rule, concurrency, rate)
         most = min([band.burst for band in new.rate], default=None)
+        if rule == QUEUE_RULE:
+            # Jobs beyond this rule stay in waiting.
+            stats = await self.stats()
+            places = stats.waiting if most is None else most
+            if new.concurrency is not None:
+                places = min(places, max(0, new.concurrency - stats.active))
+            return max(0, stats.waiting - places)
         held = 0
         for row in await self.limit_keys(rule, limit=KEYS_SHOWN):
             room = [] if most is None else [most]
@@ -173,6 +209,17 @@ class LimitVerbs(ABC):
         check_rule_name(rule)
         await write_rule(self.store, "set", rule, "")
         return next((row.declared for row in await self.limits() if row.rule == rule), None)
+
+    async def remove_limit(self, rule: str) -> None:
+        """Remove a rule with all that an operator set and code declared of it. Jobs that list it are not limited by it.
+
+        It is for rules that the code does not declare any more. A running worker of code that does declares it again.
+
+        :raises InvalidJob: the name cannot be a rule's.
+        """
+        check_rule_name(rule)
+        await write_rule(self.store, "declared", rule, "")
+        await write_rule(self.store, "set", rule, "")
 
 
 async def declare_rules(store: Store, rules: Mapping[str, Rule]) -> None:

@@ -273,7 +273,7 @@ class Store(Scheduling):
     def recount(self, page: int, cursor: str | bytes = "") -> Call[list[Any]]:
         """Compare one page of what limits count with the jobs. Returns the next cursor (b"" at the end), and how many
         differences were mended."""
-        return Call("recount", [page, cursor], read_as_is)
+        return Call("recount", [self.now, page, cursor], read_as_is)
 
     # -- operators -------------------------------------------------------------------------------------------------
 

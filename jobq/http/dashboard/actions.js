@@ -21,11 +21,13 @@ export function verbs(row) {
   ].filter(Boolean);
 }
 
-function ask(name, words, act, { number = null, danger = false } = {}) {
+function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, danger = false } = {}) {
   $("asked").textContent = `${name}?`;
   $("said").textContent = visible(words);
   $("yes").textContent = name;
   $("number").hidden = number === null;
+  $("unit").textContent = unit;
+  [$("value").min, $("value").max] = [least, most];
   $("value").disabled = number === null;
   $("value").value = number ?? 0;
   const dialog = $("dialog");
@@ -66,6 +68,24 @@ export function retryAll() {
     } while (count === 1000);
   });
 }
+
+const put = (path, method, body, done) => async () => { await api(of(page.route.queue, path), { method, body }); toast(done); };
+const enc = encodeURIComponent;
+
+export function setConcurrency(row) {
+  ask("Set", `At most so many jobs of "${row.rule}" run at once, for each of its keys. It takes the place of what the code declares, and its rates stay.`, (value) =>
+    put(`limits/${enc(row.rule)}`, "PUT", { concurrency: value, rate: row.rate }, `${row.rule}: ${value} at once.`)(),
+    { number: row.concurrency ?? 1, unit: "Jobs at once, 0 holds all", least: 0, most: 1_000_000_000 });
+}
+
+export function resetRule(row) {
+  if (row.orphan) ask("Remove", `No published type lists the rule "${row.rule}". It is removed with its numbers.`, put(`limits/${enc(row.rule)}?declared=1`, "DELETE", undefined, "It is removed."), { danger: true });
+  else ask("Reset", `The rule "${row.rule}" is again what the code declares, or none.`, put(`limits/${enc(row.rule)}`, "DELETE", undefined, "It is reset."));
+}
+
+export const openKey = (key) => ask("Open", `Jobs under "${key}" start again before its closing time is over.`, put(`limits/${enc(key)}/open`, "POST", undefined, "It is open."));
+export const tripBreaker = (type) => ask("Trip", `No job of the type "${type}" starts for a time. Then one job finds out whether it works.`, put(`breakers/${enc(type)}/trip`, "POST", {}, "It is open."), { danger: true });
+export const resetBreaker = (type) => ask("Close", `Jobs of the type "${type}" start again at once.`, put(`breakers/${enc(type)}/reset`, "POST", undefined, "It is closed."));
 
 export async function logout() {
   try {

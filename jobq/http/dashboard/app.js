@@ -1,5 +1,6 @@
 // The operators' page: its routes, and the requests to REST for each of them.
 import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./draw.js";
+import { drawLimits } from "./limits.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
@@ -84,13 +85,18 @@ async function loadLists(at) {
   if (type) query.set("type", type);
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
-  const [found, { workers }, { queues }] = await Promise.all([
-    api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api("queues")]);
+  const rule = page.rule;
+  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }] = await Promise.all([
+    api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`))]);
   if (at !== shown) return;
+  [page.limits, page.breakers] = [limits, breakers];
+  if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues] = [found.jobs, found.cursor, workers, queues];
   drawQueues();
   drawStats();
   drawWorkers();
+  drawLimits();
   drawList();
 }
 
@@ -174,7 +180,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate] = [null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule] = [null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -25,7 +25,8 @@ export function frame() {
     el("div", { class: "split" },
       el("section", { class: "panel", id: "jobs", "aria-label": "Jobs" },
         el("div", { class: "row", id: "filter" }), el("div", { id: "rows", mouseleave: settle, focusout: settle }), el("p", { id: "held", class: "soft", role: "status" }), el("div", { class: "buttons", id: "pages" })),
-      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "workers"].map(panel))));
+      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "workers"].map(panel))),
+    el("section", { class: "panel", id: "limits", hidden: true, "aria-label": "Limits and circuit breakers" }));
   drawFilter();
 }
 
@@ -34,6 +35,7 @@ export function drawStats() {
   if (!stats || !$("tiles")) return;
   const { queue, state } = page.route;
   patch($("head"), el("h1", null, queue), stats.paused && el("span", { class: "state paused" }, "paused"),
+    stats.closed_until && el("span", { class: "state paused" }, "closed, opens ", moment(stats.closed_until)),
     may("admin") && el("button", { class: "push", click: stats.paused ? resume : pause }, stats.paused ? "Resume" : "Pause"));
   const held = stats.waiting + stats.delayed > 0 || stats.paused || !workers?.some(isAlive) ? obstacles() : [];
   patch($("notes"), held.length ? notes(held) : null);

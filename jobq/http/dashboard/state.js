@@ -10,6 +10,10 @@ export const page = {
   route: {}, // {queue, state, type} or {job}
   stats: null,
   workers: null,
+  limits: [],
+  breakers: [],
+  rule: null, // the rule whose keys are shown
+  keys: [],
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
   job: null, // {row, logs, ahead}

@@ -10,6 +10,7 @@ export const isAlive = (worker) => time() - worker.seen < ALIVE;
 export function obstacles(type = null) {
   const found = [];
   if (page.stats?.paused) found.push(["warn", "The queue is paused: no worker takes a job until it is resumed."]);
+  if (page.stats?.closed_until > time()) found.push(["warn", `The queue is closed until ${clock(page.stats.closed_until)}: a handler was rate limited, or an operator closed it.`]);
   const { workers } = page;
   if (!workers) return found;
   const alive = workers.filter(isAlive);
