@@ -79,7 +79,7 @@ class FakeContext(Context):
     Set ``lost`` to test how the handler reacts when its worker has lost the job.
     """
 
-    __slots__ = ("logs", "progresses")
+    __slots__ = ("costs", "logs", "progresses")
 
     def __init__(
         self,
@@ -99,6 +99,8 @@ class FakeContext(Context):
     ) -> None:
         self.logs: list[str] = []
         self.progresses: list[Any] = []
+        self.costs: dict[str, int] = {}
+        """What the handler passed to ``spent``, by unit."""
         raw = msgspec.Raw(msgspec.json.encode({} if payload is None else payload))
         spec = Spec(type, payload=raw, attempts=attempts, metadata=metadata)
         super().__init__(id or new_id(), queue, spec, attempt, worker, fence, self._keep, snoozes, rate_limited)
@@ -107,6 +109,9 @@ class FakeContext(Context):
     def _keep(self, _: Context, what: str, value: bytes | str) -> None:
         if what == "progress":
             self.progresses.append(msgspec.json.decode(value))
+        elif what == "spent":
+            unit, amount = str(value).split(" ")
+            self.costs[unit] = int(amount)
         else:
             self.logs.append(str(value))
 

@@ -104,9 +104,19 @@ SABOTAGES = [
     Break("claim", "reserved slots are for all", "or waits and taken + need > others", ""),
     Break("claim", "urgent jobs take no reserved slot", "not urgent or i > urgent", "true"),
     Break("claim", "the rule of the queue counts jobs", "for n = 2, slots do more", "for n = 2, 1 do more"),
+    Break("admit", "a promised cost counts as one token", "sum = sum + cost_of(rows[i], unit)", "sum = sum + 1"),
+    Break("admit", "a cost needs one token", "return band.unit and id and min(", "return 1 or min("),
+    Break("admit", "a large cost waits for ever", ", band.unit), band.burst) or 1", ", band.unit), 1e9) or 1"),
+    Break("admit", "the key opens at its next token", "(taken + need - 1) * band.interval", "taken * band.interval"),
+    Break("claim", "a cost is one token", "(band.unit and cost_of(rows[i], band.unit) or 1)", "1"),
+    Break("claim", "an earlier run counts", "if row and match(row, '\\n%S+ %d+ %d') then", "if false then"),
+    Break("claim", "a debt is forgotten", "if band.unit then redis.call('HSET'", "if false then redis.call('HSET'"),
+    Break("charge", "fence not checked", "redis.call('HGET', leases, id) == ARGV[i + 1]", "true"),
+    Break("charge", "a repeated call counts twice", "(real or estimate)", "estimate"),
+    Break("charge", "what was given back is not used", "if more < 0 and", "if false and"),
     Break("admit", "several slots count as one", "for slot = 2, slots do places", "for slot = 2, 1 do places"),
     Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
-    Break("admit", "a small job overtakes one that does not fit", "or ahead(key, line, first)", ""),
+    Break("admit", "a small job overtakes", "if ahead(key, line, first) then return key, false end", ""),
     *[
         Break(name, "a job with several slots keeps all but one", "if rows[i] then", "if false then")
         for name in ("complete", "defer", "fail", "release", "reschedule", "snooze", "kill", "remove")

@@ -32,6 +32,7 @@ OPTIONS = (
     "metadata",
     "limits",
     "slots",
+    "costs",
 )
 
 
@@ -55,6 +56,8 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
             given["unique"] = Unique(key=given.pop("key", None), **unique)
         if given.get("attempts") == "unlimited":
             given["attempts"] = None
+        if "costs" in given:
+            given["costs"] = dict(given["costs"])
         async with one_queue(args.queue, settings, create=args.create or args.queue is None) as queue:
             payload = args.payload or msgspec.Raw(b"{}")
             job = await queue.enqueue(args.type, payload, **given)

@@ -152,5 +152,5 @@ def _shown(concurrency: int | None) -> str:
 
 def _rates(rate: tuple[Band, ...]) -> str:
     """As ``--rate`` takes them."""
-    words = [f"{band.count}/{render.span(band.per / 1000)}/{band.burst}" for band in rate]
+    words = [f"{band.count}/{render.span(band.per / 1000)}/{band.burst}{band.unit and '/'}{band.unit}" for band in rate]
     return ", ".join(words) or "any"

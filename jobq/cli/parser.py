@@ -241,6 +241,14 @@ def _add_jobs(menu: Menu) -> None:
     enqueue.add_argument(
         "--limits", action="append", metavar="KEY", help="a limit key, such as tenant:a; may be repeated"
     )
+    enqueue.add_argument(
+        "--cost",
+        type=values.cost,
+        action="append",
+        dest="costs",
+        metavar="UNIT=N",
+        help="what it costs; may be repeated",
+    )
     enqueue.add_argument("--slots", type=int, metavar="N", help="count it as N jobs, for its worker and its limits")
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
@@ -292,8 +300,8 @@ def _add_limits(menu: Menu) -> None:
         "--concurrency", dest="most", type=values.whole(0), metavar="N", help="jobs that run at once; 0 holds all"
     )
     set_.add_argument(
-        "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST]",
-        help="jobs that start in a time, and how many of them at once: 100/1m/20; may be repeated",
+        "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST[/UNIT]]",
+        help="jobs that start in a time, and how many at once: 100/1m/20; or what they cost: 90000/1m/9000/tokens",
     )  # fmt: skip
     set_.add_argument("--dry-run", action="store_true", help="only say how many jobs it would hold now")
 

@@ -48,15 +48,24 @@ def positive_seconds(word: str) -> float:
 
 
 def rate(word: str) -> Rate:
-    """ "100/1m" or "100/1m/20": a count, a time, and how many of them may start at once."""
+    """ "100/1m" or "100/1m/20": a count, a time, and how many may start at once; or costs: "90000/1m/900/tokens"."""
     count, _, rest = word.partition("/")
-    per, _, burst = rest.partition("/")
+    per, _, rest = rest.partition("/")
+    burst, _, unit = rest.partition("/")
     try:
-        return Rate(int(count), per=seconds(per), burst=int(burst or 1))
+        return Rate(int(count), per=seconds(per), burst=int(burst or 1), unit=unit or None)
     except (ValueError, InvalidJob) as error:
         raise argparse.ArgumentTypeError(
-            f"{word!r}: it takes COUNT/TIME or COUNT/TIME/BURST, such as 100/1m/20"
+            f"{word!r}: it takes COUNT/TIME, COUNT/TIME/BURST or COUNT/TIME/BURST/UNIT, such as 100/1m/20"
         ) from error
+
+
+def cost(word: str) -> tuple[str, int]:
+    """ "tokens=500": a unit and a number."""
+    unit, _, number = word.partition("=")
+    if not unit or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes UNIT=N, such as tokens=500")
+    return unit, int(number)
 
 
 def whole(least: int) -> Callable[[str], int]:

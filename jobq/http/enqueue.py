@@ -175,6 +175,9 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         if "limits" in given:
             given["limits"] = given["limits"] or ()
             given["limits_by"] = ()  # nor those of the task that an argument completes
+        if "costs" in given:
+            given["costs"] = given["costs"] or {}
+            given["costs_by"] = ()
         if isinstance(body.metadata, msgspec.Raw):
             given["metadata"] = _metadata(queue, body.metadata)
         if given.get("run_at") is not None:
@@ -183,7 +186,7 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         elif given.get("delay"):
             given.setdefault("run_at", None)
         options = replace(options, **given)
-        names = None if queue.tasks else tuple(name for name in given if name != "limits_by")
+        names = None if queue.tasks else tuple(name for name in given if name not in ("limits_by", "costs_by"))
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
     job_id = None if body.id is UNSET else body.id
     return NewJob(body.type, payload, options, idempotency_key, job_id, scope, names)

@@ -31,6 +31,7 @@ class RateBand(schema.In):
     count: Annotated[int, Meta(ge=1, le=COUNT_MAX)]
     per: Annotated[int, Meta(ge=1, le=PERIOD_MAX_MS, description="ms")]
     burst: Annotated[int, Meta(ge=1, le=COUNT_MAX)] = 1
+    unit: Annotated[str, Meta(pattern="^[A-Za-z0-9_]{0,32}$", description="Counts costs in this unit, not jobs.")] = ""
 
 
 class SetLimit(schema.In):
@@ -119,7 +120,7 @@ async def limit_keys(call: ApiCall) -> web.Response:
 async def set_limit(call: ApiCall) -> web.Response:
     query, queue, rule = call.query(SetLimitQuery), call.queue, call.request.match_info["rule"]
     body = decode(_rule, await call.body())
-    bands = [Band(band.count, band.per, band.burst) for band in body.rate]
+    bands = [Band(band.count, band.per, band.burst, band.unit) for band in body.rate]
     if query.dry_run:
         held = await queue.would_hold(rule, concurrency=body.concurrency, rate=bands)
         return reply(LimitSet(rule, body.concurrency, tuple(bands), held))

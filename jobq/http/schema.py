@@ -72,6 +72,10 @@ _Limits = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=400)], ...],
     Meta(max_length=KEYS_MAX, description="Limit keys: `rule`, or `rule:value`. They replace those of the task."),
 ]
+_Costs = Annotated[
+    dict[str, int],
+    Meta(max_length=8, description='What it costs, by unit: `{"tokens": 500}`, for rates that count this unit.'),
+]
 _Slots = Annotated[
     int, Meta(ge=1, le=SLOTS_MAX, description="How many jobs it counts as: for its worker and under its limits.")
 ]
@@ -120,6 +124,7 @@ class Enqueue(In):
     limits: _Limits | UnsetType | None = UNSET
     slots: _Slots | UnsetType = UNSET
     unique: Unique | UnsetType | None = UNSET
+    costs: _Costs | UnsetType | None = UNSET
     id: _Id | UnsetType = UNSET
 
 

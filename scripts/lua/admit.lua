@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed
+-- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
@@ -12,7 +12,7 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned')
@@ -29,14 +29,17 @@ local function to(key) return '(' .. key .. '\1' end
 
 -- shared: rule
 -- The rule of a key is named before its first colon. A row has two lines: an operator's rule, and the one that code declares.
--- A rule is "concurrency count/per/burst ..." with `-` for no concurrency, and `per` in ms. The operator's takes precedence.
+-- A rule is "concurrency count/per/burst/unit ..." with `-` for no concurrency, and `per` in ms. A band without a unit counts jobs. The
+-- operator's rule takes precedence.
 local function parse(text)
     local rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
-    for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
+    for count, per, burst, unit in gmatch(text, ' (%d+)/(%d+)/(%d+)/?([%w_]*)') do
         local interval = tonumber(per) / tonumber(count)
         -- Pass over a damaged band: it would hold its jobs for ever.
         if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
-            rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
+            rule.bands[#rule.bands + 1] = {
+                interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst), unit = unit ~= '' and unit or nil,
+            }
         end
     end
     return rule
@@ -55,9 +58,23 @@ end
 
 -- shared: arrival
 -- The theoretical arrival time of a band. If it is further away than a full burst, the rule was changed or the clock was set back
--- since it was stored. Then one token is free.
+-- since it was stored. Then one token is free. A band with a unit may owe more than a burst, because a job may cost more than that.
+-- So `debts` has when the time was stored, and the interval then: what is owed is paid back at the interval of now.
 local function arrival_of(key, i, band)
     local stored = tonumber(redis.call('ZSCORE', spent, key .. '\0' .. i) or 0)
+    if band.unit and stored > now then
+        local at, interval = match(redis.call('HGET', debts, key .. '\0' .. i) or '', '^(%S+) (%S+)$')
+        at, interval = tonumber(at), tonumber(interval)
+        if at and interval and interval > 0 then
+            local arrival = max(now, min(at, now) + (stored - at) / interval * band.interval)
+            if at > now then
+                -- The clock was set back. Count from now on.
+                redis.call('ZADD', spent, string.format('%.4f', arrival), key .. '\0' .. i)
+                redis.call('HSET', debts, key .. '\0' .. i, string.format('%.0f %.17g', now, band.interval))
+            end
+            return arrival
+        end
+    end
     return stored > now + band.burst * band.interval + 1 and now + band.tolerance or max(now, stored)
 end
 -- end
@@ -102,6 +119,26 @@ end
 
 -- What this call knows of a key: its rule, how many jobs are admitted, how many of them have not spent their token, and for
 -- each band the theoretical arrival time of GCRA. The numbers follow what this call admits.
+-- shared: costs
+-- A row of weights has the slots of the job, then a line "unit estimate" for each cost, and behind it what the run really cost, once
+-- its handler has said so. A job without a cost in a unit costs 1. Returns the estimate, and the real cost.
+local function cost_of(row, unit)
+    local estimate, real = match((row or '') .. '\n', '\n' .. unit .. ' (%d+) ?(%d*)\n')
+    return tonumber(estimate) or 1, tonumber(real)
+end
+-- end
+
+-- What the jobs cost that are admitted and have not spent their tokens. They are few, because only what a claim takes is admitted.
+local function promised(key, unit)
+    local sum, ids = 0, {}
+    for i, member in ipairs(redis.call('ZRANGE', unspent, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1000)) do ids[i] = sub(member, #key + 2) end
+    -- Admit no more until some of these start.
+    if #ids == 1000 then return huge end
+    local rows = #ids > 0 and redis.call('HMGET', weights, unpack(ids)) or {}
+    for i in ipairs(ids) do sum = sum + cost_of(rows[i], unit) end
+    return sum
+end
+
 local known = {}
 local closes = redis.call('EXISTS', closed) == 1
 local function facts(key)
@@ -113,7 +150,7 @@ local function facts(key)
             return k
         end
         local rule = rule_of(key)
-        k = { rule = rule, count = 0, tokens = 0, arrivals = {} }
+        k = { rule = rule, count = 0, tokens = 0, arrivals = {}, promised = {} }
         -- A handler or an operator may have closed the key until a time.
         k.till = closes and tonumber(redis.call('ZSCORE', closed, key)) or 0
         -- An open breaker whose time is over lets one job through.
@@ -125,6 +162,8 @@ local function facts(key)
         if rule.bands[1] then k.tokens = redis.call('ZLEXCOUNT', unspent, from(key), to(key)) end
         for i in ipairs(rule.bands) do
             k.arrivals[i] = arrival_of(key, i, rule.bands[i])
+            local unit = rule.bands[i].unit
+            if unit and not k.promised[unit] then k.promised[unit] = promised(key, unit) end
         end
         known[key] = k
     end
@@ -133,7 +172,8 @@ end
 
 local function tokens_of(k, i, band)
     -- Times near the clock's are exact to 0.0003 ms. A token may come so much too early.
-    return floor((band.tolerance - (k.arrivals[i] - now) + 0.001) / band.interval) + 1 - k.tokens
+    return floor((band.tolerance - (k.arrivals[i] - now) + 0.001) / band.interval) + 1
+        - (band.unit and k.promised[band.unit] or k.tokens)
 end
 
 -- How many more jobs of the key can be admitted now.
@@ -147,30 +187,44 @@ end
 
 -- How many slots a job takes: 1 unless it has a row in weights.
 local heavy, weighed = redis.call('EXISTS', weights) == 1, {}
-local function slots_of(id)
-    if heavy and not weighed[id] then weighed[id] = tonumber(match(redis.call('HGET', weights, id) or '', '^%d+')) or 1 end
-    return weighed[id] or 1
+local function row_of(id)
+    if heavy and not weighed[id] then weighed[id] = redis.call('HGET', weights, id) or '1' end
+    return weighed[id] or '1'
 end
+local function slots_of(id) return tonumber(match(row_of(id), '^%d+')) or 1 end
+
+-- A job promises its costs to a key, or takes the promise back.
+local function pledge(k, id, sign)
+    for unit, sum in pairs(k.promised or {}) do k.promised[unit] = sum + sign * cost_of(row_of(id), unit) end
+end
+
+-- How many tokens of a band must be free for a job. A job that costs more than a burst starts when the bucket is full, and the
+-- key then waits for longer.
+local function needs(band, id) return band.unit and id and min(cost_of(row_of(id), band.unit), band.burst) or 1 end
 
 -- Whether a job can be admitted under a key now. A job with more slots than the rule has places runs alone.
 local function fits(key, id)
     if room(key) < 1 then return false end
     local k = facts(key)
+    for i, band in ipairs(k.rule.bands) do
+        if band.unit and tokens_of(k, i, band) < needs(band, id) then return false end
+    end
     local full = k.rule.concurrency
     return not full or k.count + min(slots_of(id), full) <= full
 end
 
 -- The key has no room. If it is closed, it opens at a known time. If a band is the reason, it opens again when the next token is
 -- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
--- the reason, the end of a job does.
-local function close(key)
+-- the reason, the end of a job does. `id`: the job that does not fit.
+local function close(key, id)
     write(openings, key, false)
     local k, at = facts(key), nil
     if k.till > now then at = k.till end
     for i, band in ipairs(k.rule.bands) do
-        if k.tokens < band.burst and tokens_of(k, i, band) < 1 then
+        local taken, need = band.unit and k.promised[band.unit] or k.tokens, needs(band, id)
+        if taken + need <= band.burst and tokens_of(k, i, band) < need then
             -- Rounding may make this a moment that has passed.
-            at = max(at or 0, now + 1, k.arrivals[i] + k.tokens * band.interval - band.tolerance)
+            at = max(at or 0, now + 1, k.arrivals[i] + (taken + need - 1) * band.interval - band.tolerance)
         end
     end
     if at then redis.call('ZADD', reopens, format('%.4f', at), key) end
@@ -264,6 +318,16 @@ local function mark(keys, full)
     end
 end
 
+-- The pages of lines that were read. A job that goes back to held takes its place in the page of its line.
+local pages = {}
+local function put_back(line, member)
+    local page = pages[line]
+    if not page then return end
+    local at = #page.members + 1
+    while at > page.at and page.members[at - 1] > member do at = at - 1 end
+    if at <= #page.members or not page.full then table.insert(page.members, at, member) end
+end
+
 -- All places of a key are taken. If one of them belongs to a job that has not started and is less urgent than the first job of
 -- `line`, that job goes back to held. Between groups only the priority decides. The same happens to such jobs when the rule was
 -- lowered below the number of admitted jobs.
@@ -300,12 +364,15 @@ local function displace(key, line, first, id)
                 local place_of = other .. '\0' .. job[2]
                 o.count = o.count - redis.call('ZREMRANGEBYLEX', admitted, '[' .. place_of .. '\0', '(' .. place_of .. '\1')
             end
-            o.tokens = o.tokens - redis.call('ZREM', unspent, other .. '\0' .. job[2])
+            local returned = redis.call('ZREM', unspent, other .. '\0' .. job[2])
+            o.tokens = o.tokens - returned
+            if returned == 1 then pledge(o, job[2], -1) end
         end
         if k.count <= full then lowered = false end
         redis.call('ZREM', waiting, job[2])
         redis.call('ZADD', held, format('%.0f', job[1]), job[2])
         redis.call('ZADD', held_by, 0, names .. '\0' .. place .. '\0' .. job[2])
+        put_back(names, names .. '\0' .. place .. '\0' .. job[2])
         redis.call('ZADD', arrivals, 'LT', format('%.0f', job[1]), names)
         -- The places of this job are free again, whatever else keeps the more urgent one from them.
         mark(keys_of(names))
@@ -444,6 +511,7 @@ local function admit(keys, first, id)
             k.count = k.count + slots
             if k.rule.bands[1] then
                 k.tokens = k.tokens + 1
+                pledge(k, id, 1)
                 tokens[#tokens + 1], tokens[#tokens + 2] = '0', place_of
             end
         end
@@ -461,21 +529,23 @@ local function ahead(key, line, first)
     return member and sub(member, #key + 2) < order
 end
 
--- The first key that has no room for a job, which is the first one of its line.
+-- The first key that has no room for a job, which is the first one of its line; and whether it is full. Otherwise another line has
+-- its turn there.
 local function full_key(keys, line, first, id)
     for _, key in ipairs(keys) do
         if sub(key, 1, 1) == '@' then
-            if group_row(sub(key, 2)).paused then return key end
+            if group_row(sub(key, 2)).paused then return key, true end
         else
             if not fits(key, id) then displace(key, line, first, id) end
-            if not fits(key, id) or ahead(key, line, first) then return key end
+            if not fits(key, id) then return key, true end
+            if ahead(key, line, first) then return key, false end
         end
     end
     return nil
 end
 
 -- The next job of a line, without taking it. Jobs are read in pages.
-local page_size, pages, split = 2, {}, {}
+local page_size, split = 2, {}
 local function next_job(line)
     local page = pages[line]
     if not page or page.at > #page.members and page.full then
@@ -548,14 +618,14 @@ local function serve(group, only, band, rival, until_place)
             insert(own.items, top, 1)
         else
             if band_of(first) > band or first > until_place or virtual and start_of(group) > rival then break end
-            local full = full_key(keys, line, first, id)
+            local full, closing = full_key(keys, line, first, id)
             looks = looks - 1
             if full then
                 table.remove(own.items, 1)
                 local place = turn_text(group, first) .. '\0' .. first
                 stand(line, 'f' .. full .. '\0' .. place .. '\0' .. line)
                 if not refused[full] or place < refused[full] then refused[full] = place end
-                close(full)
+                if closing then close(full, id) end
                 mark(keys, full)
             else
                 gone[#gone + 1] = member

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent rules full_lines reopens openings arrivals turns control held held_by closed
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
@@ -13,7 +13,7 @@
 --   and only if the worker reserves slots: how many of the jobs are urgent
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -78,7 +78,7 @@ local limited_ms, weighed, reserved
 -- What follows is only defined in a queue with limits, because each function costs a claim as much as a call. It is not
 -- indented, because shared pieces are the same in each script.
 if limits then
-local format, match, gmatch, max = string.format, string.match, string.gmatch, math.max
+local format, match, gmatch, min, max = string.format, string.match, string.gmatch, math.min, math.max
 
 -- shared: lines of a key
 -- The members "key NUL ..." of a sorted set with equal scores.
@@ -88,14 +88,17 @@ local function to(key) return '(' .. key .. '\1' end
 
 -- shared: rule
 -- The rule of a key is named before its first colon. A row has two lines: an operator's rule, and the one that code declares.
--- A rule is "concurrency count/per/burst ..." with `-` for no concurrency, and `per` in ms. The operator's takes precedence.
+-- A rule is "concurrency count/per/burst/unit ..." with `-` for no concurrency, and `per` in ms. A band without a unit counts jobs. The
+-- operator's rule takes precedence.
 local function parse(text)
     local rule = { concurrency = tonumber(match(text, '^%d+')), bands = {} }
-    for count, per, burst in gmatch(text, ' (%d+)/(%d+)/(%d+)') do
+    for count, per, burst, unit in gmatch(text, ' (%d+)/(%d+)/(%d+)/?([%w_]*)') do
         local interval = tonumber(per) / tonumber(count)
         -- Pass over a damaged band: it would hold its jobs for ever.
         if interval > 0 and interval < 1e15 and tonumber(burst) >= 1 and tonumber(burst) < 1e15 then
-            rule.bands[#rule.bands + 1] = { interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst) }
+            rule.bands[#rule.bands + 1] = {
+                interval = interval, tolerance = (tonumber(burst) - 1) * interval, burst = tonumber(burst), unit = unit ~= '' and unit or nil,
+            }
         end
     end
     return rule
@@ -114,9 +117,23 @@ end
 
 -- shared: arrival
 -- The theoretical arrival time of a band. If it is further away than a full burst, the rule was changed or the clock was set back
--- since it was stored. Then one token is free.
+-- since it was stored. Then one token is free. A band with a unit may owe more than a burst, because a job may cost more than that.
+-- So `debts` has when the time was stored, and the interval then: what is owed is paid back at the interval of now.
 local function arrival_of(key, i, band)
     local stored = tonumber(redis.call('ZSCORE', spent, key .. '\0' .. i) or 0)
+    if band.unit and stored > now then
+        local at, interval = match(redis.call('HGET', debts, key .. '\0' .. i) or '', '^(%S+) (%S+)$')
+        at, interval = tonumber(at), tonumber(interval)
+        if at and interval and interval > 0 then
+            local arrival = max(now, min(at, now) + (stored - at) / interval * band.interval)
+            if at > now then
+                -- The clock was set back. Count from now on.
+                redis.call('ZADD', spent, string.format('%.4f', arrival), key .. '\0' .. i)
+                redis.call('HSET', debts, key .. '\0' .. i, string.format('%.0f %.17g', now, band.interval))
+            end
+            return arrival
+        end
+    end
     return stored > now + band.burst * band.interval + 1 and now + band.tolerance or max(now, stored)
 end
 -- end
@@ -137,17 +154,34 @@ end
 
 local function ms_until(free) return free and max(1, math.ceil(free - now)) or -1 end
 
+-- shared: costs
+-- A row of weights has the slots of the job, then a line "unit estimate" for each cost, and behind it what the run really cost, once
+-- its handler has said so. A job without a cost in a unit costs 1. Returns the estimate, and the real cost.
+local function cost_of(row, unit)
+    local estimate, real = match((row or '') .. '\n', '\n' .. unit .. ' (%d+) ?(%d*)\n')
+    return tonumber(estimate) or 1, tonumber(real)
+end
+-- end
+
 -- The jobs start now, so they spend their tokens. This is GCRA: each token moves the theoretical arrival time of a band on by its
--- interval. A key that waits for these jobs opens again when its next token is free.
-local function spend(ids)
+-- interval. What an earlier run of a job really cost does not count for this one. A key that waits for these jobs opens again when its next token is free.
+local function spend(ids, rows)
     local taken, order, members = {}, {}, {}
+    for i, row in ipairs(rows) do
+        if row and match(row, '\n%S+ %d+ %d') then
+            rows[i] = string.gsub(row, '(\n%S+ %d+) %d+', '%1')
+            redis.call('HSET', weights, ids[i], rows[i])
+        end
+    end
     for i, names in ipairs(redis.call('HMGET', limits, unpack(ids))) do
         for key in gmatch(names or '', '[^\n]+') do
             -- The rule may have had a rate when the job was admitted. A group has none.
             if string.byte(key) ~= 64 then members[#members + 1] = key .. '\0' .. ids[i] end
             if string.byte(key) ~= 64 and rule_of(key).bands[1] then
-                if not taken[key] then order[#order + 1] = key end
-                taken[key] = (taken[key] or 0) + 1
+                if not taken[key] then order[#order + 1], taken[key] = key, {} end
+                for n, band in ipairs(rule_of(key).bands) do
+                    taken[key][n] = (taken[key][n] or 0) + (band.unit and cost_of(rows[i], band.unit) or 1)
+                end
             end
         end
     end
@@ -157,7 +191,8 @@ local function spend(ids)
         local free = now
         for i, band in ipairs(rule_of(key).bands) do
             local field = key .. '\0' .. i
-            local arrival = arrival_of(key, i, band) + taken[key] * band.interval
+            local arrival = arrival_of(key, i, band) + taken[key][i] * band.interval
+            if band.unit then redis.call('HSET', debts, field, format('%.0f %.17g', now, band.interval)) end
             redis.call('ZADD', spent, format('%.4f', arrival), field)
             free = max(free, arrival - band.tolerance)
         end
@@ -286,7 +321,7 @@ if weighed or urgent then
     if #more > 0 then redis.call('ZADD', admitted, unpack(more)) end
 end
 for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
-if redis.call('EXISTS', limits) == 1 then spend(ids) end
+if redis.call('EXISTS', limits) == 1 then spend(ids, weighed or {}) end
 if rule then
     for i, band in ipairs(rule.bands) do
         local arrival = arrival_of('queue', i, band) + count * band.interval

@@ -3,10 +3,10 @@
 --   the metrics of past minutes and hours, types that nobody has published for a day, rates that were quiet for long enough,
 --   and the closing times of limit keys that are open again;
 --   blocked -> delayed, due: jobs that wait for another one that has ended.
--- KEYS unique unique_until requests answers removed metrics types types_seen spent closed blocked keys waiting delayed active held wake
+-- KEYS unique unique_until requests answers removed metrics types types_seen spent debts closed blocked keys waiting delayed active held wake
 -- ARGV now, page, minutes to keep
 -- RETURNS the number of keys, of answers, of ids, of rates or of closing times that were removed, whichever is larger; a number below `page` means done
-local unique, unique_until, requests, answers, removed, metrics, types, types_seen, spent, closed, blocked, keys, waiting, delayed, active, held, wake = unpack(KEYS)
+local unique, unique_until, requests, answers, removed, metrics, types, types_seen, spent, debts, closed, blocked, keys, waiting, delayed, active, held, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local over = redis.call('ZRANGE', unique_until, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
 if #over > 0 then
@@ -22,7 +22,10 @@ local gone = redis.call('ZRANGE', removed, '-inf', now - 120000, 'BYSCORE', 'LIM
 if #gone > 0 then redis.call('ZREM', removed, unpack(gone)) end
 -- From its arrival time on, a key of a rate has all its tokens, as if it had never been used.
 local quiet = redis.call('ZRANGE', spent, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]))
-if #quiet > 0 then redis.call('ZREM', spent, unpack(quiet)) end
+if #quiet > 0 then
+    redis.call('ZREM', spent, unpack(quiet))
+    redis.call('HDEL', debts, unpack(quiet))
+end
 -- The time of a breaker stays until a run closes it. There are 1,000 breakers at most.
 local open = {}
 for _, key in ipairs(redis.call('ZRANGE', closed, '-inf', now, 'BYSCORE', 'LIMIT', 0, tonumber(ARGV[2]) + 1000)) do

@@ -63,3 +63,15 @@ def test_a_key_is_closed_and_opened(jobq: Callable[..., Said], tasks: str):
     assert (said.code, "there is no rule 'nope'" in said.err) == (1, True)
     assert jobq("limits", "close", "queue", "1s", "--queue", tasks).code == 0
     assert jobq("limits", "open", "queue", "--queue", tasks).code == 0
+
+
+def test_rates_count_costs(jobq: Callable[..., Said], tasks: str):
+    said = jobq("limits", "set", "model", "--rate", "90000/1m/900/tokens", "--queue", tasks)
+    assert said.out == "set model of tasks: any at once, rate 90000/1m/900/tokens\n"
+    words = ("--limits", "model", "--cost", "tokens=500", "--slots", "3", "--queue", tasks)
+    job_id = jobq("enqueue", "echo", *words).out.strip()
+    row = json.loads(jobq("show", job_id, "--json").out)
+    assert (row["costs"], row["slots"]) == ({"tokens": 500}, 3)
+    said = jobq("enqueue", "echo", "--cost", "tokens", "--queue", tasks)
+    assert said.code == 2
+    assert "'tokens': it takes UNIT=N, such as tokens=500" in said.err

@@ -137,3 +137,21 @@ async def test_only_a_key_of_a_rule_can_be_closed(client: Client):
     await problem(await client.post("/limits/tenant:/close", json={"time": 1}), 422, "invalid-job")
     for wrong in ({}, {"time": 0}, {"time": "5m"}, {"time": 10**15}):
         assert (await client.post("/limits/tenant/close", json=wrong)).status in (400, 422)
+
+
+async def test_costs_and_slots_of_a_job_and_the_unit_of_a_rate(client: Any):
+    band = {"count": 900, "per": 60000, "burst": 100, "unit": "tokens"}
+    response = await client.put("/limits/model", json={"rate": [band]})
+    assert (await response.json())["rate"] == [band]
+    assert (await get(client, "/limits"))["limits"][0]["rate"] == [band]
+    job = {"type": "t", "limits": ["model"], "costs": {"tokens": 500}, "slots": 3}
+    answer = await (await client.post("/jobs/enqueue", json=job)).json()
+    row = await get(client, f"/jobs/{answer['id']}")
+    assert (row["costs"], row["slots"]) == ({"tokens": 500}, 3)
+    for field, value in (("costs", {"a b": 1}), ("costs", {"tokens": -1}), ("slots", 0), ("slots", 101)):
+        response = await client.post("/jobs/enqueue", json=job | {field: value})
+        assert response.status == 422, await response.text()
+    response = await client.put("/limits/model", json={"rate": [band | {"unit": "a b"}]})
+    assert response.status == 422
+    response = await client.put("/limits/queue", json={"rate": [band]})
+    assert response.status == 422

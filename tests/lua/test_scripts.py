@@ -32,6 +32,7 @@ CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
     "breaker": lambda s: s.breaker("declare", "t", "0.5 20 30000"),
     "breakers": lambda s: s.breakers(),
+    "charge": lambda s: s.charge(["a", TOKEN, "tokens 7"]),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "close": lambda s: s.close("r", 500),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),

@@ -33,6 +33,7 @@ def talk(ctx: Context = inject) -> str:
     for n in range(3):
         ctx.progress(n)
         ctx.log(f"line {n}")
+        ctx.spent("tokens", n + 40)
     return ctx.id
 
 

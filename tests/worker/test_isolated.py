@@ -54,6 +54,7 @@ async def test_progress_and_log_lines_come_through(queue, process, start):
     job = await talk.enqueue()
     assert await job.result(20) == job.id
     assert bytes((await job.row()).progress or b"") == b"2"
+    assert (await job.row()).costs == {"tokens": 42}
     assert [line.message for line in await queue.logs(job.id)] == ["line 0", "line 1", "line 2"]
 
 

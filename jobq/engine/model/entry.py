@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from jobq.engine.model.costs import costs_of, weight_row
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
 from jobq.engine.model.limits import keys_of
 from jobq.engine.model.unique import key_of, mode_of
@@ -75,7 +76,10 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     if options.breaker:
         # The name of no rule begins with an exclamation mark.
         keys.insert(0, f"!{new.type}")
-    weight = "" if options.slots == 1 else str(options.slots)
+    costs = options.costs
+    if costs or options.costs_by:
+        costs = costs_of(costs, options.costs_by, new.payload)
+    weight = weight_row(options.slots, costs) if costs or options.slots != 1 else ""
     if options.priority or options.lifo or delay or keys or weight:
         words = f"{options.priority} {int(options.lifo)} {delay}"
         if keys or weight:

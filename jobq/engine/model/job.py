@@ -160,6 +160,14 @@ class StoredUnique(msgspec.Struct, frozen=True, omit_defaults=True, rename={"whi
     by: tuple[UniqueBy, ...] = ()
 
 
+class CostBy(msgspec.Struct, frozen=True):
+    """A cost that an argument of the job gives. ``default``: the cost if the payload leaves it out."""
+
+    unit: str
+    field: str
+    default: int = 1
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is run, each option with a default. Times are ms. The Python methods convert from seconds.
 
@@ -171,6 +179,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``breaker``: the type has a circuit breaker.
     ``unique``: while what a key is held, and what becomes of a job that finds it held. ``key`` and ``key_ttl`` are its
     short forms.
+    ``costs``: what it costs, by unit, under rates that count this unit. ``costs_by``: the same, from arguments.
     """
 
     priority: int = 0
@@ -189,6 +198,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     slots: int = 1
     breaker: bool = False
     unique: StoredUnique | None = None
+    costs: dict[str, int] = {}
+    costs_by: tuple[CostBy, ...] = ()
 
 
 PLAIN = Options()

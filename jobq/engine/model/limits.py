@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from jobq.duration import to_seconds
+from jobq.engine.model.costs import check_unit, cost_by
+from jobq.engine.model.costs import cost as cost_number
 from jobq.engine.model.job import LimitBy
 from jobq.engine.model.times import option_ms, to_ms
 from jobq.errors import InvalidJob
@@ -20,7 +22,7 @@ from jobq.errors import InvalidJob
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from jobq.engine.model.job import Seconds
+    from jobq.engine.model.job import CostBy, Seconds
 
 QUEUE_RULE: Final = "queue"
 """The rule with this name applies to every job of the queue."""
@@ -36,7 +38,7 @@ _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 class Band(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rate: ``count`` starts in ``per`` ms, and up to ``burst`` of them at once.
+    """A rate: ``count`` starts in ``per`` ms, and up to ``burst`` of them at once. With a ``unit`` it counts costs.
 
     In any time of length ``t`` ms, at most ``burst + count * t / per`` jobs start.
     """
@@ -44,6 +46,7 @@ class Band(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int
     per: int
     burst: int = 1
+    unit: str = ""
 
 
 class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,8 +56,8 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
     rate: tuple[Band, ...] = ()
 
     def text(self) -> str:
-        """As the scripts read it: ``concurrency count/per/burst ...``, with ``-`` for no concurrency."""
-        bands = "".join(f" {band.count}/{band.per}/{band.burst}" for band in self.rate)
+        """As the scripts read it: ``concurrency count/per/burst/unit ...``, with ``-`` for no concurrency."""
+        bands = "".join(f" {band.count}/{band.per}/{band.burst}{band.unit and '/'}{band.unit}" for band in self.rate)
         return f"{'-' if self.concurrency is None else self.concurrency}{bands}"
 
 
@@ -62,10 +65,14 @@ def parse_rule(text: str) -> Rule | None:
     """The rule of a stored text; None if it cannot be read, or is empty."""
     first, *bands = text.split(" ")
     try:
-        rate = tuple(Band(*map(int, band.split("/"))) for band in bands)
+        rate = tuple(Band(int(count), int(per), int(burst), *unit) for count, per, burst, *unit in map(_parts, bands))
         return Rule(None if first == "-" else int(first), rate)
     except (ValueError, TypeError):
         return None
+
+
+def _parts(band: str) -> list[str]:
+    return band.split("/")
 
 
 class Concurrency:
@@ -87,23 +94,41 @@ class Rate:
     """At most ``count`` jobs start in ``per`` (seconds, ``timedelta`` or a text such as ``"1m"``), spread evenly.
 
     ``burst``: how many of them may start at once after a quiet time. ``by``, ``name``: as for ``Concurrency``.
+    ``unit``: the rate does not count jobs but what they cost, such as tokens. ``cost``: the argument of the handler
+    that gives the cost of a job, or a number. A job without a cost in this unit costs 1.
     The algorithm is GCRA. It has no windows, so the jobs of two windows cannot start together.
     """
 
     def __init__(
-        self, count: int, *, per: Seconds | str, burst: int = 1, by: str | None = None, name: str | None = None
+        self,
+        count: int,
+        *,
+        per: Seconds | str,
+        burst: int = 1,
+        by: str | None = None,
+        name: str | None = None,
+        unit: str | None = None,
+        cost: str | float | None = None,
     ) -> None:
-        self.band = Band(_number("Rate", count), period_ms(per), _number("burst", burst))
+        if cost is not None and unit is None:
+            raise InvalidJob(f"Rate has cost={cost!r:.80} and no unit: add unit=, such as unit='tokens'")
+        if isinstance(cost, int | float):
+            cost_number("cost", cost)
+        unit = "" if unit is None else check_unit(unit)
+        self.band = Band(_number("Rate", count), period_ms(per), _number("burst", burst), unit)
+        self.cost = cost
         self.by = by
         self.name = name
 
     def __repr__(self) -> str:
         band = self.band
-        return f"Rate({band.count}, per={band.per / 1000:g}, burst={band.burst}{_shown(self.by, self.name)})"
+        shown = _shown(self.by, self.name, band.unit or None, self.cost)
+        return f"Rate({band.count}, per={band.per / 1000:g}, burst={band.burst}{shown})"
 
 
-def _shown(by: str | None, name: str | None) -> str:
-    return "".join(f", {word}={value!r}" for word, value in (("by", by), ("name", name)) if value is not None)
+def _shown(*values: Any) -> str:
+    words = zip(("by", "name", "unit", "cost"), values, strict=False)
+    return "".join(f", {word}={value!r}" for word, value in words if value is not None)
 
 
 def _number(what: str, value: Any, least: int = 1) -> int:
@@ -154,6 +179,8 @@ def check_rule(rule: Rule) -> Rule:
     for band in rule.rate:
         _number("count", band.count)
         _number("burst", band.burst)
+        if band.unit:
+            check_unit(band.unit)
         if not 1 <= band.per <= PERIOD_MAX_MS:
             raise InvalidJob(f"per is {band.per}: it takes 1 to {PERIOD_MAX_MS} ms (366 days)")
     return rule
@@ -254,14 +281,45 @@ def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgsp
 def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
     """The rule of a whole queue, under its name; empty if there are no limits.
 
-    :raises InvalidJob: an entry has a ``by`` or a ``name``, or is not a limit.
+    :raises InvalidJob: an entry has a ``by``, a ``name`` or a ``unit``, or is not a limit.
     """
     for limit in limits:
         if isinstance(limit, str) or getattr(limit, "by", None) is not None or getattr(limit, "name", None) is not None:
             raise InvalidJob(
                 f"limits of a queue hold {limit!r:.80}: a queue takes Concurrency and Rate without by= and name="
             )
-    return declared_rules(limits, QUEUE_RULE, {}, of_queue=True)[0]
+    return check_queue_rule(declared_rules(limits, QUEUE_RULE, {}, of_queue=True)[0])
+
+
+def check_queue_rule(rules: dict[str, Rule]) -> dict[str, Rule]:
+    """Return the rules.
+
+    :raises InvalidJob: that of the whole queue has a rate with a unit.
+    """
+    if QUEUE_RULE in rules and any(band.unit for band in rules[QUEUE_RULE].rate):
+        raise InvalidJob("a rate of the whole queue counts jobs: give unit= to a limit of a task")
+    return rules
+
+
+def declared_costs(given: Sequence[Any], type: str, arguments: dict[str, Any]) -> tuple[dict[str, int], list[CostBy]]:
+    """What ``limits=[...]`` of a task says of the costs of its jobs: numbers, and arguments that give them.
+
+    :raises InvalidJob: ``cost`` names no argument, or one unit has two costs.
+    """
+    costs: dict[str, int] = {}
+    by: dict[str, CostBy] = {}
+    seen: dict[str, Any] = {}
+    for limit in given:
+        if not isinstance(limit, Rate) or limit.cost is None:
+            continue
+        unit = limit.band.unit
+        if seen.setdefault(unit, limit.cost) != limit.cost:
+            raise InvalidJob(f"the cost in {unit} is given twice, as {seen[unit]!r:.80} and as {limit.cost!r:.80}")
+        if isinstance(limit.cost, str):
+            by[unit] = cost_by(unit, limit.cost, arguments, type)
+        else:
+            costs[unit] = cost_number("cost", limit.cost)
+    return costs, list(by.values())
 
 
 def declared_rules(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 import msgspec
 
 from jobq.engine.model.backoff import stored_backoff
+from jobq.engine.model.costs import check_costs
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
@@ -27,7 +28,7 @@ from jobq.engine.model.unique import check_key, check_unique, stored_unique
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from jobq.engine.model.backoff import Backoff
@@ -54,6 +55,7 @@ class _Given(TypedDict, total=False):
     limits: Sequence[str | Concurrency | Rate] | None
     slots: int
     unique: Unique | None
+    costs: Mapping[str, int] | None
 
 
 class Given(_Given, total=False):
@@ -118,6 +120,9 @@ def merge(base: Options, given: Given) -> Options:
         changes.setdefault("key_ttl", None)
     elif changes.get("key") is not None:
         changes.setdefault("unique", None)
+    if "costs" in changes:
+        changes["costs"] = dict(changes["costs"] or {})
+        changes.setdefault("costs_by", ())  # not the task's either
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # in place of the task's default
@@ -185,6 +190,7 @@ def check(options: Options) -> None:
         check_unique(options.unique)
         if options.key is not None:
             raise InvalidJob("key and unique are both given: key is the short form of unique=Unique(key=...)")
+    check_costs(options.costs)
     if options.key is not None:
         check_key("key", options.key)
     elif options.key_ttl is not None:

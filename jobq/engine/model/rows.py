@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobq.engine.model.costs import read_costs
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.job import AttemptError, LogLine, Result, State
 from jobq.engine.model.unreadable import (
@@ -70,7 +71,7 @@ class _Columns:
     """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
 
     def __init__(self, row: list[Any]) -> None:
-        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits = row
+        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits, weights = row
         bad = Unreadable()
         self.unreadable = bad.found
         self.state = state = State(state.decode())
@@ -81,6 +82,7 @@ class _Columns:
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
         self.limits = [key for key in as_text(limits).split("\n") if key[:1] != "!"] if limits else []
+        self.costs = read_costs(weights)
         self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
@@ -140,6 +142,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         limits=of.limits,
         slots=spec.slots,
         schedule=spec.schedule,
+        costs=of.costs,
         unreadable=of.unreadable,
     )
 

@@ -58,6 +58,7 @@ class JobRow(msgspec.Struct, frozen=True):
     limits: list[str] = []
     slots: int = 1
     schedule: Scheduled | None = None
+    costs: dict[str, int] = {}
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

@@ -16,6 +16,7 @@ from jobq.engine.model.limits import (
     Rate,
     Rule,
     check_limit_key,
+    check_queue_rule,
     check_rule,
     check_rule_name,
     closing_ms,
@@ -240,7 +241,9 @@ def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band]
     for one in given:
         if not isinstance(one, Rate | Band):
             raise InvalidJob(f"rate holds {one!r:.80}: it takes Rate(count, per=...)")
-    return check_rule(Rule(concurrency, tuple(one.band if isinstance(one, Rate) else one for one in given)))
+    rule = check_rule(Rule(concurrency, tuple(one.band if isinstance(one, Rate) else one for one in given)))
+    check_queue_rule({name: rule})
+    return rule
 
 
 def _time(raw: bytes) -> int | None:

@@ -99,6 +99,8 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
         given["unique"] = None
     if "limits" in given:
         given["limits_by"] = ()
+    if "costs" in given:
+        given["costs_by"] = ()
     if given.get("run_at") is not None:
         given["delay"] = 0  # in place of the type's default
     elif given.get("delay"):

@@ -200,6 +200,10 @@ class Store(Scheduling):
         """Store progress: flat triples id, token, JSON value. Returns lost ids."""
         return Call("progress", jobs, read_as_is)
 
+    def charge(self, jobs: list[Argument]) -> Call[list[bytes]]:
+        """Set what leased jobs really cost: flat triples id, token, lines "unit amount". Returns lost ids."""
+        return Call("charge", [self.now, *jobs], read_as_is)
+
     def log(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Append log lines: groups id, token, number of earlier lines of the run, the same with these, lines.
 

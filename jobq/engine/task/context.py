@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
+from jobq.engine.model.costs import check_unit, cost
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.ids import time_of
 
@@ -30,7 +31,7 @@ class Context:
     the runs that raised ``Snooze``, and ``rate_limited`` those that raised ``RateLimited``. They were not charged.
     ``fence`` grows from run to run. So a database can refuse a run that was replaced: its fence is lower than the
     job's last one.
-    ``progress`` and ``log`` may be called from any thread and cost no trip of their own.
+    ``progress``, ``spent`` and ``log`` may be called from any thread and cost no trip of their own.
     """
 
     __slots__ = (
@@ -55,7 +56,7 @@ class Context:
         attempt: int,
         worker: str,
         fence: int,
-        say: Callable[[Context, Literal["progress", "log"], bytes | str], None],
+        say: Callable[[Context, Literal["progress", "log", "spent"], bytes | str], None],
         snoozes: int = 0,
         rate_limited: int = 0,
     ) -> None:
@@ -116,6 +117,14 @@ class Context:
                 f"progress has {len(data)} bytes, the limit is {PROGRESS_MAX}: store it elsewhere, and give a reference"
             )
         self._say(self, "progress", data)
+
+    def spent(self, unit: str, amount: float) -> None:
+        """Say what this run really cost, in place of the estimate that its rates with this unit were charged. The last
+        value counts. It is stored before the outcome of the run, whatever that is.
+
+        :raises InvalidJob: the unit or the amount does not fit.
+        """
+        self._say(self, "spent", f"{check_unit(unit)} {cost(unit, amount)}")
 
     def log(self, message: str) -> None:
         """Write a line into the job's own log, which ``GET /jobs/{id}/logs`` and ``jobq logs`` show."""

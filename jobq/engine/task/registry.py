@@ -9,7 +9,7 @@ import msgspec
 
 from jobq.engine.model.breaker import Breaker
 from jobq.engine.model.job import Options
-from jobq.engine.model.limits import Rule, declared_rules
+from jobq.engine.model.limits import Rule, declared_costs, declared_rules
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
@@ -94,9 +94,15 @@ class Registry:
             limits = options.pop("limits", None) or ()
             defaults = merge(Options(), cast("Given", options))
             if limits:
-                rules, keys, by = declared_rules(limits, type_, Signature(plain).defaults)
+                arguments = Signature(plain).defaults
+                rules, keys, by = declared_rules(limits, type_, arguments)
+                costs, costs_by = declared_costs(limits, type_, arguments)
                 self.declare(rules)
                 defaults = msgspec.structs.replace(defaults, limits=keys, limits_by=by)
+                if costs or costs_by:
+                    costs |= defaults.costs
+                    costs_by = tuple(one for one in costs_by if one.unit not in defaults.costs)
+                    defaults = msgspec.structs.replace(defaults, costs=costs, costs_by=costs_by)
             if breaker is not None:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
             if defaults.unique is not None:

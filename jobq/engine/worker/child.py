@@ -111,7 +111,7 @@ class Channel:
     def _send(self, kind: Any, data: bytes) -> None:
         self._sock.sendall(frame(Message(kind, self._number, self._pid, data)))
 
-    def say(self, number: int, what: Literal["progress", "log"], value: bytes | str) -> None:
+    def say(self, number: int, what: Literal["progress", "log", "spent"], value: bytes | str) -> None:
         """Send progress, or a line of the job's own log.
 
         :raises RuntimeError: this process is a copy that the handler forked.
@@ -271,7 +271,7 @@ async def run(request: Request, channel: Channel, resources: Resources) -> Any:
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidPayload(f"the payload does not fit {spec.type}'s signature: {misfit(error)}") from None
 
-    def say(_: Context, what: Literal["progress", "log"], value: bytes | str) -> None:
+    def say(_: Context, what: Literal["progress", "log", "spent"], value: bytes | str) -> None:
         channel.say(request.number, what, value)
 
     context = Context(

@@ -60,11 +60,11 @@ class Message(msgspec.Struct, frozen=True):
     """From a child to the worker.
 
     ``number`` is that of the request and ``pid`` is the sender's process id: the worker drops messages of earlier runs
-    and of forked copies. ``data`` is JSON; for "log" it is the text, for "wait" a ``Wait`` and for "waited" the
-    awaited job's id. After a message with ``leaving`` the child ends.
+    and of forked copies. ``data`` is JSON; for "log" it is the text, for "spent" the unit and the amount, for "wait" a
+    ``Wait`` and for "waited" the awaited job's id. After a message with ``leaving`` the child ends.
     """
 
-    kind: Literal["taken", "progress", "log", "record", "event", "wait", "waited", "done", "error"]
+    kind: Literal["taken", "progress", "log", "spent", "record", "event", "wait", "waited", "done", "error"]
     number: int
     pid: int
     data: bytes = b""

@@ -53,6 +53,17 @@ neither report its job's outcome nor get another job."""
 _json = msgspec.json.Encoder().encode
 
 
+def _say(context: Context, message: Message) -> None:
+    """What the handler says of its run."""
+    if message.kind == "progress":
+        context.progress(msgspec.Raw(message.data))
+    elif message.kind == "log":
+        context.log(message.data.decode())
+    else:
+        unit, _, amount = message.data.decode().partition(" ")
+        context.spent(unit, int(amount))
+
+
 class NeverTakenError(Exception):
     """The child died between two jobs, so this job is not the cause."""
 
@@ -143,10 +154,8 @@ class Child:
                     elif message.kind == "taken":
                         taken = True
                         starting.reschedule(None)
-                    elif message.kind == "progress":
-                        context.progress(msgspec.Raw(message.data))
-                    elif message.kind == "log":
-                        context.log(message.data.decode())
+                    elif message.kind in ("progress", "log", "spent"):
+                        _say(context, message)
                     elif message.kind == "wait":
                         wait = decode_wait(message.data)
                         if worker is not None:

@@ -43,12 +43,14 @@ _decode = msgspec.json.Decoder(LogLine).decode
 class RunNotes:
     """The unsent notes of one run."""
 
-    __slots__ = ("appends", "first", "left_out", "lines", "progress", "size")
+    __slots__ = ("appends", "first", "left_out", "lines", "progress", "size", "spent")
 
     def __init__(self) -> None:
         self.appends = False
         """Whether the server may have earlier lines of the job."""
         self.progress: bytes | None = None
+        self.spent: dict[str, str] = {}
+        """What the run really cost, by unit."""
         self.lines: list[bytes] = []
         self.size = 0
         """Bytes of the lines."""
@@ -77,6 +79,7 @@ class RunNotes:
         newer.appends |= self.appends
         if newer.progress is None:
             newer.progress = self.progress
+        newer.spent = self.spent | newer.spent
         if self.lines or self.left_out:
             newer.first = self.first
         for line in reversed(self.lines):
@@ -114,6 +117,14 @@ class Notes:
         with self._lock:
             first = not self._unsent
             self._of(key).progress = value
+            return first
+
+    def spent(self, key: Key, value: str) -> bool:
+        """Set what a run really cost: ``value`` is a unit and an amount. Returns as ``progress``."""
+        unit, _, amount = value.partition(" ")
+        with self._lock:
+            first = not self._unsent
+            self._of(key).spent[unit] = amount
             return first
 
     def log(self, key: Key, writer: Writer, message: str, at: int, *, appends: bool) -> bool:
@@ -172,6 +183,15 @@ def progress_rows(notes: dict[Key, RunNotes]) -> list[Any]:
     for (job_id, token), unsent in notes.items():
         if unsent.progress is not None:
             flat += (job_id, token, unsent.progress)
+    return flat
+
+
+def charge_rows(notes: dict[Key, RunNotes]) -> list[Any]:
+    """The arguments of the script ``charge``."""
+    flat: list[Any] = []
+    for (job_id, token), unsent in notes.items():
+        if unsent.spent:
+            flat += (job_id, token, "\n".join(f"{unit} {amount}" for unit, amount in unsent.spent.items()))
     return flat
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from jobq.engine.worker.notes import NOTES_MAX, Notes, RunNotes, log_rows, progress_rows
+from jobq.engine.worker.notes import NOTES_MAX, Notes, RunNotes, charge_rows, log_rows, progress_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +115,8 @@ class Parcel:
         if self.notes:
             if progress := progress_rows(self.notes):
                 calls.append((None, store.progress(progress)))
+            if charges := charge_rows(self.notes):
+                calls.append((None, store.charge(charges)))
             if lines := log_rows(self.notes):
                 calls.append((None, store.log(lines)))
         for outcome, flat in self.rows.items():

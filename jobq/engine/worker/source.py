@@ -211,13 +211,15 @@ class Source:
         self._slots.lending.end(context, job_id)
 
     def say(self, context: Context, what: str, value: bytes | str) -> None:
-        """Progress or a log line, from any thread."""
+        """Progress, a cost or a log line, from any thread."""
         run = self.runs.get(context.id.encode())
         if run is None or run.context is not context:
             return
         notes, key = self.outbox.notes, (run.id, run.token)
         if what == "progress":
             first = notes.progress(key, value if isinstance(value, bytes) else value.encode())
+        elif what == "spent":
+            first = notes.spent(key, str(value))
         else:
             text = value if isinstance(value, str) else value.decode(errors="replace")
             # An earlier run, or one that was handed back, may also have written lines.
