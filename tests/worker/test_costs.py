@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, Context, InvalidJob, Queue, Rate, State
+from jobq import Concurrency, Context, InvalidJob, Queue, Rate, State, inject
 from jobq.testing import FakeContext
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def test_a_cost_is_an_argument_and_the_real_one_is_stored_with_the_outcome
     queue: Queue, start: Callable[..., Any]
 ):
     @queue.task(limits=[Rate(100, per="1d", burst=100, unit="tokens", by="model", cost="size")])
-    async def work(ctx: Context, model: str, size: int = 30) -> None:
+    async def work(model: str, size: int = 30, ctx: Context = inject) -> None:
         if model == "told":
             ctx.spent("tokens", 7)
             ctx.spent("tokens", 9.5)
@@ -134,7 +134,7 @@ async def test_real_costs_leave_room_for_more_jobs_at_once(queue: Queue, start: 
     ran = 0
 
     @queue.task(limits=[Rate(1, per="1d", burst=10, unit="tokens", cost=10)])
-    async def work(ctx: Context) -> None:
+    async def work(ctx: Context = inject) -> None:
         nonlocal ran
         ran += 1
         ctx.spent("tokens", 0)
