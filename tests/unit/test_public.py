@@ -39,6 +39,7 @@ INTERNAL = {
     "Defaults",
     "Given",
     "HookCalls",
+    "CostBy",
     "LimitBy",
     "RetryPolicy",
     "ScheduleGiven",
