@@ -91,7 +91,8 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         uniqueness = "" if key is None else f"{_rule_of(options)} {len(_encode(new.type)) + 8} k:{key}"
         if new.idempotency_key is not None:
             # Two requests are the same if everything but the time is equal.
-            same = _encode(msgspec.structs.replace(spec, at=0)) + "\n".join((*(keys or ()), uniqueness, weight)).encode()
+            words_of = "\n".join((*(keys or ()), uniqueness, weight))
+            same = _encode(msgspec.structs.replace(spec, at=0)) + words_of.encode()
             fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
