@@ -112,22 +112,23 @@ end
 
 -- shared: running
 -- The running jobs that have a key. Any number of jobs may wait with a key that only running jobs hold, so the row of the key
--- does not name them all. The jobs that run are few, and they are read once per call.
-local runners
+-- does not name them all. The jobs that run are few, and they are read once per call. A job has one key of its own.
+local pages
 local function running(key)
-    if not runners then
-        runners = {}
+    if not pages then
+        pages = {}
         for at = 0, redis.call('ZCARD', active) - 1, 1000 do
             local ids = redis.call('ZRANGE', active, at, at + 999)
-            for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
-                for name in string.gmatch(names and names .. '\n' or '', '([^\t\n]+)\n') do
-                    runners[name] = runners[name] or {}
-                    table.insert(runners[name], ids[i])
-                end
-            end
+            pages[#pages + 1] = { ids, redis.call('HMGET', keys, unpack(ids)) }
         end
     end
-    return runners[key] or {}
+    local rows, found = { [key] = true, ['\t' .. key] = true, ['queued\t' .. key] = true, ['running\t' .. key] = true }, {}
+    for _, page in ipairs(pages) do
+        for i, row in ipairs(page[2]) do
+            if rows[row] then found[#found + 1] = page[1][i] end
+        end
+    end
+    return found
 end
 -- end
 
@@ -327,7 +328,7 @@ local function resolve(job)
         for _, one in ipairs(list) do
             if redis.call('ZSCORE', active, one) then kill(one, job.id) end
         end
-        if runners then runners[job.key] = nil end
+        pages = nil
         if state == 'active' then return nil end
         state, score = state_of(id)
     end

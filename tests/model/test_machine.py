@@ -139,7 +139,7 @@ class Machine(RuleBasedStateMachine):
         if again:
             call.send_again()
         actual = plain(self.run(self.store.do(call)))
-        if keyed:  # The model does not predict the state of the holder; tests/model/test_unique.py does.
+        if keyed:  # The model does not predict the state of the holder; tests/model/test_uniqueness_table.py does.
             actual = [word for i in range(0, len(actual), 5) for word in actual[i : i + 3]]
         if verb == "enqueue" and (actual[:1] == [0] or not self.began):
             # The first enqueue learns that the queue is new. So does one after a rebase of an empty queue, which does
