@@ -131,8 +131,9 @@ if cursor == '' then
             redis.call('ZREM', reopens, key)
             redis.call('ZADD', openings, '-inf', key)
         end
-        for _, key in ipairs(redis.call('ZRANGE', closed, 0, 999)) do
-            if string.byte(key) ~= 33 then redis.call('ZINCRBY', closed, string.format('%.0f', -back), key) end
+        local times = redis.call('ZRANGE', closed, 0, 999, 'WITHSCORES')
+        for i = 1, #times, 2 do
+            if string.byte(times[i]) ~= 33 then redis.call('ZADD', closed, string.format('%.0f', tonumber(times[i + 1]) - back), times[i]) end
         end
         if tonumber(clock[2]) then redis.call('HSET', meta, 'closed', string.format('%.0f', tonumber(clock[2]) - back)) end
         redis.call('ZADD', wake, 0, 't')

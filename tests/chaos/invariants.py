@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits", "weights")
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited",
-        "virtual", "planned"}  # fmt: skip
+        "virtual", "planned", "closed", "clock"}  # fmt: skip
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 
@@ -70,6 +70,9 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
           set(column["admitted"]) ^ taken)  # fmt: skip
     early = {place for place in taken if place.split("\0")[1] in column["waiting"]}
     check(set(column["unspent"]) <= early, "tokens of jobs that do not wait", set(column["unspent"]) - early)
+    tripped = {f"!{name}" for name, row in column["breakers"].items() if row.split(" ")[3] != "0"}
+    shut = {key for key in column["closed"] if key.startswith("!")}
+    check(shut == tripped, "breakers that are closed in one place only", shut ^ tripped)
     held = sorted(member.split("\0")[2] for member in column["held_by"])
     check(held == sorted(column["held"]), "held jobs in no line, or in several", held)
     spots = {name[1:]: spot for name, spot in column["lines"].items() if name.startswith("=")}

@@ -31,7 +31,7 @@ class Closing(World):
         """A claim that gives jobs back to held wakes a worker, although it has nothing."""
         got: list[str] = []
         for _ in range(50):
-            await self.bench.store.command(b"DEL", self.bench.store.keys["wake"])
+            await self.bench.admin.command(b"DEL", self.bench.store.keys["wake"])
             some = await self.trip(want)
             got += some
             if not some and "wake" not in await self.bench.dump():
@@ -128,7 +128,7 @@ async def test_jobs_that_were_admitted_before_their_key_was_closed_do_not_start(
     await world.enqueue("free")
     await bench.do(bench.store.admit(3, 50, 1))
     await world.close("r", 50)
-    await bench.store.command(b"DEL", bench.store.keys["wake"])
+    await bench.admin.command(b"DEL", bench.store.keys["wake"])
     assert await world.trip(4) == ["free"]
     state = await bench.dump()
     assert state["wake"] == WAKE["wake"], "there may be other jobs behind those that went back to held"
