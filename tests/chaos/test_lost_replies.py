@@ -167,13 +167,13 @@ async def test_an_enqueue_is_not_repeated_behind_the_removal_of_its_job(
             raise
 
     monkeypatch.setattr(faulty, "trip", lost)
-    faulty.next_of = "enqueue"
+    faulty.next_of = "enqueue enqueue_unique"
     job = await queue.enqueue("send", id="mine" if own_id else None, **options)
     assert not job.duplicate
     assert (await queue.stats()).waiting == 0
     # the id is free for another job, and its key too
     faulty.fault = Fault.REQUEST_LOST
-    faulty.next_of = "enqueue"
+    faulty.next_of = "enqueue enqueue_unique"
     monkeypatch.setattr(faulty, "trip", trip)
     # An id that is used again within the millisecond of its removal is free, or not: nobody can tell.
     await asyncio.sleep(0.002)
