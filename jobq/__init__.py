@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.breaker import Breaker, BreakerRow
+from jobq.engine.model.groups import Group, GroupRow
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import (
     Accepted,
@@ -39,6 +40,7 @@ from jobq.errors import (
     Discard,
     DurabilityRefused,
     DurabilityUnavailable,
+    GroupFull,
     IdempotencyConflict,
     InvalidJob,
     InvalidPayload,
@@ -103,6 +105,9 @@ __all__ = [
     "DurabilityRefused",
     "DurabilityUnavailable",
     "Event",
+    "Group",
+    "GroupFull",
+    "GroupRow",
     "IdempotencyConflict",
     "InvalidJob",
     "InvalidPayload",

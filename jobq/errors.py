@@ -4,6 +4,7 @@ JobqError
   x InvalidJob              the enqueue's arguments do not fit; nothing was written
     + UnknownType           the queue has no task of this type
     + UnknownRule           nobody declared or set the rule of a limit key
+    + GroupFull             the group of the job holds as many jobs as it may
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
     + JobIdTaken            another job has this id
@@ -83,6 +84,17 @@ class UnknownRule(InvalidJob):
         super().__init__(
             f"there is no rule {rule[:80]!r}; there are: {rules}. Declare it with limits=[...] on a task of a running"
             " worker, or set it with queue.set_limit(...), PUT /limits/{rule} or `jobq limits set`"
+        )
+
+
+class GroupFull(InvalidJob):
+    """The group of the job holds as many jobs as its ``max_queued`` allows. Enqueue it later."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        super().__init__(
+            f"group {group[:80]!r} holds as many jobs as it may: enqueue later, or raise its max_queued with"
+            " queue.set_group(...), PUT /groups/{group} or `jobq groups set`"
         )
 
 

@@ -31,6 +31,7 @@ OPTIONS = (
     "durability",
     "metadata",
     "limits",
+    "group",
     "slots",
     "costs",
 )

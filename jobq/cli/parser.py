@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, get_args
 
-from jobq.cli import render, values
+from jobq.cli import flow, values
+from jobq.cli.menu import Menu, Parser, command
 from jobq.engine.model.job import Conflict, Durability, State, While
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 STATES = [str(state) for state in State]
 
@@ -25,43 +23,6 @@ TIME     5s, 250ms, 10m, 2h or 7d. A number without a unit is seconds.
 Every setting is a flag and an environment variable (JOBQ_REDIS_URL, JOBQ_LEASE, ...); the flag wins.
 Without a Redis URL an embedded server is used.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are one line on stderr."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors take one line."""
-
-    def __init__(self, **given: Any) -> None:
-        # A new flag could change the meaning of an abbreviated one.
-        super().__init__(allow_abbrev=False, **given)
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and where to read more, and exit with 2."""
-        render.complain(f"{message}; see '{self.prog} --help'")
-        self.exit(2)
-
-
-class Menu:
-    """The commands, in the groups in which ``--help`` lists them."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._parser = parser
-        self._subparsers: Subparsers = parser.add_subparsers(
-            prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS
-        )
-        self._intro = parser.description or ""
-        self._lines: list[str] = []
-
-    def group(self, title: str) -> None:
-        """Begin a group."""
-        self._lines += ["", f"{title}:"]
-
-    def add(self, name: str, run: str, words: str) -> argparse.ArgumentParser:
-        """Add a command. ``run``: "module:function" in this package."""
-        self._lines.append(f"  {name:<10} {words}")
-        self._parser.description = "\n".join([self._intro, *self._lines])
-        parser = self._subparsers.add_parser(name, description=words[0].upper() + words[1:] + ".")
-        parser.set_defaults(run=run, json=False)
-        return parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,8 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     menu.group("Queues")
     _add_queues(menu)
     menu.group("Limits")
-    _add_limits(menu)
-    _add_breakers(menu)
+    flow.add_limits(menu)
+    flow.add_breakers(menu)
+    flow.add_groups(menu)
     menu.group("Access")
     _add_access(menu)
     return parser
@@ -99,14 +61,14 @@ def _version() -> str:
 
 
 def _add_processes(menu: Menu) -> None:
-    dev = _command(menu, "dev", "dev:dev", "run server, REST and workers together, for development")
+    dev = command(menu, "dev", "dev:dev", "run server, REST and workers together, for development")
     dev.add_argument("target", metavar="TARGET", help="the queues to serve and run")
     dev.add_argument("--processes", type=values.whole(0), default=2, metavar="N", help="worker processes (default: 2)")
     _reload(dev, "restart everything when the code changes")
     _http_settings(dev)
     _worker_settings(dev)
 
-    work = _command(menu, "work", "work:work", "run jobs")
+    work = command(menu, "work", "work:work", "run jobs")
     work.add_argument("target", metavar="TARGET", help="the queues whose jobs to run")
     work.add_argument(
         "--processes",
@@ -131,7 +93,7 @@ def _add_processes(menu: Menu) -> None:
     _reload(work, "restart the workers gracefully when the code changes")
     _worker_settings(work)
 
-    serve = _command(menu, "serve", "serve:serve", "serve REST and the dashboard")
+    serve = command(menu, "serve", "serve:serve", "serve REST and the dashboard")
     serve.add_argument("target", metavar="TARGET", nargs="?", help="the queues to serve")
     serve.add_argument(
         "--queue", action="append", default=[], metavar="NAME", help="serve a queue by its name; may be repeated"
@@ -141,7 +103,7 @@ def _add_processes(menu: Menu) -> None:
     )
     _http_settings(serve)
 
-    bench = _command(menu, "bench", "bench:bench", "measure jobq on this machine, in about ten seconds", shown=True)
+    bench = command(menu, "bench", "bench:bench", "measure jobq on this machine, in about ten seconds", shown=True)
     bench.add_argument(
         "--seconds",
         type=values.positive_seconds,
@@ -158,27 +120,27 @@ def _add_looking(menu: Menu) -> None:
         ("stats", "look:stats", "show counts, waiting times and run times of queues"),
         ("workers", "look:workers", "list worker processes"),
     ):
-        look = _command(menu, name, run, words, shown=True)
+        look = command(menu, name, run, words, shown=True)
         look.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
         if name == "queues":
             look.add_argument("--types", action="store_true", help="list the types that workers and servers publish")
 
-    top = _command(menu, "top", "top:top", "watch queues and workers live; q quits")
+    top = command(menu, "top", "top:top", "watch queues and workers live; q quits")
     top.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
     top.add_argument(
         "--interval", type=values.positive_seconds, default=1.0, metavar="TIME", help="time between two updates (1s)"
     )
 
-    ls = _command(menu, "ls", "look:ls", "list jobs", shown=True, queue=True)
+    ls = command(menu, "ls", "look:ls", "list jobs", shown=True, queue=True)
     ls.add_argument("--state", choices=STATES, help="only jobs of this state (default: all)")
     ls.add_argument("--type", help="only jobs of this type")
     ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N jobs (default: 20)")
     ls.add_argument("--all", action="store_true", help="no limit")
 
-    show = _command(menu, "show", "look:show", "show everything about a job", shown=True, queue=True)
+    show = command(menu, "show", "look:show", "show everything about a job", shown=True, queue=True)
     show.add_argument("id", metavar="ID", help="the job")
 
-    logs = _command(menu, "logs", "look:logs", "show the log lines of a job", shown=True, queue=True)
+    logs = command(menu, "logs", "look:logs", "show the log lines of a job", shown=True, queue=True)
     logs.add_argument("id", metavar="ID", help="the job")
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more lines until the job is finished")
     logs.add_argument(
@@ -191,7 +153,7 @@ def _add_looking(menu: Menu) -> None:
 
 
 def _add_jobs(menu: Menu) -> None:
-    enqueue = _command(menu, "enqueue", "enqueue:enqueue", "add a job and print its id", shown=True, queue=True)
+    enqueue = command(menu, "enqueue", "enqueue:enqueue", "add a job and print its id", shown=True, queue=True)
     enqueue.add_argument("type", metavar="TYPE", help="the type of the job, which is the name of its handler")
     enqueue.add_argument(
         "payload",
@@ -249,11 +211,12 @@ def _add_jobs(menu: Menu) -> None:
         metavar="UNIT=N",
         help="what it costs; may be repeated",
     )
+    enqueue.add_argument("--group", metavar="GROUP", help="the group whose turns it takes, such as a tenant")
     enqueue.add_argument("--slots", type=int, metavar="N", help="count it as N jobs, for its worker and its limits")
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
 
-    retry = _command(menu, "retry", "move:retry", "run finished jobs again", shown=True, queue=True)
+    retry = command(menu, "retry", "move:retry", "run finished jobs again", shown=True, queue=True)
     _ids(retry)
     _bulk(retry, "all jobs of the state", state="failed", states=["failed", "completed"])
 
@@ -261,9 +224,9 @@ def _add_jobs(menu: Menu) -> None:
         ("kill", "end unfinished jobs as failed and stop their handlers"),
         ("promote", "run delayed jobs now"),
     ):
-        _ids(_command(menu, name, f"move:{name}", words, shown=True, queue=True))
+        _ids(command(menu, name, f"move:{name}", words, shown=True, queue=True))
 
-    rm = _command(menu, "rm", "move:rm", "remove jobs that are not running", shown=True, queue=True)
+    rm = command(menu, "rm", "move:rm", "remove jobs that are not running", shown=True, queue=True)
     _ids(rm)
     _bulk(rm, "all jobs of the state given by --state", states=[s for s in STATES if s != "active"])
 
@@ -273,65 +236,13 @@ def _add_queues(menu: Menu) -> None:
         ("pause", "let no worker start jobs of a queue; running jobs continue"),
         ("resume", "let workers start jobs again"),
     ):
-        verb = _command(menu, name, f"move:{name}", words, shown=True)
+        verb = command(menu, name, f"move:{name}", words, shown=True)
         verb.add_argument("queue", metavar="QUEUE", nargs="?", help="the queue")
 
     of_queues = Menu(menu.add("queue", "", "'queue rm NAME' removes a queue"))
-    rm = _command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
+    rm = command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
     rm.add_argument("queue", metavar="QUEUE", help="the queue")
     rm.add_argument("--force", action="store_true", help="remove it with its jobs, even if workers are alive")
-
-
-def _add_limits(menu: Menu) -> None:
-    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set', 'reset', 'close', 'open': how many jobs run"))
-    _command(of_limits, "ls", "limits:ls", "list the rules of limits", shown=True, queue=True)
-
-    keys = _command(
-        of_limits, "keys", "limits:keys", "list the keys of a rule, most held jobs first", shown=True, queue=True
-    )
-    keys.add_argument("rule", metavar="RULE", help="the rule")
-    keys.add_argument("--limit", type=values.whole(1), default=50, metavar="N", help="at most N keys (default: 50)")
-
-    set_ = _command(
-        of_limits, "set", "limits:set_", "set a rule, in place of what code declares", shown=True, queue=True
-    )
-    set_.add_argument("rule", metavar="RULE", help="the rule")
-    set_.add_argument(
-        "--concurrency", dest="most", type=values.whole(0), metavar="N", help="jobs that run at once; 0 holds all"
-    )
-    set_.add_argument(
-        "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST[/UNIT]]",
-        help="jobs that start in a time, and how many at once: 100/1m/20; or what they cost: 90000/1m/9000/tokens",
-    )  # fmt: skip
-    set_.add_argument("--dry-run", action="store_true", help="only say how many jobs it would hold now")
-
-    reset = _command(
-        of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True
-    )
-    reset.add_argument("rule", metavar="RULE", help="the rule")
-
-    rm = _command(of_limits, "rm", "limits:rm", "remove a rule that no code declares now", shown=True, queue=True)
-    rm.add_argument("rule", metavar="RULE", help="the rule")
-
-    close = _command(
-        of_limits, "close", "limits:close", "start no job of a limit key for a time", shown=True, queue=True
-    )
-    close.add_argument("key", metavar="KEY", help="a limit key, such as tenant:a, or queue for the whole queue")
-    close.add_argument("time", type=values.seconds, metavar="TIME", help="how long: 30s, 5m, 1h")
-    open_ = _command(of_limits, "open", "limits:open_", "open a closed limit key at once", shown=True, queue=True)
-    open_.add_argument("key", metavar="KEY", help="the limit key, or queue")
-
-
-def _add_breakers(menu: Menu) -> None:
-    of_breakers = Menu(menu.add("breakers", "", "'breakers ls', 'trip', 'reset' and 'rm': types that fail too often"))
-    _command(of_breakers, "ls", "breakers:ls", "list the circuit breakers of types", shown=True, queue=True)
-    trip = _command(of_breakers, "trip", "breakers:trip", "start no job of a type for a time", shown=True, queue=True)
-    trip.add_argument("type", metavar="TYPE", help="the type")
-    trip.add_argument("--time", type=values.seconds, metavar="TIME", help="how long (default: as its task declares)")
-    reset = _command(of_breakers, "reset", "breakers:reset", "close the breaker of a type", shown=True, queue=True)
-    reset.add_argument("type", metavar="TYPE", help="the type")
-    rm = _command(of_breakers, "rm", "breakers:rm", "remove the breaker of a type without code", shown=True, queue=True)
-    rm.add_argument("type", metavar="TYPE", help="the type")
 
 
 def _add_access(menu: Menu) -> None:
@@ -339,24 +250,6 @@ def _add_access(menu: Menu) -> None:
     key.add_argument("name", metavar="NAME", help="name of the key's owner")
     key.add_argument("--scope", choices=["read", "write", "admin"], default="write", help="default: write")
     key.add_argument("--queue", action="append", metavar="PATTERN", help="only for these queues; may be repeated")
-
-
-def _command(
-    menu: Menu, name: str, run: str, words: str, *, shown: bool = False, queue: bool = False
-) -> argparse.ArgumentParser:
-    """Add a command with the settings that all commands have. ``shown``: it prints data, and takes --json."""
-    parser = menu.add(name, run, words)
-    if shown:
-        parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    if queue:
-        parser.add_argument("--queue", metavar="QUEUE", help='the queue (default: the only one, else "default")')
-    group = parser.add_argument_group("settings")
-    group.add_argument("--redis", dest="redis_url", metavar="URL", help="redis://, rediss://, unix://, valkey://")
-    group.add_argument("--data-dir", metavar="PATH", help="where the embedded server keeps its data")
-    group.add_argument("--prefix", help="start of all keys in Redis (default: jobq)")
-    group.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
-    group.add_argument("--log-format", choices=["auto", "console", "json"], help="auto: console on a terminal")
-    return parser
 
 
 def _http_settings(parser: argparse.ArgumentParser) -> None:

@@ -178,6 +178,8 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         if "costs" in given:
             given["costs"] = given["costs"] or {}
             given["costs_by"] = ()
+        if "group" in given:
+            given["group_by"] = None
         if isinstance(body.metadata, msgspec.Raw):
             given["metadata"] = _metadata(queue, body.metadata)
         if given.get("run_at") is not None:
@@ -186,7 +188,8 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         elif given.get("delay"):
             given.setdefault("run_at", None)
         options = replace(options, **given)
-        names = None if queue.tasks else tuple(name for name in given if name not in ("limits_by", "costs_by"))
+        hidden = ("limits_by", "costs_by", "group_by")
+        names = None if queue.tasks else tuple(name for name in given if name not in hidden)
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
     job_id = None if body.id is UNSET else body.id
     return NewJob(body.type, payload, options, idempotency_key, job_id, scope, names)
@@ -207,7 +210,7 @@ async def _submit_many(
     answers: list[Accepted | InvalidJob] = []
     for page in _pages(news):
         if not each:
-            answers += await queue.submit_many(page, durability=durability, checked=True)
+            answers += await queue.submit_each(page, durability=durability, checked=True)
             continue
         # Calls that are made together still share a round trip.
         submits = [queue.submit(new, durability=durability, checked=True) for new in page]

@@ -20,6 +20,7 @@ _PARAMETERS = {
     " default one.",
     "queue": "The queue's name.",
     "name": "The schedule's name.",
+    "group": "The name of the group.",
     "rule": "The rule's name.",
     "type": "The type's name.",
     "key": "A limit key, such as `tenant:a`.",

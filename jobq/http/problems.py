@@ -42,6 +42,7 @@ class Kind(NamedTuple):
 
 
 _SOON = (("Retry-After", "1"),)
+_LATER = (("Retry-After", "10"),)
 
 MALFORMED_REQUEST = Kind("malformed-request", 400, "The request is not sound HTTP")
 INVALID_JSON = Kind("invalid-json", 400, "The body is not sound JSON")
@@ -74,6 +75,7 @@ JOB_ID_TAKEN = Kind("job-id-taken", 409, "Another job has this id")
 KEY_TAKEN = Kind("key-taken", 409, "Another job holds the key")
 DURABILITY_REFUSED = Kind("durability-refused", 422, "This Redis cannot give the durability asked for")
 INVALID_QUERY = Kind("invalid-query", 422, "The query cannot be answered as given")
+GROUP_FULL = Kind("group-full", 429, "The group of the job holds as many jobs as it may", _LATER)
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
 HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
 INTERNAL = Kind("internal", 500, "The server has an internal error")
@@ -111,6 +113,7 @@ _FAILURE = ("error_type=type", "error_message=message", "traceback")
 TABLE: dict[type[BaseException], _Row] = {
     BadJSON: _Row(INVALID_JSON),
     errors.InvalidJob: _Row(INVALID_JOB),
+    errors.GroupFull: _Row(GROUP_FULL, ("group",)),
     errors.UnknownBreaker: _Row(UNKNOWN_BREAKER, ("known",)),
     errors.UnknownRule: _Row(UNKNOWN_RULE, ("rule", "known")),
     errors.UnknownType: _Row(UNKNOWN_TYPE, ("known",)),

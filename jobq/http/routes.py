@@ -9,7 +9,7 @@ import msgspec
 from jobq.engine.model.breaker import BreakerRow
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import breakers, enqueue, events, handlers, limits, schedules, schema
+from jobq.http import breakers, enqueue, events, groups, handlers, limits, schedules, schema
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -200,6 +200,23 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
         summary="Open a closed limit key", responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+    ),
+    Route(
+        method="GET", path="/groups", scope=Scope.READ, handler=groups.groups,
+        summary="The groups of the queue", query=groups.GroupsQuery,
+        description="Groups that have jobs or settings, by default those with most held jobs first.",
+        responses={200: groups.Groups},
+    ),
+    Route(
+        method="PUT", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.set_group,
+        summary="Set the weight and the bound of a group, pause or resume it", request=groups.SetGroup,
+        description="It replaces all settings of the group and acts at once, also on jobs that wait."
+        " Running jobs are not stopped.",
+        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
+    ),
+    Route(
+        method="DELETE", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.reset_group,
+        summary="Remove the settings of a group", responses={204: None}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="GET", path="/schedules", scope=Scope.READ, handler=schedules.schedules,

@@ -26,7 +26,7 @@ from jobq.engine.model.job import (
     LogLine,
     State,
 )
-from jobq.engine.model.limits import KEYS_MAX
+from jobq.engine.model.limits import KEYS_MAX, VALUE_MAX
 from jobq.engine.model.types import TypeRow  # noqa: TC001 - msgspec reads the annotation
 from jobq.engine.model.views import JobRow, WorkerRow  # noqa: TC001 - msgspec reads the annotations
 from jobq.http.unique import Key, Unique  # noqa: TC001 - msgspec reads the annotations
@@ -76,6 +76,9 @@ _Costs = Annotated[
     dict[str, int],
     Meta(max_length=8, description='What it costs, by unit: `{"tokens": 500}`, for rates that count this unit.'),
 ]
+_Group = Annotated[
+    str, Meta(min_length=1, max_length=VALUE_MAX, description="The group whose turns the job takes, such as a tenant.")
+]
 _Slots = Annotated[
     int, Meta(ge=1, le=SLOTS_MAX, description="How many jobs it counts as: for its worker and under its limits.")
 ]
@@ -122,6 +125,7 @@ class Enqueue(In):
     metadata: _Metadata | UnsetType = UNSET
     run_at: _RunAt | UnsetType | None = UNSET
     limits: _Limits | UnsetType | None = UNSET
+    group: _Group | UnsetType | None = UNSET
     slots: _Slots | UnsetType = UNSET
     unique: Unique | UnsetType | None = UNSET
     costs: _Costs | UnsetType | None = UNSET
@@ -271,13 +275,14 @@ class JobBrief(msgspec.Struct, frozen=True):
     error: str | None
     snoozes: int
     rate_limited: int
+    group: str | None
 
     @classmethod
     def of(cls, row: Brief) -> JobBrief:
         return cls(
             f"{row.queue}:{row.id}", row.type, row.state, row.priority, row.attempts, row.attempts_made,
             row.enqueued_at, row.run_at, row.started_at, row.finished_at, row.duration, row.worker,
-            one_line(row.error), row.snoozes, row.rate_limited,
+            one_line(row.error), row.snoozes, row.rate_limited, row.group,
         )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 -- groups: reads groups that have held, waiting or active jobs, one page per call, in the order of their names.
 -- KEYS held_by admitted groups jobs
 -- ARGV the last group of the page before ('' in the first call), page (largest number of groups)
--- RETURNS flat groups of five: group, held jobs, waiting and active jobs, its settings ('': none), the spec of the first held job up
---   to its payload ('' if there is none)
+-- RETURNS flat groups of six: group, held jobs, waiting and active jobs, its settings ('': none), the first held job and its spec
+--   up to its payload ('' and '' if there is none)
 -- When the page is full there may be more groups.
 local held_by, admitted, groups, jobs = unpack(KEYS)
 local after, page = ARGV[1], tonumber(ARGV[2])
@@ -24,21 +24,21 @@ local function before(a, b)
 end
 local function number(set, from, to) return redis.call('ZLEXCOUNT', set, from, to) end
 
-while #rows < 5 * page do
+while #rows < 6 * page do
     local a, first = next_group(held_by)
     local b = next_group(admitted)
     local group = a and b and (before(a, b) and a or b) or a or b
     if not group then break end
-    local n, spec = #rows, ''
+    local n, id, spec = #rows, '', ''
     if a == group then
-        local id = string.match(first, '%z%d+%z(.*)$') or ''
+        id = string.match(first, '%z%d+%z(.*)$') or ''
         spec = redis.call('HGET', jobs, id) or ''
         spec = string.sub(spec, 1, (string.find(spec, ',"payload":', 1, true) or 1) - 1)
     end
     local from = '[@' .. group
     rows[n + 1], rows[n + 2] = group, number(held_by, from .. '\0', '(@' .. group .. '\1') + number(held_by, from .. '\n', '(@' .. group .. '\11')
     rows[n + 3] = number(admitted, from .. '\0', '(@' .. group .. '\1')
-    rows[n + 4], rows[n + 5] = redis.call('HGET', groups, group) or '', spec
+    rows[n + 4], rows[n + 5], rows[n + 6] = redis.call('HGET', groups, group) or '', id, spec
     start = from .. '\11'
 end
 return rows

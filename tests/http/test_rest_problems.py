@@ -27,6 +27,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
     errors.ScheduleNotFound: (errors.ScheduleNotFound("a"), 404, "schedule-not-found"),
     errors.UnknownBreaker: (errors.UnknownBreaker("a", ["b"]), 404, "unknown-breaker"),
+    errors.GroupFull: (errors.GroupFull("a"), 429, "group-full"),
     errors.UnknownRule: (errors.UnknownRule("a", ["b"]), 422, "unknown-rule"),
     errors.UnknownType: (errors.UnknownType("a", ["b"]), 422, "unknown-type"),
     errors.PayloadTooLarge: (errors.PayloadTooLarge(2, 1), 413, "too-large"),
@@ -57,7 +58,7 @@ def test_row(row: type[BaseException]):
     assert (response.status, body["status"], body["type"]) == (status, status, f"urn:jobq:problem:{slug}")
     assert response.content_type == "application/problem+json"
     assert "secret" not in body["detail"]
-    assert ("Retry-After" in response.headers) == (slug in ("redis-unavailable", "redis-full"))
+    assert ("Retry-After" in response.headers) == (slug in ("redis-unavailable", "redis-full", "group-full"))
 
 
 def test_every_row_has_its_case():

@@ -83,6 +83,12 @@ async def _(world: World) -> None:
     await world.queue.enqueue("send", limits=["stripe"])
 
 
+@brings("GroupFull", "group 'a' holds as many jobs as it may: enqueue later, or raise its max_queued with")
+async def _(world: World) -> None:
+    await world.queue.set_group("a", max_queued=0)
+    await world.queue.enqueue("send", group="a")
+
+
 @brings("PayloadTooLarge", "the payload has 1048577 bytes, the limit is 1048576; store it elsewhere and enqueue a ref")
 async def _(world: World) -> None:
     await world.queue.enqueue("send", "x" * (1_048_577 - 2))
@@ -384,6 +390,7 @@ EVERY: list[errors.JobqError] = [
     errors.InvalidJob("text"),
     errors.UnknownType("a", ["c", "b"]),
     errors.UnknownRule("a", ["c", "b"]),
+    errors.GroupFull("a"),
     errors.UnknownBreaker("a", ["c", "b"]),
     errors.PayloadTooLarge(5, 4),
     errors.IdempotencyConflict("1"),

@@ -40,6 +40,7 @@ INTERNAL = {
     "Given",
     "HookCalls",
     "CostBy",
+    "GroupBy",
     "LimitBy",
     "RetryPolicy",
     "ScheduleGiven",

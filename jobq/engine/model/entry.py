@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.costs import costs_of, weight_row
+from jobq.engine.model.groups import group_of
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
 from jobq.engine.model.limits import keys_of
 from jobq.engine.model.unique import key_of, mode_of
@@ -76,6 +77,9 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     if options.breaker:
         # The name of no rule begins with an exclamation mark.
         keys.insert(0, f"!{new.type}")
+    group = group_of(options.group_by, new.payload) if options.group_by else options.group
+    if group:
+        keys.insert(0, f"@{group}")
     costs = options.costs
     if costs or options.costs_by:
         costs = costs_of(costs, options.costs_by, new.payload)

@@ -168,6 +168,13 @@ class CostBy(msgspec.Struct, frozen=True):
     default: int = 1
 
 
+class GroupBy(msgspec.Struct, frozen=True):
+    """A template of group names, such as "{tenant}". ``defaults``: values of arguments that a payload leaves out."""
+
+    template: str
+    defaults: dict[str, str]
+
+
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a job is run, each option with a default. Times are ms. The Python methods convert from seconds.
 
@@ -175,7 +182,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``attempts``: total number of runs, None for no limit. ``key``: while a job with this key is unfinished (or for
     ``key_ttl`` ms from its enqueue), another enqueue answers with that job. ``retention``: ms to keep the finished job
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
-    ``limits_by``: more of them, which an argument of the job completes. ``slots``: how many jobs it counts as.
+    ``limits_by``: more of them, which an argument of the job completes. ``group``: the group whose turns the job takes.
+    ``group_by``: a template of it over the job's arguments. ``slots``: how many jobs it counts as.
     ``breaker``: the type has a circuit breaker.
     ``unique``: while what a key is held, and what becomes of a job that finds it held. ``key`` and ``key_ttl`` are its
     short forms.
@@ -195,6 +203,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any] | None = None
     limits: tuple[str, ...] = ()
     limits_by: tuple[LimitBy, ...] = ()
+    group: str | None = None
+    group_by: GroupBy | None = None
     slots: int = 1
     breaker: bool = False
     unique: StoredUnique | None = None

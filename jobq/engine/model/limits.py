@@ -195,7 +195,7 @@ def check_limit_key(key: str) -> None:
     check_rule_name(name)
     if name == QUEUE_RULE:
         raise InvalidJob(f"limit key {key[:80]!r}: the rule 'queue' applies to every job, so no job lists it")
-    if colon and (not value or _unfit(value)):
+    if colon and (not value or unfit(value)):
         raise InvalidJob(
             f"limit key {key[:80]!r}: behind the colon stand 1 to {VALUE_MAX} bytes without control characters"
         )
@@ -212,7 +212,8 @@ def closing_ms(value: Seconds | str) -> int:
     return option_ms("the time", seconds, 1)
 
 
-def _unfit(value: str) -> bool:
+def unfit(value: str) -> bool:
+    """Whether a text is too long to be part of a key, or has control characters."""
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
@@ -223,7 +224,7 @@ def _unfit(value: str) -> bool:
 def value_text(value: Any) -> str:
     """The value of a key for an argument: a text as it is, anything else as JSON; a long one as its hash."""
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    if text and not _unfit(text):
+    if text and not unfit(text):
         return text
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     return f"~{digest}"

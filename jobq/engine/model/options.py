@@ -9,6 +9,7 @@ import msgspec
 from jobq.engine.model.backoff import stored_backoff
 from jobq.engine.model.costs import check_costs
 from jobq.engine.model.encoding import encode
+from jobq.engine.model.groups import check_group_name
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
@@ -28,7 +29,7 @@ from jobq.engine.model.unique import check_key, check_unique, stored_unique
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from jobq.engine.model.backoff import Backoff
@@ -66,6 +67,7 @@ class Given(_Given, total=False):
     """
 
     backoff: Backoff | Sequence[Seconds] | None
+    group: str | None
 
 
 class TaskGiven(_Given, total=False):
@@ -74,10 +76,12 @@ class TaskGiven(_Given, total=False):
     ``backoff`` may also be a function, ``lambda attempt, error: seconds``. The worker calls it after a failed
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
     these are not retried. Both take one class or several, and include subclasses. All leaves of an exception group
-    are checked.
+    are checked. ``group``: the group of its jobs, a template over the handler's arguments such as "{tenant}", or a
+    function that takes these arguments.
     """
 
     backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
+    group: str | Callable[..., str | None] | None
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None
     discard_on: type[BaseException] | Sequence[type[BaseException]] | None
     max_snoozes: int
@@ -123,6 +127,8 @@ def merge(base: Options, given: Given) -> Options:
     if "costs" in changes:
         changes["costs"] = dict(changes["costs"] or {})
         changes.setdefault("costs_by", ())  # not the task's either
+    if "group" in changes:
+        changes.setdefault("group_by", None)
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # in place of the task's default
@@ -191,6 +197,9 @@ def check(options: Options) -> None:
         if options.key is not None:
             raise InvalidJob("key and unique are both given: key is the short form of unique=Unique(key=...)")
     check_costs(options.costs)
+    if options.group is not None:
+        _kind("group", options.group, str, "a text")
+        check_group_name(options.group)
     if options.key is not None:
         check_key("key", options.key)
     elif options.key_ttl is not None:

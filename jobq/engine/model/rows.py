@@ -81,7 +81,9 @@ class _Columns:
         self.errors = read_errors(errors)
         self.result = bad.read("result", result, _result, None)
         self.progress = bad.read("progress", progress, _raw, None)
-        self.limits = [key for key in as_text(limits).split("\n") if key[:1] != "!"] if limits else []
+        self.limits = [key for key in as_text(limits).split("\n") if key[:1] not in ("!", "@")] if limits else []
+        group = as_text(limits).partition("\n")[0] if limits else ""
+        self.group = group[1:] if group[:1] == "@" else None
         self.costs = read_costs(weights)
         self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
@@ -140,6 +142,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         rate_limited=of.rate_limited,
         unserved=of.unserved,
         limits=of.limits,
+        group=of.group,
         slots=spec.slots,
         schedule=spec.schedule,
         costs=of.costs,
@@ -169,6 +172,7 @@ def job_brief(queue: str, job_id: str, row: list[Any]) -> JobBrief:
         snoozes=of.snoozes,
         rate_limited=of.rate_limited,
         unserved=of.unserved,
+        group=of.group,
         unreadable=of.unreadable,
     )
 

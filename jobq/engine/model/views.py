@@ -56,6 +56,7 @@ class JobRow(msgspec.Struct, frozen=True):
     rate_limited: int = 0
     unserved: int = 0
     limits: list[str] = []
+    group: str | None = None
     slots: int = 1
     schedule: Scheduled | None = None
     costs: dict[str, int] = {}
@@ -85,6 +86,7 @@ class JobBrief(msgspec.Struct, frozen=True):
     snoozes: int = 0
     rate_limited: int = 0
     unserved: int = 0
+    group: str | None = None
     unreadable: dict[str, str] = {}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.entry import Entry
 from jobq.engine.model.job import Accepted, State
-from jobq.errors import IdempotencyConflict, JobIdTaken, KeyTaken, StoreUnavailable, twin
+from jobq.errors import GroupFull, IdempotencyConflict, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ WITH_OPTIONS: Final = 2
 BATCH_BYTES: Final = 1 << 20
 """Bytes per trip, so that large payloads do not delay the other calls."""
 
-Answer = Accepted | IdempotencyConflict | JobIdTaken | KeyTaken
+Answer = Accepted | IdempotencyConflict | JobIdTaken | KeyTaken | GroupFull
 _Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
 """A row that waits for the next trip, the future of its caller, and when the wait began (monotonic seconds)."""
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
@@ -221,6 +221,9 @@ def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> lis
             place: int = start + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()
+            if refused[at + 2] == b"full":
+                answers[place] = GroupFull(row[2].partition("\v@")[2].partition("\n")[0].partition("\v")[0])
+                continue
             if earlier == row[0]:
                 # The row's own id: this call was executed before, unless another job has the id.
                 if refused[at + 2] == b"!":

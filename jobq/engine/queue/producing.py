@@ -10,6 +10,7 @@ import msgspec
 
 from jobq.engine.model.encoding import check_sound, encode
 from jobq.engine.model.entry import encode_entry
+from jobq.engine.model.groups import check_group_name
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_type, merge
@@ -95,6 +96,8 @@ class Producing(Registry, Verbs):
             checked &= new is given
         if not checked:
             self.check(new)
+        if self.group_functions:
+            new = self.grouped(new)
         if new.options.limits or new.options.limits_by:
             await session.rule_names.check([new], self.rules)
         entry = encode_entry(new, session.ids, session.store.now_ms())
@@ -111,6 +114,26 @@ class Producing(Registry, Verbs):
         # Another process has drawn the same id.
         session.ids.redraw()
         return await self.submit(new, durability=durability)
+
+    def grouped(self, new: NewJob) -> NewJob:
+        """The job, in the group that the function of its task gives it.
+
+        :raises InvalidJob: the function raised, or returned something else than a name.
+        """
+        function = self.group_functions.get(new.type)
+        if function is None or new.options.group is not None:
+            return new
+        arguments = self.tasks[new.type].signature.arguments(new.payload)
+        try:
+            group = function(**arguments)
+        except Exception as error:
+            raise InvalidJob(f"the group function of {new.type!r} raised {error!r:.200}") from error
+        if group is None:
+            return new
+        if not isinstance(group, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users without type checks
+            raise InvalidJob(f"the group function of {new.type!r} returned {group!r:.80}: it takes a text or None")
+        options = msgspec.structs.replace(new.options, group=check_group_name(group))
+        return msgspec.structs.replace(new, options=options)
 
     def tell_enqueued(self, new: NewJob, accepted: Accepted) -> None:
         """Call the hooks for an enqueue."""
@@ -136,8 +159,23 @@ class Producing(Registry, Verbs):
         """Check all jobs, then enqueue all, hundreds a trip. ``durability`` and ``checked``: as for ``submit``.
 
         :raises InvalidJob: a job does not fit. No job was written.
-        :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken`` and
-            ``KeyTaken``).
+        :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken``,
+            ``KeyTaken`` and ``GroupFull``).
+        :raises StoreError: some of the jobs may be written.
+        """
+        accepted: list[Accepted] = []
+        for answer in await self.submit_each(news, durability=durability, checked=checked):
+            if not isinstance(answer, Accepted):
+                raise answer
+            accepted.append(answer)
+        return accepted
+
+    async def submit_each(
+        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
+    ) -> list[Accepted | InvalidJob]:
+        """As ``submit_many``, but the refusal of a job is returned in its place.
+
+        :raises InvalidJob: a job does not fit. No job was written.
         :raises StoreError: some of the jobs may be written.
         """
         session = self._sessions.here
@@ -148,6 +186,8 @@ class Producing(Registry, Verbs):
         if not checked or news is not given:
             for new in news:
                 self.check(new)
+        if self.group_functions:
+            news = [self.grouped(new) for new in news]
         if limited := [new for new in news if new.options.limits or new.options.limits_by]:
             await session.rule_names.check(limited, self.rules)
         ids, now = session.ids, session.store.now_ms()
@@ -160,12 +200,7 @@ class Producing(Registry, Verbs):
             if isinstance(answer, JobIdTaken) and news[place].id is None:
                 session.ids.redraw()
                 answers[place] = await self.submit(news[place], durability=durability)
-        accepted: list[Accepted] = []
-        for answer in answers:
-            if not isinstance(answer, Accepted):
-                raise answer
-            accepted.append(answer)
-        return accepted
+        return list(answers)
 
     async def send(self, new: NewJob, returns: Any = Any, *, durability: Durability | None = None) -> Job[Any]:
         """As ``submit``. Returns a handle, whose result is decoded as ``returns``."""

@@ -101,6 +101,8 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
         given["limits_by"] = ()
     if "costs" in given:
         given["costs_by"] = ()
+    if "group" in given:
+        given["group_by"] = None
     if given.get("run_at") is not None:
         given["delay"] = 0  # in place of the type's default
     elif given.get("delay"):

@@ -14,6 +14,7 @@ from jobq.engine.model.options import check_durability, count_of
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.breakers import BreakerVerbs
 from jobq.engine.queue.connect import acquire
+from jobq.engine.queue.groups import GroupVerbs
 from jobq.engine.queue.limits import LimitVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.limits import Concurrency, Rate
 
 
-class Queue(ScheduleVerbs, LimitVerbs, BreakerVerbs):
+class Queue(ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

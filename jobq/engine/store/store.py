@@ -384,6 +384,11 @@ class Store(Scheduling):
         """What is published of these types."""
         return await self.command(b"HMGET", self.keys["types"], *names)
 
+    async def group_rows(self) -> dict[bytes, bytes]:
+        """The settings of groups."""
+        flat: list[bytes] = await self.command(b"HGETALL", self.keys["groups"])
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
     async def rule_names(self) -> list[bytes]:
         """The rules of limits."""
         return await self.command(b"HKEYS", self.keys["rules"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Un
 import msgspec
 
 from jobq.engine.model.breaker import Breaker
+from jobq.engine.model.groups import group_by
 from jobq.engine.model.job import Options
 from jobq.engine.model.limits import Rule, declared_costs, declared_rules
 from jobq.engine.model.options import TaskGiven, merge
@@ -45,6 +46,8 @@ class Registry:
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.rules: dict[str, Rule] = {}
         """The rules of limits that tasks and the queue declare."""
+        self.group_functions: dict[str, Callable[..., Any]] = {}
+        """The functions that give the groups of jobs, by type. They take the arguments of the job."""
         self.declared_schedules: dict[str, Definition] = {}
         """The schedules of tasks, which a worker or server of this queue writes when it starts."""
         self.declared_breakers: dict[str, Breaker] = {}
@@ -92,6 +95,7 @@ class Registry:
             if breaker is not None and not isinstance(breaker, Breaker):
                 raise InvalidJob(f"breaker is {breaker!r:.80}: it takes Breaker(rate=..., runs=..., open_for=...)")
             limits = options.pop("limits", None) or ()
+            group = options.pop("group", None)
             defaults = merge(Options(), cast("Given", options))
             if limits:
                 arguments = Signature(plain).defaults
@@ -103,6 +107,14 @@ class Registry:
                     costs |= defaults.costs
                     costs_by = tuple(one for one in costs_by if one.unit not in defaults.costs)
                     defaults = msgspec.structs.replace(defaults, costs=costs, costs_by=costs_by)
+            if isinstance(group, str):
+                by = group_by(group, type_, Signature(plain).defaults)
+                change: dict[str, Any] = {"group": by} if isinstance(by, str) else {"group_by": by}
+                defaults = msgspec.structs.replace(defaults, **change)
+            elif group is not None and not callable(group):
+                raise InvalidJob(
+                    f"group is {group!r:.80}: it takes a text, a template such as '{{tenant}}' or a function"
+                )
             if breaker is not None:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
             if defaults.unique is not None:
@@ -113,6 +125,8 @@ class Registry:
                     f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
                 )
             self.tasks[task.name] = task
+            if callable(group):
+                self.group_functions[task.name] = group
             if breaker is not None:
                 self.declared_breakers[task.name] = breaker
             return task

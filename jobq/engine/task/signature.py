@@ -112,6 +112,13 @@ class Signature:
         given: dict[str, Any] = msgspec.json.decode(payload) or {}
         return {name: value for name, value in given.items() if name not in self.names}
 
+    def arguments(self, payload: bytes | msgspec.Raw) -> dict[str, Any]:
+        """The arguments of a job as the handler gets them, with its defaults.
+
+        :raises InvalidPayload: the payload does not fit.
+        """
+        return msgspec.structs.asdict(self.read(payload))
+
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The payload of a call. It holds the arguments that were given. The handler's defaults are used when it runs.
 

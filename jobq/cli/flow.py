@@ -1,0 +1,72 @@
+"""The parser of the commands of flow control: limits, circuit breakers and groups."""
+
+from __future__ import annotations
+
+from jobq.cli import values
+from jobq.cli.menu import Menu, command
+
+
+def add_limits(menu: Menu) -> None:
+    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set', 'reset', 'close', 'open': how many jobs run"))
+    command(of_limits, "ls", "limits:ls", "list the rules of limits", shown=True, queue=True)
+
+    keys = command(
+        of_limits, "keys", "limits:keys", "list the keys of a rule, most held jobs first", shown=True, queue=True
+    )
+    keys.add_argument("rule", metavar="RULE", help="the rule")
+    keys.add_argument("--limit", type=values.whole(1), default=50, metavar="N", help="at most N keys (default: 50)")
+
+    set_ = command(
+        of_limits, "set", "limits:set_", "set a rule, in place of what code declares", shown=True, queue=True
+    )
+    set_.add_argument("rule", metavar="RULE", help="the rule")
+    set_.add_argument(
+        "--concurrency", dest="most", type=values.whole(0), metavar="N", help="jobs that run at once; 0 holds all"
+    )
+    set_.add_argument(
+        "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST[/UNIT]]",
+        help="jobs that start in a time, and how many at once: 100/1m/20; or what they cost: 90000/1m/9000/tokens",
+    )  # fmt: skip
+    set_.add_argument("--dry-run", action="store_true", help="only say how many jobs it would hold now")
+
+    reset = command(of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True)
+    reset.add_argument("rule", metavar="RULE", help="the rule")
+
+    rm = command(of_limits, "rm", "limits:rm", "remove a rule that no code declares now", shown=True, queue=True)
+    rm.add_argument("rule", metavar="RULE", help="the rule")
+
+    close = command(
+        of_limits, "close", "limits:close", "start no job of a limit key for a time", shown=True, queue=True
+    )
+    close.add_argument("key", metavar="KEY", help="a limit key, such as tenant:a, or queue for the whole queue")
+    close.add_argument("time", type=values.seconds, metavar="TIME", help="how long: 30s, 5m, 1h")
+    open_ = command(of_limits, "open", "limits:open_", "open a closed limit key at once", shown=True, queue=True)
+    open_.add_argument("key", metavar="KEY", help="the limit key, or queue")
+
+
+def add_breakers(menu: Menu) -> None:
+    of_breakers = Menu(menu.add("breakers", "", "'breakers ls', 'trip', 'reset' and 'rm': types that fail too often"))
+    command(of_breakers, "ls", "breakers:ls", "list the circuit breakers of types", shown=True, queue=True)
+    trip = command(of_breakers, "trip", "breakers:trip", "start no job of a type for a time", shown=True, queue=True)
+    trip.add_argument("type", metavar="TYPE", help="the type")
+    trip.add_argument("--time", type=values.seconds, metavar="TIME", help="how long (default: as its task declares)")
+    reset = command(of_breakers, "reset", "breakers:reset", "close the breaker of a type", shown=True, queue=True)
+    reset.add_argument("type", metavar="TYPE", help="the type")
+    rm = command(of_breakers, "rm", "breakers:rm", "remove the breaker of a type without code", shown=True, queue=True)
+    rm.add_argument("type", metavar="TYPE", help="the type")
+
+
+def add_groups(menu: Menu) -> None:
+    of_groups = Menu(menu.add("groups", "", "'groups ls', 'set' and 'reset': tenants that share the workers fairly"))
+    ls = command(of_groups, "ls", "groups:ls", "list the groups, most queued jobs first", shown=True, queue=True)
+    ls.add_argument("--sort", choices=("waiting", "oldest", "name"), default="waiting", help="the order (waiting)")
+    ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N groups (default: 20)")
+    set_ = command(of_groups, "set", "groups:set_", "set the weight and the bound of a group", shown=True, queue=True)
+    set_.add_argument("group", metavar="GROUP", help="the group")
+    set_.add_argument("--weight", type=float, default=1.0, metavar="N", help="its share, compared with others (1)")
+    set_.add_argument("--paused", action="store_true", help="start none of its jobs")
+    set_.add_argument(
+        "--max-queued", dest="most", type=values.whole(0), metavar="N", help="refuse more queued jobs (default: any)"
+    )
+    reset = command(of_groups, "reset", "groups:reset", "remove the settings of a group", shown=True, queue=True)
+    reset.add_argument("group", metavar="GROUP", help="the group")

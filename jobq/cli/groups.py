@@ -1,0 +1,69 @@
+"""Commands of groups: groups ls, set and reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobq.cli import render
+from jobq.cli.session import one_queue, run
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jobq.settings import Settings
+
+HEAD = ("GROUP", "QUEUED", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED", "MAX QUEUED")
+
+
+def ls(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups ls``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            rows = await queue.groups(sort=args.sort, limit=args.limit)
+        if args.json:
+            for row in rows:
+                render.say_json(row)
+        elif rows:
+            lines = [
+                (
+                    row.group, row.queued, row.active, render.ago(row.oldest), f"{row.weight:g}",
+                    "yes" if row.paused else "no", "any" if row.max_queued is None else row.max_queued,
+                )
+                for row in rows
+            ]  # fmt: skip
+            render.say(*render.table(HEAD, lines))
+        else:
+            render.say("no groups now; a job gets one with group=... or enqueue --group")
+
+    run(main())
+
+
+def set_(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups set``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            new = await queue.set_group(args.group, weight=args.weight, paused=args.paused, max_queued=args.most)
+            if args.json:
+                render.say_json({"queue": queue.name, "group": args.group, "settings": new})
+            else:
+                most = "any number of jobs" if new.max_queued is None else f"at most {new.max_queued} jobs"
+                paused = ", paused" if new.paused else ""
+                render.say(f"set {args.group} of {queue.name}: weight {new.weight:g}, {most} queued{paused}")
+
+    run(main())
+
+
+def reset(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups reset``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.reset_group(args.group)
+            if args.json:
+                render.say_json({"queue": queue.name, "group": args.group, "settings": None})
+            else:
+                render.say(f"reset {args.group} of {queue.name}: weight 1, not paused, any number of jobs queued")
+
+    run(main())

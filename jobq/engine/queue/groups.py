@@ -1,0 +1,103 @@
+"""Groups: what operators ask about them and set."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from jobq.engine.model.groups import Group, GroupRow, check_group, check_group_name, parse_group
+from jobq.engine.model.ids import time_of
+from jobq.engine.model.unreadable import as_text
+from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from jobq.engine.store import Store
+
+PAGE: Final = 200
+"""Groups per call. Each costs Redis a few microseconds."""
+_AT: Final = re.compile(rb'"at":([0-9]{1,16})')
+
+Order = Literal["waiting", "oldest", "name"]
+
+
+class GroupVerbs(ABC):
+    """What operators ask about groups and set."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    async def groups(self, *, sort: Order = "waiting", limit: int = 100) -> list[GroupRow]:
+        """The groups that have held, waiting or active jobs or settings, by default those with most held jobs first.
+
+        ``sort``: "waiting", "oldest" (the group whose first job has waited longest) or "name". It reads all groups,
+        in pages.
+
+        :raises StoreError: Redis is away.
+        """
+        if sort not in ("waiting", "oldest", "name"):
+            raise InvalidJob(f"sort is {sort!r:.80}: it takes waiting, oldest or name")
+        best: list[tuple[Any, str, GroupRow]] = []
+        async for row in self._all_groups():
+            order = -row.queued if sort == "waiting" else row.oldest or 1 << 60 if sort == "oldest" else 0
+            best.append((order, row.group, row))
+            if len(best) >= 2 * limit + PAGE:
+                best = heapq.nsmallest(limit, best)
+        return [row for _, _, row in heapq.nsmallest(limit, best)]
+
+    async def _all_groups(self) -> AsyncIterator[GroupRow]:
+        settings = {as_text(name): as_text(row) for name, row in (await self.store.group_rows()).items()}
+        after: bytes = b""
+        while True:
+            reply = await self.store.do(self.store.groups(after, PAGE))
+            for at in range(0, len(reply), 6):
+                after = reply[at]
+                settings.pop(as_text(after), None)
+                yield _row(*reply[at : at + 6])
+            if len(reply) < 6 * PAGE:
+                break
+        for name, row in settings.items():
+            yield _row(name.encode(), 0, 0, row.encode(), b"", b"")
+
+    async def set_group(
+        self, group: str, *, weight: float = 1.0, paused: bool = False, max_queued: int | None = None
+    ) -> Group:
+        """Set the weight and the bound of a group, and pause or resume it. It acts at once, also on jobs that wait.
+
+        It replaces all settings of the group. Running jobs are not stopped.
+
+        :raises InvalidJob: the name or a number does not fit, or 10,000 groups have settings already.
+        """
+        check_group_name(group)
+        new = check_group(Group(weight, paused, max_queued))
+        await self._write(group, new.text())
+        return new
+
+    async def reset_group(self, group: str) -> None:
+        """Remove the settings of a group: weight 1, not paused, no bound.
+
+        :raises InvalidJob: the name does not fit.
+        """
+        await self._write(check_group_name(group), "")
+
+    async def _write(self, group: str, row: str) -> None:
+        cursor: bytes | str = ""
+        while cursor := await self.store.do(self.store.group(group, row, cursor)):
+            if cursor == b"full":
+                raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
+        # A group may be set before the first job of the queue.
+        await self.store.register()
+
+
+def _row(group: bytes, queued: int, active: int, settings: bytes, job_id: bytes, spec: bytes) -> GroupRow:
+    of = parse_group(as_text(settings))
+    at = _AT.search(spec)
+    oldest = int(at[1]) if at else time_of(as_text(job_id)) if job_id else None
+    return GroupRow(as_text(group), queued, active, of.weight, of.paused, of.max_queued, oldest)

@@ -1,0 +1,70 @@
+"""The routes of groups: what they take, what they answer and what they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from jobq.engine.model.groups import QUEUED_MAX, WEIGHT_MAX, WEIGHT_MIN, GroupRow
+from jobq.http import schema
+from jobq.http.call import ApiCall, decode, no_content, reply
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+class SetGroup(schema.In):
+    """The settings of a group. They replace all earlier ones."""
+
+    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX, description="Its share, compared with others.")] = 1.0
+    paused: Annotated[bool, Meta(description="Start none of its jobs.")] = False
+    max_queued: (
+        Annotated[int, Meta(ge=0, le=QUEUED_MAX, description="Held jobs beyond which an enqueue is refused.")] | None
+    ) = None
+
+
+class GroupsQuery(schema.In):
+    """Which groups come first."""
+
+    sort: Literal["waiting", "oldest", "name"] = "waiting"
+    limit: schema.PageSize = 50
+
+
+class Groups(msgspec.Struct, frozen=True):
+    """Groups that have jobs or settings."""
+
+    groups: list[GroupRow]
+
+
+class GroupSet(msgspec.Struct, frozen=True):
+    """The settings of a group."""
+
+    group: str
+    weight: float
+    paused: bool
+    max_queued: int | None
+
+
+_set = msgspec.json.Decoder(SetGroup)
+
+
+async def groups(call: ApiCall) -> web.Response:
+    query = call.query(GroupsQuery)
+    return reply(Groups(await call.queue.groups(sort=query.sort, limit=query.limit)))
+
+
+async def set_group(call: ApiCall) -> web.Response:
+    queue, group = call.queue, call.request.match_info["group"]
+    body = decode(_set, await call.body())
+    new = await queue.set_group(group, weight=body.weight, paused=body.paused, max_queued=body.max_queued)
+    call.audit("set group", queue, group=group, settings=new.text())
+    return reply(GroupSet(group, new.weight, new.paused, new.max_queued))
+
+
+async def reset_group(call: ApiCall) -> web.Response:
+    queue, group = call.queue, call.request.match_info["group"]
+    await queue.reset_group(group)
+    call.audit("reset group", queue, group=group)
+    return no_content()

@@ -1,0 +1,65 @@
+"""Groups over REST: they are listed, set and reset, and jobs name theirs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rest import enqueue, problem
+
+if TYPE_CHECKING:
+    from rest import Client
+
+
+async def get(client: Client, path: str) -> Any:
+    response = await client.get(path)
+    assert response.status == 200, await response.text()
+    return await response.json()
+
+
+async def test_a_group_is_set_listed_and_reset(client: Client):
+    response = await client.put("/groups/a", json={"weight": 3, "paused": False, "max_queued": 2})
+    assert await response.json() == {"group": "a", "weight": 3.0, "paused": False, "max_queued": 2}
+    for group in ("a", "b", "a"):
+        await enqueue(client, group=group)
+    rows = (await get(client, "/groups?sort=waiting"))["groups"]
+    assert [(row["group"], row["queued"], row["weight"], row["max_queued"]) for row in rows] == [
+        ("a", 2, 3.0, 2),
+        ("b", 1, 1.0, None),
+    ]
+    assert [row["group"] for row in (await get(client, "/groups?sort=oldest&limit=1"))["groups"]] == ["a"]
+    response = await client.post("/jobs/enqueue", json={"type": "echo", "payload": {}, "group": "a"})
+    body = await problem(response, 429, "group-full")
+    assert body["group"] == "a"
+    assert response.headers["Retry-After"] == "10"
+    assert (await client.delete("/groups/a")).status == 204
+    await enqueue(client, group="a")
+
+
+async def test_a_full_group_refuses_its_jobs_of_an_array_and_no_others(client: Client):
+    await client.put("/groups/a", json={"max_queued": 1})
+    jobs = [{"type": "echo", "payload": {}, "group": group} for group in ("a", "b", "a")]
+    response = await client.post("/jobs/enqueue", json=jobs)
+    assert response.status == 207
+    answers = await response.json()
+    assert ["id" in answer for answer in answers] == [True, True, False]
+    assert answers[2]["status"] == 429
+
+
+async def test_a_job_shows_its_group(client: Client):
+    job = await enqueue(client, group="tenant a")
+    assert (await get(client, f"/jobs/{job}"))["group"] == "tenant a"
+    [row] = (await get(client, "/jobs?state=held"))["jobs"]
+    assert row["group"] == "tenant a", row
+
+
+@pytest.mark.parametrize("body", [{"weight": 0}, {"weight": 2000}, {"max_queued": -1}, {"paused": 1}, {"wait": 1}])
+async def test_settings_that_do_not_fit_are_a_422(client: Client, body: Any):
+    assert (await client.put("/groups/a", json=body)).status == 422
+    assert await get(client, "/groups") == {"groups": []}
+
+
+@pytest.mark.parametrize("group", ["", "a\nb", "x" * 201, 5])
+async def test_a_group_that_does_not_fit_is_a_422(client: Client, group: Any):
+    response = await client.post("/jobs/enqueue", json={"type": "echo", "payload": {}, "group": group})
+    assert response.status == 422

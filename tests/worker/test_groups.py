@@ -1,0 +1,169 @@
+"""Groups, as producers and operators use them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import Concurrency, GroupFull, InvalidJob, Queue, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def test_the_jobs_of_a_small_group_do_not_wait_for_a_large_one(queue: Queue, start: Callable[..., Any]):
+    order: list[str] = []
+
+    @queue.task(group="{tenant}")
+    async def work(tenant: str) -> None:
+        order.append(tenant)
+
+    await work.enqueue_many([{"tenant": "large"}] * 300)
+    last = await work.enqueue_many([{"tenant": "small"}] * 3)
+    await start(concurrency=2)
+    await asyncio.gather(*(job.result(20) for job in last))
+    assert order.count("large") < 40
+
+
+async def test_a_template_takes_arguments_and_their_defaults(queue: Queue):
+    @queue.task(group="{tenant}/{kind}")
+    async def work(tenant: str, kind: str = "plain") -> None: ...
+
+    jobs = [await work.enqueue("a"), await work.enqueue("a", kind="big"), await work.enqueue(tenant="b\n")]
+    groups = [(await job.row()).group for job in jobs]
+    assert groups[:2] == ["a/plain", "a/big"]
+    assert groups[2] is not None
+    assert groups[2].startswith("~"), "a name with a control character is replaced by its hash"
+
+
+async def test_a_function_gives_the_group(queue: Queue):
+    @queue.task(group=lambda tenant, size=1: f"{tenant}-large" if size > 9 else None)
+    async def work(tenant: str, size: int = 1) -> None: ...
+
+    assert (await (await work.enqueue("a", size=10)).row()).group == "a-large"
+    assert (await (await work.enqueue("a")).row()).group is None
+    [job] = await work.enqueue_many([{"tenant": "b", "size": 11}])
+    assert (await job.row()).group == "b-large"
+    chosen = await work.options(group="mine").enqueue("a", size=10)
+    assert (await chosen.row()).group == "mine", "what the call says comes first"
+
+
+@pytest.mark.parametrize("group", [lambda tenant: 1 / 0, lambda tenant: 7, lambda tenant: "", lambda: "a"])
+async def test_a_function_that_gives_no_name_refuses_the_job(queue: Queue, group: Any):
+    @queue.task(group=group)
+    async def work(tenant: str) -> None: ...
+
+    with pytest.raises(InvalidJob, match="group"):
+        await work.enqueue("a")
+    assert (await queue.stats()).held == 0
+
+
+@pytest.mark.parametrize("group", ["{tenent}", "{tenant", "tenant}", "{{tenant}}", "{}", "", "a\nb", 5])
+def test_a_template_that_does_not_fit_is_refused_at_import(group: Any):
+    with pytest.raises(InvalidJob, match="group"):
+
+        @Queue("q").task(group=group)
+        async def work(tenant: str) -> None: ...
+
+
+async def test_a_full_group_refuses_more_jobs_and_takes_them_again(queue: Queue, start: Callable[..., Any]):
+    @queue.task(group="{tenant}")
+    async def work(tenant: str) -> None: ...
+
+    await queue.set_group("a", max_queued=2)
+    first = await work.enqueue("a")
+    await work.enqueue("a")
+    with pytest.raises(GroupFull, match="group 'a' holds as many jobs as it may") as caught:
+        await work.enqueue("a")
+    assert caught.value.group == "a"
+    await work.enqueue("b")
+    with pytest.raises(GroupFull):
+        await work.enqueue_many([{"tenant": "c"}, {"tenant": "a"}])
+    assert (await queue.stats()).held == 4, "the other job of the call was enqueued"
+    await work.options(delay=60).enqueue("a")  # it is not held yet
+    await start()
+    await first.result(10)
+    await queue.reset_group("a")
+    await (await work.enqueue("a")).result(10)
+
+
+async def test_groups_are_listed_with_their_jobs_and_settings(queue: Queue):
+    @queue.task(group="{tenant}", limits=[Concurrency(1)])
+    async def work(tenant: str) -> None: ...
+
+    for tenant, n in (("a", 1), ("b", 3), ("a-b", 2)):
+        await work.enqueue_many([{"tenant": tenant}] * n)
+    await queue.set_group("c", weight=2.5, paused=True, max_queued=7)
+    rows = await queue.groups()
+    assert [(row.group, row.queued, row.active) for row in rows] == [
+        ("b", 3, 0),
+        ("a-b", 2, 0),
+        ("a", 1, 0),
+        ("c", 0, 0),
+    ]
+    assert (rows[3].weight, rows[3].paused, rows[3].max_queued, rows[3].oldest) == (2.5, True, 7, None)
+    assert [row.group for row in await queue.groups(sort="oldest", limit=2)] == ["a", "b"]
+    assert [row.group for row in await queue.groups(sort="name")] == ["a", "a-b", "b", "c"]
+    with pytest.raises(InvalidJob, match="waiting, oldest or name"):
+        await queue.groups(sort="size")  # type: ignore[arg-type]
+
+
+async def test_groups_are_read_over_several_pages(queue: Queue, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobq.engine.queue.groups.PAGE", 3)
+    await queue.enqueue_many([queue.new("t", group=f"g{n % 10}") for n in range(25)])
+    rows = await queue.groups(limit=4)
+    assert [(row.group, row.queued) for row in rows] == [(f"g{n}", 3) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"weight": 0},
+        {"weight": -1},
+        {"weight": 1e9},
+        {"weight": float("nan")},
+        {"weight": True},
+        {"max_queued": -1},
+        {"max_queued": 1.5},
+        {"max_queued": True},
+    ],
+)
+async def test_settings_that_do_not_fit_are_refused(queue: Queue, given: dict[str, Any]):
+    with pytest.raises(InvalidJob):
+        await queue.set_group("a", **given)
+    with pytest.raises(InvalidJob, match="group"):
+        await queue.set_group("")
+    assert await queue.groups() == []
+
+
+async def test_a_retry_and_a_released_job_stay_in_their_group(queue: Queue, start: Callable[..., Any]):
+    tries = 0
+
+    @queue.task(group="{tenant}", attempts=2, backoff=[0])
+    async def work(tenant: str) -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ValueError
+        return tenant
+
+    job = await work.enqueue("a")
+    await start()
+    assert await job.result(10) == "a"
+    info = await job.row()
+    assert (info.state, info.group, info.attempts_made) == (State.COMPLETED, "a", 2)
+
+
+async def test_a_paused_group_is_resumed(queue: Queue, start: Callable[..., Any]):
+    @queue.task(group="{tenant}")
+    async def work(tenant: str) -> None: ...
+
+    await queue.set_group("a", paused=True)
+    held = await work.enqueue("a")
+    await start()
+    await (await work.enqueue("b")).result(10)
+    assert (await held.row()).state is State.HELD
+    await queue.set_group("a")
+    await held.result(10)
