@@ -331,7 +331,7 @@ end
 -- All places of a key are taken. If one of them belongs to a job that has not started and is less urgent than the first job of
 -- `line`, that job goes back to held. Between groups only the priority decides. The same happens to such jobs when the rule was
 -- lowered below the number of admitted jobs.
-local crowd, pages, gone = redis.call('EXISTS', waiting) == 1, {}, {}
+local crowd = redis.call('EXISTS', waiting) == 1
 local function displace(key, line, first, id)
     local k = facts(key)
     local full = k.rule.concurrency
@@ -374,11 +374,6 @@ local function displace(key, line, first, id)
         redis.call('ZADD', held_by, 0, names .. '\0' .. place .. '\0' .. job[2])
         put_back(names, names .. '\0' .. place .. '\0' .. job[2])
         redis.call('ZADD', arrivals, 'LT', format('%.0f', job[1]), names)
-        -- What was read of this line is out of date.
-        if pages[names] then
-            if #gone > 0 then redis.call('ZREM', held_by, unpack(gone)) end
-            pages[names], gone = nil, {}
-        end
         -- The places of this job are free again, whatever else keeps the more urgent one from them.
         mark(keys_of(names))
     end
@@ -499,7 +494,7 @@ elseif crowd and want > 0 then
     end
 end
 
-local n, count, ready, ids, places, tokens = 0, 0, {}, {}, {}, {}
+local n, count, ready, ids, places, tokens, gone = 0, 0, {}, {}, {}, {}, {}
 local function admit(keys, first, id)
     local slots = slots_of(id)
     n, count = n + slots, count + 1
@@ -625,7 +620,6 @@ local function serve(group, only, band, rival, until_place)
             if band_of(first) > band or first > until_place or virtual and start_of(group) > rival then break end
             local full, closing = full_key(keys, line, first, id)
             looks = looks - 1
-            if not pages[line] then next_job(line) end
             if full then
                 table.remove(own.items, 1)
                 local place = turn_text(group, first) .. '\0' .. first
