@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from jobq.cli import flow, values
 from jobq.cli.menu import Menu, Parser, command
+from jobq.cli.parser_schedules import SCHEDULES, add_schedules
 from jobq.engine.model.job import Conflict, Durability, State, While
 
 STATES = [str(state) for state in State]
@@ -48,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     flow.add_limits(menu)
     flow.add_breakers(menu)
     flow.add_groups(menu)
+    menu.group("Schedules")
+    add_schedules(Menu(menu.add("schedules", "", SCHEDULES)), command)
     menu.group("Access")
     _add_access(menu)
     return parser

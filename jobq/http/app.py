@@ -16,7 +16,7 @@ from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import HUB, ApiCall, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
-from jobq.http.publish import publish
+from jobq.http.publish import fire_schedules, publish
 from jobq.http.routes import ROUTES
 from jobq.http.tidy import tidy
 
@@ -196,7 +196,7 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
             duties = [
                 asyncio.create_task(duty(queue), name=f"jobq-{duty.__name__}")
                 for queue in hub.queues.values()
-                for duty in (publish, tidy)
+                for duty in (publish, tidy, fire_schedules)
             ]
             yield
             for task in duties:

@@ -1,13 +1,17 @@
-"""A server that has the handlers' code publishes their options and schemas, for producers that do not have it."""
+"""A server that has the handlers' code publishes their options and schemas, for producers that do not have it. It also
+fires schedules, because there may be no worker that does."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.log import get_logger
+from jobq.engine.model.backoff import pause
+from jobq.engine.queue.firing import Firing
 from jobq.engine.queue.published import Publisher
 from jobq.errors import StoreError
 
@@ -22,7 +26,14 @@ PUBLISH_SECONDS: Final = 30.0
 async def publish(queue: Queue) -> None:
     """Publish the tasks of an open queue until cancelled. A queue without tasks and limits has nothing to publish."""
     name = f"server {socket.gethostname()}:{os.getpid()}"
-    publisher = Publisher(queue.tasks, queue.rules, queue.name, name, breakers=queue.declared_breakers)
+    publisher = Publisher(
+        queue.tasks,
+        queue.rules,
+        queue.name,
+        name,
+        schedules=queue.declared_schedules,
+        breakers=queue.declared_breakers,
+    )
     failing = False
     while queue.tasks or queue.rules:
         try:
@@ -39,3 +50,39 @@ async def publish(queue: Queue) -> None:
             )
             failing = True
         await asyncio.sleep(PUBLISH_SECONDS)
+
+
+async def fire_schedules(queue: Queue) -> None:
+    """Fire the schedules of an open queue until cancelled. A queue without tasks leaves it to others: this process
+    does not know the options of their types."""
+    if not queue.tasks:
+        return
+    firing = Firing(queue)
+
+    def heard(message: bytes) -> None:
+        if message == b"schedules":
+            firing.look()
+
+    async def joined() -> None:
+        # Messages may have been missed.
+        firing.look()
+
+    async def listen() -> None:
+        failures = 0
+        while True:
+            with suppress(StoreError):
+                await queue.store.listen(heard, joined)
+            failures = min(failures + 1, 10)
+            await asyncio.sleep(pause(failures))
+
+    async def watch_clock() -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_SECONDS)
+            with suppress(StoreError):
+                await queue.store.look_at_clock()
+                firing.check_clock()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(firing.run())
+        tasks.create_task(listen())
+        tasks.create_task(watch_clock())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SETS = ("waiting", "delayed", "active", "completed", "failed", "blocked", "held")
 PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "limits", "weights")
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited",
-        "virtual", "planned", "closed", "clock"}  # fmt: skip
+        "virtual", "planned", "closed", "clock", "scheduled_at"}  # fmt: skip
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 
@@ -89,6 +89,11 @@ def broken_in(state: dict[str, Any], strangers: set[str]) -> list[str]:
     check(set(column["meta"]) <= META, "unknown facts in meta", set(column["meta"]) - META)
     check(set(column["requests"]) == set(column["answers"]), "requests and answers that disagree",
           set(column["requests"]) ^ set(column["answers"]))  # fmt: skip
+    for name in ("schedules", "schedule_failures"):
+        check(set(column[name]) <= set(column["schedule_rows"]), f"{name} without a row",
+              set(column[name]) - set(column["schedule_rows"]))  # fmt: skip
+    half = {name for name, row in column["schedule_rows"].items() if row.count("\n") != 3}
+    check(not half, "rows of schedules that were written halfway", half)
     check(len(column["wake"]) <= 1, "wake tokens", set(column["wake"]))
     check(set(column["workers"]) == set(column["workers_info"]), "worker rows that disagree",
           set(column["workers"]) ^ set(column["workers_info"]))  # fmt: skip

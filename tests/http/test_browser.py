@@ -215,6 +215,27 @@ async def test_no_text_of_a_job_reverses_or_hides_other_text(connection: Connect
             assert not {chr(code) for code in UNSEEN if chr(code) not in "\n\t"} & set(said)
 
 
+async def test_schedules_are_shown_paused_resumed_and_run(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        await queue.put_schedule("nightly", "send", cron="30 2 * * *", tz="Europe/Berlin")
+        await page.goto("/dashboard")
+        panel = page.locator("#schedules")
+        await expect(panel).to_contain_text("At 02:30 every day")
+        await expect(panel).to_contain_text("next in")
+        await panel.get_by_role("button", name="Pause nightly").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("paused by")
+        await panel.get_by_role("button", name="Run now nightly").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("(run)")
+        assert (await queue.stats()).delayed + (await queue.stats()).waiting == 1
+        await panel.get_by_role("button", name="Resume nightly").click()
+        await page.locator("#yes").click()
+        await expect(panel).to_contain_text("next in")
+        assert (await queue.get_schedule("nightly")).paused is None
+
+
 async def test_login_and_logout(connection: Connection):
     secret, key = new_key("ann", Scope.ADMIN)
     queue = Queue("main", connection)

@@ -111,18 +111,22 @@ class ScheduleVerbs(Producing, ABC):
         rows: list[ScheduleRow] = []
         for at in range(0, len(names), PAGE):
             page = names[at : at + PAGE]
+            found: list[tuple[Stored, int]] = []
             for name, (row, failed, seen) in zip(page, await store.schedule_rows(page), strict=True):
                 if row is None:
                     continue
                 try:
-                    stored = read_row(name.decode(), row, failed)
+                    found.append((read_row(name.decode(), row, failed), seen))
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     rows.append(
                         ScheduleRow(name.decode(errors="replace"), "?", msgspec.Raw(b"null"), "", "?", error=str(error))
                     )
-                    continue
-                rows.append(schedule_row(stored, stored.state, seen=seen, declared=declared, alone=False))
-        return rows
+            ended = await read_ended(store, [job_id for stored, _ in found for job_id in unfinished(stored.state)])
+            outcomes = {job_id: outcome for job_id, (outcome, _, _) in ended.items()}
+            for stored, seen in found:
+                state = judge(stored, outcomes)
+                rows.append(schedule_row(stored, state, seen=seen, declared=declared, alone=False))
+        return sorted(rows, key=lambda row: row.name)
 
     async def delete_schedule(self, name: str) -> bool:
         """Remove what an operator wrote. Returns whether the schedule goes on as code declares it.

@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
 
 from jobq.engine.queue.bridge import Openable, bridge
+from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -112,3 +113,13 @@ class SyncQueue:
     reprioritise = _waiting(Verbs.reprioritise)
     retry_all = _waiting(Verbs.retry_all)
     remove_all = _waiting(Verbs.remove_all)
+    put_schedule = _waiting(ScheduleVerbs.put_schedule)
+    get_schedule = _waiting(ScheduleVerbs.get_schedule)
+    schedules = _waiting(ScheduleVerbs.schedules)
+    delete_schedule = _waiting(ScheduleVerbs.delete_schedule)
+    prune_schedules = _waiting(ScheduleVerbs.prune_schedules)
+    pause_schedule = _waiting(ScheduleVerbs.pause_schedule)
+    resume_schedule = _waiting(ScheduleVerbs.resume_schedule)
+    run_schedule = _waiting(ScheduleVerbs.run_schedule)
+    backfill_schedule = _waiting(ScheduleVerbs.backfill_schedule)
+    preview_schedule = _waiting(ScheduleVerbs.preview_schedule)

@@ -12,6 +12,7 @@ A change of three hours or more is a correction of the clock: all expressions fo
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,12 @@ def zone(name: str) -> ZoneInfo:
     names = sorted(available_timezones())
     near = difflib.get_close_matches(name[:64], names, 3, cutoff=0.6) or ["UTC", "Europe/Berlin", "America/New_York"]
     raise InvalidJob(f"tz is {name!r:.80}: there is no such time zone; there are, for example, {', '.join(near)}")
+
+
+@lru_cache(maxsize=4096)
+def cron_of(text: str, tz: ZoneInfo) -> Cron:
+    """As ``Cron``, kept for the next time."""
+    return Cron(text, tz)
 
 
 class Cron:
@@ -138,7 +145,10 @@ class Cron:
 
     def _wall_after(self, wall: datetime) -> datetime | None:
         try:
-            return next(CronSim(self.text, wall))
+            # Reading the expression again would take longer than the search.
+            search = copy.copy(self._fields)
+            search.dt = wall.replace(microsecond=0)
+            return next(search)
         except (StopIteration, CronSimError, OverflowError, ValueError):
             return None
 

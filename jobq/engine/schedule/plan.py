@@ -70,10 +70,11 @@ def plan(stored: Stored, state: ScheduleState, now_ms: int) -> Plan:
             msgspec.structs.replace(state, version=state.version + 1, paused=paused, gap=True, at=now_ms), note
         )
     timing = Timing(definition)
-    last, count = timing.up_to(first, now)
+    due = _due_after_set_back(timing, state, definition, first, now)
+    last, count = (due[-1], len(due)) if due else timing.up_to(first, now)
     slots = [last]
     if definition.catch_up == "all" and count > 1:
-        slots = _latest(timing, first, last, count)
+        slots = due[-CATCH_UP_MAX:] or _latest(timing, first, last, count)
     elif definition.catch_up == "none" and now - last > LATE_SECONDS:
         slots = []
     if definition.limit is not None:
@@ -95,6 +96,21 @@ def plan(stored: Stored, state: ScheduleState, now_ms: int) -> Plan:
     for place, slot in enumerate(slots):
         done = with_run(done, ScheduleRun(slot, "slot", slot_id(name, slot), 0 if place else missed))
     return Plan(write_state(name, definition, done), skipped, slots, missed)
+
+
+def _due_after_set_back(
+    timing: Timing, state: ScheduleState, definition: Definition, first: int, now: int
+) -> list[int]:
+    """The slots that are due, without those that ran before the clock was set back. Empty if none of them did."""
+    if not any(low <= now and high >= first for low, high in state.ran):
+        return []
+    due: list[int] = []
+    unlimited = msgspec.structs.replace(definition, limit=None)
+    slot = next_slot(timing, state, unlimited, first - 1)
+    while slot is not None and slot <= now and len(due) < COUNTED:
+        due.append(slot)
+        slot = next_slot(timing, state, unlimited, slot)
+    return due
 
 
 def _latest(timing: Timing, first: int, last: int, count: int) -> list[int]:

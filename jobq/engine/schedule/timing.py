@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from jobq.engine.schedule.cron import LATEST, Cron, zone
+from jobq.engine.schedule.cron import LATEST, cron_of, zone
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -24,15 +24,22 @@ class Timing:
 
     def __init__(self, definition: Definition) -> None:
         self._tz = zone(definition.tz)
-        self._crons = [Cron(text, self._tz) for text in definition.cron]
-        self._excluded = [Cron(text, self._tz) for text in definition.exclude]
+        self._crons = [cron_of(text, self._tz) for text in definition.cron]
+        self._excluded = [cron_of(text, self._tz) for text in definition.exclude]
         self._every = None if definition.every is None else definition.every // 1000
         self._at = sorted({-(-moment // 1000) for moment in definition.at})
         self._from = None if definition.start is None else -(-definition.start // 1000)
+        self._last: tuple[int, int | None] | None = None
+        """The last answer of ``after``. Planning asks for the same slot several times."""
         self._until = LATEST if definition.until is None else definition.until // 1000
 
     def after(self, moment: int) -> int | None:
         """The first slot after a moment. None if there is none."""
+        if self._last is None or self._last[0] != moment:
+            self._last = (moment, self._search(moment))
+        return self._last[1]
+
+    def _search(self, moment: int) -> int | None:
         if self._from is not None:
             moment = max(moment, self._from - 1)
         for _ in range(TRIES):

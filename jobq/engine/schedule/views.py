@@ -41,7 +41,7 @@ class ScheduleRow(msgspec.Struct, frozen=True, rename={"start": "from"}):
     ``source``: whose definition counts, "code" or "operator". ``differs``: the operator's is not that of the code.
     ``orphan``: no program's code declares it any more. ``paused``: since when, by whom and why; null: it is not.
     ``next``: its next slots, one in a list and five alone; empty if it is paused or has ended. ``last``: its last five
-    slots, newest first; only of a schedule that is read alone. ``count``: slots that got a job. ``failures``: failed
+    slots, newest first. ``count``: slots that got a job. ``failures``: failed
     jobs in a row. ``error``: why this program cannot read its expressions or its time zone.
     """
 
@@ -119,7 +119,7 @@ def schedule_row(stored: Stored, state: ScheduleState, *, seen: int, declared: i
         orphan=stored.code is not None and seen < declared - ORPHAN_MS,
         paused=state.paused,
         next=following,
-        last=last if alone else [],
+        last=last,
         count=state.count,
         failures=state.failures,
         error=error,

@@ -21,7 +21,7 @@ export function verbs(row) {
   ].filter(Boolean);
 }
 
-function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, danger = false } = {}) {
+export function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, danger = false } = {}) {
   $("asked").textContent = `${name}?`;
   $("said").textContent = visible(words);
   $("yes").textContent = name;

@@ -2,6 +2,7 @@
 import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./draw.js";
 import { drawLimits } from "./limits.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
+import { drawSchedules, readSchedules } from "./schedules.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
@@ -86,17 +87,18 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }] = await Promise.all([
+  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }, schedules] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`))]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue)]);
   if (at !== shown) return;
-  [page.limits, page.breakers] = [limits, breakers];
+  [page.limits, page.breakers, page.schedules] = [limits, breakers, schedules];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues] = [found.jobs, found.cursor, workers, queues];
   drawQueues();
   drawStats();
   drawWorkers();
   drawLimits();
+  drawSchedules();
   drawList();
 }
 
@@ -180,7 +182,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule] = [null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules] = [null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -25,7 +25,7 @@ export function frame() {
     el("div", { class: "split" },
       el("section", { class: "panel", id: "jobs", "aria-label": "Jobs" },
         el("div", { class: "row", id: "filter" }), el("div", { id: "rows", mouseleave: settle, focusout: settle }), el("p", { id: "held", class: "soft", role: "status" }), el("div", { class: "buttons", id: "pages" })),
-      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "workers"].map(panel))),
+      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "schedules", "workers"].map(panel))),
     el("section", { class: "panel", id: "limits", hidden: true, "aria-label": "Limits and circuit breakers" }));
   drawFilter();
 }

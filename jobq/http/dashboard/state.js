@@ -14,6 +14,7 @@ export const page = {
   breakers: [],
   rule: null, // the rule whose keys are shown
   keys: [],
+  schedules: null,
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
   job: null, // {row, logs, ahead}
