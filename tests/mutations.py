@@ -184,7 +184,7 @@ SABOTAGES = [
     Break("schedule_fire", "earlier jobs do not matter", "if overlap ~= 'allow' and (", "if overlap == 'never' and ("),
     Break("schedule_fire", "running jobs do not matter", "'skip' and redis.call('ZSCORE', active, id)", "0"),
     Break("schedule_fire", "queue_one waits for a running job", "or overlap == 'skip' and redis", "or redis"),
-    Break("schedule_fire", "a key that is held does not matter", "mode ~= 'running' and holder(key, mode", "false and holder(key, mode"),
+    Break("schedule_fire", "held keys do not matter", "and holder(key, mode", "and false and holder(key, mode"),
     Break("schedule_write", "the head is not compared", "~= head then return", "== 'x' then return"),
     Break("schedule_write", "a repeated call is stale", "if stored == row or not", "if not"),
     Break("schedule_write", "any number of schedules", ">= most then return 'full'", ">= 1000000 then return 'full'"),

@@ -26,7 +26,8 @@ def group(
     due: Any = 6000,
     late: Any = "",
 ) -> list[Any]:
-    return ["s", head, FIRED, due, SKIPPED, "", overlap, len(earlier), *earlier, len(triples) // 3, *triples]
+    words = [word for at in range(0, len(triples), 3) for word in (*triples[at : at + 3], "")]
+    return ["s", head, FIRED, due, SKIPPED, "", overlap, len(earlier), *earlier, len(triples) // 3, *words]
 
 
 def fired(*, due: int | None = 6000) -> dict[str, Any]:
@@ -61,20 +62,10 @@ CASES = [
     Case("allow: others do not matter", also(ONE, waiting("e")),
          lambda s: s.schedule_fire(group("j", "J", "", overlap="allow", earlier=("e",))),
          fired() | also(jobs("e"), {"jobs": {"j": "J"}}) | {"delayed": {"j": 1000}} | WAKE, ["fired"]),
-    Case("options", ONE, lambda s: s.schedule_fire(group("j", "J", "-2 1 50\n-1 - k:a\vr\nr:b\v3")),
+    Case("options", ONE, lambda s: s.schedule_fire(group("j", "J", "-2 1 50\n\vr\nr:b\v3")),
          fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1050}, "priorities": {"j": "-2L"}, "limits": {"j": "r\nr:b"},
-                    "weights": {"j": "3"}, "keys": {"j": "k:a"}, "unique": {"k:a": "j -"},
+                    "weights": {"j": "3"},
                     "meta": {"limited": "1", "scheduled_at": "1000"}} | WAKE, ["fired"]),
-    Case("a key with a time of its own", ONE, lambda s: s.schedule_fire(group("j", "J", "0 0 0\n500 - k:a")),
-         fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1000}, "keys": {"j": "\tk:a"}, "unique": {"k:a": "j -"},
-                    "unique_until": {"k:a": 1500}} | WAKE, ["fired"]),
-    Case("a key without a time replaces one that is over",
-         also(ONE, {"unique": {"k:a": "old -"}, "unique_until": {"k:a": 5}}),
-         lambda s: s.schedule_fire(group("j", "J", "0 0 0\n-1 - k:a")),
-         fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1000}, "keys": {"j": "k:a"}, "unique": {"k:a": "j -"},
-                    "unique_until": {}} | WAKE, ["fired"]),
-    Case("a key that another job holds", also(ONE, waiting("w"), {"unique": {"k:a": "w -"}}),
-         lambda s: s.schedule_fire(group("j", "J", "0 0 0\n-1 - k:a")), SKIP, ["skipped"]),
     Case("several jobs of several schedules",
          also(ONE, {"schedule_rows": {"t": ROW}, "schedules": {"t": 900}}),
          lambda s: s.schedule_fire([*group("a", "A", "", "b", "B", ""), "t", "9 9", *group("c", "C", "")[2:]]),
