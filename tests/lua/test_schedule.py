@@ -62,7 +62,7 @@ CASES = [
     Case("allow: others do not matter", also(ONE, waiting("e")),
          lambda s: s.schedule_fire(group("j", "J", "", overlap="allow", earlier=("e",))),
          fired() | also(jobs("e"), {"jobs": {"j": "J"}}) | {"delayed": {"j": 1000}} | WAKE, ["fired"]),
-    Case("options", ONE, lambda s: s.schedule_fire(group("j", "J", "-2 1 50\n\vr\nr:b\v3")),
+    Case("options", ONE, lambda s: s.schedule_fire(group("j", "J", "-2 1 50\vr\nr:b\v3")),
          fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1050}, "priorities": {"j": "-2L"}, "limits": {"j": "r\nr:b"},
                     "weights": {"j": "3"},
                     "meta": {"limited": "1", "scheduled_at": "1000"}} | WAKE, ["fired"]),
