@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     flow.add_breakers(menu)
     flow.add_groups(menu)
     menu.group("Schedules")
-    add_schedules(Menu(menu.add("schedules", "", SCHEDULES)), command)
+    add_schedules(Menu(menu.add("schedules", "", SCHEDULES)))
     menu.group("Access")
     _add_access(menu)
     return parser

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from jobq.cli import values
+from jobq.cli.menu import Menu, command
 from jobq.engine.schedule.definition import CatchUp, Overlap
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
 SCHEDULES: Final = "'schedules ls', 'show', 'put', 'rm', 'pause', 'resume', 'run', 'backfill', 'preview', 'prune'"
 
 
-def add_schedules(menu: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands. ``command`` is the function of parser.py that adds one to a menu."""
+def add_schedules(menu: Menu) -> None:
+    """Add the commands."""
 
     def add(name: str, run: str, words: str, *, named: bool = True) -> argparse.ArgumentParser:
         parser = command(menu, name, f"schedules:{run}", words, shown=True, queue=True)
