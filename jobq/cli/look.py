@@ -114,7 +114,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
             while left is None or left > 0:
                 limit = PAGE if left is None else min(PAGE, left)
                 look = queue.page if args.json else queue.briefs
-                page = await look(state, type=args.type, limit=limit, cursor=cursor)
+                page = await look(state, type=args.type, group=args.group, limit=limit, cursor=cursor)
                 _print_jobs(page.jobs, as_json=args.json, first=first)
                 first, cursor = False, page.cursor
                 left = None if left is None else left - len(page.jobs)

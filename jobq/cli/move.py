@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobq.cli import render
 from jobq.cli.session import Queues, one_queue, run, split_id
@@ -34,6 +34,10 @@ def rm(args: argparse.Namespace, settings: Settings) -> int:
 
 def kill(args: argparse.Namespace, settings: Settings) -> int:
     """``jobq kill``."""
+    if args.all:
+        if not args.state:
+            return _refuse("say of which state: --state held --all")
+        return _all(args, settings, "killing", "killed", "kill_all")
     return _each(args, settings, "killed", "kill")
 
 
@@ -117,9 +121,12 @@ def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, ve
         async with one_queue(args.queue, settings) as queue:
             total = getattr(await queue.stats(), state)
             total = min(total, args.limit or total)
+            given: dict[str, Any] = {"group": args.group, "limit": args.limit}
+            if verb != "kill_all":
+                given["older_than"] = args.older_than
             move: Callable[..., Awaitable[int]] = getattr(queue, verb)
             with render.progress(f"{doing} jobs of {queue.name}", total, quiet=args.json) as heard:
-                count = await move(state, older_than=args.older_than, limit=args.limit, progress=heard)
+                count = await move(state, **given, progress=heard)
             if args.json:
                 render.say_json({"queue": queue.name, "state": state, done: count})
             else:

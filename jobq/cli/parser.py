@@ -137,6 +137,7 @@ def _add_looking(menu: Menu) -> None:
     ls = command(menu, "ls", "look:ls", "list jobs", shown=True, queue=True)
     ls.add_argument("--state", choices=STATES, help="only jobs of this state (default: all)")
     ls.add_argument("--type", help="only jobs of this type")
+    ls.add_argument("--group", help="only jobs of this group")
     ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N jobs (default: 20)")
     ls.add_argument("--all", action="store_true", help="no limit")
 
@@ -223,11 +224,13 @@ def _add_jobs(menu: Menu) -> None:
     _ids(retry)
     _bulk(retry, "all jobs of the state", state="failed", states=["failed", "completed"])
 
-    for name, words in (
-        ("kill", "end unfinished jobs as failed and stop their handlers"),
-        ("promote", "run delayed jobs now"),
-    ):
-        _ids(command(menu, name, f"move:{name}", words, shown=True, queue=True))
+    kill = command(
+        menu, "kill", "move:kill", "end unfinished jobs as failed and stop their handlers", shown=True, queue=True
+    )
+    _ids(kill)
+    unfinished = [state for state in STATES if state not in ("completed", "failed")]
+    _bulk(kill, "all jobs of the state given by --state", states=unfinished, aged=False)
+    _ids(command(menu, "promote", "move:promote", "run delayed jobs now", shown=True, queue=True))
 
     rm = command(menu, "rm", "move:rm", "remove jobs that are not running", shown=True, queue=True)
     _ids(rm)
@@ -287,14 +290,18 @@ def _ids(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="*", help="the jobs")
 
 
-def _bulk(parser: argparse.ArgumentParser, words: str, *, states: list[str], state: str | None = None) -> None:
+def _bulk(
+    parser: argparse.ArgumentParser, words: str, *, states: list[str], state: str | None = None, aged: bool = True
+) -> None:
     default = f" (default: {state})" if state else ""
     parser.add_argument("--all", action="store_true", help=words)
     parser.add_argument("--state", choices=states, default=state, help=f"with --all: of this state{default}")
-    parser.add_argument(
-        "--older-than",
-        type=values.seconds,
-        metavar="TIME",
-        help="with --all: only jobs that finished, or were due, longer ago than this",
-    )
+    if aged:
+        parser.add_argument(
+            "--older-than",
+            type=values.seconds,
+            metavar="TIME",
+            help="with --all: only jobs that finished, or were due, longer ago than this",
+        )
+    parser.add_argument("--group", metavar="GROUP", help="with --all: only jobs of this group")
     parser.add_argument("--limit", type=values.whole(1), metavar="N", help="with --all: at most N jobs")

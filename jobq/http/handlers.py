@@ -32,7 +32,11 @@ async def show(call: ApiCall) -> web.Response:
 async def page(call: ApiCall) -> web.Response:
     query = call.query(schema.ListQuery)
     found = await call.queue.briefs(
-        given(query.state), type=given(query.type), limit=query.limit, cursor=given(query.cursor)
+        given(query.state),
+        type=given(query.type),
+        group=given(query.group),
+        limit=query.limit,
+        cursor=given(query.cursor),
     )
     return reply(schema.Jobs([schema.JobBrief.of(row) for row in found.jobs], found.cursor))
 
@@ -143,15 +147,29 @@ async def reprioritise(call: ApiCall) -> web.Response:
 
 async def retry_many(call: ApiCall) -> web.Response:
     query, queue = call.query(schema.RetryMany), call.queue
-    count = await queue.retry_all(State(query.state), older_than=_seconds(query.older_than), limit=query.limit)
-    call.audit("retry many", queue, state=query.state, count=count)
+    group = given(query.group)
+    count = await queue.retry_all(
+        State(query.state), group=group, older_than=_seconds(query.older_than), limit=query.limit
+    )
+    call.audit("retry many", queue, state=query.state, group=group, count=count)
     return reply(schema.Count(count))
 
 
 async def remove_many(call: ApiCall) -> web.Response:
     query, queue = call.query(schema.RemoveMany), call.queue
-    count = await queue.remove_all(State(query.state), older_than=_seconds(query.older_than), limit=query.limit)
-    call.audit("remove many", queue, state=query.state, count=count)
+    group = given(query.group)
+    count = await queue.remove_all(
+        State(query.state), group=group, older_than=_seconds(query.older_than), limit=query.limit
+    )
+    call.audit("remove many", queue, state=query.state, group=group, count=count)
+    return reply(schema.Count(count))
+
+
+async def kill_many(call: ApiCall) -> web.Response:
+    query, queue = call.query(schema.KillMany), call.queue
+    group = given(query.group)
+    count = await queue.kill_all(State(query.state), group=group, limit=query.limit)
+    call.audit("kill many", queue, state=query.state, group=group, count=count)
     return reply(schema.Count(count))
 
 

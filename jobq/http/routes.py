@@ -108,6 +108,12 @@ ROUTES: tuple[Route, ...] = (
         summary="Resume the queue", responses={200: schema.Paused},
     ),
     Route(
+        method="POST", path="/jobs/kill", scope=Scope.ADMIN, handler=handlers.kill_many,
+        summary="Kill many jobs", query=schema.KillMany,
+        description="Unfinished jobs of a state, or those of one group. Call again while `count` equals `limit`.",
+        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+    ),
+    Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
         summary="Retry many jobs", query=schema.RetryMany,
         description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",

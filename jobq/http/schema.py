@@ -158,6 +158,7 @@ class ListQuery(In):
 
     state: State | UnsetType = UNSET
     type: Annotated[str, Meta(max_length=NAME_MAX)] | UnsetType = UNSET
+    group: _Group | UnsetType = UNSET
     limit: PageSize = 50
     cursor: _Cursor | UnsetType = UNSET
 
@@ -179,6 +180,7 @@ class RetryMany(In):
     """Which finished jobs to run again. Call again while ``count`` equals ``limit``."""
 
     state: Literal["failed", "completed"] = "failed"
+    group: _Group | UnsetType = UNSET
     older_than: _Age | UnsetType = UNSET
     limit: _Many = 1000
 
@@ -187,7 +189,16 @@ class RemoveMany(In):
     """Which jobs to remove. Call again while ``count`` equals ``limit``."""
 
     state: Literal["waiting", "delayed", "held", "completed", "failed"]
+    group: _Group | UnsetType = UNSET
     older_than: _Age | UnsetType = UNSET
+    limit: _Many = 1000
+
+
+class KillMany(In):
+    """Which unfinished jobs to kill. Call again while ``count`` equals ``limit``."""
+
+    state: Literal["waiting", "delayed", "held", "blocked", "active"]
+    group: _Group | UnsetType = UNSET
     limit: _Many = 1000
 
 

@@ -329,7 +329,7 @@ def test_help_and_usage(jobq):
         assert f"\n  {command} " in said.out
         assert jobq(command, "--help").out.startswith(f"usage: jobq {command} ")
     titles = [line for line in said.out.splitlines() if line.endswith(":") and line[0].isupper()]
-    assert titles == ["Processes:", "Look:", "Jobs:", "Queues:", "Limits:", "Access:"]
+    assert titles == ["Processes:", "Look:", "Jobs:", "Queues:", "Limits:", "Schedules:", "Access:"]
     assert jobq("--version").out.startswith("jobq ")
 
 

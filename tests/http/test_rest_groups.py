@@ -63,3 +63,18 @@ async def test_settings_that_do_not_fit_are_a_422(client: Client, body: Any):
 async def test_a_group_that_does_not_fit_is_a_422(client: Client, group: Any):
     response = await client.post("/jobs/enqueue", json={"type": "echo", "payload": {}, "group": group})
     assert response.status == 422
+
+
+async def test_a_whole_group_is_listed_killed_and_retried(client: Client):
+    for group in "aab":
+        await enqueue(client, group=group)
+    assert len((await get(client, "/jobs?state=held&group=a"))["jobs"]) == 2
+    response = await client.post("/jobs/kill?state=held&group=a")
+    assert await response.json() == {"count": 2}
+    response = await client.post("/jobs/retry?group=b")
+    assert await response.json() == {"count": 0}
+    response = await client.post("/jobs/retry?group=a")
+    assert await response.json() == {"count": 2}
+    response = await client.delete("/jobs?state=held&group=b")
+    assert await response.json() == {"count": 1}
+    assert (await client.post("/jobs/kill?state=failed")).status == 422

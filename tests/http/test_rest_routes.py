@@ -371,7 +371,7 @@ def test_every_route_of_the_issue_is_in_the_table():
         POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
         GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
         GET /limits, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
-        GET /groups, PUT /groups/{group}, DELETE /groups/{group},
+        POST /jobs/kill, GET /groups, PUT /groups/{group}, DELETE /groups/{group},
         POST /limits/{key}/close, POST /limits/{key}/open,
         GET /schedules, POST /schedules/preview, GET /schedules/{name}, PUT /schedules/{name},
         DELETE /schedules/{name}, POST /schedules/{name}/pause, POST /schedules/{name}/resume,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, GroupFull, InvalidJob, Queue, State
+from jobq import Concurrency, GroupFull, InvalidJob, InvalidQuery, Queue, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,3 +167,26 @@ async def test_a_paused_group_is_resumed(queue: Queue, start: Callable[..., Any]
     assert (await held.row()).state is State.HELD
     await queue.set_group("a")
     await held.result(10)
+
+
+async def test_a_whole_group_is_listed_killed_retried_and_removed(queue: Queue):
+    jobs = [queue.new("t", group="ab"[n % 2]) for n in range(30)]
+    jobs += [queue.new("t", group="a", delay=60, retention=0) for _ in range(3)]
+    await queue.enqueue_many(jobs)
+    page = await queue.page(State.HELD, group="a", limit=7)
+    assert [row.group for row in page.jobs] == ["a"] * 7
+    rest = await queue.page(State.HELD, group="a", limit=100, cursor=page.cursor)
+    assert (len(rest.jobs), rest.cursor) == (8, None)
+    assert await queue.kill_all(State.HELD, group="a", limit=4) == 4
+    assert await queue.kill_all(State.HELD, group="a") == 11
+    assert await queue.kill_all(State.DELAYED, group="a") == 3
+    stats = await queue.stats()
+    assert (stats.held, stats.delayed, stats.failed) == (15, 0, 18)
+    assert len((await queue.page(State.FAILED, limit=100)).jobs) == 15, "the retention of three jobs is over"
+    assert await queue.retry_all(group="b") == 0
+    assert await queue.retry_all(group="a", limit=5) == 5
+    assert [(row.group, row.queued) for row in await queue.groups()] == [("b", 15), ("a", 5)]
+    assert await queue.remove_all(State.HELD, group="b") == 15
+    assert [(row.group, row.queued) for row in await queue.groups()] == [("a", 5)]
+    with pytest.raises(InvalidQuery, match="cannot kill all failed jobs"):
+        await queue.kill_all(State.FAILED)

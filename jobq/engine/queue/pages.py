@@ -15,7 +15,7 @@ from jobq.engine.model.unreadable import as_text
 from jobq.errors import InvalidQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from jobq.engine.model.job import Seconds
     from jobq.engine.store import Call, Store
@@ -34,6 +34,12 @@ CALL: Final = 50
 fault at nearly every access."""
 _SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
 _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
+_UNFINISHED: Final = (State.WAITING, State.DELAYED, State.HELD, State.BLOCKED, State.ACTIVE)
+_ALLOWED: Final[dict[str, tuple[State, ...]]] = {
+    "retry": (State.FAILED, State.COMPLETED),
+    "remove": tuple(state for state in State if state is not State.ACTIVE),
+    "kill": _UNFINISHED,
+}
 _BY_PRIORITY: Final = (State.WAITING, State.BLOCKED, State.HELD)
 
 
@@ -93,6 +99,7 @@ class Pager:
         limit: int,
         cursor: str | None,
         *,
+        group: str | None = None,
         brief: bool = False,
     ) -> tuple[list[Row], str | None]:
         """A page of rows, and the cursor of the next page. Without a state, the states follow one another.
@@ -115,13 +122,15 @@ class Pager:
                 self._store.page(
                     current,
                     reverse=current in _NEWEST_FIRST,
-                    limit=limit - len(rows),
-                    scan=SCAN if prefix else limit - len(rows),
+                    limit=SCAN if group else limit - len(rows),
+                    scan=SCAN if prefix or group else limit - len(rows),
                     prefix=prefix,
                     highest="",
                     cursor=(place.score, place.id),
                 )
             )
+            if group is not None:
+                ids, score, last = await self._of_group(current, ids, group, limit - len(rows), score, last)
             while ids:
                 asked = ids[:CHUNK]
                 found = await self._store.do(self._store.rows(asked, brief=brief))
@@ -138,23 +147,34 @@ class Pager:
                 return rows, write_cursor(Cursor(states[states.index(current) + 1]))
         return rows, None
 
+    async def _of_group(
+        self, state: State, ids: list[bytes], group: str, most: int, score: bytes, last: bytes
+    ) -> tuple[list[bytes], bytes, bytes]:
+        """At most so many jobs of a group, and the score and id of the next cursor."""
+        chosen = await self._store.of_group(ids, group)
+        if len(chosen) <= most:
+            return chosen, score, last
+        chosen = chosen[:most]
+        found = await self._store.score(state, chosen[-1])
+        # If the job has left meanwhile, the next page starts behind the whole one.
+        return (chosen, score, last) if found is None else (chosen, found, chosen[-1])
+
     async def sweep(
         self,
         state: State,
         verb: str,
-        call: Callable[[Sequence[str | bytes]], Call[list[str]]],
+        calls: Callable[[list[bytes]], Awaitable[list[Call[list[str]]]]],
         older_than: Seconds | None,
         limit: int | None,
         progress: Callable[[int], None] | None,
+        group: str | None = None,
     ) -> int:
         """Apply a verb to every job of a state, oldest first. Returns how many jobs it moved.
 
         :raises InvalidQuery: the verb cannot be applied to that state, or jobs of that state have no age.
         """
         state = read_state(state)
-        allowed = (
-            (State.FAILED, State.COMPLETED) if verb == "retry" else tuple(s for s in State if s is not State.ACTIVE)
-        )
+        allowed = _ALLOWED[verb]
         if state not in allowed:
             raise InvalidQuery(f"cannot {verb} all {state} jobs: it takes {', '.join(allowed)}")
         if older_than is not None and state in _BY_PRIORITY:
@@ -168,20 +188,24 @@ class Pager:
         cursor: tuple[str, bytes] = ("", b"")
         while limit is None or moved < limit:
             size = CHUNK if limit is None else min(CHUNK, limit - moved)
+            scan = SCAN if group else size
             reply: list[Any] = await self._store.do(
                 self._store.page(
-                    state, reverse=False, limit=size, scan=size, prefix=b"", highest=highest, cursor=cursor
+                    state, reverse=False, limit=scan, scan=scan, prefix=b"", highest=highest, cursor=cursor
                 )
             )
             ids: list[bytes] = reply[0]
             if not ids:
                 break
-            answers = await self._store.do_all([call(ids[at : at + CALL]) for at in range(0, len(ids), CALL)])
+            chosen = ids if group is None else await self._store.of_group(ids, group)
+            if limit is not None:
+                chosen = chosen[: limit - moved]
+            answers = await self._store.do_all(await calls(chosen)) if chosen else []
             done = sum(1 for states in answers for word in states if word and not word.startswith("key "))
             moved += done
             if progress:
                 progress(moved)
-            if done < len(ids):
+            if done < len(ids) and (limit is None or moved < limit):
                 # Jobs that could not be moved stay in front. Continue behind them.
                 if not reply[2]:
                     break

@@ -14,14 +14,16 @@ from jobq.engine.model.rows import job_brief, job_row, read_logs, worker_row
 from jobq.engine.model.stats import read_stats
 from jobq.engine.model.times import to_ms
 from jobq.engine.model.types import read_type
+from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.views import BriefPage, JobRow, Page, Stats, WorkerRow
+from jobq.engine.queue.pages import CALL
 from jobq.engine.queue.results import KILLED
 from jobq.engine.store import ALIVE_MS
 from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from jobq.engine.model.types import TypeRow
     from jobq.engine.queue.published import Defaults
@@ -84,6 +86,7 @@ class Verbs(ABC):
         state: State | None = None,
         *,
         type: str | None = None,
+        group: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
@@ -93,13 +96,14 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the cursor cannot be read, or ``limit`` is not 1 to 1000.
         """
-        return Page(*await self._sessions.here.pager.page(job_row, state, type, limit, cursor))
+        return Page(*await self._sessions.here.pager.page(job_row, state, type, limit, cursor, group=group))
 
     async def briefs(
         self,
         state: State | None = None,
         *,
         type: str | None = None,
+        group: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> BriefPage:
@@ -107,7 +111,8 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the cursor cannot be read, or ``limit`` is not 1 to 1000.
         """
-        return BriefPage(*await self._sessions.here.pager.page(job_brief, state, type, limit, cursor, brief=True))
+        page = self._sessions.here.pager.page(job_brief, state, type, limit, cursor, group=group, brief=True)
+        return BriefPage(*await page)
 
     async def logs(self, job_id: str) -> list[LogLine]:
         """The lines that the job's handler logged.
@@ -261,6 +266,7 @@ class Verbs(ABC):
         self,
         state: State = State.FAILED,
         *,
+        group: str | None = None,
         older_than: Seconds | None = None,
         limit: int | None = None,
         progress: Callable[[int], None] | None = None,
@@ -271,12 +277,14 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is not failed or completed.
         """
-        return await self._sessions.here.pager.sweep(state, "retry", self.store.retry, older_than, limit, progress)
+        calls = _in_calls(self.store.retry)
+        return await self._sessions.here.pager.sweep(state, "retry", calls, older_than, limit, progress, group)
 
     async def remove_all(
         self,
         state: State,
         *,
+        group: str | None = None,
         older_than: Seconds | None = None,
         limit: int | None = None,
         progress: Callable[[int], None] | None = None,
@@ -287,4 +295,46 @@ class Verbs(ABC):
 
         :raises InvalidQuery: the state is active, or an age is given for waiting.
         """
-        return await self._sessions.here.pager.sweep(state, "remove", self.store.remove, older_than, limit, progress)
+        calls = _in_calls(self.store.remove)
+        return await self._sessions.here.pager.sweep(state, "remove", calls, older_than, limit, progress, group)
+
+    async def kill_all(
+        self,
+        state: State,
+        *,
+        group: str | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Kill the unfinished jobs of a state, in pages. ``progress`` is called with the number so far.
+
+        ``group``: only jobs of this group. Returns how many jobs were killed.
+
+        :raises InvalidQuery: the state is failed or completed.
+        """
+        store = self.store
+
+        async def calls(ids: list[bytes]) -> list[Call[list[str]]]:
+            record = _encode(AttemptError(attempt=0, at=store.now_ms(), type=KILLED, message="killed by an operator"))
+            kept: dict[int | str, list[str]] = {}
+            for at in range(0, len(ids), CALL):
+                asked = [as_text(job_id) for job_id in ids[at : at + CALL]]
+                for job_id, row in zip(asked, await store.do(store.rows(asked, brief=True)), strict=False):
+                    retention = job_row(self.name, job_id, row).retention if row else None
+                    kept.setdefault("" if retention is None else retention, []).append(job_id)
+            return [
+                store.kill(some[at : at + CALL], record, retention)
+                for retention, some in kept.items()
+                for at in range(0, len(some), CALL)
+            ]
+
+        return await self._sessions.here.pager.sweep(state, "kill", calls, None, limit, progress, group)
+
+
+def _in_calls(
+    verb: Callable[[Sequence[str | bytes]], Call[list[str]]],
+) -> Callable[[list[bytes]], Awaitable[list[Call[list[str]]]]]:
+    async def calls(ids: list[bytes]) -> list[Call[list[str]]]:
+        return [verb(ids[at : at + CALL]) for at in range(0, len(ids), CALL)]
+
+    return calls

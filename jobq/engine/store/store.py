@@ -384,6 +384,18 @@ class Store(Scheduling):
         """What is published of these types."""
         return await self.command(b"HMGET", self.keys["types"], *names)
 
+    async def score(self, state: str, job_id: bytes) -> bytes | None:
+        """The score of a job in the set of a state, None if it is not there."""
+        return await self.command(b"ZSCORE", self.keys[state], job_id)
+
+    async def of_group(self, ids: Sequence[bytes], group: str) -> list[bytes]:
+        """Those of the jobs that belong to the group."""
+        if not ids:
+            return []
+        rows: list[bytes | None] = await self.command(b"HMGET", self.keys["limits"], *ids)
+        first = f"@{group}".encode()
+        return [job_id for job_id, row in zip(ids, rows, strict=True) if (row or b"").partition(b"\n")[0] == first]
+
     async def group_rows(self) -> dict[bytes, bytes]:
         """The settings of groups."""
         flat: list[bytes] = await self.command(b"HGETALL", self.keys["groups"])
