@@ -56,7 +56,8 @@ def test_the_scope_of_each_route_fits_its_effect():
     for route in ROUTES:
         if route.scope is Scope.PUBLIC:
             assert route.path in ("/healthz", "/readyz")
-        elif route.method == "GET":
+        elif route.method == "GET" or route.path == "/schedules/preview":
+            # a preview takes a body, but changes nothing
             assert route.scope is Scope.READ
         else:
             assert route.scope >= Scope.WRITE
