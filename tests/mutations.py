@@ -114,7 +114,19 @@ SABOTAGES = [
     Break("charge", "fence not checked", "redis.call('HGET', leases, id) == ARGV[i + 1]", "true"),
     Break("charge", "a repeated call counts twice", "(real or estimate)", "estimate"),
     Break("charge", "what was given back is not used", "if more < 0 and", "if false and"),
-    Break("admit", "several slots count as one", "for slot = 2, slots do places", "for slot = 2, 1 do places"),
+    Break("admit", "several slots count as one", "and 1 or slots do places", "and 1 or 1 do places"),
+    Break(
+        "admit", "groups with equal tags are served by name",
+        ".. o.first\n    if not g.turn", ".. '0000000000000000'\n    if not g.turn",
+    ),
+    Break("admit", "jobs at the front pay for no turn", "and score % SPAN > SPAN / 2", ""),
+    Break("admit", "a turn costs nothing", "g.start = after(virtual, group)", "g.start = virtual"),
+    Break("admit", "the queue's own rule bounds no turn", "min(want, most))", "want)"),
+    Break("group", "a pause keeps slots", "        free_slots(id, redis.call('HGET', weights, id) or '', line)\n", ""),
+    Break(
+        "recount", "a line without jobs is kept",
+        "            redis.call('HDEL', lines, '=' .. line)\n        elseif", "        elseif",
+    ),
     Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
     Break("admit", "a small job overtakes", "if ahead(key, line, first) then return key, false end", ""),
     *[

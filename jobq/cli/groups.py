@@ -48,7 +48,9 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
             if args.json:
                 render.say_json({"queue": queue.name, "group": args.group, "settings": new})
             else:
-                most = "any number of jobs" if new.max_queued is None else f"at most {new.max_queued} jobs"
+                most = "any number of jobs"
+                if new.max_queued is not None:
+                    most = f"at most {new.max_queued} {'job' if new.max_queued == 1 else 'jobs'}"
                 paused = ", paused" if new.paused else ""
                 render.say(f"set {args.group} of {queue.name}: weight {new.weight:g}, {most} queued{paused}")
 

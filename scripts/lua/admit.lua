@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed
+-- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
@@ -12,14 +12,15 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned')
+local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule')
 -- A paused queue starts no job. Its rules may change before it starts the next one.
 if settings[1] then return { 0, -1, 0 } end
 local format, match, gmatch, sub, min, max, floor, huge = string.format, string.match, string.gmatch, string.sub, math.min, math.max, math.floor, math.huge
 local SPAN, LOWEST, LAST = 4398046511104, 4503599627370496, '9999999999999999'
+local NO_TURN = LAST .. LAST .. '9999'
 
 -- shared: lines of a key
 -- The members "key NUL ..." of a sorted set with equal scores.
@@ -78,6 +79,19 @@ local function arrival_of(key, i, band)
     return stored > now + band.burst * band.interval + 1 and now + band.tolerance or max(now, stored)
 end
 -- end
+
+-- A claim takes no more than the queue's own rule allows. Jobs beyond it would stay in waiting, in front of the turns of others. At
+-- least one is admitted, because a claim that finds a job says when the rule allows it.
+if settings[4] then
+    local own, most = parse(settings[4]), huge
+    if own.concurrency then
+        most = own.concurrency - redis.call('ZCARD', active) - redis.call('ZLEXCOUNT', admitted, from('queue'), to('queue'))
+    end
+    for i, band in ipairs(own.bands) do
+        most = min(most, floor((band.tolerance - (arrival_of('queue', i, band) - now) + 0.001) / band.interval) + 1)
+    end
+    want = max(min(1, want), min(want, most))
+end
 
 -- What this call writes, which is sent at its end: set -> member -> whether it stands there, and the fields of `lines`.
 local written, fields = {}, {}
@@ -245,11 +259,12 @@ local function keys_of(line)
 end
 
 -- What this call knows of groups: the start tag, the member in `turns` (false: no turn), and `only`: its open line if it has only one.
--- A turn is "text NUL group NUL 1 line", or with `+` for several lines. The text has the priority and the start tag.
+-- A turn is "text NUL group NUL 1 line", or with `+` for several lines. The text has the priority,
+-- the start tag and the place of the group's first job, which decides between equal tags.
 local shares = {}
 local function read_turn(member)
     local text, group, more, line = match(member or '', '^([^%z]*)%z([^%z]*)%z([1+])(.*)$')
-    if not text or #text ~= 20 then return nil end
+    if not text or #text ~= 36 then return nil end
     return text, group, more == '1' and line or nil
 end
 local function learn(names)
@@ -267,7 +282,7 @@ local function learn(names)
         local g = shares[unknown[i]]
         local text, _, only = read_turn(member)
         g.turn, g.only = text and member or false, only
-        if text then g.start = tonumber(sub(text, 5)) or 0 else untold[#untold + 1] = unknown[i] end
+        if text then g.start = tonumber(sub(text, 5, 20)) or 0 else untold[#untold + 1] = unknown[i] end
     end
     if virtual and #untold > 0 then
         for i, tag in ipairs(redis.call('ZMSCORE', finish, unpack(untold))) do shares[untold[i]].start = tonumber(tag) or 0 end
@@ -429,11 +444,11 @@ for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
 end
 for _, key in ipairs(opened) do
     if looks < 1 then break end
-    looks = looks - 1
     local most = room(key)
     local page = min(most, 64, looks + 1)
     -- Some more are read, because the turn that a line was filed under may have passed.
     local found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, max(1, page) + (virtual and 16 or 1))
+    looks = looks - max(1, #found)
     if #found == 0 then write(openings, key, false)
     elseif most < 1 then close(key)
     else
@@ -452,7 +467,6 @@ for _, key in ipairs(opened) do
             if i <= page then
                 spots[one.line] = 'f' .. one.member
                 open(one.line, one.first)
-                looks = looks - 1
             elseif one.stale then
                 spots[one.line] = 'f' .. one.member
                 stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line)
@@ -467,11 +481,11 @@ local names = {}
 for group in pairs(opening) do names[#names + 1] = group end
 learn(names)
 for group, o in pairs(opening) do
-    local g, text = share(group), turn_text(group, o.first)
+    local g, text = share(group), turn_text(group, o.first) .. o.first
     if not g.turn then
         set_turn(group, text, o.only)
     else
-        local before = sub(g.turn, 1, 20)
+        local before = sub(g.turn, 1, 36)
         set_turn(group, text < before and text or before, o.only and o.only == g.only and o.only or nil)
     end
 end
@@ -490,6 +504,8 @@ elseif crowd and want > 0 then
     for i = 1, #ids do
         local score = tonumber(found[2 * i])
         local counted = rows[i] and group_of(rows[i]) ~= '' or planned and score <= planned and band_of(digits(score)) == band_of(digits(planned))
+            -- Jobs at the front (LIFO, released) are never counted by their place: new ones come before it.
+            and score % SPAN > SPAN / 2
         heads[i] = { score = score, counted = counted, digits = digits(score) }
     end
 end
@@ -505,7 +521,7 @@ local function admit(keys, first, id)
     for _, key in ipairs(keys) do
         local place_of = key .. '\0' .. id
         places[#places + 1], places[#places + 2] = '0', place_of
-        for slot = 2, slots do places[#places + 1], places[#places + 2] = '0', place_of .. '\0' .. slot end
+        for slot = 2, sub(key, 1, 1) == '@' and 1 or slots do places[#places + 1], places[#places + 2] = '0', place_of .. '\0' .. slot end
         if sub(key, 1, 1) ~= '@' then
             local k = facts(key)
             k.count = k.count + slots
@@ -644,7 +660,8 @@ local function serve(group, only, band, rival, until_place)
     end
     local top = own.items[1]
     if not top then return nil end
-    return turn_text(group, top.text == '' and format('%016d', band * SPAN) or top.text), not own.items[2] and own.edge == LAST and top.line or nil
+    local first = top.text == '' and format('%016d', band * SPAN) or top.text
+    return turn_text(group, first) .. first, not own.items[2] and own.edge == LAST and top.line or nil
 end
 
 -- The turns, of which only the first ones are read. `last` is the text of the last of these.
@@ -653,10 +670,10 @@ local function read_turns()
     flush()
     local size = min(want - n, looks) + 2
     local found = redis.call('ZRANGE', turns, '-', '+', 'BYLEX', 'LIMIT', 0, size)
-    order, at_order, last_text = {}, 1, LAST .. LAST
+    order, at_order, last_text = {}, 1, NO_TURN
     for i, member in ipairs(found) do
         local text, group, line = read_turn(member)
-        local g = group and (shares[group] or { start = tonumber(sub(text, 5)) or 0, turn = member, only = line })
+        local g = group and (shares[group] or { start = tonumber(sub(text, 5, 20)) or 0, turn = member, only = line })
         if not g or g.turn ~= member then
             -- A damaged member, or one that its group does not know of.
             redis.call('ZREM', turns, member)
@@ -675,14 +692,14 @@ local more = read_turns()
 while more do
     local top, head = order[at_order], heads[at_head]
     if not top or top.text > last_text then
-        more = last_text ~= LAST .. LAST and read_turns()
+        more = last_text ~= NO_TURN and read_turns()
     elseif n >= want or looks < 1 then
         left = 1
         break
     else
         local group, band = top.group, tonumber(sub(top.text, 1, 4))
         local g = share(group)
-        local text = sub(top.text, 1, 4) .. format('%016d', start_of(group))
+        local text = sub(top.text, 1, 4) .. format('%016d', start_of(group)) .. sub(top.text, 21)
         local again, only = text, g.only
         local head_band = head and band_of(head.digits)
         if text > top.text then
@@ -695,7 +712,7 @@ while more do
                 local none = share('')
                 none.start = after(virtual, '')
                 if none.turn then
-                    local its_turn = sub(none.turn, 1, 4) .. format('%016d', none.start)
+                    local its_turn = sub(none.turn, 1, 4) .. format('%016d', none.start) .. sub(none.turn, 21, 36)
                     set_turn('', its_turn, none.only)
                     for i = at_order, #order do
                         if order[i].group == '' then
@@ -712,7 +729,7 @@ while more do
             local rival, until_place = huge, horizon
             if virtual then
                 local other = order[at_order + 1] and order[at_order + 1].text or last_text
-                if tonumber(sub(other, 1, 4)) == band then rival = max(virtual, tonumber(sub(other, 5)) or huge) end
+                if tonumber(sub(other, 1, 4)) == band then rival = max(virtual, tonumber(sub(other, 5, 20)) or huge) end
                 if head and not head.counted and head_band == band then
                     if group == '' then until_place = head.digits else rival = min(rival, start_of('')) end
                 end
@@ -726,7 +743,7 @@ while more do
                     at_head, n = at_head + 1, n + 1
                     virtual, planned = start_of(''), head.score
                     g.start = after(virtual, '')
-                    again = sub(again, 1, 4) .. format('%016d', g.start)
+                    again = sub(again, 1, 4) .. format('%016d', g.start) .. sub(again, 21)
                 else
                     break
                 end
@@ -764,6 +781,14 @@ if count > 0 then
     if #tokens > 0 then redis.call('ZADD', unspent, unpack(tokens)) end
 end
 if shares[''] and not shares[''].turn and virtual and shares[''].start > virtual then redis.call('ZADD', finish, shares[''].start, '') end
+if virtual and count > 0 then
+    -- A tag that virtual time has passed says nothing. When no group has a job that waits, all tags are in the past.
+    if redis.call('EXISTS', held) == 0 and not heads[at_head] then
+        virtual = max(virtual, tonumber(redis.call('ZRANGE', finish, 0, 0, 'REV', 'WITHSCORES')[2]) or 0)
+    end
+    local idle = redis.call('ZRANGE', finish, '-inf', format('%d', virtual), 'BYSCORE', 'LIMIT', 0, 2 * count + 16)
+    if #idle > 0 then redis.call('ZREM', finish, unpack(idle)) end
+end
 if virtual ~= told then redis.call('HSET', meta, 'virtual', format('%d', virtual)) end
 if planned ~= planned_before then redis.call('HSET', meta, 'planned', format('%d', planned)) end
 if redis.call('EXISTS', openings, arrivals) > 0 then left = 1 end

@@ -1,13 +1,24 @@
 #!lua flags=allow-oom
 -- group: writes or removes the settings of a group, and lets admit look at it. If the group is paused now, jobs of it that were
 --   admitted and have not started go back to held, one page per call.
--- KEYS groups limits waiting held held_by admitted unspent openings arrivals meta wake
+-- KEYS groups limits weights waiting held held_by admitted unspent openings arrivals meta wake
 -- ARGV group, its row ("weight paused most", '': remove it), largest number of rows, cursor ('' in the first call, then the last
 --   reply), page (largest number of jobs per call)
 -- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rows (nothing changed)
-local groups, limits, waiting, held, held_by, admitted, unspent, openings, arrivals, meta, wake = unpack(KEYS)
+local groups, limits, weights, waiting, held, held_by, admitted, unspent, openings, arrivals, meta, wake = unpack(KEYS)
 local name, row, most, cursor, page = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local key = '@' .. name
+
+-- shared: slots
+-- A job with several slots has as many places under each key, and while it is active under the key `queue`. The first place of a
+-- key is "key NUL id", the others follow it.
+local function free_slots(id, weight, names)
+    if tonumber(string.match(weight, '^%d+') or 1) == 1 then return end
+    for key in string.gmatch((names or '') .. '\nqueue', '[^\n]+') do
+        redis.call('ZREMRANGEBYLEX', admitted, '[' .. key .. '\0' .. id .. '\0', '(' .. key .. '\0' .. id .. '\1')
+    end
+end
+-- end
 
 if cursor == '' then
     if row ~= '' and redis.call('HEXISTS', groups, name) == 0 and redis.call('HLEN', groups) >= most then return 'full' end
@@ -21,10 +32,11 @@ end
 local start = cursor == '' and '[' .. key .. '\0' or '(' .. cursor
 local found = redis.call('ZRANGE', admitted, start, '(' .. key .. '\1', 'BYLEX', 'LIMIT', 0, page)
 for _, member in ipairs(found) do
-    local id = string.sub(member, #key + 2)
+    local id = string.match(member, '^[^%z]*', #key + 2)
     local score = redis.call('ZSCORE', waiting, id)
     if score then
         local line = redis.call('HGET', limits, id) or key
+        free_slots(id, redis.call('HGET', weights, id) or '', line)
         for other in string.gmatch(line, '[^\n]+') do
             redis.call('ZREM', admitted, other .. '\0' .. id)
             redis.call('ZREM', unspent, other .. '\0' .. id)

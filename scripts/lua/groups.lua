@@ -32,7 +32,8 @@ while #rows < 6 * page do
     local n, id, spec = #rows, '', ''
     if a == group then
         id = string.match(first, '%z%d+%z(.*)$') or ''
-        spec = redis.call('HGET', jobs, id) or ''
+        -- A large spec would take long to read. Then the time in the id has to do.
+        spec = redis.call('HSTRLEN', jobs, id) < 65536 and redis.call('HGET', jobs, id) or ''
         spec = string.sub(spec, 1, (string.find(spec, ',"payload":', 1, true) or 1) - 1)
     end
     local from = '[@' .. group

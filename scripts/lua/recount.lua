@@ -85,6 +85,10 @@ elseif sub(cursor, 1, 1) == 'f' then
         if not line or redis.call('HGET', lines, '=' .. line) ~= 'f' .. member then
             redis.call('ZREM', full_lines, member)
             arrive(line or '')
+        elseif #redis.call('ZRANGE', held_by, '[' .. line .. '\0', '(' .. line .. '\1', 'BYLEX', 'LIMIT', 0, 1) == 0 then
+            -- All of its jobs were killed or removed.
+            redis.call('ZREM', full_lines, member)
+            redis.call('HDEL', lines, '=' .. line)
         elseif not redis.call('ZSCORE', openings, key) and not redis.call('ZSCORE', reopens, key) then
             -- The end of an admitted job opens this key. If there is none, nothing would.
             if sub(key, 1, 1) == '@' or redis.call('ZLEXCOUNT', admitted, '[' .. key .. '\0', '(' .. key .. '\1') == 0 then

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def test_a_group_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert "no groups now" in jobq("groups", "ls", "--queue", tasks).out
     said = jobq("groups", "set", "a", "--weight", "2.5", "--max-queued", "1", "--queue", tasks)
-    assert said.out == "set a of tasks: weight 2.5, at most 1 jobs queued\n"
+    assert said.out == "set a of tasks: weight 2.5, at most 1 job queued\n"
     assert jobq("enqueue", "echo", "--group", "a", "--queue", tasks).code == 0
     said = jobq("enqueue", "echo", "--group", "a", "--queue", tasks)
     assert said.code == 1

@@ -37,6 +37,7 @@ SOUND: State = also(
     {"held_by": {under("r", "h", place(7)): 0}},
     lines("r", "r", place(7)),
 )
+GROUP_TURN = f"{TURN}{place(7) + LOWEST:016d}\0g\x001@g"
 OPEN = f"g\0{place(7) + LOWEST:016d}\0@g"
 GROUPED: State = also(
     standing("held", "h", score=place(7)),

@@ -236,3 +236,65 @@ async def test_the_bound_of_start_time_fair_queueing_holds(fair: Fair, seed: int
             step = (served == one) / weights[one] - (served == other) / weights[other]
             shares.append(shares[-1] + step)
             assert max(shares) - min(shares) <= bound, (one, other)
+
+
+async def test_a_group_is_not_passed_over_by_groups_that_come_later(fair: Fair):
+    """Groups with equal tags are served in the order of their jobs, not of their names."""
+    await fair.add("z")
+    for n in range(20):
+        await fair.add(f"a{n}")
+        if "z" in await fair.claim():
+            return
+    raise AssertionError("never served")
+
+
+async def test_jobs_at_the_front_without_a_group_take_turns_too(fair: Fair):
+    bench = fair.bench
+    await fair.add("a", 100)
+    got: list[str] = []
+    for n in range(40):
+        fair.group_of[f"l{n}"] = ""
+        await bench.do(bench.store.enqueue([f"l{n}", b"{}", "0 1 0"]))
+        got += await fair.claim()
+    assert abs(got.count("a") - 20) <= 1
+
+
+async def test_a_rule_of_the_queue_leaves_the_turns_as_they_are(fair: Fair):
+    bench = fair.bench
+    await bench.do(bench.store.rule("set", "queue", "1"))
+    await fair.add("a", 100)
+    await fair.claim(50)
+    await fair.add("b")
+    assert "b" in await fair.claim(50) + await fair.claim(50) + await fair.claim(50)
+
+
+async def test_nothing_is_kept_of_groups_that_are_done(fair: Fair):
+    for n in range(60):
+        await fair.add(f"g{n}")
+        await fair.claim()
+    found = await fair.bench.dump()
+    assert not {"finish", "turns", "lines", "open_lines", "held", "admitted"} & set(found)
+
+
+async def test_a_pause_gives_back_all_places_of_a_job_with_several_slots(fair: Fair):
+    bench = fair.bench
+    await bench.do(bench.store.rule("set", "k", "4"))
+    await bench.do(bench.store.enqueue(["j", b"{}", "0 0 0\v@a\nk\v4"]))
+    await bench.do(bench.store.admit(9, 250, 1))
+    assert "admitted" in await bench.dump()
+    await fair.set("a", "1 1 -")
+    assert "admitted" not in await bench.dump()
+
+
+async def test_lines_of_removed_jobs_are_forgotten_while_their_group_is_paused(fair: Fair):
+    bench = fair.bench
+    await fair.set("a", "1 1 -")
+    for n in range(5):
+        await fair.add("a", keys=f"u:{n}")
+    while (await bench.do(bench.store.admit(9, 250, 1)))[2]:
+        pass
+    await bench.do(bench.store.remove(sorted(fair.group_of)))
+    cursor = ""
+    for _ in range(20):
+        cursor, _ = await bench.do(bench.store.recount(100, cursor))
+    assert not {"lines", "full_lines"} & set(await bench.dump())

@@ -38,6 +38,15 @@ async def test_a_template_takes_arguments_and_their_defaults(queue: Queue):
     assert groups[2].startswith("~"), "a name with a control character is replaced by its hash"
 
 
+async def test_an_argument_that_is_none_gives_no_group(queue: Queue):
+    @queue.task(group="{tenant}")
+    async def work(tenant: str | None = None) -> None: ...
+
+    groups = [(await (await work.enqueue(tenant)).row()).group for tenant in (None, "null", "a")]
+    assert groups == [None, "null", "a"]
+    assert (await (await work.enqueue()).row()).group is None
+
+
 async def test_a_function_gives_the_group(queue: Queue):
     @queue.task(group=lambda tenant, size=1: f"{tenant}-large" if size > 9 else None)
     async def work(tenant: str, size: int = 1) -> None: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, Context, InvalidJob, Queue, ScheduleNotFound, State, UnknownType
+from jobq import Concurrency, Context, InvalidJob, Queue, ScheduleNotFound, State, UnknownType, singleton
 from jobq.engine.queue import declaring, firing
 from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.firing import Firing
@@ -732,3 +732,26 @@ async def test_an_idle_worker_asks_nothing_of_redis_for_schedules(
         await (await tick.enqueue()).result(10)
     assert calls == before
     assert worker is not None
+
+
+async def test_a_run_by_hand_whose_key_is_held_says_so(queue: Queue):
+    @queue.task(unique=singleton())
+    async def one() -> None: ...
+
+    await queue.put_schedule("s", "one", cron="0 3 * * *")
+    first = await queue.run_schedule("s")
+    with pytest.raises(InvalidJob, match="schedule 's' was not run: another job holds the key"):
+        await queue.run_schedule("s")
+    await queue.kill(first.id)
+    assert (await (await queue.run_schedule("s")).row()).type == "one"
+
+
+async def test_a_backfill_returns_only_jobs_that_exist(queue: Queue):
+    @queue.task(unique=singleton())
+    async def one() -> None: ...
+
+    await queue.put_schedule("s", "one", cron="0 3 * * *")
+    now = datetime.now(UTC)
+    ids = await queue.backfill_schedule("s", now - timedelta(days=4), now)
+    assert len(ids) == 1
+    assert (await queue.get(ids[0])).type == "one"

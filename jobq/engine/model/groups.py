@@ -111,8 +111,8 @@ def group_by(template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy 
     return GroupBy(template, defaults)
 
 
-def group_of(by: GroupBy, payload: bytes | msgspec.Raw) -> str:
-    """The group of a job. A long name is replaced by its hash.
+def group_of(by: GroupBy, payload: bytes | msgspec.Raw) -> str | None:
+    """The group of a job. A long name is replaced by its hash. A template of one argument that is null gives no group.
 
     :raises InvalidJob: the payload is not an object, so it has no arguments.
     """
@@ -125,4 +125,10 @@ def group_of(by: GroupBy, payload: bytes | msgspec.Raw) -> str:
         name = match[1]
         return value_text(fields[name]) if name in fields else by.defaults[name]
 
-    return value_text(_FIELD.sub(value, by.template))
+    name = _FIELD.sub(value, by.template)
+    return None if name == "null" and _FIELD.fullmatch(by.template) and _is_null(by, fields) else value_text(name)
+
+
+def _is_null(by: GroupBy, fields: Mapping[str, Any]) -> bool:
+    name = by.template[1:-1]
+    return fields[name] is None if name in fields else by.defaults[name] == "null"

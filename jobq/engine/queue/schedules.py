@@ -192,6 +192,7 @@ class ScheduleVerbs(Producing, ABC):
         """Enqueue a job of the schedule now, besides its slots and whatever its overlap is. A paused one runs, too.
 
         :raises ScheduleNotFound: there is none of this name.
+        :raises InvalidJob: another job holds the key of the job. Nothing was enqueued.
         :raises StoreError: Redis is away, or is full.
         """
         check_schedule_name(name)
@@ -204,14 +205,20 @@ class ScheduleVerbs(Producing, ABC):
                 break  # The reply to the first call was lost.
             now = self.store.now_ms()
             score = plans.run_now(stored, job_id, now)
-            if await self._fire(stored, plans.Plan(score, score, [now // 1000]), [job_id], "run") != "stale":
+            word = await self._fire(stored, plans.Plan(score, score, [now // 1000]), [job_id], "run")
+            if word == "skipped":
+                raise InvalidJob(
+                    f"schedule {name!r} was not run: another job holds the key of its job; kill that one, or wait"
+                )
+            if word != "stale":
                 break
         return Job(self, job_id)
 
     async def backfill_schedule(self, name: str, from_: datetime, until: datetime) -> list[str]:
         """Enqueue jobs for the slots between two times that got none. Slots that ran do not run again.
 
-        Returns the ids of the jobs. The overlap is not looked at. The slots are those of the definition as it is now.
+        Returns the ids of the jobs; a slot whose key is held by another job gets none.
+        The overlap is not looked at. The slots are those of the definition as it is now.
 
         :raises ScheduleNotFound: there is none of this name.
         :raises InvalidJob: there are more than 1,000 such slots, or a time lies in the future or has no time zone.
@@ -241,7 +248,9 @@ class ScheduleVerbs(Producing, ABC):
             if await self._fire(stored, plans.Plan(score, score, page), page_ids, "backfill") == "stale":
                 sent = page_ids
             else:
-                ids += page_ids
+                # A slot gets no job while its key is held.
+                rows = await self.store.do(self.store.rows(page_ids, brief=True))
+                ids += [job_id for job_id, row in zip(page_ids, rows, strict=False) if row]
         return ids
 
     async def preview_schedule(

@@ -48,7 +48,7 @@ COLUMNS: Final[dict[str, str]] = {
     "lines": "hash: '=line' -> 'o' or 'f' and its member in open_lines or full_lines; '@group' -> its member in turns",
     "open_lines": "zset: 'group NUL place NUL line' of lines that may have room under all keys, scores 0",
     "full_lines": "zset: 'key NUL turn NUL place NUL line' of lines that wait for a key, scores 0",
-    "turns": "zset: 'priority start tag NUL group' of groups with open lines, scores 0",
+    "turns": "zset: 'priority, start tag and place NUL group' of groups with open lines, scores 0",
     "finish": "zset: group without open lines -> the start tag of its next job, if that is later than virtual time",
     "groups": "hash: group -> what operators set: weight, paused (0 or 1), most held jobs (- for no bound)",
     "rules": "hash: rule -> two lines, an operator's text and the one that code declares",

@@ -212,8 +212,9 @@ class Lane(Settler):
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
         elif source.store.limited and parcel:
-            # The jobs that ended leave room under their limits, and this worker takes no more jobs: wake another one.
-            calls.append(source.store.admit(CLAIM_MAX, ADMIT_LOOKS, 0))
+            # The jobs that ended leave room under their limits, and this worker takes no more jobs: wake another
+            # one. It admits what it can claim.
+            calls.append(source.store.admit(1, ADMIT_LOOKS, 0))
         first = len(steps) + trims
         self._releasing = RELEASED in parcel.rows
         try:
