@@ -664,7 +664,7 @@ local function serve(group, only, band, rival, until_place)
     return turn_text(group, first) .. first, not own.items[2] and own.edge == LAST and top.line or nil
 end
 
--- The turns, of which only the first ones are read. `last` is the text of the last of these.
+-- The turns, of which only the first ones are read. `last_text` is the text of the last of these.
 local order, at_order, last_text
 local function read_turns()
     flush()
