@@ -238,6 +238,56 @@ async def test_overlap_queue_one(timed: Queue, clock: Clock):
     assert (await store.do(store.admit(10, 10, 1)))[0] == 1
 
 
+@pytest.mark.parametrize("overlap", ["skip", "queue_one"])
+async def test_a_job_that_is_unfinished_for_many_slots_is_not_forgotten(timed: Queue, clock: Clock, overlap: Any):
+    await timed.put_schedule("s", "report", every=60, overlap=overlap)
+    for _ in range(30):
+        clock.ms += MINUTE
+        await Firing(timed).fire_due()
+    assert await slots(timed) == [at(START + MINUTE)]
+
+
+async def test_the_previous_run_is_known_after_many_slots_without_a_job(timed: Queue, clock: Clock):
+    await timed.put_schedule("s", "report", every=60, key="k")
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    await end(timed)
+    holder = await timed.enqueue("report", key="k", delay=HOUR)
+    for _ in range(30):
+        clock.ms += MINUTE
+        await Firing(timed).fire_due()
+    await timed.kill(holder.id)
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    (heard,) = await end(timed)
+    assert (heard.missed, heard.previous.state) == (30, "completed")
+
+
+async def test_jobs_of_operators_do_not_hide_the_job_of_a_slot(timed: Queue, clock: Clock):
+    await timed.put_schedule("s", "report", every=60, overlap="kill")
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    filled = await timed.backfill_schedule("s", stamp(START - 5 * HOUR), stamp(START))
+    await timed.run_schedule("s")
+    assert len(filled) == 301
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    left = await slots(timed, State.DELAYED)
+    assert at(START + MINUTE) not in left
+    assert at(START + 2 * MINUTE) in left
+    row = await timed.store.command(b"HGET", timed.store.keys["schedule_rows"], b"s")
+    assert len(row) < 20_000
+
+
+async def test_a_row_of_a_schedule_that_may_overlap_is_bounded(timed: Queue, clock: Clock):
+    await timed.put_schedule("s", "report", every=1, overlap="allow")
+    for _ in range(250):
+        clock.ms += 1000
+        await Firing(timed).fire_due()
+    row = await timed.store.command(b"HGET", timed.store.keys["schedule_rows"], b"s")
+    assert row.count(b"s~2027") == 200
+
+
 async def test_a_failed_job_does_not_stop_its_schedule(timed: Queue, clock: Clock):
     """asynq#842: a job with a fixed id that stays in the archive blocks its schedule for ever."""
     await timed.put_schedule("s", "report", every=60)
@@ -744,6 +794,22 @@ async def test_a_run_by_hand_whose_key_is_held_says_so(queue: Queue):
         await queue.run_schedule("s")
     await queue.kill(first.id)
     assert (await (await queue.run_schedule("s")).row()).type == "one"
+
+
+async def test_a_run_by_hand_that_is_refused_leaves_no_trace(timed: Queue, clock: Clock):
+    await timed.put_schedule("s", "report", every=60, key="k", pause_after=2)
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    await end(timed, fail=True)
+    holder = await timed.enqueue("report", key="k")
+    with pytest.raises(InvalidJob, match="another job holds the key"):
+        await timed.run_schedule("s")
+    row = await timed.get_schedule("s")
+    assert ([one.how for one in row.last], row.failures) == (["slot"], 1)
+    assert await timed.backfill_schedule("s", stamp(START), stamp(clock.ms)) == []
+    await timed.kill(holder.id)
+    filled = await timed.backfill_schedule("s", stamp(START), stamp(clock.ms))
+    assert filled == [f"s~{at(START)}"], "a slot that got no job because of a key can be filled later"
 
 
 async def test_a_backfill_returns_only_jobs_that_exist(queue: Queue):

@@ -37,7 +37,10 @@ from jobq.errors import InvalidJob, ScheduleNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobq.engine.model.entry import Entry
+    from jobq.engine.queue.firing import Ended
     from jobq.engine.schedule.definition import Definition
+    from jobq.engine.schedule.state import How, ScheduleState
 
 log = get_logger("jobq.schedules")
 
@@ -98,8 +101,7 @@ class ScheduleVerbs(Producing, ABC):
         stored, seen = await read_schedule(self.store, name)
         if stored is None:
             raise ScheduleNotFound(name)
-        ended = await read_ended(self.store, unfinished(stored.state))
-        state = judge(stored, {job_id: outcome for job_id, (outcome, _, _) in ended.items()})
+        state, _ = await self._judged(stored)
         declared = await self.store.schedules_declared()
         return schedule_row(stored, state, seen=seen, declared=declared, alone=True)
 
@@ -204,8 +206,9 @@ class ScheduleVerbs(Producing, ABC):
             if any(run.id == job_id for run in stored.state.runs):
                 break  # The reply to the first call was lost.
             now = self.store.now_ms()
-            score = plans.run_now(stored, job_id, now)
-            word = await self._fire(stored, plans.Plan(score, score, [now // 1000]), [job_id], "run")
+            state, ended = await self._judged(stored)
+            planned = plans.run_now(stored, state, job_id, now)
+            word = await self._fire(stored, planned, await self._jobs(stored, state, ended, planned, [job_id], "run"))
             if word == "skipped":
                 raise InvalidJob(
                     f"schedule {name!r} was not run: another job holds the key of its job; kill that one, or wait"
@@ -217,7 +220,7 @@ class ScheduleVerbs(Producing, ABC):
     async def backfill_schedule(self, name: str, from_: datetime, until: datetime) -> list[str]:
         """Enqueue jobs for the slots between two times that got none. Slots that ran do not run again.
 
-        Returns the ids of the jobs; a slot whose key is held by another job gets none.
+        Returns the ids of the jobs. A slot whose key is held by another job gets none, and can be filled later.
         The overlap is not looked at. The slots are those of the definition as it is now.
 
         :raises ScheduleNotFound: there is none of this name.
@@ -228,7 +231,8 @@ class ScheduleVerbs(Producing, ABC):
         ids: list[str] = []
         wanted: list[int] | None = None
         sent: list[str] = []
-        for _ in range(BACKFILL_MAX):
+        page_size = BACKFILL_PAGE
+        for _ in range(2 * BACKFILL_MAX):
             stored, _ = await read_schedule(self.store, name)
             if stored is None:
                 raise ScheduleNotFound(name)
@@ -241,16 +245,22 @@ class ScheduleVerbs(Producing, ABC):
             wanted = [slot for slot in wanted if not any(low <= slot <= high for low, high in ran)]
             if not wanted:
                 return ids
-            page = _together(stored, wanted[:BACKFILL_PAGE])
-            score = plans.backfilled(stored, page, self.store.now_ms())
+            state, ended = await self._judged(stored)
+            page = _together(stored, wanted[:page_size])
             page_ids = [slot_id(name, slot) for slot in page]
+            planned = plans.backfilled(stored, state, page, self.store.now_ms())
+            made = await self._jobs(stored, state, ended, planned, page_ids, "backfill")
+            if len(page) > 1 and any(entry[4] for _, entry in made):
+                # A slot whose key is held can be filled later. So each slot is asked for alone.
+                page_size = 1
+                continue
             sent = []
-            if await self._fire(stored, plans.Plan(score, score, page), page_ids, "backfill") == "stale":
+            word = await self._fire(stored, planned, made)
+            if word == "stale":
                 sent = page_ids
             else:
-                # A slot gets no job while its key is held.
-                rows = await self.store.do(self.store.rows(page_ids, brief=True))
-                ids += [job_id for job_id, row in zip(page_ids, rows, strict=False) if row]
+                wanted = wanted[len(page) :]
+                ids += page_ids if word == "fired" else []
         return ids
 
     async def preview_schedule(
@@ -277,21 +287,29 @@ class ScheduleVerbs(Producing, ABC):
 
         await change_schedule(self.store, name, whole)
 
-    async def _fire(self, stored: Stored, planned: plans.Plan, ids: list[str], how: Any) -> str:
-        """Enqueue jobs that an operator asked for. Returns a word, as schedule_fire.lua."""
+    async def _judged(self, stored: Stored) -> tuple[ScheduleState, Ended]:
+        """The state with the outcomes of its jobs, and how these ended."""
         ended = await read_ended(self.store, unfinished(stored.state))
-        state = judge(stored, {job_id: outcome for job_id, (outcome, _, _) in ended.items()})
+        return judge(stored, {job_id: outcome for job_id, (outcome, _, _) in ended.items()}), ended
+
+    async def _jobs(
+        self, stored: Stored, state: ScheduleState, ended: Ended, planned: plans.Plan, ids: list[str], how: How
+    ) -> list[tuple[NewJob, Entry]]:
+        """The jobs that an operator asked for."""
         news = [
             new_job(self, stored, state, slot, job_id, 0, how, ended)
             for slot, job_id in zip(planned.slots, ids, strict=True)
         ]
-        entries = await encode_jobs(self, stored, news)
-        flat = group(stored, planned, entries)
+        return list(zip(news, await encode_jobs(self, stored, news), strict=True))
+
+    async def _fire(self, stored: Stored, planned: plans.Plan, made: list[tuple[NewJob, Entry]]) -> str:
+        """Enqueue jobs that an operator asked for. Returns a word, as schedule_fire.lua."""
+        flat = group(stored, planned, [entry for _, entry in made])
         flat[6] = "allow"
         (word,) = await self.store.do(self.store.schedule_fire(flat))
         if word == "fired" and self.hooks:
-            for new, job_id in zip(news, ids, strict=True):
-                self.tell_enqueued(new, Accepted(job_id))
+            for new, entry in made:
+                self.tell_enqueued(new, Accepted(entry[0]))
         return word
 
 

@@ -171,22 +171,28 @@ def paused(stored: Stored, by: str, note: str, now_ms: int) -> Score:
     return write_state(stored.name, stored.definition, changed)
 
 
-def backfilled(stored: Stored, slots: list[int], now_ms: int) -> Score:
-    """The row of a schedule whose earlier slots get their jobs."""
-    state = stored.state
+def backfilled(stored: Stored, state: ScheduleState, slots: list[int], now_ms: int) -> Plan:
+    """Earlier slots get their jobs. ``state``: with the outcomes of its jobs."""
     done = msgspec.structs.replace(
         state, version=state.version + 1, at=now_ms, ran=mark(state, slots[0], slots[-1], joined=False)
     )
     for slot in slots:
         done = with_run(done, ScheduleRun(slot, "backfill", slot_id(stored.name, slot)))
-    return write_state(stored.name, stored.definition, done)
+    return _by_hand(stored, state, done, slots)
 
 
-def run_now(stored: Stored, job_id: str, now_ms: int) -> Score:
-    """The row of a schedule that runs once more, besides its slots."""
-    state = stored.state
-    done = with_run(state, ScheduleRun(now_ms // 1000, "run", job_id), version=state.version + 1, at=now_ms)
-    return write_state(stored.name, stored.definition, done)
+def run_now(stored: Stored, state: ScheduleState, job_id: str, now_ms: int) -> Plan:
+    """The schedule runs once more, besides its slots. ``state``: with the outcomes of its jobs."""
+    slot = now_ms // 1000
+    done = with_run(state, ScheduleRun(slot, "run", job_id), version=state.version + 1, at=now_ms)
+    return _by_hand(stored, state, done, [slot])
+
+
+def _by_hand(stored: Stored, before: ScheduleState, done: ScheduleState, slots: list[int]) -> Plan:
+    """A plan that an operator asked for. If another job holds the key of the job, the row names no job."""
+    skipped = msgspec.structs.replace(before, version=before.version + 1)
+    name, definition = stored.name, stored.definition
+    return Plan(write_state(name, definition, done), write_state(name, definition, skipped), slots)
 
 
 def told(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUNS_KEPT: Final = 8
 """The last slots whose outcome is kept."""
+UNFINISHED_MAX: Final = 200
+"""The most unfinished jobs that a row names. Overlap is judged by them, so later slots do not push them out."""
 SPANS_MAX: Final = 50
 """The most spans of slots that ran. Beyond it, the oldest two become one."""
 
@@ -208,5 +210,13 @@ def unfinished(state: ScheduleState) -> list[str]:
 
 
 def with_run(state: ScheduleState, run: ScheduleRun, **changes: Any) -> ScheduleState:
-    """The state with one more run."""
-    return msgspec.structs.replace(state, runs=(*state.runs, run)[-RUNS_KEPT:], **changes)
+    """The state with one more run. It keeps the last ones, the unfinished ones, and the last one that got a job.
+
+    If too many are unfinished, it drops those first that an operator asked for: they began without regard to overlap.
+    """
+    runs = (*state.runs, run)
+    jobs = [place for place, one in enumerate(runs) if one.id is not None]
+    kept = {*range(max(0, len(runs) - RUNS_KEPT), len(runs)), *jobs[-1:]}
+    open_ = sorted((place for place in jobs if not runs[place].outcome), key=lambda place: runs[place].how == "slot")
+    kept.update(open_[-UNFINISHED_MAX:])
+    return msgspec.structs.replace(state, runs=tuple(one for place, one in enumerate(runs) if place in kept), **changes)
