@@ -25,6 +25,7 @@ from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, R
 from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
+from jobq.engine.model.why import Reason, ReasonCode, Why
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.schedule.definition import Definition
@@ -142,6 +143,8 @@ __all__ = [
     "QueueInUse",
     "Rate",
     "RateLimited",
+    "Reason",
+    "ReasonCode",
     "RemoteError",
     "ResultTimeout",
     "Retry",
@@ -178,6 +181,7 @@ __all__ = [
     "UnreadableResult",
     "Unserved",
     "Variant",
+    "Why",
     "Worker",
     "WorkerRow",
     "WrongState",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
 
 PAGE = 200
+_UNSTARTED = (State.WAITING, State.HELD, State.DELAYED, State.BLOCKED)
 
 
 def stats(args: argparse.Namespace, settings: Settings) -> None:
@@ -143,10 +144,11 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
         name, job_id = split_id(args.id, args.queue)
         async with one_queue(name, settings) as queue:
             row = await queue.get(job_id)
-        if args.json:
-            render.say_json(row)
-        else:
-            render.say(*render.job_lines(row))
+            if args.json:
+                render.say_json(row)
+                return
+            why = await queue.why(job_id) if row.state in _UNSTARTED else None
+        render.say(*render.job_lines(row, why))
 
     run(main())
 

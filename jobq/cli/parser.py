@@ -144,6 +144,11 @@ def _add_looking(menu: Menu) -> None:
     show = command(menu, "show", "look:show", "show everything about a job", shown=True, queue=True)
     show.add_argument("id", metavar="ID", help="the job")
 
+    why = command(
+        menu, "why", "why:why", "say why a job does not run, or why a queue runs none", shown=True, queue=True
+    )
+    why.add_argument("id", metavar="ID", nargs="?", help="the job (default: the queue, or all queues)")
+
     logs = command(menu, "logs", "look:logs", "show the log lines of a job", shown=True, queue=True)
     logs.add_argument("id", metavar="ID", help="the job")
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more lines until the job is finished")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import AttemptError, LogLine
     from jobq.engine.model.types import TypeRow
+    from jobq.engine.model.why import Why
 
 
 def say(*lines: str) -> None:
@@ -116,7 +117,13 @@ def stats_row(stats: Stats) -> tuple[Any, ...]:
     """A queue's line under STATS_HEAD."""
     counts = (stats.waiting, stats.delayed, stats.held, stats.active, stats.completed, stats.failed, stats.workers)
     latencies = (span(latency.p99 / 1000) if latency else "-" for latency in (stats.wait, stats.run))
-    return (stats.queue, *counts, *latencies, "paused" if stats.paused else "")
+    return (stats.queue, *counts, *latencies, obstacle(stats))
+
+
+def obstacle(stats: Stats) -> str:
+    """What keeps the workers from claiming: the queue is paused, or closed for a time."""
+    closed = f"closed, opens {ago(stats.closed_until)}" if stats.closed_until else ""
+    return ", ".join(word for word in ("paused" if stats.paused else "", closed) if word)
 
 
 QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "HELD", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "")
@@ -124,7 +131,7 @@ QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "HELD", "ACTIVE", "COMPLETED", "FA
 
 def queue_row(stats: Stats) -> tuple[Any, ...]:
     """A queue's line under QUEUES_HEAD."""
-    return (*list(queue_facts(stats).values())[:-1], "paused" if stats.paused else "")
+    return (*list(queue_facts(stats).values())[:-1], obstacle(stats))
 
 
 def queue_facts(stats: Stats) -> dict[str, Any]:
@@ -159,12 +166,13 @@ def job_line(row: JobRow | JobBrief, now_ms: float) -> tuple[Any, ...]:
     return (f"{row.queue}:{row.id}", row.type, str(row.state), row.priority, attempts, enqueued, when)
 
 
-def job_lines(row: JobRow) -> list[str]:
-    """A job in full: one fact per line, then its errors."""
+def job_lines(row: JobRow, why: Why | None = None) -> list[str]:
+    """A job in full: one fact per line, then its errors. ``why``: why it has not started."""
     facts: list[tuple[str, Any]] = [
         ("id", f"{row.queue}:{row.id}"),
         ("type", row.type),
         ("state", row.state),
+        ("why", why and why.reasons[0].detail),
         ("payload", _json(row.payload)),
         ("priority", row.priority or None),
         ("attempts", f"{row.attempts_made} of {'any number' if row.attempts is None else row.attempts}"),

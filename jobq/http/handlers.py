@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jobq.engine.model.job import AttemptError, State
-from jobq.engine.queue.results import KILLED
+from jobq.engine.model.outcome import KILLED
 from jobq.errors import JobFailed, JobKilled, UnreadableResult
 from jobq.http import problems, schema
 from jobq.http.call import ApiCall, decode, given, no_content, reply

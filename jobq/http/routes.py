@@ -8,8 +8,9 @@ import msgspec
 
 from jobq.engine.model.breaker import BreakerRow
 from jobq.engine.model.views import JobRow, Stats
+from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import breakers, enqueue, events, groups, handlers, limits, schedules, schema
+from jobq.http import breakers, enqueue, events, groups, handlers, limits, schedules, schema, why
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -140,6 +141,18 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path=f"{_JOB}/logs", scope=Scope.READ, handler=handlers.logs,
         summary="Log lines of a job", responses={200: schema.Logs}, errors=(p.JOB_NOT_FOUND,),
+    ),
+    Route(
+        method="GET", path=f"{_JOB}/why", scope=Scope.READ, handler=why.why,
+        summary="Why a job does not run, and about when it will",
+        description="`reasons`: the one that decides first comes first. Each has a stable `code`. `starts_in_ms` is an"
+        " estimate; null if nobody can know.",
+        responses={200: Why}, errors=(p.JOB_NOT_FOUND,),
+    ),
+    Route(
+        method="GET", path="/why", scope=Scope.READ, handler=why.why_queue,
+        summary="Why the queue runs no job", responses={200: Why},
+        description="The same reasons for the whole queue. `state` and `starts_in_ms` are null.",
     ),
     Route(
         method="POST", path=f"{_JOB}/kill", scope=Scope.WRITE, handler=handlers.kill, summary="Kill a job",

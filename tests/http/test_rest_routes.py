@@ -369,7 +369,8 @@ async def test_head_is_get_without_a_body(client: Client):
 def test_every_route_of_the_issue_is_in_the_table():
     wanted = """POST /jobs/enqueue, GET /jobs/{id}, GET /jobs, GET /jobs/stats, GET /jobs/failed/jobs, POST /jobs/pause,
         POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
-        GET /jobs/{id}/logs, POST /jobs/{id}/promote, POST /jobs/{id}/priority, POST /jobs/retry, DELETE /jobs,
+        GET /jobs/{id}/logs, GET /jobs/{id}/why, GET /why, POST /jobs/{id}/promote, POST /jobs/{id}/priority,
+        POST /jobs/retry, DELETE /jobs,
         GET /limits, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
         POST /jobs/kill, GET /groups, PUT /groups/{group}, DELETE /groups/{group},
         POST /limits/{key}/close, POST /limits/{key}/open,

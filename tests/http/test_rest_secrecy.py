@@ -201,8 +201,8 @@ ODD = [
     "*", "%3F", "%23",
 ]  # fmt: skip
 VERBS = [
-    ("GET", ""), ("DELETE", ""), ("GET", "/result"), ("GET", "/logs"), ("POST", "/kill"), ("POST", "/retry"),
-    ("POST", "/promote"), ("POST", "/priority"),
+    ("GET", ""), ("DELETE", ""), ("GET", "/result"), ("GET", "/logs"), ("GET", "/why"), ("POST", "/kill"),
+    ("POST", "/retry"), ("POST", "/promote"), ("POST", "/priority"),
 ]  # fmt: skip
 
 

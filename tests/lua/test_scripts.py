@@ -25,7 +25,7 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("breakers", "groups", "limits", "page", "ready", "results", "rows", "stats")
+READERS = ("breakers", "groups", "limits", "page", "ready", "results", "rows", "stats", "why")
 REFUSED_WHEN_FULL = ("enqueue", "enqueue_unique", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
@@ -82,6 +82,7 @@ CALLS: dict[str, Any] = {
     "stats": lambda s: s.stats(),
     "throttle": lambda s: s.throttle(["a", TOKEN, 500, "key"]),
     "trim": lambda s: s.trim(0, 0, 0, 10),
+    "why": lambda s: s.why("a"),
 }  # fmt: skip
 """One call of each script that has an effect in BEFORE."""
 BEFORE = also(

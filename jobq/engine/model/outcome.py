@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
     from jobq.engine.model.policy import RetryPolicy
 
+KILLED: Final = "Killed"
+"""The error type of a killed job."""
 MESSAGE_MAX: Final = 2_000
 TRACEBACK_MAX: Final = 8_000
 """Characters kept of an attempt's traceback: half from its start, half from its end."""

@@ -18,9 +18,9 @@ from jobq.engine.model.backoff import pause
 from jobq.engine.model.entry import encode_entry
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.job import Accepted, AttemptError, NewJob
+from jobq.engine.model.outcome import KILLED
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.engine.queue.published import completed
-from jobq.engine.queue.results import KILLED
 from jobq.engine.schedule.definition import RULE
 from jobq.engine.schedule.plan import Plan, plan, planned_again, told
 from jobq.engine.schedule.state import judge, read_row, slot_id, unfinished, write_definitions

@@ -19,6 +19,7 @@ from jobq.engine.queue.limits import LimitVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
+from jobq.engine.queue.why import WhyVerbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
 from jobq.errors import InvalidJob
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.limits import Concurrency, Rate
 
 
-class Queue(ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs):
+class Queue(ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.backoff import pause
+from jobq.engine.model.outcome import KILLED
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.errors import (
     JobFailed,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 BLOCK: Final = 5.0
 """Seconds that one read of the stream may wait. A half-open connection is noticed after so long."""
 PAGE: Final = 200
-KILLED: Final = "Killed"
-"""The error type of a killed job."""
 
 Waiter = asyncio.Future[msgspec.Raw]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, T
 from jobq.engine.queue.bridge import Openable, bridge
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.verbs import Verbs
+from jobq.engine.queue.why import WhyVerbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -101,6 +102,7 @@ class SyncQueue:
     stats = _waiting(Verbs.stats)
     workers = _waiting(Verbs.workers)
     types = _waiting(Verbs.types)
+    why = _waiting(WhyVerbs.why)
     result = _waiting(Verbs.result)
     ready = _waiting(Verbs.ready)
     queues = _waiting(Verbs.queues)

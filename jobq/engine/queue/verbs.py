@@ -10,6 +10,7 @@ import msgspec
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import AttemptError, LogLine, Options, Seconds, State
 from jobq.engine.model.options import check
+from jobq.engine.model.outcome import KILLED
 from jobq.engine.model.rows import job_brief, job_row, read_logs, worker_row
 from jobq.engine.model.stats import read_stats
 from jobq.engine.model.times import to_ms
@@ -17,7 +18,6 @@ from jobq.engine.model.types import read_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.views import BriefPage, JobRow, Page, Stats, WorkerRow
 from jobq.engine.queue.pages import CALL
-from jobq.engine.queue.results import KILLED
 from jobq.engine.store import ALIVE_MS
 from jobq.engine.task.context import waiting_for
 from jobq.errors import JobNotFound, QueueInUse, WrongState

@@ -54,6 +54,8 @@ BREAKERS_MAX: Final = 1000
 """Circuit breakers of a queue."""
 RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
+WHY_LOOKS: Final = 100
+"""Lines of a limit key, running jobs and workers that ``why`` looks at. It counts the rest, or takes it to be alike."""
 LINES_COUNTED: Final = 1000
 """Lines of held jobs that one reading of limits counts exactly."""
 GROUP_ROWS_MAX: Final = 10_000
@@ -326,6 +328,10 @@ class Store(Scheduling):
     def stats(self) -> Call[list[Any]]:
         """As stats.lua returns it."""
         return Call("stats", [self.now, ALIVE_MS], read_as_is)
+
+    def why(self, job_id: str) -> Call[list[Any]]:
+        """What decides when the job starts, as why.lua returns it. '': only what it says of the queue."""
+        return Call("why", [self.now, ALIVE_MS, job_id, WHY_LOOKS], read_as_is)
 
     def page(
         self,

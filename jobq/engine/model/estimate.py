@@ -1,0 +1,99 @@
+"""When a job starts: an estimate from the facts, as docs/why.md describes it.
+
+Each of these functions returns ms from now, or None if nobody can know.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from jobq.engine.model.facts import JobFacts, KeyFacts, QueueFacts
+    from jobq.engine.model.limits import Band
+
+
+def latest(moments: Iterable[float | None]) -> float | None:
+    """The last of several moments that must all have come. None if one of them is not known."""
+    found = list(moments)
+    known = [moment for moment in found if moment is not None]
+    return None if len(known) < len(found) else max(known, default=0.0)
+
+
+def until_free(ahead: int, places: int, busy: int, ages: Sequence[float], usual: float | None) -> float | None:
+    """When a place is free for a job that has so many others before it.
+
+    ``places`` is how many jobs run at once, ``busy`` how many run now, and ``ages`` how long some of these have run.
+    Each place is taken again at once, for the usual time. A run that takes longer than usual is taken to go on for as
+    long as it has been late.
+    """
+    if places < 1:
+        return None
+    free = max(0, places - busy)
+    if ahead < free:
+        return 0.0
+    if usual is None:
+        return None
+    left = sorted(abs(usual - age) for age in ages) or [usual / 2]
+    taken = places - free
+    rounds, place = divmod(ahead + max(0, busy - places), places)
+    first = 0.0 if place < free else left[min(len(left) - 1, (place - free) * len(left) // taken)]
+    return first + rounds * usual
+
+
+def until_token(bands: Sequence[Band], facts: KeyFacts, now: int, ahead: int, costs: dict[str, int]) -> float:
+    """When the rates of a key have a token for a job that has so many others before it. These cost what it costs."""
+    moment = float(now)
+    for band, arrival in zip(bands, facts.arrivals, strict=False):
+        interval = band.per / band.count
+        cost = costs.get(band.unit, 1) if band.unit else 1
+        taken, needs = (facts.unspent + ahead) * cost, min(cost, band.burst)
+        moment = max(moment, arrival.moment(band, now) + (taken + needs - band.burst) * interval)
+    return moment - now
+
+
+def until_key(key: KeyFacts, job: JobFacts, now: int, usual: float | None) -> float | None:
+    """When a limit key has room for the job."""
+    if key.name.startswith("!"):
+        if key.closed_until == 0:
+            return 0.0
+        # One job finds out whether the type works again. What comes behind it depends on that.
+        finds_out = key.ahead == 0 and (key.closed_until > now or not key.count)
+        return max(0.0, key.closed_until - now) if finds_out else None
+    waits: list[float | None] = [max(0.0, key.closed_until - now)]
+    if key.rule.concurrency is not None:
+        ages = [now - moment for moment in key.claimed]
+        ahead = key.ahead + min(job.slots, key.rule.concurrency or 1) - 1
+        waits.append(until_free(ahead, key.rule.concurrency, key.count, ages, usual))
+    if key.rule.rate:
+        waits.append(until_token(key.rule.rate, key, now, key.ahead, job.costs))
+    return latest(waits)
+
+
+def until_slot(queue: QueueFacts, job: JobFacts, type: str, priority: int, ahead: int) -> float | None:
+    """When a worker has a slot for the job, and the queue's own rule allows it."""
+    usual = queue.usual_ms()
+    ages = [queue.now - moment for moment in queue.running]
+    slots = queue.slots(type, priority)
+    waits = [until_free(ahead + min(job.slots, slots or 1) - 1, slots, queue.used, ages, usual)]
+    own = queue.own
+    if own.rule.concurrency is not None:
+        places = own.rule.concurrency
+        waits.append(until_free(ahead + min(job.slots, places or 1) - 1, places, own.count, ages, usual))
+    if own.rule.rate:
+        waits.append(until_token(own.rule.rate, own, queue.now, ahead, {}))
+    return latest(waits)
+
+
+def jobs_ahead(queue: QueueFacts, job: JobFacts) -> int:
+    """About how many jobs go before this one. Each group that waits takes as many turns as the job's own group."""
+    if queue.groups < 1:
+        return job.ahead + job.held_before
+    own = job.in_group if job.group else job.in_line or (job.ahead if job.state == "waiting" else 0)
+    others = queue.groups - (1 if job.turn >= 0 else 0)
+    turns = ceil(own / job.weight) * others + (job.turn if job.turn >= 0 else 0)
+    waiting = 0 if job.state == "waiting" else job.ahead
+    itself = job.state in ("waiting", "held")
+    return min(own + turns + waiting, queue.waiting + queue.held - itself)

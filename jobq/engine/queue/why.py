@@ -1,0 +1,48 @@
+"""Why a job does not run, or why a queue runs none: reads the facts and reasons about them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from jobq.engine.model.facts import read_facts
+from jobq.engine.model.reasons import why_job, why_queue
+from jobq.engine.model.rows import job_brief
+from jobq.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from jobq.engine.model.why import Why
+    from jobq.engine.store import Store
+
+READS: Final = 5
+"""How often the job is read again if it moves between the two readings of one trip."""
+
+
+class WhyVerbs(ABC):
+    """What operators ask when nothing runs."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    async def why(self, job_id: str | None = None) -> Why:
+        """Why the job does not run, and about when it will. Without a job: why the queue runs none. It changes nothing.
+
+        :raises JobNotFound: there is no such job.
+        """
+        store = self.store
+        if job_id is None:
+            return why_queue(read_facts("", await store.do(store.why("")))[0])
+        for read in range(1, READS + 1):
+            [row], reply = await store.do_all([store.rows([job_id], brief=True), store.why(job_id)])
+            if not row:
+                raise JobNotFound(job_id)
+            brief = job_brief(self.name, job_id, row)
+            queue, job = read_facts(job_id, reply)
+            # The job may move between the two readings, though both are sent in one write.
+            if job is not None and (job.state is brief.state or read == READS):
+                return why_job(brief, queue, job)
+        raise JobNotFound(job_id)
