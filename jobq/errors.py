@@ -15,7 +15,7 @@ JobqError
   x WrongState              the job's state does not allow the call, such as retry of a running job
   x UnknownBreaker          no task of this type has a circuit breaker
   x UnknownQueue            Redis knows no queue of that name
-  x QueueInUse              the queue has jobs or living workers, so it was not dropped
+  x QueueInUse              the queue has jobs, living workers or schedules, so it was not dropped
   x JobFailed               raised by ``job.result()``: the job ended in failed
     + JobKilled
   x UnreadableResult        raised by ``job.result()``: the stored result is damaged
@@ -197,13 +197,15 @@ class UnknownBreaker(JobqError, LookupError):
 
 
 class QueueInUse(JobqError):
-    """The queue has jobs or living workers. ``force`` drops it anyway."""
+    """The queue has jobs, living workers or schedules. ``force`` drops it anyway."""
 
-    def __init__(self, name: str, jobs: int, workers: int) -> None:
+    def __init__(self, name: str, jobs: int, workers: int, schedules: int = 0) -> None:
         self.queue = name
         self.jobs = jobs
         self.workers = workers
-        parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((jobs, "job"), (workers, "living worker")) if n]
+        self.schedules = schedules
+        counts = ((jobs, "job"), (workers, "living worker"), (schedules, "schedule"))
+        parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts if n]
         super().__init__(f"queue {name!r} has {' and '.join(parts)}; force removes it anyway")
 
 

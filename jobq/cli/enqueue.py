@@ -38,6 +38,7 @@ OPTIONS = (
 
 
 UNIQUE = (
+    ("by", "by"),
     ("unique_while", "while_"),
     ("unique_for", "for_"),
     ("on_conflict", "on"),

@@ -191,9 +191,12 @@ def _add_jobs(menu: Menu) -> None:
         "--lifo", action="store_true", default=None, help="run it before the other jobs of its priority"
     )
     enqueue.add_argument("--key", help="while a job with this key is unfinished, no other is added")
+    enqueue.add_argument(
+        "--by", action="append", metavar="FIELD", help="make the key of this field of the payload; may be repeated"
+    )
     enqueue.add_argument("--key-ttl", **time, help="hold the key for this time, even if the job ends earlier")
     enqueue.add_argument(
-        "--while", dest="unique_while", choices=get_args(While), help="a job in such a state holds the key of --key"
+        "--while", dest="unique_while", choices=get_args(While), help="a job in such a state holds the key"
     )
     enqueue.add_argument(
         "--for", dest="unique_for", **time, help="hold the key for this time; with --while unfinished, from the end"

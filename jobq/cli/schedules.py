@@ -24,6 +24,8 @@ OPTIONS: Final = (
     "priority", "attempts", "timeout", "limits",
 )  # fmt: skip
 
+PREVIEW: Final = ("cron", "every", "at", "tz", "exclude", "from_", "until", "limit")
+
 
 def ls(args: argparse.Namespace, settings: Settings) -> None:
     """``jobq schedules ls``."""
@@ -147,7 +149,9 @@ def backfill(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         async with one_queue(args.queue, settings) as queue:
-            ids = await queue.backfill_schedule(args.name, args.start, args.end)
+            ids = [
+                f"{queue.name}:{job_id}" for job_id in await queue.backfill_schedule(args.name, args.start, args.end)
+            ]
         if args.json:
             render.say_json({"queue": queue.name, "name": args.name, "ids": ids})
         else:
@@ -161,9 +165,8 @@ def preview(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         async with one_queue(args.queue, settings, create=True) as queue:
-            found = await queue.preview_schedule(
-                cron=args.cron, tz=args.tz or "UTC", exclude=args.exclude or [], after=args.after, count=args.count
-            )
+            given: dict[str, Any] = {name: value for name in PREVIEW if (value := getattr(args, name))}
+            found = await queue.preview_schedule(after=args.after, count=args.count, **given)
         if args.json:
             render.say_json(found)
         else:
@@ -181,7 +184,7 @@ def prune(args: argparse.Namespace, settings: Settings) -> None:
         if args.json:
             render.say_json({"queue": queue.name, "names": names})
         else:
-            render.say(f"removed {len(names)} orphans", *names)
+            render.say(f"removed {len(names)} orphan{'' if len(names) == 1 else 's'}", *names)
 
     run(main())
 

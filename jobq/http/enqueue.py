@@ -18,7 +18,8 @@ from msgspec.structs import astuple, replace
 from jobq.engine.model import job
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob
 from jobq.engine.model.times import to_unix_ms
-from jobq.errors import InvalidJob, PayloadTooLarge
+from jobq.engine.model.unique import bind, of_type
+from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, PayloadTooLarge
 from jobq.http import problems, schema
 from jobq.http.call import ApiCall, decode, given, reply
 from jobq.http.strict import PIECE, REFUSALS, check_body, check_json, refusal
@@ -52,7 +53,10 @@ async def enqueue(call: ApiCall) -> web.Response:
     else:
         read = await _read_large(queue, body)
     new = new_job(queue, read, call.idempotency_key, (call.key.name,))
-    accepted = await queue.submit(new, durability=durability)
+    try:
+        accepted = await queue.submit(new, durability=durability)
+    except InvalidJob as error:
+        raise _placed(queue, error) from None
     return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
 
@@ -167,7 +171,7 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         if isinstance(body.backoff, schema.Backoff):
             given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
         if isinstance(body.unique, schema.Unique):
-            given["unique"] = job.StoredUnique(*astuple(body.unique))
+            given["unique"] = of_type(body.unique.stored(), options)
             for name in ("key", "key_ttl"):
                 given.setdefault(name, None)  # in place of the task's
         elif given.get("key") is not None:
@@ -188,6 +192,8 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         elif given.get("delay"):
             given.setdefault("run_at", None)
         options = replace(options, **given)
+        if task and "unique" in given:
+            options = bind(options, body.type, task.signature.defaults)
         hidden = ("limits_by", "costs_by", "group_by")
         names = None if queue.tasks else tuple(name for name in given if name not in hidden)
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
@@ -218,7 +224,14 @@ async def _submit_many(
             if isinstance(answer, BaseException) and not isinstance(answer, InvalidJob):
                 raise answer
             answers.append(answer)
-    return answers
+    return [_placed(queue, answer) if isinstance(answer, InvalidJob) else answer for answer in answers]
+
+
+def _placed(queue: Queue, error: InvalidJob) -> InvalidJob:
+    """The error, with the queue in the id of the job that it names: over REST an id says its queue."""
+    if isinstance(error, KeyTaken | JobIdTaken | IdempotencyConflict) and ":" not in error.job_id:
+        error.job_id = f"{queue.name}:{error.job_id}"
+    return error
 
 
 def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:

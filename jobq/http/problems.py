@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from jobq import errors
 from jobq.engine.log import get_logger
+from jobq.http.shapes import fields_at, words_at
 from jobq.http.strict import BadJSON
 
 if TYPE_CHECKING:
@@ -203,12 +204,14 @@ def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Stru
     for start, kind in ((_UNKNOWN, UNKNOWN_FIELD), (_MISSING, MISSING_FIELD)):
         if message.startswith(start):
             name = message.removeprefix(start).removesuffix("`")
-            known = list(struct.__struct_fields__) if struct and not path else []
+            known = fields_at(struct, path)
             field = f"{path}.{name}" if path else name
             does = "there is no field" if kind is UNKNOWN_FIELD else "missing:"
             allowed = f"; the fields are: {', '.join(known)}" if known else ""
             return HttpProblem(kind, f"{does} {field[:200]!r}{allowed}", field=field[:200], **_known(known))
     message = message[:_DETAIL_MAX]
+    if message.startswith("Invalid enum value") and (words := words_at(struct, path)):
+        message += f"; it takes {', '.join(words)}"
     if not path:
         return HttpProblem(INVALID_FIELD, message)
     return HttpProblem(INVALID_FIELD, f"{path}: {message}", field=path)

@@ -249,6 +249,12 @@ ROUTES: tuple[Route, ...] = (
         responses={200: Preview}, errors=(p.INVALID_JOB,),
     ),
     Route(
+        method="POST", path="/schedules/prune", scope=Scope.ADMIN, handler=schedules.prune_schedules,
+        summary="Remove the orphans",
+        description="These are schedules that code declared, and that no program's code declares any more.",
+        responses={200: schedules.SchedulesPruned},
+    ),
+    Route(
         method="GET", path=_SCHEDULE, scope=Scope.READ, handler=schedules.show_schedule,
         summary="A schedule", description="With its next five slots, and the last five with their outcome.",
         responses={200: ScheduleRow}, errors=_SCHEDULES,

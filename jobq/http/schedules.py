@@ -71,6 +71,7 @@ class PreviewSchedule(schema.In, rename={"start": "from"}):
     exclude: _Cron | UnsetType | None = UNSET
     start: _Moment | UnsetType | None = UNSET
     until: _Moment | UnsetType | None = UNSET
+    limit: Annotated[int, Meta(ge=1, le=COUNT_MAX)] | UnsetType | None = UNSET
     after: Annotated[int, Meta(ge=0, le=1 << 42, description="unix ms; by default now")] | UnsetType = UNSET
     count: Annotated[int, Meta(ge=1, le=PREVIEW_MAX)] = 5
 
@@ -107,6 +108,12 @@ class ScheduleDeleted(msgspec.Struct, frozen=True):
 
     name: str
     declared: bool
+
+
+class SchedulesPruned(msgspec.Struct, frozen=True):
+    """The orphans that were removed."""
+
+    names: list[str]
 
 
 class SchedulePaused(msgspec.Struct, frozen=True):
@@ -149,6 +156,13 @@ async def show_schedule(call: ApiCall) -> web.Response:
     return reply(await call.queue.get_schedule(_name(call)))
 
 
+async def prune_schedules(call: ApiCall) -> web.Response:
+    queue = call.queue
+    names = await queue.prune_schedules()
+    call.audit("prune schedules", queue, schedules=", ".join(names) or "none")
+    return reply(SchedulesPruned(names))
+
+
 async def put_schedule(call: ApiCall) -> web.Response:
     queue, name = call.queue, _name(call)
     body = decode(_put, await call.body())
@@ -183,7 +197,7 @@ async def delete_schedule(call: ApiCall) -> web.Response:
 
 async def pause_schedule(call: ApiCall) -> web.Response:
     queue, name = call.queue, _name(call)
-    note = decode(_pause, await call.body()).note
+    note = decode(_pause, await call.body()).note if call.request.body_exists else ""
     await queue.pause_schedule(name, by=call.key.name, note=note)
     call.audit("pause schedule", queue, schedule=name)
     return reply(SchedulePaused(name, paused=True))
@@ -214,7 +228,7 @@ async def backfill_schedule(call: ApiCall) -> web.Response:
 
 async def preview_schedule(call: ApiCall) -> web.Response:
     body = decode(_preview, await call.body())
-    definition = check_definition(Definition("preview", **_times(body)))
+    definition = check_definition(Definition("preview", limit=_given(body.limit), **_times(body)))
     after = call.queue.store.now_ms() if body.after is UNSET else body.after
     return reply(preview(definition, after // 1000, body.count))
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from jobq.engine.model.job import DELAY_MAX_MS, Conflict, While
+from jobq.engine.model.job import DELAY_MAX_MS, Conflict, StoredUnique, UniqueBy, While
+from jobq.engine.model.unique import BY_MAX
 
 Key = Annotated[
     str,
@@ -34,9 +35,14 @@ _MaxWait = Annotated[
 ]
 
 
+_Field = Annotated[str, Meta(min_length=1, max_length=256)]
+_By = Annotated[tuple[_Field, ...], Meta(max_length=BY_MAX, description="The fields of the payload that make the key.")]
+
+
 class Unique(msgspec.Struct, forbid_unknown_fields=True, rename={"while_": "while", "for_": "for"}):
     """While what one job holds the key, and what happens to a job that finds it held. ``key`` and ``key_ttl`` are its
-    short forms. Without ``key``, all jobs of the type have one."""
+    short forms. ``by``: the fields of the payload that make the key, in place of ``key``. Without both, the key is that
+    of the type: made as its task says, or one for all of its jobs."""
 
     key: Key | None = None
     while_: _While | None = None
@@ -44,3 +50,9 @@ class Unique(msgspec.Struct, forbid_unknown_fields=True, rename={"while_": "whil
     on: _Conflict = "return"
     delay: _PutOff | None = None
     max_wait: _MaxWait | None = None
+    by: _By = ()
+
+    def stored(self) -> StoredUnique:
+        """The same as jobs have it."""
+        by = tuple(UniqueBy(name) for name in self.by)
+        return StoredUnique(self.key, self.while_, self.for_, self.on, self.delay, self.max_wait, by)

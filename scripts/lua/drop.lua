@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- drop: removes the queue with all its keys in one step. Redis frees the memory in the background, so a large queue blocks nobody.
--- KEYS requests answers waiting delayed active completed failed blocked held workers jobs leases priorities attempts errors results progress logs unserved parked replaced keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics limits weights held_by admitted unspent spent debts openings reopens closed arrivals lines open_lines full_lines turns finish groups rules breakers schedules schedule_rows schedule_failures schedule_seen
--- ARGV now, request, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs or workers
--- RETURNS the number of jobs, the number of living workers, and 1 if the queue was dropped (0: refused, nothing changed)
+-- KEYS requests answers waiting delayed active completed failed blocked held workers schedule_rows jobs leases priorities attempts errors results progress logs unserved parked replaced keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics limits weights held_by admitted unspent spent debts openings reopens closed arrivals lines open_lines full_lines turns finish groups rules breakers schedules schedule_failures schedule_seen
+-- ARGV now, request, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs, workers or schedules
+-- RETURNS the number of jobs, the number of living workers, that of schedules, and 1 if the queue was dropped (0: refused, nothing changed)
 -- Only the recorded answers stay, for two minutes: a request that a frozen server executes late must not drop a new queue of this name.
-local requests, answers, waiting, delayed, active, completed, failed, blocked, held, workers = unpack(KEYS)
+local requests, answers, waiting, delayed, active, completed, failed, blocked, held, workers, schedule_rows = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -23,10 +23,11 @@ for _, set in ipairs({ waiting, delayed, active, completed, failed, blocked, hel
     jobs = jobs + redis.call('ZCARD', set)
 end
 local alive = redis.call('ZCOUNT', workers, now - tonumber(ARGV[3]), '+inf')
-local unused = jobs + alive == 0 or ARGV[4] == '1'
+local planned = redis.call('HLEN', schedule_rows)
+local unused = jobs + alive + planned == 0 or ARGV[4] == '1'
 -- From `waiting` on, KEYS are what goes.
 if unused then redis.call('UNLINK', unpack(KEYS, 3, #KEYS)) end
-local states = { jobs, alive, unused and 1 or 0 }
+local states = { jobs, alive, planned, unused and 1 or 0 }
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])

@@ -35,12 +35,14 @@ def test_a_schedule_is_written_listed_run_and_removed(jobq: Callable[..., Said],
     assert said("resume", "nightly") == "resumed nightly of tasks\n"
     assert said("run", "often").startswith("tasks:often~")
     out = said("backfill", "often", "2026-01-01T00:00:00Z", "2026-01-01T00:10:00Z")
-    assert out.splitlines()[:2] == ["enqueued 3 jobs", "often~20260101T000000Z"]
+    assert out.splitlines()[:2] == ["enqueued 3 jobs", "tasks:often~20260101T000000Z"]
     out = said("show", "often")
     assert "every 5m (UTC): Every 5 minutes" in out
     assert "backfill" in out
     out = said("preview", "30 2 * * *", "--tz", "Europe/Berlin", "--after", "2027-03-27T12:00:00Z", "--count", "2")
     assert out.splitlines() == ["At 02:30 every day", "2027-03-28T03:00:00+02:00", "2027-03-29T02:30:00+02:00"]
+    out = said("preview", "--every", "6h", "--after", "2027-03-27T12:00:00Z", "--until", "2027-03-28T00:00:00Z")
+    assert out.splitlines() == ["Every 6 hours", "2027-03-27T18:00:00+00:00", "2027-03-28T00:00:00+00:00"]
     assert said("prune") == "removed 0 orphans\n"
     assert said("rm", "often") == "removed often of tasks\n"
     for verb in ("pause", "resume", "rm"):

@@ -374,7 +374,7 @@ def test_every_route_of_the_issue_is_in_the_table():
         GET /limits, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
         POST /jobs/kill, GET /groups, PUT /groups/{group}, DELETE /groups/{group},
         POST /limits/{key}/close, POST /limits/{key}/open,
-        GET /schedules, POST /schedules/preview, GET /schedules/{name}, PUT /schedules/{name},
+        GET /schedules, POST /schedules/preview, POST /schedules/prune, GET /schedules/{name}, PUT /schedules/{name},
         DELETE /schedules/{name}, POST /schedules/{name}/pause, POST /schedules/{name}/resume,
         POST /schedules/{name}/run, POST /schedules/{name}/backfill,
         GET /breakers, POST /breakers/{type}/trip, POST /breakers/{type}/reset, DELETE /breakers/{type},

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rest import problem
 
+from jobq.engine.queue.declaring import declare_schedules
+
 if TYPE_CHECKING:
-    from rest import Client
+    from rest import Client, NewClient
+
+    from jobq import Queue
 
 BODY = {"type": "report", "payload": {"n": 1}, "cron": "30 2 * * *", "tz": "Europe/Berlin", "priority": -2}
 
@@ -43,6 +47,8 @@ async def test_a_schedule_is_written_read_and_removed(client: Client):
 
 async def test_pause_resume_run_and_backfill(client: Client):
     await call(client, "PUT", "/schedules/s", {"type": "report", "every": 60_000})
+    assert await call(client, "POST", "/schedules/s/pause") == {"name": "s", "paused": True}
+    await call(client, "POST", "/schedules/s/resume")
     await call(client, "POST", "/schedules/s/pause", {"note": "a reason"})
     row = await call(client, "GET", "/schedules/s")
     assert (row["paused"]["note"], row["next"]) == ("a reason", [])
@@ -92,6 +98,31 @@ async def test_preview(client: Client):
 async def test_what_cannot_be_used_is_a_422(client: Client, change: dict[str, Any], kind: str):
     await problem(await client.put("/schedules/s", json=BODY | change), 422, kind)
     assert await call(client, "GET", "/schedules") == {"schedules": [], "after": None}
+
+
+async def test_a_problem_names_the_fields_as_rest_does(client: Client):
+    answer = await problem(await client.post("/schedules/s/backfill", json={}), 422, "missing-field")
+    assert answer["allowed"] == ["from", "until"]
+    answer = await problem(await client.put("/schedules/s", json=BODY | {"start": 1}), 422, "unknown-field")
+    assert "from" in answer["allowed"]
+    assert "start" not in answer["allowed"]
+    answer = await problem(await client.put("/schedules/s", json=BODY | {"overlap": "never"}), 422, "invalid-field")
+    assert answer["detail"].endswith("it takes allow, kill, queue_one, skip")
+
+
+async def test_orphans_are_removed_on_request(queue: Queue, new_client: NewClient):
+    @queue.schedule(every=60)
+    @queue.task
+    async def gone() -> None: ...
+
+    client = await new_client(queue)
+    await declare_schedules(queue.store, queue.declared_schedules, started=True)
+    assert await call(client, "POST", "/schedules/prune") == {"names": []}
+    # Long ago a program said that its code declares the schedule; a moment ago one said that it does not.
+    await queue.store.command(b"ZADD", queue.store.keys["schedule_seen"], 1, b"gone")
+    assert (await call(client, "GET", "/schedules/gone"))["orphan"]
+    assert await call(client, "POST", "/schedules/prune") == {"names": ["gone"]}
+    await problem(await client.get("/schedules/gone"), 404, "schedule-not-found")
 
 
 async def test_names_that_cannot_be_used(client: Client):

@@ -15,23 +15,39 @@ USED = also(waiting("a"), standing("delayed", "d"), held("h"), standing("complet
 
 @table(
     [
-        Case("an empty queue", {"meta": {"layout": "1"}}, lambda s: s.drop(force=False), {"meta": {}}, [0, 0, 1]),
-        Case("nothing at all, as when it is repeated", {}, lambda s: s.drop(force=False), {}, [0, 0, 1]),
-        Case("one with jobs is refused", USED, lambda s: s.drop(force=False), {}, [4, 0, 0]),
-        Case("one with jobs, forced", USED, lambda s: s.drop(force=True), {column: {} for column in USED}, [4, 0, 1]),
+        Case("an empty queue", {"meta": {"layout": "1"}}, lambda s: s.drop(force=False), {"meta": {}}, [0, 0, 0, 1]),
+        Case("nothing at all, as when it is repeated", {}, lambda s: s.drop(force=False), {}, [0, 0, 0, 1]),
+        Case("one with jobs is refused", USED, lambda s: s.drop(force=False), {}, [4, 0, 0, 0]),
+        Case(
+            "one with jobs, forced", USED, lambda s: s.drop(force=True), {column: {} for column in USED}, [4, 0, 0, 1]
+        ),
         Case(
             "one with a living worker is refused",
             {"workers": {"w": NOW}},
             lambda s: s.drop(force=False),
             {},
-            [0, 1, 0],
+            [0, 1, 0, 0],
+        ),
+        Case(
+            "one with schedules only is refused",
+            {"schedule_rows": {"s": "1 5"}, "schedules": {"s": 5}},
+            lambda s: s.drop(force=False),
+            {},
+            [0, 0, 1, 0],
+        ),
+        Case(
+            "one with schedules, forced",
+            {"schedule_rows": {"s": "1 5"}, "schedules": {"s": 5}},
+            lambda s: s.drop(force=True),
+            {"schedule_rows": {}, "schedules": {}},
+            [0, 0, 1, 1],
         ),
         Case(
             "a dead worker does not count",
             {"workers": {"w": NOW}},
             lambda s: s.drop(force=False),
             {"workers": {}},
-            [0, 0, 1],
+            [0, 0, 0, 1],
             now=NOW + 60_000,
         ),
     ]
@@ -64,7 +80,7 @@ async def test_the_recorded_answers_of_a_dropped_queue_go_after_two_minutes(benc
     await bench.do(bench.store.pause())
     assert await times_to_live() == [-1, -1]
     await bench.do(bench.store.drop(force=True))
-    assert (await bench.dump())["answers"] == {"r1": "0\n0\n1\n", "r2": "running\n", "r3": "0\n0\n1\n"}
+    assert (await bench.dump())["answers"] == {"r1": "0\n0\n0\n1\n", "r2": "running\n", "r3": "0\n0\n0\n1\n"}
 
 
 async def test_a_refused_drop_leaves_the_answers_of_a_queue_in_use(bench: Bench):

@@ -156,11 +156,32 @@ def test_a_repeated_hour_with_all_its_seconds_costs_little():
 
 UNUSABLE = [
     *("0 0 30 2 *", "0 0 31 2,4,6 *", "0 0 31 4 *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *"),
-    *("* * * * 8", "*/0 * * * *", "5-1 * * * *", "a b c d e", "", "* * * *", "* * * * * * *", "@daily"),
+    *("* * * * 8", "*/0 * * * *", "5-1 * * * *", "a b c d e", "", "* * * *", "* * * * * * *", "@reboot", "@every 5m"),
     *("1/2/3 * * * *", "L * * * *", "* * L/x * *", "* * * * #", "* * * * 1#6", "* * * * L", "* * 1#L * *"),
     *("-1 * * * *", "\u0661 * * * *", "* * ? * *", "* * * * mon#0"),
     *("," * 250, "*" * 257, "1," * 200 + "1 * * * *"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "expression"),
+    [
+        ("@yearly", "0 0 1 1 *"),
+        ("@annually", "0 0 1 1 *"),
+        ("@monthly", "0 0 1 * *"),
+        ("@weekly", "0 0 * * 0"),
+        ("@daily", "0 0 * * *"),
+        ("@midnight", "0 0 * * *"),
+        (" @Hourly ", "0 * * * *"),
+    ],
+)
+def test_keywords_stand_for_expressions(keyword: str, expression: str):
+    ours, same = Cron(keyword, zone("Europe/Berlin")), Cron(expression, zone("Europe/Berlin"))
+    moment = int(datetime(2027, 3, 27, 12, tzinfo=UTC).timestamp())
+    assert [ours.after(moment + n) for n in range(0, 200_000, 50_000)] == [
+        same.after(moment + n) for n in range(0, 200_000, 50_000)
+    ]
+    assert ours.words() == same.words()
 
 
 @pytest.mark.parametrize("text", UNUSABLE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, Context, InvalidJob, Queue, ScheduleNotFound, State, UnknownType, singleton
+from jobq import Concurrency, Context, InvalidJob, Queue, ScheduleNotFound, State, Unique, UnknownType, singleton
 from jobq.engine.queue import declaring, firing
 from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.firing import Firing
@@ -520,6 +520,40 @@ async def test_orphans_are_shown_and_removed_on_request(connection: Connection, 
             await queue.get_schedule("s")
 
 
+async def test_jobs_of_schedules_have_the_group_and_the_key_of_their_task(timed: Queue, clock: Clock):
+    @timed.task(group="{tenant}", unique=Unique(by="tenant"))
+    async def template(tenant: str = "t1") -> None: ...
+
+    @timed.task(group=lambda tenant: f"{tenant}-group")
+    async def function(tenant: str = "t2") -> None: ...
+
+    await timed.put_schedule("a", "template", every=60)
+    await timed.put_schedule("b", "function", every=60)
+    await timed.put_schedule("c", "function", every=60, unique=Unique(by="tenant", for_=60))
+    clock.ms += MINUTE
+    await Firing(timed).fire_due()
+    jobs = {row.id[0]: row for row in (await timed.page()).jobs}
+    assert {name: (row.group, row.key) for name, row in jobs.items()} == {
+        "a": ("t1", 'template:["t1"]'),
+        "b": ("t2-group", None),
+        "c": ("t2-group", 'function:["t2"]'),
+    }
+
+
+async def test_a_job_that_could_not_be_made_at_its_slot_is_refused_at_once(timed: Queue):
+    def nobody(tenant: str) -> str:
+        raise LookupError(tenant)
+
+    @timed.task(group=nobody)
+    async def grouped(tenant: str = "t") -> None: ...
+
+    with pytest.raises(InvalidJob, match="by='user' names no argument"):
+        await timed.put_schedule("s", "report", every=60, unique=Unique(by="user"))
+    with pytest.raises(InvalidJob, match="the group function of 'grouped' raised LookupError"):
+        await timed.put_schedule("s", "grouped", every=60)
+    assert await timed.schedules() == []
+
+
 async def test_what_was_lost_is_declared_again(connection: Connection, clock: Clock):
     async with program(connection, clock, every=60) as queue:
         publisher = Publisher(queue.tasks, queue.rules, queue.name, "w", queue.declared_schedules)
@@ -559,6 +593,11 @@ async def test_a_change_is_tried_again_when_others_change_the_row(
         ({"cron": "0 0 30 2 *"}, "no day fits it"),
         ({"cron": "61 * * * *"}, "minute"),
         ({"cron": "* * *"}, "5 fields"),
+        ({"cron": "@reboot"}, "one of @yearly, .*@hourly"),
+        ({"cron": "*/90 * * * *"}, "the minute has the step 90, and 59 is the longest one"),
+        ({"cron": "0 0/24 * * *"}, "the hour has the step 24, and 23 is the longest one"),
+        ({"cron": "*/60 * * * * *"}, "the second has the step 60"),
+        ({"cron": "0 0 1 */13 *"}, "the month has the step 13"),
         ({"cron": "1," * 200 + "1 * * * *"}, "characters"),
         ({"cron": "* * * * *", "tz": "Europe/Berln"}, "Europe/Berlin"),
         ({"cron": "* * * * *", "tz": "../../etc/passwd"}, "no such time zone"),
@@ -665,6 +704,9 @@ async def test_preview(timed: Queue):
     assert seen.words == "At 02:30 every day"
     with pytest.raises(InvalidJob, match="1 to 100"):
         await timed.preview_schedule(cron="* * * * *", count=1000)
+    seen = await timed.preview_schedule(cron="@daily", after=stamp(START), limit=2, count=9)
+    assert [time.isoformat() for time in seen.times] == ["2027-01-05T00:00:00+00:00", "2027-01-06T00:00:00+00:00"]
+    assert seen.words == "At 00:00 every day"
 
 
 async def test_options_of_jobs(timed: Queue, clock: Clock):

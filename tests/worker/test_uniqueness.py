@@ -117,7 +117,8 @@ def test_the_key_of_a_job_can_be_seen(queue: Queue):
     assert (send.unique_key("x" * 600) or "").startswith("~")
     assert send.unique_key("x" * 600) != send.unique_key("y" * 600)
     assert send.unique_key("\x7f\n") != send.unique_key("\x7f")
-    assert queue.unique_key("send", {"user": 7}, unique=singleton()) == "send"
+    assert queue.unique_key("send", {"user": 7}, unique=singleton()) == 'send:[7,"a"]'
+    assert queue.unique_key("send", {"user": 7}, unique=Unique(key="send")) == "send"
     assert queue.unique_key("send", {"user": 7}, key="mine") == "mine"
     assert plain.unique_key() is None
 
@@ -259,6 +260,30 @@ async def test_a_key_of_one_call_replaces_the_rule_of_the_task(queue: Queue):
     assert not (await tidy.options(unique=None).enqueue()).duplicate
     with pytest.raises(InvalidJob, match="several jobs cannot have one key"):
         await tidy.options(unique=Unique(key="k")).enqueue_many([{}, {}])
+
+
+async def test_a_rule_of_one_call_keeps_the_key_of_the_task(queue: Queue, start: Any, until: Any):
+    @queue.task(unique=debounce("1h", by="user"))
+    async def index(user: int = 3, text: str = "") -> None: ...
+
+    @queue.task(key="nightly")
+    async def tidy() -> None: ...
+
+    first = await index.enqueue()
+    with pytest.raises(KeyTaken) as taken:
+        await index.options(unique=Unique(on="fail")).enqueue(user=3)
+    assert taken.value.key == "index:[3]"
+    assert queue.unique_key("index", {"user": 4}, unique=Unique(while_="running")) == "index:[4]"
+    assert queue.unique_key("index", {"user": 4}, unique=Unique(key="index")) == "index"
+    assert queue.unique_key("index", {"user": 4}, unique=Unique(by="text")) == 'index:[""]'
+    assert queue.unique_key("tidy", unique=Unique(on="fail")) == "nightly"
+    await start()
+    async with Queue(queue.name, queue.store.connection) as producer:
+        await until(lambda: _published(producer), "the worker to publish")
+        again = await producer.enqueue("index", unique=Unique(while_="queued"))
+        assert again.id == first.id
+        again = await producer.enqueue("index", unique=Unique(by="user"))
+        assert again.id == first.id, "the published default of the argument counts"
 
 
 async def test_the_key_of_a_request_answers_before_the_key_of_the_job(queue: Queue):

@@ -25,7 +25,7 @@ from jobq.engine.model.job import (
 )
 from jobq.engine.model.limits import KEYS_MAX, check_limit_key
 from jobq.engine.model.times import option_ms, to_unix_ms
-from jobq.engine.model.unique import check_key, check_unique, stored_unique
+from jobq.engine.model.unique import check_key, check_unique, of_type, stored_unique
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def merge(base: Options, given: Given) -> Options:
         changes["limits"] = _limit_keys(changes["limits"])
         changes.setdefault("limits_by", ())  # not the task's either
     if changes.get("unique") is not None:
-        changes["unique"] = stored_unique(changes["unique"])
+        changes["unique"] = of_type(stored_unique(changes["unique"]), base)
         changes.setdefault("key", None)  # in place of the task's default
         changes.setdefault("key_ttl", None)
     elif changes.get("key") is not None:

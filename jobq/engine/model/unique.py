@@ -204,6 +204,22 @@ def check_key(name: str, key: Any) -> None:
         raise InvalidJob(f"{name}: it takes 1 to {KEY_MAX} bytes without control characters")
 
 
+def of_type(unique: StoredUnique, base: Options) -> StoredUnique:
+    """The ``unique`` of one call. If it does not say what makes its key, the key is that of the type.
+
+    ``base``: the options of the type.
+    """
+    own = base.unique
+    if unique.key is None and not unique.by:
+        if own is None:
+            return msgspec.structs.replace(unique, key=base.key)
+        return msgspec.structs.replace(unique, key=own.key, by=own.by)
+    if own is None or not own.by:
+        return unique
+    defaults = {one.field: one for one in own.by}
+    return msgspec.structs.replace(unique, by=tuple(defaults.get(one.field, one) for one in unique.by))
+
+
 def bind(options: Options, type: str, arguments: Mapping[str, Any]) -> Options:
     """The options, with the defaults of the arguments that make the key.
 

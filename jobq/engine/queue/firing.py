@@ -20,6 +20,7 @@ from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.job import Accepted, AttemptError, NewJob
 from jobq.engine.model.outcome import KILLED
 from jobq.engine.model.rows import read_errors, read_result
+from jobq.engine.model.unique import bind
 from jobq.engine.queue.published import completed
 from jobq.engine.schedule.definition import RULE
 from jobq.engine.schedule.plan import Plan, plan, planned_again, told
@@ -97,7 +98,10 @@ def new_job(
         definition.type, definition.payload, definition.options, id=job_id, given=definition.given, schedule=heard
     )
     task = queue.tasks.get(definition.type)
-    return new if task is None else completed(new, task.defaults)
+    if task is None:
+        return new
+    new = completed(new, task.defaults)
+    return msgspec.structs.replace(new, options=bind(new.options, new.type, task.signature.defaults))
 
 
 async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> list[Entry]:
@@ -106,7 +110,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
     :raises InvalidJob: one cannot be encoded.
     :raises StoreError: Redis is away.
     """
-    news = await queue.type_defaults.complete(news)
+    news = [queue.grouped(new) for new in await queue.type_defaults.complete(news)]
     if stored.definition.overlap == "queue_one":
         key = f"{RULE}:{stored.name}"
         news = [

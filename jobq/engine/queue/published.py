@@ -11,6 +11,7 @@ import msgspec
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.types import difference, encode_published, read_type
+from jobq.engine.model.unique import of_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.breakers import declare_breakers
 from jobq.engine.queue.declaring import declare_schedules
@@ -94,7 +95,7 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
         return new
     given = {name: getattr(new.options, name) for name in new.given or ()}
     if given.get("unique") is not None:
-        given |= {"key": None, "key_ttl": None}
+        given |= {"unique": of_type(given["unique"], defaults), "key": None, "key_ttl": None}
     elif given.get("key") is not None:
         given["unique"] = None
     if "limits" in given:

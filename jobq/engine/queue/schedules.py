@@ -21,6 +21,7 @@ from jobq.engine.schedule import plan as plans
 from jobq.engine.schedule.cron import zone
 from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define
 from jobq.engine.schedule.state import (
+    ScheduleState,
     Score,
     Stored,
     judge,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.entry import Entry
     from jobq.engine.queue.firing import Ended
     from jobq.engine.schedule.definition import Definition
-    from jobq.engine.schedule.state import How, ScheduleState
+    from jobq.engine.schedule.state import How
 
 log = get_logger("jobq.schedules")
 
@@ -79,6 +80,9 @@ class ScheduleVerbs(Producing, ABC):
         self.check(new)
         await self._sessions.here.rule_names.check([new], self.rules)
         await self.store.register()
+        # A job that could not be made at its slot is refused now. It may lack an argument that makes its key or group.
+        tried = Stored(name, b"", ScheduleState(), definition, None)
+        await encode_jobs(self, tried, [new_job(self, tried, tried.state, 0, slot_id(name, 0), 0, "slot", {})])
         if definition.overlap == "queue_one":
             await declare_rules(self.store, {RULE: ONE_AT_A_TIME})
 
@@ -316,6 +320,7 @@ class ScheduleVerbs(Producing, ABC):
 def preview(definition: Definition, moment: int, count: int) -> Preview:
     """The times of a definition after a moment (unix s)."""
     timing, tz = Timing(definition), zone(definition.tz)
+    count = min(count, definition.limit or count)
     times: list[datetime] = []
     slot = timing.after(moment)
     while slot is not None and len(times) < count:

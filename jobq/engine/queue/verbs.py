@@ -186,14 +186,14 @@ class Verbs(ABC):
     async def drop(self, *, force: bool = False) -> None:
         """Remove the queue itself, with its jobs, its metrics and its place in the list of queues.
 
-        ``force``: remove it although it has jobs or living workers. Running jobs then lose their leases. A worker or
-        producer that goes on creates the queue again.
+        ``force``: remove it although it has jobs, living workers or schedules. Running jobs then lose their leases. A
+        worker or producer that goes on creates the queue again.
 
-        :raises QueueInUse: it has jobs or living workers. Nothing was removed.
+        :raises QueueInUse: it has jobs, living workers or schedules. Nothing was removed.
         """
-        jobs, workers, dropped = await self.store.do(self.store.drop(force=force))
+        jobs, workers, schedules, dropped = await self.store.do(self.store.drop(force=force))
         if not dropped:
-            raise QueueInUse(self.name, jobs, workers)
+            raise QueueInUse(self.name, jobs, workers, schedules)
         await self.store.unregister()
         log.info(f"Queue {self.name} was removed with {jobs} jobs", queue=self.name, jobs=jobs)
 

@@ -34,6 +34,19 @@ DAY: Final = 86_400
 LATEST: Final = 7_258_118_400
 """The year 2200, in unix seconds. Nothing is scheduled after it."""
 
+KEYWORDS: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""Names for expressions, as in crontab files."""
+_STEPS: Final = {"second": 59, "minute": 59, "hour": 23, "day of the month": 31, "month": 12, "day of the week": 7}
+"""The fields, and the longest step of each."""
+
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+/-]{0,63}")
 _EPOCH = datetime(1970, 1, 1)
 
@@ -68,19 +81,22 @@ class Cron:
     """
 
     def __init__(self, text: str, tz: ZoneInfo) -> None:
-        fields = text.split()
+        fields = KEYWORDS.get(text.strip().lower(), text).split()
         if len(text) > TEXT_MAX:
             raise InvalidJob(f"cron has {len(text)} characters: it takes {TEXT_MAX} at most")
         if len(fields) not in (5, 6):
             raise InvalidJob(
-                f"cron is {text!r}: it takes 5 fields (minute hour day month weekday), or 6 with seconds first"
+                f"cron is {text!r}: it takes 5 fields (minute hour day month weekday), 6 with seconds first,"
+                f" or one of {', '.join(KEYWORDS)}"
             )
+        _check_steps(text, fields)
         self.text = text
+        self._written = fields
         self._tz = tz
         self.minutes_only = len(fields) == 5
         self._fixed = not fields[-5].startswith("*") and not fields[-4].startswith("*")
         try:
-            self._fields = CronSim(text, _EPOCH)
+            self._fields = CronSim(" ".join(fields), _EPOCH)
         except (CronSimError, ValueError, AssertionError, OverflowError) as error:
             raise InvalidJob(f"cron is {text!r}: {_explained(str(error))}") from None
         if self._wall_after(datetime(2000, 1, 1)) is None:
@@ -89,7 +105,7 @@ class Cron:
     def words(self) -> str:
         """The expression in English."""
         try:
-            return CronSim(self.text, _EPOCH).explain()
+            return CronSim(" ".join(self._written), _EPOCH).explain()
         except Exception:  # noqa: BLE001 - an explanation is a courtesy
             return self.text
 
@@ -180,6 +196,17 @@ class Cron:
         if first < second:
             return self._wall(_change(self._tz, late, early)) - timedelta(seconds=1)
         return self._wall(_change(self._tz, early, late) - 1) if first > second else wall
+
+
+def _check_steps(text: str, fields: list[str]) -> None:
+    """Refuse a step that is longer than its field. ``*/90`` would mean every hour, which nobody wants to say so."""
+    for field, (name, most) in zip(reversed(fields), reversed(_STEPS.items()), strict=False):
+        for step in re.findall(r"/([0-9]+)", field):
+            if int(step) > most:
+                raise InvalidJob(
+                    f"cron is {text!r}: the {name} has the step {step}, and {most} is the longest one; for other times"
+                    " between slots give every="
+                )
 
 
 def _explained(message: str) -> str:

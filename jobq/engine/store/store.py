@@ -316,7 +316,8 @@ class Store(Scheduling):
         return Call("remove", [self.now, self.request(), *ids], read_states)
 
     def drop(self, *, force: bool) -> Call[list[int]]:
-        """Remove the queue with all its keys. Returns the numbers of jobs and living workers, and 1 if removed."""
+        """Remove the queue with all its keys. Returns how many jobs, living workers and schedules it had, and 1 if it
+        was removed."""
         return Call("drop", [self.now, self.request(), ALIVE_MS, int(force)], read_numbers)
 
     # -- readers ---------------------------------------------------------------------------------------------------
