@@ -68,8 +68,7 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
                 if args.json:
                     render.say_json({"id": job_id, "duplicate": job.duplicate} | _holder(job))
                 else:
-                    held = f" (this job holds the key: it is {job.state or 'gone'}, and was {job.done})"
-                    render.say(f"{job_id}{held if job.duplicate else ''}")
+                    render.say(f"{job_id}{_remark(job)}")
                 return
             result = await queue.result(job.id, timeout=args.wait)
             if args.json:
@@ -81,4 +80,17 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _holder(job: Job[Any]) -> dict[str, Any]:
-    return {"state": job.state, "done": job.done} if job.duplicate else {}
+    return {"state": job.state, "done": job.done} if job.duplicate or job.done else {}
+
+
+_OVER = {
+    "dropped": " (dropped: a limit had no room)",
+    "replaced_oldest": " (replaced the oldest job of its limit key)",
+    "killed_running": " (a running job of its limit key was killed for it)",
+}
+
+
+def _remark(job: Job[Any]) -> str:
+    if job.duplicate:
+        return f" (this job holds the key: it is {job.state or 'gone'}, and was {job.done})"
+    return _OVER[job.done] if job.done else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobq.cli import values
 from jobq.cli.menu import Menu, command
+from jobq.engine.model.limits import OVERS
 
 
 def add_limits(menu: Menu) -> None:
@@ -27,6 +28,9 @@ def add_limits(menu: Menu) -> None:
         "--rate", type=values.rate, action="append", dest="bands", metavar="COUNT/TIME[/BURST[/UNIT]]",
         help="jobs that start in a time, and how many at once: 100/1m/20; or what they cost: 90000/1m/9000/tokens",
     )  # fmt: skip
+    set_.add_argument(
+        "--over", choices=OVERS, default="wait", help="what happens to a job that has no room (default: wait)"
+    )
     set_.add_argument("--dry-run", action="store_true", help="only say how many jobs it would hold now")
 
     reset = command(of_limits, "reset", "limits:reset", "return to the rule that code declares", shown=True, queue=True)

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from jobq.engine.model.limits import Band, LimitRow
     from jobq.settings import Settings
 
-RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS")
+RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "OVER", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS")
+_ACTIONS = {
+    "wait": "",
+    "drop": "; jobs without room are dropped",
+    "replace_oldest": "; a job without room replaces the oldest one that has not started",
+    "kill_running": "; a job without room kills the oldest one that runs",
+}
 KEYS_HEAD = ("KEY", "ACTIVE", "HELD", "OPENS")
 
 
@@ -27,7 +33,7 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
             for row in rows:
                 render.say_json(row)
         elif rows:
-            lines = [(row.rule, _shown(row.concurrency), _rates(row.rate), *_counts(row)) for row in rows]
+            lines = [(row.rule, _shown(row.concurrency), _rates(row.rate), row.over, *_counts(row)) for row in rows]
             render.say(*render.table(RULES_HEAD, lines))
         else:
             render.say("no limits; set one: jobq limits set RULE --concurrency N")
@@ -65,14 +71,21 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
                 else:
                     render.say(f"it would hold {held} {'job' if held == 1 else 'jobs'} now")
                 return
-            rule = await queue.set_limit(args.rule, concurrency=args.most, rate=args.bands)
+            rule = await queue.set_limit(args.rule, concurrency=args.most, rate=args.bands, over=args.over)
             if args.json:
                 render.say_json(
-                    {"queue": queue.name, "rule": args.rule, "concurrency": rule.concurrency, "rate": rule.rate}
+                    {
+                        "queue": queue.name,
+                        "rule": args.rule,
+                        "concurrency": rule.concurrency,
+                        "rate": rule.rate,
+                        "over": rule.over,
+                    }
                 )
             else:
                 render.say(
                     f"set {args.rule} of {queue.name}: {_shown(rule.concurrency)} at once, rate {_rates(rule.rate)}"
+                    f"{_ACTIONS[rule.over]}"
                 )
 
     run(main())

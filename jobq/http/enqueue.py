@@ -250,6 +250,6 @@ def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:
 
 def _enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
     job_id = f"{queue.name}:{accepted.id}"
-    if not accepted.duplicate:
-        return schema.Enqueued(job_id, duplicate=False)
-    return schema.Enqueued(job_id, duplicate=True, state=accepted.state or UNSET, done=accepted.done or UNSET)
+    return schema.Enqueued(
+        job_id, duplicate=accepted.duplicate, state=accepted.state or UNSET, done=accepted.done or UNSET
+    )

@@ -15,6 +15,7 @@ from jobq.engine.model.limits import (
     Band,
     LimitKeyRow,
     LimitRow,
+    Over,
     Rule,
 )
 from jobq.engine.queue.limits import KEYS_PAGE
@@ -41,6 +42,7 @@ class SetLimit(schema.In):
         None
     )
     rate: Annotated[tuple[RateBand, ...], Meta(max_length=BANDS_MAX)] = ()
+    over: Annotated[Over, Meta(description="What happens to a job that has no room.")] = "wait"
 
 
 class SetLimitQuery(schema.In):
@@ -80,6 +82,7 @@ class LimitSet(msgspec.Struct, frozen=True):
     rule: str
     concurrency: int | None
     rate: tuple[Band, ...]
+    over: Over
     would_hold: int | None = None
 
 
@@ -123,10 +126,10 @@ async def set_limit(call: ApiCall) -> web.Response:
     bands = [Band(band.count, band.per, band.burst, band.unit) for band in body.rate]
     if query.dry_run:
         held = await queue.would_hold(rule, concurrency=body.concurrency, rate=bands)
-        return reply(LimitSet(rule, body.concurrency, tuple(bands), held))
-    new = await queue.set_limit(rule, concurrency=body.concurrency, rate=bands)
+        return reply(LimitSet(rule, body.concurrency, tuple(bands), body.over, held))
+    new = await queue.set_limit(rule, concurrency=body.concurrency, rate=bands, over=body.over)
     call.audit("set limit", queue, rule=rule, limit=new.text())
-    return reply(LimitSet(rule, new.concurrency, new.rate))
+    return reply(LimitSet(rule, new.concurrency, new.rate, new.over))
 
 
 async def reset_limit(call: ApiCall) -> web.Response:

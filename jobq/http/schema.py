@@ -219,7 +219,8 @@ class Session(msgspec.Struct, frozen=True):
 class Enqueued(msgspec.Struct, frozen=True):
     """The job's id. ``duplicate``: it belongs to an earlier job that holds the key, which was in this ``state``.
 
-    ``done``: what the request did with that job. Both are left out for a new job.
+    ``done``: what the request did with that job. Both are left out for a new job, unless it was over a limit that has
+    an action: it was "dropped" and is in failed, or another job ended for it ("replaced_oldest", "killed_running").
     """
 
     id: str

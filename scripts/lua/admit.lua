@@ -1,23 +1,28 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active
+-- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active undecided seats
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
---   1 if held jobs remain that this call did not look at, else 0
+--   1 if held jobs remain that this call did not look at, 2 if overflow must be called first (nothing changed), else 0
 -- Only jobs that a claim of `want` jobs would take are admitted. The others stay in held, so that a more urgent job of the same
 -- key can still go before them.
 -- Held jobs with the same group and keys form a line: if the first of them cannot be admitted, none can. A line is open, or it
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active, undecided, seats = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule')
+local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule', 'over')
 -- A paused queue starts no job. Its rules may change before it starts the next one.
 if settings[1] then return { 0, -1, 0 } end
+-- Jobs over the limit of a rule with an action may not run. overflow decides about them.
+if settings[5] and redis.call('EXISTS', undecided) == 1 then
+    if claims == '0' then redis.call('ZADD', wake, 0, 't') end
+    return { 0, -1, 2 }
+end
 local format, match, gmatch, sub, min, max, floor, huge = string.format, string.match, string.gmatch, string.sub, math.min, math.max, math.floor, math.huge
 local SPAN, LOWEST, LAST = 4398046511104, 4503599627370496, '9999999999999999'
 local NO_TURN = LAST .. LAST .. '9999'
@@ -779,6 +784,8 @@ if count > 0 then
         if #places > 0 then redis.call('ZADD', admitted, unpack(places)) end
     end
     if #tokens > 0 then redis.call('ZADD', unspent, unpack(tokens)) end
+    -- What these jobs have in `admitted` now is what they had in `seats` while they were held.
+    if settings[5] and #places > 0 then redis.call('ZREM', seats, unpack(places)) end
 end
 if shares[''] and not shares[''].turn and virtual and shares[''].start > virtual then redis.call('ZADD', finish, shares[''].start, '') end
 if virtual and count > 0 then

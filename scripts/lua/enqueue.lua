@@ -1,6 +1,6 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups
+-- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups undecided
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at).
@@ -10,11 +10,12 @@
 --   spec (the call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
 --   "at" of the spec, which is the time of sending. In a repeated call an id is also known if its job was removed since the call
 --   was sent: the first sending may have been executed, and the job may have run.
---   A triple with '' and 'full' says that the group of the job holds as many jobs as it may.
+--   A triple with '' and 'full' says that the group of the job holds as many jobs as it may. One with '' and 'over' says that the
+--   job is written, now or earlier, and that the caller must call overflow for it.
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -103,6 +104,20 @@ local function hold(id, line, place)
 end
 -- end
 
+-- shared: acts
+-- meta names the rules with an action for jobs over their limit. overflow decides about a job under such a rule when it is due for
+-- the first time, before admit looks at any job.
+local acting
+local function acts_on(line)
+    if not acting then acting = redis.call('HGET', meta, 'over') or '' end
+    if acting == '' then return false end
+    for name in string.gmatch('\n' .. line, '\n([%w_][^:\n]*)') do
+        if string.find(acting, '\n' .. name .. '\n', 1, true) then return true end
+    end
+    return false
+end
+-- end
+
 -- shared: room of a group
 -- A group may have a bound for the jobs that it holds.
 local spaces = {}
@@ -120,7 +135,7 @@ local function is_full(line)
 end
 -- end
 
-local specs, ready, later, soonest, keeps = {}, {}, {}, nil, false
+local specs, ready, later, soonest, keeps, has_limits = {}, {}, {}, nil, false, false
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
     local stored = known[i] or seen[id]
@@ -142,13 +157,15 @@ for i = 1, count do
         if not refusal and (under ~= '' or weight ~= '') then
             if under ~= '' then redis.call('HSET', limits, id, under) end
             if weight ~= '' then redis.call('HSET', weights, id, weight) end
-            -- From now on claims come with the keys of limits.
-            redis.call('HSET', meta, 'limited', 1)
+            has_limits = true
         end
     end
     if refusal then
         local n = #refused
         refused[n + 1], refused[n + 2], refused[n + 3] = i, refusal == 'full' and '' or id, refusal
+        if refusal == '-' and acts_on(string.match(options, '^[^\v]*\v([^\v]*)') or '') then
+            refused[n + 4], refused[n + 5], refused[n + 6] = i, '', 'over'
+        end
     else
         seen[id] = spec
         local n = #specs
@@ -162,6 +179,11 @@ for i = 1, count do
             local place = priority * SPAN + MIDDLE + (lifo and -turn('lifo', 1) or fifo + i)
             if under ~= '' then
                 hold(id, under, place)
+                if acts_on(under) then
+                    redis.call('ZADD', undecided, format('%.0f', place), id)
+                    n = #refused
+                    refused[n + 1], refused[n + 2], refused[n + 3] = i, '', 'over'
+                end
                 keeps = true
             else
                 ready[n + 1], ready[n + 2] = format('%d', place), id
@@ -170,6 +192,8 @@ for i = 1, count do
     end
 end
 if #specs > 0 then redis.call('HSET', jobs, unpack(specs)) end
+-- From now on claims come with the keys of limits.
+if has_limits then redis.call('HSET', meta, 'limited', 1) end
 if #later > 0 then
     local head = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
     redis.call('ZADD', delayed, unpack(later))

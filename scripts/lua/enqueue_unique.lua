@@ -1,6 +1,6 @@
 #!lua
 -- enqueue_unique: adds new jobs that have a key, or that belong to a request with a key. If an earlier job holds the key, that job may be changed instead.
--- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics; leases errors expires events control admitted unspent openings
+-- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided; leases errors expires events control admitted unspent openings
 --   Leave out the keys after the semicolon when no job kills running ones.
 -- ARGV now, repeated (1: the reply to this call may have been lost); then per job: id, spec, options, uniqueness
 --   options: as in enqueue, but without keys. '': none
@@ -12,9 +12,10 @@
 --   The second line is the key of the request, or empty: "ttl fingerprint key". The job does not take it along when it is removed.
 -- RETURNS groups of five, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint, its state
 --   ('': its row is gone), and what was done: returned, replaced, extended, or fail (refused). The first three are as in enqueue,
---   also the group 0, '', 'new', '', '' for a new queue, and '' and 'full' if the group of the job is full.
+--   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full,
+--   and '' and 'over' if the job is written, now or earlier, and the caller must call overflow for it.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format, match = 4398046511104, 2199023255552, string.format, string.match
 
@@ -55,6 +56,20 @@ local function hold(id, line, place)
     redis.call('ZADD', held, string.format('%.0f', place), id)
     redis.call('ZADD', held_by, 0, line .. '\0' .. string.format('%016.0f', place + 4503599627370496) .. '\0' .. id)
     redis.call('ZADD', arrivals, 'LT', string.format('%.0f', place), line)
+end
+-- end
+
+-- shared: acts
+-- meta names the rules with an action for jobs over their limit. overflow decides about a job under such a rule when it is due for
+-- the first time, before admit looks at any job.
+local acting
+local function acts_on(line)
+    if not acting then acting = redis.call('HGET', meta, 'over') or '' end
+    if acting == '' then return false end
+    for name in string.gmatch('\n' .. line, '\n([%w_][^:\n]*)') do
+        if string.find(acting, '\n' .. name .. '\n', 1, true) then return true end
+    end
+    return false
 end
 -- end
 
@@ -394,6 +409,10 @@ local known = redis.call('HMGET', jobs, unpack(ids))
 local fifo = turn('fifo', total) - total
 local reply = fifo == 0 and { 0, '', 'new', '', '' } or {}
 local repeated, seen, duplicates = ARGV[2] == '1', {}, 0
+local function tell_over(i)
+    local n = #reply
+    reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] = i, '', 'over', '', ''
+end
 for i = 1, total do
     local id, spec, options, words = ids[i], ARGV[4 * i], ARGV[4 * i + 1], ARGV[4 * i + 2]
     local own, request = match(words, '^([^\n]*)\n?(.*)$')
@@ -445,6 +464,7 @@ for i = 1, total do
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3] = i, earlier, fingerprint
         reply[n + 4], reply[n + 5] = state or state_of(earlier) or '', done
+        if earlier == id and fingerprint == '-' and acts_on(under or '') then tell_over(i) end
     else
         seen[id] = spec
         local priority, lifo = tonumber(p or 0), l == '1'
@@ -465,6 +485,10 @@ for i = 1, total do
         else
             local place = priority * SPAN + MIDDLE + (lifo and -turn('lifo', 1) or fifo + i)
             if under ~= '' then hold(id, under, place) else redis.call('ZADD', waiting, format('%d', place), id) end
+            if under ~= '' and acts_on(under) then
+                redis.call('ZADD', undecided, format('%.0f', place), id)
+                tell_over(i)
+            end
             redis.call('ZADD', wake, 0, 't')
         end
     end

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- forward: moves due jobs from delayed to waiting, or to held if they have limits, in the order of their due times.
--- KEYS delayed waiting priorities meta wake parked unserved; limits held held_by arrivals
+-- KEYS delayed waiting priorities meta wake parked unserved; limits held held_by arrivals undecided attempts
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, limit
 -- RETURNS the number of moved jobs; ms until the next job is due (0: due already, -1: no delayed job);
 --   1 if held jobs wait for admit, or if jobs are due in a queue with limits whose keys are left out
 --   (nothing changed), else 0
-local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, arrivals = unpack(KEYS)
+local delayed, waiting, priorities, meta, wake, parked, unserved, limits, held, held_by, arrivals, undecided, attempts = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local limit = tonumber(ARGV[2])
 local due = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
@@ -44,6 +44,20 @@ local function hold(id, line, place)
 end
 -- end
 
+-- shared: acts
+-- meta names the rules with an action for jobs over their limit. overflow decides about a job under such a rule when it is due for
+-- the first time, before admit looks at any job.
+local acting
+local function acts_on(line)
+    if not acting then acting = redis.call('HGET', meta, 'over') or '' end
+    if acting == '' then return false end
+    for name in string.gmatch('\n' .. line, '\n([%w_][^:\n]*)') do
+        if string.find(acting, '\n' .. name .. '\n', 1, true) then return true end
+    end
+    return false
+end
+-- end
+
 -- shared: unpark
 -- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
 -- leaves earlier, the rest of this time does not count.
@@ -72,6 +86,10 @@ for i = 1, moved do
     local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)F?$')
     local number = front[i] or lifo == 'L' and -turn('lifo', 1) or fifo + i
     local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
+    -- A job that ran, or was put back, has a row in attempts. It was decided about before.
+    if names[i] and acts_on(names[i]) and redis.call('HEXISTS', attempts, due[i]) == 0 then
+        redis.call('ZADD', undecided, string.format('%.0f', place), due[i])
+    end
     if names[i] then hold(due[i], names[i], place) else ready[#ready + 1], ready[#ready + 2] = place, due[i] end
 end
 if redis.call('EXISTS', parked) == 1 then

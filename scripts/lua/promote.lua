@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- promote: moves delayed jobs to waiting now, before their due time, or to held if they have limits.
--- KEYS delayed waiting priorities attempts meta wake requests answers parked unserved limits held held_by arrivals
+-- KEYS delayed waiting priorities attempts meta wake requests answers parked unserved limits held held_by arrivals undecided
 -- ARGV now, request; then ids
 -- RETURNS per id "delayed", or '' (the job is not delayed: nothing changed)
-local delayed, waiting, priorities, attempts, meta, wake, requests, answers, parked, unserved, limits, held, held_by, arrivals = unpack(KEYS)
+local delayed, waiting, priorities, attempts, meta, wake, requests, answers, parked, unserved, limits, held, held_by, arrivals, undecided = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -66,6 +66,20 @@ local function hold(id, line, place)
 end
 -- end
 
+-- shared: acts
+-- meta names the rules with an action for jobs over their limit. overflow decides about a job under such a rule when it is due for
+-- the first time, before admit looks at any job.
+local acting
+local function acts_on(line)
+    if not acting then acting = redis.call('HGET', meta, 'over') or '' end
+    if acting == '' then return false end
+    for name in string.gmatch('\n' .. line, '\n([%w_][^:\n]*)') do
+        if string.find(acting, '\n' .. name .. '\n', 1, true) then return true end
+    end
+    return false
+end
+-- end
+
 -- shared: unpark
 -- A delayed job whose type no worker knew is in `parked`, too. Its row in `unserved` has the time that it was delayed for. If it
 -- leaves earlier, the rest of this time does not count.
@@ -84,7 +98,12 @@ for i = 3, #ARGV do
     unpark(id)
     if redis.call('ZREM', delayed, id) == 1 then
         local names = redis.call('HGET', limits, id)
-        if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
+        local at = place(id)
+        -- A job that ran, or was put back, has a row in attempts. It was decided about before.
+        if names and acts_on(names) and redis.call('HEXISTS', attempts, id) == 0 then
+            redis.call('ZADD', undecided, string.format('%.0f', at), id)
+        end
+        if names then hold(id, names, at) else redis.call('ZADD', waiting, at, id) end
         local runs, _, snoozes = read_attempts(id)
         write_attempts(id, runs, now, snoozes)
         states[i - 2] = 'delayed'

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- recount: compares what is counted under limit keys with the jobs themselves, and mends differences, one page per call.
--- KEYS admitted unspent held held_by openings reopens waiting active limits weights rules metrics wake meta arrivals lines open_lines full_lines turns finish groups closed
+-- KEYS admitted unspent held held_by openings reopens waiting active limits weights rules metrics wake meta arrivals lines open_lines full_lines turns finish groups closed undecided seats
 -- ARGV now, page (largest number of members per call), cursor ('' in the first call, then the last reply's)
 -- RETURNS the cursor of the next call ('' when all was compared), and the number of differences that were mended
 -- No script makes such differences. They can come from a damaged or edited database, and a limit would then stay too low for ever.
-local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, weights, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed = unpack(KEYS)
+local admitted, unspent, held, held_by, openings, reopens, waiting, active, limits, weights, rules, metrics, wake, meta, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, undecided, seats = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page, cursor = tonumber(ARGV[2]), ARGV[3]
 local match, sub, mended, after = string.match, string.sub, 0, ''
@@ -106,6 +106,15 @@ elseif sub(cursor, 1, 1) == 'f' then
                 end
             end
         end
+    end
+    if after == '' then after = 's' end
+elseif sub(cursor, 1, 1) == 's' then
+    -- A job that was killed or removed while it was held leaves its seats behind. They count as free, and are removed here.
+    for _, member in ipairs(members(seats, 's')) do
+        if not redis.call('ZSCORE', held, match(member, '^[^%z]*%z([^%z]*)') or '') then redis.call('ZREM', seats, member) end
+    end
+    for _, id in ipairs(redis.call('ZRANGE', undecided, 0, page - 1)) do
+        if not redis.call('ZSCORE', held, id) then redis.call('ZREM', undecided, id) end
     end
     if after == '' then after = 'i' end
 else

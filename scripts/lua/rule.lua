@@ -20,6 +20,15 @@ if cursor == '' then
         redis.call('HSET', rules, name, set .. '\n' .. declared)
     end
     local after = set ~= '' and set or declared
+    -- meta names the rules with an action for jobs over their limit, so that an enqueue need not read rules.
+    local acting = redis.call('HGET', meta, 'over') or '\n'
+    local at, acts = string.find(acting, '\n' .. name .. '\n', 1, true), string.find(after, ' %l[%l_]*$')
+    if acts and not at then
+        redis.call('HSET', meta, 'over', acting .. name .. '\n')
+    elseif at and not acts then
+        acting = string.sub(acting, 1, at) .. string.sub(acting, at + #name + 2)
+        if acting == '\n' then redis.call('HDEL', meta, 'over') else redis.call('HSET', meta, 'over', acting) end
+    end
     -- A rule that an operator sets again may not have reached all keys: the reply to the first call was lost, or its caller died.
     if before == after and layer ~= 'set' then return '' end
     if name == 'queue' then

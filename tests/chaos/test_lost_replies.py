@@ -286,3 +286,17 @@ async def test_control_channel_after_a_silence(server: Server, admin: Store, unt
     listening.cancel()
     await asyncio.wait([listening])
     await quiet.aclose()
+
+
+@pytest.mark.parametrize("script", ["enqueue", "overflow"])
+async def test_a_dropped_job_is_dropped_once_and_the_answer_says_so(
+    queue: Queue, faulty: FaultyConnection, script: str
+) -> None:
+    """Whichever reply was lost: the repetition finds the decision and does not make another one."""
+    await queue.set_limit("r", concurrency=1, over="drop")
+    assert (await queue.enqueue("send", limits=["r"])).done is None
+    faulty.next_of = script
+    job = await queue.enqueue("send", limits=["r"])
+    assert (job.duplicate, job.done, job.state) == (False, "dropped", State.FAILED)
+    stats = await queue.stats()
+    assert (stats.dropped_total, stats.failed_total, stats.held) == (1, 1, 1)

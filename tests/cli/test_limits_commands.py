@@ -17,8 +17,8 @@ def test_a_rule_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert said.out == "set tenant of tasks: 5 at once, rate 100/1m/20\n"
     assert jobq("enqueue", "echo", "--limits", "tenant:a", "--limits", "tenant:b", "--queue", tasks).code == 0
     lines = jobq("limits", "ls", "--queue", tasks).out.splitlines()
-    assert lines[0].split() == ["RULE", "CONCURRENCY", "RATE", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS"]
-    assert lines[1].split() == ["tenant", "5", "100/1m/20", "operator", "0", "1", "0", "-"]
+    assert lines[0].split() == ["RULE", "CONCURRENCY", "RATE", "OVER", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS"]
+    assert lines[1].split() == ["tenant", "5", "100/1m/20", "wait", "operator", "0", "1", "0", "-"]
     [rule] = [json.loads(line) for line in jobq("limits", "ls", "--json", "--queue", tasks).out.splitlines()]
     assert (rule["concurrency"], rule["rate"]) == (5, [{"count": 100, "per": 60000, "burst": 20}])
     [key] = [json.loads(line) for line in jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out.splitlines()]
@@ -75,3 +75,16 @@ def test_rates_count_costs(jobq: Callable[..., Said], tasks: str):
     said = jobq("enqueue", "echo", "--cost", "tokens", "--queue", tasks)
     assert said.code == 2
     assert "'tokens': it takes UNIT=N, such as tokens=500" in said.err
+
+
+def test_a_rule_says_what_happens_to_jobs_without_room(jobq: Callable[..., Said], tasks: str):
+    said = jobq("limits", "set", "r", "--concurrency", "1", "--over", "drop", "--queue", tasks)
+    assert said.out == "set r of tasks: 1 at once, rate any; jobs without room are dropped\n"
+    jobq("enqueue", "echo", "--limits", "r", "--queue", tasks)
+    said = jobq("enqueue", "echo", "--limits", "r", "--queue", tasks)
+    assert said.out.endswith(" (dropped: a limit had no room)\n")
+    answer = json.loads(jobq("enqueue", "echo", "--limits", "r", "--json", "--queue", tasks).out)
+    assert (answer["duplicate"], answer["state"], answer["done"]) == (False, "failed", "dropped")
+    assert jobq("limits", "ls", "--queue", tasks).out.splitlines()[1].split()[:4] == ["r", "1", "any", "drop"]
+    said = jobq("limits", "set", "r", "--rate", "1/1s", "--over", "kill_running", "--queue", tasks)
+    assert (said.code, "no token" in said.err) == (1, True)

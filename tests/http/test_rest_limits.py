@@ -27,13 +27,15 @@ RULE = {"concurrency": 5, "rate": [{"count": 100, "per": 60_000, "burst": 20}]}
 
 
 async def test_a_rule_is_set_read_and_reset(client: Client):
-    assert await put(client, "/limits/tenant", RULE) == {"rule": "tenant", **RULE, "would_hold": None}
+    assert await put(client, "/limits/tenant", RULE) == {
+        "rule": "tenant", **RULE, "over": "wait", "would_hold": None,
+    }  # fmt: skip
     await enqueue(client, limits=["tenant:a"])
     await enqueue(client, limits=["tenant:b"])
     await enqueue(client, limits=["tenant:b"])
     assert (await get(client, "/limits"))["limits"] == [
         {"rule": "tenant", **RULE, "held": 3, "active": 0, "source": "operator", "declared": None}
-        | {"closed": 0, "closed_until": None, "orphan": False}
+        | {"closed": 0, "closed_until": None, "orphan": False, "over": "wait"}
     ]
     assert (await get(client, "/limits/tenant/keys"))["keys"] == [
         {"key": "tenant:b", "held": 2, "active": 0, "opens_at": None, "closed_until": None},
@@ -50,7 +52,7 @@ async def test_a_dry_run_says_how_many_jobs_would_be_held_and_changes_nothing(cl
     for _ in range(4):
         await enqueue(client, limits=["r"])
     answer = await put(client, "/limits/r?dry_run=1", {"concurrency": 1})
-    assert answer == {"rule": "r", "concurrency": 1, "rate": [], "would_hold": 3}
+    assert answer == {"rule": "r", "concurrency": 1, "rate": [], "over": "wait", "would_hold": 3}
     [rule] = (await get(client, "/limits"))["limits"]
     assert rule["concurrency"] == 9
 
@@ -155,3 +157,36 @@ async def test_costs_and_slots_of_a_job_and_the_unit_of_a_rate(client: Any):
     assert response.status == 422
     response = await client.put("/limits/queue", json={"rate": [band]})
     assert response.status == 422
+
+
+async def test_the_answer_of_an_enqueue_says_what_a_limit_without_room_did(client: Client):
+    rule = {"concurrency": 1, "rate": [], "over": "drop"}
+    assert await put(client, "/limits/r", rule) == {"rule": "r", **rule, "would_hold": None}
+    first = await client.post("/jobs/enqueue", json={"type": "t", "limits": ["r"]})
+    assert (first.status, set(await first.json())) == (201, {"id", "duplicate"})
+    job = {"type": "t", "limits": ["r"]}
+    second = await client.post("/jobs/enqueue", json=job, headers={"Idempotency-Key": "once"})
+    answer = await second.json()
+    assert (second.status, answer["state"], answer["done"]) == (201, "failed", "dropped")
+    again = await (await client.post("/jobs/enqueue", json=job, headers={"Idempotency-Key": "once"})).json()
+    assert again == {"id": answer["id"], "duplicate": True, "state": "failed", "done": "returned"}
+    await put(client, "/limits/r", {"concurrency": 1, "over": "replace_oldest"})
+    bulk = await client.post("/jobs/enqueue", json=[{"type": "t", "limits": ["r"]} for _ in range(3)])
+    answers = await bulk.json()
+    assert [one.get("done") for one in answers] == ["replaced_oldest"] * 3
+    shown = await get(client, f"/jobs/{(await first.json())['id']}")
+    assert (shown["state"], shown["errors"][-1]["type"]) == ("failed", "Replaced")
+    assert (await get(client, "/limits"))["limits"][0]["over"] == "replace_oldest"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"concurrency": 1, "over": "skip"}, "over"),
+        ({"rate": [{"count": 1, "per": 1000}], "over": "kill_running"}, "no token"),
+    ],
+)
+async def test_an_action_that_cannot_be_is_refused(client: Client, body: Any, words: str):
+    response = await client.put("/limits/r", json=body)
+    assert response.status == 422
+    assert words in (await response.json())["detail"]

@@ -50,6 +50,7 @@ CALLS: dict[str, Any] = {
     "limits": lambda s: s.limits("r"),
     "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
     "open": lambda s: Call("open", [1, ""], int),
+    "overflow": lambda s: s.overflow(["a"]),
     "page": lambda s: s.page(
         "waiting", reverse=False, limit=1, scan=1, prefix=b"", highest="", cursor=("", "")
     ),

@@ -42,8 +42,8 @@ While = Literal["queued", "running", "unfinished"]
 """The states of a job in which it holds its key."""
 Conflict = Literal["return", "fail", "replace", "replace_all", "extend", "keep_last", "kill_running"]
 """What happens to a job that finds its key held."""
-Done = Literal["returned", "replaced", "extended"]
-"""What an enqueue did with the job that holds its key."""
+Done = Literal["returned", "replaced", "extended", "dropped", "replaced_oldest", "killed_running"]
+"""What an enqueue did with the job that holds its key; or what happened because a limit with an action had no room."""
 
 
 class State(StrEnum):
@@ -276,7 +276,8 @@ class Accepted(msgspec.Struct, frozen=True):
     """The answer to an enqueue. ``duplicate``: ``id`` is the earlier job that holds the key.
 
     ``state``: the state of that job then, None if it has no row any more. ``done``: what the enqueue did with it. Both
-    are None for a new job.
+    are None for a new job, unless it was over a limit that has an action: it was "dropped" and is in failed, or another
+    job ended for it ("replaced_oldest", "killed_running").
     """
 
     id: str

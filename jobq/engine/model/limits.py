@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -34,6 +34,10 @@ PERIOD_MAX_MS: Final = 366 * 24 * 3600 * 1000
 VALUE_MAX: Final = 200
 """Bytes of a key's value. A longer one is replaced by its hash."""
 
+Over = Literal["wait", "drop", "replace_oldest", "kill_running"]
+"""What happens to a job that has no room under a rule."""
+OVERS: Final[tuple[Over, ...]] = get_args(Over)
+
 _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -50,23 +54,30 @@ class Band(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a rule says. ``concurrency`` None: any number of jobs may run. Without bands, any number may start."""
+    """What a rule says. ``concurrency`` None: any number of jobs may run. Without bands, any number may start.
+
+    ``over``: what happens to a job that has no room.
+    """
 
     concurrency: int | None = None
     rate: tuple[Band, ...] = ()
+    over: Over = "wait"
 
     def text(self) -> str:
-        """As the scripts read it: ``concurrency count/per/burst/unit ...``, with ``-`` for no concurrency."""
+        """As the scripts read it: ``concurrency count/per/burst/unit ... over``, with ``-`` for no concurrency, and
+        without an ``over`` that is "wait"."""
         bands = "".join(f" {band.count}/{band.per}/{band.burst}{band.unit and '/'}{band.unit}" for band in self.rate)
-        return f"{'-' if self.concurrency is None else self.concurrency}{bands}"
+        over = "" if self.over == "wait" else f" {self.over}"
+        return f"{'-' if self.concurrency is None else self.concurrency}{bands}{over}"
 
 
 def parse_rule(text: str) -> Rule | None:
     """The rule of a stored text; None if it cannot be read, or is empty."""
     first, *bands = text.split(" ")
+    over: Any = bands.pop() if bands and bands[-1] in OVERS else "wait"
     try:
         rate = tuple(Band(int(count), int(per), int(burst), *unit) for count, per, burst, *unit in map(_parts, bands))
-        return Rule(None if first == "-" else int(first), rate)
+        return Rule(None if first == "-" else int(first), rate, over)
     except (ValueError, TypeError):
         return None
 
@@ -79,15 +90,17 @@ class Concurrency:
     """At most ``count`` jobs run at once. ``by``: for each value of this argument of the handler.
 
     ``name``: the rule's name, so that several tasks share one rule. By default each task has a rule of its own.
+    ``over``: what happens to a job that has no room: "wait" (the default), "drop", "replace_oldest" or "kill_running".
     """
 
-    def __init__(self, count: int, *, by: str | None = None, name: str | None = None) -> None:
+    def __init__(self, count: int, *, by: str | None = None, name: str | None = None, over: Over | None = None) -> None:
         self.count = _number("Concurrency", count)
         self.by = by
         self.name = name
+        self.over: Over | None = None if over is None else check_over(over)
 
     def __repr__(self) -> str:
-        return f"Concurrency({self.count}{_shown(self.by, self.name)})"
+        return f"Concurrency({self.count}{_shown(self.by, self.name, over=self.over)})"
 
 
 class Rate:
@@ -96,6 +109,7 @@ class Rate:
     ``burst``: how many of them may start at once after a quiet time. ``by``, ``name``: as for ``Concurrency``.
     ``unit``: the rate does not count jobs but what they cost, such as tokens. ``cost``: the argument of the handler
     that gives the cost of a job, or a number. A job without a cost in this unit costs 1.
+    ``over``: as for ``Concurrency``, without "kill_running", because a killed job gives no token back.
     The algorithm is GCRA. It has no windows, so the jobs of two windows cannot start together.
     """
 
@@ -109,7 +123,11 @@ class Rate:
         name: str | None = None,
         unit: str | None = None,
         cost: str | float | None = None,
+        over: Over | None = None,
     ) -> None:
+        if over == "kill_running":
+            raise InvalidJob(_NEEDS_PLACES)
+        self.over: Over | None = None if over is None else check_over(over)
         if cost is not None and unit is None:
             raise InvalidJob(f"Rate has cost={cost!r:.80} and no unit: add unit=, such as unit='tokens'")
         if isinstance(cost, int | float):
@@ -122,12 +140,27 @@ class Rate:
 
     def __repr__(self) -> str:
         band = self.band
-        shown = _shown(self.by, self.name, band.unit or None, self.cost)
+        shown = _shown(self.by, self.name, band.unit or None, self.cost, over=self.over)
         return f"Rate({band.count}, per={band.per / 1000:g}, burst={band.burst}{shown})"
 
 
-def _shown(*values: Any) -> str:
-    words = zip(("by", "name", "unit", "cost"), values, strict=False)
+_NEEDS_PLACES: Final = (
+    "over='kill_running' needs a concurrency without a rate: a killed job gives its place back, but no token"
+)
+
+
+def check_over(over: Any) -> Over:
+    """Return the action.
+
+    :raises InvalidJob: it is none.
+    """
+    if over not in OVERS:
+        raise InvalidJob(f"over is {over!r:.80}: it takes {', '.join(OVERS)}")
+    return over
+
+
+def _shown(*values: Any, over: Over | None) -> str:
+    words = [*zip(("by", "name", "unit", "cost"), values, strict=False), ("over", over)]
     return "".join(f", {word}={value!r}" for word, value in words if value is not None)
 
 
@@ -174,6 +207,9 @@ def check_rule(rule: Rule) -> Rule:
         raise InvalidJob("the rule limits nothing: give it a concurrency, a rate, or both")
     if rule.concurrency is not None:
         _number("concurrency", rule.concurrency, 0)
+    check_over(rule.over)
+    if rule.over == "kill_running" and (rule.rate or rule.concurrency is None):
+        raise InvalidJob(_NEEDS_PLACES)
     if len(rule.rate) > BANDS_MAX:
         raise InvalidJob(f"the rule has {len(rule.rate)} rates: it takes {BANDS_MAX} at most")
     for band in rule.rate:
@@ -233,6 +269,7 @@ def value_text(value: Any) -> str:
 class LimitRow(msgspec.Struct, frozen=True):
     """A rule as operators see it. ``held``: jobs that it keeps from starting; ``active``: jobs that count under it.
 
+    ``over``: what happens to a job that has no room.
     ``source``: who gave the rule that holds now. ``declared``: what code declares, None if no code does. ``closed``:
     how many of its keys are closed now; the last one opens at ``closed_until`` (unix ms). ``orphan``: code declared it,
     and no type that workers or servers published in the last day lists it.
@@ -248,6 +285,7 @@ class LimitRow(msgspec.Struct, frozen=True):
     closed: int = 0
     closed_until: int | None = None
     orphan: bool = False
+    over: Over = "wait"
 
 
 class LimitKeyRow(msgspec.Struct, frozen=True):
@@ -295,8 +333,10 @@ def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
 def check_queue_rule(rules: dict[str, Rule]) -> dict[str, Rule]:
     """Return the rules.
 
-    :raises InvalidJob: that of the whole queue has a rate with a unit.
+    :raises InvalidJob: that of the whole queue has a rate with a unit, or an action: it holds no job.
     """
+    if QUEUE_RULE in rules and rules[QUEUE_RULE].over != "wait":
+        raise InvalidJob("the rule 'queue' holds no jobs, so it takes no over=: give the limit of a task over=")
     if QUEUE_RULE in rules and any(band.unit for band in rules[QUEUE_RULE].rate):
         raise InvalidJob("a rate of the whole queue counts jobs: give unit= to a limit of a task")
     return rules
@@ -333,6 +373,7 @@ def declared_rules(
     :raises InvalidJob: ``by`` names no argument, two entries give one rule two numbers, or an entry is not a limit.
     """
     parts: dict[str, tuple[list[int], list[Band]]] = {}
+    overs: dict[str, Over] = {}
     keys: dict[str, None] = {}
     by: dict[tuple[str, str], LimitBy] = {}
     for limit in given:
@@ -346,6 +387,10 @@ def declared_rules(
         if name == QUEUE_RULE and not of_queue:
             raise InvalidJob("the rule 'queue' is that of the whole queue: give the limit another name=")
         counts, bands = parts.setdefault(name, ([], []))
+        if limit.over is not None and overs.setdefault(name, limit.over) != limit.over:
+            raise InvalidJob(
+                f"rule {name!r} is given two actions, {overs[name]!r} and {limit.over!r}: give one a name="
+            )
         if isinstance(limit, Concurrency):
             counts.append(limit.count)
         else:
@@ -367,7 +412,8 @@ def declared_rules(
         if len(counts) > 1:
             raise InvalidJob(f"rule {name!r} is given two concurrencies, {counts[0]} and {counts[1]}: give one a name=")
     rules = {
-        name: check_rule(Rule(counts[0] if counts else None, tuple(bands))) for name, (counts, bands) in parts.items()
+        name: check_rule(Rule(counts[0] if counts else None, tuple(bands), overs.get(name, "wait")))
+        for name, (counts, bands) in parts.items()
     }
     if len(keys) + len(by) > KEYS_MAX:
         raise InvalidJob(f"limits gives a job {len(keys) + len(by)} keys: it takes {KEYS_MAX} at most")

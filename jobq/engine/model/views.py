@@ -154,6 +154,9 @@ class Stats(msgspec.Struct, frozen=True):
     ``oldest_waiting_ms``: how long the job that has waited longest has been able to run. A delay does not count, and a
     job that was put back (a retry, a hand-back) has waited since then.
 
+    ``dropped_total``, ``replaced_oldest_total``, ``killed_running_total``: jobs that ended because of a limit with this
+    action. They count as failed too.
+
     ``unreadable``: stored counts that are not numbers, by their names.
     """
 
@@ -175,6 +178,9 @@ class Stats(msgspec.Struct, frozen=True):
     rate_limited_total: int
     unserved_total: int
     duplicates_total: int
+    dropped_total: int = 0
+    replaced_oldest_total: int = 0
+    killed_running_total: int = 0
     oldest_waiting_ms: int | None = None
     next_due_ms: int | None = None
     wait: Latency | None = None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from jobq.engine.model.job import NewJob, Seconds
+    from jobq.engine.model.limits import Over
     from jobq.engine.model.types import TypeRow
     from jobq.engine.model.views import Stats
     from jobq.engine.store import Store
@@ -51,11 +52,18 @@ class RuleNames:
     async def check(self, news: Iterable[NewJob], declared: Mapping[str, Rule]) -> None:
         """Check that every limit key of these jobs has a rule, which ``declared`` or an operator gives.
 
+        A declared rule with an action for jobs without room is written if no worker or server has done so yet. Without
+        it the first jobs would wait in place of being dropped.
+
         :raises UnknownRule: one has none.
         :raises StoreError: Redis is away.
         """
         wanted = {key.partition(":")[0] for new in news for key in new.options.limits}
         wanted |= {by.rule for new in news for by in new.options.limits_by}
+        if acting := {name for name in wanted & declared.keys() - self._names if declared[name].over != "wait"}:
+            self._names = {as_text(name) for name in await self._store.rule_names()}
+            await declare_rules(self._store, {name: declared[name] for name in sorted(acting - self._names)})
+            self._names |= acting
         if unknown := wanted - declared.keys() - self._names:
             self._names = {as_text(name) for name in await self._store.rule_names()}
             if unknown := unknown - self._names:
@@ -130,15 +138,21 @@ class LimitVerbs(ABC):
         return rows[:limit]
 
     async def set_limit(
-        self, rule: str, *, concurrency: int | None = None, rate: Rate | Sequence[Rate | Band] | None = None
+        self,
+        rule: str,
+        *,
+        concurrency: int | None = None,
+        rate: Rate | Sequence[Rate | Band] | None = None,
+        over: Over = "wait",
     ) -> Rule:
         """Set a rule, in place of what code declares. It acts at once, also on jobs that wait, and survives deploys.
 
+        ``over``: what happens to a job that has no room (see ``Concurrency``), from the next job on.
         Running jobs are not stopped: after a concurrency was lowered, they end first.
 
         :raises InvalidJob: the name cannot be a rule's, a number is out of its range, or the queue has too many rules.
         """
-        new = _rule(rule, concurrency, rate)
+        new = _rule(rule, concurrency, rate, over)
         # The queue may be new. It is listed from now on, although it has no job yet.
         await self.store.register()
         await write_rule(self.store, "set", rule, new.text())
@@ -235,13 +249,14 @@ async def declare_rules(store: Store, rules: Mapping[str, Rule]) -> None:
             log.warning(f"A rule of limits could not be declared: {error}", queue=store.name, rule=name)
 
 
-def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band] | None) -> Rule:
+def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band] | None, over: Over = "wait") -> Rule:
     check_rule_name(name)
     given: Sequence[Any] = () if rate is None else [rate] if isinstance(rate, Rate) else rate
     for one in given:
         if not isinstance(one, Rate | Band):
             raise InvalidJob(f"rate holds {one!r:.80}: it takes Rate(count, per=...)")
-    rule = check_rule(Rule(concurrency, tuple(one.band if isinstance(one, Rate) else one for one in given)))
+    bands = tuple(one.band if isinstance(one, Rate) else one for one in given)
+    rule = check_rule(Rule(concurrency, bands, over))
     check_queue_rule({name: rule})
     return rule
 
@@ -262,5 +277,5 @@ def _limit_row(name: bytes, stored: bytes, held: int, active: int, closed: int, 
     effective = chosen or declared or Rule()
     return LimitRow(
         as_text(name), effective.concurrency, effective.rate, held, active, "operator" if first else "code", declared,
-        closed, _time(till),
+        closed, _time(till), over=effective.over,
     )  # fmt: skip

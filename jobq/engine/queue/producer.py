@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.entry import Entry
 from jobq.engine.model.job import Accepted, State
+from jobq.engine.store import OVERFLOW_PAGE
 from jobq.errors import GroupFull, IdempotencyConflict, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
@@ -143,23 +144,38 @@ class Producer:
         if not self._registered:
             await self._store.register()
             self._registered = True
-        if self._durability != "none":
-            replies = await self._store.do_durably(calls, self._durability, self._timeout_ms)
-        elif len(calls) > 1:
-            replies = await self._store.do_all(calls, within=within)
-        else:
-            # the shorter way, which every single enqueue takes
-            replies = [await self._store.do(calls[0], within=within)]
+        replies = await self._do(calls, within)
         if any(reply and not reply[0] for reply in replies):
             # The queue is new, or was dropped since we registered it. Without an entry it would not be listed.
             await self._store.register()
-        answers = _read(rows, starts, replies)
+        answers, undecided = _read(rows, starts, replies)
+        if undecided:
+            await self._decide(undecided, answers)
         if debugging("jobq.queue"):
             for answer in answers:
                 if isinstance(answer, Accepted):
                     how = "found by its key" if answer.duplicate else "enqueued"
                     log.debug(f"Job {answer.id} was {how}", queue=self._store.name, job_id=answer.id)
         return answers
+
+    async def _do(self, calls: list[Call[list[Any]]], within: float | None = None) -> list[list[Any]]:
+        if self._durability != "none":
+            return await self._store.do_durably(calls, self._durability, self._timeout_ms)
+        if len(calls) > 1:
+            return await self._store.do_all(calls, within=within)
+        # the shorter way, which every single enqueue takes
+        return [await self._store.do(calls[0], within=within)]
+
+    async def _decide(self, undecided: dict[str, int], answers: list[Answer]) -> None:
+        """Learn what happened to jobs over a limit that has an action. ``undecided``: their ids and places."""
+        ids = list(undecided)
+        pages = [ids[at : at + OVERFLOW_PAGE] for at in range(0, len(ids), OVERFLOW_PAGE)]
+        replies = await self._do([self._store.overflow(page) for page in pages])
+        for page, words in zip(pages, replies, strict=True):
+            for job_id, word in zip(page, words, strict=True):
+                if word:
+                    state = State.FAILED if word == b"dropped" else None
+                    answers[undecided[job_id]] = Accepted(job_id, state=state, done=cast("Done", word.decode()))
 
     def _calls(self, rows: list[Entry]) -> tuple[list[Call[list[Any]]], list[int]]:
         """The calls that enqueue the rows in their order, and the place of the first row of each.
@@ -210,9 +226,13 @@ def _fail(batch: list[_Waiting], error: BaseException) -> None:
             future.set_exception(twin(error))
 
 
-def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> list[Answer]:
-    """An answer for each row. ``replies`` are those of the calls, whose first rows are at ``starts``."""
+def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> tuple[list[Answer], dict[str, int]]:
+    """An answer for each row, and the ids and places of those that ``overflow`` decides about.
+
+    ``replies`` are those of the calls, whose first rows are at ``starts``.
+    """
     answers: list[Answer] = [Accepted(row[0]) for row in rows]
+    undecided: dict[str, int] = {}
     for start, refused in zip(starts, replies, strict=True):
         width = 5 if rows[start][4] else 3
         for at in range(0, len(refused), width):
@@ -221,6 +241,9 @@ def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> lis
             place: int = start + refused[at] - 1
             row = rows[place]
             earlier = refused[at + 1].decode()
+            if refused[at + 2] == b"over":
+                undecided[row[0]] = place
+                continue
             if refused[at + 2] == b"full":
                 answers[place] = GroupFull(row[2].partition("\v@")[2].partition("\n")[0].partition("\v")[0])
                 continue
@@ -230,7 +253,7 @@ def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> lis
                     answers[place] = JobIdTaken(earlier)
                 continue
             answers[place] = _held(row, earlier, *(word.decode() for word in refused[at + 2 : at + 5]))
-    return answers
+    return answers, undecided
 
 
 def _held(row: Entry, earlier: str, fingerprint: str, state: str, done: str) -> Answer:

@@ -2,12 +2,13 @@
 
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.link import Connection
-from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, Store, give_wake_back
+from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
 
 __all__ = [
     "ALIVE_MS",
     "CLAIM_BYTES",
     "CLAIM_MAX",
+    "OVERFLOW_PAGE",
     "Call",
     "Claimed",
     "Connection",

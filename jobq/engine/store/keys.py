@@ -40,6 +40,8 @@ COLUMNS: Final[dict[str, str]] = {
     "unspent": "zset: 'key NUL id' of waiting jobs that take a token of the key when they start, scores 0",
     "spent": "zset: 'key NUL band' -> theoretical arrival time of GCRA, unix ms",
     "debts": "hash: 'key NUL band' -> when spent was written (unix ms), and the interval then; only with a unit",
+    "undecided": "zset: held id that is due for the first time under a rule with an action -> its place",
+    "seats": "zset: 'key NUL id' of held jobs that have room under such a rule, scores 0; with NUL n per slot",
     "openings": "zset: limit key that may have room, scores -inf",
     "reopens": "zset: limit key with held jobs -> when its next token is free, unix ms",
     "closed": "zset: limit key -> until when it is closed, unix ms; what a handler or an operator closed for a time",
@@ -57,7 +59,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock",
+    "virtual, planned, closed, scheduled_at, clock, over",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

@@ -56,6 +56,8 @@ RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
 WHY_LOOKS: Final = 100
 """Lines of a limit key, running jobs and workers that ``why`` looks at. It counts the rest, or takes it to be alike."""
+OVERFLOW_PAGE: Final = 50
+"""Jobs about which one call of overflow decides. Each may end another job."""
 LINES_COUNTED: Final = 1000
 """Lines of held jobs that one reading of limits counts exactly."""
 GROUP_ROWS_MAX: Final = 10_000
@@ -69,6 +71,10 @@ class Store(Scheduling):
     limited = False
     """The queue is known to have limits. Until a reply says so, calls leave out the keys of limits, so that a queue
     without limits pays nothing for them."""
+
+    decides = False
+    """Rules of the queue are known to have an action for jobs over their limit, so ``overflow`` comes before
+    ``admit``."""
 
     # -- producers -------------------------------------------------------------------------------------------------
 
@@ -104,11 +110,20 @@ class Store(Scheduling):
 
     def admit(self, want: int, looks: int, claims: int) -> Call[list[int]]:
         """Move up to ``want`` held jobs to waiting where their limits allow it. Returns their number, ms until the
-        next token is free (-1: none), and 1 if held jobs remain that it did not look at.
+        next token is free (-1: none), and 1 if held jobs remain that it did not look at, 2 if ``overflow`` comes first.
 
         ``claims``: the caller claims afterwards: 0 not, 1 once, 2 as long as there are jobs.
         """
-        return Call("admit", [self.now, want, looks, claims], read_as_is)
+        return Call("admit", [self.now, want, looks, claims], self._read_admitted)
+
+    def _read_admitted(self, reply: list[int]) -> list[int]:
+        self.decides |= reply[2] == 2
+        return reply
+
+    def overflow(self, ids: Sequence[str], page: int = OVERFLOW_PAGE) -> Call[list[bytes]]:
+        """Decide about jobs over the limits of rules with an action; without ids about the first ``page`` of them.
+        Returns a word per id: b"dropped", b"replaced_oldest", b"killed_running" or b"" (see overflow.lua)."""
+        return Call("overflow", [self.now, page, *ids], read_as_is)
 
     def claim(
         self,

@@ -250,13 +250,16 @@ class Lane(Settler):
     def _claim_calls(self, claimer: Claimer, want: int, *, recalls: bool) -> Iterator[Call[Any]]:
         """A claim, behind the calls that move jobs to where it takes them.
 
-        A recalled or due job with limits is in held at first, so admit comes behind recall and forward.
+        A recalled or due job with limits is in held at first, so admit comes behind recall and forward. Before it,
+        overflow decides about jobs over a limit that has an action.
         """
         source = self.source
         if recalls:
             yield source.store.recall(want, source.tasks)
         yield source.store.forward(FORWARD_MAX)
         if source.store.limited:
+            if source.store.decides:
+                yield source.store.overflow(())
             yield source.store.admit(want, ADMIT_LOOKS, 2 if self._slots.free() > want else 1)
         yield self.claim_call(claimer, want)
 
@@ -380,8 +383,8 @@ class Lane(Settler):
             log.debug(f"{count} delayed jobs of queue {source.name} became due", queue=source.name)
         again = due == 0
         if admission:
-            _, token, left = admission[0]
-            again |= left == 1
+            _, token, left = admission[-1]
+            again |= left > 0
             due = min((moment for moment in (due, token) if moment >= 0), default=-1)
         else:
             again |= held == 1

@@ -73,8 +73,8 @@ const put = (path, method, body, done) => async () => { await api(of(page.route.
 const enc = encodeURIComponent;
 
 export function setConcurrency(row) {
-  ask("Set", `At most so many jobs of "${row.rule}" run at once, for each of its keys. It takes the place of what the code declares, and its rates stay.`, (value) =>
-    put(`limits/${enc(row.rule)}`, "PUT", { concurrency: value, rate: row.rate }, `${row.rule}: ${value} at once.`)(),
+  ask("Set", `At most so many jobs of "${row.rule}" run at once, for each of its keys. It takes the place of what the code declares, and its rates and its action for jobs without room stay.`, (value) =>
+    put(`limits/${enc(row.rule)}`, "PUT", { concurrency: value, rate: row.rate, over: row.over }, `${row.rule}: ${value} at once.`)(),
     { number: row.concurrency ?? 1, unit: "Jobs at once, 0 holds all", least: 0, most: 1_000_000_000 });
 }
 

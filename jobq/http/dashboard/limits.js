@@ -10,6 +10,8 @@ function toggle(rule) {
   tell("changed");
 }
 
+const OVER = { wait: "it waits", drop: "it is dropped", replace_oldest: "replaces the oldest", kill_running: "kills one that runs" };
+
 const rates = (row) => row.rate.map((band) => `${count(band.count)} per ${span(band.per)}${band.burst > 1 ? `, ${count(band.burst)} at once` : ""}`);
 
 function lineOf(row) {
@@ -17,6 +19,7 @@ function lineOf(row) {
   return el("tr", { key: row.rule },
     el("td", null, el("button", { click: () => toggle(row.rule), "aria-expanded": String(page.rule === row.rule) }, row.rule)),
     el("td", { class: "data" }, numbers || "no limit"),
+    el("td", null, OVER[row.over]),
     el("td", null, row.orphan && row.source === "code" ? "code (orphan)" : row.source),
     el("td", { class: "num" }, count(row.held)),
     el("td", { class: "num" }, count(row.active)),
@@ -32,7 +35,7 @@ function keysOf(row) {
   const lines = page.keys.map((key) => el("li", { key: key.key }, el("div", { class: "row" }, text(key.key),
     el("span", { class: "push" }, `${count(key.held)} held, ${count(key.active)} active`, key.closed_until ? [", closed until ", moment(key.closed_until)] : key.opens_at ? [", next start ", moment(key.opens_at)] : null),
     key.closed_until && may("admin") && el("button", { click: () => openKey(key.key) }, "Open"))));
-  return el("tr", { key: `keys of ${row.rule}` }, el("td", { colspan: 7 }, lines.length ? el("ul", { class: "plain" }, lines) : el("span", { class: "soft" }, "No job counts under a key of this rule now.")));
+  return el("tr", { key: `keys of ${row.rule}` }, el("td", { colspan: 8 }, lines.length ? el("ul", { class: "plain" }, lines) : el("span", { class: "soft" }, "No job counts under a key of this rule now.")));
 }
 
 function breaker(row) {
@@ -55,7 +58,7 @@ export function drawLimits() {
   const rules = [...limits].sort((a, b) => (a.rule < b.rule ? -1 : 1));
   patch($("limits"),
     limits.length > 0 && [el("h2", { key: "limits" }, "Limits"), el("div", { class: "scroll", key: "rules" }, el("table", null,
-      head(["rule"], ["limit"], ["from"], ["held", "num"], ["active", "num"], ["closed keys"], [""]),
+      head(["rule"], ["limit"], ["a job without room"], ["from"], ["held", "num"], ["active", "num"], ["closed keys"], [""]),
       el("tbody", null, rules.flatMap((row) => [lineOf(row), keysOf(row)]))))],
     breakers.length > 0 && [el("h2", { key: "breakers" }, "Circuit breakers"), el("div", { class: "scroll", key: "types" }, el("table", null,
       head(["type"], ["state"], ["opens"], ["failed", "num"], ["held", "num"], [""]),
