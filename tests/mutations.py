@@ -256,6 +256,21 @@ SABOTAGES = [
     Break("enqueue_unique", "queued is unfinished", "if mode ~= 'queued' then", "if true then"),
     Break("enqueue_unique", "the other job of a key is overlooked", "ipairs({ id, other }) do", "ipairs({ id }) do"),
     Break("enqueue_unique", "only the row says what runs", "id, state = list[1], 'active'", "id = nil"),
+    *(
+        one
+        for name in ("enqueue_unique", "schedule_fire")
+        for one in (
+            Break(name, "jobs of the row do not count", "ipairs({ first, other }) do look", "ipairs({}) do look"),
+            Break(name, "the other job does not count", "ipairs({ first, other })", "ipairs({ first })"),
+            Break(name, "claims note nothing", "'HSET', meta, 'running', 1, 'limited', 1", "'HLEN', meta"),
+            Break(name, "a job that has ended holds the key", "if runs and not seen[id]", "if not seen[id]"),
+            Break(name, "notes are not looked at", "while all or #found == 0 do", "while false do"),
+            Break(name, "ended jobs stay noted", "redis.call('ZREM', running, member)", "from = from"),
+        )
+    ),
+    Break("claim", "claims note no keys", "if facts[6] then note_keys() end", ""),
+    Break("claim", "notes of ended jobs grow", "if #ended > 0 then redis", "if false then redis"),
+    Break("claim", "notes of running jobs go", "if not redis.call('ZSCORE', active, match(", "if (match("),
     Break(
         "enqueue_unique", "known ids written again",
         "local stored = known[i] or seen[id]", "local stored = seen[id]",

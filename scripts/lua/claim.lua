@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
@@ -13,7 +13,7 @@
 --   and only if the worker reserves slots: how many of the jobs are urgent
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -50,7 +50,7 @@ end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed')
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed', 'running')
 if facts[1] or want < 1 then return {} end
 if facts[5] then
     -- A handler or an operator has closed the queue until this time.
@@ -283,6 +283,22 @@ local function take_back()
     redis.call('ZADD', wake, 0, 't')
 end
 
+-- Notes which keys these jobs have, for enqueues whose key is only held by running jobs. Scripts that end jobs do not remove what
+-- was noted: an enqueue sees that the job is not active. So that nothing grows, look at two earlier ones for each new one.
+local function note_keys()
+    local members, ended = {}, {}
+    for i, names in ipairs(redis.call('HMGET', keys, unpack(ids))) do
+        local name = match(names or '', '([^\t\n]+)$')
+        if name then members[#members + 1], members[#members + 2] = 0, name .. '\0' .. ids[i] end
+    end
+    if #members == 0 then return end
+    for _, member in ipairs(redis.call('ZRANDMEMBER', running, #members)) do
+        if not redis.call('ZSCORE', active, match(member, '%z(.*)$')) then ended[#ended + 1] = member end
+    end
+    if #ended > 0 then redis.call('ZREM', running, unpack(ended)) end
+    redis.call('ZADD', running, unpack(members))
+end
+
 if redis.call('EXISTS', closed) == 1 and redis.call('EXISTS', limits) == 1 then take_back() end
 if count == 0 then return {} end
 local rule, less, places, tokens = facts[4] and parse(facts[4]), false, math.huge, math.huge
@@ -322,6 +338,7 @@ if weighed or urgent then
 end
 for i = #ids, count + 1, -1 do ids[i], specs[i] = nil, nil end
 if redis.call('EXISTS', limits) == 1 then spend(ids, weighed or {}) end
+if facts[6] then note_keys() end
 if rule then
     for i, band in ipairs(rule.bands) do
         local arrival = arrival_of('queue', i, band) + count * band.interval

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- drop: removes the queue with all its keys in one step. Redis frees the memory in the background, so a large queue blocks nobody.
--- KEYS requests answers waiting delayed active completed failed blocked held workers schedule_rows jobs leases priorities attempts errors results progress logs unserved parked replaced keys unique unique_until expires meta wake claims removed events workers_info types types_seen metrics limits weights held_by admitted unspent spent debts openings reopens closed arrivals lines open_lines full_lines turns finish groups undecided seats rules breakers schedules schedule_failures schedule_seen
+-- KEYS requests answers waiting delayed active completed failed blocked held workers schedule_rows jobs leases priorities attempts errors results progress logs unserved parked replaced keys running unique unique_until expires meta wake claims removed events workers_info types types_seen metrics limits weights held_by admitted unspent spent debts openings reopens closed arrivals lines open_lines full_lines turns finish groups undecided seats rules breakers schedules schedule_failures schedule_seen
 -- ARGV now, request, alive ms (a worker counts as alive for this long after a heartbeat), 1 to drop a queue that has jobs, workers or schedules
 -- RETURNS the number of jobs, the number of living workers, that of schedules, and 1 if the queue was dropped (0: refused, nothing changed)
 -- Only the recorded answers stay, for two minutes: a request that a frozen server executes late must not drop a new queue of this name.

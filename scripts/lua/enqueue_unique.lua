@@ -1,6 +1,6 @@
 #!lua
 -- enqueue_unique: adds new jobs that have a key, or that belong to a request with a key. If an earlier job holds the key, that job may be changed instead.
--- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided; leases errors expires events control admitted unspent openings
+-- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running; leases errors expires events control admitted unspent openings
 --   Leave out the keys after the semicolon when no job kills running ones.
 -- ARGV now, repeated (1: the reply to this call may have been lost); then per job: id, spec, options, uniqueness
 --   options: as in enqueue, but without keys. '': none
@@ -15,7 +15,7 @@
 --   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full,
 --   and '' and 'over' if the job is written, now or earlier, and the caller must call overflow for it.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format, match = 4398046511104, 2199023255552, string.format, string.match
 
@@ -126,22 +126,29 @@ end
 -- end
 
 -- shared: running
--- The running jobs that have a key. Any number of jobs may wait with a key that only running jobs hold, so the row of the key
--- does not name them all. The jobs that run are few, and they are read once per call. A job has one key of its own.
-local pages
-local function running(key)
-    if not pages then
-        pages = {}
-        for at = 0, redis.call('ZCARD', active) - 1, 1000 do
-            local ids = redis.call('ZRANGE', active, at, at + 999)
-            pages[#pages + 1] = { ids, redis.call('HMGET', keys, unpack(ids)) }
-        end
+-- Any number of jobs may wait with a key that only running jobs hold, so the row of the key does not name them all. From the first
+-- such enqueue on, claims note in `running` which keys their jobs have, as "key NUL id". The row names those that ran before. A job
+-- counts while it is active. Returns the running jobs with this key: the first one, or all of them.
+local noted
+local function running_with(key, all)
+    if not noted then
+        noted = redis.call('HGET', meta, 'running') or redis.call('HSET', meta, 'running', 1, 'limited', 1)
     end
-    local rows, found = { [key] = true, ['\t' .. key] = true, ['queued\t' .. key] = true, ['running\t' .. key] = true }, {}
-    for _, page in ipairs(pages) do
-        for i, row in ipairs(page[2]) do
-            if rows[row] then found[#found + 1] = page[1][i] end
+    local first, other = match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ ?%S* ?(%S*)$')
+    local found, seen, from = {}, {}, '[' .. key .. '\0'
+    local function look(id)
+        local runs = redis.call('ZSCORE', active, id)
+        if runs and not seen[id] then found[#found + 1], seen[id] = id, true end
+        return runs
+    end
+    for _, id in ipairs({ first, other }) do look(id) end
+    while all or #found == 0 do
+        local page = redis.call('ZRANGE', running, from, '(' .. key .. '\1', 'BYLEX', 'LIMIT', 0, 100)
+        if #page == 0 then break end
+        for _, member in ipairs(page) do
+            if not look(string.sub(member, #key + 2)) then redis.call('ZREM', running, member) end
         end
+        from = '(' .. page[#page]
     end
     return found
 end
@@ -329,7 +336,7 @@ local function resolve(job)
     local conflict = job.conflict
     local id, state, score, list
     if job.mode == 'running' then
-        list = running(job.key)
+        list = running_with(job.key, conflict == 'kill_running')
         id, state = list[1], 'active'
     else
         local _
@@ -343,7 +350,6 @@ local function resolve(job)
         for _, one in ipairs(list) do
             if redis.call('ZSCORE', active, one) then kill(one, job.id) end
         end
-        pages = nil
         if state == 'active' then return nil end
         state, score = state_of(id)
     end

@@ -1,7 +1,7 @@
 #!lua
 -- schedule_fire: enqueues the jobs of slots and advances their schedules, in one step. The jobs go to delayed and are due at once,
 -- so forward puts them where jobs with their limits and priorities belong.
--- KEYS schedules schedule_rows jobs delayed waiting active blocked held completed failed priorities limits weights keys unique unique_until meta wake
+-- KEYS schedules schedule_rows jobs delayed waiting active blocked held completed failed priorities limits weights keys unique unique_until meta wake running
 -- ARGV now; then groups: name, head of the row that was read, the new head and state if a job is enqueued, when it is due then
 --   (unix ms, '': never), the new head and state if none is, when it is due then, overlap ("skip": no job while an earlier one is
 --   unfinished; "queue_one": no job while an earlier one has not started; "allow"), number of earlier jobs, their ids, number of
@@ -11,7 +11,7 @@
 --   first, or the schedule was changed; nothing changed)
 -- It does not enqueue a job whose id is known: the ids of slots derive from the schedule and the slot.
 -- This script does not have allow-oom: at maxmemory no slot is lost, because no schedule advances.
-local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, completed, failed, priorities, limits, weights, keys, unique, unique_until, meta, wake = unpack(KEYS)
+local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, completed, failed, priorities, limits, weights, keys, unique, unique_until, meta, wake, running = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local match = string.match
@@ -52,22 +52,29 @@ end
 -- end
 
 -- shared: running
--- The running jobs that have a key. Any number of jobs may wait with a key that only running jobs hold, so the row of the key
--- does not name them all. The jobs that run are few, and they are read once per call. A job has one key of its own.
-local pages
-local function running(key)
-    if not pages then
-        pages = {}
-        for at = 0, redis.call('ZCARD', active) - 1, 1000 do
-            local ids = redis.call('ZRANGE', active, at, at + 999)
-            pages[#pages + 1] = { ids, redis.call('HMGET', keys, unpack(ids)) }
-        end
+-- Any number of jobs may wait with a key that only running jobs hold, so the row of the key does not name them all. From the first
+-- such enqueue on, claims note in `running` which keys their jobs have, as "key NUL id". The row names those that ran before. A job
+-- counts while it is active. Returns the running jobs with this key: the first one, or all of them.
+local noted
+local function running_with(key, all)
+    if not noted then
+        noted = redis.call('HGET', meta, 'running') or redis.call('HSET', meta, 'running', 1, 'limited', 1)
     end
-    local rows, found = { [key] = true, ['\t' .. key] = true, ['queued\t' .. key] = true, ['running\t' .. key] = true }, {}
-    for _, page in ipairs(pages) do
-        for i, row in ipairs(page[2]) do
-            if rows[row] then found[#found + 1] = page[1][i] end
+    local first, other = match(redis.call('HGET', unique, key) or '', '^(%S+) %S+ ?%S* ?(%S*)$')
+    local found, seen, from = {}, {}, '[' .. key .. '\0'
+    local function look(id)
+        local runs = redis.call('ZSCORE', active, id)
+        if runs and not seen[id] then found[#found + 1], seen[id] = id, true end
+        return runs
+    end
+    for _, id in ipairs({ first, other }) do look(id) end
+    while all or #found == 0 do
+        local page = redis.call('ZRANGE', running, from, '(' .. key .. '\1', 'BYLEX', 'LIMIT', 0, 100)
+        if #page == 0 then break end
+        for _, member in ipairs(page) do
+            if not look(string.sub(member, #key + 2)) then redis.call('ZREM', running, member) end
         end
+        from = '(' .. page[#page]
     end
     return found
 end
@@ -108,7 +115,7 @@ local function enqueue(id, spec, options, uniqueness)
     local priority, lifo, delay = match(head, '^(%S+) (%S+) (%d+)$')
     local mode, time, key = match(uniqueness, '^(%S+) (%d+) %S+ %S+ %S+ %S+ ([^\n]+)')
     if key then
-        if mode == 'running' and running(key)[1] or mode ~= 'running' and holder(key, mode, tonumber(time)) then return false end
+        if mode == 'running' and running_with(key)[1] or mode ~= 'running' and holder(key, mode, tonumber(time)) then return false end
         take_key(id, key, mode, tonumber(time), '-')
     end
     redis.call('HSET', jobs, id, spec)

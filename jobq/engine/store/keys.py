@@ -32,6 +32,7 @@ COLUMNS: Final[dict[str, str]] = {
     "keys": "hash: id -> its deduplication keys, one a line; behind 'queued', 'running' or '' (own ttl) and a tab",
     "unique": "hash: deduplication key -> 'id fingerprint', then due at the latest or '-', and another unfinished id",
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
+    "running": "zset: 'key NUL id' of jobs that ran with a key, scores 0; only if a key is held while running",
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
     "limits": "hash: id -> '@group' if it has one, then limit keys, one a line; a key is 'rule' or 'rule:value'",
     "weights": "hash: id -> its slots, then lines 'unit cost' with the real cost of the run; if it has any",
@@ -59,7 +60,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock, over",
+    "virtual, planned, closed, scheduled_at, clock, over, running",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
