@@ -255,6 +255,13 @@ SABOTAGES = [
     Break("enqueue_unique", "the end is not looked at", "state and score + time > now", "state"),
     Break("enqueue_unique", "queued is unfinished", "if mode ~= 'queued' then", "if true then"),
     Break("enqueue_unique", "the other job of a key is overlooked", "ipairs({ id, other }) do", "ipairs({ id }) do"),
+    Break("enqueue_unique", "limits stay", "'replace_all' then take_limits(", "'nothing' then take_limits("),
+    Break(
+        "enqueue_unique", "an admitted job keeps its places",
+        "redis.call('ZREM', waiting, id)\n        give_back({ id })", "redis.call('ZREM', waiting, id)",
+    ),
+    Break("enqueue_unique", "a held job keeps its line", "place = unhold(id)", "place = redis.call('ZSCORE', held, id)"),
+    Break("enqueue_unique", "others hear of no free slots", "if weight ~= '' then give_back({ id }) end", ""),
     Break("enqueue_unique", "only the row says what runs", "id, state = list[1], 'active'", "id = nil"),
     *(
         one

@@ -1,7 +1,7 @@
 #!lua
 -- enqueue_unique: adds new jobs that have a key, or that belong to a request with a key. If an earlier job holds the key, that job may be changed instead.
 -- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running; leases errors expires events control admitted unspent openings
---   Leave out the keys after the semicolon when no job kills running ones.
+--   Leave out the keys after the semicolon when no job says kill_running or replace_all.
 -- ARGV now, repeated (1: the reply to this call may have been lost); then per job: id, spec, options, uniqueness
 --   options: as in enqueue, but without keys. '': none
 --   uniqueness: two lines. The first one is the job's own key, or empty: "while for conflict delay wait width key"
@@ -187,9 +187,9 @@ local function follow(list)
 end
 -- end
 
-local kill
+local kill, take_limits
 if leases then
--- Only calls that kill running jobs have these keys. What follows is not indented, because shared pieces are the same in each script.
+-- Only calls that kill running jobs or replace the options of a job have these keys. What follows is not indented, because shared pieces are the same in each script.
 
 -- shared: error column
 local function add_error(id, record)
@@ -266,6 +266,40 @@ function kill(id, by)
     give_back({ id })
     follow({ id })
 end
+
+-- shared: unhold
+-- Take a job out of held. Returns its place, or nil if it is not held.
+local function unhold(id)
+    local place = redis.call('ZSCORE', held, id)
+    if not place then return nil end
+    redis.call('ZREM', held, id)
+    local at = string.format('%016.0f', tonumber(place) + 4503599627370496)
+    redis.call('ZREM', held_by, (redis.call('HGET', limits, id) or '') .. '\0' .. at .. '\0' .. id)
+    return tonumber(place)
+end
+-- end
+
+-- Gives a job that waits the limits, the group, the slots and the costs of the new one. A job in waiting was admitted under the
+-- earlier ones, so it goes back to held. It keeps its place.
+function take_limits(id, job, state)
+    local line, weight = redis.call('HGET', limits, id) or '', redis.call('HGET', weights, id) or ''
+    if line == job.under and weight == job.weight then return end
+    local place
+    if state == 'waiting' then
+        place = redis.call('ZSCORE', waiting, id)
+        redis.call('ZREM', waiting, id)
+        give_back({ id })
+    elseif state == 'held' then
+        place = unhold(id)
+        if weight ~= '' then give_back({ id }) end
+    end
+    if job.under ~= '' then redis.call('HSET', limits, id, job.under) else redis.call('HDEL', limits, id) end
+    if job.weight ~= '' then redis.call('HSET', weights, id, job.weight) else redis.call('HDEL', weights, id) end
+    if job.under ~= '' or job.weight ~= '' then redis.call('HSET', meta, 'limited', 1) end
+    if not place then return end
+    if job.under ~= '' then hold(id, job.under, tonumber(place)) else redis.call('ZADD', waiting, place, id) end
+    redis.call('ZADD', wake, 0, 't')
+end
 end
 
 -- Where the data of a spec begins: its payload and metadata, which are its last fields.
@@ -311,7 +345,7 @@ local function put_off(job, id, state, score)
     return true
 end
 
--- Gives the job that waits the data of the new one. Its id, its place and its limits stay.
+-- Gives the job that waits the data of the new one, and with replace_all its options. Its id and its place stay.
 local function replace(job, id, state, score)
     local old = redis.call('HGET', jobs, id)
     -- The key may be that of a job of another type, whose handler takes other arguments.
@@ -320,6 +354,7 @@ local function replace(job, id, state, score)
     redis.call('HSETNX', replaced, id, digest(old))
     local head = job.conflict == 'replace_all' and new_head(old, job.spec, job.width) or string.sub(old, 1, data_at(old) - 1)
     redis.call('HSET', jobs, id, head .. string.sub(job.spec, data_at(job.spec)))
+    if job.conflict == 'replace_all' then take_limits(id, job, state) end
     put_off(job, id, state, score)
     return 'replaced'
 end
@@ -429,7 +464,7 @@ for i = 1, total do
     local head, under, weight = match(options, '^([^\v]*)\v?([^\v]*)\v?(.*)$')
     local p, l, d = match(head, '^(%S+) (%S+) (%S+)$')
     local due = match(d or '0', '^=(%d+)$')
-    job.under, job.ready = under, due and tonumber(due) or now + tonumber(d or 0)
+    job.under, job.weight, job.ready = under, weight, due and tonumber(due) or now + tonumber(d or 0)
     if job.wait and job.wait >= 0 then job.ready = math.min(job.ready, now + job.wait) end
     local ttl
     ttl, job.fingerprint, job.request = match(request, '^(%d+) (%S+) (.+)$')

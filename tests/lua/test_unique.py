@@ -341,6 +341,56 @@ async def test_all_is_replaced_but_what_says_when_the_job_runs(bench: Bench):
     assert await spec_of(bench) == spec
 
 
+def optioned(on: str, options: str) -> list[Any]:
+    return ["n", NEW, options, f"unfinished 0 {on} -1 -1 {WIDTH} k"]
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "weights"),
+    [("0 0 0\v@g\ns", "@g\ns", None), ("0 0 0\vs\v3\ntokens 5", "s", "3\ntokens 5"), ("", None, None)],
+)
+@pytest.mark.parametrize("state", ["waiting", "held", "delayed", "blocked"])
+async def test_all_includes_the_limits_the_group_and_the_slots(
+    state: str, options: str, limits: str | None, weights: str | None, bench: Bench
+):
+    """What the job had under its earlier limits is given back, and it waits for the new ones. Its place stays."""
+    score = place(1, 3)
+    row: State = {"jobs": {"z": OLD}, "limits": {"z": "r"}, "weights": {"z": "2"}, "priorities": {"z": "3"}}
+    if state == "held":
+        row |= {"held": {"z": score}, "held_by": {f"r\0{score + 2**52:016}\0z": 0}}
+    else:
+        row |= {state: {"z": score if state == "waiting" else 9000}}
+    if state == "waiting":
+        row |= {"admitted": {"r\0z": 0, f"r\0z\0{2}": 0}, "unspent": {"r\0z": 0}}
+    await bench.seed(row | key("z"))
+    assert (await bench.do(bench.store.enqueue_unique(optioned("replace_all", options))))[3:] == [state, "replaced"]
+    after = await bench.dump()
+    assert after.get("limits", {}).get("z") == limits
+    assert after.get("weights", {}).get("z") == weights
+    assert not {"admitted", "unspent"} & set(after)
+    if state in ("waiting", "held"):
+        where, other = ("held", "waiting") if limits else ("waiting", "held")
+        assert after[where] == {"z": score}
+        assert other not in after
+        assert after.get("held_by", {}) == ({f"{limits}\0{score + 2**52:016}\0z": 0} if limits else {})
+        assert "r" in after["openings"], "others may take the places that are free now"
+        assert after["wake"]
+    else:
+        assert after[state] == {"z": 9000}
+    assert after["meta"].get("limited") == ("1" if limits else None)
+
+
+async def test_a_replaced_job_keeps_its_limits_unless_all_is_replaced(bench: Bench):
+    score = place(1)
+    before = {"limits": {"z": "r"}, "held": {"z": score}, "held_by": {f"r\0{score + 2**52:016}\0z": 0}}
+    await bench.seed({"jobs": {"z": OLD}} | before | key("z"))
+    for on, options in (("replace", "0 0 0\vs"), ("replace_all", "0 0 0\vr")):
+        assert (await bench.do(bench.store.enqueue_unique(optioned(on, options))))[4] == "replaced"
+        after = await bench.dump()
+        assert {name: after[name] for name in before} == before
+        assert "openings" not in after
+
+
 async def test_the_delay_of_a_backoff_is_not_taken_for_that_of_the_job(bench: Bench):
     new = '{"type":"t","delay":40,"backoff":{"type":"fixed","delay":7},"payload":{"x":2}}'
     old = '{"type":"t","backoff":{"type":"fixed","delay":8},"lifo":true,"run_at":17}'

@@ -54,6 +54,8 @@ JOIN_SECONDS: Final = 1.0
 JUMP_MS: Final = 500
 """A difference between two clocks that means that one was set."""
 
+_unused: Final = IdMaker()
+"""The jobs of schedules have ids of their own."""
 Ended = dict[str, tuple[str, Any, "str | None"]]
 """Id -> state, result and error of jobs that have ended."""
 
@@ -120,7 +122,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
             for new in news
         ]
     now = queue.store.now_ms()
-    return [encode_entry(new, IdMaker(), now) for new in news]
+    return [encode_entry(new, _unused, now) for new in news]
 
 
 def group(stored: Stored, planned: Plan, entries: Iterable[Entry], checked: Sequence[str] = ()) -> list[Any]:

@@ -215,6 +215,8 @@ def with_run(state: ScheduleState, run: ScheduleRun, **changes: Any) -> Schedule
     If too many are unfinished, it drops those first that an operator asked for: they began without regard to overlap.
     """
     runs = (*state.runs, run)
+    if len(runs) <= RUNS_KEPT:
+        return msgspec.structs.replace(state, runs=runs, **changes)
     jobs = [place for place, one in enumerate(runs) if one.id is not None]
     kept = {*range(max(0, len(runs) - RUNS_KEPT), len(runs)), *jobs[-1:]}
     open_ = sorted((place for place in jobs if not runs[place].outcome), key=lambda place: runs[place].how == "slot")

@@ -94,8 +94,10 @@ class Store(Scheduling):
 
         Returns groups of five for the jobs that were not written.
         """
-        kills = any(isinstance(words, str) and " kill_running " in words for words in jobs[3::4])
-        return Call("enqueue_unique", [self.now, 0, *jobs], read_as_is, repeat=repeat_unique, short=not kills)
+        more = any(
+            isinstance(words, str) and (" kill_running " in words or " replace_all " in words) for words in jobs[3::4]
+        )
+        return Call("enqueue_unique", [self.now, 0, *jobs], read_as_is, repeat=repeat_unique, short=not more)
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
