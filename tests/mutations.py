@@ -260,7 +260,7 @@ SABOTAGES = [
         "enqueue_unique", "an admitted job keeps its places",
         "redis.call('ZREM', waiting, id)\n        give_back({ id })", "redis.call('ZREM', waiting, id)",
     ),
-    Break("enqueue_unique", "a held job keeps its line", "place = unhold(id)", "place = redis.call('ZSCORE', held, id)"),
+    Break("enqueue_unique", "it stays in its line", "place = unhold(id)", "place = redis.call('ZSCORE', held, id)"),
     Break("enqueue_unique", "others hear of no free slots", "if weight ~= '' then give_back({ id }) end", ""),
     Break("enqueue_unique", "only the row says what runs", "id, state = list[1], 'active'", "id = nil"),
     *(
