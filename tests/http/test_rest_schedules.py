@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rest import problem
 
+from jobq import Queue
 from jobq.engine.queue.declaring import declare_schedules
+from jobq.engine.queue.firing import Firing
 
 if TYPE_CHECKING:
     from rest import Client, NewClient
 
-    from jobq import Queue
+    from tests.conftest import Until
 
 BODY = {"type": "report", "payload": {"n": 1}, "cron": "30 2 * * *", "tz": "Europe/Berlin", "priority": -2}
 
@@ -123,6 +125,44 @@ async def test_orphans_are_removed_on_request(queue: Queue, new_client: NewClien
     assert (await call(client, "GET", "/schedules/gone"))["orphan"]
     assert await call(client, "POST", "/schedules/prune") == {"names": ["gone"]}
     await problem(await client.get("/schedules/gone"), 404, "schedule-not-found")
+
+
+async def test_a_server_with_tasks_fires_schedules_although_no_worker_lives(
+    queue: Queue, new_client: NewClient, until: Until
+):
+    @queue.schedule("* * * * * *", overlap="allow")
+    @queue.task
+    async def tick() -> None: ...
+
+    client = await new_client(queue)
+
+    async def fired(name: str, count: int) -> bool:
+        rows = (await call(client, "GET", "/schedules"))["schedules"]
+        return any(row["name"] == name and row["count"] >= count for row in rows)
+
+    await until(lambda: fired("tick", 2), "two slots of a schedule that code declares", 20)
+    await call(client, "PUT", "/schedules/mine", {"type": "tick", "every": 1000, "overlap": "allow"})
+    await until(lambda: fired("mine", 2), "two slots of a schedule that an operator wrote", 20)
+    assert (await queue.stats()).workers == 0
+
+
+async def test_a_server_without_tasks_leaves_schedules_to_others(queue: Queue, client: Client, until: Until):
+    """It knows neither the handlers nor the options of their types."""
+    await call(client, "PUT", "/schedules/s", {"type": "report", "every": 1000, "overlap": "allow"})
+    async with Queue("main", queue.store.connection) as other:
+        store = other.store
+
+        async def is_due() -> bool:
+            return float(await store.command(b"ZSCORE", store.keys["schedules"], b"s")) < store.now_ms() - 1000
+
+        await until(is_due, "the slot to be a second late", 20)
+        assert (await call(client, "GET", "/schedules/s"))["count"] == 0
+
+        @other.task
+        async def report() -> None: ...
+
+        await Firing(other).fire_due()
+    assert (await call(client, "GET", "/schedules/s"))["count"] == 1
 
 
 async def test_names_that_cannot_be_used(client: Client):

@@ -183,6 +183,23 @@ async def test_a_job_that_finds_nothing_out_makes_room_for_the_next_one(bench: B
     assert (await bench.dump())["closed"] == {"!t": 1010}
 
 
+async def test_a_job_that_the_next_one_with_its_key_kills_finds_nothing_out(bench: Bench):
+    """on="kill_running": the kill is no failure, and the new job is let through in place of the killed one."""
+    world = await breaking(bench)
+    await bench.do(bench.store.breaker("trip", "t", "10"))
+    world.until["!t"] = bench.now + 10
+    bench.now += 10
+    assert await world.all_that_can() == ["j0"]
+    before = (await bench.dump())["breakers"]
+    await bench.seed({"keys": {"j0": "k"}, "unique": {"k": "j0 -"}})
+    rule = "unfinished 0 kill_running -1 -1 1 k"
+    await bench.do(bench.store.enqueue_unique(["new", "N", "-1000 0 0\v!t", rule]))
+    state = await bench.dump()
+    assert (set(state["failed"]), state["breakers"], state["closed"]) == ({"j0"}, before, {"!t": 1010})
+    await bench.do(bench.store.admit(5, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["new"], "one job is let through"
+
+
 async def test_an_operator_resets_it_and_removes_it(bench: Bench):
     world = await breaking(bench)
     store = bench.store

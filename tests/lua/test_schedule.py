@@ -34,6 +34,12 @@ def fired(*, due: int | None = 6000) -> dict[str, Any]:
     return {"schedule_rows": {"s": FIRED + "\n\n{}"}, "schedules": {"s": due} if due else {}} | AT
 
 
+def keyed(job_id: str, rule: str) -> list[Any]:
+    """One job with the key k."""
+    return [*group(job_id, job_id.upper(), "")[:-1], f"{rule} return -1 -1 0 k"]
+
+
+HELD_BY_E = {"keys": {"e": "k"}, "unique": {"k": "e -"}}
 SKIP = {"schedule_rows": {"s": SKIPPED + "\n\n{}"}, "schedules": {}} | AT
 CASES = [
     Case("a slot gets its job", ONE, lambda s: s.schedule_fire(group("j", "J", "")),
@@ -66,6 +72,38 @@ CASES = [
          fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1050}, "priorities": {"j": "-2L"}, "limits": {"j": "r\nr:b"},
                     "weights": {"j": "3"},
                     "meta": {"limited": "1", "scheduled_at": "1000"}} | WAKE, ["fired"]),
+    # -- keys
+    Case("its key is free: the job takes it", ONE, lambda s: s.schedule_fire(keyed("j", "unfinished 0")),
+         fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1000}, "keys": {"j": "k"}, "unique": {"k": "j -"}} | WAKE,
+         ["fired"]),
+    Case("its key is held: the schedule advances without a job", also(ONE, waiting("e"), HELD_BY_E),
+         lambda s: s.schedule_fire(keyed("j", "unfinished 0")), SKIP, ["skipped"]),
+    Case("the holder has ended: its key is free", also(ONE, standing("completed", "e"), HELD_BY_E),
+         lambda s: s.schedule_fire(keyed("j", "unfinished 0")),
+         fired() | also(jobs("e"), {"jobs": {"j": "J"}, "keys": {"e": "k", "j": "k"}})
+         | {"delayed": {"j": 1000}, "unique": {"k": "j -"}} | WAKE, ["fired"]),
+    Case("the time of the key is over", also(ONE, waiting("e"), HELD_BY_E, {"unique_until": {"k": 1000}}),
+         lambda s: s.schedule_fire(keyed("j", "enqueued 50")),
+         fired() | also(jobs("e"), {"jobs": {"j": "J"}, "keys": {"e": "k", "j": "\tk"}})
+         | {"delayed": {"j": 1000}, "unique": {"k": "j -"}, "unique_until": {"k": 1050}} | WAKE, ["fired"]),
+    Case("the time of the key is not over, though its job has ended",
+         also(ONE, standing("completed", "e"), HELD_BY_E, {"unique_until": {"k": 1001}}),
+         lambda s: s.schedule_fire(keyed("j", "enqueued 50")), SKIP, ["skipped"]),
+    Case("a slot of another schedule, in the same call, has taken the key",
+         also(ONE, {"schedule_rows": {"t": ROW}, "schedules": {"t": 900}}),
+         lambda s: s.schedule_fire([*keyed("j", "unfinished 0"), "t", *keyed("c", "unfinished 0")[1:]]),
+         {"schedule_rows": {"s": FIRED + "\n\n{}", "t": SKIPPED + "\n\n{}"}, "schedules": {"s": 6000},
+          "jobs": {"j": "J"}, "delayed": {"j": 1000}, "keys": {"j": "k"}, "unique": {"k": "j -"}} | AT | WAKE,
+         ["fired", "skipped"]),
+    Case("a job runs with a key that only running jobs hold",
+         also(ONE, held("e"), HELD_BY_E, {"running": {"k\0e": 0}}, {"meta": {"running": "1"}}),
+         lambda s: s.schedule_fire(keyed("j", "running 0")),
+         SKIP | {"meta": {"running": "1", "scheduled_at": "1000"}}, ["skipped"]),
+    Case("of several jobs with a key one is enqueued", ONE,
+         lambda s: s.schedule_fire([*keyed("j", "unfinished 0")[:8], 2, *keyed("j", "unfinished 0")[9:],
+                                    *keyed("i", "unfinished 0")[9:]]),
+         fired() | {"jobs": {"j": "J"}, "delayed": {"j": 1000}, "keys": {"j": "k"}, "unique": {"k": "j -"}} | WAKE,
+         ["fired"]),
     Case("several jobs of several schedules",
          also(ONE, {"schedule_rows": {"t": ROW}, "schedules": {"t": 900}}),
          lambda s: s.schedule_fire([*group("a", "A", "", "b", "B", ""), "t", "9 9", *group("c", "C", "")[2:]]),
