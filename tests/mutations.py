@@ -126,13 +126,18 @@ SABOTAGES = [
     Break("charge", "fence not checked", "redis.call('HGET', leases, id) == ARGV[i + 1]", "true"),
     Break("charge", "a repeated call counts twice", "(real or estimate)", "estimate"),
     Break("charge", "what was given back is not used", "if more < 0 and", "if false and"),
-    Break("admit", "several slots count as one", "and 1 or slots do places", "and 1 or 1 do places"),
+    Break("admit", "several slots count as one", "for slot = 2, slots do places", "for slot = 2, 1 do places"),
     Break(
         "admit", "groups with equal tags are served by name",
-        ".. o.first\n    if not g.turn", ".. '0000000000000000'\n    if not g.turn",
+        "    return a.place < b.place\n", "    return a.name < b.name\n",
     ),
     Break("admit", "jobs at the front pay for no turn", "and score % SPAN > SPAN / 2", ""),
-    Break("admit", "a turn costs nothing", "g.start = after(virtual, group)", "g.start = virtual"),
+    Break("admit", "a turn costs nothing", "virtual = start_of(g)\n                    g.start = after(virtual, g)", "virtual = start_of(g)"),
+    Break("admit", "an early line that is full is admitted", "byte(line.spot) == 111 then\n            if not line.jobs", "true then\n            if not line.jobs"),
+    Break("admit", "early lines go before waiting", "            if line.first > horizon then break end\n", ""),
+    Break("admit", "lines without jobs stay", "place and open_spot(line, place) or false)", "open_spot(line, place or 0))"),
+    Break("admit", "places are counted by half", "counts[name] = (counts[name] or 0) + 1", "counts[name] = 1"),
+    Break("admit", "an early line starts again at its first job", "from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, line.size)", "from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, line.size) line.last = nil"),
     Break("admit", "the queue's own rule bounds no turn", "min(want, most))", "want)"),
     Break("group", "a pause keeps slots", "        free_slots(id, redis.call('HGET', weights, id) or '', line)\n", ""),
     Break(
@@ -140,7 +145,7 @@ SABOTAGES = [
         "            redis.call('HDEL', lines, '=' .. line)\n        elseif", "        elseif",
     ),
     Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
-    Break("admit", "a small job overtakes", "if ahead(key, line, first) then return key, false end", ""),
+    Break("admit", "a small job overtakes", "if ahead(key, line) then return key, false end", ""),
     *[
         Break(name, "a job with several slots keeps all but one", "if rows[i] then", "if false then")
         for name in ("complete", "defer", "fail", "release", "reschedule", "snooze", "kill", "remove")

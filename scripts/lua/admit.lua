@@ -23,9 +23,9 @@ if settings[5] and redis.call('EXISTS', undecided) == 1 then
     if claims == '0' then redis.call('ZADD', wake, 0, 't') end
     return { 0, -1, 2 }
 end
-local format, match, gmatch, sub, min, max, floor, huge = string.format, string.match, string.gmatch, string.sub, math.min, math.max, math.floor, math.huge
-local SPAN, LOWEST, LAST = 4398046511104, 4503599627370496, '9999999999999999'
-local NO_TURN = LAST .. LAST .. '9999'
+local format, match, gmatch, find, sub, byte = string.format, string.match, string.gmatch, string.find, string.sub, string.byte
+local min, max, floor, huge, insert, remove = math.min, math.max, math.floor, math.huge, table.insert, table.remove
+local SPAN, LOWEST = 4398046511104, 4503599627370496
 
 -- shared: lines of a key
 -- The members "key NUL ..." of a sorted set with equal scores.
@@ -98,33 +98,11 @@ if settings[4] then
     want = max(min(1, want), min(want, most))
 end
 
--- What this call writes, which is sent at its end: set -> member -> whether it stands there, and the fields of `lines`.
-local written, fields = {}, {}
-local function write(set, member, stands)
-    if not written[set] then written[set] = {} end
-    written[set][member] = stands
-end
-local function flush()
-    for set, members in pairs(written) do
-        local score, out, put = set == openings and '-inf' or '0', {}, {}
-        for member, stands in pairs(members) do
-            if stands then put[#put + 1], put[#put + 2] = score, member else out[#out + 1] = member end
-        end
-        if #out > 0 then redis.call('ZREM', set, unpack(out)) end
-        if #put > 0 then redis.call('ZADD', set, unpack(put)) end
-    end
-    local out, put = {}, {}
-    for field, value in pairs(fields) do
-        if value then put[#put + 1], put[#put + 2] = field, value else out[#out + 1] = field end
-    end
-    if #out > 0 then redis.call('HDEL', lines, unpack(out)) end
-    if #put > 0 then redis.call('HSET', lines, unpack(put)) end
-    written, fields = {}, {}
-end
-
 -- A group's settings: "weight paused ...". The key of a paused group has no room.
 local weighted, group_rows = redis.call('EXISTS', groups) == 1, {}
+local PLAIN = { step = 1000, paused = false }
 local function group_row(group)
+    if not weighted then return PLAIN end
     local row = group_rows[group]
     if not row then
         local weight, paused = match(weighted and redis.call('HGET', groups, group) or '', '^(%S+) ([01])')
@@ -158,6 +136,20 @@ local function promised(key, unit)
     return sum
 end
 
+-- How many places the jobs of a key have. If many keys are asked for and few jobs are admitted, one read counts them all.
+local asked_for, counts = 0, nil
+local function places_of(key)
+    asked_for = asked_for + 1
+    if asked_for == 8 and redis.call('ZCARD', admitted) <= 4 * want then
+        counts = {}
+        for _, member in ipairs(redis.call('ZRANGE', admitted, 0, -1)) do
+            local name = sub(member, 1, (find(member, '\0', 1, true) or 1) - 1)
+            counts[name] = (counts[name] or 0) + 1
+        end
+    end
+    return counts and (counts[key] or 0) or redis.call('ZLEXCOUNT', admitted, from(key), to(key))
+end
+
 local known = {}
 local closes = redis.call('EXISTS', closed) == 1
 local function facts(key)
@@ -177,7 +169,7 @@ local function facts(key)
             rule = { concurrency = 1, bands = {} }
             k.rule = rule
         end
-        if rule.concurrency then k.count = redis.call('ZLEXCOUNT', admitted, from(key), to(key)) end
+        if rule.concurrency then k.count = places_of(key) end
         if rule.bands[1] then k.tokens = redis.call('ZLEXCOUNT', unspent, from(key), to(key)) end
         for i in ipairs(rule.bands) do
             k.arrivals[i] = arrival_of(key, i, rule.bands[i])
@@ -207,10 +199,11 @@ end
 -- How many slots a job takes: 1 unless it has a row in weights.
 local heavy, weighed = redis.call('EXISTS', weights) == 1, {}
 local function row_of(id)
-    if heavy and not weighed[id] then weighed[id] = redis.call('HGET', weights, id) or '1' end
+    if not heavy then return '1' end
+    if not weighed[id] then weighed[id] = redis.call('HGET', weights, id) or '1' end
     return weighed[id] or '1'
 end
-local function slots_of(id) return tonumber(match(row_of(id), '^%d+')) or 1 end
+local function slots_of(id) return heavy and tonumber(match(row_of(id), '^%d+')) or 1 end
 
 -- A job promises its costs to a key, or takes the promise back.
 local function pledge(k, id, sign)
@@ -232,11 +225,14 @@ local function fits(key, id)
     return not full or k.count + min(slots_of(id), full) <= full
 end
 
+-- Keys that enter openings (true) or leave it (false) when this call writes.
+local openable = {}
+
 -- The key has no room. If it is closed, it opens at a known time. If a band is the reason, it opens again when the next token is
 -- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
 -- the reason, the end of a job does. `id`: the job that does not fit.
 local function close(key, id)
-    write(openings, key, false)
+    openable[key] = false
     local k, at = facts(key), nil
     if k.till > now then at = k.till end
     for i, band in ipairs(k.rule.bands) do
@@ -254,109 +250,235 @@ end
 local virtual, planned = tonumber(settings[2]), tonumber(settings[3])
 local told, planned_before = virtual, planned
 
-local function digits(place) return format('%016d', place + LOWEST) end
-local function band_of(digits) return floor(tonumber(digits) / SPAN) end
-local function group_of(line) return match(line, '^@([^\n]*)') or '' end
-local function keys_of(line)
-    local keys = {}
-    for key in gmatch(line, '[^\n]+') do keys[#keys + 1] = key end
-    return keys
-end
+-- Places are numbers from 0 to 2^53 here: the score in held or waiting, plus 2^52. In members they have 16 digits.
+local function digits(place) return format('%016d', place) end
+local function band_of(place) return floor(place / SPAN) end
 
--- What this call knows of groups: the start tag, the member in `turns` (false: no turn), and `only`: its open line if it has only one.
--- A turn is "text NUL group NUL 1 line", or with `+` for several lines. The text has the priority,
--- the start tag and the place of the group's first job, which decides between equal tags.
-local shares = {}
+-- What this call knows of lines. `stored` is where a line stands in Redis, and `spot` where it will: "o" and its member in open_lines,
+-- or "f" and its member in full_lines, or false. `place` is the place that its spot has. Its jobs are read in pages, of which `first` is the next one's place.
+local known_lines, moved_lines, NONE = {}, {}, {}
+local function line_of(name)
+    local line = known_lines[name]
+    if not line then
+        local group, keys, own = '', NONE, name
+        if byte(name) == 64 then
+            local ends = find(name, '\n', 2, true) or #name + 1
+            group, own = sub(name, 2, ends - 1), sub(name, ends + 1)
+        end
+        if find(own, '\n', 1, true) then
+            keys = {}
+            for key in gmatch(own, '[^\n]+') do keys[#keys + 1] = key end
+        elseif own ~= '' then
+            keys = { own }
+        end
+        -- All fields are named here, so that the table gets its size at once.
+        line = {
+            name = name, group = group, keys = keys, stored = nil, spot = nil, moved = nil, place = nil, jobs = nil, at = nil,
+            job = nil, first = nil, id = nil, early = nil, more = nil, size = nil, last = nil,
+        }
+        known_lines[name] = line
+    end
+    return line
+end
+local function stand(line, spot)
+    if line.spot == nil then
+        line.stored = redis.call('HGET', lines, '=' .. line.name) or false
+        line.spot = line.stored
+    end
+    if line.spot == spot then return end
+    line.spot = spot
+    if not line.moved then line.moved, moved_lines[#moved_lines + 1] = true, line end
+end
+local function stands(line, spot) line.stored, line.spot = spot, spot end
+local function open_spot(line, place) return 'o' .. line.group .. '\0' .. digits(place) .. '\0' .. line.name end
+
+-- What this call knows of groups: the start tag, and their turn, if they have one: the priority, the tag, the place of the group's first job,
+-- which decides between equal tags, and `only`: its open line if it has only one. `stored` is the member in `turns`, or false: the
+-- digits of the first three, then "NUL group NUL 1 line", or with `+` for several lines.
+local groups_of, moved_groups = {}, {}
 local function read_turn(member)
-    local text, group, more, line = match(member or '', '^([^%z]*)%z([^%z]*)%z([1+])(.*)$')
-    if not text or #text ~= 36 then return nil end
-    return text, group, more == '1' and line or nil
+    local ends = member and byte(member, 37) == 0 and find(member, '\0', 38, true)
+    local kind = ends and byte(member, ends + 1)
+    if kind ~= 43 and kind ~= 49 then return nil end
+    local band, tag, place = tonumber(sub(member, 1, 4)), tonumber(sub(member, 5, 20)), tonumber(sub(member, 21, 36))
+    if not (band and tag and place) then return nil end
+    return {
+        name = sub(member, 38, ends - 1), start = tag, stored = member, band = band, tag = tag, place = place,
+        only = kind == 49 and sub(member, ends + 2) or nil, own = nil, moved = nil,
+    }
 end
 local function learn(names)
-    local unknown, untold = {}, {}
-    for _, group in ipairs(names) do
-        if not shares[group] then
-            shares[group] = { start = 0, turn = false }
-            unknown[#unknown + 1] = group
+    local unknown, asked, untold = {}, {}, {}
+    for _, name in ipairs(names) do
+        if not groups_of[name] then
+            groups_of[name] = { name = name, start = 0, stored = false }
+            unknown[#unknown + 1], asked[#asked + 1] = name, '@' .. name
         end
     end
     if #unknown == 0 then return end
-    local asked = {}
-    for i, group in ipairs(unknown) do asked[i] = '@' .. group end
     for i, member in ipairs(redis.call('HMGET', lines, unpack(asked))) do
-        local g = shares[unknown[i]]
-        local text, _, only = read_turn(member)
-        g.turn, g.only = text and member or false, only
-        if text then g.start = tonumber(sub(text, 5, 20)) or 0 else untold[#untold + 1] = unknown[i] end
+        local g = read_turn(member)
+        if g and g.name == unknown[i] then groups_of[g.name] = g else untold[#untold + 1] = unknown[i] end
     end
     if virtual and #untold > 0 then
-        for i, tag in ipairs(redis.call('ZMSCORE', finish, unpack(untold))) do shares[untold[i]].start = tonumber(tag) or 0 end
+        for i, tag in ipairs(redis.call('ZMSCORE', finish, unpack(untold))) do groups_of[untold[i]].start = tonumber(tag) or 0 end
     end
 end
-local function share(group)
-    if not shares[group] then learn({ group }) end
-    return shares[group]
+local function group_of(name)
+    if not groups_of[name] then learn({ name }) end
+    return groups_of[name]
 end
 -- A group that had nothing to run meanwhile starts now. It cannot save its turns for later.
-local function start_of(group) return virtual and max(virtual, share(group).start) or 0 end
-local function after(start, group) return start + group_row(group).step end
-local function turn_text(group, digits) return format('%04d%016d', band_of(digits), start_of(group)) end
+local function start_of(g) return virtual and max(virtual, g.start) or 0 end
+local function after(start, g) return start + group_row(g.name).step end
 
--- Give a group a turn with this text, or none.
-local function set_turn(group, text, only)
-    local g = share(group)
-    local turn = text and text .. '\0' .. group .. '\0' .. (only and '1' .. only or '+') or false
-    g.only = only
-    if not text and virtual and g.start > virtual then redis.call('ZADD', finish, g.start, group) end
-    if turn == g.turn then return end
-    if g.turn then write(turns, g.turn, false) end
-    if turn then write(turns, turn, true) end
-    fields['@' .. group] = turn
-    g.turn = turn
+-- Give a group a turn with this place, or none.
+local finished = {}
+local function set_turn(g, place, only)
+    if not place and virtual and g.start > virtual then finished[#finished + 1], finished[#finished + 2] = format('%d', g.start), g.name end
+    g.band, g.tag, g.place, g.only = place and band_of(place), start_of(g), place, only
+    if not g.moved then g.moved, moved_groups[#moved_groups + 1] = true, g end
+end
+-- Whether turn `a` comes before turn `b`.
+local function before(a, b)
+    if a.band ~= b.band then return a.band < b.band end
+    if a.tag ~= b.tag then return a.tag < b.tag end
+    return a.place < b.place
 end
 
--- Where a line stands: "o" and its member in open_lines, or "f" and its member in full_lines.
-local spots = {}
-local function spot_of(line)
-    if spots[line] == nil then spots[line] = redis.call('HGET', lines, '=' .. line) or false end
-    return spots[line]
+-- Write where lines and groups stand now.
+local function change(set, out, put)
+    if #out > 0 then redis.call('ZREM', set, unpack(out)) end
+    if #put > 0 then redis.call('ZADD', set, unpack(put)) end
 end
-local function stand(line, spot)
-    local before = spot_of(line)
-    if before == spot then return end
-    if before then write(sub(before, 1, 1) == 'o' and open_lines or full_lines, sub(before, 2), false) end
-    if spot then write(sub(spot, 1, 1) == 'o' and open_lines or full_lines, sub(spot, 2), true) end
-    fields['=' .. line] = spot
-    spots[line] = spot
+local function flush()
+    local fields, unset = {}, {}
+    if #moved_lines > 0 then
+        local out, put = { [111] = {}, [102] = {} }, { [111] = {}, [102] = {} }
+        for _, line in ipairs(moved_lines) do
+            local was, is = line.stored, line.spot
+            line.moved = false
+            if was ~= is then
+                if was then
+                    local list = out[byte(was)] or {}
+                    list[#list + 1] = sub(was, 2)
+                end
+                if is then
+                    local list = put[byte(is)]
+                    list[#list + 1], list[#list + 2] = '0', sub(is, 2)
+                    fields[#fields + 1], fields[#fields + 2] = '=' .. line.name, is
+                else
+                    unset[#unset + 1] = '=' .. line.name
+                end
+                line.stored = is
+            end
+        end
+        moved_lines = {}
+        change(open_lines, out[111], put[111])
+        change(full_lines, out[102], put[102])
+    end
+    if #moved_groups > 0 then
+        local out, put = {}, {}
+        for _, g in ipairs(moved_groups) do
+            local was = g.stored
+            local is = g.place and format('%04d%016d%016d', g.band, g.tag, g.place) .. '\0' .. g.name .. '\0' .. (g.only and '1' .. g.only or '+') or false
+            g.moved = false
+            if was ~= is then
+                if was then out[#out + 1] = was end
+                if is then
+                    put[#put + 1], put[#put + 2] = '0', is
+                    fields[#fields + 1], fields[#fields + 2] = '@' .. g.name, is
+                else
+                    unset[#unset + 1] = '@' .. g.name
+                end
+                g.stored = is
+            end
+        end
+        moved_groups = {}
+        change(turns, out, put)
+    end
+    if #unset > 0 then redis.call('HDEL', lines, unpack(unset)) end
+    if #fields > 0 then redis.call('HSET', lines, unpack(fields)) end
+    local out, put = {}, {}
+    for key, stays in pairs(openable) do
+        if stays then put[#put + 1], put[#put + 2] = '-inf', key else out[#out + 1] = key end
+    end
+    openable = {}
+    change(openings, out, put)
 end
-local function open_spot(line, first) return 'o' .. group_of(line) .. '\0' .. first .. '\0' .. line end
 
 -- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused.
 local function mark(keys, full)
     for _, key in ipairs(keys) do
-        if key ~= full and sub(key, 1, 1) ~= '@' and room(key) > 0 then write(openings, key, true) end
+        if key ~= full and room(key) > 0 then openable[key] = true end
     end
 end
 
--- The pages of lines that were read. A job that goes back to held takes its place in the page of its line.
-local pages = {}
-local function put_back(line, member)
-    local page = pages[line]
-    if not page then return end
-    local at = #page.members + 1
-    while at > page.at and page.members[at - 1] > member do at = at - 1 end
-    if at <= #page.members or not page.full then table.insert(page.members, at, member) end
+-- The first jobs of held by their lines: the name of a line -> its jobs there, which are { place, id }. All jobs before `bound` are among
+-- these. If many groups take turns, this finds the jobs of most of them with two calls, and not with one for each.
+local early, bound
+local function read_early()
+    local size = want + 16
+    local found, ids = redis.call('ZRANGE', held, 0, size - 1, 'WITHSCORES'), {}
+    for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
+    early, bound = {}, #ids == size and found[#found] + LOWEST or huge
+    local names = #ids > 0 and redis.call('HMGET', limits, unpack(ids)) or NONE
+    for i, name in ipairs(names) do
+        if name then
+            local jobs = early[name] or {}
+            jobs[#jobs + 1], early[name] = { found[2 * i] + LOWEST, ids[i] }, jobs
+        end
+    end
+    return names
+end
+
+-- The jobs of a line are read in pages: { place, id }, and the member of held_by if it was read.
+local function look(line)
+    local job = line.jobs[line.at]
+    line.job, line.first, line.id = job, job and job[1], job and job[2]
+end
+local function member_of(line, job) return job[3] or line.name .. '\0' .. digits(job[1]) .. '\0' .. job[2] end
+local function read_jobs(line, size)
+    line.at, line.early = 1, early and not line.last and early[line.name]
+    if line.early then
+        line.jobs, line.more = line.early, bound < huge
+    else
+        line.size = min(64, line.size and 4 * line.size or size)
+        local found, jobs, at = redis.call('ZRANGE', held_by, line.last and '(' .. line.last or from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, line.size), {}, #line.name + 2
+        for i, member in ipairs(found) do jobs[i] = { tonumber(sub(member, at, at + 15)), sub(member, at + 17), member } end
+        line.jobs, line.more = jobs, #jobs == line.size
+    end
+    look(line)
+end
+local function advance(line)
+    local job = line.job
+    line.at = line.at + 1
+    look(line)
+    if not line.job and line.more then
+        -- The next page is read when it is needed. Until then the bound is the place of its first job.
+        line.jobs, line.last = nil, member_of(line, job)
+        if line.early and line.place then line.place = max(line.place, bound) end
+    end
+end
+-- A job that goes back to held takes its place in the page of its line.
+local function put_back(line, job)
+    local jobs = line.jobs
+    if not jobs then return end
+    local at = #jobs + 1
+    while at > line.at and jobs[at - 1][1] > job[1] do at = at - 1 end
+    if at <= #jobs or not line.more then insert(jobs, at, job) end
+    look(line)
 end
 
 -- All places of a key are taken. If one of them belongs to a job that has not started and is less urgent than the first job of
 -- `line`, that job goes back to held. Between groups only the priority decides. The same happens to such jobs when the rule was
 -- lowered below the number of admitted jobs.
 local crowd = redis.call('EXISTS', waiting) == 1
-local function displace(key, line, first, id)
+local function displace(key, line)
     local k = facts(key)
     local full = k.rule.concurrency
     if not crowd or not full then return end
-    local free = full - min(slots_of(id), full)
+    local free = full - min(slots_of(line.id), full)
     if full > 0 and k.count <= free then return end
     local ids, seen, unstarted = {}, {}, {}
     for _, member in ipairs(redis.call('ZRANGE', admitted, from(key), to(key), 'BYLEX', 'LIMIT', 0, heavy and 256 or 64)) do
@@ -371,47 +493,46 @@ local function displace(key, line, first, id)
     end
     table.sort(unstarted, function(a, b) return a[1] > b[1] end)
     for _, job in ipairs(unstarted) do
-        local names = redis.call('HGET', limits, job[2]) or key
-        local place = digits(job[1])
-        local later = place > first
-        if group_of(names) ~= '' or group_of(line) ~= '' then later = band_of(place) > band_of(first) end
+        local other = line_of(redis.call('HGET', limits, job[2]) or key)
+        local place = job[1] + LOWEST
+        local later = place > line.first
+        if other.group ~= '' or line.group ~= '' then later = band_of(place) > band_of(line.first) end
         if full > 0 and k.count <= free or (not lowered and not later) then break end
         local slots = slots_of(job[2])
-        for other in gmatch(names, '[^\n]+') do
-            local o = facts(other)
-            o.count = o.count - redis.call('ZREM', admitted, other .. '\0' .. job[2])
-            if slots > 1 then
-                local place_of = other .. '\0' .. job[2]
-                o.count = o.count - redis.call('ZREMRANGEBYLEX', admitted, '[' .. place_of .. '\0', '(' .. place_of .. '\1')
-            end
-            local returned = redis.call('ZREM', unspent, other .. '\0' .. job[2])
+        if other.group ~= '' then redis.call('ZREM', admitted, '@' .. other.group .. '\0' .. job[2]) end
+        for _, name in ipairs(other.keys) do
+            local o, place_of = facts(name), name .. '\0' .. job[2]
+            o.count = o.count - redis.call('ZREM', admitted, place_of)
+            if slots > 1 then o.count = o.count - redis.call('ZREMRANGEBYLEX', admitted, '[' .. place_of .. '\0', '(' .. place_of .. '\1') end
+            local returned = redis.call('ZREM', unspent, place_of)
             o.tokens = o.tokens - returned
             if returned == 1 then pledge(o, job[2], -1) end
         end
         if k.count <= full then lowered = false end
+        local member = other.name .. '\0' .. digits(place) .. '\0' .. job[2]
         redis.call('ZREM', waiting, job[2])
         redis.call('ZADD', held, format('%.0f', job[1]), job[2])
-        redis.call('ZADD', held_by, 0, names .. '\0' .. place .. '\0' .. job[2])
-        put_back(names, names .. '\0' .. place .. '\0' .. job[2])
-        redis.call('ZADD', arrivals, 'LT', format('%.0f', job[1]), names)
+        redis.call('ZADD', held_by, 0, member)
+        put_back(other, { place, job[2], member })
+        redis.call('ZADD', arrivals, 'LT', format('%.0f', job[1]), other.name)
         -- The places of this job are free again, whatever else keeps the more urgent one from them.
-        mark(keys_of(names))
+        mark(other.keys)
     end
 end
 
 -- Lines that open now: group -> the place of the most urgent one, and the line itself if it is the only one.
-local opening = {}
-local function open(line, first)
-    local group = group_of(line)
-    if group ~= '' and not virtual then virtual = 0 end
-    local o = opening[group]
+local opening, opening_groups = {}, {}
+local function open(line, place)
+    if line.group ~= '' and not virtual then virtual = 0 end
+    local o = opening[line.group]
     if not o then
-        opening[group] = { first = first, only = line }
+        opening[line.group] = { place = place, only = line.name }
+        opening_groups[#opening_groups + 1] = line.group
     else
-        if o.only ~= line then o.only = nil end
-        if first < o.first then o.first = first end
+        if o.only ~= line.name then o.only = nil end
+        if place < o.place then o.place = place end
     end
-    stand(line, open_spot(line, first))
+    stand(line, open_spot(line, place))
 end
 
 -- Jobs arrived in these lines. A line opens if it is new, or if its first job is more urgent than the one before.
@@ -421,16 +542,17 @@ if #arrived > 0 then
     for i = 1, #arrived, 2 do names[#names + 1], asked[#asked + 1] = arrived[i], '=' .. arrived[i] end
     redis.call('ZREM', arrivals, unpack(names))
     for i, spot in ipairs(redis.call('HMGET', lines, unpack(asked))) do
-        local line, place = names[i], tonumber(arrived[2 * i])
-        spots[line] = spot
+        local line, first = line_of(names[i]), tonumber(arrived[2 * i]) + LOWEST
         -- Without a place somebody found that nothing looks at this line.
-        local first = place > -huge and digits(place) or nil
-        if not first then
-            first = match(redis.call('ZRANGE', held_by, from(line), to(line), 'BYLEX', 'LIMIT', 0, 1)[1] or '', '^%z(%d+)', #line + 1)
+        local lost = first == -huge
+        stands(line, spot)
+        if lost then
+            local member = redis.call('ZRANGE', held_by, from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, 1)[1] or ''
+            first = tonumber(sub(member, #line.name + 2, #line.name + 17))
             if not first then stand(line, false) end
         end
-        local stored = spot and match(spot, sub(spot, 1, 1) == 'o' and '^o[^%z]*%z(%d+)%z' or '^f[^%z]*%z[^%z]*%z(%d+)%z')
-        if first and (not stored or #stored ~= 16 or first < stored or place == -huge) then open(line, first) end
+        local stored = spot and match(spot, byte(spot) == 111 and '^o[^%z]*%z(%d+)%z' or '^f[^%z]*%z[^%z]*%z(%d+)%z')
+        if first and (not stored or #stored ~= 16 or first < tonumber(stored) or lost) then open(line, first) end
     end
     flush()
 end
@@ -442,333 +564,363 @@ local due = {}
 if #opened > 0 then redis.call('ZREM', reopens, unpack(opened)) end
 for _, key in ipairs(opened) do
     due[key] = true
-    write(openings, key, true)
+    openable[key] = true
 end
 for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
     if not due[key] then opened[#opened + 1] = key end
 end
+-- Usually no line waits for a key, or few do.
+local nobody = #opened > 0 and redis.call('EXISTS', full_lines) == 0
 for _, key in ipairs(opened) do
-    if looks < 1 then break end
-    local most = room(key)
-    local page = min(most, 64, looks + 1)
-    -- Some more are read, because the turn that a line was filed under may have passed.
-    local found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, max(1, page) + (virtual and 16 or 1))
-    looks = looks - max(1, #found)
-    if #found == 0 then write(openings, key, false)
+    if looks < 1 and not nobody then break end
+    -- Some more are read than open, because the turn that a line was filed under may have passed.
+    local more = virtual and 16 or 1
+    local found = nobody and NONE or redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1 + more)
+    local most = #found > 0 and room(key) or 0
+    if not nobody then looks = looks - 1 end
+    if #found == 0 then openable[key] = false
     elseif most < 1 then close(key)
     else
-        local filed = {}
+        local page, filed = min(most, 64, looks + 2), {}
+        if page > 1 and #found > more then found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, page + more) end
+        looks = looks + 1 - #found
         for i, member in ipairs(found) do
-            local text, first, line = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
-            if not line or #first ~= 16 then
+            local text, first, name = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
+            if not name or #first ~= 16 then
                 redis.call('ZREM', full_lines, member)
             else
-                local turn = virtual and turn_text(group_of(line), first) or text
-                filed[#filed + 1] = { order = turn .. first, first = first, line = line, member = member, stale = turn ~= text, turn = turn }
+                local line = line_of(name)
+                local turn = virtual and format('%04d%016d', band_of(tonumber(first)), start_of(group_of(line.group))) or text
+                filed[#filed + 1] = { order = turn .. first, first = first, line = line, stale = turn ~= text, turn = turn }
+                stands(line, 'f' .. member)
             end
         end
         table.sort(filed, function(a, b) return a.order < b.order end)
         for i, one in ipairs(filed) do
             if i <= page then
-                spots[one.line] = 'f' .. one.member
-                open(one.line, one.first)
+                open(one.line, tonumber(one.first))
             elseif one.stale then
-                spots[one.line] = 'f' .. one.member
-                stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line)
+                stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line.name)
             end
         end
-        if #filed <= page or page >= most then write(openings, key, false) end
+        if #filed <= page or page >= most then openable[key] = false end
     end
 end
 
 -- The groups of these lines get their turns, or better ones.
-local names = {}
-for group in pairs(opening) do names[#names + 1] = group end
-learn(names)
-for group, o in pairs(opening) do
-    local g, text = share(group), turn_text(group, o.first) .. o.first
-    if not g.turn then
-        set_turn(group, text, o.only)
+learn(opening_groups)
+for _, name in ipairs(opening_groups) do
+    local g, o = groups_of[name], opening[name]
+    if not g.place then
+        set_turn(g, o.place, o.only)
     else
-        local before = sub(g.turn, 1, 36)
-        set_turn(group, text < before and text or before, o.only and o.only == g.only and o.only or nil)
+        local band, start = band_of(o.place), start_of(g)
+        local better = band < g.band or band == g.band and (start < g.tag or start == g.tag and o.place < g.place)
+        local only = o.only and o.only == g.only and o.only or nil
+        if better then set_turn(g, o.place, only)
+        elseif only ~= g.only then
+            g.only = only
+            if not g.moved then g.moved, moved_groups[#moved_groups + 1] = true, g end
+        end
     end
 end
 flush()
 
 -- What a claim takes from waiting comes in between. In a queue with groups, jobs without a group are those of one more group. They
--- are in waiting already, so their turns are only counted. `planned` is the place of the last one that was counted.
-local horizon, heads, at_head = LAST, {}, 1
+-- are in waiting already, so their turns are only counted. `planned` is the score of the last one that was counted.
+local horizon, heads, at_head = huge, {}, 1
 if crowd and not virtual then
     local last = redis.call('ZRANGE', waiting, max(0, want - 1), max(0, want - 1), 'WITHSCORES')
-    if last[2] then horizon = digits(last[2]) end
+    if last[2] then horizon = last[2] + LOWEST end
 elseif crowd and want > 0 then
     local found, ids = redis.call('ZRANGE', waiting, 0, want - 1, 'WITHSCORES'), {}
     for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
     local rows = #ids > 0 and redis.call('HMGET', limits, unpack(ids)) or {}
     for i = 1, #ids do
         local score = tonumber(found[2 * i])
-        local counted = rows[i] and group_of(rows[i]) ~= '' or planned and score <= planned and band_of(digits(score)) == band_of(digits(planned))
+        local place = score + LOWEST
+        local counted = rows[i] and byte(rows[i]) == 64 or planned and score <= planned and band_of(place) == band_of(planned + LOWEST)
             -- Jobs at the front (LIFO, released) are never counted by their place: new ones come before it.
             and score % SPAN > SPAN / 2
-        heads[i] = { score = score, counted = counted, digits = digits(score) }
+        heads[i] = { score = score, counted = counted, place = place, band = band_of(place) }
     end
 end
 
 local n, count, ready, ids, places, tokens, gone = 0, 0, {}, {}, {}, {}, {}
-local function admit(keys, first, id)
-    local slots = slots_of(id)
+local function admit(line)
+    local id, slots = line.id, slots_of(line.id)
     n, count = n + slots, count + 1
-    local place, head = tonumber(first) - LOWEST, heads[at_head]
+    local place, head = line.first - LOWEST, heads[at_head]
     -- It goes before the jobs without a group whose turn comes later.
-    if head and band_of(head.digits) == band_of(first) and head.score <= place then place = head.score - 1 end
-    ready[2 * count - 1], ready[2 * count], ids[count] = format('%d', place), id, id
-    for _, key in ipairs(keys) do
-        local place_of = key .. '\0' .. id
+    if head and head.band == band_of(line.first) and head.score <= place then place = head.score - 1 end
+    ready[2 * count - 1], ready[2 * count], ids[count], gone[count] = format('%d', place), id, id, member_of(line, line.job)
+    if line.group ~= '' then places[#places + 1], places[#places + 2] = '0', '@' .. line.group .. '\0' .. id end
+    for _, key in ipairs(line.keys) do
+        local k, place_of = facts(key), key .. '\0' .. id
         places[#places + 1], places[#places + 2] = '0', place_of
-        for slot = 2, sub(key, 1, 1) == '@' and 1 or slots do places[#places + 1], places[#places + 2] = '0', place_of .. '\0' .. slot end
-        if sub(key, 1, 1) ~= '@' then
-            local k = facts(key)
-            k.count = k.count + slots
-            if k.rule.bands[1] then
-                k.tokens = k.tokens + 1
-                pledge(k, id, 1)
-                tokens[#tokens + 1], tokens[#tokens + 2] = '0', place_of
-            end
+        for slot = 2, slots do places[#places + 1], places[#places + 2] = '0', place_of .. '\0' .. slot end
+        k.count = k.count + slots
+        if k.rule.bands[1] then
+            k.tokens = k.tokens + 1
+            pledge(k, id, 1)
+            tokens[#tokens + 1], tokens[#tokens + 2] = '0', place_of
         end
     end
 end
 
+-- Where a line that is full is filed: by its turn, and then by its first job.
+local function filing(line) return format('%04d%016d', band_of(line.first), start_of(group_of(line.group))) .. '\0' .. digits(line.first) end
+
 -- Whether another line waits for the key whose turn is earlier. Its job may need more slots than are free, and jobs that need fewer
 -- must not overtake it for ever.
 local refused = {}
-local function ahead(key, line, first)
+local function ahead(key, line)
     if not heavy then return false end
-    local order = turn_text(group_of(line), first) .. '\0' .. first
+    local order = filing(line)
     if refused[key] and refused[key] < order then return true end
     local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
     return member and sub(member, #key + 2) < order
 end
 
--- The first key that has no room for a job, which is the first one of its line; and whether it is full. Otherwise another line has
--- its turn there.
-local function full_key(keys, line, first, id)
-    for _, key in ipairs(keys) do
-        if sub(key, 1, 1) == '@' then
-            if group_row(sub(key, 2)).paused then return key, true end
-        else
-            if not fits(key, id) then displace(key, line, first, id) end
-            if not fits(key, id) then return key, true end
-            if ahead(key, line, first) then return key, false end
-        end
+-- The first key that has no room for the next job of a line; and whether it is full. Otherwise another line has its turn there.
+local function full_key(line)
+    if line.group ~= '' and group_row(line.group).paused then return '@' .. line.group, true end
+    for _, key in ipairs(line.keys) do
+        if not fits(key, line.id) then displace(key, line) end
+        if not fits(key, line.id) then return key, true end
+        if ahead(key, line) then return key, false end
     end
     return nil
 end
 
--- The next job of a line, without taking it. Jobs are read in pages.
-local page_size, split = 2, {}
-local function next_job(line)
-    local page = pages[line]
-    if not page or page.at > #page.members and page.full then
-        local start = page and '(' .. page.members[#page.members] or from(line)
-        local size = page and 64 or page_size
-        page = { members = redis.call('ZRANGE', held_by, start, to(line), 'BYLEX', 'LIMIT', 0, size), at = 1 }
-        page.full = #page.members == size
-        pages[line] = page
-    end
-    local member = page.members[page.at]
-    if not member then return nil end
-    local first, id = match(member, '^%z(%d+)%z(.*)$', #line + 1)
-    return first, id, member
+local function refuse(line, key, closing)
+    local place = filing(line)
+    stand(line, 'f' .. key .. '\0' .. place .. '\0' .. line.name)
+    if not refused[key] or place < refused[key] then refused[key] = place end
+    if closing then close(key, line.id) end
+    mark(line.keys, key)
 end
 
--- The open lines of a group, by the places of their first jobs. Only the first ones are read; `edge` is the last of these.
+-- Without groups, jobs are admitted in the order of held, as far as their lines are open. An open line keeps its spot meanwhile,
+-- although its first job has gone: a spot may have the place of an earlier job, and moving it costs more than the job.
+local function serve_early()
+    local names, asked, unknown = read_early(), {}, {}
+    for name in pairs(early) do unknown[#unknown + 1], asked[#asked + 1] = line_of(name), '=' .. name end
+    for i, spot in ipairs(#asked > 0 and redis.call('HMGET', lines, unpack(asked)) or NONE) do
+        if unknown[i].spot == nil then stands(unknown[i], spot) end
+    end
+    for _, name in ipairs(names) do
+        local line = name and line_of(name)
+        if n >= want or looks < 1 then break end
+        if line and line.spot and byte(line.spot) == 111 then
+            if not line.jobs then read_jobs(line) end
+            if line.first > horizon then break end
+            local full, closing = full_key(line)
+            looks = looks - 1
+            if full then
+                refuse(line, full, closing)
+            else
+                admit(line)
+                advance(line)
+                if line.jobs and not line.first then stand(line, false) end
+            end
+        end
+    end
+end
+
+-- The open lines of a group, by the places of their first jobs. Only the first ones are read; `edge` is the place of the last of these.
 local function read_lines(group)
-    local found = redis.call('ZRANGE', open_lines, from(group), to(group), 'BYLEX', 'LIMIT', 0, 65)
-    local items = {}
-    for i, member in ipairs(found) do
-        local first, line = match(member, '^%z(%d+)%z(.*)$', #group + 1)
-        if line then
-            items[#items + 1] = { text = first, line = line }
-            spots[line] = 'o' .. member
+    flush()
+    local found, at = redis.call('ZRANGE', open_lines, from(group), to(group), 'BYLEX', 'LIMIT', 0, 65), #group + 2
+    local own, last = { at = 1, edge = huge }, nil
+    for _, member in ipairs(found) do
+        local place = byte(member, at + 16) == 0 and tonumber(sub(member, at, at + 15))
+        if place then
+            local line = line_of(sub(member, at + 17))
+            stands(line, 'o' .. member)
+            line.place, last = place, place
+            own[#own + 1] = line
         else
             redis.call('ZREM', open_lines, member)
         end
     end
-    return { items = items, edge = #found == 65 and items[#items] and items[#items].text or LAST }
+    if #found == 65 and last then own.edge = last end
+    return own
 end
--- A new item usually belongs near the end. So the search starts there.
-local function insert(items, item, least)
-    local at = #items + 1
-    while at > least and items[at - 1].text > item.text do at = at - 1 end
-    table.insert(items, at, item)
-end
-
-local owns = {}
 
 -- Serve a group while its turn lasts: until its start tag is behind that of the next group, its jobs have another priority, or
--- the jobs of waiting come first. Returns the text of its next turn and its only line, or nil if it has no open line.
-local function serve(group, only, band, rival, until_place)
-    local g, own = share(group), owns[group]
-    if not own then own = only and { items = { { text = '', line = only } }, edge = LAST } or read_lines(group) end
-    owns[group] = own
+-- the jobs of waiting come first. Returns the place of its next turn and its only line, or nil if it has no open line.
+local page_size = 2
+local function serve(g, rival, until_place)
+    local own, band, only = g.own, g.band, g.only
+    if not own then
+        own = only and { line_of(only), at = 1, edge = huge } or read_lines(g.name)
+        g.own = own
+    end
     while true do
-        local top = own.items[1]
-        if not top or top.text > own.edge then
-            if own.edge == LAST then break end
-            flush()
-            own = read_lines(group)
-            owns[group], top = own, own.items[1]
-            if not top then break end
+        local line = own[own.at]
+        if own.edge < huge and (not line or line.place > own.edge) then
+            own = read_lines(g.name)
+            g.own, line = own, own[1]
         end
-        if n >= want or looks < 1 then break end
-        local line = top.line
-        local first, id, member = next_job(line)
-        if not split[line] then split[line] = keys_of(line) end
-        local keys = split[line]
+        if not line or n >= want or looks < 1 then break end
+        if not line.jobs then
+            if line.place and virtual and start_of(g) > rival then break end
+            read_jobs(line, only and page_size or 2)
+        end
+        local first = line.first
         if not first then
             looks = looks - 1
-            table.remove(own.items, 1)
+            own.at = own.at + 1
             stand(line, false)
-            mark(keys)
-        elseif first > top.text then
+            mark(line.keys)
+        elseif not line.place or first > line.place then
             -- Its first job was taken since. A line alone keeps its old place while the priority is the same.
-            table.remove(own.items, 1)
-            if top.text ~= '' and not only or band_of(first) > band then stand(line, open_spot(line, first)) end
-            top.text = first
-            insert(own.items, top, 1)
+            if line.place and not only or band_of(first) > band then stand(line, open_spot(line, first)) end
+            line.place = first
+            if own[own.at + 1] or own.edge < huge then
+                -- It usually belongs near the end. So the search starts there.
+                own.at = own.at + 1
+                if first <= own.edge then
+                    local at = #own + 1
+                    while at > own.at and own[at - 1].place > first do at = at - 1 end
+                    insert(own, at, line)
+                end
+            end
         else
-            if band_of(first) > band or first > until_place or virtual and start_of(group) > rival then break end
-            local full, closing = full_key(keys, line, first, id)
+            if band_of(first) > band or first > until_place or virtual and start_of(g) > rival then break end
+            local full, closing = full_key(line)
             looks = looks - 1
             if full then
-                table.remove(own.items, 1)
-                local place = turn_text(group, first) .. '\0' .. first
-                stand(line, 'f' .. full .. '\0' .. place .. '\0' .. line)
-                if not refused[full] or place < refused[full] then refused[full] = place end
-                if closing then close(full, id) end
-                mark(keys, full)
+                own.at = own.at + 1
+                refuse(line, full, closing)
             else
-                gone[#gone + 1] = member
-                pages[line].at = pages[line].at + 1
-                admit(keys, first, id)
+                admit(line)
+                advance(line)
                 if virtual then
-                    virtual = start_of(group)
-                    g.start = after(virtual, group)
+                    virtual = start_of(g)
+                    g.start = after(virtual, g)
                 end
-                if pages[line].at > #pages[line].members and not pages[line].full then
-                    table.remove(own.items, 1)
+                if line.jobs and not line.first then
+                    own.at = own.at + 1
                     stand(line, false)
                 end
             end
         end
     end
-    local top = own.items[1]
-    if not top then return nil end
-    local first = top.text == '' and format('%016d', band * SPAN) or top.text
-    return turn_text(group, first) .. first, not own.items[2] and own.edge == LAST and top.line or nil
+    local line = own[own.at]
+    if not line then return nil end
+    return line.place or band * SPAN, not own[own.at + 1] and own.edge == huge and line.name or nil
 end
 
--- The turns, of which only the first ones are read. `last_text` is the text of the last of these.
-local order, at_order, last_text
+-- The turns, of which only the first ones are read. `last` is a copy of the last of these, or nil if these are all.
+local order, at_order, last
 local function read_turns()
     flush()
     local size = min(want - n, looks) + 2
     local found = redis.call('ZRANGE', turns, '-', '+', 'BYLEX', 'LIMIT', 0, size)
-    order, at_order, last_text = {}, 1, NO_TURN
-    for i, member in ipairs(found) do
-        local text, group, line = read_turn(member)
-        local g = group and (shares[group] or { start = tonumber(sub(text, 5, 20)) or 0, turn = member, only = line })
-        if not g or g.turn ~= member then
+    order, at_order, last = {}, 1, nil
+    for _, member in ipairs(found) do
+        local read = read_turn(member)
+        local g = read and groups_of[read.name] or read
+        if not g or g.stored ~= member then
             -- A damaged member, or one that its group does not know of.
             redis.call('ZREM', turns, member)
         else
-            shares[group] = g
-            order[#order + 1] = { text = text, group = group }
+            groups_of[g.name] = g
+            order[#order + 1] = g
         end
     end
-    if #found == size and order[1] then last_text = order[#order].text end
+    local final = order[#order]
+    if #found == size and final then last = { band = final.band, tag = final.tag, place = final.place } end
+    if count == 0 and virtual and #order > 16 then
+        local middle = order[floor(#order / 2)]
+        if redis.call('ZCOUNT', held, '-inf', format('%d', middle.place - LOWEST)) <= 2 * want then read_early() end
+    end
     page_size = min(64, max(2, floor((want - n) / max(1, #order)) + 2))
-    return order[1] ~= nil
+    return final ~= nil
+end
+-- The group has its next turn, behind those that come before it.
+local function queue_up(g, from_place, only)
+    set_turn(g, from_place, only)
+    local at = #order + 1
+    while at > at_order and before(g, order[at - 1]) do at = at - 1 end
+    insert(order, at, g)
 end
 
 local left = 0
+if not virtual and redis.call('ZCARD', open_lines) > 16 then
+    -- If full lines have most of the first jobs, the open lines are found sooner by themselves.
+    local none = group_of('')
+    if none.place and redis.call('ZCOUNT', held, '-inf', format('(%d', none.place - LOWEST)) <= want then serve_early() end
+end
 local more = read_turns()
 while more do
-    local top, head = order[at_order], heads[at_head]
-    if not top or top.text > last_text then
-        more = last_text ~= NO_TURN and read_turns()
+    local g, head = order[at_order], heads[at_head]
+    if not g or last and before(last, g) then
+        more = last and read_turns()
     elseif n >= want or looks < 1 then
         left = 1
         break
     else
-        local group, band = top.group, tonumber(sub(top.text, 1, 4))
-        local g = share(group)
-        local text = sub(top.text, 1, 4) .. format('%016d', start_of(group)) .. sub(top.text, 21)
-        local again, only = text, g.only
-        local head_band = head and band_of(head.digits)
-        if text > top.text then
+        local start = start_of(g)
+        if start > g.tag then
             -- Virtual time has passed this turn.
             looks = looks - 1
-        elseif head and (head_band < band or head_band == band and (head.counted or group ~= '' and start_of('') <= start_of(group))) then
+            at_order = at_order + 1
+            queue_up(g, g.place, g.only)
+        elseif head and (head.band < g.band or head.band == g.band and (head.counted or g.name ~= '' and start_of(group_of('')) <= start)) then
             at_head, n = at_head + 1, n + 1
             if not head.counted then
-                virtual, planned = start_of(''), head.score
-                local none = share('')
-                none.start = after(virtual, '')
-                if none.turn then
-                    local its_turn = sub(none.turn, 1, 4) .. format('%016d', none.start) .. sub(none.turn, 21, 36)
-                    set_turn('', its_turn, none.only)
+                local none = group_of('')
+                virtual, planned = start_of(none), head.score
+                none.start = after(virtual, none)
+                if none.place then
                     for i = at_order, #order do
-                        if order[i].group == '' then
-                            table.remove(order, i)
-                            insert(order, { text = its_turn, group = '' }, at_order)
+                        if order[i] == none then
+                            remove(order, i)
+                            queue_up(none, none.place, none.only)
                             break
                         end
                     end
+                    set_turn(none, none.place, none.only)
                 end
             end
-            again = nil
         else
             -- The turn lasts until the start tag of the next group.
-            local rival, until_place = huge, horizon
+            local rival, until_place, n_before, place, band = huge, horizon, n, g.place, g.band
             if virtual then
-                local other = order[at_order + 1] and order[at_order + 1].text or last_text
-                if tonumber(sub(other, 1, 4)) == band then rival = max(virtual, tonumber(sub(other, 5, 20)) or huge) end
-                if head and not head.counted and head_band == band then
-                    if group == '' then until_place = head.digits else rival = min(rival, start_of('')) end
+                local other = order[at_order + 1] or last
+                if other and other.band == band then rival = max(virtual, other.tag) end
+                if head and not head.counted and head.band == band then
+                    if g.name == '' then until_place = head.place else rival = min(rival, start_of(group_of(''))) end
                 end
             end
-            local before = n
-            again, only = serve(group, only, band, rival, until_place)
-            if n == before and again and again <= text and looks > 0 then
-                -- The jobs of waiting come first.
-                set_turn(group, again, only)
-                if group == '' and head and virtual and head_band == band then
-                    at_head, n = at_head + 1, n + 1
-                    virtual, planned = start_of(''), head.score
-                    g.start = after(virtual, '')
-                    again = sub(again, 1, 4) .. format('%016d', g.start) .. sub(again, 21)
-                else
-                    break
-                end
-            end
+            local again, only = serve(g, rival, until_place)
             if not again then
-                set_turn(group, nil)
+                set_turn(g, nil)
                 at_order = at_order + 1
+            elseif n > n_before or looks < 1 or band_of(again) > band or again > place then
+                at_order = at_order + 1
+                queue_up(g, again, only)
+            else
+                -- The jobs of waiting come first.
+                set_turn(g, again, only)
+                if g.name ~= '' or not (head and virtual and head.band == band) then break end
+                at_head, n = at_head + 1, n + 1
+                virtual, planned = start_of(g), head.score
+                g.start = after(virtual, g)
+                at_order = at_order + 1
+                queue_up(g, again, only)
             end
-        end
-        if again then
-            set_turn(group, again, only)
-            at_order = at_order + 1
-            insert(order, { text = again, group = group }, at_order)
         end
     end
 end
 flush()
+if #finished > 0 then redis.call('ZADD', finish, unpack(finished)) end
 
-if #gone > 0 then redis.call('ZREM', held_by, unpack(gone)) end
 if count > 0 then
+    redis.call('ZREM', held_by, unpack(gone))
     redis.call('ZREM', held, unpack(ids))
     if count > 16 then
         -- As in claim.lua: a small set is a list until a long member makes Redis convert it. See decision 20.
@@ -787,7 +939,17 @@ if count > 0 then
     -- What these jobs have in `admitted` now is what they had in `seats` while they were held.
     if settings[5] and #places > 0 then redis.call('ZREM', seats, unpack(places)) end
 end
-if shares[''] and not shares[''].turn and virtual and shares[''].start > virtual then redis.call('ZADD', finish, shares[''].start, '') end
+if early and not virtual and redis.call('ZCARD', open_lines) + redis.call('ZCARD', full_lines) > redis.call('ZCARD', held) then
+    -- Some open lines have no job any more. The oldest spots tell which.
+    for i, line in ipairs(read_lines('')) do
+        local first = redis.call('ZRANGE', held_by, from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, 1)[1]
+        local place = first and tonumber(sub(first, #line.name + 2, #line.name + 17))
+        stand(line, place and open_spot(line, place) or false)
+    end
+    flush()
+end
+local none = groups_of['']
+if none and not none.place and virtual and none.start > virtual then redis.call('ZADD', finish, none.start, '') end
 if virtual and count > 0 then
     -- A tag that virtual time has passed says nothing. When no group has a job that waits, all tags are in the past.
     if redis.call('EXISTS', held) == 0 and not heads[at_head] then

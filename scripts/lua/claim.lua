@@ -174,10 +174,12 @@ local function spend(ids, rows)
         end
     end
     for i, names in ipairs(redis.call('HMGET', limits, unpack(ids))) do
+        -- The first line is the group, which has no rate.
+        if names and string.byte(names) == 64 then names = match(names, '\n(.*)$') end
         for key in gmatch(names or '', '[^\n]+') do
-            -- The rule may have had a rate when the job was admitted. A group has none.
-            if string.byte(key) ~= 64 then members[#members + 1] = key .. '\0' .. ids[i] end
-            if string.byte(key) ~= 64 and rule_of(key).bands[1] then
+            -- The rule may have had a rate when the job was admitted.
+            members[#members + 1] = key .. '\0' .. ids[i]
+            if rule_of(key).bands[1] then
                 if not taken[key] then order[#order + 1], taken[key] = key, {} end
                 for n, band in ipairs(rule_of(key).bands) do
                     taken[key][n] = (taken[key][n] or 0) + (band.unit and cost_of(rows[i], band.unit) or 1)
@@ -245,7 +247,14 @@ local function free(list)
         end
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
-    if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    if #opened > 32 then
+        -- A small set is a list until a long member makes Redis convert it. See decision 20.
+        local long = string.rep('x', 65)
+        redis.call('ZADD', openings, '-inf', long, unpack(opened))
+        redis.call('ZREM', openings, long)
+    elseif #opened > 0 then
+        redis.call('ZADD', openings, unpack(opened))
+    end
     return ended
 end
 -- end

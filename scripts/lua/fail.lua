@@ -92,7 +92,14 @@ local function free(list)
         end
     end
     if #places > 0 then redis.call('ZREM', admitted, unpack(places)) end
-    if #opened > 0 then redis.call('ZADD', openings, unpack(opened)) end
+    if #opened > 32 then
+        -- A small set is a list until a long member makes Redis convert it. See decision 20.
+        local long = string.rep('x', 65)
+        redis.call('ZADD', openings, '-inf', long, unpack(opened))
+        redis.call('ZREM', openings, long)
+    elseif #opened > 0 then
+        redis.call('ZADD', openings, unpack(opened))
+    end
     return ended
 end
 -- end
