@@ -133,7 +133,6 @@ SABOTAGES = [
     ),
     Break("admit", "jobs at the front pay for no turn", "and score % SPAN > SPAN / 2", ""),
     Break("admit", "a turn costs nothing", "virtual = start_of(g)\n                    g.start = after(virtual, g)", "virtual = start_of(g)"),
-    Break("admit", "an early line that is full is admitted", "byte(line.spot) == 111 then\n            if not line.jobs", "true then\n            if not line.jobs"),
     Break("admit", "early lines go before waiting", "            if line.first > horizon then break end\n", ""),
     Break("admit", "lines without jobs stay", "place and open_spot(line, place) or false)", "open_spot(line, place or 0))"),
     Break("admit", "places are counted by half", "counts[name] = (counts[name] or 0) + 1", "counts[name] = 1"),

@@ -817,7 +817,8 @@ end
 local order, at_order, last
 local function read_turns()
     flush()
-    local size = min(want - n, looks) + 2
+    -- At least one is read, or nobody would learn that turns remain.
+    local size = max(1, min(want - n, looks)) + 2
     local found = redis.call('ZRANGE', turns, '-', '+', 'BYLEX', 'LIMIT', 0, size)
     order, at_order, last = {}, 1, nil
     for _, member in ipairs(found) do

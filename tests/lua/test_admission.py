@@ -29,6 +29,8 @@ class World:
         self.starts: dict[str, list[int]] = {}
         self.requests = 0
         self.left = 0
+        self.ordered = False
+        """Whether each trip checks the order of what it admits."""
 
     async def rule(self, name: str, text: str) -> None:
         cursor: str | bytes = ""
@@ -52,7 +54,10 @@ class World:
         """What a lane does: forward, admit, claim."""
         store = self.bench.store
         await store.do(store.forward(100))
+        places: dict[str, float] = (await self.bench.dump()).get("held", {}) if self.ordered else {}
         _, _, self.left = await store.do(store.admit(want, looks, 1))
+        if places:
+            self.check_order(places, (await self.bench.dump()).get("held", {}))
         self.requests += 1
         claimed = await store.do(store.claim(want, 30_000, "w", "w:0", self.requests, repeated=False))
         if claimed is None:
@@ -123,6 +128,14 @@ class World:
             key = member.split("\0")[0]
             if not self.waits_for_an_end(key, sum(key in self.keys[job] for job in counting)):
                 assert key in state.get("reopens", {}), f"nothing opens {key} again"
+
+    def check_order(self, before: dict[str, float], after: dict[str, float]) -> None:
+        """Jobs with the same group and keys are admitted in their order."""
+        first_left: dict[tuple[str, ...], float] = {}
+        for job in before.keys() & after.keys():
+            first_left[self.keys[job]] = min(before[job], first_left.get(self.keys[job], before[job]))
+        for job in before.keys() - after.keys():
+            assert before[job] < first_left.get(self.keys[job], float("inf")), f"{job} overtook another job"
 
     def waits_for_an_end(self, key: str, count: int) -> bool:
         """Whether the end of one of the ``count`` jobs that count under the key opens it."""
@@ -208,6 +221,48 @@ async def test_random_moves_keep_every_limit_and_hold_nothing_without_a_reason(b
     assert not {"held", "held_by", "waiting", "delayed", "parked", "active", "admitted", "unspent"} & set(state)
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["", "groups"])
+@pytest.mark.parametrize("seed", range(5))
+async def test_random_moves_of_many_lines(bench: Bench, seed: int, grouped: bool):
+    """With many open lines or groups, admit finds their jobs at the head of held."""
+    world = World(bench, 100 + seed)
+    world.ordered = True
+    for name, text in {"two": "2", "rate": "- 1/10/1", "wide": "9"}.items():
+        await world.rule(name, text)
+    draw, jobs = world.random, 0
+    for _ in range(30):
+        what = draw.random()
+        if what < 0.4:
+            for _ in range(draw.choice((1, 20, 40))):
+                jobs += 1
+                keys = draw.choice(
+                    ((f"two:{draw.randrange(25)}",), (f"two:{draw.randrange(25)}", "wide"), (f"rate:{jobs % 3}",), ())
+                )
+                group = f"g{draw.randrange(25)}" if grouped and draw.random() < 0.9 else ""
+                priority = draw.choice((0, 0, 0, 0, -3, 5))
+                await world.enqueue(f"j{jobs}", *keys, priority=priority, group=group)
+        elif what < 0.7:
+            await world.trip(draw.choice((1, 10, 40)), draw.choice((4, 50, 250)))
+        elif what < 0.9:
+            for job in draw.sample(sorted(world.tokens), len(world.tokens) * 2 // 3):
+                await world.end(job, draw.choice(("complete", "complete", "release", "kill", "reschedule")))
+        elif what < 0.95 and (held := sorted((await bench.dump()).get("held", {}))):
+            await bench.store.do(bench.store.kill(draw.sample(held, min(len(held), 5)), b"{}"))
+        else:
+            bench.now += draw.choice((1, 5, 30, 200))
+        await world.check(settled=False)
+    for _ in range(400):
+        await world.all_that_can(20)
+        await world.check(settled=True)
+        for job in sorted(world.tokens):
+            await world.end(job, "complete")
+        bench.now += 100
+        state = await bench.dump()
+        if "held" not in state and "waiting" not in state and "delayed" not in state:
+            break
+    assert not {"held", "held_by", "waiting", "delayed", "active", "admitted", "unspent"} & set(state)
+
+
 async def trips(bench: Bench, *rules: tuple[str, str]) -> World:
     world = World(bench, 0)
     for name, text in rules:
@@ -255,6 +310,29 @@ async def test_only_jobs_that_the_claim_would_take_are_admitted(bench: Bench):
         await world.enqueue(f"held{n}", "r")
     assert await bench.do(bench.store.admit(4, 50, 1)) == [0, -1, 0]
     assert await bench.do(bench.store.admit(5, 50, 1)) == [4, -1, 0], "up to the horizon of one more job"
+
+
+async def test_many_open_lines_let_more_urgent_jobs_go_first(bench: Bench):
+    world = await trips(bench, ("r", "9"))
+    for n in range(40):
+        await world.enqueue(f"held{n}", f"r:{n}")
+    assert await world.trip(1) == ["held0"]
+    for n in range(4):
+        await world.enqueue(f"plain{n}", priority=-1)
+    assert await bench.do(bench.store.admit(4, 50, 1)) == [0, -1, 1]
+    assert await world.trip(6) == ["plain0", "plain1", "plain2", "plain3", "held1", "held2"]
+
+
+async def test_a_line_stays_open_no_longer_than_jobs_are_held(bench: Bench):
+    """A call that finds jobs at the head of held does not look whether more jobs of their lines follow."""
+    world = await trips(bench, ("r", "9"))
+    for n in range(60):
+        await world.enqueue(f"j{n}", f"r:{n}")
+    assert await world.trip(1, 250) == ["j0"]
+    for _ in range(2):
+        assert len(await world.trip(20, 250)) == 20
+        state = await bench.dump()
+        assert len(state["open_lines"]) == len(state["held"])
 
 
 async def test_the_most_urgent_jobs_of_all_keys_are_admitted_first(bench: Bench):
