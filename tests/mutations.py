@@ -132,11 +132,20 @@ SABOTAGES = [
         "    return a.place < b.place\n", "    return a.name < b.name\n",
     ),
     Break("admit", "jobs at the front pay for no turn", "and score % SPAN > SPAN / 2", ""),
-    Break("admit", "a turn costs nothing", "virtual = start_of(g)\n                    g.start = after(virtual, g)", "virtual = start_of(g)"),
+    Break(
+        "admit", "a turn costs nothing",
+        "virtual = start_of(g)\n                    g.start = after(virtual, g)", "virtual = start_of(g)",
+    ),
     Break("admit", "early lines go before waiting", "            if line.first > horizon then break end\n", ""),
-    Break("admit", "lines without jobs stay", "place and open_spot(line, place) or false)", "open_spot(line, place or 0))"),
+    Break(
+        "admit", "lines without jobs stay",
+        "place and open_spot(line, place) or false)", "open_spot(line, place or 0))",
+    ),
     Break("admit", "places are counted by half", "counts[name] = (counts[name] or 0) + 1", "counts[name] = 1"),
-    Break("admit", "an early line starts again at its first job", "from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, line.size)", "from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, line.size) line.last = nil"),
+    Break(
+        "admit", "a line starts again at its first job",
+        "line.last and '(' .. line.last or from(line.name), to(line.name)", "from(line.name), to(line.name)",
+    ),
     Break("admit", "the queue's own rule bounds no turn", "min(want, most))", "want)"),
     Break("group", "a pause keeps slots", "        free_slots(id, redis.call('HGET', weights, id) or '', line)\n", ""),
     Break(
