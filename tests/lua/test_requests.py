@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jobq.engine.store import Call, Store
 
 VERBS: dict[str, tuple[State, Callable[[Store], Call[Any]], list[Any]]] = {
-    "drop": (waiting("a"), lambda s: s.drop(force=True), [1, 0, 1]),
+    "drop": (waiting("a"), lambda s: s.drop(force=True), [1, 0, 0, 1]),
     "kill": (waiting("a"), lambda s: s.kill(["a", "nobody"], b"killed"), ["waiting", ""]),
     "pause": ({}, lambda s: s.pause(), ["running"]),
     "promote": (standing("delayed", "a"), lambda s: s.promote(["a", "nobody"]), ["delayed", ""]),

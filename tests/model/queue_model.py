@@ -601,11 +601,11 @@ class Model:
     def drop(self, *, force: bool) -> list[int]:
         jobs = len(self.jobs)
         if jobs and not force:
-            return [jobs, 0, 0]
+            return [jobs, 0, 0, 0]
         new = Model(self.now)
         new.requests = self.requests
         self.__dict__ = new.__dict__
-        return [jobs, 0, 1]
+        return [jobs, 0, 0, 1]
 
     def pause(self) -> list[str]:
         was, self.paused = self.paused, True

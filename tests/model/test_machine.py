@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(force=st.sampled_from([False] * 7 + [True]))
     def drop(self, force: bool) -> None:
-        if self.do("drop", force=force)[2]:
+        if self.do("drop", force=force)[3]:
             # the numbers of a new queue start again
             self.began, self.watch = False, None
             self.seen_fence, self.seen_attempts = 0, {}
