@@ -251,15 +251,12 @@ async def test_random_moves_of_many_lines(bench: Bench, seed: int, grouped: bool
         else:
             bench.now += draw.choice((1, 5, 30, 200))
         await world.check(settled=False)
-    for _ in range(400):
+    while {"held", "waiting", "delayed"} & set(state := await bench.dump()):
         await world.all_that_can(20)
         await world.check(settled=True)
         for job in sorted(world.tokens):
             await world.end(job, "complete")
         bench.now += 100
-        state = await bench.dump()
-        if "held" not in state and "waiting" not in state and "delayed" not in state:
-            break
     assert not {"held", "held_by", "waiting", "delayed", "active", "admitted", "unspent"} & set(state)
 
 
