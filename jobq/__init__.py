@@ -38,6 +38,7 @@ from jobq.engine.task.handle import Job
 from jobq.engine.task.task import Bound, Task
 from jobq.engine.worker.worker import Worker
 from jobq.errors import (
+    DeadlineExceeded,
     Discard,
     DurabilityRefused,
     DurabilityUnavailable,
@@ -47,6 +48,7 @@ from jobq.errors import (
     InvalidPayload,
     InvalidQuery,
     InvalidResult,
+    JobExpired,
     JobFailed,
     JobIdTaken,
     JobKilled,
@@ -100,6 +102,7 @@ __all__ = [
     "Concurrency",
     "Connection",
     "Context",
+    "DeadlineExceeded",
     "Definition",
     "Depends",
     "Discard",
@@ -116,6 +119,7 @@ __all__ = [
     "InvalidResult",
     "Job",
     "JobBrief",
+    "JobExpired",
     "JobFailed",
     "JobIdTaken",
     "JobKilled",

@@ -18,6 +18,7 @@ JobqError
   x QueueInUse              the queue has jobs, living workers or schedules, so it was not dropped
   x JobFailed               raised by ``job.result()``: the job ended in failed
     + JobKilled
+    + JobExpired          it did not start or end in time
   x UnreadableResult        raised by ``job.result()``: the stored result is damaged
   x ResultTimeout           the job had no result within the time given
   x TooManyWaiting          a handler may not wait for a job: too many handlers of its worker wait already
@@ -40,6 +41,7 @@ with a *:
   x Unserved *              no worker had a handler for the job's type
   x InvalidResult           the handler's result cannot be encoded as JSON, or is too large
   x ProcessCrashed *        the child process of an isolated handler died
+  x DeadlineExceeded        the job's deadline came while it ran, or would come before its next attempt
   x LeaseExpired            the worker died, hung or lost its network
   x OutcomeRefused          Redis refuses to store the outcome of the run
   x TooManySnoozes          the job was snoozed as often as its task allows
@@ -224,6 +226,10 @@ class JobKilled(JobFailed):
     """The awaited job was killed."""
 
 
+class JobExpired(JobFailed):
+    """The awaited job did not start within its ``expires``, or not before its ``deadline``."""
+
+
 class UnreadableResult(JobqError):
     """The job completed, but its stored result is damaged or was written by another program."""
 
@@ -340,6 +346,10 @@ class InvalidResult(JobqError):
 
 class ProcessCrashed(JobqError):
     """The child process that ran the handler died."""
+
+
+class DeadlineExceeded(JobqError):
+    """The job's deadline came while it ran, or it asked for another run after it."""
 
 
 class LeaseExpired(JobqError):

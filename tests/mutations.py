@@ -37,6 +37,7 @@ class Break(NamedTuple):
 
 
 FENCE = "if redis.call('HGET', leases, id) ~= token then return false end"
+LATE = "if by and math.abs(tonumber(by)) <= now then"
 SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
 LOGGED = "redis.call('HGET', leases, id) == token"
 HELD = (
@@ -332,12 +333,31 @@ SABOTAGES = [
     Break("enqueue_unique", "a new queue is told to nobody", "fifo == 0 and { 0, '', 'new', '', '' } or {}", "{}"),
     Break("expire", "a waiter is released early", "if not awaited then", "if true then"),
     Break("expire", "a waiter is not released", "if not awaited then", "if false then"),
-    Break("remove", "the last column overlooked", "for i = 20, #KEYS do", "for i = 20, #KEYS - 1 do"),
+    Break("remove", "the last column overlooked", "for i = 22, #KEYS do", "for i = 22, #KEYS - 1 do"),
     Break("enqueue", "a repetition brings back a removed job", "elseif repeated and", "elseif false and"),
     Break("enqueue", "an id cannot be used again after a removal", "repeated and was_removed", "was_removed"),
     Break("enqueue", "a repeated id is never free again", "tonumber(at) < tonumber(time)", "true"),
     Break("expire", "ids of removed jobs stay", "redis.call('ZREM', removed, unpack(gone))", "gone = gone"),
-    Break("trim", "the last column overlooked", "for i = 6, #KEYS do", "for i = 6, #KEYS - 1 do"),
+    Break("trim", "the last column overlooked", "for i = 8, #KEYS do", "for i = 8, #KEYS - 1 do"),
+    Break("claim", "late jobs start", LATE, "if false then"),
+    Break("claim", "a job starts no more in its last ms", LATE, LATE.replace("<= now", "<= now + 1")),
+    Break("claim", "late only if it never ran", LATE, LATE.replace("if by and", "if by and tonumber(by) > 0 and")),
+    Break("claim", "a late job starts behind others", "count, enough = i - 1, false\n", "count, enough = i, false\n"),
+    Break("retry", "a deadline ahead is forgotten", "if by and math.abs(tonumber(by)) <= now", "if by"),
+    Break("lapse", "a job that has started expires", "        late = false\n", ""),
+    Break("lapse", "a late job that ran never ends", "and math.abs(from) <= now", "and from > 0 and from <= now"),
+    Break("lapse", "a deadline of such a job never comes", "and math.abs(to) <= now", "and to > 0 and to <= now"),
+    Break("lapse", "running jobs end", "elseif running[i] then", "elseif false then"),
+    Break("lapse", "more is not said", "if #late == page then more = 1 end", ""),
+    Break("lapse", "the head of waiting is not looked at", "look_at(redis.call('ZRANGE', waiting, 0, page - 1))", ""),
+    Break("lapse", "long runs hide others", "ran > page and now % ran or 0", "0"),
+    Break("lapse", "jobs that ran are not looked at", "if ran > 0 then look_at", "if false then look_at"),
+    Break("lapse", "the wrong record", "over and ARGV[4] or ARGV[3]", "ARGV[3]"),
+    Break("lapse", "the payload's retention", "string.sub(spec, 1, payload - 1)", "spec"),
+    Break("lapse", "reasons without bound", ">= 65536", ">= 1e9"),
+    Break("lapse", "the job stays parked", "\n            unpark(id)\n", "\n"),
+    Break("lapse", "places stay taken", "\ngive_back(freed)\n", "\n"),
+    Break("lapse", "nobody follows", "\nfollow(ended)\n", "\n"),
     Break("trim", "one too many is kept", "count - tonumber(ARGV[1 + i])", "count - 1 - tonumber(ARGV[1 + i])"),
     Break("trim", "newest first", "redis.call('ZRANGE', set, 0, over - 1)", "redis.call('ZRANGE', set, -over, -1)"),
     Break("trim", "the young go too", "redis.call('ZCOUNT', set, '-inf', old)", "count"),

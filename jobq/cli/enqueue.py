@@ -24,6 +24,8 @@ OPTIONS = (
     "attempts",
     "backoff",
     "timeout",
+    "expires",
+    "deadline",
     "lifo",
     "key",
     "key_ttl",

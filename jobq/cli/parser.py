@@ -187,6 +187,9 @@ def _add_jobs(menu: Menu) -> None:
         "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
     )
     enqueue.add_argument("--timeout", **time, help="limit of one run")
+    late: dict[str, Any] = {"type": values.by_when, "metavar": "TIME"}
+    enqueue.add_argument("--expires", **late, help="let it fail as expired unless it starts in this time (or by then)")
+    enqueue.add_argument("--deadline", **late, help="let it fail unless it ends in this time (or by then)")
     enqueue.add_argument(
         "--lifo", action="store_true", default=None, help="run it before the other jobs of its priority"
     )

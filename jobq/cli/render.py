@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jobq.engine.model.outcome import EXPIRED
 from jobq.engine.model.views import JobBrief, JobRow, Stats, WorkerRow
 from jobq.printable import printable, printable_json, printable_lines
 
@@ -186,6 +187,8 @@ def job_lines(row: JobRow, why: Why | None = None) -> list[str]:
         ("ran", None if row.duration is None else span(row.duration / 1000)),
         ("worker", row.worker),
         ("timeout", row.timeout and span(row.timeout / 1000)),
+        ("expires", row.expires_at and f"{clock(row.expires_at)} ({ago(row.expires_at)})"),
+        ("deadline", row.deadline_at and f"{clock(row.deadline_at)} ({ago(row.deadline_at)})"),
         ("backoff", row.backoff and _json(msgspec.json.encode(row.backoff))),
         ("key", row.key),
         ("metadata", row.metadata and _json(msgspec.json.encode(row.metadata))),
@@ -203,8 +206,9 @@ def _json(raw: msgspec.Raw | bytes | None) -> str | None:
 
 
 def _error(error: AttemptError) -> list[str]:
-    # A kill ends a job without using an attempt.
-    what = f"attempt {error.attempt} failed" if error.attempt else "killed"
+    # A kill ends a job without using an attempt, and so does a time that is over.
+    ended = "expired" if error.type == EXPIRED else "killed"
+    what = f"attempt {error.attempt} failed" if error.attempt else ended
     message, *more = printable_lines(f"{error.type}: {error.message}", "  ")
     trace = printable_lines(error.traceback, "  ") if error.traceback else more
     return ["", f"{what} at {clock(error.at)}: {message.strip()}", *trace]

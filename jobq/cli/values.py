@@ -39,6 +39,19 @@ def moment(word: str) -> datetime:
     return value
 
 
+def by_when(word: str) -> float | datetime:
+    """A time from now on such as "10m", or a moment with its offset."""
+    found = to_seconds(word)
+    if found is not None:
+        return found
+    try:
+        return moment(word)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a time; write 5s, 10m, 2h or 7d, or a moment such as 2030-01-31T08:00:00+01:00"
+        ) from None
+
+
 def positive_seconds(word: str) -> float:
     """A time above zero."""
     found = seconds(word)

@@ -191,6 +191,12 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
             given.setdefault("delay", 0)  # run_at replaces the task's default delay.
         elif given.get("delay"):
             given.setdefault("run_at", None)
+        for name in ("expires", "deadline"):
+            if given.get(at := f"{name}_at") is not None:
+                given[at] = to_unix_ms(at, given[at])
+            if name in given or at in given:
+                given.setdefault(name, None)  # each replaces the other of the task
+                given.setdefault(at, None)
         options = replace(options, **given)
         if task and "unique" in given:
             options = bind(options, body.type, task.signature.defaults)

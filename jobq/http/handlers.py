@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jobq.engine.model.job import AttemptError, State
-from jobq.engine.model.outcome import KILLED
-from jobq.errors import JobFailed, JobKilled, UnreadableResult
+from jobq.engine.queue.results import failure_kind
+from jobq.errors import JobFailed, UnreadableResult
 from jobq.http import problems, schema
 from jobq.http.call import ApiCall, decode, given, no_content, reply
 
@@ -88,8 +88,7 @@ def _outcome(row: JobRow) -> web.Response:
         return reply(row.result)
     if row.state is State.FAILED:
         last = row.errors[-1] if row.errors else AttemptError(0, row.finished_at or 0, "unknown", "no record")
-        kind = JobKilled if last.type == KILLED else JobFailed
-        raise kind(row.id, last.type, last.message, last.traceback)
+        raise failure_kind(last)(row.id, last.type, last.message, last.traceback)
     return reply(schema.Moved(f"{row.queue}:{row.id}", row.state), 202)
 
 

@@ -58,6 +58,7 @@ METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The route does not take th
 TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
 WRONG_STATE = Kind("wrong-state", 409, "The job's state does not allow this")
 JOB_FAILED = Kind("job-failed", 409, "The job has failed, there is no result")
+JOB_EXPIRED = Kind("job-expired", 409, "The job did not start or end in time, there is no result")
 JOB_KILLED = Kind("job-killed", 409, "The job was killed, there is no result")
 UNREADABLE_RESULT = Kind("unreadable-result", 409, "The job has completed, but its stored result cannot be read")
 TOO_LARGE = Kind("too-large", 413, "The request is over a limit")
@@ -127,6 +128,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.ScheduleNotFound: _Row(SCHEDULE_NOT_FOUND),
     errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),
     errors.JobFailed: _Row(JOB_FAILED, _FAILURE),
+    errors.JobExpired: _Row(JOB_EXPIRED, _FAILURE),
     errors.JobKilled: _Row(JOB_KILLED, _FAILURE),
     errors.UnreadableResult: _Row(UNREADABLE_RESULT),
     errors.StoreUnavailable: _Row(

@@ -134,9 +134,9 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path=f"{_JOB}/result", scope=Scope.READ, handler=handlers.result,
         summary="Wait for the result", query=schema.WaitQuery,
         description="Answers 200 with the value that the handler returned, 202 if the job has not ended after `wait`"
-        " ms, and 409 if it failed or was killed.",
+        " ms, and 409 if it failed, expired or was killed.",
         responses={200: Any, 202: schema.Moved},
-        errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED, p.UNREADABLE_RESULT),
+        errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED, p.JOB_EXPIRED, p.UNREADABLE_RESULT),
     ),
     Route(
         method="GET", path=f"{_JOB}/logs", scope=Scope.READ, handler=handlers.logs,

@@ -56,6 +56,14 @@ _RunAt = Annotated[
     datetime,
     Meta(tz=True, description="Not before this time with its offset, in place of delay: 2030-01-31T08:00:00+01:00."),
 ]
+_Expires = Annotated[
+    int, Meta(ge=1, le=DELAY_MAX_MS, description="ms from now until it must start. Otherwise it fails as expired.")
+]
+_Deadline = Annotated[
+    int,
+    Meta(ge=1, le=DELAY_MAX_MS, description="ms from now until it must end: then a run is cancelled."),
+]
+_At = Annotated[datetime, Meta(tz=True, description="The same as a time with its offset.")]
 _Id = Annotated[
     str,
     Meta(
@@ -129,6 +137,10 @@ class Enqueue(In):
     slots: _Slots | UnsetType = UNSET
     unique: Unique | UnsetType | None = UNSET
     costs: _Costs | UnsetType | None = UNSET
+    expires: _Expires | UnsetType | None = UNSET
+    expires_at: _At | UnsetType | None = UNSET
+    deadline: _Deadline | UnsetType | None = UNSET
+    deadline_at: _At | UnsetType | None = UNSET
     id: _Id | UnsetType = UNSET
 
 

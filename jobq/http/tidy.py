@@ -1,4 +1,4 @@
-"""A server removes jobs past their own retention, because there may be no worker that does."""
+"""A server removes jobs past their own retention, and ends late jobs, because there may be no worker that does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from jobq.engine.queue.late import end_late
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,3 +30,6 @@ async def tidy(queue: Queue) -> None:
                 pass
             while await store.do(store.expire(PAGE)) == PAGE:
                 pass
+            if not any(worker.alive for worker in await queue.workers()):
+                # A worker would call the hooks of the jobs, so this is left to workers if there are any.
+                await end_late(queue)

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running start_by end_by
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
 --   slots that the worker has in all; if it reserves slots: the place before which jobs are urgent, how many slots the others may
 --   take now, how many slots the others may take in all (with all KEYS)
 -- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
---   changed); else token, now, ids, specs, charged attempts ({} when all are 0), and
+--   changed); "late" when the first job did not start in time (lapse ends it); else token, now, ids, specs, charged attempts ({} when all are 0), and
 --   only if the queue is closed, its own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms
 --   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows;
 --   and only if the worker reserves slots: how many of the jobs are urgent
 --   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running, start_by, end_by = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -308,6 +308,18 @@ local function note_keys()
     redis.call('ZADD', running, unpack(members))
 end
 
+-- A job that is late never starts. Only the jobs before the first late one are claimed, until lapse has ended it.
+for _, set in ipairs(redis.call('EXISTS', start_by, end_by) > 0 and { start_by, end_by } or {}) do
+    for i, by in ipairs(redis.call('ZMSCORE', set, unpack(ids, 1, count))) do
+        if by and math.abs(tonumber(by)) <= now then
+            if i == 1 then return { 'late' } end
+            count, enough = i - 1, false
+            -- Other jobs may wait behind it: claim again.
+            redis.call('ZADD', wake, 0, 't')
+            break
+        end
+    end
+end
 if redis.call('EXISTS', closed) == 1 and redis.call('EXISTS', limits) == 1 then take_back() end
 if count == 0 then return {} end
 local rule, less, places, tokens = facts[4] and parse(facts[4]), false, math.huge, math.huge

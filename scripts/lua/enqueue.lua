@@ -1,21 +1,22 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups undecided
+-- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups undecided start_by end_by
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at).
 --   After a vertical tab follow "@group" if the job has a group, and then limit keys, one a line. After another one follows the
---   job's row of `weights`. Jobs with deduplication keys are added by enqueue_unique.
+--   job's row of `weights`, and after a third one "start_by end_by": unix ms by which it must have started and ended, `-` for none.
+--   Jobs with deduplication keys are added by enqueue_unique.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), the id, and '-' if the job with this id has the same
---   spec (the call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the field
---   "at" of the spec, which is the time of sending. In a repeated call an id is also known if its job was removed since the call
+--   spec (the call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the fields
+--   "at", "expires_at" and "deadline_at" of the spec, which follow from the time of sending. In a repeated call an id is also known if its job was removed since the call
 --   was sent: the first sending may have been executed, and the job may have run.
 --   A triple with '' and 'full' says that the group of the job holds as many jobs as it may. One with '' and 'over' says that the
 --   job is written, now or earlier, and that the caller must call overflow for it.
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided, start_by, end_by = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -79,7 +80,9 @@ local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now =
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function without_time(spec)
     local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
-    return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
+    local head = string.sub(spec, 1, payload - 1)
+    for _, field in ipairs({ ',"at":%d+', ',"expires_at":%d+', ',"deadline_at":%d+' }) do head = string.gsub(head, field, '', 1) end
+    return head .. string.sub(spec, payload)
 end
 
 -- A client may use an id of its own again after the removal. Then `at`, the time of sending, is not before the removal. An id
@@ -135,6 +138,15 @@ local function is_full(line)
 end
 -- end
 
+-- shared: in time
+-- A job may have a time by which it must have started, and one by which it must have ended.
+local function set_times(id, times)
+    local from, to = string.match(times, '^(%S+) (%S+)$')
+    if from and from ~= '-' then redis.call('ZADD', start_by, from, id) end
+    if to and to ~= '-' then redis.call('ZADD', end_by, to, id) end
+end
+-- end
+
 local specs, ready, later, soonest, keeps, has_limits = {}, {}, {}, nil, false, false
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
@@ -144,7 +156,7 @@ for i = 1, count do
     elseif repeated and was_removed(id, spec) then refusal = '-' end
     local priority, lifo, delay, under = 0, false, 0, ''
     if options ~= '' and not refusal then
-        local head, limited, weight = string.match(options, '^([^\v]*)\v?([^\v]*)\v?(.*)$')
+        local head, limited, weight, times = string.match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
         under = limited
         local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
         local due = string.match(d, '^=(%d+)$')
@@ -154,9 +166,10 @@ for i = 1, count do
         if not refusal and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
-        if not refusal and (under ~= '' or weight ~= '') then
+        if not refusal and (under ~= '' or weight ~= '' or times ~= '') then
             if under ~= '' then redis.call('HSET', limits, id, under) end
             if weight ~= '' then redis.call('HSET', weights, id, weight) end
+            set_times(id, times)
             has_limits = true
         end
     end

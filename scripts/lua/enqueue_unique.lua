@@ -1,6 +1,6 @@
 #!lua
 -- enqueue_unique: adds new jobs that have a key, or that belong to a request with a key. If an earlier job holds the key, that job may be changed instead.
--- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running; leases errors expires events control admitted unspent openings
+-- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running start_by end_by; leases errors expires events control admitted unspent openings
 --   Leave out the keys after the semicolon when no job says kill_running or replace_all.
 -- ARGV now, repeated (1: the reply to this call may have been lost); then per job: id, spec, options, uniqueness
 --   options: as in enqueue, but without keys. '': none
@@ -15,7 +15,7 @@
 --   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full,
 --   and '' and 'over' if the job is written, now or earlier, and the caller must call overflow for it.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, start_by, end_by, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format, match = 4398046511104, 2199023255552, string.format, string.match
 
@@ -36,7 +36,9 @@ end
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
 local function without_time(spec)
     local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
-    return (string.gsub(string.sub(spec, 1, payload - 1), ',"at":%d+', '', 1)) .. string.sub(spec, payload)
+    local head = string.sub(spec, 1, payload - 1)
+    for _, field in ipairs({ ',"at":%d+', ',"expires_at":%d+', ',"deadline_at":%d+' }) do head = string.gsub(head, field, '', 1) end
+    return head .. string.sub(spec, payload)
 end
 
 -- A client may use an id of its own again after the removal. Then `at`, the time of sending, is not before the removal. An id
@@ -261,7 +263,10 @@ function kill(id, by)
     redis.call('ZADD', failed, now, id)
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', id)
     count('failed', 1)
-    local retention = match(redis.call('HGET', jobs, id) or '', ',"retention":(%d+)')
+    -- A payload may have a field of this name too.
+    local spec = redis.call('HGET', jobs, id) or ''
+    local payload = string.find(spec, ',"payload":', 1, true) or #spec + 1
+    local retention = match(string.sub(spec, 1, payload - 1), ',"retention":(%d+)')
     if retention then redis.call('ZADD', expires, now + tonumber(retention), id) end
     give_back({ id })
     follow({ id })
@@ -319,7 +324,7 @@ local function first_fields(spec, width)
     return at - 1
 end
 
-local LATER = { ',"lifo":true', ',"run_at":%d+' }
+local LATER = { ',"lifo":true', ',"run_at":%d+', ',"expires_at":%d+', ',"deadline_at":%d+' }
 -- The options of the new spec, but not those that say when the job runs. They stay as they are.
 local function new_head(old, new, width)
     local head = string.sub(new, first_fields(new, width) + 1, data_at(new) - 1)
@@ -442,6 +447,15 @@ local function remember(job, id, state, done)
     redis.call('PERSIST', requests)
 end
 
+-- shared: in time
+-- A job may have a time by which it must have started, and one by which it must have ended.
+local function set_times(id, times)
+    local from, to = string.match(times, '^(%S+) (%S+)$')
+    if from and from ~= '-' then redis.call('ZADD', start_by, from, id) end
+    if to and to ~= '-' then redis.call('ZADD', end_by, to, id) end
+end
+-- end
+
 local total = (#ARGV - 2) / 4
 local ids = {}
 for i = 1, total do ids[i] = ARGV[4 * i - 1] end
@@ -461,7 +475,7 @@ for i = 1, total do
     local time, delay, wait, width
     job.mode, time, job.conflict, delay, wait, width, job.key = match(own, '^(%S+) (%d+) (%S+) (%-?%d+) (%-?%d+) (%d+) (.+)$')
     job.time, job.delay, job.wait, job.width = tonumber(time), tonumber(delay), tonumber(wait), tonumber(width)
-    local head, under, weight = match(options, '^([^\v]*)\v?([^\v]*)\v?(.*)$')
+    local head, under, weight, times = match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
     local p, l, d = match(head, '^(%S+) (%S+) (%S+)$')
     local due = match(d or '0', '^=(%d+)$')
     job.under, job.weight, job.ready = under, weight, due and tonumber(due) or now + tonumber(d or 0)
@@ -513,7 +527,8 @@ for i = 1, total do
         if under ~= '' then redis.call('HSET', limits, id, under) end
         if weight ~= '' then redis.call('HSET', weights, id, weight) end
         -- From now on claims and completions come with more keys.
-        if under ~= '' or weight ~= '' or job.conflict == 'keep_last' then redis.call('HSET', meta, 'limited', 1) end
+        set_times(id, times)
+        if under ~= '' or weight ~= '' or times ~= '' or job.conflict == 'keep_last' then redis.call('HSET', meta, 'limited', 1) end
         redis.call('HSET', jobs, id, spec)
         take_keys(job)
         if job.behind then

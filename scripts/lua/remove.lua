@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake keys limits weights jobs priorities attempts errors results progress logs replaced unserved
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake start_by end_by keys limits weights jobs priorities attempts errors results progress logs replaced unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, keys, limits, weights = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, start_by, end_by, keys, limits, weights = unpack(KEYS)
 local unserved = KEYS[#KEYS]
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -127,9 +127,9 @@ give_back(freed)
 if #gone > 0 then
     follow(gone)
     release(gone)
-    redis.call('ZREM', expires, unpack(gone))
+    for _, set in ipairs({ expires, start_by, end_by }) do redis.call('ZREM', set, unpack(gone)) end
     -- From `keys` on, KEYS are the columns.
-    for i = 20, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
+    for i = 22, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '))
     -- The reply to the enqueue of such a job may have been lost. Its repetition must not bring the job back.
     local times = {}

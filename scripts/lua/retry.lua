@@ -1,9 +1,9 @@
 #!lua
 -- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals
+-- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals start_by end_by
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals = unpack(KEYS)
+local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals, start_by, end_by = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local match = string.match
@@ -125,6 +125,10 @@ for i = 3, #ARGV do
             state = set == failed and 'failed' or 'completed'
             redis.call('ZREM', set, id)
             redis.call('ZREM', expires, id)
+            -- A retry by hand is a new chance: neither `expires` nor a deadline that has passed counts any more.
+            redis.call('ZREM', start_by, id)
+            local by = redis.call('ZSCORE', end_by, id)
+            if by and math.abs(tonumber(by)) <= now then redis.call('ZREM', end_by, id) end
             for _, column in ipairs({ results, progress, unserved }) do redis.call('HDEL', column, id) end
             -- No attempt is charged, and the job can run from now on.
             redis.call('HSET', attempts, id, string.format('0 %.0f', now))

@@ -48,7 +48,7 @@ end
 -- Read only the fields that are shown. The minutes of a whole day are thousands of fields.
 local found = {}
 if redis.call('EXISTS', metrics) == 1 then
-    local fields = { 'completed', 'failed', 'retried', 'unserved', 'snoozed', 'rate_limited', 'duplicates', 'dropped', 'replaced_oldest', 'killed_running' }
+    local fields = { 'completed', 'failed', 'retried', 'unserved', 'snoozed', 'rate_limited', 'duplicates', 'expired', 'dropped', 'replaced_oldest', 'killed_running' }
     local minute, hour = math.floor(now / 60000), math.floor(now / 3600000)
     for m = minute - 59, minute do
         local prefix = format('m:%.0f:', m)

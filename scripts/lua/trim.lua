@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- trim: removes finished jobs beyond the retention, oldest first, one page per call.
--- KEYS completed failed expires unique unique_until keys jobs priorities attempts errors results progress logs unserved replaced limits weights
+-- KEYS completed failed expires start_by end_by unique unique_until keys jobs priorities attempts errors results progress logs unserved replaced limits weights
 -- ARGV now, completed to keep, failed to keep, age to keep ms, page, young ms, young jobs to keep
 --   A caller may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
 --   after its end, or after its own retention. In each set this holds only for the newest `young` jobs.
 -- RETURNS the number of removed jobs; a number below `page` means done
-local completed, failed, expires, unique, unique_until, keys = unpack(KEYS)
+local completed, failed, expires, start_by, end_by, unique, unique_until, keys = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local page = tonumber(ARGV[5])
 for i = 2, 7 do
@@ -58,11 +58,15 @@ for i, set in ipairs({ completed, failed }) do
     end
 end
 if #ids == 0 then return 0 end
+if redis.call('EXISTS', start_by, end_by) > 0 then
+    redis.call('ZREM', start_by, unpack(ids))
+    redis.call('ZREM', end_by, unpack(ids))
+end
 if redis.call('EXISTS', keys) == 1 then
     release(ids)
 end
 -- From `keys` on, KEYS are the columns. Most of them do not exist, and EXISTS costs less than an HDEL of a page.
-for i = 6, #KEYS do
+for i = 8, #KEYS do
     if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HDEL', KEYS[i], unpack(ids)) end
 end
 return #ids

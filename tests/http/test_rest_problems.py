@@ -37,6 +37,7 @@ ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     errors.InvalidQuery: (errors.InvalidQuery("no"), 422, "invalid-query"),
     errors.JobNotFound: (errors.JobNotFound("j"), 404, "job-not-found"),
     errors.WrongState: (errors.WrongState("j", "kill", "failed", ["waiting"]), 409, "wrong-state"),
+    errors.JobExpired: (errors.JobExpired("j", "E", "m"), 409, "job-expired"),
     errors.JobFailed: (errors.JobFailed("j", "E", "m", "t"), 409, "job-failed"),
     errors.JobKilled: (errors.JobKilled("j", "E", "m"), 409, "job-killed"),
     errors.UnreadableResult: (errors.UnreadableResult("j", "oops"), 409, "unreadable-result"),

@@ -47,6 +47,7 @@ CALLS: dict[str, Any] = {
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
     "group": lambda s: s.group("g", "2 1 5"),
     "groups": lambda s: s.groups("", 10),
+    "lapse": lambda s: s.lapse(10, b"{}", b"{}"),
     "limits": lambda s: s.limits("r"),
     "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
     "open": lambda s: Call("open", [1, ""], int),

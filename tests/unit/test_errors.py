@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from jobq.cli.session import one_queue
 from jobq.cli.target import load_target
 from jobq.engine.model.job import NewJob, Options, Spec, State
 from jobq.engine.model.outcome import Snoozed, Throttled, encode_result, judge, put_off
+from jobq.engine.queue.late import end_late
 from jobq.engine.server import embedded
 from jobq.engine.store import sender as store_module
 from jobq.engine.worker.child_errors import pack, rebuild
@@ -159,6 +161,21 @@ async def _(world: World) -> None:
     failure = judge(Spec("send", 0, attempts=1), 1, ValueError("no such mailbox"), "w", 1)
     await world.queue.store.do(world.queue.store.fail([job.id, claimed.token, 1, failure.record, ""]))
     await job.result(timeout=5)
+
+
+@brings("JobExpired", r"job \w{17} failed: Expired: the job did not start within its expires")
+async def _(world: World) -> None:
+    job = await world.queue.enqueue("send", expires=0.001)
+    await asyncio.sleep(0.01)
+    await end_late(world.queue)
+    await job.result(timeout=5)
+
+
+@brings("DeadlineExceeded", "the handler snoozed its job beyond the job's deadline: not yet")
+async def _(world: World) -> None:
+    error = put_off(errors.Snooze(5, "not yet"), 0, left_ms=5000)
+    assert isinstance(error, errors.DeadlineExceeded)
+    raise stored_as(error, final=True)
 
 
 @brings("JobKilled", r"job \w{17} failed: Killed: killed by an operator")
@@ -402,6 +419,7 @@ EVERY: list[errors.JobqError] = [
     errors.QueueInUse("q", 1, 2),
     errors.JobFailed("1", "ValueError", "no", "a trace"),
     errors.JobKilled("1", "Killed", "by hand"),
+    errors.JobExpired("1", "Expired", "too late"),
     errors.UnreadableResult("1", "it is damaged"),
     errors.ResultTimeout("late"),
     errors.TooManyWaiting("parent 1", "2", 1000),

@@ -84,7 +84,7 @@ def boom(error: BaseException) -> Any:
     [
         (lambda *_: boom(KeyError("x")), "KeyError: 'x'"),
         (lambda *_: boom(SystemExit(3)), "SystemExit: 3"),
-        (lambda *_: "5s", "'5s' is not a time"),
+        (lambda *_: "soon", "'soon' is not a time"),
         (lambda *_: True, "True is not a time"),
         (lambda *_: math.nan, "nan is not a time"),
         (lambda *_: -5, "it returned -5, but must return 0 seconds to ten years"),

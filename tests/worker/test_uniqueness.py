@@ -58,7 +58,7 @@ def test_a_combination_that_could_never_act_is_refused(mode: str, on: Any):
         ({"by": (7,)}, "unique.by has 7: it takes names of arguments"),
         ({"by": tuple(f"a{n}" for n in range(17))}, "unique.by has 17 arguments: it takes 16 at most"),
         ({"for_": 0}, "unique.for_ is 0: it takes 0.001 to"),
-        ({"for_": "soon"}, "unique.for_ is 'soon': it takes seconds, a timedelta, or a text"),
+        ({"for_": "soon"}, "unique.for_: 'soon' is not a time"),
         ({"for_": 5, "while_": "queued"}, "unique.for does not go with while='queued'"),
         ({"delay": 5}, "unique.delay does not go with on='return'"),
         ({"on": "extend"}, "'extend' without a delay: say by how much"),

@@ -6,7 +6,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from jobq.duration import to_seconds
 from jobq.engine.model.times import option_ms
 from jobq.errors import InvalidJob
 
@@ -51,10 +50,7 @@ def open_ms(name: str, value: Any) -> int:
 
     :raises InvalidJob: it is not a time, less than 1 ms, or more than ten years.
     """
-    seconds = to_seconds(value.strip()) if isinstance(value, str) else value
-    if seconds is None:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds, a timedelta, or a text such as '30s' or '5m'")
-    return option_ms(name, seconds, 1)
+    return option_ms(name, value, 1)
 
 
 class BreakerRow(msgspec.Struct, frozen=True):

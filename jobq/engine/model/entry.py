@@ -58,10 +58,15 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         options.retention,
         options.run_at,
         options.slots,
+        None,
+        None,
         new.payload,
         options.metadata,
         new.schedule,
     )
+    times = ""
+    if options.expires or options.deadline or options.expires_at or options.deadline_at:
+        spec, times = _in_time(spec, options, now)
     try:
         encoded = _encode(spec)
     except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
@@ -84,23 +89,30 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     if costs or options.costs_by:
         costs = costs_of(costs, options.costs_by, new.payload)
     weight = weight_row(options.slots, costs) if costs or options.slots != 1 else ""
-    if options.priority or options.lifo or delay or keys or weight:
+    if options.priority or options.lifo or delay or keys or weight or times:
         words = f"{options.priority} {int(options.lifo)} {delay}"
-        if keys or weight:
-            words += "\v" + "\n".join(keys or ())
-        if weight:
-            words += "\v" + weight
+        if keys or weight or times:
+            words = "\v".join((words, "\n".join(keys), weight, times)).rstrip("\v")
     if key is not None or new.idempotency_key is not None:
         # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
         uniqueness = "" if key is None else f"{_rule_of(options)} {len(_encode(new.type)) + 8} k:{key}"
         if new.idempotency_key is not None:
             # Two requests are the same if everything but the time is equal.
-            words_of = "\n".join((*(keys or ()), uniqueness, weight))
-            same = _encode(msgspec.structs.replace(spec, at=0)) + words_of.encode()
+            within = f"{options.expires} {options.expires_at} {options.deadline} {options.deadline_at}" if times else ""
+            words_of = "\n".join((*(keys or ()), uniqueness, weight, within))
+            same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None)) + words_of.encode()
             fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
     return job_id, encoded, words, fingerprint, uniqueness
+
+
+def _in_time(spec: Spec, options: Options, now: int) -> tuple[Spec, str]:
+    """The spec of a job with a time by which it must start or end, and these times in the form of enqueue.lua."""
+    start_by = options.expires_at if options.expires is None else now + options.expires
+    end_by = options.deadline_at if options.deadline is None else now + options.deadline
+    words = f"{'-' if start_by is None else start_by} {'-' if end_by is None else end_by}"
+    return msgspec.structs.replace(spec, expires_at=start_by, deadline_at=end_by), words
 
 
 def _rule_of(options: Options) -> str:

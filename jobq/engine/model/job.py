@@ -35,7 +35,8 @@ DELAYS_MAX = 100
 """The number of delays in a backoff. They are stored in every row."""
 NAME_MAX = 128
 
-Seconds = float | timedelta
+Seconds = float | timedelta | str
+"""A time as Python callers give it: seconds, a ``timedelta``, or a text such as "5m"."""
 Durability = Literal["none", "fsynced", "replicated"]
 """The confirmation that an enqueue waits for: Redis's answer, an fsync (WAITAOF), or a copy on a replica (WAIT)."""
 While = Literal["queued", "running", "unfinished"]
@@ -75,8 +76,8 @@ class StoredBackoff(msgspec.Struct, frozen=True, omit_defaults=True):
 class PreviousRun(msgspec.Struct, frozen=True, omit_defaults=True):
     """The last job of a schedule before this one, as it was when this one was enqueued.
 
-    ``state``: "completed", "failed", "killed", "gone" (it was removed) or "unfinished". ``result``: what it returned;
-    None if the result is larger than 16 KiB or was removed. ``error``: why its last attempt failed.
+    ``state``: "completed", "failed", "expired", "killed", "gone" (it was removed) or "unfinished". ``result``: what it
+    returned; None if the result is larger than 16 KiB or was removed. ``error``: why its last attempt failed.
     """
 
     slot: datetime
@@ -105,7 +106,8 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     The order of the fields counts, because scripts cut rows without decoding them. ``type`` is first, so that a page
     can filter by the encoded prefix. Fields that may be large are last, so that a list can leave them out.
 
-    ``at`` is unix ms by the server's clock, or 0 if it is the time in the id. Other times are ms.
+    ``at`` is unix ms by the server's clock, or 0 if it is the time in the id. ``run_at``, ``expires_at`` (the job must
+    have started by then) and ``deadline_at`` (it must have ended by then) are unix ms. Other times are ms.
     """
 
     type: str
@@ -120,6 +122,8 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     retention: int | None = None
     run_at: int | None = None
     slots: int = 1
+    expires_at: int | None = None
+    deadline_at: int | None = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
     schedule: Scheduled | None = None
@@ -188,6 +192,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``unique``: while what a key is held, and what becomes of a job that finds it held. ``key`` and ``key_ttl`` are its
     short forms.
     ``costs``: what it costs, by unit, under rates that count this unit. ``costs_by``: the same, from arguments.
+    ``expires``: ms from the enqueue in which the job must start, or it never does. ``deadline``: ms from the enqueue in
+    which it must end. ``expires_at`` and ``deadline_at`` are the same as unix ms, in place of these.
     """
 
     priority: int = 0
@@ -210,6 +216,10 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     unique: StoredUnique | None = None
     costs: dict[str, int] = {}
     costs_by: tuple[CostBy, ...] = ()
+    expires: int | None = None
+    expires_at: int | None = None
+    deadline: int | None = None
+    deadline_at: int | None = None
 
 
 PLAIN = Options()

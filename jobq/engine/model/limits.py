@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
-from jobq.duration import to_seconds
 from jobq.engine.model.costs import check_unit, cost_by
 from jobq.engine.model.costs import cost as cost_number
 from jobq.engine.model.job import LimitBy
@@ -175,14 +174,10 @@ def period_ms(per: Seconds | str) -> int:
 
     :raises InvalidJob: it is not a time, less than 1 ms, or more than a year.
     """
-    seconds: Any = per
-    if isinstance(per, str):
-        seconds = to_seconds(per.strip()[:40].replace(" ", ""))
-        if seconds is None:
-            raise InvalidJob(
-                f"per is {per!r:.80}: it takes seconds, a timedelta, or a text such as '500ms', '1m' or '1d'"
-            )
-    ms = to_ms(seconds)
+    try:
+        ms = to_ms(per)
+    except InvalidJob as error:
+        raise InvalidJob(f"per: {error}") from None
     if not 1 <= ms <= PERIOD_MAX_MS:
         raise InvalidJob(f"per is {per!r:.80}: it takes 1 ms to 366 days")
     return ms
@@ -242,10 +237,7 @@ def closing_ms(value: Seconds | str) -> int:
 
     :raises InvalidJob: it is not a time, less than 1 ms, or more than ten years.
     """
-    seconds: Any = to_seconds(value.strip()) if isinstance(value, str) else value
-    if seconds is None:
-        raise InvalidJob(f"the time is {value!r:.80}: it takes seconds, a timedelta, or a text such as '30' or '5m'")
-    return option_ms("the time", seconds, 1)
+    return option_ms("the time", value, 1)
 
 
 def unfit(value: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import msgspec
@@ -30,7 +31,6 @@ from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
 
     from jobq.engine.model.backoff import Backoff
     from jobq.engine.model.breaker import Breaker
@@ -52,6 +52,8 @@ class _Given(TypedDict, total=False):
     key_ttl: Seconds | None
     retention: Seconds | None
     run_at: datetime | None
+    expires: Seconds | datetime | None
+    deadline: Seconds | datetime | None
     metadata: dict[str, Any] | None
     limits: Sequence[str | Concurrency | Rate] | None
     slots: int
@@ -134,6 +136,9 @@ def merge(base: Options, given: Given) -> Options:
         changes.setdefault("delay", 0)  # in place of the task's default
     elif changes.get("delay"):
         changes.setdefault("run_at", None)
+    for name in ("expires", "deadline"):
+        if name in changes:
+            changes |= _by_when(name, changes[name])
     try:
         merged: Options = msgspec.structs.replace(base, **changes)
     except TypeError:
@@ -143,6 +148,13 @@ def merge(base: Options, given: Given) -> Options:
         ) from None
     check(merged)
     return merged
+
+
+def _by_when(name: str, value: Any) -> dict[str, int | None]:
+    """A time from the enqueue on, or a point in time. Each replaces the other of a task."""
+    if isinstance(value, datetime):
+        return {name: None, f"{name}_at": to_unix_ms(name, value)}
+    return {name: None if value is None else option_ms(name, value, 1), f"{name}_at": None}
 
 
 def _whole(name: str, value: Any, least: int, most: int, unit: str) -> None:
@@ -175,6 +187,8 @@ def check(options: Options) -> None:
         _whole("run_at", options.run_at, 0, 1 << 45, " ms since 1970")
         if options.delay:
             raise InvalidJob("delay and run_at are both given, and both say when the job runs: give one of them")
+    for name in ("expires", "deadline"):
+        _check_by_when(name, getattr(options, name), getattr(options, f"{name}_at"), options)
     # If these had other types, the stored row could not be read.
     _kind("lifo", options.lifo, bool, "True or False")
     _kind("breaker", options.breaker, bool, "True or False; only a task takes Breaker(...)")
@@ -204,6 +218,22 @@ def check(options: Options) -> None:
         check_key("key", options.key)
     elif options.key_ttl is not None:
         raise InvalidJob("key_ttl is given without key: it says how long the key holds")
+
+
+def _check_by_when(name: str, ms: Any, at: Any, options: Options) -> None:
+    if ms is not None:
+        _whole(name, ms, 1, DELAY_MAX_MS, " ms")
+        if at is not None:
+            raise InvalidJob(f"{name} and {name}_at are both given, and both say the same: give one of them")
+        if options.delay >= ms:
+            raise InvalidJob(
+                f"{name} is {ms / 1000:g} s and delay is {options.delay / 1000:g} s, so the job could never start:"
+                f" {name} counts from the enqueue too"
+            )
+    if at is not None:
+        _whole(f"{name}_at", at, 0, 1 << 45, " ms since 1970")
+        if options.run_at is not None and options.run_at >= at:
+            raise InvalidJob(f"run_at is not before {name}, so the job could never start")
 
 
 def _check_backoff(backoff: StoredBackoff) -> None:

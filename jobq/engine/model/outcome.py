@@ -15,6 +15,7 @@ from jobq.engine.model.job import DELAY_MAX_MS, AttemptError
 from jobq.engine.model.policy import RATE_LIMITED_MAX, SNOOZES_MAX
 from jobq.engine.model.times import to_ms
 from jobq.errors import (
+    DeadlineExceeded,
     Discard,
     InvalidPayload,
     InvalidResult,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
     from jobq.engine.model.policy import RetryPolicy
 
+EXPIRED: Final = "Expired"
+"""The error type of a job that did not start or end in time."""
 KILLED: Final = "Killed"
 """The error type of a killed job."""
 MESSAGE_MAX: Final = 2_000
@@ -44,6 +47,7 @@ TRACEBACK_MAX: Final = 8_000
 
 NAME_MAX: Final = 200
 """Characters kept of an exception's type name."""
+NO_MORE: Final = "not tried again: the next attempt would start after the job's deadline"
 LEAVES_MAX: Final = 1_000
 """The most errors of a group that are checked."""
 
@@ -54,7 +58,16 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
-FINAL: Final = (Discard, InvalidPayload, InvalidResult, OutcomeRefused, TooManyRateLimits, TooManySnoozes, Unserved)
+FINAL: Final = (
+    DeadlineExceeded,
+    Discard,
+    InvalidPayload,
+    InvalidResult,
+    OutcomeRefused,
+    TooManyRateLimits,
+    TooManySnoozes,
+    Unserved,
+)
 """No other attempt follows these errors."""
 
 
@@ -249,10 +262,17 @@ def _attribute(error: BaseException, name: str) -> Any:
 
 
 def put_off(
-    error: BaseException, snoozes: int, policy: RetryPolicy | None = None, rate_limited: int = 0
-) -> Snoozed | Throttled | TooManySnoozes | TooManyRateLimits | None:
+    error: BaseException,
+    snoozes: int,
+    policy: RetryPolicy | None = None,
+    rate_limited: int = 0,
+    left_ms: int | None = None,
+) -> Snoozed | Throttled | TooManySnoozes | TooManyRateLimits | DeadlineExceeded | None:
     """The consequence of a ``Snooze`` or ``RateLimited`` in a job that had ``snoozes`` and ``rate_limited`` of them
-    before: a later run, or the error with which the job ends. None if the error is something else. Never raises."""
+    before: a later run, or the error with which the job ends. None if the error is something else. Never raises.
+
+    ``left_ms``: until the job's deadline. A job that is rate limited waits all the same, because its key is closed too.
+    """
     cause = _attribute(error, "__cause__")
     if type(cause) is RemoteTraceback:
         delay, limit = cause.facts.snooze, cause.facts.rate_limit
@@ -272,6 +292,8 @@ def put_off(
     if delay is None:
         return None
     message = facts(error).message
+    if left_ms is not None and delay >= left_ms:
+        return DeadlineExceeded(f"the handler snoozed its job beyond the job's deadline: {message}")
     most = SNOOZES_MAX if policy is None else policy.max_snoozes
     if snoozes < most:
         return Snoozed(delay, message)
@@ -301,9 +323,13 @@ def judge(
             delay, complaint = policy.delay_ms(attempt, error)
         if delay is None:
             delay = delay_ms(spec.backoff, attempt)
+    at = now_ms if now_ms is not None else time.time_ns() // 1_000_000
+    if delay is not None and spec.deadline_at is not None and at + delay >= spec.deadline_at:
+        told = msgspec.structs.replace(told, message=f"{told.message} ({NO_MORE})")
+        delay = None
     record = AttemptError(
         attempt=attempt,
-        at=now_ms if now_ms is not None else time.time_ns() // 1_000_000,
+        at=at,
         type=told.type,
         message=told.message,
         traceback=told.trace,

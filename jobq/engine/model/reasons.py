@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobq.engine.model.estimate import jobs_ahead, latest, until_key, until_slot, until_token
 from jobq.engine.model.job import State
-from jobq.engine.model.outcome import KILLED
+from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.why import Reason, ReasonCode, Why
 
 if TYPE_CHECKING:
@@ -296,13 +296,14 @@ def _ended(row: JobBrief) -> Reason:
         took = "" if row.duration is None else f" in {_span(row.duration)}"
         detail = f"It has completed: attempt {attempts}{took}."
         return Reason(code=ReasonCode.COMPLETED, detail=detail, since=row.finished_at, attempt=row.attempts_made)
-    killed = row.error is not None and row.error.type == KILLED
-    # A job that expired before it started ends here too, with a code of its own.
-    if killed:
+    code = {KILLED: ReasonCode.KILLED, EXPIRED: ReasonCode.EXPIRED}.get(row.error.type if row.error else "")
+    code = code or ReasonCode.FAILED
+    if code is ReasonCode.KILLED:
         detail = f"It was killed: {_error(row)}. A retry runs it again."
+    elif code is ReasonCode.EXPIRED:
+        detail = f"It has expired: {_error(row)}. A retry runs it all the same."
     else:
         detail = f"It has failed for good after attempt {attempts}: {_error(row)}. A retry gives it fresh attempts."
-    code = ReasonCode.KILLED if killed else ReasonCode.FAILED
     return Reason(code=code, detail=detail, since=row.finished_at, attempt=row.attempts_made)
 
 

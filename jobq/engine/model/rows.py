@@ -146,6 +146,8 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         slots=spec.slots,
         schedule=spec.schedule,
         costs=of.costs,
+        expires_at=spec.expires_at,
+        deadline_at=spec.deadline_at,
         unreadable=of.unreadable,
     )
 

@@ -54,6 +54,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         dropped_total=metrics.get("dropped", 0),
         replaced_oldest_total=metrics.get("replaced_oldest", 0),
         killed_running_total=metrics.get("killed_running", 0),
+        expired_total=metrics.get("expired", 0),
         oldest_waiting_ms=max(0, *waits) if waits else None,
         next_due_ms=max(0, int(float(due)) - now) if due else None,
         wait=latency(metrics, [f"{hour}wait:" for hour in hours]),

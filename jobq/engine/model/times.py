@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from jobq.duration import to_seconds
 from jobq.engine.model.job import DELAY_MAX_MS
 from jobq.errors import InvalidJob
 
@@ -13,17 +14,21 @@ if TYPE_CHECKING:
 
 
 def to_ms(value: Seconds) -> int:
-    """Seconds or a ``timedelta`` in ms, rounded.
+    """Seconds, a ``timedelta`` or a text such as "5m" in ms, rounded. All times that Python callers give come here.
 
     :raises InvalidJob: it is something else. True is not a time, although Python counts it as 1.
     """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    seconds = value
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, str):
+        seconds = to_seconds(value.strip()[:40].replace(" ", ""))
     try:
         if not isinstance(seconds, bool):
-            return round(seconds * 1000)
+            return round(cast("float", seconds) * 1000)
     except (OverflowError, ValueError, TypeError):
         pass
-    raise InvalidJob(f"{value!r:.80} is not a time: give seconds as a number, or a timedelta")
+    raise InvalidJob(f"{value!r:.80} is not a time: give seconds as a number, a timedelta, or a text such as '5m'")
 
 
 def time_given(name: str, value: Any) -> int:
@@ -32,7 +37,7 @@ def time_given(name: str, value: Any) -> int:
     :raises InvalidJob: it is not a time, or negative.
     """
     if isinstance(value, bool) or (ms := to_ms(value)) < 0:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes 0 seconds or more, or a timedelta")
+        raise InvalidJob(f"{name} is {value!r:.80}: it takes 0 seconds or more, a timedelta, or a text such as '5m'")
     return ms
 
 

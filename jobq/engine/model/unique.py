@@ -14,7 +14,6 @@ import msgspec
 from jobq.engine.model.job import DELAY_MAX_MS, Conflict, StoredUnique, UniqueBy, While
 from jobq.engine.model.times import option_ms
 from jobq.errors import InvalidJob
-from jobq.settings import to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,16 +110,7 @@ def latest(*, by: str | tuple[str, ...] = ()) -> Unique:
 
 
 def _ms(name: str, given: Any) -> int | None:
-    if given is None:
-        return None
-    if isinstance(given, str):
-        seconds = to_seconds(given.strip()[:40].replace(" ", ""))
-        if seconds is None:
-            raise InvalidJob(
-                f"{name} is {given!r:.80}: it takes seconds, a timedelta, or a text such as '500ms' or '5m'"
-            )
-        given = seconds
-    return option_ms(name, given, 1)
+    return None if given is None else option_ms(name, given, 1)
 
 
 def stored_unique(given: Any) -> StoredUnique:

@@ -23,6 +23,7 @@ class JobRow(msgspec.Struct, frozen=True):
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``schedule``: the schedule that enqueued it, and the slot.
+    ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
     values.
     """
@@ -60,6 +61,8 @@ class JobRow(msgspec.Struct, frozen=True):
     slots: int = 1
     schedule: Scheduled | None = None
     costs: dict[str, int] = {}
+    expires_at: int | None = None
+    deadline_at: int | None = None
     unreadable: dict[str, str] = {}
 
     __repr__ = readable
@@ -181,6 +184,7 @@ class Stats(msgspec.Struct, frozen=True):
     dropped_total: int = 0
     replaced_oldest_total: int = 0
     killed_running_total: int = 0
+    expired_total: int = 0
     oldest_waiting_ms: int | None = None
     next_due_ms: int | None = None
     wait: Latency | None = None

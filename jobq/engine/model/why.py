@@ -36,6 +36,7 @@ class ReasonCode(StrEnum):
     WORKER_SILENT = "worker_silent"
     COMPLETED = "completed"
     FAILED = "failed"
+    EXPIRED = "expired"
     KILLED = "killed"
     NO_JOBS = "no_jobs"
     ONLY_HELD = "only_held"

@@ -18,7 +18,7 @@ from jobq.engine.model.backoff import pause
 from jobq.engine.model.entry import encode_entry
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.job import Accepted, AttemptError, NewJob
-from jobq.engine.model.outcome import KILLED
+from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.engine.model.unique import bind
 from jobq.engine.queue.published import completed
@@ -76,7 +76,8 @@ async def read_ended(store: Store, ids: Sequence[str]) -> Ended:
                 ended[job_id] = ("completed", _value(job_id, row), None)
             elif state == b"failed":
                 errors = read_errors(row)
-                ended[job_id] = ("failed", None, f"{errors[-1].type}: {errors[-1].message}" if errors else None)
+                how = "expired" if errors and errors[-1].type == EXPIRED else "failed"
+                ended[job_id] = (how, None, f"{errors[-1].type}: {errors[-1].message}" if errors else None)
             elif state == b"gone":
                 ended[job_id] = ("gone", None, None)
     return ended

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.backoff import pause
-from jobq.engine.model.outcome import KILLED
+from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.errors import (
+    JobExpired,
     JobFailed,
     JobKilled,
     JobNotFound,
@@ -29,6 +30,7 @@ from jobq.errors import (
 )
 
 if TYPE_CHECKING:
+    from jobq.engine.model.job import AttemptError
     from jobq.engine.store import Store
 
 BLOCK: Final = 5.0
@@ -38,14 +40,18 @@ PAGE: Final = 200
 Waiter = asyncio.Future[msgspec.Raw]
 
 
+def failure_kind(last: AttemptError) -> type[JobFailed]:
+    """The error for those who wait for a job whose last error is this one."""
+    return {KILLED: JobKilled, EXPIRED: JobExpired}.get(last.type, JobFailed)
+
+
 def _failure(job_id: str, row: bytes) -> JobFailed:
     """The error for those who wait for a failed job, from its error records."""
     errors = read_errors(row)
     if not errors:
         return JobFailed(job_id, "unknown", "no record")
     last = errors[-1]
-    kind = JobKilled if last.type == KILLED else JobFailed
-    return kind(job_id, last.type, last.message, last.traceback)
+    return failure_kind(last)(job_id, last.type, last.message, last.traceback)
 
 
 class Waiters:
@@ -65,7 +71,7 @@ class Waiters:
     async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
         """The job's result, as encoded JSON.
 
-        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed).
+        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed; ``JobExpired``).
         :raises JobNotFound: there is no such job, or it was removed while waiting.
         :raises ResultTimeout: the job had not ended after ``timeout`` seconds. With 0, Redis is asked once.
         """

@@ -151,7 +151,7 @@ class Verbs(ABC):
 
         A handler that waits here lends its slot to another job meanwhile, if its own worker serves the queue.
 
-        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed).
+        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed; ``JobExpired``).
         :raises JobNotFound: the job was never enqueued, was removed, or its retention ran out.
         :raises ResultTimeout: the job had not ended after ``timeout`` (seconds).
         :raises TooManyWaiting: too many handlers of the worker wait for other jobs already.

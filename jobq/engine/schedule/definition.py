@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
-from jobq.duration import to_seconds
 from jobq.engine.model.encoding import encode
 from jobq.engine.model.job import DELAY_MAX_MS, PLAIN, Options, Seconds
 from jobq.engine.model.options import Given, check_type, merge
@@ -200,10 +199,7 @@ def _moments(value: Any) -> Sequence[Any]:
 
 
 def _ms(name: str, value: Any) -> int:
-    seconds = to_seconds(value.strip()[:40].replace(" ", "")) if isinstance(value, str) else value
-    if seconds is None:
-        raise InvalidJob(f"{name} is {value!r:.80}: it takes seconds, a timedelta, or a text such as '5m' or '1d'")
     try:
-        return to_ms(seconds)
+        return to_ms(value)
     except InvalidJob as error:
         raise InvalidJob(f"{name}: {error}") from None

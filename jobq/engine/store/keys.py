@@ -34,6 +34,8 @@ COLUMNS: Final[dict[str, str]] = {
     "unique_until": "zset: deduplication key -> expiry, unix ms; only keys with a time of their own",
     "running": "zset: 'key NUL id' of jobs that ran with a key, scores 0; only if a key is held while running",
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
+    "start_by": "zset: id -> by when it must have started, unix ms; negative once it ran when that time came",
+    "end_by": "zset: id -> by when it must have ended, unix ms; negative once it ran when that time came",
     "limits": "hash: id -> '@group' if it has one, then limit keys, one a line; a key is 'rule' or 'rule:value'",
     "weights": "hash: id -> its slots, then lines 'unit cost' with the real cost of the run; if it has any",
     "held_by": "zset: 'line NUL place NUL id' of held jobs, scores 0; a line is the row in limits",

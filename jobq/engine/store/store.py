@@ -76,6 +76,9 @@ class Store(Scheduling):
     """Rules of the queue are known to have an action for jobs over their limit, so ``overflow`` comes before
     ``admit``."""
 
+    late = False
+    """The last claim met a job that did not start in time."""
+
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:
@@ -155,8 +158,9 @@ class Store(Scheduling):
 
     def _read_claim(self, reply: list[Any]) -> Claimed | None:
         if len(reply) == 1:
-            # The queue has limits. Claim again, with their keys.
+            # The queue has limits: claim again, with their keys. Or the first job is late: claim again after lapse.
             self.limited = True
+            self.late |= reply[0] == b"late"
             return Claimed(b"", 0, [], [], [], [], limited_ms=0)
         return read_claimed(reply)
 
@@ -233,6 +237,13 @@ class Store(Scheduling):
     def reap(self, limit: int, lease_ms: int, sweeper: str, gap_ms: int, grace_ms: int) -> Call[Claimed | None]:
         """Claim jobs whose lease ran out, for the sweeper; fewer if their specs exceed ``CLAIM_BYTES``."""
         return Call("reap", [self.now, limit, lease_ms, sweeper, gap_ms, grace_ms, CLAIM_BYTES], read_claimed)
+
+    def lapse(self, page: int, expired: bytes, missed: bytes) -> Call[list[Any]]:
+        """Move jobs that did not start or end in time to failed, with one of these error records.
+
+        Returns 1 if more jobs may be late, else 0, and the ids.
+        """
+        return Call("lapse", [self.now, page, expired, missed, CLAIM_BYTES], read_as_is)
 
     def trim(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
 from jobq.engine.model.costs import check_unit, cost
@@ -90,6 +91,12 @@ class Context:
     def enqueued_at(self) -> int:
         """Unix ms."""
         return self.spec.at or time_of(self.id)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job must have ended, in UTC. The run is cancelled then. None if it has no deadline."""
+        at = self.spec.deadline_at
+        return None if at is None else datetime.fromtimestamp(at / 1000, UTC)
 
     @property
     def metadata(self) -> dict[str, Any]:

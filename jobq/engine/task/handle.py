@@ -109,7 +109,7 @@ class Job(Generic[R]):
     async def result(self, timeout: Seconds | None = None) -> R:
         """Wait for the job's end. Returns its result, typed by the handler's return annotation.
 
-        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed).
+        :raises JobFailed: the job ended in failed (``JobKilled``: it was killed; ``JobExpired``).
         :raises JobNotFound: the job was removed, or its retention ran out.
         :raises ResultTimeout: the job had not ended after ``timeout`` seconds. With 0, Redis is asked once.
         :raises UnreadableResult: the result is damaged, or is not of the annotated type.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.store import Store
     from jobq.engine.task.context import Context
     from jobq.engine.task.inject import Resources
     from jobq.engine.task.task import Task
@@ -37,7 +38,12 @@ class Host(Protocol):
 
     @property
     def queue(self) -> Queue:
-        """The scripts of the queue."""
+        """The queue."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """The scripts of the queue, and the server's clock."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """A lane makes the trips of one source. A trip sends outcomes and claims jobs, in one write of whole scripts.
 
-A trip sends the outcomes of ended runs, trims, recalls, forwards, admits, and claims jobs for the free
+A trip sends the outcomes of ended runs, trims, ends late jobs, recalls, forwards, admits, and claims jobs for the free
 slots. The trips of a source follow one another. So its jobs start in the order of their claims, and the notes of a
 run are stored before its outcome. Each source has its own lane, so a server that does not answer does not delay
 other sources.
@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
+from jobq.engine.queue.late import late_call, tell_late
 from jobq.engine.store import CLAIM_BYTES, CLAIM_MAX, give_wake_back
 from jobq.engine.worker.claimer import Demand
 from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, Parcel
@@ -203,12 +204,14 @@ class Lane(Settler):
             queue = source.queue
             calls.append(source.store.trim(queue.keep_completed, queue.keep_failed, queue.keep_for_ms, TRIM_PAGE))
         trims = len(calls) > len(steps)
-        want, lapse, recalls = 0, None, False
+        want, lapse, recalls, late = 0, None, False, False
         if claimer is not None:
             want = claimer.want if claimer.unanswered else min(self._slots.free(), CLAIM_MAX)
+            # The last claim may have met a job that is too late to start.
+            late, source.store.late = source.store.late, False
             if recalls := source.recalls and not claimer.unanswered:
                 source.recalls = False
-            calls += self._claim_calls(claimer, want, recalls=recalls)
+            calls += self._claim_calls(claimer, want, late=late, recalls=recalls)
             source.demand = source.demand.sent()
             lapse = self._reserve(want, claimer)
         elif source.store.limited and parcel:
@@ -221,9 +224,7 @@ class Lane(Settler):
             answers = await source.store.trip(*calls)
         except BaseException as error:
             if claimer is not None:
-                claimer.failed(self._loop.time())
-                source.demand = source.demand.failed()
-            source.recalls |= recalls
+                self._not_claimed(claimer, late=late, recalls=recalls)
             if parcel:
                 source.outbox.put_back(parcel)
             if not isinstance(error, StoreError):
@@ -242,18 +243,30 @@ class Lane(Settler):
             self._settled(parcel, steps, answers)
         if trims:
             self._trimmed(answers[len(steps)])
-        if recalls:
-            self._recalled(want, answers[first])
         if claimer is not None:
-            self.claimed(claimer, want, answers[first + recalls : -1], answers[-1])
+            if late:
+                self._ended_late(answers[first])
+            if recalls:
+                self._recalled(want, answers[first + late])
+            self.claimed(claimer, want, answers[first + late + recalls : -1], answers[-1])
 
-    def _claim_calls(self, claimer: Claimer, want: int, *, recalls: bool) -> Iterator[Call[Any]]:
+    def _not_claimed(self, claimer: Claimer, *, late: bool, recalls: bool) -> None:
+        """The trip with a claim failed."""
+        source = self.source
+        claimer.failed(self._loop.time())
+        source.demand = source.demand.failed()
+        source.recalls |= recalls
+        source.store.late |= late
+
+    def _claim_calls(self, claimer: Claimer, want: int, *, late: bool, recalls: bool) -> Iterator[Call[Any]]:
         """A claim, behind the calls that move jobs to where it takes them.
 
         A recalled or due job with limits is in held at first, so admit comes behind recall and forward. Before it,
         overflow decides about jobs over a limit that has an action.
         """
         source = self.source
+        if late:
+            yield late_call(source.store)
         if recalls:
             yield source.store.recall(want, source.tasks)
         yield source.store.forward(FORWARD_MAX)
@@ -369,6 +382,13 @@ class Lane(Settler):
             log.debug(f"{answer} parked jobs of queue {source.name} were recalled", queue=source.name)
         if answer == want:
             source.recall()
+
+    def _ended_late(self, answer: Any) -> None:
+        if isinstance(answer, StoreError):
+            self.source.store.late = True
+            self.source.warn("Redis refuses to end late jobs", answer)
+        else:
+            tell_late(self.source.queue, answer)
 
     def _moved(self, claimer: Claimer, answers: list[Any]) -> None:
         """Learn from forward and admit when to look again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import traceback
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,7 @@ from jobq.engine.task.context import Context, Lender, current, lender
 from jobq.engine.task.signature import field_names
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.invoke import invoke, surround
-from jobq.errors import InvalidPayload, Timeout, Unserved
+from jobq.errors import DeadlineExceeded, InvalidPayload, Timeout, Unserved
 from jobq.redact import misfit
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ SHUTDOWN_GRACE: Final = 2.0
 
 
 _astuple = msgspec.structs.astuple
+_encode = msgspec.json.Encoder().encode
 # Set the variables of bind_contextvars directly, because its search by name took a tenth of a short run. They are bound
 # once in a separate context to find structlog's variables.
 _bound = contextvars.copy_context().run(bind_contextvars, queue="", job_id="", attempt=0)
@@ -59,8 +61,8 @@ class Run:
     """A claimed job: buffered, running, or waiting to be settled."""
 
     __slots__ = (
-        "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "lines", "rate_limited", "raw", "reason",
-        "since", "slots", "snoozes", "source", "spec", "started", "task", "timed", "token",
+        "abandoned", "attempt", "claimed", "context", "ended", "error", "id", "late", "lines", "rate_limited", "raw",
+        "reason", "since", "slots", "snoozes", "source", "spec", "started", "task", "timed", "token",
         "urgent", "watch",
     )  # fmt: skip
 
@@ -98,7 +100,9 @@ class Run:
         self.lines = 0
         """How many log lines it has written."""
         self.timed = False
-        """Whether it has a deadline."""
+        """Whether it is stopped after a time."""
+        self.late = False
+        """Whether this time is the job's deadline."""
         self.ended = False
         self.error: BaseException | None = None
         """Why it failed. Kept for hooks only."""
@@ -164,8 +168,32 @@ class Run:
         else:  # The job was killed or lost. Another worker has it, or it has ended.
             self.source.forget(self)
 
-    def timeout(self) -> Timeout:
+    def in_time(self, spec: Spec) -> Spec:
+        """The spec. A retry by hand after the deadline is a new chance, so it has none any more."""
+        if spec.deadline_at is not None and self.since is not None and self.since >= spec.deadline_at:
+            spec = msgspec.structs.replace(spec, deadline_at=None)
+            self.raw = _encode(spec)
+        return spec
+
+    def watch_time(self, spec: Spec) -> None:
+        """Stop the run at its timeout or its deadline, whichever comes first.
+
+        :raises DeadlineExceeded: the deadline has come.
+        """
+        seconds = inf if spec.timeout is None else spec.timeout / 1000
+        if spec.deadline_at is not None:
+            left = (spec.deadline_at - self.source.store.now_ms()) / 1000
+            self.late = left < seconds
+            if left <= 0:
+                raise self.timeout()
+            seconds = min(seconds, left)
+        self.timed = True
+        self.source.deadlines.add(self, seconds)
+
+    def timeout(self) -> Timeout | DeadlineExceeded:
         """The error of a run that took too long."""
+        if self.late:
+            return DeadlineExceeded("the job's deadline came while it ran")
         limit = (self.spec and self.spec.timeout) or 0
         return Timeout(f"the run took longer than its timeout of {limit / 1000:g} s")
 
@@ -211,12 +239,15 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
 
     :raises Unserved: this worker has no handler for the job, or cannot read it.
     :raises InvalidPayload: no version of the handler can read it.
+    :raises DeadlineExceeded: its deadline came while it waited in the worker.
     """
     source = run.source
     try:
         spec = run.spec = read_spec(run.raw)
     except msgspec.ValidationError as error:
         raise Unserved(f"this version of jobq cannot read the job's row: {misfit(error)}") from None
+    if spec.deadline_at is not None:
+        spec = run.spec = run.in_time(spec)
     task = source.tasks.get(spec.type)
     if task is None:
         raise Unserved("this worker has no handler for its type")
@@ -232,9 +263,8 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     current.set(context)
     _set_job_id(job_id)
     _set_attempt(run.attempt)
-    if spec.timeout is not None:
-        run.timed = True
-        source.deadlines.add(run, spec.timeout / 1000)
+    if spec.timeout is not None or spec.deadline_at is not None:
+        run.watch_time(spec)
     if source.hooks:
         source.tell_start(run)
     return task, args

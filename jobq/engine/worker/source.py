@@ -155,7 +155,8 @@ class Source:
         started = self.server_ms(run.started) if run.started else None
         task = self.tasks.get(spec.type)
         policy = task.policy if task is not None else None
-        snoozed = put_off(error, run.snoozes, policy, run.rate_limited)
+        left_ms = None if spec.deadline_at is None else spec.deadline_at - self.store.now_ms()
+        snoozed = put_off(error, run.snoozes, policy, run.rate_limited, left_ms)
         if isinstance(snoozed, Snoozed):
             self.outbox.rows[SNOOZED] += (run.id, run.token, snoozed.delay)
             self.wake()

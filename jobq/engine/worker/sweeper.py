@@ -14,6 +14,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.unreadable import read_spec
+from jobq.engine.queue.late import end_late
 from jobq.engine.queue.published import Publisher
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
@@ -66,6 +67,7 @@ class Sweeper:
                 await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
                 while await self.reap(source):
                     pass
+                await end_late(source.queue)
                 if perf_counter() - tidied > TIDY_SECONDS:
                     tidied = perf_counter()
                     await self.tidy(source)
@@ -93,7 +95,7 @@ class Sweeper:
             run.ended = True
             worker = holder.partition(b" ")[2].decode() if holder else "unknown"
             try:
-                run.spec = read_spec(run.raw)
+                run.spec = run.in_time(read_spec(run.raw))
             except msgspec.ValidationError as error:
                 # A newer version wrote it, and knows the number of its attempts.
                 source.deferred(run, f"this version of jobq cannot read the job's row: {misfit(error)}")

@@ -54,7 +54,7 @@ export function drawStats() {
     el("dl", { class: "facts" },
       fact("oldest waiting", stats.oldest_waiting_ms == null ? "-" : span(stats.oldest_waiting_ms)),
       fact("next delayed due", stats.next_due_ms == null ? "-" : stats.next_due_ms ? `in ${span(stats.next_due_ms)}` : "now"),
-      fact("since the queue began", `${count(stats.completed_total)} completed, ${count(stats.failed_total)} failed, ${count(stats.retried_total)} retried${stats.snoozed_total ? `, ${count(stats.snoozed_total)} snoozed` : ""}${stats.rate_limited_total ? `, ${count(stats.rate_limited_total)} rate limited` : ""}${stats.duplicates_total ? `, ${count(stats.duplicates_total)} not added because another job held the key` : ""}${stats.dropped_total ? `, ${count(stats.dropped_total)} dropped by limits` : ""}${stats.replaced_oldest_total ? `, ${count(stats.replaced_oldest_total)} replaced under limits` : ""}${stats.killed_running_total ? `, ${count(stats.killed_running_total)} killed for a newer job` : ""}`),
+      fact("since the queue began", `${count(stats.completed_total)} completed, ${count(stats.failed_total)} failed, ${count(stats.retried_total)} retried${stats.snoozed_total ? `, ${count(stats.snoozed_total)} snoozed` : ""}${stats.rate_limited_total ? `, ${count(stats.rate_limited_total)} rate limited` : ""}${stats.expired_total ? `, ${count(stats.expired_total)} expired` : ""}${stats.duplicates_total ? `, ${count(stats.duplicates_total)} not added because another job held the key` : ""}${stats.dropped_total ? `, ${count(stats.dropped_total)} dropped by limits` : ""}${stats.replaced_oldest_total ? `, ${count(stats.replaced_oldest_total)} replaced under limits` : ""}${stats.killed_running_total ? `, ${count(stats.killed_running_total)} killed for a newer job` : ""}`),
       stats.unserved_total ? fact("type unknown", `${plural(stats.unserved_total, "time")} to the worker that took the job`) : null));
 }
 
@@ -163,7 +163,7 @@ export function drawJob() {
   const facts = [
     ["attempts", `${row.attempts_made} of ${row.attempts ?? "any number"}`], ["snoozed", row.snoozes ? plural(row.snoozes, "time") : null], ["rate limited", row.rate_limited ? plural(row.rate_limited, "time") : null], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
     ["due", both(row.run_at)], ["lease ends", both(row.lease_until)], ["started", both(row.started_at)], ["finished", both(row.finished_at)],
-    ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)],
+    ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)], ["must start by", both(row.expires_at)], ["must end by", both(row.deadline_at)],
     ["order", row.lifo ? "before the others of its priority" : null], ["slots", row.slots > 1 ? row.slots : null], ["costs", Object.entries(row.costs ?? {}).map(([unit, n]) => `${count(n)} ${unit}`).join(", ")], ["key", row.key],
     ["backoff", row.backoff?.delays ? row.backoff.delays.map(span).join(", ") : row.backoff && `${row.backoff.type ?? "exponential"}, ${span(row.backoff.delay ?? 1000)}`],
     ["kept", row.retention == null ? null : `${span(row.retention)} after its end`],
