@@ -148,6 +148,7 @@ SABOTAGES = [
         "line.last and '(' .. line.last or from(line.name), to(line.name)", "from(line.name), to(line.name)",
     ),
     Break("admit", "the queue's own rule bounds no turn", "min(want, most))", "want)"),
+    Break("group", "what is not named is reset", "word == '=' and words[at] or word", "word == '=' and '-' or word"),
     Break("group", "a pause keeps slots", "        free_slots(id, redis.call('HGET', weights, id) or '', line)\n", ""),
     Break(
         "recount", "a line without jobs is kept",

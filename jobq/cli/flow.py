@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from jobq.cli import values
 from jobq.cli.menu import Menu, command
 from jobq.engine.model.limits import OVERS
@@ -18,7 +20,7 @@ def add_limits(menu: Menu) -> None:
     keys.add_argument("--limit", type=values.whole(1), default=50, metavar="N", help="at most N keys (default: 50)")
 
     set_ = command(
-        of_limits, "set", "limits:set_", "set a rule, in place of what code declares", shown=True, queue=True
+        of_limits, "set", "limits:set_", "set a whole rule, in place of what code declares", shown=True, queue=True
     )
     set_.add_argument("rule", metavar="RULE", help="the rule")
     set_.add_argument(
@@ -61,16 +63,29 @@ def add_breakers(menu: Menu) -> None:
 
 
 def add_groups(menu: Menu) -> None:
-    of_groups = Menu(menu.add("groups", "", "'groups ls', 'set' and 'reset': tenants that share the workers fairly"))
+    of_groups = Menu(
+        menu.add("groups", "", "'groups ls', 'set', 'pause', 'resume', 'reset': tenants that share the workers fairly")
+    )
     ls = command(of_groups, "ls", "groups:ls", "list the groups, most queued jobs first", shown=True, queue=True)
     ls.add_argument("--sort", choices=("waiting", "oldest", "name"), default="waiting", help="the order (waiting)")
     ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N groups (default: 20)")
-    set_ = command(of_groups, "set", "groups:set_", "set the weight and the bound of a group", shown=True, queue=True)
-    set_.add_argument("group", metavar="GROUP", help="the group")
-    set_.add_argument("--weight", type=float, default=1.0, metavar="N", help="its share, compared with others (1)")
-    set_.add_argument("--paused", action="store_true", help="start none of its jobs")
-    set_.add_argument(
-        "--max-queued", dest="most", type=values.whole(0), metavar="N", help="refuse more queued jobs (default: any)"
+    set_ = command(
+        of_groups, "set", "groups:set_", "change settings of a group; the others stay", shown=True, queue=True
     )
+    set_.add_argument("group", metavar="GROUP", help="the group")
+    set_.add_argument("--weight", type=float, metavar="N", help="its share, compared with others (at first 1)")
+    set_.add_argument(
+        "--paused", action=argparse.BooleanOptionalAction, default=None, help="whether none of its jobs starts"
+    )
+    set_.add_argument(
+        "--max-queued",
+        dest="most",
+        type=values.whole_or_any,
+        metavar="N",
+        help="refuse more queued jobs; 'any': no bound",
+    )
+    for verb, words in (("pause", "start no job of a group"), ("resume", "start jobs of a paused group again")):
+        switch = command(of_groups, verb, f"groups:{verb}", words, shown=True, queue=True)
+        switch.add_argument("group", metavar="GROUP", help="the group")
     reset = command(of_groups, "reset", "groups:reset", "remove the settings of a group", shown=True, queue=True)
     reset.add_argument("group", metavar="GROUP", help="the group")

@@ -1,8 +1,8 @@
-"""Commands of groups: groups ls, set and reset."""
+"""Commands of groups: groups ls, set, pause, resume and reset."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
@@ -44,7 +44,10 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         async with one_queue(args.queue, settings) as queue:
-            new = await queue.set_group(args.group, weight=args.weight, paused=args.paused, max_queued=args.most)
+            most: Any = None if args.most == "any" else args.most
+            given = {"weight": args.weight, "paused": args.paused, "max_queued": most}
+            named = {name for name in given if getattr(args, "most" if name == "max_queued" else name) is not None}
+            new = await queue.set_group(args.group, **{name: given[name] for name in named})
             if args.json:
                 render.say_json({"queue": queue.name, "group": args.group, "settings": new})
             else:
@@ -53,6 +56,28 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
                     most = f"at most {new.max_queued} {'job' if new.max_queued == 1 else 'jobs'}"
                 paused = ", paused" if new.paused else ""
                 render.say(f"set {args.group} of {queue.name}: weight {new.weight:g}, {most} queued{paused}")
+
+    run(main())
+
+
+def pause(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups pause``."""
+    _switch(args, settings, paused=True)
+
+
+def resume(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups resume``."""
+    _switch(args, settings, paused=False)
+
+
+def _switch(args: argparse.Namespace, settings: Settings, *, paused: bool) -> None:
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.set_group(args.group, paused=paused)
+            if args.json:
+                render.say_json({"queue": queue.name, "group": args.group, "paused": paused})
+            else:
+                render.say(f"{'paused' if paused else 'resumed'} {args.group} of {queue.name}")
 
     run(main())
 

@@ -1,4 +1,4 @@
-"""Commands that change jobs: retry, kill, promote, rm. And those that change a queue: pause, resume, queue rm."""
+"""Commands that change jobs: retry, kill, promote, priority, rm; or a queue: pause, resume, queue rm."""
 
 from __future__ import annotations
 
@@ -43,7 +43,18 @@ def kill(args: argparse.Namespace, settings: Settings) -> int:
 
 def promote(args: argparse.Namespace, settings: Settings) -> int:
     """``jobq promote``."""
+    if args.all:
+        return _all(args, settings, "promoting", "promoted", "promote_all")
     return _each(args, settings, "promoted", "promote")
+
+
+def priority(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq priority``."""
+    if args.all:
+        if not args.state:
+            return _refuse("say of which state: --state held --all")
+        return _all(args, settings, "moving", "moved", "reprioritise_all", priority=args.priority)
+    return _each(args, settings, "moved", "reprioritise", args.priority)
 
 
 def pause(args: argparse.Namespace, settings: Settings) -> None:
@@ -85,7 +96,7 @@ def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: 
     run(main())
 
 
-def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) -> int:
+def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str, *more: Any) -> int:
     """Change the named jobs. One that cannot be changed is reported, and the others are still changed."""
     if not args.ids:
         return _refuse("say which job: ID" + (", or --all" if "all" in args else ""))
@@ -97,7 +108,7 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
                 name, job_id = split_id(word, args.queue)
                 queue = await queues.one(name)
                 try:
-                    await getattr(queue, verb)(job_id)
+                    await getattr(queue, verb)(job_id, *more)
                 except JobqError as error:
                     render.complain(str(error))
                     code = 1
@@ -111,7 +122,7 @@ def _each(args: argparse.Namespace, settings: Settings, done: str, verb: str) ->
     return run(main())
 
 
-def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, verb: str) -> int:
+def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, verb: str, **more: Any) -> int:
     """Change all jobs of a state, in pages, with a progress bar."""
     if args.ids:
         return _refuse("either IDs or --all, not both")
@@ -121,8 +132,8 @@ def _all(args: argparse.Namespace, settings: Settings, doing: str, done: str, ve
         async with one_queue(args.queue, settings) as queue:
             total = getattr(await queue.stats(), state)
             total = min(total, args.limit or total)
-            given: dict[str, Any] = {"group": args.group, "limit": args.limit}
-            if verb != "kill_all":
+            given: dict[str, Any] = {"group": args.group, "limit": args.limit} | more
+            if hasattr(args, "older_than"):
                 given["older_than"] = args.older_than
             move: Callable[..., Awaitable[int]] = getattr(queue, verb)
             with render.progress(f"{doing} jobs of {queue.name}", total, quiet=args.json) as heard:

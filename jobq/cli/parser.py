@@ -241,7 +241,18 @@ def _add_jobs(menu: Menu) -> None:
     _ids(kill)
     unfinished = [state for state in STATES if state not in ("completed", "failed")]
     _bulk(kill, "all jobs of the state given by --state", states=unfinished, aged=False)
-    _ids(command(menu, "promote", "move:promote", "run delayed jobs now", shown=True, queue=True))
+    promote = command(menu, "promote", "move:promote", "run delayed jobs now", shown=True, queue=True)
+    _ids(promote)
+    _bulk(promote, "all delayed jobs", state="delayed", states=["delayed"], aged=False)
+
+    priority = command(
+        menu, "priority", "move:priority", "give jobs that have not started another priority", shown=True, queue=True
+    )
+    priority.add_argument("priority", type=int, metavar="N", help="the priority; lower numbers run first")
+    _ids(priority)
+    _bulk(
+        priority, "all jobs of the state given by --state", states=[s for s in unfinished if s != "active"], aged=False
+    )
 
     rm = command(menu, "rm", "move:rm", "remove jobs that are not running", shown=True, queue=True)
     _ids(rm)

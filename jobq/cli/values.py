@@ -96,6 +96,11 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
+def whole_or_any(word: str) -> int | str:
+    """A whole number from 0 on, or "any"."""
+    return word if word == "any" else whole(0)(word)
+
+
 def weight(word: str) -> tuple[str, int]:
     """Parse "email=3" into the queue's name and its weight."""
     name, equals, number = word.partition("=")

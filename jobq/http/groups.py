@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from jobq.engine.model.groups import QUEUED_MAX, WEIGHT_MAX, WEIGHT_MIN, GroupRow
 from jobq.http import schema
@@ -23,6 +23,14 @@ class SetGroup(schema.In):
     max_queued: (
         Annotated[int, Meta(ge=0, le=QUEUED_MAX, description="Held jobs beyond which an enqueue is refused.")] | None
     ) = None
+
+
+class ChangeGroup(schema.In):
+    """Settings of a group that change. The others stay."""
+
+    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)] | UnsetType = UNSET
+    paused: bool | UnsetType = UNSET
+    max_queued: Annotated[int, Meta(ge=0, le=QUEUED_MAX)] | UnsetType | None = UNSET
 
 
 class GroupsQuery(schema.In):
@@ -48,6 +56,7 @@ class GroupSet(msgspec.Struct, frozen=True):
 
 
 _set = msgspec.json.Decoder(SetGroup)
+_change = msgspec.json.Decoder(ChangeGroup)
 
 
 async def groups(call: ApiCall) -> web.Response:
@@ -56,8 +65,15 @@ async def groups(call: ApiCall) -> web.Response:
 
 
 async def set_group(call: ApiCall) -> web.Response:
+    return await _write(call, decode(_set, await call.body()))
+
+
+async def change_group(call: ApiCall) -> web.Response:
+    return await _write(call, decode(_change, await call.body()))
+
+
+async def _write(call: ApiCall, body: SetGroup | ChangeGroup) -> web.Response:
     queue, group = call.queue, call.request.match_info["group"]
-    body = decode(_set, await call.body())
     new = await queue.set_group(group, weight=body.weight, paused=body.paused, max_queued=body.max_queued)
     call.audit("set group", queue, group=group, settings=new.text())
     return reply(GroupSet(group, new.weight, new.paused, new.max_queued))

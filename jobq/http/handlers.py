@@ -172,6 +172,22 @@ async def kill_many(call: ApiCall) -> web.Response:
     return reply(schema.Count(count))
 
 
+async def promote_many(call: ApiCall) -> web.Response:
+    query, queue = call.query(schema.PromoteMany), call.queue
+    group = given(query.group)
+    count = await queue.promote_all(group=group, limit=query.limit)
+    call.audit("promote many", queue, group=group, count=count)
+    return reply(schema.Count(count))
+
+
+async def reprioritise_many(call: ApiCall) -> web.Response:
+    query, queue = call.query(schema.PrioritiseMany), call.queue
+    group, body = given(query.group), decode(_priority, await call.body())
+    count = await queue.reprioritise_all(State(query.state), body.priority, group=group, limit=query.limit)
+    call.audit("reprioritise many", queue, state=query.state, priority=body.priority, group=group, count=count)
+    return reply(schema.Count(count))
+
+
 def _seconds(ms: int | UnsetType) -> float | None:
     return None if ms is UNSET else ms / 1000
 

@@ -115,6 +115,19 @@ ROUTES: tuple[Route, ...] = (
         responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
+        method="POST", path="/jobs/promote", scope=Scope.ADMIN, handler=handlers.promote_many,
+        summary="Run delayed jobs now", query=schema.PromoteMany,
+        description="All delayed jobs, or those of one group. Call again while `count` equals `limit`.",
+        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+    ),
+    Route(
+        method="POST", path="/jobs/priority", scope=Scope.ADMIN, handler=handlers.reprioritise_many,
+        summary="Give many jobs another priority", query=schema.PrioritiseMany, request=schema.SetPriority,
+        description="Jobs of a state that have not started, or those of one group. They keep their order in time."
+        " `count` are those that had another priority. Call again while it equals `limit`.",
+        responses={200: schema.Count}, errors=(p.INVALID_QUERY, p.INVALID_JOB),
+    ),
+    Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
         summary="Retry many jobs", query=schema.RetryMany,
         description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",
@@ -231,6 +244,12 @@ ROUTES: tuple[Route, ...] = (
         summary="Set the weight and the bound of a group, pause or resume it", request=groups.SetGroup,
         description="It replaces all settings of the group and acts at once, also on jobs that wait."
         " Running jobs are not stopped.",
+        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
+    ),
+    Route(
+        method="PATCH", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.change_group,
+        summary="Change some settings of a group", request=groups.ChangeGroup,
+        description="What the body does not name stays as it is.",
         responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
     ),
     Route(

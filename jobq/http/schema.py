@@ -214,6 +214,21 @@ class KillMany(In):
     limit: _Many = 1000
 
 
+class PromoteMany(In):
+    """Which delayed jobs to run now. Call again while ``count`` equals ``limit``."""
+
+    group: _Group | UnsetType = UNSET
+    limit: _Many = 1000
+
+
+class PrioritiseMany(In):
+    """Which jobs get another priority. Call again while ``count`` equals ``limit``."""
+
+    state: Literal["waiting", "delayed", "held", "blocked"]
+    group: _Group | UnsetType = UNSET
+    limit: _Many = 1000
+
+
 class Login(In):
     """An API key, for a session of the dashboard."""
 

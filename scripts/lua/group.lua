@@ -2,7 +2,7 @@
 -- group: writes or removes the settings of a group, and lets admit look at it. If the group is paused now, jobs of it that were
 --   admitted and have not started go back to held, one page per call.
 -- KEYS groups limits weights waiting held held_by admitted unspent openings arrivals meta wake
--- ARGV group, its row ("weight paused most", '': remove it), largest number of rows, cursor ('' in the first call, then the last
+-- ARGV group, its row ("weight paused most", with "=" for what stays as it is; '': remove it), largest number of rows, cursor ('' in the first call, then the last
 --   reply), page (largest number of jobs per call)
 -- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rows (nothing changed)
 local groups, limits, weights, waiting, held, held_by, admitted, unspent, openings, arrivals, meta, wake = unpack(KEYS)
@@ -22,6 +22,16 @@ end
 
 if cursor == '' then
     if row ~= '' and redis.call('HEXISTS', groups, name) == 0 and redis.call('HLEN', groups) >= most then return 'full' end
+    if string.find(row, '=', 1, true) then
+        local words = {}
+        for word in string.gmatch(redis.call('HGET', groups, name) or '', '%S+') do words[#words + 1] = word end
+        if #words ~= 3 then words = { '1', '0', '-' } end
+        local at = 0
+        row = string.gsub(row, '%S+', function(word)
+            at = at + 1
+            return word == '=' and words[at] or word
+        end)
+    end
     if row == '' then redis.call('HDEL', groups, name) else redis.call('HSET', groups, name, row) end
     redis.call('HSET', meta, 'limited', 1)
     redis.call('ZADD', openings, '-inf', key)

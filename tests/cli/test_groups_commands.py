@@ -27,3 +27,33 @@ def test_a_group_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     said = jobq("groups", "reset", "a", "--queue", tasks)
     assert said.out == "reset a of tasks: weight 1, not paused, any number of jobs queued\n"
     assert jobq("groups", "set", "a", "--weight", "0", "--queue", tasks).code == 1
+
+
+def test_a_part_of_the_settings_is_changed(jobq: Callable[..., Said], tasks: str):
+    jobq("groups", "set", "a", "--weight", "2", "--max-queued", "9", "--queue", tasks)
+    assert jobq("groups", "pause", "a", "--queue", tasks).out == "paused a of tasks\n"
+    said = jobq("groups", "set", "a", "--weight", "3", "--queue", tasks)
+    assert said.out == "set a of tasks: weight 3, at most 9 jobs queued, paused\n"
+    assert jobq("groups", "resume", "a", "--queue", tasks).out == "resumed a of tasks\n"
+    said = jobq("groups", "set", "a", "--max-queued", "any", "--queue", tasks)
+    assert said.out == "set a of tasks: weight 3, any number of jobs queued\n"
+    said = jobq("groups", "set", "a", "--paused", "--queue", tasks)
+    assert said.out == "set a of tasks: weight 3, any number of jobs queued, paused\n"
+    said = jobq("groups", "set", "a", "--no-paused", "--queue", tasks)
+    assert said.out == "set a of tasks: weight 3, any number of jobs queued\n"
+    assert json.loads(jobq("groups", "pause", "a", "--json", "--queue", tasks).out)["paused"] is True
+
+
+def test_a_whole_group_is_moved(jobq: Callable[..., Said], tasks: str):
+    for group in "ab":
+        jobq("enqueue", "echo", "--group", group, "--queue", tasks)
+        jobq("enqueue", "echo", "--group", group, "--delay", "1h", "--queue", tasks)
+    said = jobq("priority", "-5", "--all", "--state", "held", "--group", "a", "--queue", tasks)
+    assert said.out == "moved 1 held job of tasks\n"
+    said = jobq("promote", "--all", "--group", "b", "--queue", tasks)
+    assert said.out == "promoted 1 delayed job of tasks\n"
+    assert jobq("priority", "3", "--all", "--queue", tasks).code == 2
+    rows = [json.loads(line) for line in jobq("ls", "--state", "held", "--json", "--queue", tasks).out.splitlines()]
+    assert sorted((row["group"], row["priority"]) for row in rows) == [("a", -5), ("b", 0), ("b", 0)]
+    [one] = [row["id"] for row in rows if row["group"] == "a"]
+    assert jobq("priority", "2", one).out == f"moved {one}\n"

@@ -167,6 +167,33 @@ async def test_limits_and_breakers_are_shown_and_changed(connection: Connection)
         assert [row.state for row in await producer.breakers()] == ["closed"]
 
 
+async def test_groups_are_shown_and_changed(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        for n, group in enumerate(["small", "large", "large"]):
+            await queue.enqueue("work", {"n": n}, group=group)
+        await page.goto("/dashboard")
+        panel = page.locator("#groups")
+        first = panel.locator("tbody tr").first
+        await expect(first).to_contain_text("large")
+        await panel.get_by_role("button", name="longest wait").click()
+        await expect(first).to_contain_text("small")
+        await panel.get_by_role("button", name="Weight of large").click()
+        await page.get_by_label("Weight", exact=True).fill("2.5")
+        await page.keyboard.press("Enter")
+        await expect(panel.get_by_role("cell", name="2.5", exact=True)).to_be_visible()
+        await panel.get_by_role("button", name="Pause large").click()
+        await page.locator("#yes").click()
+        await expect(panel.get_by_role("button", name="Resume large")).to_be_visible()
+        await expect(panel.get_by_role("cell", name="paused", exact=True)).to_be_visible()
+        await panel.get_by_role("button", name="Kill all jobs of large").click()
+        await page.locator("#yes").click()
+        await expect(panel.get_by_role("button", name="Kill all jobs of large")).to_have_count(0)
+        [row] = [row for row in await queue.groups() if row.group == "large"]
+        assert (row.queued, row.weight, row.paused) == (0, 2.5, True)
+        assert (await queue.stats()).failed == 2
+
+
 BIDI = "user\u202etxt.exe\u2066 \u200f\x1b[31m\x00\u2028end"
 SHOWN = "user\\u202etxt.exe\\u2066 \\u200f\\u001b[31m\\u0000\\u2028end"
 UNSEEN = [

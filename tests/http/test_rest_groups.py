@@ -78,3 +78,31 @@ async def test_a_whole_group_is_listed_killed_and_retried(client: Client):
     response = await client.delete("/jobs?state=held&group=b")
     assert await response.json() == {"count": 1}
     assert (await client.post("/jobs/kill?state=failed")).status == 422
+
+
+async def test_a_part_of_the_settings_is_changed(client: Client):
+    await client.put("/groups/a", json={"weight": 3, "max_queued": 2})
+    response = await client.patch("/groups/a", json={"paused": True})
+    assert await response.json() == {"group": "a", "weight": 3.0, "paused": True, "max_queued": 2}
+    response = await client.patch("/groups/a", json={"max_queued": None})
+    assert await response.json() == {"group": "a", "weight": 3.0, "paused": True, "max_queued": None}
+    response = await client.put("/groups/a", json={"weight": 2})
+    assert await response.json() == {"group": "a", "weight": 2.0, "paused": False, "max_queued": None}
+    assert (await client.patch("/groups/a", json={"weight": 0})).status == 422
+    assert (await client.patch("/groups/a", json={"queued": 1})).status == 422
+
+
+async def test_a_whole_group_is_moved(client: Client):
+    for group in "aab":
+        await enqueue(client, group=group)
+    await enqueue(client, group="a", delay=60_000)
+    response = await client.post("/jobs/priority?state=held&group=a", json={"priority": 3})
+    assert await response.json() == {"count": 2}
+    rows = (await get(client, "/jobs?state=held"))["jobs"]
+    assert sorted((row["group"], row["priority"]) for row in rows) == [("a", 3), ("a", 3), ("b", 0)]
+    response = await client.post("/jobs/promote?group=b")
+    assert await response.json() == {"count": 0}
+    response = await client.post("/jobs/promote?group=a")
+    assert await response.json() == {"count": 1}
+    assert (await client.post("/jobs/priority?state=active", json={"priority": 3})).status == 422
+    assert (await client.post("/jobs/priority?state=held", json={"priority": 9999})).status == 422

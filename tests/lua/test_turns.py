@@ -298,3 +298,12 @@ async def test_lines_of_removed_jobs_are_forgotten_while_their_group_is_paused(f
     for _ in range(20):
         cursor, _ = await bench.do(bench.store.recount(100, cursor))
     assert not {"lines", "full_lines"} & set(await bench.dump())
+
+
+async def test_settings_of_a_group_that_are_not_named_stay(bench: Bench):
+    store = bench.store
+    for row, stored in (("3 0 5", "3 0 5"), ("= 1 =", "3 1 5"), ("= = -", "3 1 -"), ("0.5 0 =", "0.5 0 -")):
+        await store.do(store.group("a", row))
+        assert (await bench.dump())["groups"] == {"a": stored}
+    await store.do(store.group("b", "= = 7"))
+    assert (await bench.dump())["groups"]["b"] == "1 0 7"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, GroupFull, InvalidJob, InvalidQuery, Queue, State
+from jobq import Concurrency, Group, GroupFull, InvalidJob, InvalidQuery, Queue, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,8 +174,48 @@ async def test_a_paused_group_is_resumed(queue: Queue, start: Callable[..., Any]
     await start()
     await (await work.enqueue("b")).result(10)
     assert (await held.row()).state is State.HELD
-    await queue.set_group("a")
+    await queue.set_group("a", paused=False)
     await held.result(10)
+
+
+async def test_settings_that_are_not_named_stay(queue: Queue):
+    assert await queue.set_group("a", weight=3, max_queued=5) == Group(3.0, False, 5)
+    assert await queue.set_group("a", paused=True) == Group(3.0, True, 5)
+    assert await queue.set_group("a", max_queued=None) == Group(3.0, True, None)
+    assert await queue.set_group("a", weight=0.5, paused=False) == Group(0.5, False, None)
+    assert await queue.set_group("b", max_queued=0) == Group(1.0, False, 0), "the rest has its defaults"
+    with pytest.raises(InvalidJob, match="weight is 0"):
+        await queue.set_group("a", weight=0)
+    await queue.reset_group("a")
+    assert await queue.set_group("a") == Group()
+
+
+async def test_a_whole_group_gets_another_priority_and_runs_now(queue: Queue):
+    for n in range(250):
+        await queue.enqueue("work", {"n": n}, group="a" if n % 5 else "b", priority=n % 3)
+    before = [row.id for row in (await queue.page(State.HELD, group="a", limit=1000)).jobs]
+    order = [row.id for row in (await queue.page(State.HELD, group="b", limit=1000)).jobs]
+    moved: list[int] = []
+    assert await queue.reprioritise_all(State.HELD, 7, group="a", progress=moved.append) == 200
+    assert moved[-1] == 200
+    rows = (await queue.page(State.HELD, limit=1000)).jobs
+    assert {(row.group, row.priority) for row in rows} == {("a", 7), ("b", 0), ("b", 1), ("b", 2)}
+    assert [row.id for row in rows if row.group == "b"] == order
+    assert sorted(row.id for row in rows if row.group == "a") == sorted(before)
+    assert await queue.reprioritise_all(State.HELD, 7, group="a") == 0, "all have it already"
+    assert await queue.reprioritise_all(State.HELD, -7, group="a", limit=30) == 30
+    assert await queue.reprioritise_all(State.HELD, -7, group="a") == 170
+    for n in range(5):
+        await queue.enqueue("work", {"n": n}, group="ab"[n % 2], delay=60)
+    assert await queue.reprioritise_all(State.DELAYED, 4) == 5
+    assert await queue.promote_all(group="a") == 3
+    stats = await queue.stats()
+    assert (stats.held, stats.delayed) == (253, 2)
+    assert await queue.promote_all(limit=1) == 1
+    with pytest.raises(InvalidQuery):
+        await queue.reprioritise_all(State.ACTIVE, 1)
+    with pytest.raises(InvalidQuery):
+        await queue.promote_all(State.HELD)
 
 
 async def test_a_whole_group_is_listed_killed_retried_and_removed(queue: Queue):

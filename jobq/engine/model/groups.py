@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from jobq.engine.model.job import GroupBy
 from jobq.engine.model.limits import VALUE_MAX, unfit, value_text
@@ -84,6 +85,17 @@ def check_group(group: Group) -> Group:
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= QUEUED_MAX):
         raise InvalidJob(f"max_queued is {most!r:.80}: it takes a whole number from 0 to {QUEUED_MAX}, or None")
     return group
+
+
+def changed_row(weight: float | UnsetType, paused: bool | UnsetType, max_queued: int | UnsetType | None) -> str:
+    """Settings as group.lua reads them, with ``=`` for what stays as it is.
+
+    :raises InvalidJob: a number is out of its range.
+    """
+    given = {"weight": weight, "paused": paused, "max_queued": max_queued}
+    new: Any = {name: value for name, value in given.items() if value is not UNSET}
+    words = check_group(Group(**new)).text().split(" ")
+    return " ".join(word if name in new else "=" for name, word in zip(given, words, strict=True))
 
 
 def group_by(template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy | str:

@@ -7,7 +7,14 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from jobq.engine.model.groups import Group, GroupRow, check_group, check_group_name, parse_group
+from msgspec import UNSET, UnsetType
+
+from jobq.engine.model.groups import (
+    GroupRow,
+    changed_row,
+    check_group_name,
+    parse_group,
+)
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.unreadable import as_text
 from jobq.errors import InvalidJob
@@ -15,6 +22,7 @@ from jobq.errors import InvalidJob
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from jobq.engine.model.groups import Group
     from jobq.engine.store import Store
 
 PAGE: Final = 200
@@ -67,18 +75,22 @@ class GroupVerbs(ABC):
             yield _row(name.encode(), 0, 0, row.encode(), b"", b"")
 
     async def set_group(
-        self, group: str, *, weight: float = 1.0, paused: bool = False, max_queued: int | None = None
+        self,
+        group: str,
+        *,
+        weight: float | UnsetType = UNSET,
+        paused: bool | UnsetType = UNSET,
+        max_queued: int | UnsetType | None = UNSET,
     ) -> Group:
         """Set the weight and the bound of a group, and pause or resume it. It acts at once, also on jobs that wait.
 
-        It replaces all settings of the group. Running jobs are not stopped.
+        What is not named stays as it is. Running jobs are not stopped. Returns all settings of the group.
 
         :raises InvalidJob: the name or a number does not fit, or 10,000 groups have settings already.
         """
         check_group_name(group)
-        new = check_group(Group(weight, paused, max_queued))
-        await self._write(group, new.text())
-        return new
+        await self._write(group, changed_row(weight, paused, max_queued))
+        return parse_group(as_text(await self.store.group_row(group)))
 
     async def reset_group(self, group: str) -> None:
         """Remove the settings of a group: weight 1, not paused, no bound.

@@ -39,6 +39,8 @@ _ALLOWED: Final[dict[str, tuple[State, ...]]] = {
     "retry": (State.FAILED, State.COMPLETED),
     "remove": tuple(state for state in State if state is not State.ACTIVE),
     "kill": _UNFINISHED,
+    "reprioritise": _UNFINISHED[:-1],
+    "promote": (State.DELAYED,),
 }
 _BY_PRIORITY: Final = (State.WAITING, State.BLOCKED, State.HELD)
 
@@ -200,7 +202,8 @@ class Pager:
             chosen = ids if group is None else await self._store.of_group(ids, group)
             if limit is not None:
                 chosen = chosen[: limit - moved]
-            answers = await self._store.do_all(await calls(chosen)) if chosen else []
+            made = await calls(chosen) if chosen else []
+            answers = await self._store.do_all(made) if made else []
             done = sum(1 for states in answers for word in states if word and not word.startswith("key "))
             moved += done
             if progress:

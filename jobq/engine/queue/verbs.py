@@ -298,6 +298,48 @@ class Verbs(ABC):
         calls = _in_calls(self.store.remove)
         return await self._sessions.here.pager.sweep(state, "remove", calls, older_than, limit, progress, group)
 
+    async def promote_all(
+        self,
+        state: State = State.DELAYED,
+        *,
+        group: str | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Send the delayed jobs, or those of a group, to waiting now, in pages. Returns how many were moved.
+
+        :raises InvalidQuery: the state is not delayed.
+        """
+        calls = _in_calls(self.store.promote)
+        return await self._sessions.here.pager.sweep(state, "promote", calls, None, limit, progress, group)
+
+    async def reprioritise_all(
+        self,
+        state: State,
+        priority: int,
+        *,
+        group: str | None = None,
+        limit: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Give the jobs of a state, or those of a group, another priority, in pages. They keep their order in time.
+
+        Returns how many jobs had another priority before.
+
+        :raises InvalidQuery: the state is active, completed or failed.
+        :raises InvalidJob: the priority is out of range.
+        """
+        check(Options(priority=priority))
+        store = self.store
+
+        async def calls(ids: list[bytes]) -> list[Call[list[str]]]:
+            # A job that gets a later place is read again, and must not be counted again.
+            found = zip(ids, await store.priorities(ids), strict=True)
+            asked = [as_text(job_id) for job_id, before in found if before != priority]
+            return [store.reprioritise(asked[at : at + CALL], priority) for at in range(0, len(asked), CALL)]
+
+        return await self._sessions.here.pager.sweep(state, "reprioritise", calls, None, limit, progress, group)
+
     async def kill_all(
         self,
         state: State,

@@ -287,8 +287,8 @@ class Store(Scheduling):
         return Call("rule", [layer, name, text, RULES_MAX, cursor, page], read_as_is)
 
     def group(self, name: str, row: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
-        """Write the settings of a group ("weight paused most"), '' to remove them. Returns a cursor for the next call,
-        b"" at the end, or b"full"."""
+        """Write the settings of a group ("weight paused most", with "=" for what stays), '' to remove them. Returns a
+        cursor for the next call, b"" at the end, or b"full"."""
         return Call("group", [name, row, GROUP_ROWS_MAX, cursor, page], read_as_is)
 
     def close(self, key: str, ms: int) -> Call[bytes]:
@@ -331,7 +331,7 @@ class Store(Scheduling):
         """Move finished jobs to waiting. Returns per id its earlier state, '' or 'key <holder>'."""
         return Call("retry", [self.now, self.request(), *ids], read_states)
 
-    def promote(self, ids: Sequence[str]) -> Call[list[str]]:
+    def promote(self, ids: Sequence[str | bytes]) -> Call[list[str]]:
         """Move delayed jobs to waiting now. Returns per id 'delayed' or ''."""
         return Call("promote", [self.now, self.request(), *ids], read_states)
 
@@ -430,6 +430,16 @@ class Store(Scheduling):
         rows: list[bytes | None] = await self.command(b"HMGET", self.keys["limits"], *ids)
         first = f"@{group}".encode()
         return [job_id for job_id, row in zip(ids, rows, strict=True) if (row or b"").partition(b"\n")[0] == first]
+
+    async def priorities(self, ids: Sequence[bytes]) -> list[int | None]:
+        """The priorities of jobs; None if one cannot be read."""
+        rows: list[bytes | None] = await self.command(b"HMGET", self.keys["priorities"], *ids)
+        found = [b"0" if row is None else row.rstrip(b"LF") for row in rows]
+        return [int(number) if number.lstrip(b"-").isdigit() else None for number in found]
+
+    async def group_row(self, group: str) -> bytes:
+        """The settings of one group, b"" if it has none."""
+        return await self.command(b"HGET", self.keys["groups"], group) or b""
 
     async def group_rows(self) -> dict[bytes, bytes]:
         """The settings of groups."""

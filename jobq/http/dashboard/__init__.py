@@ -30,7 +30,17 @@ POLICY = (
     # Browsers that know trusted types refuse to read a text as HTML.
     " require-trusted-types-for 'script'; trusted-types 'none'"
 )
-SCRIPTS = ("app.js", "draw.js", "limits.js", "schedules.js", "actions.js", "why.js", "state.js", "parts.js")
+SCRIPTS = (
+    "app.js",
+    "draw.js",
+    "limits.js",
+    "groups.js",
+    "schedules.js",
+    "actions.js",
+    "why.js",
+    "state.js",
+    "parts.js",
+)
 """Each script imports only scripts that are later in this list."""
 _LOGIN_BYTES = 4096
 _FORM = "application/x-www-form-urlencoded"

@@ -21,13 +21,13 @@ export function verbs(row) {
   ].filter(Boolean);
 }
 
-export function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, danger = false } = {}) {
+export function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, step = 1, danger = false } = {}) {
   $("asked").textContent = `${name}?`;
   $("said").textContent = visible(words);
   $("yes").textContent = name;
   $("number").hidden = number === null;
   $("unit").textContent = unit;
-  [$("value").min, $("value").max] = [least, most];
+  [$("value").min, $("value").max, $("value").step] = [least, most, step];
   $("value").disabled = number === null;
   $("value").value = number ?? 0;
   const dialog = $("dialog");

@@ -1,5 +1,6 @@
 // The operators' page: its routes, and the requests to REST for each of them.
 import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./draw.js";
+import { drawGroups, readGroups } from "./groups.js";
 import { drawLimits } from "./limits.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
 import { drawSchedules, readSchedules } from "./schedules.js";
@@ -87,17 +88,18 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }, schedules] = await Promise.all([
+  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }, schedules, groups] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue)]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue)]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules] = [limits, breakers, schedules];
+  [page.limits, page.breakers, page.schedules, page.groups] = [limits, breakers, schedules, groups];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues] = [found.jobs, found.cursor, workers, queues];
   drawQueues();
   drawStats();
   drawWorkers();
   drawLimits();
+  drawGroups();
   drawSchedules();
   drawList();
 }
@@ -182,7 +184,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules] = [null, null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups] = [null, null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -15,6 +15,8 @@ export const page = {
   rule: null, // the rule whose keys are shown
   keys: [],
   schedules: null,
+  groups: null,
+  groupOrder: "waiting",
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
   job: null, // {row, logs, ahead}
