@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from jobq import State
+from jobq import Queue, State
 from jobq.engine.store import Store
 from tests.chaos.faults import OTHER_FAULTS, WORKERS_FAULTS, Fault
 from tests.chaos.invariants import broken
@@ -94,9 +94,11 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
             report.plan[-1] += f" ({sum(budgets)} in flight, {sum(world.sink.extra_starts().values()) - before} extra)"
         last = time.monotonic()
         world.producing = False
+        until = int((await world.command("TIME"))[0])
         for outcome in await asyncio.gather(*producers, *world.kills, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 report.wrong.append(f"a producer failed: {type(outcome).__name__}: {outcome}")
+        await check_slots(world, report, until)
         await settle(world, report, last)
         await judge(world, report)
     if not report.wrong:
@@ -104,12 +106,27 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
     return report
 
 
+async def check_slots(world: World, report: Report, until: int) -> None:
+    """Wait until the schedule has no slot left, and check that each second until then got one job."""
+    async with asyncio.timeout(SETTLE), Queue("chaos", world.direct) as queue:
+        found = await world.slots()
+        while not found or max(found) < until:
+            await asyncio.sleep(0.1)
+            found = await world.slots()
+        await queue.delete_schedule("tick")
+    found = await world.slots()
+    lost = sorted(set(range(min(found), max(found) + 1)) - set(found))
+    if lost:
+        report.wrong.append(f"{len(lost)} slots of {len(found)} got no job: {lost[:5]}")
+    world.acknowledged |= dict.fromkeys(found.values(), "plain")
+
+
 async def settle(world: World, report: Report, last: float) -> None:
     """Wait until all jobs have ended."""
     store = Store(world.direct, "chaos")
     while True:
         rows = await store.do(store.stats())
-        unfinished = rows[1] + rows[2] + rows[3]
+        unfinished = sum(rows[1:4]) + rows[6] + rows[7]
         report.settled_in = time.monotonic() - last
         if not unfinished:
             return

@@ -24,6 +24,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from jobq import NewJob, Options, Queue
 from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import StoredUnique
 from tests.chaos.conftest import free_port
 from tests.conftest import Server, wait_until
 
@@ -33,9 +34,17 @@ RATE, REST_RATE = 300, 100
 """Jobs and REST calls per second. The load leaves room for other work on the machine."""
 EVERY = 10.0
 """Seconds between two samples."""
+UNIQUE = {
+    1: StoredUnique(key="debounced", while_="queued", on="replace", delay=200, max_wait=1000),
+    2: StoredUnique(key="latest", on="keep_last"),
+    3: StoredUnique(key="running", while_="running", on="kill_running"),
+    4: StoredUnique(key="ended", while_="unfinished", for_=50, on="replace_all"),
+}
+"""The uniqueness of some jobs, by the remainder of their number."""
 queue = Queue("soak", keep_completed=2_000, keep_failed=100)
 
 
+@queue.schedule(every=1, name="tick", payload={"n": 1}, overlap="allow")
 @queue.task(attempts=2)
 async def work(n: int) -> dict[str, int]:
     """Fails sometimes."""
@@ -55,7 +64,8 @@ async def produce(queue: Queue, until: float) -> None:
             number += 1
             options = Options(attempts=2, delay=500 if number % 10 == 0 else 0, priority=number % 3,
                               key=f"key-{number}" if number % 20 == 0 else None,
-                              key_ttl=5_000 if number % 20 == 0 else None)  # fmt: skip
+                              key_ttl=5_000 if number % 20 == 0 else None,
+                              unique=UNIQUE.get(number % 30))  # fmt: skip
             base = queue.new("work", {"n": number})
             jobs.append(NewJob("work", base.payload, options, id=new_id()))
         await queue.submit_many(jobs)

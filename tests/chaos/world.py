@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Connection, JobNotFound, NewJob, Options, Queue, State, StoredBackoff
 from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import StoredUnique
 from jobq.engine.queue.limits import declare_rules
 from jobq.engine.store.link import pack, translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
@@ -49,6 +51,16 @@ ENDS = {
     "stubborn": FAILED + DONE,
 }  # fmt: skip
 """The end of each type of job, which no fault may change."""
+
+
+UNIQUE = (
+    StoredUnique(key="queued", while_="queued", on="replace", delay=300, max_wait=2000),
+    StoredUnique(key="running", while_="running"),
+    StoredUnique(key="latest", on="keep_last"),
+    StoredUnique(key="throttled", for_=500),
+    StoredUnique(key="ended", while_="unfinished", for_=200, on="replace_all"),
+)
+"""Uniqueness of jobs that end as others of their type, whatever becomes of the enqueues."""
 
 
 class Workers:
@@ -143,6 +155,7 @@ class World:
         self.queue = await stack.enter_async_context(Queue("chaos", Connection(self.proxy.url)))
         stack.push_async_callback(self.queue.store.connection.aclose)
         await declare_rules(self.queue.store, app_queue.rules)  # the producers do not wait for the first worker
+        await self.queue.put_schedule("tick", "plain", {"ms": 0}, cron="* * * * * *", catch_up="all", overlap="allow")
         app = create_app(Queue("chaos", self.proxy.url))
         self.rest: TestClient[web.Request, web.Application]
         self.rest = await stack.enter_async_context(TestClient(TestServer(app)))
@@ -158,6 +171,16 @@ class World:
         await asyncio.wait(self.places)
         await self._stack.aclose()
         self.sink.close()
+
+    async def slots(self) -> dict[int, str]:
+        """The jobs of the schedule, by their slots (unix s)."""
+        found: dict[int, str] = {}
+        for name in await self.command("HKEYS", "jobq:{chaos}:jobs"):
+            schedule, _, slot = name.decode().partition("~")
+            if schedule == "tick":
+                moment = datetime.strptime(slot, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                found[int(moment.timestamp())] = name.decode()
+        return found
 
     async def command(self, *words: str | bytes | int) -> Any:
         """Send a command to the server itself, not through the proxy. Repeat it while the server is away or busy."""
@@ -214,6 +237,7 @@ class World:
             "blocker": {"ms": int(LEASE * 3000)},
             "stubborn": {"ms": 7000},
         }.get(kind, {})
+        unique = chance.choice(UNIQUE) if kind == "plain" and chance.random() < 0.3 else None
         options = Options(
             priority=chance.choice([0, 0, 0, -5, 7]),
             delay=chance.choice([0, 0, 0, 50, 1000]),
@@ -221,7 +245,8 @@ class World:
             backoff=StoredBackoff("fixed", 100),
             timeout=300 if kind == "stubborn" else None,
             lifo=chance.random() < 0.1,
-            key=f"key-{new_id()}" if chance.random() < 0.1 else None,
+            key=None if unique or chance.random() > 0.1 else f"key-{new_id()}",
+            unique=unique,
             limits=("bounded", f"bounded.group:{payload['group']}") if kind == "bounded" else (),
         )
         return kind, payload, options
@@ -235,12 +260,12 @@ class World:
             assert job.id
             while True:
                 try:
-                    await self.queue.submit(job)
+                    accepted = await self.queue.submit(job)
                     break
                 except StoreError as error:
                     self.refused(error)
                     await asyncio.sleep(0.2)
-            self.acknowledged[job.id] = kind
+            self.acknowledged[accepted.id] = kind  # a duplicate is the job that holds the key
             if kind == "victim":
                 self.kills.append(asyncio.create_task(self.kill(job.id)))
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
