@@ -416,10 +416,15 @@ SABOTAGES = [
     Break("expire", "closing times stay", "if #open > 0 then", "if false then"),
     Break("expire", "a breaker is closed by time alone", "if string.byte(key) ~= 33 and", "if"),
     *[
-        Break(name, "the outcome counts for nothing", f"note(free(ids), '{mark}')", "free(ids)")
+        Break(name, "the outcome counts for nothing", f"note(free(ids), '{mark}', lost)", "free(ids)")
         for name, mark in (("complete", "0"), ("fail", "1"))
     ],
-    Break("fail", "a failure counts as a success", "note(free(ids), '1')", "note(free(ids), '0')"),
+    *[
+        Break(name, "nobody hears of an open breaker", "reply[#reply + 1] = key .. ' ' .. ms", "")
+        for name in ("fail", "reschedule")
+    ],
+    Break("complete", "nobody hears of a closed breaker", "reply[#reply + 1] = key .. ' 0'", ""),
+    Break("fail", "a failure counts as a success", "note(free(ids), '1', lost)", "note(free(ids), '0', lost)"),
     Break("fail", "too few runs open it", "#last >= tonumber(runs) and", ""),
     Break("fail", "an open breaker is opened again", "tonumber(till) <= now then", "true then"),
     Break("complete", "it never closes", "till, since = '0', string", "till, since = till, string"),

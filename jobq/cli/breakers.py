@@ -76,10 +76,11 @@ def rm(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         async with one_queue(args.queue, settings) as queue:
-            await queue.remove_breaker(args.type)
+            returns = await queue.remove_breaker(args.type)
             if args.json:
-                render.say_json({"queue": queue.name, "type": args.type})
+                render.say_json({"queue": queue.name, "type": args.type, "returns": returns})
             else:
-                render.say(f"removed the breaker of {args.type} of {queue.name}")
+                back = render.COMES_BACK if returns else ""
+                render.say(f"removed the breaker of {args.type} of {queue.name}{back}")
 
     run(main())

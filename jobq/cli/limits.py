@@ -112,11 +112,11 @@ def rm(args: argparse.Namespace, settings: Settings) -> None:
 
     async def main() -> None:
         async with one_queue(args.queue, settings) as queue:
-            await queue.remove_limit(args.rule)
+            returns = await queue.remove_limit(args.rule)
             if args.json:
-                render.say_json({"queue": queue.name, "rule": args.rule})
+                render.say_json({"queue": queue.name, "rule": args.rule, "returns": returns})
             else:
-                render.say(f"removed {args.rule} of {queue.name}")
+                render.say(f"removed {args.rule} of {queue.name}{render.COMES_BACK if returns else ''}")
 
     run(main())
 

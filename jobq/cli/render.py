@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from jobq.engine.model.why import Why
 
 
+COMES_BACK = "; workers or servers that declare it write it again within 30 s: stop them, or deploy without it"
+
+
 def say(*lines: str) -> None:
     """Write lines to stdout. A newline inside a line is shown as ``\\n``, so that a value cannot forge a line."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))

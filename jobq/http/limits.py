@@ -87,10 +87,14 @@ class LimitSet(msgspec.Struct, frozen=True):
 
 
 class LimitReset(msgspec.Struct, frozen=True):
-    """What code declares of the rule; null: no code does, so the rule is gone."""
+    """What code declares of the rule; null: no code does, so the rule is gone.
+
+    ``returns``: workers or servers that run list the rule, and declare it again within 30 seconds.
+    """
 
     rule: str
     declared: Rule | None
+    returns: bool = False
 
 
 class CloseLimit(schema.In):
@@ -135,9 +139,9 @@ async def set_limit(call: ApiCall) -> web.Response:
 async def reset_limit(call: ApiCall) -> web.Response:
     query, queue, rule = call.query(ResetLimitQuery), call.queue, call.request.match_info["rule"]
     if query.declared:
-        await queue.remove_limit(rule)
+        returns = await queue.remove_limit(rule)
         call.audit("remove limit", queue, rule=rule)
-        return reply(LimitReset(rule, None))
+        return reply(LimitReset(rule, None, returns))
     declared = await queue.reset_limit(rule)
     call.audit("reset limit", queue, rule=rule)
     return reply(LimitReset(rule, declared))

@@ -4,7 +4,8 @@
 --   Leave out the keys after the semicolon when the jobs were claimed before the queue had limits.
 -- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
--- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them)
+-- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them), and
+--   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
 local active, leases, completed, results, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, blocked, keys, unique, delayed, wake = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -105,8 +106,9 @@ end
 
 -- shared: outcomes
 -- Runs of types that have a breaker ended: breaker -> number. The breaker opens when too many of the last runs failed. After its
--- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count.
-local function note(ended, mark)
+-- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count. The reply tells
+-- the worker what changed, so that it can log it.
+local function note(ended, mark, reply)
     for key, n in pairs(ended) do
         local name = string.sub(key, 2)
         local row = redis.call('HGET', breakers, name) or ''
@@ -124,9 +126,11 @@ local function note(ended, mark)
             if opens then
                 till, since, last = string.format('%.0f', now + tonumber(ms)), string.format('%.0f', now), '-'
                 redis.call('ZADD', closed, till, key)
+                reply[#reply + 1] = key .. ' ' .. ms
             elseif probed then
                 till, since = '0', string.format('%.0f', now)
                 redis.call('ZREM', closed, key)
+                reply[#reply + 1] = key .. ' 0'
             end
             redis.call('HSET', breakers, name, table.concat({ rate, runs, ms, till, since, last }, ' '))
         end
@@ -152,7 +156,7 @@ local function follow(list)
     end
 end
 -- end
-    note(free(ids), '0')
+    note(free(ids), '0', lost)
     follow(ids)
     end
     redis.call('ZADD', completed, unpack(finished))

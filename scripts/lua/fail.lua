@@ -2,7 +2,8 @@
 -- fail: moves leased jobs from active to failed. They are not retried.
 -- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings breakers closed blocked keys unique delayed wake schedule_rows schedule_failures
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
--- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them)
+-- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them), and
+--   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
 local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, blocked, keys, unique, delayed, wake, schedule_rows, schedule_failures = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -106,8 +107,9 @@ end
 
 -- shared: outcomes
 -- Runs of types that have a breaker ended: breaker -> number. The breaker opens when too many of the last runs failed. After its
--- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count.
-local function note(ended, mark)
+-- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count. The reply tells
+-- the worker what changed, so that it can log it.
+local function note(ended, mark, reply)
     for key, n in pairs(ended) do
         local name = string.sub(key, 2)
         local row = redis.call('HGET', breakers, name) or ''
@@ -125,9 +127,11 @@ local function note(ended, mark)
             if opens then
                 till, since, last = string.format('%.0f', now + tonumber(ms)), string.format('%.0f', now), '-'
                 redis.call('ZADD', closed, till, key)
+                reply[#reply + 1] = key .. ' ' .. ms
             elseif probed then
                 till, since = '0', string.format('%.0f', now)
                 redis.call('ZREM', closed, key)
+                reply[#reply + 1] = key .. ' 0'
             end
             redis.call('HSET', breakers, name, table.concat({ rate, runs, ms, till, since, last }, ' '))
         end
@@ -181,7 +185,7 @@ for i = 2, #ARGV, 5 do
         lost[#lost + 1] = id
     end
 end
-note(free(ids), '1')
+note(free(ids), '1', lost)
 follow(ids)
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))

@@ -2,7 +2,8 @@
 -- reschedule: moves leased jobs from active to delayed after a failed attempt. The attempt is charged.
 -- KEYS active leases delayed attempts errors metrics wake limits weights admitted openings breakers closed
 -- ARGV now; then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
--- RETURNS the ids whose token was not the lease's (nothing changed for them)
+-- RETURNS the ids whose token was not the lease's (nothing changed for them), and
+--   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
 local active, leases, delayed, attempts, errors, metrics, wake, limits, weights, admitted, openings, breakers, closed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -106,8 +107,9 @@ end
 
 -- shared: outcomes
 -- Runs of types that have a breaker ended: breaker -> number. The breaker opens when too many of the last runs failed. After its
--- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count.
-local function note(ended, mark)
+-- time the first outcome closes it or opens it again. Runs that began before and end while it is open do not count. The reply tells
+-- the worker what changed, so that it can log it.
+local function note(ended, mark, reply)
     for key, n in pairs(ended) do
         local name = string.sub(key, 2)
         local row = redis.call('HGET', breakers, name) or ''
@@ -125,9 +127,11 @@ local function note(ended, mark)
             if opens then
                 till, since, last = string.format('%.0f', now + tonumber(ms)), string.format('%.0f', now), '-'
                 redis.call('ZADD', closed, till, key)
+                reply[#reply + 1] = key .. ' ' .. ms
             elseif probed then
                 till, since = '0', string.format('%.0f', now)
                 redis.call('ZREM', closed, key)
+                reply[#reply + 1] = key .. ' 0'
             end
             redis.call('HSET', breakers, name, table.concat({ rate, runs, ms, till, since, last }, ' '))
         end
@@ -148,7 +152,7 @@ for i = 2, #ARGV, 5 do
         lost[#lost + 1] = id
     end
 end
-note(free(retried), '1')
+note(free(retried), '1', lost)
 if #retried > 0 then
     -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')

@@ -88,3 +88,12 @@ def test_a_rule_says_what_happens_to_jobs_without_room(jobq: Callable[..., Said]
     assert jobq("limits", "ls", "--queue", tasks).out.splitlines()[1].split()[:4] == ["r", "1", "any", "drop"]
     said = jobq("limits", "set", "r", "--rate", "1/1s", "--over", "kill_running", "--queue", tasks)
     assert (said.code, "no token" in said.err) == (1, True)
+
+
+def test_a_rule_is_removed(jobq: Callable[..., Said], tasks: str):
+    jobq("limits", "set", "r", "--concurrency", "1", "--queue", tasks)
+    assert jobq("limits", "rm", "r", "--queue", tasks).out == "removed r of tasks\n"
+    assert jobq("limits", "ls", "--json", "--queue", tasks).out == ""
+    answer = json.loads(jobq("limits", "rm", "r", "--json", "--queue", tasks).out)
+    assert answer == {"queue": "tasks", "rule": "r", "returns": False}
+    assert jobq("limits", "rm", "a:b", "--queue", tasks).code == 1

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rest import enqueue, problem
 
+from jobq import Concurrency, Queue
+from jobq.engine.queue.limits import declare_rules
+
 if TYPE_CHECKING:
-    from rest import Client
+    from rest import Client, NewClient
+
+    from jobq import Connection
 
 
 async def put(client: Client, path: str, body: Any, status: int = 200) -> Any:
@@ -43,7 +48,7 @@ async def test_a_rule_is_set_read_and_reset(client: Client):
     ]
     assert [key["key"] for key in (await get(client, "/limits/tenant/keys?sort=key&limit=1"))["keys"]] == ["tenant:a"]
     response = await client.delete("/limits/tenant")
-    assert await response.json() == {"rule": "tenant", "declared": None}
+    assert await response.json() == {"rule": "tenant", "declared": None, "returns": False}
     assert await get(client, "/limits") == {"limits": []}
 
 
@@ -190,3 +195,21 @@ async def test_an_action_that_cannot_be_is_refused(client: Client, body: Any, wo
     response = await client.put("/limits/r", json=body)
     assert response.status == 422
     assert words in (await response.json())["detail"]
+
+
+async def test_what_code_declared_is_removed_on_request(new_client: NewClient, connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(limits=[Concurrency(3, name="r")])
+    async def work() -> None: ...
+
+    client = await new_client(queue)
+    await declare_rules(queue.store, queue.rules)
+    await put(client, "/limits/r", {"concurrency": 5})
+    assert await (await client.delete("/limits/r")).json() == {
+        "rule": "r", "declared": {"concurrency": 3}, "returns": False,
+    }  # fmt: skip
+    response = await client.delete("/limits/r?declared=1")
+    assert (await response.json())["declared"] is None
+    assert await get(client, "/limits") == {"limits": []}
+    assert (await client.delete("/limits/r?declared=2")).status == 422

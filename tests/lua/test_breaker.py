@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_closing import Closing
@@ -237,3 +237,25 @@ async def test_a_rate_limit_does_not_close_a_breaker(bench: Bench):
     [job] = world.tokens
     assert await bench.do(bench.store.throttle([job, world.tokens[job], 50, "key"])) == [[], [job]]
     assert "closed" not in await bench.dump()
+
+
+@pytest.mark.parametrize("how", ["fail", "reschedule"])
+async def test_the_reply_tells_what_opened_and_what_closed(bench: Bench, how: str):
+    world = await breaking(bench, 1, 1)
+    store = bench.store
+    first, second = await world.trip(2)
+
+    def end(job: str) -> Any:
+        token = world.tokens.pop(job)
+        if how == "fail":
+            return store.fail([job, token, 1, b"{}", ""])
+        return store.reschedule([job, token, 1, 5000, b"{}"])
+
+    reply = await bench.do(end(first))
+    assert reply == ([1, ["!t 100"]] if how == "fail" else ["!t 100"])
+    reply = await bench.do(end(second))
+    assert reply == ([2, []] if how == "fail" else []), "the outcome of a run that began before does not count"
+    bench.now += 100
+    [probe] = await world.trip(5)
+    token = world.tokens.pop(probe)
+    assert await bench.do(store.complete([probe, token, b"r", ""], [])) == [1, ["!t 0"]]

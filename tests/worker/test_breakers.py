@@ -23,7 +23,7 @@ async def the(queue: Queue) -> BreakerRow:
 
 
 async def test_it_opens_holds_the_type_lets_one_job_through_and_closes(
-    queue: Queue, start: Callable[..., Any], until: Until
+    queue: Queue, start: Callable[..., Any], until: Until, caplog: pytest.LogCaptureFixture
 ):
     loop = asyncio.get_running_loop()
     works = False
@@ -52,6 +52,12 @@ async def test_it_opens_holds_the_type_lets_one_job_through_and_closes(
     assert starts[first] - starts[3] >= 0.5
     row = await the(queue)
     assert (row.state, row.open_until, row.failed) == ("closed", None, 0)
+    said = [record for record in caplog.records if "The breaker of type call" in record.getMessage()]
+    assert [record.getMessage().split(":")[0] for record in said] == [
+        "The breaker of type call opened for 0.5 s, because too many runs failed",
+        "The breaker of type call closed",
+    ]
+    assert "came too late" not in caplog.text
 
 
 async def opened(queue: Queue) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, InvalidJob, Queue, Rate, State, UnknownRule, Worker
+from jobq import Breaker, Concurrency, InvalidJob, Queue, Rate, State, UnknownRule, Worker
 from jobq.engine.store.keys import registry_key
 
 if TYPE_CHECKING:
@@ -425,3 +425,40 @@ async def test_a_queue_that_only_has_a_rule_is_listed(connection: Any):
     async with Queue("only-a-rule", connection) as queue:
         await queue.set_limit("r", concurrency=1)
         assert b"only-a-rule" in await queue.store.command(b"SMEMBERS", registry_key("jobq"))
+
+
+async def test_a_dry_run_leaves_out_rates_that_count_costs(queue: Queue):
+    await queue.set_limit("r", concurrency=9)
+    for _ in range(4):
+        await queue.enqueue("work", limits=["r"], costs={"tokens": 5})
+    assert await queue.would_hold("r", rate=Rate(10, per=1, burst=1)) == 3
+    assert await queue.would_hold("r", rate=Rate(10, per=1, burst=1, unit="tokens")) == 0
+
+
+async def test_closing_a_rule_whose_jobs_have_values_is_refused(queue: Queue, start: Callable[..., Any], until: Until):
+    @queue.task(limits=[Concurrency(2, by="tenant", name="tenant"), Concurrency(9, name="all")])
+    async def work(tenant: str) -> None: ...
+
+    await start()
+    await work.enqueue(tenant="a")
+    await until(queue.types, "the type to be published")
+    with pytest.raises(InvalidJob, match="its jobs count for each value of tenant, so name a key"):
+        await queue.close_limit("tenant", 5)
+    await queue.close_limit("tenant:a", 5)
+    await queue.close_limit("all", 5)
+
+
+async def test_removing_what_living_workers_declare_says_that_it_comes_back(
+    queue: Queue, start: Callable[..., Any], until: Until
+):
+    @queue.task(limits=[Concurrency(2, name="r")], breaker=Breaker())
+    async def work() -> None: ...
+
+    await queue.set_limit("by-hand", concurrency=1)
+    await start()
+    await until(queue.types, "the type to be published")
+    await until(queue.breakers, "the breaker")
+    assert await queue.remove_limit("r") is True
+    assert await queue.remove_limit("by-hand") is False
+    assert await queue.remove_breaker("work") is True
+    assert await queue.remove_breaker("other") is False

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.breaker import Breaker
     from jobq.engine.model.job import Seconds
+    from jobq.engine.model.types import TypeRow
     from jobq.engine.store import Store
 
 log = get_logger("jobq.queue")
@@ -57,12 +58,21 @@ class BreakerVerbs(ABC):
         """
         return await self._change_breaker("reset", type, "")
 
-    async def remove_breaker(self, type: str) -> None:
-        """Remove the breaker of a type that the code does not declare any more. A running worker declares it again.
+    @abstractmethod
+    async def types(self) -> list[TypeRow]:
+        """The published types."""
+
+    async def remove_breaker(self, type: str) -> bool:
+        """Remove the breaker of a type that the code does not declare any more.
+
+        Returns whether the type was published with a breaker in the last day: as long as its workers or servers run,
+        they declare it again within 30 seconds.
 
         :raises StoreError: Redis is away.
         """
+        returns = any(row.type == type and row.options.breaker for row in await self.types())
         await self.store.do(self.store.breaker("remove", type, ""))
+        return returns
 
     async def _change_breaker(self, verb: str, type: str, text: str) -> BreakerRow:
         row: Any = await self.store.do(self.store.breaker(verb, type, text))

@@ -165,12 +165,13 @@ class LimitVerbs(ABC):
 
         For the rule "queue": how many of the waiting jobs could not start now.
 
-        It looks at no more than 1,000 keys. Running jobs count as running. Of a rate only its burst counts.
+        It looks at no more than 1,000 keys. Running jobs count as running. Of a rate only its burst counts. A rate with
+        a unit is left out, because its burst is no number of jobs.
 
         :raises InvalidJob: as for ``set_limit``.
         """
         new = _rule(rule, concurrency, rate)
-        most = min([band.burst for band in new.rate], default=None)
+        most = min([band.burst for band in new.rate if not band.unit], default=None)
         if rule == QUEUE_RULE:
             # Jobs beyond this rule stay in waiting.
             stats = await self.stats()
@@ -197,6 +198,7 @@ class LimitVerbs(ABC):
         """
         ms = closing_ms(time)
         await self._check_closable(key)
+        await self._check_listed(key)
         await self.store.do(self.store.close(key, ms))
 
     async def open_limit(self, key: str) -> None:
@@ -216,6 +218,21 @@ class LimitVerbs(ABC):
         if (rule := key.partition(":")[0]) not in names:
             raise UnknownRule(rule, sorted(names))
 
+    async def _check_listed(self, key: str) -> None:
+        """A rule that is declared with ``by=`` alone has no jobs under its bare name. To close that would do nothing.
+
+        :raises InvalidJob: the key is the name of such a rule.
+        """
+        if ":" in key or key == QUEUE_RULE:
+            return
+        options = [type_.options for type_ in await self.types()]
+        fields = {by.field for one in options for by in one.limits_by if by.rule == key}
+        if fields and not any(key in one.limits for one in options):
+            raise InvalidJob(
+                f"limit key {key!r}: its jobs count for each value of {', '.join(sorted(fields))}, so name a key, such"
+                f" as {key}:VALUE; or set the concurrency of the rule to 0 to hold all of them"
+            )
+
     async def reset_limit(self, rule: str) -> Rule | None:
         """Return to what code declares of a rule. Returns it; None: no code declares the rule, so it is gone.
 
@@ -225,16 +242,19 @@ class LimitVerbs(ABC):
         await write_rule(self.store, "set", rule, "")
         return next((row.declared for row in await self.limits() if row.rule == rule), None)
 
-    async def remove_limit(self, rule: str) -> None:
+    async def remove_limit(self, rule: str) -> bool:
         """Remove a rule with all that an operator set and code declared of it. Jobs that list it are not limited by it.
 
-        It is for rules that the code does not declare any more. A running worker of code that does declares it again.
+        It is for rules that the code does not declare any more. Returns whether a type that was published in the last
+        day lists the rule: as long as its workers or servers run, they declare it again within 30 seconds.
 
         :raises InvalidJob: the name cannot be a rule's.
         """
         check_rule_name(rule)
+        returns = any(row.rule == rule and row.declared and not row.orphan for row in await self.limits())
         await write_rule(self.store, "declared", rule, "")
         await write_rule(self.store, "set", rule, "")
+        return returns
 
 
 async def declare_rules(store: Store, rules: Mapping[str, Rule]) -> None:

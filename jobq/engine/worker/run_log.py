@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger, indented
+from jobq.engine.model.unreadable import as_text
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import Spec
@@ -67,3 +68,18 @@ def log_stop(run: Run) -> None:
         f"The run of job {run.name} was stopped {_STOPPED.get(run.reason or '', 'by its worker')}",
         queue=run.source.name, job_id=run.id.decode(), reason=run.reason,
     )  # fmt: skip
+
+
+def log_breakers(queue: str, changed: list[bytes]) -> None:
+    """Circuit breakers opened or closed with the outcomes that this worker has just stored: ``!type ms``, 0: closed."""
+    for word in changed:
+        name, _, ms = word[1:].rpartition(b" ")
+        type_ = as_text(name)
+        if ms == b"0":
+            log.warning(f"The breaker of type {type_} closed: its jobs start again", queue=queue, type=type_)
+        else:
+            log.warning(
+                f"The breaker of type {type_} opened for {int(ms) / 1000:g} s, because too many runs failed: its jobs"
+                " are held",
+                queue=queue, type=type_, open_ms=int(ms),
+            )  # fmt: skip

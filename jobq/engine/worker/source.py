@@ -16,7 +16,7 @@ from jobq.engine.queue.firing import Firing
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox
 from jobq.engine.worker.run import Run, base_context
-from jobq.engine.worker.run_log import log_failure, log_rate_limit, log_snooze, log_stop
+from jobq.engine.worker.run_log import log_breakers, log_failure, log_rate_limit, log_snooze, log_stop
 from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.engine.worker.unserved import Unserved
@@ -258,6 +258,10 @@ class Source:
             settled: Settled = answer
             lost = settled.lost
             self.standing = max(self.standing, settled.standing - getattr(self.queue, outcome.keep))
+        if changed := [word for word in lost if word.startswith(b"!")]:
+            # No id of a job begins with this mark.
+            lost = [job_id for job_id in lost if job_id not in changed]
+            log_breakers(self.name, changed)
         if told:
             tell_settled(self.queue, outcome, told, flat, lost, repeated=repeated)
         if debugging("jobq.worker"):
