@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobq import InvalidJob
+from jobq.engine.queue.schedules import preview
 from jobq.engine.schedule.cron import CORRECTION, Cron, zone
 from jobq.engine.schedule.definition import Definition
-from jobq.engine.schedule.timing import Timing
+from jobq.engine.schedule.timing import COMPUTED, Timing, check_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,3 +249,38 @@ def test_slots_of_an_interval_do_not_depend_on_when_it_was_written():
     timing = Timing(Definition("t", every=int(timedelta(days=7).total_seconds()) * 1000))
     slots = {timing.after(1_800_000_000 + n * 3600) for n in range(24)}
     assert len(slots) == 1
+
+
+SECONDS = tuple(f"{n},{n + 20},{n + 40} * * * * *" for n in range(16))
+
+
+@pytest.mark.parametrize(
+    ("cron", "exclude"),
+    [
+        (SECONDS, ("* * * * * *",)),
+        (tuple(f"{n} 0 29 2 *" for n in range(16)), tuple(f"{n} 0 29 2 *" for n in range(16))),
+        (SECONDS, SECONDS),
+    ],
+)
+def test_many_expressions_that_exclude_each_other_are_refused_in_bounded_time(
+    cron: tuple[str, ...], exclude: tuple[str, ...]
+):
+    """It took two seconds, in which a server answered nobody."""
+    timing = Timing(Definition("x", cron=cron, exclude=exclude, tz="Europe/Berlin"))
+    with pytest.raises(InvalidJob, match="never comes"):
+        check_slots(timing, 0)
+    assert timing.tries <= COMPUTED + 20
+
+
+def test_a_schedule_with_many_expressions_may_pause_for_most_of_a_year():
+    cron = tuple(f"{n} {n} * * *" for n in range(16))
+    timing = Timing(Definition("x", cron=cron, exclude=("* * * 1-11 *",), tz="Europe/Berlin"))
+    last = int(datetime(2027, 12, 31, 22, tzinfo=UTC).timestamp())
+    assert timing.after(last) == int(datetime(2028, 11, 30, 23, tzinfo=UTC).timestamp())
+
+
+def test_a_preview_is_bounded():
+    definition = Definition("x", cron=SECONDS, exclude=tuple(f"* * {n} * * *" for n in range(1, 16)))
+    assert len(preview(definition, 0, 100).times) == 100
+    rare = Definition("x", cron=("* * * * * *",), exclude=("1-59 * * * * *",))
+    assert 50 < len(preview(rare, 0, 100).times) <= 100

@@ -30,7 +30,7 @@ from jobq.engine.schedule.state import (
     slot_id,
     unfinished,
 )
-from jobq.engine.schedule.timing import Timing
+from jobq.engine.schedule.timing import SHOWN_TRIES, Timing
 from jobq.engine.schedule.views import Preview, ScheduleRow, schedule_row
 from jobq.engine.task.handle import Job
 from jobq.errors import InvalidJob, ScheduleNotFound
@@ -323,7 +323,7 @@ def preview(definition: Definition, moment: int, count: int) -> Preview:
     count = min(count, definition.limit or count)
     times: list[datetime] = []
     slot = timing.after(moment)
-    while slot is not None and len(times) < count:
+    while slot is not None and len(times) < count and timing.tries < SHOWN_TRIES:
         times.append(datetime.fromtimestamp(slot, UTC).astimezone(tz))
         slot = timing.after(slot)
     return Preview(times, timing.words())

@@ -14,6 +14,10 @@ COUNTED: Final = 1000
 """The most slots that are counted one by one. A schedule with one slot a second may have millions of them."""
 TRIES: Final = 2000
 """The most excluded slots in a row. Whole days that are excluded count as one."""
+COMPUTED: Final = 8000
+"""The most times of expressions that one search computes: a quarter of a second."""
+SHOWN_TRIES: Final = 8000
+"""The most times that are computed for one answer to a reader. A hostile schedule would hold the event loop for long."""
 
 
 class Timing:
@@ -29,6 +33,10 @@ class Timing:
         self._every = None if definition.every is None else definition.every // 1000
         self._at = sorted({-(-moment // 1000) for moment in definition.at})
         self._from = None if definition.start is None else -(-definition.start // 1000)
+        self._following: list[tuple[int, int | None]] = [(LATEST, None)] * len(self._crons)
+        """For each expression a moment, and its first time after it."""
+        self.tries = 0
+        """Times that were computed so far. Excluded ones cost as much as slots."""
         self._last: tuple[int, int | None] | None = None
         """The last answer of ``after``. Planning asks for the same slot several times."""
         self._until = LATEST if definition.until is None else definition.until // 1000
@@ -42,9 +50,11 @@ class Timing:
     def _search(self, moment: int) -> int | None:
         if self._from is not None:
             moment = max(moment, self._from - 1)
+        enough = self.tries + COMPUTED
         for _ in range(TRIES):
+            self.tries += 1
             slot = self._next(moment)
-            if slot is None or slot > self._until:
+            if self.tries > enough or slot is None or slot > self._until:
                 return None
             left = [cron.left(slot) for cron in self._excluded if cron.matches(slot)]
             if not left:
@@ -99,7 +109,17 @@ class Timing:
             return base + ((moment - base) // self._every + 1) * self._every
         if self._at:
             return next((at for at in self._at if at > moment), None)
-        return min((slot for cron in self._crons if (slot := cron.after(moment)) is not None), default=None)
+        found: int | None = None
+        for place, cron in enumerate(self._crons):
+            # Most expressions of a schedule have not come since the last search.
+            before, slot = self._following[place]
+            if moment < before or (slot is not None and slot <= moment):
+                slot = cron.after(moment)
+                self.tries += 1
+                self._following[place] = moment, slot
+            if slot is not None and (found is None or slot < found):
+                found = slot
+        return found
 
 
 def span(seconds: int) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from jobq.engine.model.job import PLAIN
 from jobq.engine.schedule.definition import CatchUp, Overlap  # noqa: TC001 - msgspec reads the annotations
 from jobq.engine.schedule.state import How, Paused, jitter_ms, next_slot
-from jobq.engine.schedule.timing import Timing
+from jobq.engine.schedule.timing import SHOWN_TRIES, Timing
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _next(name: str, definition: Definition, timing: Timing, state: ScheduleStat
         most = min(most, definition.limit - state.count)
     slots: list[int] = []
     slot: int | None = state.slot
-    while slot is not None and len(slots) < most:
+    while slot is not None and len(slots) < most and timing.tries < SHOWN_TRIES:
         slots.append(slot * 1000 + jitter_ms(name, definition))
         slot = next_slot(timing, state, definition, slot)
     return slots
