@@ -17,7 +17,7 @@ TRIES: Final = 2000
 COMPUTED: Final = 8000
 """The most times of expressions that one search computes: a quarter of a second."""
 SHOWN_TRIES: Final = 8000
-"""The most times that are computed for one answer to a reader. A hostile schedule would hold the event loop for long."""
+"""The most times that are computed for one answer to a reader. A hostile schedule would hold the event loop."""
 
 
 class Timing:
