@@ -98,9 +98,14 @@ async def known_workers(queues: list[Queue]) -> list[WorkerRow]:
     for queue in queues:
         for row in await queue.workers():
             known = found.get(row.id)
-            # A worker has one row in each of its queues.
-            found[row.id] = replace(row, queues=sorted({*known.queues, *row.queues})) if known else row
+            # A worker has one row in each of its queues, with the reason why its last claim there brought nothing.
+            found[row.id] = _merged(known, row) if known else row
     return list(found.values())
+
+
+def _merged(known: WorkerRow, row: WorkerRow) -> WorkerRow:
+    queues, same = sorted({*known.queues, *row.queues}), known.idle == row.idle
+    return replace(row, queues=queues, idle=row.idle if same else "", idle_until=row.idle_until if same else None)
 
 
 def ls(args: argparse.Namespace, settings: Settings) -> None:

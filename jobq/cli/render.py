@@ -224,7 +224,7 @@ def log_lines(line: LogLine) -> list[str]:
     return [start + first[len(start) :], *more]
 
 
-WORKERS_HEAD = ("WORKER", "ALIVE", "HOST", "PID", "QUEUES", "RUNNING", "OF", "STARTED", "SEEN", "VERSION")
+WORKERS_HEAD = ("WORKER", "ALIVE", "HOST", "PID", "QUEUES", "RUNNING", "OF", "STARTED", "SEEN", "VERSION", "LAST CLAIM")
 
 
 def worker_line(row: WorkerRow) -> tuple[Any, ...]:
@@ -241,7 +241,14 @@ def worker_line(row: WorkerRow) -> tuple[Any, ...]:
         row.concurrency,
         *times,
         row.version,
+        idle(row),
     )
+
+
+def idle(row: WorkerRow) -> str:
+    """Why the worker's last claim brought nothing: "queue paused", "only delayed, in 5m". "-" if it brought jobs."""
+    when = f", {ago(row.idle_until)}" if row.idle_until else ""
+    return f"{row.idle.replace('_', ' ')}{when}" if row.idle else "-"
 
 
 @contextmanager

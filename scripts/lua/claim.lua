@@ -6,12 +6,13 @@
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
 --   slots that the worker has in all; if it reserves slots: the place before which jobs are urgent, how many slots the others may
 --   take now, how many slots the others may take in all (with all KEYS)
--- RETURNS {} when nothing is waiting or the queue is paused; "limits" when the queue has limits and their keys are left out (nothing
+-- RETURNS {} when nothing is waiting; "limits" when the queue has limits and their keys are left out (nothing
 --   changed); "late" when the first job did not start in time (lapse ends it); else token, now, ids, specs, charged attempts ({} when all are 0), and
 --   only if the queue is closed, its own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms
 --   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows;
 --   and only if the worker reserves slots: how many of the jobs are urgent
---   token: "fence worker". The holder of this token holds the lease. A repeated request returns the recorded answer.
+--   token: "fence worker". The holder of this token holds the lease. Without ids it says why nothing could be claimed: paused, closed,
+--   limited (the queue's own rule) or slots (the next job does not fit into the free ones). A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
 local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running, start_by, end_by = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
@@ -51,12 +52,13 @@ end
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
 local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed', 'running')
-if facts[1] or want < 1 then return {} end
+if want < 1 then return {} end
+if facts[1] then return { 'paused', now, {}, {}, {} } end
 if facts[5] then
     -- A handler or an operator has closed the queue until this time.
     -- A damaged time counts as past.
     local till = tonumber(facts[5]) or 0
-    if till > now and till < now + 1e12 then return { '', now, {}, {}, {}, math.ceil(till - now) } end
+    if till > now and till < now + 1e12 then return { 'closed', now, {}, {}, {}, math.ceil(till - now) } end
     redis.call('HDEL', meta, 'closed')
 end
 if facts[3] and not limits then return { 'limits' } end
@@ -327,7 +329,7 @@ if rule then
     local free
     places, tokens, free = allowed(rule)
     local most = math.min(places, tokens)
-    if most < 1 then return { '', now, {}, {}, {}, ms_until(free) } end
+    if most < 1 then return { 'limited', now, {}, {}, {}, ms_until(free) } end
     if most < want then count, enough, less = math.min(count, most), false, true end
 end
 weighed = redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(ids, 1, count)) or nil
@@ -350,7 +352,7 @@ if weighed or urgent then
         used, under, taken = used + need, under + needs_under, waits and taken + need or taken
         for n = 2, slots do more[#more + 1], more[#more + 2] = 0, 'queue\0' .. ids[i] .. '\0' .. n end
     end
-    if stop == 1 then return { '', now, {}, {}, {}, -1 } end
+    if stop == 1 then return { 'slots', now, {}, {}, {}, -1 } end
     if stop then count, enough, limited_ms = stop - 1, false, -1 end
     enough = enough or not less and used == want
     for i = weighed and #weighed or 0, count + 1, -1 do weighed[i] = nil end

@@ -10,7 +10,8 @@
 --   runs: flat pairs type, ms of the last completed jobs; a list of flat pairs: bits of a time in us, runs of this hour and the last one
 --   running: when each one was claimed (unix ms)
 --   job: state, score, jobs of waiting before it, those of them with a more urgent priority, held jobs before it that wait for no
---     other limit key, held jobs of its line before it, held jobs of its group before it, turns before that of its group (-1: it has none), weight and pause of its group ('': none),
+--     other limit key, held jobs of its line before it, held jobs of its group before it, turns before that of its group (-1: it has none), about how
+--     many jobs of other groups have their turns before it, weight and pause of its group ('': none),
 --     its group, its slots and costs, whether it is parked (0 or 1), row of its deduplication key
 --   keys, each one: key, text of its rule, places that are taken, places whose tokens are not spent, closed until, jobs before it,
 --     1 if the job's line waits for this key, row of the breaker, arrivals (pairs of a band's spent and debts), and when each of its
@@ -147,6 +148,31 @@ for _, member in ipairs(held_before > 0 and redis.call('ZRANGE', full_lines, 0, 
     if line and line ~= row then held_before = held_before - before(line) end
 end
 
+-- About how many jobs of other groups have their turns before this one. While its own group takes n turns, another one takes n times
+-- the quotient of their weights, if it has so many jobs. Groups beyond those that it looks at are taken to have them.
+local ahead = redis.call('ZCOUNT', waiting, '-inf', format('(%.0f', place))
+local weighted = redis.call('EXISTS', groups) == 1
+local function weight_of(name)
+    local weight = tonumber(match(weighted and name ~= '' and redis.call('HGET', groups, name) or '', '^%S+'))
+    return weight and weight >= 0.001 and weight <= 1000 and weight or 1
+end
+local turn = redis.call('HGET', lines, '@' .. group)
+local rank = turn and redis.call('ZRANK', turns, turn) or -1
+local function jobs_of_others()
+    local own = (group ~= '' and in_group or state == 'waiting' and ahead or in_line) / weight_of(group)
+    local found, jobs_before = redis.call('ZRANGE', turns, 0, most - 1), 0
+    for i, member in ipairs(found) do
+        local name = match(member, '^[^%z]*%z([^%z]*)%z')
+        if name and name ~= group then
+            local taken = math.ceil(own * weight_of(name)) + (i <= rank and 1 or 0)
+            local key = '@' .. name
+            local jobs_there = name ~= '' and number(held_by, from(key), to(key)) + number(held_by, '[' .. key .. '\n', '(' .. key .. '\11') or taken
+            jobs_before = jobs_before + min(taken, jobs_there)
+        end
+    end
+    return jobs_before + (redis.call('ZCARD', turns) - #found) * math.ceil(own)
+end
+
 -- How many held jobs go before this one when the key has room. Lines without a group go by their places. Groups take turns, so
 -- another group has about as many as this one, if it has so many.
 local spot = row ~= '' and redis.call('HGET', lines, '=' .. row) or ''
@@ -187,10 +213,9 @@ end
 
 local kind = match(redis.call('HGET', unserved, id) or '', '^%d+ %d+ (.+)$')
 local own_key = match(redis.call('HGET', keys, id) or '', '^[^\n]*')
-local turn = redis.call('HGET', lines, '@' .. group)
 queue[6] = {
-    state, score, redis.call('ZCOUNT', waiting, '-inf', format('(%.0f', place)), redis.call('ZCOUNT', waiting, '-inf', '(' .. start),
-    held_before, in_line, in_group, turn and redis.call('ZRANK', turns, turn) or -1, group ~= '' and redis.call('HGET', groups, group) or '', group,
+    state, score, ahead, redis.call('ZCOUNT', waiting, '-inf', '(' .. start),
+    held_before, in_line, in_group, rank, jobs_of_others(), group ~= '' and redis.call('HGET', groups, group) or '', group,
     redis.call('HGET', weights, id), kind and redis.call('ZSCORE', parked, kind .. '\0' .. id) and 1 or 0,
     redis.call('HGET', unique, match(own_key, '\t(.*)$') or own_key),
 }

@@ -404,7 +404,7 @@ async def test_the_rule_of_the_queue_bounds_every_claim(bench: Bench):
     assert (ids, len(rest)) == (["j0", "j1"], 3), "all that it asked for"
     _, _, ids, _, _, _, limited = await claim(5)
     assert (ids, limited) == (["j2"], -1), "until a job ends"
-    assert await claim(5) == ["", bench.now, [], [], [], [], -1]
+    assert await claim(5) == ["limited", bench.now, [], [], [], [], -1]
     await bench.do(store.complete(["j0", token, "r", "", "j1", token, "r", ""], []))
     _, _, ids, _, _, _, limited = await claim(9)
     assert (ids, limited) == (["j3", "j4"], 100), "the fifth token of the burst is spent"

@@ -74,7 +74,7 @@ def reply(*ids: str, fence: str = FENCE, charged: list[Any] | None = None, now: 
         ),
         Case("many at once", waiting(*MANY), claim(20), {"waiting": {}} | taken(*MANY), reply(*MANY)),
         Case("no room, nothing taken", waiting("a"), claim(0), {}, None),
-        Case("paused", waiting("a") | {"meta": {"paused": "900"}}, claim(5), {}, None),
+        Case("paused", waiting("a") | {"meta": {"paused": "900"}}, claim(5), {}, ["paused", 1000, [], [], [], []]),
         Case(
             "the fence grows although the clock stands",
             waiting("a") | {"meta": {"fence": "1000000"}},

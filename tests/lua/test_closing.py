@@ -159,7 +159,7 @@ async def test_a_closed_queue_is_claimed_from_when_it_opens(bench: Bench):
     await bench.do(store.enqueue(["a", b"{}", ""]))
     assert await bench.do(store.close("queue", 30)) == ""
     claim = store.claim(1, 30_000, "w", "w:0", 1, repeated=False)
-    assert await bench.do(claim) == ["", bench.now, [], [], [], [], 30]
+    assert await bench.do(claim) == ["closed", bench.now, [], [], [], [], 30]
     bench.now += 29
     assert (await bench.do(store.claim(1, 30_000, "w", "w:0", 2, repeated=False)))[-1] == 1
     bench.now += 1

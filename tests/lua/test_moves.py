@@ -196,7 +196,7 @@ async def test_a_paused_queue_accepts_jobs_and_gives_out_none(verb: str, bench: 
     await do(call())
     full = await bench.dump()
     assert "a" in full["waiting"]
-    assert await do(store.claim(9, 30_000, "w", "w:0", 1, repeated=False)) is None
+    assert (await do(store.claim(9, 30_000, "w", "w:0", 1, repeated=False)))[:3] == ["paused", 1000, []]
     assert await bench.dump() == full
     await do(store.resume())
     assert "a" in (await do(store.claim(9, 30_000, "w", "w:0", 2, repeated=False)))[2]

@@ -308,9 +308,9 @@ class Model:
         if repeated:
             self.claims[lane] = (request, "", [])
         if self.paused:
-            return None
+            return ["paused", self.now, [], [], [], []] if want else None
         if self.closed is not None and self.closed > self.now:
-            return ["", self.now, [], [], [], [], self.closed - self.now]
+            return ["closed", self.now, [], [], [], [], self.closed - self.now]
         self.closed = None
         first = self.of("waiting")[:want]
         if not first:

@@ -5,7 +5,6 @@ Each of these functions returns ms from now, or None if nobody can know.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,12 +87,11 @@ def until_slot(queue: QueueFacts, job: JobFacts, type: str, priority: int, ahead
 
 
 def jobs_ahead(queue: QueueFacts, job: JobFacts) -> int:
-    """About how many jobs go before this one. Each group that waits takes as many turns as the job's own group."""
+    """About how many jobs go before this one."""
     if queue.groups < 1:
         return job.ahead + job.held_before
-    own = job.in_group if job.group else job.in_line or (job.ahead if job.state == "waiting" else 0)
-    others = queue.groups - (1 if job.turn >= 0 else 0)
-    turns = ceil(own / job.weight) * others + (job.turn if job.turn >= 0 else 0)
-    waiting = 0 if job.state == "waiting" else job.ahead
-    itself = job.state in ("waiting", "held")
-    return min(own + turns + waiting, queue.waiting + queue.held - itself)
+    if job.state == "waiting":
+        return job.ahead + job.others
+    own = job.in_group if job.group else job.in_line
+    # Jobs without a group take turns too, and are in waiting already. More urgent ones all go first.
+    return own + job.others + max(job.urgent, min(job.ahead, own + 1))

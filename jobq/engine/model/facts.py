@@ -103,10 +103,9 @@ class QueueFacts(msgspec.Struct, frozen=True):
         workers = self.serving(type)
         if not workers:
             return 0
-        total = sum(max(0, row.concurrency - _reserved(row, priority)) for row in workers)
-        others = max(0, sum(row.running for row in self.workers) - self.used)
+        total = sum(max(1, row.concurrency - _reserved(row, priority) - row.elsewhere) for row in workers)
         # The sample is the last workers that were heard of. The others are taken to be like them.
-        return max(len(workers), (total - others) * max(1, self.alive) // max(1, len(self.workers)))
+        return total * self.alive // max(1, len(self.workers))
 
 
 class JobFacts(msgspec.Struct, frozen=True):
@@ -120,6 +119,7 @@ class JobFacts(msgspec.Struct, frozen=True):
     in_line: int
     in_group: int
     turn: int
+    others: int
     weight: float
     paused: bool
     group: str
@@ -158,11 +158,26 @@ def read_facts(job_id: str, reply: list[Any]) -> tuple[QueueFacts, JobFacts | No
 
 
 def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
-    state, score, ahead, urgent, held_before, in_line, in_group, turn, settings, group, weights, parked, holder = row
+    (
+        state,
+        score,
+        ahead,
+        urgent,
+        held_before,
+        in_line,
+        in_group,
+        turn,
+        others,
+        settings,
+        group,
+        weights,
+        parked,
+        holder,
+    ) = row
     words = as_text(settings).split(" ")
     # The row of a deduplication key: the holder, its fingerprint, when it is due at the latest, and another job.
     holders = as_text(holder or b"").split(" ")
-    others = [one for one in (holders[0], *holders[3:4]) if one and one != job_id]
+    awaited = [one for one in (holders[0], *holders[3:4]) if one and one != job_id]
     return JobFacts(
         state=State(state.decode()),
         score=_number(score),
@@ -172,13 +187,14 @@ def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
         in_line=in_line,
         in_group=in_group,
         turn=turn,
+        others=others,
         weight=_number(words[0].encode()) or 1.0,
         paused=len(words) > 1 and words[1] == "1",
         group=as_text(group),
         slots=slots_of(weights),
         costs=_estimates(weights),
         parked=bool(parked),
-        awaited=others[0] if others else None,
+        awaited=awaited[0] if awaited else None,
         keys=[_key(key, now) for key in keys],
     )
 

@@ -113,7 +113,10 @@ class BriefPage(msgspec.Struct, frozen=True):
 class WorkerRow(msgspec.Struct, frozen=True):
     """A worker process as its last heartbeat described it. ``seen``: the time of that heartbeat.
 
-    ``reserve``: how many of its slots are only for urgent jobs: ``priority<0=20``.
+    ``reserve``: how many of its slots are only for urgent jobs: ``priority<0=20``. ``elsewhere``: slots that run jobs
+    of other queues.
+    ``idle``: why its last claim from the queue brought nothing, a ``ReasonCode``; '' if it brought jobs.
+    ``idle_until``: when that ends, if it is known.
     ``alive``: its last heartbeat is less than 30 s old. A worker that was killed stays listed for a day.
     ``unreadable``: what its heartbeat wrote, cut, if this program cannot read it.
     """
@@ -129,6 +132,9 @@ class WorkerRow(msgspec.Struct, frozen=True):
     seen: int
     version: str = ""
     reserve: str = ""
+    elsewhere: int = 0
+    idle: str = ""
+    idle_until: int | None = None
     alive: bool = False
     unreadable: str | None = None
 

@@ -72,6 +72,7 @@ def repeat_unique(call: Call[Any]) -> None:
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
     """Jobs of a claim or a reap. The holder of ``token`` ("fence worker") holds the lease; ``now`` is server time, ms.
+    Without ids, ``token`` is why nothing could be claimed (see claim.lua).
 
     ``charged`` counts the attempts charged before this run; ``holders`` (reap only) are the tokens that ran out.
     ``limited_ms``: the limits of the queue allowed fewer jobs than were asked for. The next one is allowed in so many
@@ -99,7 +100,7 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_claimed(reply: list[Any]) -> Claimed | None:
-    """Returns None when no job is waiting, or when the queue is paused."""
+    """Returns None when no job is waiting."""
     if not reply:
         return None
     token, now, ids, specs, charged, *rest = reply

@@ -348,6 +348,10 @@ class Lane(Settler):
                     source.released(run)
             else:
                 slots.admit(runs)
+        if got:
+            source.idle.over()
+        else:
+            source.idle.saw(claimed, moved)
         limited_ms = claimed.limited_ms if claimed is not None else None
         if moved:
             self._lacked = None

@@ -293,6 +293,7 @@ class Life:
 
     def _describe(self, queue: Queue) -> WorkerRow:
         # Everybody who may read a queue can read this row. So it names this queue and its types only.
+        idle = self.pool.idle(queue) if self.pool else None
         return WorkerRow(
             id=self._plan.name,
             host=socket.gethostname(),
@@ -302,6 +303,9 @@ class Life:
             concurrency=self._plan.concurrency,
             reserve=str(self._plan.reserve or ""),
             running=self.pool.running if self.pool else 0,
+            elsewhere=self.pool.elsewhere(queue) if self.pool else 0,
+            idle=str(idle.code) if idle else "",
+            idle_until=idle.until if idle else None,
             started=self._started,
             seen=0,
             version=jobq_version(),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
+    from jobq.engine.worker.idle import Idle
     from jobq.engine.worker.reserve import Reserve
     from jobq.engine.worker.run import Run
 
@@ -51,6 +52,15 @@ class Pool:
     def running(self) -> int:
         """The number of handlers that run now."""
         return self.slots.running
+
+    def elsewhere(self, queue: Queue) -> int:
+        """Slots that run jobs of other queues. The heartbeat thread asks, so it works on copies."""
+        others = [source for source in self.sources if source.queue is not queue]
+        return sum(run.slots for source in others for run in list(source.runs.values()))
+
+    def idle(self, queue: Queue) -> Idle | None:
+        """Why the last claim from this queue brought nothing."""
+        return next((source.idle for source in self.sources if source.queue is queue), None)
 
     def unfinished(self) -> list[Run]:
         """The runs that have started and not ended."""

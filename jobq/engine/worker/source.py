@@ -14,6 +14,7 @@ from jobq.engine.model.outcome import Snoozed, Throttled, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
 from jobq.engine.queue.firing import Firing
 from jobq.engine.worker.claimer import Claimer, Demand
+from jobq.engine.worker.idle import Idle
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.run_log import log_breakers, log_failure, log_rate_limit, log_snooze, log_stop
@@ -75,6 +76,7 @@ class Source:
         self.deadlines = slots.deadlines
         self.context = base_context(queue.name, self)
         self.runs: dict[bytes, Run] = {}
+        self.idle = Idle(queue.name, queue.store)
         self.outbox = Outbox()
         self.demand = Demand.READY
         self.claimer = Claimer(f"{worker}:0")
