@@ -64,6 +64,10 @@ async def groups(call: ApiCall) -> web.Response:
     return reply(Groups(await call.queue.groups(sort=query.sort, limit=query.limit)))
 
 
+async def show_group(call: ApiCall) -> web.Response:
+    return reply(await call.queue.group(call.request.match_info["group"]))
+
+
 async def set_group(call: ApiCall) -> web.Response:
     return await _write(call, decode(_set, await call.body()))
 

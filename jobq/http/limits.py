@@ -19,8 +19,10 @@ from jobq.engine.model.limits import (
     Rule,
 )
 from jobq.engine.queue.limits import KEYS_PAGE
+from jobq.errors import UnknownRule
 from jobq.http import schema
 from jobq.http.call import ApiCall, decode, reply
+from jobq.http.problems import RULE_NOT_FOUND, HttpProblem
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -116,6 +118,14 @@ _close = msgspec.json.Decoder(CloseLimit)
 
 async def limits(call: ApiCall) -> web.Response:
     return reply(Limits(await call.queue.limits()))
+
+
+async def show_limit(call: ApiCall) -> web.Response:
+    try:
+        return reply(await call.queue.limit(call.request.match_info["rule"]))
+    except UnknownRule as error:
+        # A job that names it would be a 422. Here the path names it.
+        raise HttpProblem(RULE_NOT_FOUND, str(error), rule=error.rule, known=error.known) from None
 
 
 async def limit_keys(call: ApiCall) -> web.Response:

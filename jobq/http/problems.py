@@ -53,6 +53,7 @@ CROSS_ORIGIN = Kind("cross-origin", 403, "A page of another origin must not chan
 NOT_FOUND = Kind("not-found", 404, "There is no such route")
 UNKNOWN_QUEUE = Kind("unknown-queue", 404, "This server does not serve that queue")
 SCHEDULE_NOT_FOUND = Kind("schedule-not-found", 404, "There is no such schedule")
+RULE_NOT_FOUND = Kind("rule-not-found", 404, "There is no such rule of limits")
 JOB_NOT_FOUND = Kind("job-not-found", 404, "There is no such job")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The route does not take this method")
 TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")

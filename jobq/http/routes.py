@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.breaker import BreakerRow
+from jobq.engine.model.groups import GroupRow
+from jobq.engine.model.limits import LimitRow
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
@@ -203,6 +205,10 @@ ROUTES: tuple[Route, ...] = (
         responses={200: limits.Limits},
     ),
     Route(
+        method="GET", path=_RULE, scope=Scope.READ, handler=limits.show_limit,
+        summary="A rule of limits", responses={200: LimitRow}, errors=(p.RULE_NOT_FOUND,),
+    ),
+    Route(
         method="PUT", path=_RULE, scope=Scope.ADMIN, handler=limits.set_limit,
         summary="Set a rule of limits", request=limits.SetLimit, query=limits.SetLimitQuery,
         description="It replaces what code declares, acts at once, also on jobs that wait, and survives deploys."
@@ -238,6 +244,11 @@ ROUTES: tuple[Route, ...] = (
         summary="The groups of the queue", query=groups.GroupsQuery,
         description="Groups that have jobs or settings, by default those with most held jobs first.",
         responses={200: groups.Groups},
+    ),
+    Route(
+        method="GET", path="/groups/{group}", scope=Scope.READ, handler=groups.show_group,
+        summary="A group", responses={200: GroupRow}, errors=(p.INVALID_JOB,),
+        description="A group without jobs and settings is shown with its defaults.",
     ),
     Route(
         method="PUT", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.set_group,

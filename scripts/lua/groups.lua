@@ -1,13 +1,13 @@
 #!lua flags=no-writes
 -- groups: reads groups that have held, waiting or active jobs, one page per call, in the order of their names.
 -- KEYS held_by admitted groups jobs
--- ARGV the last group of the page before ('' in the first call), page (largest number of groups)
+-- ARGV the last group of the page before ('' in the first call), page (largest number of groups), the only group to read ('': all)
 -- RETURNS flat groups of six: group, held jobs, waiting and active jobs, its settings ('': none), the first held job and its spec
 --   up to its payload ('' and '' if there is none)
 -- When the page is full there may be more groups.
 local held_by, admitted, groups, jobs = unpack(KEYS)
-local after, page = ARGV[1], tonumber(ARGV[2])
-local start, rows = after == '' and '[@' or '[@' .. after .. '\11', {}
+local after, page, only = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local start, rows = after == '' and '[@' .. only or '[@' .. after .. '\11', {}
 
 -- The lines of a group are "@group", or "@group" and keys behind a line break, which sorts below a vertical tab.
 local function next_group(set)
@@ -28,7 +28,7 @@ while #rows < 6 * page do
     local a, first = next_group(held_by)
     local b = next_group(admitted)
     local group = a and b and (before(a, b) and a or b) or a or b
-    if not group then break end
+    if not group or only ~= '' and group ~= only then break end
     local n, id, spec = #rows, '', ''
     if a == group then
         id = string.match(first, '%z%d+%z(.*)$') or ''

@@ -106,3 +106,21 @@ async def test_a_whole_group_is_moved(client: Client):
     assert await response.json() == {"count": 1}
     assert (await client.post("/jobs/priority?state=active", json={"priority": 3})).status == 422
     assert (await client.post("/jobs/priority?state=held", json={"priority": 9999})).status == 422
+
+
+async def test_one_group_is_shown_whatever_it_has(client: Client):
+    await client.put("/groups/ab", json={"weight": 3, "max_queued": 5})
+    for group in ("aa", "ab", "ab", "abc"):
+        await enqueue(client, group=group)
+    await client.put("/limits/r", json={"concurrency": 1})
+    await enqueue(client, group="ab", limits=["r"])
+    rows = {row["group"]: row for row in (await get(client, "/groups"))["groups"]}
+    for group in ("aa", "ab", "abc"):
+        assert await get(client, f"/groups/{group}") == rows[group]
+    assert (rows["ab"]["queued"], rows["ab"]["weight"]) == (3, 3.0)
+    none = {"queued": 0, "active": 0, "weight": 1.0, "paused": False, "max_queued": None, "oldest": None}
+    for group in ("a", "abb", "b"):
+        assert await get(client, f"/groups/{group}") == {"group": group, **none}
+    await client.put("/groups/b", json={"paused": True})
+    assert (await get(client, "/groups/b"))["paused"] is True
+    await problem(await client.get(f"/groups/{'x' * 201}"), 422, "invalid-job")

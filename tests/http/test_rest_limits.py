@@ -213,3 +213,15 @@ async def test_what_code_declared_is_removed_on_request(new_client: NewClient, c
     assert (await response.json())["declared"] is None
     assert await get(client, "/limits") == {"limits": []}
     assert (await client.delete("/limits/r?declared=2")).status == 422
+
+
+async def test_one_rule_is_shown_or_a_404_names_the_others(client: Client):
+    await put(client, "/limits/tenant", RULE)
+    await put(client, "/limits/other", {"concurrency": 1})
+    await enqueue(client, limits=["tenant:a"])
+    [both] = [row for row in (await get(client, "/limits"))["limits"] if row["rule"] == "tenant"]
+    assert await get(client, "/limits/tenant") == both
+    assert both["held"] == 1
+    body = await problem(await client.get("/limits/nothing"), 404, "rule-not-found")
+    assert (body["rule"], sorted(body["known"])) == ("nothing", ["other", "tenant"])
+    body = await problem(await client.get("/limits/tenant:a"), 404, "rule-not-found")

@@ -56,14 +56,26 @@ def expected(state: dict[str, Any], job: str) -> dict[str, Any]:
     held_before -= sum(before(lines.get(line, []), at) for line in full if line != row)
     mates = {line: items for line, items in lines.items() if group and group_of(line) == group}
     turn = spots.get(f"@{group}")
+    order = sorted(state.get("turns", {}))
+    rank = order.index(turn) if turn else -1
+    in_group = sum(before(items, at) for items in mates.values()) if group else own
+    ahead = sum(score < at for score in scores)
+    turns_before = in_group if group else ahead if name == "waiting" else own
+    others = 0
+    for place_, member in enumerate(order):
+        other = member.split("\0")[1]
+        taken = turns_before + (place_ < rank)
+        has = sum(len(items) for line, items in lines.items() if group_of(line) == other)
+        others += 0 if other == group else min(taken, has) if other else taken
     return {
         "state": name,
-        "ahead": sum(score < at for score in scores),
+        "ahead": ahead,
+        "others": others,
         "urgent": sum(score < at // SPAN * SPAN for score in scores),
         "held_before": held_before,
         "in_line": own,
-        "in_group": sum(before(items, at) for items in mates.values()) if group else own,
-        "turn": sorted(state["turns"]).index(turn) if turn else -1,
+        "in_group": in_group,
+        "turn": rank,
         "keys": {key: expected_key(state, key, row, at) for key in row.split("\n") if key and key[0] != "@"},
     }
 

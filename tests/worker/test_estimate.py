@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Concurrency, Queue, Rate
+from jobq.engine.store.calls import Claimed
 from jobq.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jobq.engine.store import Store
     from tests.conftest import Until
 
+NOTHING = Claimed(b"", 0, [], [], [], [])
 USUAL = 1000
 """How long a job of the simulation takes, ms."""
 
@@ -63,14 +65,16 @@ class Simulation:
         _, token, left = await store.do(store.admit(free, 250, 1))
         self._requests += 1
         claimed = await store.do(store.claim(free, 10**9, "w", "w:0", self._requests, repeated=False))
-        for job_id in claimed.ids if claimed else ():
+        if claimed is None:
+            claimed = NOTHING
+        for job_id in claimed.ids:
             self.starts[job_id.decode()] = self.clock.now
             ms = self._duration()
             heapq.heappush(self._running, (self.clock.now + ms, job_id, claimed.token, ms))
         await self.beat()
-        if (left and free) or (claimed and claimed.ids):
+        if (left and free) or claimed.ids:
             return True
-        limited = claimed.limited_ms if claimed and claimed.limited_ms else -1
+        limited = claimed.limited_ms or -1
         waits = [ms for ms in (due, token, limited) if ms >= 0] if free else []
         if self._running:
             waits.append(self._running[0][0] - self.clock.now)

@@ -313,6 +313,24 @@ async def test_jobs_that_have_ended_say_how(queue: Queue, start: Callable[..., A
         await queue.why("nothing")
 
 
+async def test_jobs_that_a_limit_ended(queue: Queue, start: Callable[..., Any], gate: Gate):
+    @queue.task(limits=[Concurrency(1, name="drop", over="drop")])
+    async def one() -> None:
+        await gate.passing()
+
+    @queue.task(limits=[Concurrency(1, name="replace", over="replace_oldest")])
+    async def newest() -> None:
+        await gate.passing()
+
+    await start()
+    for task, code in ((one, C.DROPPED), (newest, C.REPLACED)):
+        await task.enqueue()
+        await gate.arrival()
+        second = await task.enqueue()
+        await task.enqueue()
+        assert await codes(queue, second) == [code]
+
+
 async def test_the_workers_lease_has_run_out(redis_url: str):
     clock = ManualClock()
     async with Queue("test", redis_url, clock=clock) as queue:

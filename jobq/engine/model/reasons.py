@@ -29,6 +29,15 @@ _NEVER: Final = frozenset(
 """Nobody can know when these end."""
 
 
+_ENDS: Final = {
+    KILLED: (ReasonCode.KILLED, "It was killed"),
+    EXPIRED: (ReasonCode.EXPIRED, "It has expired"),
+    "Dropped": (ReasonCode.DROPPED, "It had no room under a limit, so it was dropped"),
+    "Replaced": (ReasonCode.REPLACED, "A newer job took its place under a limit"),
+}
+"""The error type of a job that did not run to its end by itself -> what is said of it."""
+
+
 def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Why:
     """Why a job does not run, or what it does."""
     if job.state in (State.COMPLETED, State.FAILED):
@@ -296,12 +305,9 @@ def _ended(row: JobBrief) -> Reason:
         took = "" if row.duration is None else f" in {_span(row.duration)}"
         detail = f"It has completed: attempt {attempts}{took}."
         return Reason(code=ReasonCode.COMPLETED, detail=detail, since=row.finished_at, attempt=row.attempts_made)
-    code = {KILLED: ReasonCode.KILLED, EXPIRED: ReasonCode.EXPIRED}.get(row.error.type if row.error else "")
-    code = code or ReasonCode.FAILED
-    if code is ReasonCode.KILLED:
-        detail = f"It was killed: {_error(row)}. A retry runs it again."
-    elif code is ReasonCode.EXPIRED:
-        detail = f"It has expired: {_error(row)}. A retry runs it all the same."
+    code, how = _ENDS.get(row.error.type if row.error else "", (ReasonCode.FAILED, ""))
+    if how:
+        detail = f"{how}: {_error(row)}. A retry runs it again."
     else:
         detail = f"It has failed for good after attempt {attempts}: {_error(row)}. A retry gives it fresh attempts."
     return Reason(code=code, detail=detail, since=row.finished_at, attempt=row.attempts_made)
@@ -310,7 +316,7 @@ def _ended(row: JobBrief) -> Reason:
 def _error(row: JobBrief) -> str:
     if row.error is None:
         return "no record of the error is left"
-    text = " ".join(f"{row.error.type}: {row.error.message}".split()).rstrip(".")
+    text = f"{row.error.type}: {row.error.message}".replace("\n", " ").rstrip(". ")
     return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."
 
 

@@ -38,6 +38,8 @@ class ReasonCode(StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     KILLED = "killed"
+    DROPPED = "dropped"
+    REPLACED = "replaced"
     NO_JOBS = "no_jobs"
     ONLY_HELD = "only_held"
     ONLY_DELAYED = "only_delayed"

@@ -60,6 +60,16 @@ class GroupVerbs(ABC):
                 best = heapq.nsmallest(limit, best)
         return [row for _, _, row in heapq.nsmallest(limit, best)]
 
+    async def group(self, group: str) -> GroupRow:
+        """One group. A group without jobs and settings has no row, and is shown with its defaults.
+
+        :raises InvalidJob: the name does not fit.
+        """
+        reply = await self.store.do(self.store.groups("", 1, check_group_name(group)))
+        if reply:
+            return _row(*reply)
+        return _row(group.encode(), 0, 0, await self.store.group_row(group) or b"", b"", b"")
+
     async def _all_groups(self) -> AsyncIterator[GroupRow]:
         settings = {as_text(name): as_text(row) for name, row in (await self.store.group_rows()).items()}
         after: bytes = b""

@@ -115,6 +115,17 @@ class LimitVerbs(ABC):
             rows = [structs.replace(row, orphan=True) if row.declared and row.rule not in used else row for row in rows]
         return rows
 
+    async def limit(self, rule: str) -> LimitRow:
+        """One rule, with the number of jobs that are held by it and that count under it now.
+
+        :raises UnknownRule: neither code nor an operator gives it.
+        """
+        rows = await self.limits()
+        for row in rows:
+            if row.rule == rule:
+                return row
+        raise UnknownRule(rule, [row.rule for row in rows])
+
     async def limit_keys(
         self, rule: str, *, sort: Literal["held", "active", "key"] = "held", limit: int = KEYS_PAGE
     ) -> list[LimitKeyRow]:

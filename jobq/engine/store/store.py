@@ -381,9 +381,9 @@ class Store(Scheduling):
         """Rules, or the keys of one rule, as limits.lua returns them."""
         return Call("limits", [self.now, rule, most, LINES_COUNTED], read_as_is)
 
-    def groups(self, after: str | bytes, page: int) -> Call[list[Any]]:
-        """Groups that have jobs, behind the name ``after``, as groups.lua returns them."""
-        return Call("groups", [after, page], read_as_is)
+    def groups(self, after: str | bytes, page: int, only: str = "") -> Call[list[Any]]:
+        """Groups that have jobs, behind the name ``after``, as groups.lua returns them. ``only``: this group alone."""
+        return Call("groups", [after, page, only], read_as_is)
 
     def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
         """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
@@ -445,6 +445,10 @@ class Store(Scheduling):
         """The settings of groups."""
         flat: list[bytes] = await self.command(b"HGETALL", self.keys["groups"])
         return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    async def group_row(self, group: str) -> bytes | None:
+        """The settings of one group."""
+        return await self.command(b"HGET", self.keys["groups"], group)
 
     async def rule_names(self) -> list[bytes]:
         """The rules of limits."""

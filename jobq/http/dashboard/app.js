@@ -7,7 +7,6 @@ import { drawSchedules, readSchedules } from "./schedules.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
-const AHEAD = 500; // jobs that are read to find the position of a waiting job
 
 let stream = null;
 let shown = 0; // Counts routes, so that late answers for an earlier one are dropped.
@@ -88,13 +87,13 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, { queues }, { limits }, { breakers }, { keys }, schedules, groups] = await Promise.all([
-    api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
+  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups] = await Promise.all([
+    api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
     rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue)]);
   if (at !== shown) return;
   [page.limits, page.breakers, page.schedules, page.groups] = [limits, breakers, schedules, groups];
   if (rule === page.rule) page.keys = keys;
-  [list.jobs, list.next, page.workers, page.queues] = [found.jobs, found.cursor, workers, queues];
+  [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
   drawQueues();
   drawStats();
   drawWorkers();
@@ -106,20 +105,13 @@ async function loadLists(at) {
 
 async function loadJob(at) {
   const id = page.route.job;
-  const [row, { logs }] = await Promise.all([api(jobPath(id), { exact: true }), api(jobPath(id, "/logs"))]);
-  const { workers } = await api(of(row.queue, "workers"));
-  let ahead = null;
-  if (row.state === "waiting") {
-    const front = (await api(of(row.queue, `jobs?state=waiting&limit=${AHEAD}`))).jobs;
-    const place = front.findIndex((one) => one.id === row.id);
-    ahead = place < 0 ? `at least ${front.length}` : place;
-  }
+  const [row, { logs }, why] = await Promise.all([api(jobPath(id), { exact: true }), api(jobPath(id, "/logs")), api(jobPath(id, "/why"))]);
   if (at !== shown) return;
   if (page.stats?.queue !== row.queue) {
     page.stats = null;
     listen(row.queue);
   }
-  [page.job, page.workers] = [{ row, logs, ahead }, workers];
+  page.job = { row, logs, why };
   drawQueues();
   drawJob();
 }
@@ -184,7 +176,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups] = [null, null, null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.why] = [null, null, null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

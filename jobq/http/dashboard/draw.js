@@ -2,7 +2,7 @@
 import { logout, pause, resume, retryAll, verbs } from "./actions.js";
 import { $, block, both, clock, count, el, fact, moment, notes, patch, plural, pretty, span, sum, svg, text, time } from "./parts.js";
 import { hrefOf, jobPath, may, page, STATES, tell } from "./state.js";
-import { isAlive, obstacles, why } from "./why.js";
+import { obstacles, why } from "./why.js";
 
 const panel = (id) => el("section", { class: "panel", id });
 
@@ -32,14 +32,14 @@ export function frame() {
 }
 
 export function drawStats() {
-  const { stats, workers } = page;
+  const { stats } = page;
   if (!stats || !$("tiles")) return;
   const { queue, state } = page.route;
   patch($("head"), el("h1", null, queue), stats.paused && el("span", { class: "state paused" }, "paused"),
     stats.closed_until && el("span", { class: "state paused" }, "closed, opens ", moment(stats.closed_until)),
     may("admin") && el("button", { class: "push", click: stats.paused ? resume : pause }, stats.paused ? "Resume" : "Pause"));
-  const held = stats.waiting + stats.delayed > 0 || stats.paused || !workers?.some(isAlive) ? obstacles() : [];
-  patch($("notes"), held.length ? notes(held) : null);
+  const lines = obstacles(page.why);
+  patch($("notes"), lines.length ? notes(lines) : null);
   const names = [...STATES, ...["held", "blocked"].filter((state) => stats[state])];
   patch($("tiles"), names.map((name) =>
     el("a", { href: hrefOf(queue, name), class: `tile ${name} ${stats[name] ? "some" : ""} ${name === state ? "on" : ""}`, "aria-current": name === state && "true" },
@@ -89,9 +89,10 @@ function bar(place, y, height, kind, title) {
 
 export function drawWorkers() {
   const rows = page.workers.map((worker) => el("li", { key: worker.id },
-    el("div", { class: "row" }, el("b", { class: isAlive(worker) ? "good" : "bad" }, isAlive(worker) ? "alive" : "stale"), text(worker.id, "id"),
+    el("div", { class: "row" }, el("b", { class: worker.alive ? "good" : "bad" }, worker.alive ? "alive" : "stale"), text(worker.id, "id"),
       el("span", { class: "push" }, `${count(worker.running)} of ${count(worker.concurrency)} running${worker.reserve ? `, ${worker.reserve.replace("=", " keeps ")}` : ""}`)),
     el("div", { class: "soft data" }, `${worker.host}, pid ${worker.pid}, jobq ${worker.version}; seen `, moment(worker.seen), "; started ", moment(worker.started)),
+    worker.idle ? el("div", { class: "soft data" }, `last claim: ${worker.idle.replaceAll("_", " ")}`) : null,
     el("div", { class: "soft data" }, worker.types.length ? `knows ${worker.types.join(", ")}` : "knows no types")));
   patch($("workers"), el("h2", null, "Workers"), rows.length ? el("ul", { class: "plain" }, rows) : el("p", { class: "soft" }, "None. Start some: jobq work TARGET"));
 }

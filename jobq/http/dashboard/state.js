@@ -19,7 +19,8 @@ export const page = {
   groupOrder: "waiting",
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
-  job: null, // {row, logs, ahead}
+  why: null, // why the queue runs no job
+  job: null, // {row, logs, why}
 };
 
 // Code that changes the state sends an event, and app.js draws. "changed": request REST again. "locked": a key is needed.
