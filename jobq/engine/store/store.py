@@ -446,10 +446,6 @@ class Store(Scheduling):
         flat: list[bytes] = await self.command(b"HGETALL", self.keys["groups"])
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
-    async def group_row(self, group: str) -> bytes | None:
-        """The settings of one group."""
-        return await self.command(b"HGET", self.keys["groups"], group)
-
     async def rule_names(self) -> list[bytes]:
         """The rules of limits."""
         return await self.command(b"HKEYS", self.keys["rules"])
