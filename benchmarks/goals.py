@@ -101,5 +101,25 @@ def goals(report: Report) -> Iterator[Goal]:
             yield from made(f"{where}3e6 jobs in store: Redis CPU, over the empty queue's", 1.2, full, least=False)
         slowest = figure(workload, "slowest_ms")
         yield from made(f"{where}3e6 jobs in store: slowest script", 10, slowest, least=False, unit="ms")
+    for name, what, bound in (
+        ("groups", "1,000 groups", 0.7),
+        ("tenants", "concurrency 5 for each of 1,000 tenants", 0.5),
+        ("wide", "concurrency and rate of the queue, above the traffic", 0.9),
+    ):
+        yield from made(f"drain, {what}: of the plain drain", bound, figure("flow", f"{name}_kept"))
+    yield from made("3 rules x 10,000 keys: of the drain with 10 keys", 0.8, figure("flow-keys", "keys-10000_kept"))
+    slowest = figure("flow-keys", "keys-10000_slowest_ms")
+    yield from made("3 rules x 10,000 keys: slowest script", 10, slowest, least=False, unit="ms")
+    yield from made("behind 100,000 full groups: of the drain without", 0.8, figure("flow-full", "behind_kept"))
+    slowest = figure("flow-full", "behind_slowest_ms")
+    yield from made("behind 100,000 full groups: slowest script", 10, slowest, least=False, unit="ms")
+    released = figure("flow-release", "kept")
+    yield from made("1e6 held jobs at 10,000/s: of that rate, least", 0.99, released)
+    yield from made("1e6 held jobs at 10,000/s: of that rate, most", 1.01, released, least=False)
+    full_cycle = report.of("memory", "jobq")
+    if released and full_cycle and (plain := full_cycle.spread("cycle_redis_us")):
+        bound = 3 * plain.median
+        spent = figure("flow-release", "redis_us")
+        yield from made("the same: Redis CPU, 3 x a plain cycle", bound, spent, least=False, unit="us")
     yield from made("10,000 sleepers of 1 s", 1.5, figure("sleepers", "seconds"), least=False, unit="s")
     yield from made("mixed jobs: utilisation", 0.97, figure("mixed", "utilisation"), unit="")

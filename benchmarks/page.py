@@ -147,6 +147,38 @@ def _million(report: Report, workload: str) -> Iterator[str]:
     yield from _table(["", "empty", "full", "full over empty"], rows)
 
 
+FLOWS = {
+    "flow": (
+        ("plain", "no limits"),
+        ("groups", "1,000 groups"),
+        ("tenants", "concurrency 5 for each of 1,000 tenants"),
+        ("wide", "concurrency and rate of the whole queue"),
+    ),
+    "flow-keys": (("keys-10", "3 rules, 10 keys each"), ("keys-10000", "3 rules, 10,000 keys each")),
+    "flow-full": (("alone", "10 groups"), ("behind", "10 groups, behind 100,000 full ones")),
+}
+"""The variants of a workload of limits and groups: the prefix of its figures, and its name. The first one is the base."""
+
+
+def _flow(report: Report, name: str) -> Iterator[str]:
+    one = report.of(name, "jobq")
+    if one is None or not one.repeats:
+        return
+    rows: list[list[str]] = []
+    for prefix, what in FLOWS[name]:
+        cells = [one.spread(f"{prefix}_{figure}") for figure in ("rate", "kept", "redis_us", "worker_us", "slowest_ms")]
+        rows.append([what, *(say_spread(cell) if cell else "" for cell in cells)])
+    head = [
+        "",
+        "jobs/s",
+        "of the first row",
+        "Redis CPU, us/job",
+        "worker CPU, us/job",
+        "slowest script, ms (0: under 2)",
+    ]
+    yield from _table(head, rows)
+
+
 def write(report: Report, docs: Path) -> list[Path]:
     """Write the page, and the plots if matplotlib is installed. Returns the written files."""
     loads = [load for one in report.measured for load in one.load] or [0.0]
@@ -176,6 +208,8 @@ def write(report: Report, docs: Path) -> list[Path]:
         lines += _workload(report, workload.name, workload.title)
         if workload.name in ("million", "million-embedded"):
             lines += _million(report, workload.name)
+        if workload.name in FLOWS:
+            lines += _flow(report, workload.name)
     page = docs / "benchmarks.md"
     page.write_text("\n".join([*lines, AGAIN]))
     return [page, *plots]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import kit
 import redis.asyncio
 
-from jobq import Connection, Context, Depends, Queue, Worker, inject
+from jobq import Concurrency, Connection, Context, Depends, Queue, Rate, Worker, inject
 
 PINGS = 500
 """Enqueues and PINGs alternate in rounds of this size, so that both run under the same load."""
@@ -54,16 +54,41 @@ def _realistic(queue: Queue) -> Any:
     return realistic
 
 
+def _limited(queue: Queue, settings: str) -> Any:
+    """The no-op job with a group or limits. All of these have the same arguments."""
+    options: dict[str, Any] = {}
+    if settings == "groups":
+        options["group"] = lambda n, x: f"tenant-{n % 1000}"
+    elif settings == "groups-10":
+        options["group"] = lambda n, x: f"tenant-{n % 10}"
+    elif settings == "full":
+        options |= {"group": lambda n, x: f"full-{n}", "limits": [Concurrency(1, name="closed")]}
+    elif settings == "release":
+        options["limits"] = [Rate(10_000, per="1s", name="key")]
+
+    async def noop(n: int, x: str) -> None:
+        kit.ran(n)
+
+    async def of_tenant(n: int, x: str, tenant: int) -> None:
+        kit.ran(n)
+
+    if settings == "tenants":
+        return queue.task(limits=[Concurrency(5, by="tenant")], name="noop")(of_tenant)
+    if settings.startswith("keys-"):
+        rules = [Concurrency(10, by="tenant", name=name) for name in ("first", "second", "third")]
+        return queue.task(limits=rules, name="noop")(of_tenant)
+    return queue.task(name="noop", **options)(noop)
+
+
 class Jobq(kit.Peer):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.naps: list[tuple[float, float]] = []
         keep = {"keep_completed": options.keep} if options.keep else {}
+        if options.settings == "wide":
+            keep["limits"] = [Concurrency(100_000), Rate(1_000_000, per="1s", burst=100_000)]
         self.queue = queue = Queue("bench", Connection(self.url), **keep)
-
-        @queue.task
-        async def noop(n: int, x: str) -> None:
-            kit.ran(n)
+        noop = None if options.settings == "realistic" else _limited(queue, options.settings)
 
         @queue.task
         async def timed(due: float, x: str) -> None:
@@ -79,9 +104,13 @@ class Jobq(kit.Peer):
         if options.settings == "realistic":
             noop = _realistic(queue)
         self.noop, self.timed, self.nap = noop, timed, nap
+        self.tenants = {"tenants": 1000, "keys-10": 10, "keys-10000": 10_000}.get(options.settings, 0)
 
     async def open(self) -> None:
         await self.queue.open()
+        if self.options.settings == "full":
+            await self.queue.set_limit("closed", concurrency=1)
+            await self.queue.close_limit("closed", 3600)
 
     async def close(self) -> None:
         await self.queue.aclose()
@@ -91,6 +120,8 @@ class Jobq(kit.Peer):
 
     def enqueue_many(self, numbers: range) -> Any:
         task = self.noop.options(delay=3600) if self.options.settings == "delayed" else self.noop
+        if self.tenants:
+            return task.enqueue_many([{"n": n, "x": kit.PAD, "tenant": n % self.tenants} for n in numbers])
         return task.enqueue_many([{"n": n, "x": kit.PAD} for n in numbers])
 
     def enqueue_timed(self, due: float, delay: float) -> Any:

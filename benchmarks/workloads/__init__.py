@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.workloads import curves, latency, rest, scale, throughput
+from benchmarks.workloads import curves, flow, latency, rest, scale, throughput
 from benchmarks.workloads.base import Workload
 
 
 def everything() -> list[Workload]:
     """All workloads, in the order of a full run."""
-    return [*throughput.WORKLOADS, *latency.WORKLOADS, *rest.WORKLOADS, *scale.WORKLOADS, *curves.WORKLOADS]
+    return [
+        *throughput.WORKLOADS,
+        *latency.WORKLOADS,
+        *rest.WORKLOADS,
+        *scale.WORKLOADS,
+        *flow.WORKLOADS,
+        *curves.WORKLOADS,
+    ]

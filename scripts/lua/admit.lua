@@ -225,8 +225,8 @@ local function fits(key, id)
     return not full or k.count + min(slots_of(id), full) <= full
 end
 
--- Keys that enter openings (true) or leave it (false) when this call writes.
-local openable = {}
+-- Keys that enter openings (true) or leave it (false), and the times at which keys open again, when this call writes.
+local openable, reopening = {}, {}
 
 -- The key has no room. If it is closed, it opens at a known time. If a band is the reason, it opens again when the next token is
 -- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
@@ -242,7 +242,7 @@ local function close(key, id)
             at = max(at or 0, now + 1, k.arrivals[i] + (taken + need - 1) * band.interval - band.tolerance)
         end
     end
-    if at then redis.call('ZADD', reopens, format('%.4f', at), key) end
+    if at then reopening[key] = at end
 end
 
 -- Virtual time is the start tag of the job that was admitted last. A queue without groups has none, and all its tags are 0. Tags
@@ -300,10 +300,10 @@ local function read_turn(member)
     local ends = member and byte(member, 37) == 0 and find(member, '\0', 38, true)
     local kind = ends and byte(member, ends + 1)
     if kind ~= 43 and kind ~= 49 then return nil end
-    local band, tag, place = tonumber(sub(member, 1, 4)), tonumber(sub(member, 5, 20)), tonumber(sub(member, 21, 36))
-    if not (band and tag and place) then return nil end
+    local tag, place = tonumber(sub(member, 5, 20)), tonumber(sub(member, 21, 36))
+    if not (tag and place) then return nil end
     return {
-        name = sub(member, 38, ends - 1), start = tag, stored = member, band = band, tag = tag, place = place,
+        name = sub(member, 38, ends - 1), start = tag, stored = member, band = band_of(place), tag = tag, place = place,
         only = kind == 49 and sub(member, ends + 2) or nil, own = nil, moved = nil,
     }
 end
@@ -405,6 +405,10 @@ local function flush()
     end
     openable = {}
     change(openings, out, put)
+    put = {}
+    for key, at in pairs(reopening) do put[#put + 1], put[#put + 2] = format('%.4f', at), key end
+    reopening = {}
+    change(reopens, NONE, put)
 end
 
 -- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused.
