@@ -157,7 +157,7 @@ FLOWS = {
     "flow-keys": (("keys-10", "3 rules, 10 keys each"), ("keys-10000", "3 rules, 10,000 keys each")),
     "flow-full": (("alone", "10 groups"), ("behind", "10 groups, behind 100,000 full ones")),
 }
-"""The variants of a workload of limits and groups: the prefix of its figures, and its name. The first one is the base."""
+"""The variants of a workload of limits and groups: the prefix of its figures, and its name. The first is the base."""
 
 
 def _flow(report: Report, name: str) -> Iterator[str]:

@@ -64,7 +64,7 @@ def _limited(queue: Queue, settings: str) -> Any:
     elif settings == "full":
         options |= {"group": lambda n, x: f"full-{n}", "limits": [Concurrency(1, name="closed")]}
     elif settings == "release":
-        options["limits"] = [Rate(10_000, per="1s", name="key")]
+        options["limits"] = [Rate(10_000, per="1s", burst=500, name="key")]
 
     async def noop(n: int, x: str) -> None:
         kit.ran(n)

@@ -87,12 +87,9 @@ async def full(bench: Bench, subject: Subject) -> Figures:
             # The first workers look at each full group once.
             await _drain(bench, subject, behind, "groups-10", jobs)
         for _ in range(ROUNDS):
-            turns.append(
-                {
-                    "alone": await _drain(bench, subject, alone, "groups-10", jobs),
-                    "behind": await _drain(bench, subject, behind, "groups-10", jobs),
-                }
-            )
+            turn = {"alone": await _drain(bench, subject, alone, "groups-10", jobs)}
+            turn["behind"] = await _drain(bench, subject, behind, "groups-10", jobs)
+            turns.append(turn)
     return _compared(turns, "alone")
 
 
