@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import (
+    Breaker,
     Concurrency,
     Connection,
     Context,
@@ -22,6 +23,7 @@ from jobq import (
     NewJob,
     Options,
     Queue,
+    Rate,
     RateLimited,
     Snooze,
     State,
@@ -139,6 +141,33 @@ class Scenario:
             sink.effect(ctx)
             return ctx.fence
 
+        @queue.task(name="grouped", group="g")
+        async def grouped(ctx: Context) -> int:
+            sink.start(ctx)
+            sink.effect(ctx)
+            return ctx.fence
+
+        @queue.task(name="breaking", breaker=Breaker(rate=1, runs=1, open_for="1ms"))
+        async def breaking(ctx: Context) -> int:
+            sink.start(ctx)
+            if ctx.attempt == 1:
+                raise ConnectionError("the first run opens the breaker")
+            sink.effect(ctx)
+            return ctx.fence
+
+        @queue.task(name="costly", limits=[Rate(1000, per=1, burst=1000, unit="tokens", cost=7)])
+        async def costly(ctx: Context) -> int:
+            sink.start(ctx)
+            ctx.spent("tokens", 3)
+            sink.effect(ctx)
+            return ctx.fence
+
+        @queue.task(name="dropping", limits=[Concurrency(1, over="drop")])
+        async def dropping(ctx: Context) -> int:
+            sink.start(ctx)
+            sink.effect(ctx)
+            return ctx.fence
+
         @queue.task(name="endless")
         async def endless(ctx: Context) -> None:
             sink.start(ctx)
@@ -189,6 +218,13 @@ class Scenario:
                 pass
             await self.enqueue("limited", State.COMPLETED, limits=("limited",))
             await self.enqueue("limited", State.COMPLETED, limits=("limited",), slots=3)
+            for group in ("g", "h"):
+                await self.enqueue("grouped", State.COMPLETED, group=group)
+            await self.enqueue("breaking", State.COMPLETED, breaker=True)
+            await self.enqueue("costly", State.COMPLETED, limits=("costly",), costs={"tokens": 7})
+            # No worker has started yet, so the first of these takes the only place.
+            await self.enqueue("dropping", State.COMPLETED, limits=("dropping",))
+            await self.enqueue("dropping", State.FAILED, limits=("dropping",))
             async with worker:
                 working = worker.start()
                 victim = await self.enqueue("endless", State.FAILED)
@@ -219,6 +255,8 @@ class Scenario:
                 row = await self.insist(lambda: self.queue.get(job_id))
                 if row.state in (State.COMPLETED, State.FAILED):
                     return
+                # A breaker opens for 1 ms of this clock.
+                self.now += 1
                 await asyncio.sleep(0.005)
 
     async def recover(self, healthy: Connection) -> None:
@@ -247,6 +285,7 @@ class Scenario:
                             for row in (await queue.page(State.ACTIVE)).jobs:
                                 if row.type == "endless":
                                     await queue.kill(row.id)
+                        self.now += 1
                         await asyncio.sleep(0.005)
             await self.assert_sound(queue)
 
@@ -262,7 +301,7 @@ class Scenario:
             lines = [line.message for line in await queue.logs(job_id)]
             assert len(set(lines)) == len(lines), "a log line is stored twice"
             assert row.attempts_made <= ATTEMPTS, "more attempts than allowed"
-            planned = 2 if row.type in ("flaky", "snoozing", "throttled") else 1
+            planned = 2 if row.type in ("flaky", "snoozing", "throttled", "breaking") else 1
             # One fault may use one attempt of each job that ran.
             assert self.sink.starts.get(job_id, 0) <= planned + 1, row
             if row.state is State.COMPLETED:
