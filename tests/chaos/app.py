@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobq import Backoff, Concurrency, Context, Queue, Rate
+from jobq import Backoff, Breaker, Concurrency, Context, Queue, Rate
 from tests.chaos.memory import eat, limited
 from tests.chaos.sink import Sink
 
@@ -71,6 +71,34 @@ async def bounded(group: int, ms: int, ctx: Context) -> int:
     """Two of a group at once, and all of them at a bounded rate."""
     async with run(ctx):
         await asyncio.sleep(ms / 1000)
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, group="{tenant}")
+async def grouped(tenant: str, ms: int, ctx: Context) -> int:
+    """Takes its turn among tenants."""
+    async with run(ctx):
+        await asyncio.sleep(ms / 1000)
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, breaker=Breaker(rate=0.5, runs=6, open_for="300ms"))
+async def breaking(fails: int, ctx: Context) -> int:
+    """Fails so often that its breaker opens."""
+    async with run(ctx):
+        if ctx.attempt <= fails:
+            raise RuntimeError("as planned")
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, slots=2, limits=[Rate(2000, per=1, burst=200, unit="tokens", cost="tokens")])
+async def costly(tokens: int, ctx: Context) -> int:
+    """Costs tokens, mostly fewer than it was charged for."""
+    async with run(ctx):
+        ctx.spent("tokens", tokens // 2)
         sink().effect(ctx)
     return ctx.fence
 

@@ -31,6 +31,7 @@ from tests.conftest import Server
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from aiohttp import web
 
@@ -45,6 +46,7 @@ SKEWS = (0, 3600, -3600)
 DONE, FAILED = (State.COMPLETED,), (State.FAILED,)
 ENDS = {
     "plain": DONE, "flaky": DONE, "bounded": DONE, "threaded": DONE,
+    "grouped": DONE, "breaking": DONE, "costly": DONE,
     "isolated": DONE, "blocker": DONE, "segfault": FAILED,
     "glutton": FAILED, "victim": FAILED,
     # in a loop that somebody else blocks it may end by itself before it is given up
@@ -53,6 +55,11 @@ ENDS = {
 """The end of each type of job, which no fault may change."""
 
 
+LIMITS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    "bounded": lambda payload: ("bounded", f"bounded.group:{payload['group']}"),
+    "costly": lambda _: ("costly",),
+}
+"""The limit keys of the jobs of a type."""
 UNIQUE = (
     StoredUnique(key="queued", while_="queued", on="replace", delay=300, max_wait=2000),
     StoredUnique(key="running", while_="running"),
@@ -210,7 +217,7 @@ class World:
         name = error if isinstance(error, str) else type(error).__name__
         self.refusals[name] = self.refusals.get(name, 0) + 1
 
-    def draw(self) -> tuple[str, dict[str, int], Options]:
+    def draw(self) -> tuple[str, dict[str, Any], Options]:
         """A random job."""
         chance = self.chance
         kind = chance.choices(
@@ -218,6 +225,9 @@ class World:
                 "plain",
                 "flaky",
                 "bounded",
+                "grouped",
+                "breaking",
+                "costly",
                 "threaded",
                 "isolated",
                 "blocker",
@@ -226,12 +236,15 @@ class World:
                 "glutton",
                 "victim",
             ],
-            [50, 15, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
+            [50, 15, 10, 10, 5, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
         )[0]
-        payload = {
+        payload: dict[str, Any] = {
             "plain": {"ms": chance.choice([0, 1, 20, 300])},
             "flaky": {"fails": chance.randint(1, 3)},
             "bounded": {"group": chance.randint(1, 4), "ms": chance.choice([0, 5, 20])},
+            "grouped": {"tenant": chance.choice("abc"), "ms": chance.choice([0, 5, 20])},
+            "breaking": {"fails": chance.choice([0, 1, 2])},
+            "costly": {"tokens": chance.choice([1, 20, 300])},
             "threaded": {"ms": chance.choice([0, 20, 200])},
             "isolated": {"ms": 20},
             "blocker": {"ms": int(LEASE * 3000)},
@@ -247,7 +260,11 @@ class World:
             lifo=chance.random() < 0.1,
             key=None if unique or chance.random() > 0.1 else f"key-{new_id()}",
             unique=unique,
-            limits=("bounded", f"bounded.group:{payload['group']}") if kind == "bounded" else (),
+            limits=LIMITS[kind](payload) if kind in LIMITS else (),
+            group=payload.get("tenant"),
+            breaker=kind == "breaking",
+            slots=2 if kind == "costly" else 1,
+            costs={"tokens": payload["tokens"]} if kind == "costly" else {},
         )
         return kind, payload, options
 
