@@ -159,7 +159,7 @@ async def show_schedule(call: ApiCall) -> web.Response:
 async def prune_schedules(call: ApiCall) -> web.Response:
     queue = call.queue
     names = await queue.prune_schedules()
-    call.audit("prune schedules", queue, schedules=", ".join(names) or "none")
+    call.audit("prune schedules", queue, count=len(names), schedules=", ".join(names[:20]))
     return reply(SchedulesPruned(names))
 
 

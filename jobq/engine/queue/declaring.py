@@ -87,16 +87,23 @@ async def declare_schedules(store: Store, declared: Mapping[str, Definition], *,
         count, *unknown = await store.do(store.schedule_seen(page))
         missing = {name.decode() for name in unknown}
         rows = dict(zip(page, await store.schedule_rows(page), strict=True)) if started else {}
-        for name in page:
-            if name not in missing and (not started or _declares(name, rows[name][0], declared[name])):
-                continue
-            try:
-                await change_schedule(store, name, _declaring(name, declared[name]))
-            except InvalidJob as error:
-                log.warning(f"A schedule could not be declared: {error}", queue=store.name, schedule=name)
+        await asyncio.gather(
+            *(
+                _declare(store, name, declared[name])
+                for name in page
+                if name in missing or (started and not _declares(name, rows[name][0], declared[name]))
+            )
+        )
         if missing:
             await store.do(store.schedule_seen(page))
     return bool(count or names)
+
+
+async def _declare(store: Store, name: str, definition: Definition) -> None:
+    try:
+        await change_schedule(store, name, _declaring(name, definition))
+    except InvalidJob as error:
+        log.warning(f"A schedule could not be declared: {error}", queue=store.name, schedule=name)
 
 
 def _declares(name: str, row: bytes | None, definition: Definition) -> bool:

@@ -28,7 +28,7 @@ from jobq.engine.schedule.state import judge, read_row, slot_id, unfinished, wri
 from jobq.errors import InvalidJob, StoreError, UnreadableResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from jobq.engine.model.entry import Entry
     from jobq.engine.queue.producing import Producing
@@ -208,7 +208,7 @@ class Firing:
             readable = {one.name for one in found}
             for name in rows[::3]:
                 if name.decode(errors="replace") not in readable:
-                    await store.command(b"ZADD", store.keys["schedules"], now_ms + AGAIN_MS, name)
+                    await self._later(name, now_ms)
         ended = await read_ended(store, [job_id for one in found for job_id in unfinished(one.state)])
         groups: list[list[Any]] = []
         sent: list[tuple[Stored, Plan, list[NewJob]]] = []
@@ -218,7 +218,7 @@ class Firing:
             except (InvalidJob, ValueError) as error:
                 # The zone or the type may be unknown to this program only.
                 self._say(stored.name, f"Schedule {stored.name} cannot be fired: {error}")
-                await store.command(b"ZADD", store.keys["schedules"], now_ms + AGAIN_MS, stored.name)
+                await self._later(stored.name, now_ms)
                 continue
             groups.append(made[0])
             sent.append((stored, made[1], made[2]))
@@ -228,6 +228,11 @@ class Firing:
                 await store.do(store.schedule_fire(flat)), sent[first:last], strict=True
             ):
                 self._fired(word, stored, planned, news)
+
+    async def _later(self, name: bytes | str, now_ms: int) -> None:
+        """Look at a schedule that cannot be fired again after a minute, unless it was removed or paused meanwhile."""
+        store = self._queue.store
+        await store.command(b"ZADD", store.keys["schedules"], b"XX", now_ms + AGAIN_MS, name)
 
     async def _group(self, stored: Stored, ended: Ended, now_ms: int) -> tuple[list[Any], Plan, list[NewJob]]:
         state = judge(stored, {job_id: outcome for job_id, (outcome, _, _) in ended.items()})
@@ -285,6 +290,7 @@ class Firing:
         names = await store.schedule_names()
         for at in range(0, len(names), PLANNED_PAGE):
             page = names[at : at + PLANNED_PAGE]
+            writes: list[Coroutine[Any, Any, bytes]] = []
             for name, (row, failed, _) in zip(page, await store.schedule_rows(page), strict=True):
                 stored = self._stored(name, row, failed) if row else None
                 try:
@@ -294,7 +300,9 @@ class Firing:
                     continue
                 if stored is not None and score is not None:
                     definitions = write_definitions(stored.operator, stored.code)
-                    await store.do(store.schedule_write(stored.name, stored.head, score.row, definitions, score.due))
+                    call = store.schedule_write(stored.name, stored.head, score.row, definitions, score.due)
+                    writes.append(store.do(call))
+            await asyncio.gather(*writes)
 
     def _stored(self, name: bytes, row: bytes, failed: bytes) -> Stored | None:
         text = name.decode(errors="replace")
