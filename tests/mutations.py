@@ -103,13 +103,18 @@ SABOTAGES = [
     Break("claim", "a closed queue gives no reason", "return { 'closed', now", "return { '', now"),
     Break(
         "why", "held jobs of full lines go first",
-        "if line and line ~= row then held_before",
-        "if false then held_before",
+        "if line and line ~= row then kept",
+        "if false then kept",
     ),
     Break("why", "jobs of its own line twice", "if line ~= row then in_group", "if true then in_group"),
     Break("why", "the job itself is before it", "digits .. '\\0' .. id) or 0", "digits .. '\\0' .. id .. '~') or 0"),
     Break("why", "another group takes no turn before it", "in_line + (passed and 0 or 1)", "in_line"),
-    Break("why", "lines of its own group take turns", "if other == group then", "if false then"),
+    Break("why", "lines of its own group take turns", "or '') == group then", "or '') == nil then"),
+    Break("why", "what it does not look at counts for nothing", "floor(counted * all / looked_at)", "counted"),
+    Break(
+        "why", "its own line does not count",
+        "math.max(in_line, held_before -", "math.max(0, held_before - in_line -",
+    ),
     Break(
         "why", "a group takes more turns than it has jobs",
         "jobs_before + min(taken, jobs_there)",

@@ -1,8 +1,8 @@
 #!lua flags=no-writes
 -- why: reads what decides when a job starts: the queue, its workers, the job's place, and its limit keys.
 -- KEYS waiting delayed active completed held jobs results leases priorities limits weights held_by admitted unspent spent debts rules closed breakers lines full_lines turns groups parked unserved keys unique meta workers workers_info metrics blocked failed
--- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat), id ('': only the queue), the most lines of a key,
---   running jobs and living workers to look at
+-- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat), id ('': only the queue), the most running jobs and
+--   living workers to look at, the most lines and the most groups to look at
 -- RETURNS now; the queue; the workers; the last runs; the running jobs; the job (nil if there is none); its limit keys. Each is a list:
 --   queue: paused since, closed until, text of its own rule, arrivals (as for a key), waiting, delayed, active, held and parked jobs,
 --     extra slots of running jobs, when the first delayed job is due, groups whose turns come (-1: the queue has no groups)
@@ -16,10 +16,11 @@
 --   keys, each one: key, text of its rule, places that are taken, places whose tokens are not spent, closed until, jobs before it,
 --     1 if the job's line waits for this key, row of the breaker, arrivals (pairs of a band's spent and debts), and when each of its
 --     running jobs was claimed
--- It counts ranges of sorted sets, and walks over no backlog. Missing values are nil.
+-- It counts ranges of sorted sets, and walks over no backlog. It takes lines and groups that it does not look at to be like those
+-- that it looks at. Missing values are nil.
 local waiting, delayed, active, completed, held, jobs, results, leases, priorities, limits, weights, held_by, admitted, unspent, spent, debts, rules, closed, breakers, lines, full_lines, turns, groups, parked, unserved, keys, unique, meta, workers, workers_info, metrics, blocked, failed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local alive, id, most = now - tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local alive, id, most, looks = now - tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local SPAN, LOWEST = 4398046511104, 4503599627370496
 local LAST_RUNS, LARGE = 32, 16384
 local format, match, gmatch, sub, floor, min = string.format, string.match, string.gmatch, string.sub, math.floor, math.min
@@ -133,7 +134,7 @@ local in_line = row ~= '' and number(held_by, from(row), '(' .. row .. '\0' .. d
 -- The jobs of the group in its other lines. Jump from one line to the next.
 local in_group = in_line
 local cursor = '[@' .. group .. '\0'
-for _ = 1, group ~= '' and 32 or 0 do
+for _ = 1, group ~= '' and looks or 0 do
     local member = redis.call('ZRANGE', held_by, cursor, '(@' .. group .. '\11', 'BYLEX', 'LIMIT', 0, 1)[1]
     if not member then break end
     local line = match(member, '^[^%z]+')
@@ -141,11 +142,20 @@ for _ = 1, group ~= '' and 32 or 0 do
     cursor = '[' .. line .. '\1'
 end
 
--- Held jobs with a better place, without those whose lines wait for a key. Beyond the lines that it looks at, these count too.
+-- What was counted in some of all lines or groups, for all of them.
+local function in_all(counted, looked_at, all)
+    return looked_at > 0 and looked_at < all and floor(counted * all / looked_at) or counted
+end
+
+-- Held jobs with a better place, without those whose lines wait for a key.
 local held_before = redis.call('ZCOUNT', held, '-inf', format('(%.0f', place))
-for _, member in ipairs(held_before > 0 and redis.call('ZRANGE', full_lines, 0, most - 1) or {}) do
-    local line = match(member, '^[^%z]*%z[^%z]*%z%d+%z(.*)$')
-    if line and line ~= row then held_before = held_before - before(line) end
+if held_before > 0 then
+    local kept, found = 0, redis.call('ZRANGE', full_lines, 0, looks - 1)
+    for _, member in ipairs(found) do
+        local line = match(member, '^[^%z]*%z[^%z]*%z%d+%z(.*)$')
+        if line and line ~= row then kept = kept + before(line) end
+    end
+    held_before = math.max(in_line, held_before - in_all(kept, #found, redis.call('ZCARD', full_lines)))
 end
 
 -- About how many jobs of other groups have their turns before this one. While its own group takes n turns, another one takes n times
@@ -160,7 +170,7 @@ local turn = redis.call('HGET', lines, '@' .. group)
 local rank = turn and redis.call('ZRANK', turns, turn) or -1
 local function jobs_of_others()
     local own = (group ~= '' and in_group or state == 'waiting' and ahead or in_line) / weight_of(group)
-    local found, jobs_before = redis.call('ZRANGE', turns, 0, most - 1), 0
+    local found, jobs_before = redis.call('ZRANGE', turns, 0, looks - 1), 0
     for i, member in ipairs(found) do
         local name = match(member, '^[^%z]*%z([^%z]*)%z')
         if name and name ~= group then
@@ -170,29 +180,26 @@ local function jobs_of_others()
             jobs_before = jobs_before + min(taken, jobs_there)
         end
     end
-    return jobs_before + (redis.call('ZCARD', turns) - #found) * math.ceil(own)
+    return in_all(jobs_before, #found, redis.call('ZCARD', turns))
 end
 
 -- How many held jobs go before this one when the key has room. Lines without a group go by their places. Groups take turns, so
 -- another group has about as many as this one, if it has so many.
 local spot = row ~= '' and redis.call('HGET', lines, '=' .. row) or ''
 local function jobs_before(key)
-    local ahead, passed = in_line, sub(spot, 1, #key + 2) ~= 'f' .. key .. '\0'
-    local found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, most)
+    local mine, others, passed = in_line, 0, sub(spot, 1, #key + 2) ~= 'f' .. key .. '\0'
+    local found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, looks)
     for _, member in ipairs(found) do
         local line = match(member, '^%z[^%z]*%z%d+%z(.*)$', #key + 1)
         if line == row then
             passed = true
+        elseif line and (match(line, '^@([^\n]*)') or '') == group then
+            mine = mine + before(line)
         elseif line then
-            local other = match(line, '^@([^\n]*)') or ''
-            if other == group then
-                ahead = ahead + before(line)
-            else
-                ahead = ahead + min(number(held_by, from(line), to(line)), in_line + (passed and 0 or 1))
-            end
+            others = others + min(number(held_by, from(line), to(line)), in_line + (passed and 0 or 1))
         end
     end
-    return ahead + number(full_lines, from(key), to(key)) - #found
+    return mine + in_all(others, #found, number(full_lines, from(key), to(key)))
 end
 
 local function read_key(key)

@@ -10,6 +10,7 @@ from table import held, jobs, place, standing, waiting
 from test_admission import KEYS, RULES, World
 
 from jobq.engine.model.facts import JobFacts, QueueFacts, read_facts
+from jobq.engine.store import store as store_module
 
 if TYPE_CHECKING:
     from table import Bench
@@ -102,7 +103,10 @@ def expected_key(state: dict[str, Any], key: str, row: str, at: int) -> tuple[An
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["", "groups"])
 @pytest.mark.parametrize("seed", range(6))
-async def test_every_number_is_what_the_sets_say(bench: Bench, seed: int, grouped: bool):
+async def test_every_number_is_what_the_sets_say(
+    bench: Bench, seed: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "WHY_LINES", 1000)
     world = World(bench, seed)
     for name, text in RULES.items():
         await world.rule(name, text)
@@ -214,7 +218,7 @@ async def test_a_closed_key_a_breaker_a_group_and_a_holder(bench: Bench):
 
 
 async def test_only_so_many_lines_jobs_and_workers_are_looked_at(bench: Bench):
-    """The rest is counted."""
+    """The rest is counted, or taken to be alike."""
     many = range(130)
     await bench.seed({"rules": {"r": "5\n"}, "limits": {"z": "r"}, "held": {"z": place(9)}, "jobs": {"z": "Z"}})
     turn = f"{2**10:04}{0:016}{place(1) + LOW:016}"

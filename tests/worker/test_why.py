@@ -313,6 +313,26 @@ async def test_jobs_that_have_ended_say_how(queue: Queue, start: Callable[..., A
         await queue.why("nothing")
 
 
+async def test_a_job_that_expires_before_it_would_start(queue: Queue, start: Callable[..., Any], until: Until):
+    @queue.task
+    async def send() -> None: ...
+
+    await start()
+    await until(lambda: alive(queue), "the worker to be known")
+    at = queue.store.now_ms()
+    job = await send.options(delay=60, expires=600).enqueue()
+    why = await queue.why(job.id)
+    assert [reason.code for reason in why.reasons] == [C.DELAYED, C.EXPIRES]
+    assert why.reasons[1].until == pytest.approx(at + 600_000, abs=30_000)
+    assert why.starts_in_ms == pytest.approx(60_000, abs=30_000)
+    await queue.close_limit("queue", 3600)
+    why = await queue.why(job.id)
+    assert why.reasons[-1].detail.endswith("before it would start.")
+    assert why.starts_in_ms is None
+    late = await send.options(deadline=0.001).enqueue()
+    await until(lambda: is_held_by(queue, late.id, C.EXPIRED), "the job to expire")
+
+
 async def test_jobs_that_a_limit_ended(queue: Queue, start: Callable[..., Any], gate: Gate):
     @queue.task(limits=[Concurrency(1, name="drop", over="drop")])
     async def one() -> None:

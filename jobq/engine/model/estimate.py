@@ -89,9 +89,12 @@ def until_slot(queue: QueueFacts, job: JobFacts, type: str, priority: int, ahead
 def jobs_ahead(queue: QueueFacts, job: JobFacts) -> int:
     """About how many jobs go before this one."""
     if queue.groups < 1:
-        return job.ahead + job.held_before
-    if job.state == "waiting":
-        return job.ahead + job.others
-    own = job.in_group if job.group else job.in_line
-    # Jobs without a group take turns too, and are in waiting already. More urgent ones all go first.
-    return own + job.others + max(job.urgent, min(job.ahead, own + 1))
+        found = job.ahead + job.held_before
+    elif job.state == "waiting":
+        found = job.ahead + job.others
+    else:
+        own = job.in_group if job.group else job.in_line
+        # Jobs without a group take turns too, and are in waiting already. More urgent ones all go first.
+        found = own + job.others + max(job.urgent, min(job.ahead, own + 1))
+    itself = job.state in ("waiting", "held")
+    return min(found, queue.waiting + queue.held - itself)

@@ -38,8 +38,8 @@ _ENDS: Final = {
 """The error type of a job that did not run to its end by itself -> what is said of it."""
 
 
-def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Why:
-    """Why a job does not run, or what it does."""
+def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts, last_start: int | None = None) -> Why:
+    """Why a job does not run, or what it does. ``last_start``: it expires if it has not started by then, unix ms."""
     if job.state in (State.COMPLETED, State.FAILED):
         return Why(job.state, [_ended(row)])
     if job.state is State.ACTIVE:
@@ -53,9 +53,15 @@ def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Why:
     if not found:
         known = "A worker takes it with its next claim." if starts is not None else "Nothing is in its way."
         found = [Reason(code=ReasonCode.READY, detail=known)]
-    if starts is None or any(reason.code in _NEVER for reason in found):
-        return Why(job.state, found)
-    return Why(job.state, found, max(0, round(starts)))
+    if any(reason.code in _NEVER for reason in found):
+        starts = None
+    if last_start is not None:
+        before = starts is not None and queue.now + starts > last_start
+        when = "before it would start" if before else "unless it has started by then"
+        detail = f"It expires {_in(last_start, queue.now)}, {when}."
+        found.append(Reason(code=ReasonCode.EXPIRES, detail=detail, until=last_start))
+        starts = None if before else starts
+    return Why(job.state, found, None if starts is None else max(0, round(starts)))
 
 
 def why_queue(queue: QueueFacts) -> Why:

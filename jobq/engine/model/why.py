@@ -36,6 +36,7 @@ class ReasonCode(StrEnum):
     WORKER_SILENT = "worker_silent"
     COMPLETED = "completed"
     FAILED = "failed"
+    EXPIRES = "expires"
     EXPIRED = "expired"
     KILLED = "killed"
     DROPPED = "dropped"

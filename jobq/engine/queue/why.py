@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from jobq.engine.model.facts import read_facts
 from jobq.engine.model.reasons import why_job, why_queue
-from jobq.engine.model.rows import job_brief
+from jobq.engine.model.rows import job_brief, job_row
 from jobq.errors import JobNotFound
 
 if TYPE_CHECKING:
+    from jobq.engine.model.views import JobRow
     from jobq.engine.model.why import Why
     from jobq.engine.store import Store
 
@@ -44,5 +45,11 @@ class WhyVerbs(ABC):
             queue, job = read_facts(job_id, reply)
             # The job may move between the two readings, though both are sent in one write.
             if job is not None and (job.state is brief.state or read == READS):
-                return why_job(brief, queue, job)
+                return why_job(brief, queue, job, _last_start(job_row(self.name, job_id, row)))
         raise JobNotFound(job_id)
+
+
+def _last_start(row: JobRow) -> int | None:
+    """By when the job must start. ``expires`` is only about its first attempt."""
+    moments = (None if row.attempts_made else row.expires_at, row.deadline_at)
+    return min((moment for moment in moments if moment is not None), default=None)

@@ -55,7 +55,9 @@ BREAKERS_MAX: Final = 1000
 RULES_MAX: Final = 1000
 """Rules of limits that a queue can have."""
 WHY_LOOKS: Final = 100
-"""Lines of a limit key, running jobs and workers that ``why`` looks at. It counts the rest, or takes it to be alike."""
+"""Running jobs and workers that ``why`` looks at. It takes the others to be alike."""
+WHY_LINES: Final = 12
+"""Lines of held jobs, and groups, that it looks at for each question. Each costs a walk through a large sorted set."""
 OVERFLOW_PAGE: Final = 50
 """Jobs about which one call of overflow decides. Each may end another job."""
 LINES_COUNTED: Final = 1000
@@ -360,7 +362,7 @@ class Store(Scheduling):
 
     def why(self, job_id: str) -> Call[list[Any]]:
         """What decides when the job starts, as why.lua returns it. '': only what it says of the queue."""
-        return Call("why", [self.now, ALIVE_MS, job_id, WHY_LOOKS], read_as_is)
+        return Call("why", [self.now, ALIVE_MS, job_id, WHY_LOOKS, WHY_LINES], read_as_is)
 
     def page(
         self,
