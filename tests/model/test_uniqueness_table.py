@@ -129,7 +129,10 @@ async def test_random_moves_obey_the_table(mode: str, on: str, server: Server):
     for _ in range(STEPS):
         clock[0] += chance.choice([0, 1, 60, 400, 1500])
         move = chance.choice(
-            ["enqueue"] * 4 + ["claim"] * 3 + ["end"] * 2 + ["retry", "kill", "remove", "again", "sweep"]
+            ["enqueue"] * 4
+            + ["claim"] * 3
+            + ["end"] * 2
+            + ["fail", "snooze", "release", "retry", "kill", "remove", "again", "sweep", "flush"]
         )
         states = await world.states()
         active = [job_id for job_id, state in states.items() if state == "active"]
@@ -138,14 +141,24 @@ async def test_random_moves_obey_the_table(mode: str, on: str, server: Server):
         elif move == "claim":
             await store.do(store.forward(10))
             await world.claim(clock[0])
-        elif move in ("end", "retry") and active:
+        elif move == "flush":
+            await store.command(b"SCRIPT", b"FLUSH")
+        elif move in ("end", "fail", "snooze", "release", "retry") and active:
             job_id = chance.choice(active)
             token = world.tokens[job_id]
             if move == "end":
                 await store.do(store.complete([job_id, token, "r", ""], []))
                 world.ended[job_id] = clock[0]
-            elif mode != "queued":
-                # With it, several jobs of one key may wait then. tests/lua/test_unique.py has examples.
+            elif move == "fail":
+                await store.do(store.fail([job_id, token, 1, "{}", ""]))
+                world.ended[job_id] = clock[0]
+            elif mode == "queued":
+                pass  # With it, several jobs of one key may wait then. tests/lua/test_unique.py has examples.
+            elif move == "snooze":
+                await store.do(store.snooze([job_id, token, 40]))
+            elif move == "release":
+                await store.do(store.release([job_id, token]))
+            else:
                 await store.do(store.reschedule([job_id, token, 1, 30, "e"]))
         elif move == "kill" and states:
             job_id = chance.choice(sorted(states))
