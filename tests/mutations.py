@@ -395,6 +395,8 @@ SABOTAGES = [
     Break("claim", "a job starts no more in its last ms", LATE, LATE.replace("<= now", "<= now + 1")),
     Break("claim", "late only if it never ran", LATE, LATE.replace("if by and", "if by and tonumber(by) > 0 and")),
     Break("claim", "a late job starts behind others", "count, enough = i - 1, false\n", "count, enough = i, false\n"),
+    Break("enqueue", "reruns without bound", "if #list < 20 and other ~= id", "if other ~= id"),
+    Break("enqueue", "a rerun of a job that is gone", "and redis.call('HEXISTS', jobs, earlier) == 1 then", "then"),
     Break("retry", "a deadline ahead is forgotten", "if by and math.abs(tonumber(by)) <= now", "if by"),
     Break("lapse", "a job that has started expires", "        late = false\n", ""),
     Break("lapse", "a late job that ran never ends", "and math.abs(from) <= now", "and from > 0 and from <= now"),

@@ -84,6 +84,26 @@ def queue_rm(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
+def rerun(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq rerun``: enqueue a job again as a new one, and print its id."""
+
+    async def main() -> int:
+        async with Queues(settings) as queues:
+            name, job_id = split_id(args.id, args.queue)
+            queue = await queues.one(name)
+            given: dict[str, Any] = {} if args.payload is None else {"payload": args.payload}
+            options = {name: getattr(args, name) for name in ("priority", "delay") if getattr(args, name) is not None}
+            job = await queue.rerun(job_id, **given, **options)
+            new_id = f"{queue.name}:{job.id}"
+            if args.json:
+                render.say_json({"id": new_id, "rerun_of": f"{queue.name}:{job_id}"})
+            else:
+                render.say(new_id)
+        return 0
+
+    return run(main())
+
+
 def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: bool) -> None:
     async def main() -> None:
         async with one_queue(args.queue, settings) as queue:

@@ -241,6 +241,7 @@ def _add_jobs(menu: Menu) -> None:
     _ids(kill)
     unfinished = [state for state in STATES if state not in ("completed", "failed")]
     _bulk(kill, "all jobs of the state given by --state", states=unfinished, aged=False)
+    _add_rerun(menu)
     promote = command(menu, "promote", "move:promote", "run delayed jobs now", shown=True, queue=True)
     _ids(promote)
     _bulk(promote, "all delayed jobs", state="delayed", states=["delayed"], aged=False)
@@ -306,6 +307,16 @@ def _worker_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grace", type=values.seconds, metavar="TIME", help="running jobs get this long when a worker stops (25s)"
     )
+
+
+def _add_rerun(menu: Menu) -> None:
+    rerun = command(menu, "rerun", "move:rerun", "run a job again as a new job", shown=True, queue=True)
+    rerun.add_argument("id", metavar="ID", help="the job")
+    rerun.add_argument(
+        "--payload", type=values.payload, metavar="JSON", help="in place of its own; - reads it from stdin"
+    )
+    rerun.add_argument("--priority", type=int, metavar="N", help="in place of its own")
+    rerun.add_argument("--delay", type=values.seconds, metavar="TIME", help="run it after this time")
 
 
 def _ids(parser: argparse.ArgumentParser) -> None:

@@ -190,6 +190,8 @@ def job_lines(row: JobRow, why: Why | None = None) -> list[str]:
         ("ran", None if row.duration is None else span(row.duration / 1000)),
         ("worker", row.worker),
         ("timeout", row.timeout and span(row.timeout / 1000)),
+        ("rerun of", row.rerun_of and f"{row.queue}:{row.rerun_of}"),
+        ("reruns", " ".join(f"{row.queue}:{job_id}" for job_id in row.reruns)),
         ("expires", row.expires_at and f"{clock(row.expires_at)} ({ago(row.expires_at)})"),
         ("deadline", row.deadline_at and f"{clock(row.deadline_at)} ({ago(row.deadline_at)})"),
         ("backoff", row.backoff and _json(msgspec.json.encode(row.backoff))),

@@ -181,11 +181,14 @@ class ApiCall:
         return key
 
     async def body(self, limit: int | None = None) -> bytes:
-        """The body, checked to be sound JSON. ``limit``: bytes, by default the limit of the hub.
+        """The body, checked to be sound JSON; without a body ``{}``. ``limit``: bytes, by default that of the hub.
 
         :raises HttpProblem: its content type is not JSON, it is too large, or it arrives too slowly.
         :raises BadJSON: it is not JSON.
         """
+        if not self.request.body_exists:
+            # All fields of the request may be optional. If one is not, the answer names it.
+            return b"{}"
         body = await self.unchecked_body(limit)
         await check_body(body)
         return body

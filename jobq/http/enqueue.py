@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from jobq.engine.model.job import Options
     from jobq.engine.queue.queue import Queue
 
 _decode_job = msgspec.json.Decoder(schema.Enqueue)
@@ -42,10 +43,14 @@ _NOTHING_GIVEN = (UNSET,) * len(_OPTIONS)
 
 
 async def enqueue(call: ApiCall) -> web.Response:
-    durability: Durability | None = given(call.query(schema.EnqueueQuery).durability)
+    query = call.query(schema.EnqueueQuery)
+    durability: Durability | None = given(query.durability)
     body = await call.unchecked_body()
     if body.lstrip()[:1] == b"[":
-        return await _enqueue_many(call, body, durability)
+        return await _enqueue_many(call, body, durability, given(query.spread) or 0)
+    if query.spread is not UNSET:
+        detail = "spread goes with an array of jobs: one job has a delay"
+        raise problems.HttpProblem(problems.INVALID_FIELD, detail, field="spread")
     queue = call.queue
     if len(body) <= PIECE:
         check_json(body)
@@ -57,15 +62,16 @@ async def enqueue(call: ApiCall) -> web.Response:
         accepted = await queue.submit(new, durability=durability)
     except InvalidJob as error:
         raise _placed(queue, error) from None
-    return reply(_enqueued(queue, accepted), 200 if accepted.duplicate else 201)
+    return reply(enqueued(queue, accepted), 200 if accepted.duplicate else 201)
 
 
-async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | None) -> web.Response:
+async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | None, spread: int) -> web.Response:
     key, queue = call.idempotency_key, call.queue
     answers: list[Any] = []
     news: dict[int, NewJob] = {}
     place = 0
-    async for item in _in_turns(_split(body, call.hub.limits.bulk)):
+    items = _split(body, call.hub.limits.bulk)
+    async for item in _in_turns(items):
         try:
             if len(item) <= PIECE:
                 check_json(bytes(item), 1)
@@ -73,6 +79,8 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
             else:
                 read = await _read_large(queue, bytes(item), 1)
             new = new_job(queue, read, key, (call.key.name, str(place)))
+            if spread:
+                new = replace(new, offset=spread * place // len(items))
             queue.check(new)
         except (InvalidJob, problems.HttpProblem) as error:
             answers.append(problems.describe(error)[1])
@@ -83,7 +91,7 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
     each = key is not None or any(_alone(new) for new in news.values())
     submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
-        answers[place] = _enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
+        answers[place] = enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
     refused = sum(isinstance(answer, dict) for answer in answers)
     return reply(answers, 207 if refused else 201)
 
@@ -167,37 +175,7 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
     values = astuple(body)[2:-1]
     names = None if queue.tasks else ()
     if values != _NOTHING_GIVEN:
-        given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
-        if isinstance(body.backoff, schema.Backoff):
-            given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
-        if isinstance(body.unique, schema.Unique):
-            given["unique"] = of_type(body.unique.stored(), options)
-            for name in ("key", "key_ttl"):
-                given.setdefault(name, None)  # in place of the task's
-        elif given.get("key") is not None:
-            given.setdefault("unique", None)
-        if "limits" in given:
-            given["limits"] = given["limits"] or ()
-            given["limits_by"] = ()  # nor those of the task that an argument completes
-        if "costs" in given:
-            given["costs"] = given["costs"] or {}
-            given["costs_by"] = ()
-        if "group" in given:
-            given["group_by"] = None
-        if isinstance(body.metadata, msgspec.Raw):
-            given["metadata"] = _metadata(queue, body.metadata)
-        if given.get("run_at") is not None:
-            given["run_at"] = to_unix_ms("run_at", given["run_at"])
-            given.setdefault("delay", 0)  # run_at replaces the task's default delay.
-        elif given.get("delay"):
-            given.setdefault("run_at", None)
-        for name in ("expires", "deadline"):
-            if given.get(at := f"{name}_at") is not None:
-                given[at] = to_unix_ms(at, given[at])
-            if name in given or at in given:
-                given.setdefault(name, None)  # each replaces the other of the task
-                given.setdefault(at, None)
-        options = replace(options, **given)
+        options, given = _with_given(queue, options, body, values)
         if task and "unique" in given:
             options = bind(options, body.type, task.signature.defaults)
         hidden = ("limits_by", "costs_by", "group_by")
@@ -205,6 +183,52 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
     job_id = None if body.id is UNSET else body.id
     return NewJob(body.type, payload, options, idempotency_key, job_id, scope, names)
+
+
+def changed(queue: Queue, new: NewJob, body: Any, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
+    """A rerun, with what the body of the request replaces."""
+    values = astuple(body)[1:-1]
+    options = _with_given(queue, new.options, body, values)[0] if values != _NOTHING_GIVEN else new.options
+    payload = body.payload if isinstance(body.payload, msgspec.Raw) else new.payload
+    job_id = None if body.id is UNSET else body.id
+    return replace(
+        new, payload=payload, options=options, idempotency_key=idempotency_key, id=job_id, idempotency_scope=scope
+    )
+
+
+def _with_given(queue: Queue, options: Options, body: Any, values: tuple[Any, ...]) -> tuple[Options, dict[str, Any]]:
+    """The options with those that a body gives, and these."""
+    given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not UNSET}
+    if isinstance(body.backoff, schema.Backoff):
+        given["backoff"] = job.StoredBackoff(*astuple(body.backoff))
+    if isinstance(body.unique, schema.Unique):
+        given["unique"] = of_type(body.unique.stored(), options)
+        for name in ("key", "key_ttl"):
+            given.setdefault(name, None)  # in place of the task's
+    elif "key" in given and (given["key"] is not None or options.unique is None or options.unique.key is not None):
+        given.setdefault("unique", None)
+    if "limits" in given:
+        given["limits"] = given["limits"] or ()
+        given["limits_by"] = ()  # nor those of the task that an argument completes
+    if "costs" in given:
+        given["costs"] = given["costs"] or {}
+        given["costs_by"] = ()
+    if "group" in given:
+        given["group_by"] = None
+    if isinstance(body.metadata, msgspec.Raw):
+        given["metadata"] = _metadata(queue, body.metadata)
+    if given.get("run_at") is not None:
+        given["run_at"] = to_unix_ms("run_at", given["run_at"])
+        given.setdefault("delay", 0)  # run_at replaces the task's default delay.
+    elif given.get("delay"):
+        given.setdefault("run_at", None)
+    for name in ("expires", "deadline"):
+        if given.get(at := f"{name}_at") is not None:
+            given[at] = to_unix_ms(at, given[at])
+        if name in given or at in given:
+            given.setdefault(name, None)  # each replaces the other of the task
+            given.setdefault(at, None)
+    return replace(options, **given), given
 
 
 def _metadata(queue: Queue, text: msgspec.Raw) -> dict[str, Any] | None:
@@ -254,7 +278,7 @@ def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:
         yield page
 
 
-def _enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
+def enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
     job_id = f"{queue.name}:{accepted.id}"
     return schema.Enqueued(
         job_id, duplicate=accepted.duplicate, state=accepted.state or UNSET, done=accepted.done or UNSET

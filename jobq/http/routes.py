@@ -12,7 +12,7 @@ from jobq.engine.model.limits import LimitRow
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import breakers, enqueue, events, groups, handlers, limits, schedules, schema, why
+from jobq.http import breakers, enqueue, events, groups, handlers, limits, rerun, schedules, schema, why
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -177,6 +177,15 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path=f"{_JOB}/retry", scope=Scope.WRITE, handler=handlers.retry,
         summary="Run a finished job again", responses={200: schema.Moved}, errors=_STATES,
+    ),
+    Route(
+        method="POST", path=f"{_JOB}/rerun", scope=Scope.WRITE, handler=rerun.rerun,
+        summary="Run a job again as a new job", query=schema.RerunQuery, request=schema.Rerun,
+        description="With the payload and the options of the earlier job, except for times, unless the body replaces"
+        " them. The body may be empty. `rerun_of` of the new job and `reruns` of the earlier one link them. A key that"
+        " is held is a 409 that names the holder. `Idempotency-Key` makes it repeatable.",
+        responses={201: schema.Enqueued, 200: schema.Enqueued},
+        errors=(p.JOB_NOT_FOUND, p.INVALID_JOB, p.KEY_TAKEN, p.UNKNOWN_TYPE, p.TOO_LARGE, p.FULL),
     ),
     Route(
         method="POST", path=f"{_JOB}/promote", scope=Scope.WRITE, handler=handlers.promote,

@@ -63,6 +63,21 @@ _Deadline = Annotated[
     int,
     Meta(ge=1, le=DELAY_MAX_MS, description="ms from now until it must end: then a run is cancelled."),
 ]
+_Durability = Annotated[
+    Durability,
+    Meta(
+        description="What must be confirmed before the answer: only the write, an fsync, or a copy on a replica. The"
+        " default is the queue's setting."
+    ),
+]
+_Spread = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=DELAY_MAX_MS,
+        description="ms over which the due times of the jobs in an array are spread evenly, in order.",
+    ),
+]
 _At = Annotated[datetime, Meta(tz=True, description="The same as a time with its offset.")]
 _Id = Annotated[
     str,
@@ -144,19 +159,26 @@ class Enqueue(In):
     id: _Id | UnsetType = UNSET
 
 
-class EnqueueQuery(In):
-    """What must be confirmed before the answer. The default is the queue's setting."""
+Rerun = msgspec.defstruct(
+    "Rerun",
+    [(field.name, field.type, UNSET) for field in msgspec.structs.fields(Enqueue)[1:]],
+    bases=(In,),
+    namespace={"__doc__": "What differs from the earlier job. Other fields are as there, except for times."},
+)
+"""As ``Enqueue``, without the type."""
 
-    durability: (
-        Annotated[
-            Durability,
-            Meta(
-                description="What must be confirmed before the answer: only the write, an fsync, or a copy on a"
-                " replica. The default is the queue's setting."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+
+class EnqueueQuery(In):
+    """How the jobs are enqueued. Nothing here changes what a job is."""
+
+    durability: _Durability | UnsetType = UNSET
+    spread: _Spread | UnsetType = UNSET
+
+
+class RerunQuery(In):
+    """How the rerun is enqueued."""
+
+    durability: _Durability | UnsetType = UNSET
 
 
 class SetPriority(In):
@@ -433,4 +455,10 @@ def without_tracebacks(errors: list[AttemptError]) -> list[AttemptError]:
 def public(row: JobRow, *, tracebacks: bool) -> JobRow:
     """The row with the id that REST uses. Tracebacks are removed unless the caller may see them."""
     errors = row.errors if tracebacks else without_tracebacks(row.errors)
-    return msgspec.structs.replace(row, id=f"{row.queue}:{row.id}", errors=errors)
+    return msgspec.structs.replace(
+        row,
+        id=f"{row.queue}:{row.id}",
+        errors=errors,
+        rerun_of=row.rerun_of and f"{row.queue}:{row.rerun_of}",
+        reruns=[f"{row.queue}:{job_id}" for job_id in row.reruns],
+    )

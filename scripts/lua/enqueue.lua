@@ -1,11 +1,12 @@
 #!lua
 -- enqueue: adds new jobs to waiting, to delayed until their due time, or to held if they have limits.
--- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups undecided start_by end_by
+-- KEYS waiting jobs meta wake; delayed priorities removed held held_by limits weights arrivals groups undecided start_by end_by reruns
 --   Leave out the keys after the semicolon when no job has options: each key costs the server as much time as a field of a job.
 -- ARGV now; with all KEYS, repeated (1: the reply to this call may have been lost); then per job: id, spec and, with all KEYS, options
 --   options: '' (priority 0, FIFO, at once), or "priority lifo delay" (lifo 0|1; delay ms, or "=unix ms" to run at).
 --   After a vertical tab follow "@group" if the job has a group, and then limit keys, one a line. After another one follows the
---   job's row of `weights`, and after a third one "start_by end_by": unix ms by which it must have started and ended, `-` for none.
+--   job's row of `weights`, and after a third one "start_by end_by earlier": unix ms by which it must have started and ended, `-` for none, and the
+--   job that it runs again, if any.
 --   Jobs with deduplication keys are added by enqueue_unique.
 -- RETURNS flat triples, only for jobs that were not written: position (from 1), the id, and '-' if the job with this id has the same
 --   spec (the call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the fields
@@ -16,7 +17,7 @@
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided, start_by, end_by = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided, start_by, end_by, reruns = unpack(KEYS)
 -- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
 -- whole numbers here, because Redis formats doubles slowly.
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -138,12 +139,22 @@ local function is_full(line)
 end
 -- end
 
--- shared: in time
--- A job may have a time by which it must have started, and one by which it must have ended.
-local function set_times(id, times)
-    local from, to = string.match(times, '^(%S+) (%S+)$')
-    if from and from ~= '-' then redis.call('ZADD', start_by, from, id) end
-    if to and to ~= '-' then redis.call('ZADD', end_by, to, id) end
+-- shared: life of a job
+-- A job may have a time by which it must have started, one by which it must have ended, and an earlier job that it runs again. That
+-- one names its last 20 reruns. Returns true if the job has a time.
+local function set_life(id, words)
+    local from, to, earlier = string.match(words, '^(%S+) (%S+) ?(%S*)$')
+    if not from then return false end
+    if from ~= '-' then redis.call('ZADD', start_by, from, id) end
+    if to ~= '-' then redis.call('ZADD', end_by, to, id) end
+    if earlier ~= '' and redis.call('HEXISTS', jobs, earlier) == 1 then
+        local list = { id }
+        for other in string.gmatch(redis.call('HGET', reruns, earlier) or '', '%S+') do
+            if #list < 20 and other ~= id then list[#list + 1] = other end
+        end
+        redis.call('HSET', reruns, earlier, table.concat(list, ' '))
+    end
+    return from ~= '-' or to ~= '-'
 end
 -- end
 
@@ -156,7 +167,7 @@ for i = 1, count do
     elseif repeated and was_removed(id, spec) then refusal = '-' end
     local priority, lifo, delay, under = 0, false, 0, ''
     if options ~= '' and not refusal then
-        local head, limited, weight, times = string.match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
+        local head, limited, weight, life = string.match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
         under = limited
         local p, l, d = string.match(head, '^(%S+) (%S+) (%S+)$')
         local due = string.match(d, '^=(%d+)$')
@@ -166,11 +177,10 @@ for i = 1, count do
         if not refusal and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
-        if not refusal and (under ~= '' or weight ~= '' or times ~= '') then
+        if not refusal and (under ~= '' or weight ~= '' or life ~= '') then
             if under ~= '' then redis.call('HSET', limits, id, under) end
             if weight ~= '' then redis.call('HSET', weights, id, weight) end
-            set_times(id, times)
-            has_limits = true
+            has_limits = set_life(id, life) or has_limits or under ~= '' or weight ~= ''
         end
     end
     if refusal then

@@ -1,6 +1,6 @@
 #!lua
 -- enqueue_unique: adds new jobs that have a key, or that belong to a request with a key. If an earlier job holds the key, that job may be changed instead.
--- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running start_by end_by; leases errors expires events control admitted unspent openings
+-- KEYS waiting jobs meta wake delayed active blocked held completed failed priorities keys unique unique_until removed held_by limits weights arrivals groups attempts unserved replaced requests answers metrics undecided running start_by end_by reruns; leases errors expires events control admitted unspent openings
 --   Leave out the keys after the semicolon when no job says kill_running or replace_all.
 -- ARGV now, repeated (1: the reply to this call may have been lost); then per job: id, spec, options, uniqueness
 --   options: as in enqueue, but without keys. '': none
@@ -15,7 +15,7 @@
 --   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full,
 --   and '' and 'over' if the job is written, now or earlier, and the caller must call overflow for it.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
-local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, start_by, end_by, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
+local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, start_by, end_by, reruns, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format, match = 4398046511104, 2199023255552, string.format, string.match
 
@@ -447,12 +447,22 @@ local function remember(job, id, state, done)
     redis.call('PERSIST', requests)
 end
 
--- shared: in time
--- A job may have a time by which it must have started, and one by which it must have ended.
-local function set_times(id, times)
-    local from, to = string.match(times, '^(%S+) (%S+)$')
-    if from and from ~= '-' then redis.call('ZADD', start_by, from, id) end
-    if to and to ~= '-' then redis.call('ZADD', end_by, to, id) end
+-- shared: life of a job
+-- A job may have a time by which it must have started, one by which it must have ended, and an earlier job that it runs again. That
+-- one names its last 20 reruns. Returns true if the job has a time.
+local function set_life(id, words)
+    local from, to, earlier = string.match(words, '^(%S+) (%S+) ?(%S*)$')
+    if not from then return false end
+    if from ~= '-' then redis.call('ZADD', start_by, from, id) end
+    if to ~= '-' then redis.call('ZADD', end_by, to, id) end
+    if earlier ~= '' and redis.call('HEXISTS', jobs, earlier) == 1 then
+        local list = { id }
+        for other in string.gmatch(redis.call('HGET', reruns, earlier) or '', '%S+') do
+            if #list < 20 and other ~= id then list[#list + 1] = other end
+        end
+        redis.call('HSET', reruns, earlier, table.concat(list, ' '))
+    end
+    return from ~= '-' or to ~= '-'
 end
 -- end
 
@@ -475,7 +485,7 @@ for i = 1, total do
     local time, delay, wait, width
     job.mode, time, job.conflict, delay, wait, width, job.key = match(own, '^(%S+) (%d+) (%S+) (%-?%d+) (%-?%d+) (%d+) (.+)$')
     job.time, job.delay, job.wait, job.width = tonumber(time), tonumber(delay), tonumber(wait), tonumber(width)
-    local head, under, weight, times = match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
+    local head, under, weight, life = match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
     local p, l, d = match(head, '^(%S+) (%S+) (%S+)$')
     local due = match(d or '0', '^=(%d+)$')
     job.under, job.weight, job.ready = under, weight, due and tonumber(due) or now + tonumber(d or 0)
@@ -527,8 +537,7 @@ for i = 1, total do
         if under ~= '' then redis.call('HSET', limits, id, under) end
         if weight ~= '' then redis.call('HSET', weights, id, weight) end
         -- From now on claims and completions come with more keys.
-        set_times(id, times)
-        if under ~= '' or weight ~= '' or times ~= '' or job.conflict == 'keep_last' then redis.call('HSET', meta, 'limited', 1) end
+        if set_life(id, life) or under ~= '' or weight ~= '' or job.conflict == 'keep_last' then redis.call('HSET', meta, 'limited', 1) end
         redis.call('HSET', jobs, id, spec)
         take_keys(job)
         if job.behind then

@@ -1,9 +1,9 @@
 #!lua flags=no-writes
 -- rows: reads jobs with all their columns, or only the columns that a list shows.
--- KEYS waiting delayed active completed failed blocked held expires leases jobs priorities attempts errors results progress unserved limits weights
+-- KEYS waiting delayed active completed failed blocked held expires leases jobs priorities attempts errors results progress unserved limits weights reruns
 -- ARGV now, brief (1: the spec up to its payload, the last error, the result record without the result, no progress); then ids
 -- RETURNS for the first ids, until 1 MB was read: nil (unknown id, or the job's own retention is over), or state, score,
---   lease token, spec, priority, attempts, errors, result, progress, unserved, limit keys, weights
+--   lease token, spec, priority, attempts, errors, result, progress, unserved, limit keys, weights, reruns
 local expires, brief = KEYS[8], ARGV[2] == '1'
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked', 'held' }

@@ -1,7 +1,7 @@
 #!lua
 -- schedule_fire: enqueues the jobs of slots and advances their schedules, in one step. The jobs go to delayed and are due at once,
 -- so forward puts them where jobs with their limits and priorities belong.
--- KEYS schedules schedule_rows jobs delayed waiting active blocked held completed failed priorities limits weights keys unique unique_until meta wake running start_by end_by
+-- KEYS schedules schedule_rows jobs delayed waiting active blocked held completed failed priorities limits weights keys unique unique_until meta wake running start_by end_by reruns
 -- ARGV now; then groups: name, head of the row that was read, the new head and state if a job is enqueued, when it is due then
 --   (unix ms, '': never), the new head and state if none is, when it is due then, overlap ("skip": no job while an earlier one is
 --   unfinished; "queue_one": no job while an earlier one has not started; "allow"), number of earlier jobs, their ids, number of
@@ -11,7 +11,7 @@
 --   first, or the schedule was changed; nothing changed)
 -- It does not enqueue a job whose id is known: the ids of slots derive from the schedule and the slot.
 -- This script does not have allow-oom: at maxmemory no slot is lost, because no schedule advances.
-local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, completed, failed, priorities, limits, weights, keys, unique, unique_until, meta, wake, running, start_by, end_by = unpack(KEYS)
+local schedules, schedule_rows, jobs, delayed, waiting, active, blocked, held, completed, failed, priorities, limits, weights, keys, unique, unique_until, meta, wake, running, start_by, end_by, reruns = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local match = string.match
@@ -108,19 +108,29 @@ local function unstarted(id)
         or redis.call('ZSCORE', blocked, id)
 end
 
--- shared: in time
--- A job may have a time by which it must have started, and one by which it must have ended.
-local function set_times(id, times)
-    local from, to = string.match(times, '^(%S+) (%S+)$')
-    if from and from ~= '-' then redis.call('ZADD', start_by, from, id) end
-    if to and to ~= '-' then redis.call('ZADD', end_by, to, id) end
+-- shared: life of a job
+-- A job may have a time by which it must have started, one by which it must have ended, and an earlier job that it runs again. That
+-- one names its last 20 reruns. Returns true if the job has a time.
+local function set_life(id, words)
+    local from, to, earlier = string.match(words, '^(%S+) (%S+) ?(%S*)$')
+    if not from then return false end
+    if from ~= '-' then redis.call('ZADD', start_by, from, id) end
+    if to ~= '-' then redis.call('ZADD', end_by, to, id) end
+    if earlier ~= '' and redis.call('HEXISTS', jobs, earlier) == 1 then
+        local list = { id }
+        for other in string.gmatch(redis.call('HGET', reruns, earlier) or '', '%S+') do
+            if #list < 20 and other ~= id then list[#list + 1] = other end
+        end
+        redis.call('HSET', reruns, earlier, table.concat(list, ' '))
+    end
+    return from ~= '-' or to ~= '-'
 end
 -- end
 
 -- Returns false if another job holds the key of this one.
 local function enqueue(id, spec, options, uniqueness)
     if redis.call('HEXISTS', jobs, id) == 1 then return true end
-    local head, under, weight, times = match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
+    local head, under, weight, life = match(options, '^([^\v]*)\v?([^\v]*)\v?([^\v]*)\v?(.*)$')
     local priority, lifo, delay = match(head, '^(%S+) (%S+) (%d+)$')
     local mode, time, key = match(uniqueness, '^(%S+) (%d+) %S+ %S+ %S+ %S+ ([^\n]+)')
     if key then
@@ -132,10 +142,9 @@ local function enqueue(id, spec, options, uniqueness)
     if priority and (priority ~= '0' or lifo == '1') then
         redis.call('HSET', priorities, id, lifo == '1' and priority .. 'L' or priority)
     end
-    if under ~= '' or weight ~= '' or times ~= '' then
+    if set_life(id, life) or under ~= '' or weight ~= '' then
         if under ~= '' then redis.call('HSET', limits, id, under) end
         if weight ~= '' then redis.call('HSET', weights, id, weight) end
-        set_times(id, times)
         -- From now on claims come with the keys of limits.
         redis.call('HSET', meta, 'limited', 1)
     end

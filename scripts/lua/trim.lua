@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- trim: removes finished jobs beyond the retention, oldest first, one page per call.
--- KEYS completed failed expires start_by end_by unique unique_until keys jobs priorities attempts errors results progress logs unserved replaced limits weights
+-- KEYS completed failed expires start_by end_by unique unique_until keys jobs priorities attempts errors results progress logs unserved replaced limits weights reruns
 -- ARGV now, completed to keep, failed to keep, age to keep ms, page, young ms, young jobs to keep
 --   A caller may wait for the result of a job that has just finished, or repeat its enqueue. So a job stays for `young` ms
 --   after its end, or after its own retention. In each set this holds only for the newest `young` jobs.

@@ -486,6 +486,27 @@ def test_enqueue_at_a_time_and_with_an_id(jobq):
     assert "a time with an offset" in jobq("enqueue", "a", "--run-at", "2100-01-31").err
 
 
+def test_enqueue_with_times_by_which_it_must_start_and_end(jobq):
+    when = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    words = ("enqueue", "a", "--create", "--queue", "tasks", "--expires", "5m", "--deadline", when.isoformat())
+    job_id = jobq(*words).out.strip()
+    (row,) = jobq("show", job_id, "--json").json
+    assert (row["expires_at"], row["deadline_at"]) == (row["enqueued_at"] + 300_000, when.timestamp() * 1000)
+    assert {"expires", "deadline"} <= {line.split()[0] for line in jobq("show", job_id).out.splitlines() if line}
+    assert "'soon' is not a time; write 5s, 10m, 2h or 7d, or a moment" in jobq("enqueue", "a", "--expires", "soon").err
+
+
+def test_rerun_enqueues_a_new_job_and_links_both(jobq):
+    first = jobq("enqueue", "a", '{"n": 1}', "--create", "--queue", "tasks").out.strip()
+    second = jobq("rerun", first, "--payload", '{"n": 2}', "--priority", "3").out.strip()
+    (row,) = jobq("show", second, "--json").json
+    assert (row["payload"], row["priority"], row["rerun_of"]) == ({"n": 2}, 3, first.partition(":")[2])
+    assert jobq("rerun", first, "--json").json[0]["rerun_of"] == first
+    assert f"rerun of   {first}" in jobq("show", second).out
+    assert second in jobq("show", first).out
+    assert "nobody" in jobq("rerun", "tasks:nobody").err
+
+
 def test_queues_lists_the_types_that_are_published(jobq, tasks):
     assert "there are no types; workers and servers publish them" in jobq("queues", "--types").out
     jobq("enqueue", "echo", '{"word": "hi"}', "--queue", tasks)

@@ -370,7 +370,7 @@ def test_every_route_of_the_issue_is_in_the_table():
     wanted = """POST /jobs/enqueue, GET /jobs/{id}, GET /jobs, GET /jobs/stats, GET /jobs/failed/jobs, POST /jobs/pause,
         POST /jobs/resume, POST /jobs/{id}/kill, DELETE /jobs/{id}, POST /jobs/{id}/retry, GET /jobs/{id}/result,
         GET /jobs/{id}/logs, GET /jobs/{id}/why, GET /why, POST /jobs/{id}/promote, POST /jobs/{id}/priority,
-        POST /jobs/retry, DELETE /jobs,
+        POST /jobs/retry, DELETE /jobs, POST /jobs/{id}/rerun,
         GET /limits, GET /limits/{rule}, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
         POST /jobs/kill, POST /jobs/promote, POST /jobs/priority,
         GET /groups, GET /groups/{group}, PUT /groups/{group}, PATCH /groups/{group}, DELETE /groups/{group},

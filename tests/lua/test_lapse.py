@@ -250,6 +250,16 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             [],
         ),
         Case(
+            "a rerun is listed with the earlier job, and makes no queue with limits",
+            jobs("old") | {"meta": {"fifo": "1"}, "reruns": {"old": " ".join(f"j{n}" for n in range(20))}},
+            lambda store: store.enqueue(["a", "A", "0 0 0\v\v\v- - old", "b", "B", "0 0 0\v\v\v- - gone"]),
+            jobs("old", "a", "b") | {
+                "waiting": {"a": place(2), "b": place(3)}, "meta": {"fifo": "3"},
+                "reruns": {"old": " ".join(["a", *(f"j{n}" for n in range(19))])},
+            } | WAKE,
+            [],
+        ),
+        Case(
             "so does one with a key",
             {"meta": {"fifo": "1"}},
             lambda store: store.enqueue_unique(["a", "A", "0 0 0\v\v\v1500 1700", "unfinished 0 return -1 -1 1 k"]),

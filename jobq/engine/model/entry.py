@@ -15,6 +15,8 @@ from jobq.engine.model.unique import key_of, mode_of
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobq.engine.model.ids import IdMaker
     from jobq.engine.model.job import NewJob, Options
 
@@ -40,6 +42,9 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     first_delay = options.delay
     if unique is not None and not first_delay and options.run_at is None:
         first_delay = unique.delay or 0
+    run_at = options.run_at
+    if new.offset:
+        first_delay, run_at = _put_off(new, first_delay)
     if new.id is None:
         job_id = ids.new(now)
         at = 0 if ids.ms == now else now  # The id contains the time, which saves 19 bytes in every row.
@@ -56,26 +61,27 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         options.lifo,
         key,
         options.retention,
-        options.run_at,
+        run_at,
         options.slots,
         None,
         None,
+        new.rerun_of,
         new.payload,
         options.metadata,
         new.schedule,
     )
-    times = ""
-    if options.expires or options.deadline or options.expires_at or options.deadline_at:
-        spec, times = _in_time(spec, options, now)
+    life = ""
+    if options.expires or options.deadline or options.expires_at or options.deadline_at or new.rerun_of:
+        spec, life = _with_life(spec, options, now)
     try:
         encoded = _encode(spec)
     except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidJob(f"the job cannot be encoded as JSON: {error}") from None
     delay: int | str = first_delay
-    if options.run_at is not None:
-        if options.run_at - now > DELAY_MAX_MS:
+    if run_at is not None:
+        if run_at - now > DELAY_MAX_MS:
             raise InvalidJob("run_at is more than ten years ahead")
-        delay = f"={options.run_at}"
+        delay = f"={run_at}"
     words = uniqueness = ""
     fingerprint = "-"
     keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else []
@@ -89,29 +95,61 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     if costs or options.costs_by:
         costs = costs_of(costs, options.costs_by, new.payload)
     weight = weight_row(options.slots, costs) if costs or options.slots != 1 else ""
-    if options.priority or options.lifo or delay or keys or weight or times:
+    if options.priority or options.lifo or delay or keys or weight or life:
         words = f"{options.priority} {int(options.lifo)} {delay}"
-        if keys or weight or times:
-            words = "\v".join((words, "\n".join(keys), weight, times)).rstrip("\v")
+        if keys or weight or life:
+            words = "\v".join((words, "\n".join(keys), weight, life)).rstrip("\v")
     if key is not None or new.idempotency_key is not None:
         # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
         uniqueness = "" if key is None else f"{_rule_of(options)} {len(_encode(new.type)) + 8} k:{key}"
         if new.idempotency_key is not None:
-            # Two requests are the same if everything but the time is equal.
-            within = f"{options.expires} {options.expires_at} {options.deadline} {options.deadline_at}" if times else ""
-            words_of = "\n".join((*(keys or ()), uniqueness, weight, within))
-            same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None)) + words_of.encode()
-            fingerprint = hashlib.blake2b(same, digest_size=9).hexdigest()
+            fingerprint = _fingerprint(spec, options, keys, uniqueness, weight)
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
     return job_id, encoded, words, fingerprint, uniqueness
 
 
-def _in_time(spec: Spec, options: Options, now: int) -> tuple[Spec, str]:
-    """The spec of a job with a time by which it must start or end, and these times in the form of enqueue.lua."""
+def _fingerprint(spec: Spec, options: Options, keys: list[str], uniqueness: str, weight: str) -> str:
+    """Two requests are the same if everything but the time is equal."""
+    within = (options.expires, options.expires_at, options.deadline, options.deadline_at)
+    words = "\n".join((*keys, uniqueness, weight, *(str(time) for time in within if time is not None)))
+    same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None)) + words.encode()
+    return hashlib.blake2b(same, digest_size=9).hexdigest()
+
+
+def spread_out(news: Sequence[NewJob], ms: int) -> list[NewJob]:
+    """The jobs, with due times that are spread evenly over ``ms``, in order. The first one is not put off."""
+    return [msgspec.structs.replace(new, offset=ms * place // len(news)) for place, new in enumerate(news)]
+
+
+def _put_off(new: NewJob, delay: int) -> tuple[int, int | None]:
+    """The delay and the point in time of a job in a bulk that is spread over a time.
+
+    :raises InvalidJob: it would be too late then.
+    """
+    options = new.options
+    for name in ("expires", "deadline"):
+        within = getattr(options, name)
+        if within is not None and delay + new.offset >= within:
+            raise InvalidJob(
+                f"{name} is {within / 1000:g} s and the spread puts a job off by {new.offset / 1000:g} s, so it could"
+                f" never start: {name} counts from the enqueue"
+            )
+    if options.run_at is not None:
+        return delay, options.run_at + new.offset
+    if delay + new.offset > DELAY_MAX_MS:
+        raise InvalidJob("the delay and the spread put the job off by more than ten years")
+    return delay + new.offset, None
+
+
+def _with_life(spec: Spec, options: Options, now: int) -> tuple[Spec, str]:
+    """The spec of a job with a time by which it must start or end, or of a rerun; and the same in the form of
+    enqueue.lua."""
     start_by = options.expires_at if options.expires is None else now + options.expires
     end_by = options.deadline_at if options.deadline is None else now + options.deadline
     words = f"{'-' if start_by is None else start_by} {'-' if end_by is None else end_by}"
+    if spec.rerun_of is not None:
+        words += f" {spec.rerun_of}"
     return msgspec.structs.replace(spec, expires_at=start_by, deadline_at=end_by), words
 
 

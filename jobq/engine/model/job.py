@@ -124,6 +124,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     slots: int = 1
     expires_at: int | None = None
     deadline_at: int | None = None
+    rerun_of: str | None = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] | None = None
     schedule: Scheduled | None = None
@@ -267,7 +268,8 @@ class NewJob(msgspec.Struct, frozen=True):
     24 hours, another enqueue with this key returns this job, whatever becomes of it. A different job with the key is an
     ``IdempotencyConflict``. ``idempotency_scope``: the owner of the key. Equal keys in two scopes are two keys.
     ``given``: names of the options that were given. The others get the published defaults of the type. None: all
-    options count as given. ``schedule``: the schedule that enqueues it.
+    options count as given. ``schedule``: the schedule that enqueues it. ``offset``: ms by which the spread of
+    its bulk puts it off, besides its delay. ``rerun_of``: the job that it runs again.
     """
 
     type: str
@@ -278,6 +280,8 @@ class NewJob(msgspec.Struct, frozen=True):
     idempotency_scope: tuple[str, ...] = ()
     given: tuple[str, ...] | None = None
     schedule: Scheduled | None = None
+    offset: int = 0
+    rerun_of: str | None = None
 
     __repr__ = readable
 

@@ -71,7 +71,7 @@ class _Columns:
     """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
 
     def __init__(self, row: list[Any]) -> None:
-        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits, weights = row
+        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits, weights, reruns = row
         bad = Unreadable()
         self.unreadable = bad.found
         self.state = state = State(state.decode())
@@ -85,6 +85,7 @@ class _Columns:
         group = as_text(limits).partition("\n")[0] if limits else ""
         self.group = group[1:] if group[:1] == "@" else None
         self.costs = read_costs(weights)
+        self.reruns = as_text(reruns).split(" ") if reruns else []
         self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
@@ -148,6 +149,8 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         costs=of.costs,
         expires_at=spec.expires_at,
         deadline_at=spec.deadline_at,
+        rerun_of=spec.rerun_of,
+        reruns=of.reruns,
         unreadable=of.unreadable,
     )
 

@@ -24,6 +24,7 @@ class JobRow(msgspec.Struct, frozen=True):
     ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``schedule``: the schedule that enqueued it, and the slot.
     ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended.
+    ``rerun_of``: the job that it runs again. ``reruns``: the last jobs that run it again, newest first.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
     values.
     """
@@ -63,6 +64,8 @@ class JobRow(msgspec.Struct, frozen=True):
     costs: dict[str, int] = {}
     expires_at: int | None = None
     deadline_at: int | None = None
+    rerun_of: str | None = None
+    reruns: list[str] = []
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 import msgspec
 
 from jobq.engine.model.encoding import check_sound, encode
-from jobq.engine.model.entry import encode_entry
+from jobq.engine.model.entry import encode_entry, spread_out
 from jobq.engine.model.groups import check_group_name
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_type, merge
+from jobq.engine.model.times import option_ms
 from jobq.engine.model.unique import bind, check_key, job_key
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
@@ -25,6 +26,7 @@ from jobq.errors import InvalidJob, JobIdTaken, PayloadTooLarge, UnknownType
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
+    from jobq.engine.model.job import Seconds
     from jobq.engine.queue.sync import SyncQueue
 
 
@@ -154,9 +156,16 @@ class Producing(Registry, Verbs):
         )
 
     async def submit_many(
-        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
+        self,
+        news: Iterable[NewJob],
+        *,
+        durability: Durability | None = None,
+        checked: bool = False,
+        spread: Seconds | None = None,
     ) -> list[Accepted]:
         """Check all jobs, then enqueue all, hundreds a trip. ``durability`` and ``checked``: as for ``submit``.
+
+        ``spread``: their due times are spread evenly over this time, in order. It adds to the delay of each job.
 
         :raises InvalidJob: a job does not fit. No job was written.
         :raises IdempotencyConflict: a key was used for another job. The others are written (as with ``JobIdTaken``,
@@ -164,14 +173,19 @@ class Producing(Registry, Verbs):
         :raises StoreError: some of the jobs may be written.
         """
         accepted: list[Accepted] = []
-        for answer in await self.submit_each(news, durability=durability, checked=checked):
+        for answer in await self.submit_each(news, durability=durability, checked=checked, spread=spread):
             if not isinstance(answer, Accepted):
                 raise answer
             accepted.append(answer)
         return accepted
 
     async def submit_each(
-        self, news: Iterable[NewJob], *, durability: Durability | None = None, checked: bool = False
+        self,
+        news: Iterable[NewJob],
+        *,
+        durability: Durability | None = None,
+        checked: bool = False,
+        spread: Seconds | None = None,
     ) -> list[Accepted | InvalidJob]:
         """As ``submit_many``, but the refusal of a job is returned in its place.
 
@@ -181,6 +195,8 @@ class Producing(Registry, Verbs):
         session = self._sessions.here
         producer = session.producer_for(durability)
         news = given = list(news)
+        if spread is not None:
+            news = given = spread_out(news, option_ms("spread", spread))
         if not self.tasks and any(new.given is not None for new in news):
             news = await session.defaults.complete(news)
         if not checked or news is not given:
@@ -208,10 +224,15 @@ class Producing(Registry, Verbs):
         return self._handle(accepted, returns)
 
     async def send_many(
-        self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
+        self,
+        news: Iterable[NewJob],
+        returns: Any = Any,
+        *,
+        durability: Durability | None = None,
+        spread: Seconds | None = None,
     ) -> list[Job[Any]]:
         """As ``submit_many``. Returns handles."""
-        accepted = await self.submit_many(news, durability=durability)
+        accepted = await self.submit_many(news, durability=durability, spread=spread)
         return [self._handle(one, returns) for one in accepted]
 
     def _handle(self, one: Accepted, returns: Any = Any) -> Job[Any]:
@@ -276,9 +297,9 @@ class Producing(Registry, Verbs):
         return self._handle(accepted)
 
     def enqueue_many(
-        self, jobs: Iterable[NewJob], *, durability: Durability | None = None
+        self, jobs: Iterable[NewJob], *, durability: Durability | None = None, spread: Seconds | None = None
     ) -> Coroutine[Any, Any, list[Job[Any]]]:
-        """Enqueue many jobs made by ``queue.new``. ``durability``: as for ``submit``.
+        """Enqueue many jobs made by ``queue.new``. ``durability`` and ``spread``: as for ``submit_many``.
 
         :raises InvalidJob: a job does not fit. No job was written.
         :raises RuntimeError: no event loop runs in this thread.
@@ -287,8 +308,10 @@ class Producing(Registry, Verbs):
             asyncio.get_running_loop()
         except RuntimeError:
             raise no_loop("queue.enqueue_many", "queue.sync().enqueue_many(...)") from None
-        return self._enqueue_many(jobs, durability)
+        return self._enqueue_many(jobs, durability, spread)
 
     @warns_unless_awaited("queue.enqueue_many", "queue.sync().enqueue_many(...)")
-    async def _enqueue_many(self, jobs: Iterable[NewJob], durability: Durability | None) -> list[Job[Any]]:
-        return await self.send_many(jobs, durability=durability)
+    async def _enqueue_many(
+        self, jobs: Iterable[NewJob], durability: Durability | None, spread: Seconds | None
+    ) -> list[Job[Any]]:
+        return await self.send_many(jobs, durability=durability, spread=spread)

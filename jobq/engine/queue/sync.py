@@ -16,7 +16,7 @@ from jobq.engine.queue.why import WhyVerbs
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from jobq.engine.model.job import Durability, NewJob
+    from jobq.engine.model.job import Durability, NewJob, Seconds
     from jobq.engine.model.options import Given
     from jobq.engine.task.handle import Job
 
@@ -29,7 +29,9 @@ class AsyncQueue(Openable, Protocol):
 
     def new(self, type: str, payload: Any = None, *, id: str | None = None, **given: Unpack[Given]) -> NewJob: ...
     async def send(self, new: NewJob, *, durability: Durability | None = None) -> Job[Any]: ...
-    async def send_many(self, news: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]: ...
+    async def send_many(
+        self, news: Iterable[NewJob], *, durability: Durability | None = None, spread: Seconds | None = None
+    ) -> list[Job[Any]]: ...
 
 
 def _waiting(
@@ -87,13 +89,15 @@ class SyncQueue:
             "queue.sync().enqueue()", "queue.enqueue(...)", lambda: self.queue.send(new, durability=durability)
         )
 
-    def enqueue_many(self, jobs: Iterable[NewJob], *, durability: Durability | None = None) -> list[Job[Any]]:
+    def enqueue_many(
+        self, jobs: Iterable[NewJob], *, durability: Durability | None = None, spread: Seconds | None = None
+    ) -> list[Job[Any]]:
         """As ``Queue.enqueue_many``."""
         news = list(jobs)  # Read it in this thread: a generator may itself wait for something of this queue.
         return self.call(
             "queue.sync().enqueue_many()",
             "queue.enqueue_many(...)",
-            lambda: self.queue.send_many(news, durability=durability),
+            lambda: self.queue.send_many(news, durability=durability, spread=spread),
         )
 
     get = _waiting(Verbs.get)

@@ -36,6 +36,7 @@ COLUMNS: Final[dict[str, str]] = {
     "expires": "zset: finished id -> removal, unix ms; only jobs with a retention of their own",
     "start_by": "zset: id -> by when it must have started, unix ms; negative once it ran when that time came",
     "end_by": "zset: id -> by when it must have ended, unix ms; negative once it ran when that time came",
+    "reruns": "hash: id -> the last jobs that were enqueued to run it again, newest first",
     "limits": "hash: id -> '@group' if it has one, then limit keys, one a line; a key is 'rule' or 'rule:value'",
     "weights": "hash: id -> its slots, then lines 'unit cost' with the real cost of the run; if it has any",
     "held_by": "zset: 'line NUL place NUL id' of held jobs, scores 0; a line is the row in limits",

@@ -47,7 +47,12 @@ class Sender(Protocol):
         ...
 
     async def send_many(
-        self, news: Iterable[NewJob], returns: Any = Any, *, durability: Durability | None = None
+        self,
+        news: Iterable[NewJob],
+        returns: Any = Any,
+        *,
+        durability: Durability | None = None,
+        spread: Seconds | None = None,
     ) -> list[Job[Any]]:
         """Enqueue many jobs."""
         ...

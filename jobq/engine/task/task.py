@@ -24,6 +24,7 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    from jobq.engine.model.job import Seconds
     from jobq.engine.model.policy import RetryPolicy
     from jobq.engine.task.events import EventName
     from jobq.engine.task.handle import Sender
@@ -173,16 +174,20 @@ class Task(Generic[P, R]):
         """
         return job_key(self.new(args, kwargs, self.defaults))
 
-    def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
+    def enqueue_many(
+        self, jobs: Iterable[dict[str, Any]], *, spread: Seconds | None = None
+    ) -> Coroutine[Any, Any, list[Job[R]]]:
         """Enqueue one job per dict of arguments, hundreds per trip.
+
+        ``spread``: their due times are spread evenly over this time, in order. It adds to the delay of each job.
 
         :raises InvalidJob: a dict does not fit the signature. No job was enqueued.
         """
-        return Bound(self, self.defaults).enqueue_many(jobs)
+        return Bound(self, self.defaults).enqueue_many(jobs, spread=spread)
 
-    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]], *, spread: Seconds | None = None) -> list[Job[R]]:
         """As ``enqueue_many``, for synchronous code."""
-        return Bound(self, self.defaults).enqueue_many_sync(jobs)
+        return Bound(self, self.defaults).enqueue_many_sync(jobs, spread=spread)
 
 
 def _kind(fn: Any, isolate: Any) -> Kind:
@@ -239,25 +244,28 @@ class Bound(Generic[P, R]):
         send = functools.partial(task.queue.send, new, task.signature.returns, durability=durability)
         return task.queue.sync().call("task.enqueue_sync()", "task.enqueue(...)", send)
 
-    def enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> Coroutine[Any, Any, list[Job[R]]]:
+    def enqueue_many(
+        self, jobs: Iterable[dict[str, Any]], *, spread: Seconds | None = None
+    ) -> Coroutine[Any, Any, list[Job[R]]]:
         """As ``Task.enqueue_many``."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             raise no_loop("enqueue_many", "enqueue_many_sync(...)") from None
-        return self._enqueue_many(jobs)
+        return self._enqueue_many(jobs, spread)
 
     @warns_unless_awaited("enqueue_many", "enqueue_many_sync(...)")
-    async def _enqueue_many(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+    async def _enqueue_many(self, jobs: Iterable[dict[str, Any]], spread: Seconds | None) -> list[Job[R]]:
         task = self._task
         news = self._news(jobs)
-        return await task.queue.send_many(news, task.signature.returns, durability=self._durability)
+        return await task.queue.send_many(news, task.signature.returns, durability=self._durability, spread=spread)
 
-    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]]) -> list[Job[R]]:
+    def enqueue_many_sync(self, jobs: Iterable[dict[str, Any]], *, spread: Seconds | None = None) -> list[Job[R]]:
         """As ``Task.enqueue_many_sync``."""
         task, durability = self._task, self._durability
         news = self._news(jobs)
-        send = functools.partial(task.queue.send_many, news, task.signature.returns, durability=durability)
+        returns = task.signature.returns
+        send = functools.partial(task.queue.send_many, news, returns, durability=durability, spread=spread)
         return task.queue.sync().call("task.enqueue_many_sync()", "task.enqueue_many(...)", send)
 
     def _news(self, jobs: Iterable[dict[str, Any]]) -> list[NewJob]:

@@ -1,5 +1,5 @@
 // The actions of the buttons. Each asks for a confirmation first.
-import { $, el, plural, toast, visible } from "./parts.js";
+import { $, el, plural, pretty, toast, visible } from "./parts.js";
 import { api, hrefOf, jobPath, may, of, page, tell } from "./state.js";
 
 export function verbs(row) {
@@ -10,6 +10,13 @@ export function verbs(row) {
   const ended = state === "failed" || state === "completed", startable = ["waiting", "delayed", "held"].includes(state);
   return [
     ended && button("write", state === "failed" ? "Retry" : "Run again", "It goes back to waiting with fresh attempts.", post("retry", "It is waiting again.")),
+    button("write", "Run as new job", "A new job with its options is enqueued. Its payload may be changed here.", async (text) => {
+      try { JSON.parse(text); } catch { throw new Error("The payload is not JSON."); }
+      // The text is sent as it is written, because a double cannot hold every number.
+      const { id: rerun } = await api(jobPath(id, "/rerun"), { method: "POST", text: `{"payload": ${text}}` });
+      toast("A new job was enqueued.");
+      location.hash = `#/job/${encodeURIComponent(rerun)}`;
+    }, { text: pretty(row.payload) }),
     state === "delayed" && button("write", "Run now", "It goes to waiting at once.", post("promote", "It is waiting.")),
     startable && button("write", "Priority", "It keeps its place among those of the same priority.", (value) => post("priority", `Its priority is ${value}.`, { priority: value })(), { number: row.priority }),
     !ended && button("write", "Kill", state === "active" ? "Its handler is stopped, and it goes to failed." : "It goes to failed without having run.", post("kill", "It is killed."), { danger: true }),
@@ -21,7 +28,7 @@ export function verbs(row) {
   ].filter(Boolean);
 }
 
-export function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, step = 1, danger = false } = {}) {
+export function ask(name, words, act, { number = null, unit = "Priority, lower runs first", least = -1024, most = 1023, step = 1, text = null, danger = false } = {}) {
   $("asked").textContent = `${name}?`;
   $("said").textContent = visible(words);
   $("yes").textContent = name;
@@ -30,13 +37,15 @@ export function ask(name, words, act, { number = null, unit = "Priority, lower r
   [$("value").min, $("value").max, $("value").step] = [least, most, step];
   $("value").disabled = number === null;
   $("value").value = number ?? 0;
+  $("words").hidden = text === null;
+  $("text").value = text ?? "";
   const dialog = $("dialog");
   dialog.returnValue = "";
   $("no").onclick = () => dialog.close("");
   dialog.onclose = async () => {
     if (dialog.returnValue !== "yes") return;
     try {
-      await act(Number($("value").value));
+      await act(text === null ? Number($("value").value) : $("text").value);
       tell("changed");
     } catch (error) {
       tell("failed", error);
@@ -44,7 +53,7 @@ export function ask(name, words, act, { number = null, unit = "Priority, lower r
   };
   dialog.showModal();
   // Enter confirms, except for actions that cannot be undone.
-  (number !== null ? $("value") : danger ? $("no") : $("yes")).focus();
+  (number !== null ? $("value") : text !== null ? $("text") : danger ? $("no") : $("yes")).focus();
 }
 
 export const pause = () => ask("Pause", `No worker takes another job of "${page.route.queue}", on any machine, until it is resumed. Running jobs go on.`, set("pause", "The queue is paused."));

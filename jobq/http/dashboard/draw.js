@@ -152,6 +152,8 @@ export function drawList(turned = false) {
 
 // -- a job ----------------------------------------------------------------------------------------------------------
 
+const linked = (id) => el("a", { href: `#/job/${encodeURIComponent(id)}`, class: "id" }, id.split(":").at(-1));
+
 export function drawJob() {
   const { job } = page;
   if (!job) return;
@@ -168,6 +170,7 @@ export function drawJob() {
     ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)], ["must start by", both(row.expires_at)], ["must end by", both(row.deadline_at)],
     ["order", row.lifo ? "before the others of its priority" : null], ["slots", row.slots > 1 ? row.slots : null], ["costs", Object.entries(row.costs ?? {}).map(([unit, n]) => `${count(n)} ${unit}`).join(", ")], ["key", row.key],
     ["backoff", row.backoff?.delays ? row.backoff.delays.map(span).join(", ") : row.backoff && `${row.backoff.type ?? "exponential"}, ${span(row.backoff.delay ?? 1000)}`],
+    ["runs again", row.rerun_of && linked(row.rerun_of)], ["run again as", row.reruns?.length ? row.reruns.flatMap((id) => [linked(id), " "]) : null],
     ["kept", row.retention == null ? null : `${span(row.retention)} after its end`],
     ["progress", row.progress == null ? null : progress ? [el("progress", { value: row.progress, max: 100, "aria-label": "progress" }), ` ${row.progress} %`] : pretty(row.progress)],
   ].filter(([, value]) => value != null && value !== "");

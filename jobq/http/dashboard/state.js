@@ -30,9 +30,9 @@ export const hear = (what, act) => told.addEventListener(what, (event) => act(ev
 
 export class Refused extends Error {}
 
-export async function api(path, { method = "GET", body, exact = false } = {}) {
+export async function api(path, { method = "GET", body, text = body === undefined ? undefined : JSON.stringify(body), exact = false } = {}) {
   const options = { method, credentials: "same-origin", cache: "no-store" };
-  if (body !== undefined) Object.assign(options, { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+  if (text !== undefined) Object.assign(options, { body: text, headers: { "Content-Type": "application/json" } });
   const response = await fetch(path, options);
   const date = Date.parse(response.headers.get("Date"));
   if (date && Math.abs(date - Date.now() - now.skew) > 2000) now.skew = date - Date.now();

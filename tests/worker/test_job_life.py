@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 import isolated
 import pytest
 
-from jobq import Context, InvalidJob, JobExpired, JobFailed, Queue, RateLimited, Snooze, State, Unique, inject
+from jobq import (
+    Concurrency,
+    Context,
+    InvalidJob,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    KeyTaken,
+    Queue,
+    RateLimited,
+    Snooze,
+    State,
+    Unique,
+    inject,
+)
 from jobq.engine.queue.late import end_late
 from jobq.testing import FakeContext
 
@@ -306,3 +320,87 @@ async def test_a_repeated_enqueue_with_its_own_id_is_the_same_job(slow_queue: Qu
 
 def test_the_context_of_a_test_has_no_deadline():
     assert FakeContext().deadline is None
+
+
+async def test_a_bulk_is_spread_evenly_and_in_order(slow_queue: Queue, clock: Clock):
+    queue = slow_queue
+
+    @queue.task
+    async def send(n: int) -> None: ...
+
+    jobs = await send.enqueue_many([{"n": n} for n in range(4)], spread="20s")
+    rows = [await job.row() for job in jobs]
+    assert [row.run_at and row.run_at - clock.now for row in rows] == [None, 5000, 10_000, 15_000]
+    assert [row.state for row in rows] == [State.WAITING] + [State.DELAYED] * 3
+    jobs = await send.options(delay=60, expires=80).enqueue_many([{"n": 0}, {"n": 1}], spread=20)
+    assert [row.run_at and row.run_at - clock.now for row in [await job.row() for job in jobs]] == [60_000, 70_000]
+    at = datetime.fromtimestamp(clock.now / 1000 + 100, UTC)
+    jobs = await send.options(run_at=at).enqueue_many([{"n": 0}, {"n": 1}], spread=20)
+    assert [row.run_at and row.run_at - clock.now for row in [await job.row() for job in jobs]] == [100_000, 110_000]
+    news = [queue.new("send", {"n": n}, expires=10) for n in range(2)]
+    with pytest.raises(InvalidJob, match="expires is 10 s and the spread puts a job off by 10 s, so it could never"):
+        await queue.enqueue_many(news, spread=20)
+    with pytest.raises(InvalidJob, match="spread: 'slow' is not a time"):
+        await queue.enqueue_many(news, spread="slow")
+    assert await queue.enqueue_many([], spread=20) == []
+
+
+async def test_a_spread_bulk_that_is_sent_again_is_the_same_jobs(slow_queue: Queue, clock: Clock):
+    queue = slow_queue
+    news = [queue.new("later", id=f"j{n}", delay=30) for n in range(2)]
+    first = await queue.submit_many(news, spread=20)
+    assert await queue.submit_many(news, spread=20) == first, "the same jobs again"
+    row = await queue.get("j1")
+    assert (row.run_at, row.delay) == (clock.now + 40_000, 40_000)
+
+
+async def test_a_rerun_runs_the_job_again_as_a_new_one(queue: Queue, start):
+    seen: list[Any] = []
+
+    @queue.task(attempts=7, limits=[Concurrency(1, by="tenant")], expires=60)
+    async def send(n: int, tenant: str = "a") -> int:
+        seen.append(n)
+        return n
+
+    await start()
+    first = await send.options(priority=4, backoff=[5], timeout=30, retention=60, lifo=True).enqueue(1, tenant="b")
+    assert await first.result(5) == 1
+    second = await queue.rerun(first.id, {"n": 2, "tenant": "b"})
+    third = await queue.rerun(first.id, attempts=2)
+    assert [await job.result(5) for job in (second, third)] == [2, 1]
+    old, new, other = await first.row(), await second.row(), await third.row()
+    assert (new.rerun_of, old.reruns) == (first.id, [third.id, second.id])
+    for name in ("priority", "attempts", "backoff", "timeout", "retention", "lifo", "limits"):
+        assert getattr(new, name) == getattr(old, name), name
+    assert (other.attempts, new.expires_at) == (2, None), "times are those of the first enqueue, and are not kept"
+    with pytest.raises(InvalidJob, match="wrong"):
+        await queue.rerun(first.id, {"wrong": 1})
+    with pytest.raises(JobNotFound):
+        await queue.rerun("nobody")
+
+
+async def test_a_rerun_keeps_its_breaker_and_needs_its_key(slow_queue: Queue):
+    queue = slow_queue
+    await queue.store.do(queue.store.enqueue(["a", b'{"type":"t","at":1}', "0 0 0\v!t\nr"]))
+    await queue.set_limit("r", concurrency=5)
+    again = await queue.rerun("a")
+    assert await queue.store.command(b"HGET", queue.store.keys["limits"], again.id) == b"!t\nr"
+    first = await queue.enqueue("later", unique=Unique(key="k"))
+    with pytest.raises(KeyTaken) as taken:
+        await queue.rerun(first.id)
+    assert taken.value.job_id == first.id
+    assert not (await queue.rerun(first.id, key=None)).duplicate
+    assert not (await queue.rerun(first.id, key="other")).duplicate
+
+
+async def test_a_queue_with_reruns_only_is_no_queue_with_limits(slow_queue: Queue):
+    first = await slow_queue.enqueue("later")
+    await slow_queue.rerun(first.id)
+    assert await slow_queue.store.command(b"HGET", slow_queue.store.keys["meta"], b"limited") is None
+
+
+async def test_a_job_names_its_last_twenty_reruns(slow_queue: Queue):
+    first = await slow_queue.enqueue("later")
+    ids = [(await slow_queue.rerun(first.id)).id for _ in range(22)]
+    assert (await first.row()).reruns == ids[:1:-1]
+    assert (await slow_queue.get(ids[-1])).rerun_of == first.id
