@@ -249,9 +249,12 @@ async def verbs(queue: Queue, clock: Clock) -> None:
         await queue.remove(job_id)
     for job_id in waiting[200:300]:
         await queue.retry(job_id)
+    for job_id in [*waiting[-50:], *delayed[-50:]]:
+        await queue.why(job_id)
+    await queue.why()
     await queue.stats()
     await queue.workers()
-    clock.say("1100 single verbs")
+    clock.say("1200 single verbs")
     for durability in range(20):
         await queue.enqueue("work", key=f"key-{durability}", delay=60)
     claimed = await queue.store.do(queue.store.claim(CLAIM_MAX, 1000, "w", "w:0", 1, repeated=False))

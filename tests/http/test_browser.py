@@ -342,3 +342,24 @@ async def test_under_a_prefix_of_an_asgi_application(connection: Connection, unt
         assert (await queue.get(job.id)).state == "failed"
         cookies = await page.context.cookies()
         assert [cookie.get("path") for cookie in cookies] == ["/ops/jobq"]
+
+
+async def test_the_reasons_of_the_server_are_shown_for_a_job_and_for_a_queue(connection: Connection):
+    queue = Queue("main", connection)
+
+    @queue.task(limits=[Concurrency(5, by="tenant", name="tenant")])
+    async def send(tenant: str) -> None: ...
+
+    producer = Queue("main", connection)
+    async with producer, working(queue, grace=0.1, lease=3), browsing(producer) as page:
+        await producer.close_limit("tenant:acme", 3600)
+        job = await send.enqueue(tenant="acme")
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        why = page.locator("#why")
+        await expect(why).to_contain_text('The key "tenant:acme" is closed and opens in')
+        await expect(why).to_contain_text("It starts in about")
+        await producer.pause()
+        await page.goto("/dashboard#/q/main/held")
+        await expect(page.locator("#notes")).to_contain_text("The queue is paused: no worker takes a job")
+        # The worker notices the pause when its wait for a job ends, and says so with its next heartbeat.
+        await expect(page.locator("#workers")).to_contain_text("last claim: queue paused", timeout=25_000)
