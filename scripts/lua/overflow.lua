@@ -292,7 +292,6 @@ local function finish(id, type, message)
             redis.call('ZADD', openings, '-inf', key)
         end
     end
-    redis.call('ZREM', undecided, id)
     add_error(id, format('{"attempt":0,"at":%.0f,"type":"%s","message":"%s"}', now, type, message))
     redis.call('ZADD', failed, now, id)
     local retention = match(redis.call('HGET', jobs, id) or '', ',"retention":(%d+)')

@@ -12,6 +12,8 @@ from table import plain
 if TYPE_CHECKING:
     from table import Bench
 
+    from tests.conftest import Until
+
 
 class World:
     """A queue with one rule per test, seen from outside."""
@@ -358,7 +360,9 @@ async def test_the_job_that_ends_wakes_the_one_that_waits_for_its_key(world: Wor
     await world.bench.do(store.enqueue_unique(["r2", *words[1:]]))
     assert set((await world.state())["blocked"]) == {"r2"}
     assert await world.add("x", "r") == "killed_running"
-    assert set((await world.state())["delayed"]) == {"r2"}
+    state = await world.state()
+    assert set(state["delayed"]) == {"r2"}
+    assert "blocked" not in state
 
 
 async def test_the_own_retention_and_the_event_of_a_dropped_job(world: World):
@@ -414,3 +418,76 @@ async def test_random_moves_never_pass_the_limit_and_every_job_ends(world: World
     state = await world.state()
     assert set(state.get("completed", {})) | set(state.get("failed", {})) == enqueued
     assert not {"seats", "undecided", "held", "held_by", "admitted", "waiting", "delayed"} & set(state)
+
+
+async def test_what_a_killed_job_took_is_free_for_others(world: World):
+    await world.rule("k", "3 kill_running")
+    await world.rule("other", "1")
+    await world.add("a", "k", "other", slots=3)
+    assert await world.trip() == ["a"]
+    assert not await world.enqueue("w", "other")
+    assert await world.trip() == []
+    assert await world.enqueue("c", "k")
+    await world.bench.admin.command(b"DEL", world.bench.store.keys["wake"])
+    assert await world.decide("c") == ["killed_running"]
+    state = await world.state()
+    assert "admitted" not in state
+    assert state["wake"] == {"t": 0}
+    assert state["requests"] == {"over:c": 1000}
+    assert sorted(await world.trip()) == ["c", "w"]
+
+
+async def test_a_replaced_job_gives_its_token_back(world: World):
+    await world.rule("r", "- 10/1000/1 replace_oldest")
+    await world.add("a", "r")
+    await world.bench.store.do(world.bench.store.admit(5, 50, 1))
+    assert (await world.state())["unspent"] == {"r\0a": 0}
+    assert await world.add("b", "r") == "replaced_oldest"
+    assert "unspent" not in await world.state()
+
+
+async def test_all_seats_of_a_job_with_several_slots_go_with_it(world: World):
+    await world.rule("r", "3 replace_oldest")
+    await world.add("large", "r", slots=3)
+    assert await world.add("x", "r") == "replaced_oldest"
+    assert (await world.state())["seats"] == {"r\0x": 0}
+    await world.rule("d", "3 drop")
+    await world.add("a", "d", slots=2)
+    await world.bench.store.do(world.bench.store.kill(["a"], b"{}"))
+    assert await world.add("b", "d", slots=3) == ""
+    assert {member for member in (await world.state())["seats"] if member.startswith("d")} == {
+        "d\0b", "d\0b\0002", "d\0b\0003",
+    }  # fmt: skip
+
+
+async def test_small_jobs_that_wait_behind_a_replaced_one_start(world: World):
+    await world.rule("k", "2 replace_oldest")
+    await world.rule("other", "2")
+    await world.enqueue("r", "other")
+    assert await world.trip() == ["r"]
+    await world.add("big", "k", "other", slots=2)
+    await world.enqueue("small", "other")
+    assert await world.trip() == [], "big has its turn first"
+    assert await world.add("n", "k") == "replaced_oldest"
+    # The first trip finds that the line of big is empty, and the second one looks behind it.
+    assert sorted(await world.trip() + await world.trip()) == ["n", "small"]
+
+
+async def test_the_clock_was_set_back_while_a_key_owes_tokens(world: World):
+    await world.rule("r", "- 10/1000/100/tokens drop")
+    await world.add("a", "r", cost="tokens 60")
+    assert await world.trip() == ["a"]
+    world.bench.now = 500
+    await world.add("b", "r", cost="tokens 1")
+    state = await world.state()
+    assert state["spent"] == {"r\x001": 6500}
+    assert state["debts"]["r\x001"].split(" ")[0] == "500"
+
+
+async def test_the_worker_of_a_killed_job_is_told(world: World, heard: list[bytes], until: Until):
+    await world.rule("r", "1 kill_running")
+    await world.add("a", "r")
+    await world.trip()
+    await world.add("b", "r")
+    await until(lambda: heard, "the message")
+    assert heard == [f"kill a {world.tokens['a']}".encode()]
