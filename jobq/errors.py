@@ -57,7 +57,9 @@ Raised by handlers to control their own job:
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, timedelta
+from email.utils import parsedate_to_datetime
+from time import time
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jobq.duration import to_seconds
@@ -396,7 +398,8 @@ class Snooze(Exception):
 class RateLimited(Exception):
     """Raised by a handler: a service refuses more calls for ``retry_after``. No attempt is charged.
 
-    ``retry_after`` is seconds, a ``timedelta``, or a text such as ``"5m"`` or ``"30"`` (a ``Retry-After`` header).
+    ``retry_after`` is seconds, a ``timedelta``, a text such as ``"5m"``, or the ``Retry-After`` header of an answer:
+    seconds such as ``"30"``, or an HTTP date, which counts from the time of this machine.
     ``scope`` says what waits until then: "key" closes the job's limit keys for all jobs, "queue" closes the whole
     queue, and "job" closes nothing. The job itself waits in each case, and keeps its place in front of later jobs.
 
@@ -410,10 +413,11 @@ class RateLimited(Exception):
         retry_after: float | timedelta | str,
         scope: Literal["job", "key", "queue"] = "key",
     ) -> None:
-        delay = to_seconds(retry_after.strip()) if isinstance(retry_after, str) else retry_after
+        delay = _header(retry_after.strip()[:100]) if isinstance(retry_after, str) else retry_after
         if not _is_time(delay):
             raise ValueError(
-                "RateLimited takes retry_after= as seconds from 0 on, a timedelta, or a text such as '30' or '5m', not"
+                "RateLimited takes retry_after= as seconds from 0 on, a timedelta, a text such as '30' or '5m', or an"
+                " HTTP date, not"
                 f" {retry_after!r:.80}"
             )
         if scope not in ("job", "key", "queue"):
@@ -421,6 +425,19 @@ class RateLimited(Exception):
         self.delay = delay
         self.scope = scope
         super().__init__(message)
+
+
+def _header(text: str) -> float | None:
+    """Seconds of a text such as "5m", or until an HTTP date: "Fri, 31 Dec 1999 23:59:59 GMT". None if it is neither."""
+    seconds = to_seconds(text)
+    if seconds is not None:
+        return seconds
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # A date without a zone is in UTC. One that is over means: now.
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time())
 
 
 def _is_time(value: object) -> bool:

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import astuple, replace
 
 from jobq.engine.model import job
-from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob
+from jobq.engine.model.job import Accepted, Durability, NewJob
 from jobq.engine.model.times import to_unix_ms
 from jobq.engine.model.unique import bind, of_type
 from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, PayloadTooLarge
@@ -171,7 +171,7 @@ def _check_size(queue: Queue, part: msgspec.Raw) -> None:
 def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, scope: tuple[str, ...]) -> NewJob:
     """``scope``: the API key and the position in the array, which an idempotency key belongs to."""
     task = queue.tasks.get(body.type)
-    options = task.defaults if task else PLAIN
+    options = task.defaults if task else queue.default_options
     values = astuple(body)[2:-1]
     names = None if queue.tasks else ()
     if values != _NOTHING_GIVEN:

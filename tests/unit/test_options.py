@@ -90,7 +90,9 @@ def test_values_that_are_not_backoffs_are_refused(backoff: Any):
 
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(InvalidJob, match="no such option: prio; there are priority, delay, attempts, backoff, timeout"):
+    with pytest.raises(
+        InvalidJob, match="no such option: prio; there are priority, delay, attempts, timeout, lifo, key"
+    ):
         merge(Options(), {"prio": 1})  # type: ignore[typeddict-unknown-key]
 
 

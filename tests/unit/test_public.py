@@ -43,6 +43,7 @@ INTERNAL = {
     "GroupBy",
     "LimitBy",
     "RetryPolicy",
+    "QueueGiven",
     "ScheduleGiven",
     "Sender",
     "Spec",

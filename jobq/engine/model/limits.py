@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import msgspec
 
@@ -19,7 +20,7 @@ from jobq.engine.model.times import option_ms, to_ms
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from jobq.engine.model.job import CostBy, Seconds
 
@@ -309,12 +310,24 @@ def keys_of(limits: Iterable[str], by: Sequence[LimitBy], payload: bytes | msgsp
     return list(keys)
 
 
+def limits_given(limits: Any) -> Sequence[Any]:
+    """What ``limits=`` of a task or queue holds.
+
+    :raises InvalidJob: it is not a list.
+    """
+    if limits is None:
+        return ()
+    if isinstance(limits, str) or not isinstance(limits, Sequence):
+        raise InvalidJob(f"limits is {limits!r:.80}: it takes a list, such as limits=[{limits!r:.80}]")
+    return cast("Sequence[Any]", limits)
+
+
 def queue_rule(limits: Sequence[Concurrency | Rate]) -> dict[str, Rule]:
     """The rule of a whole queue, under its name; empty if there are no limits.
 
     :raises InvalidJob: an entry has a ``by``, a ``name`` or a ``unit``, or is not a limit.
     """
-    for limit in limits:
+    for limit in limits_given(limits):
         if isinstance(limit, str) or getattr(limit, "by", None) is not None or getattr(limit, "name", None) is not None:
             raise InvalidJob(
                 f"limits of a queue hold {limit!r:.80}: a queue takes Concurrency and Rate without by= and name="

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
 
 import msgspec
 
@@ -16,6 +17,7 @@ from jobq.engine.model.job import (
     DELAY_MAX_MS,
     DELAYS_MAX,
     NAME_MAX,
+    PLAIN,
     PRIORITY_MAX,
     PRIORITY_MIN,
     SLOTS_MAX,
@@ -30,7 +32,7 @@ from jobq.engine.model.unique import check_key, check_unique, of_type, stored_un
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.model.backoff import Backoff
     from jobq.engine.model.breaker import Breaker
@@ -72,6 +74,24 @@ class Given(_Given, total=False):
     group: str | None
 
 
+class QueueGiven(TypedDict, total=False):
+    """The options that ``Queue(defaults=...)`` gives all of its jobs, unless a task or a call says something else.
+
+    ``expires`` and ``deadline`` are times from the enqueue on.
+    """
+
+    priority: int
+    delay: Seconds
+    attempts: int | None
+    backoff: Backoff | Sequence[Seconds] | None
+    timeout: Seconds | None
+    lifo: bool
+    retention: Seconds | None
+    expires: Seconds | None
+    deadline: Seconds | None
+    slots: int
+
+
 class TaskGiven(_Given, total=False):
     """The options of ``@queue.task``: defaults for its jobs, and rules that are not stored with them.
 
@@ -91,6 +111,7 @@ class TaskGiven(_Given, total=False):
     breaker: Breaker | None
 
 
+QUEUE_OPTIONS = tuple(QueueGiven.__annotations__)
 _TIMES = ("delay", "timeout", "key_ttl", "retention")
 
 
@@ -102,6 +123,40 @@ def count_of(name: str, value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidJob(f"{name} is {value!r:.80}: it takes a whole number of {least} or more")
     return value
+
+
+def queue_options(given: Any) -> Options:
+    """The default options of a queue.
+
+    :raises InvalidJob: it has no such default, or one is out of its range.
+    """
+    if given is None:
+        return PLAIN
+    if not isinstance(given, dict):
+        raise InvalidJob(f"defaults is {given!r:.80}: it takes a dict of options, such as {{'attempts': 5}}")
+    options = cast("dict[str, Any]", given)
+    if unknown := [str(name) for name in options if name not in QUEUE_OPTIONS]:
+        raise InvalidJob(f"defaults has {', '.join(unknown)[:80]}: a queue takes {', '.join(QUEUE_OPTIONS)}")
+    for name in ("expires", "deadline"):
+        if isinstance(options.get(name), datetime):
+            raise InvalidJob(f"defaults has a point in time for {name}: a queue takes a time from the enqueue on")
+    try:
+        return merge(PLAIN, cast("Given", options))
+    except InvalidJob as error:
+        raise InvalidJob(f"defaults: {error}") from None
+
+
+def over(base: Options, options: Options) -> Options:
+    """Options of a type, with the defaults of a queue where they are the built-in ones."""
+    if base is PLAIN:
+        return options
+    same = [name for name in QUEUE_OPTIONS if getattr(options, name) == getattr(PLAIN, name)]
+    if options.run_at is not None or options.delay:
+        same = [name for name in same if name != "delay"]
+    for name in ("expires", "deadline"):
+        if getattr(options, f"{name}_at") is not None:
+            same.remove(name)
+    return msgspec.structs.replace(options, **{name: getattr(base, name) for name in same})
 
 
 def merge(base: Options, given: Given) -> Options:
@@ -127,7 +182,7 @@ def merge(base: Options, given: Given) -> Options:
     elif changes.get("key") is not None:
         changes.setdefault("unique", None)
     if "costs" in changes:
-        changes["costs"] = dict(changes["costs"] or {})
+        changes["costs"] = _costs(changes["costs"])
         changes.setdefault("costs_by", ())  # not the task's either
     if "group" in changes:
         changes.setdefault("group_by", None)
@@ -144,7 +199,7 @@ def merge(base: Options, given: Given) -> Options:
     except TypeError:
         unknown = sorted(set(changes) - set(Options.__struct_fields__))
         raise InvalidJob(
-            f"no such option: {', '.join(unknown)}; there are {', '.join(Options.__struct_fields__)}"
+            f"no such option: {', '.join(unknown)}; there are {', '.join(Given.__annotations__)}"
         ) from None
     check(merged)
     return merged
@@ -251,16 +306,25 @@ def _check_backoff(backoff: StoredBackoff) -> None:
         _whole("one of backoff.delays", delay, 0, DELAY_MAX_MS, " ms")
 
 
+def _costs(given: Any) -> dict[str, int]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidJob(f"costs is {given!r:.80}: it takes a dict of units, such as {{'tokens': 500}}")
+    return dict(cast("Mapping[str, int]", given or {}))
+
+
 def _limit_keys(given: Any) -> tuple[str, ...]:
     if given is None:
         return ()
-    for key in (given := (given,) if isinstance(given, str) else tuple(given)):
+    if not isinstance(given, str) and not isinstance(given, Iterable):
+        raise InvalidJob(f"limits is {given!r:.80}: it takes a list, such as ['tenant:a']")
+    keys: tuple[Any, ...] = (given,) if isinstance(given, str) else tuple(cast("Iterable[Any]", given))
+    for key in keys:
         if not isinstance(key, str):
             raise InvalidJob(
                 f"limits holds {key!r:.80}: a job takes keys such as 'stripe' or 'tenant:a'; declare the rule on its"
                 " task, or set it with queue.set_limit(...)"
             )
-    return given
+    return keys
 
 
 def check_durability(durability: str) -> None:

@@ -247,7 +247,7 @@ class Producing(Registry, Verbs):
         :raises InvalidJob: an option is out of its range, or the payload cannot be encoded as JSON.
         """
         task = self.tasks.get(type)
-        options = merge(task.defaults if task else PLAIN, given)
+        options = merge(task.defaults if task else self.default_options, given)
         if task and options.unique is not task.defaults.unique:
             options = bind(options, type, task.signature.defaults)
         names = None if self.tasks else tuple(given)

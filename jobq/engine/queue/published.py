@@ -10,6 +10,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
+from jobq.engine.model.options import over
 from jobq.engine.model.types import difference, encode_published, read_type
 from jobq.engine.model.unique import of_type
 from jobq.engine.model.unreadable import as_text
@@ -43,8 +44,10 @@ SAID_MAX: Final = 1000
 class Defaults:
     """The published options of the types that a session enqueues. A lookup in the cache costs no trip."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, base: Options = PLAIN) -> None:
         self._store = store
+        self._base = base
+        """The default options of the queue. What a type publishes comes first."""
         self._known: dict[str, Options] = {}
         self._old = 0.0
         """When the cache becomes too old, by the monotonic clock."""
@@ -60,7 +63,7 @@ class Defaults:
             await self._look_up(unknown)
         if monotonic() > self._old and self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="jobq-published")
-        return [new if new.given is None else completed(new, self._known.get(new.type, PLAIN)) for new in news]
+        return [new if new.given is None else completed(new, self._known.get(new.type, self._base)) for new in news]
 
     async def aclose(self) -> None:
         """Cancel a lookup that is on its way."""
@@ -77,7 +80,7 @@ class Defaults:
         rows = await self._store.types(names)
         for name, stored in zip(names, rows, strict=True):
             row = read_type(name, stored) if stored else None
-            self._known[name] = row.options if row else PLAIN
+            self._known[name] = over(self._base, row.options) if row else self._base
 
     async def _refresh(self) -> None:
         try:
@@ -108,6 +111,11 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
         given["delay"] = 0  # in place of the type's default
     elif given.get("delay"):
         given["run_at"] = None
+    for name in ("expires", "deadline"):
+        at = f"{name}_at"
+        if name in given or at in given:
+            # A time from now on and a point in time are two fields of one option.
+            given |= {name: getattr(new.options, name), at: getattr(new.options, at)}
     return msgspec.structs.replace(new, options=msgspec.structs.replace(defaults, **given), given=None)
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
 from jobq.engine.model.limits import queue_rule
-from jobq.engine.model.options import check_durability, count_of
+from jobq.engine.model.options import check_durability, count_of, queue_options
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.breakers import BreakerVerbs
 from jobq.engine.queue.connect import acquire
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import Durability, Seconds
     from jobq.engine.model.limits import Concurrency, Rate
+    from jobq.engine.model.options import QueueGiven
 
 
 class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs):
@@ -46,6 +47,8 @@ class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, Why
     ``unserved_for``: how long a job is handed on among workers that do not know its type or cannot read its payload,
     because a newer or older version may know it; then it fails.
     ``limits``: how many jobs of the whole queue run at once or start in a time, whatever their type.
+    ``defaults``: options of its jobs, such as ``{"attempts": 5}``, for which neither their task nor their call says
+    anything.
     ``clock``: gives unix ms in place of the server's time; for tests.
 
     :raises InvalidJob: the name has characters other than letters, digits and ``._-``, or a setting is out of range.
@@ -68,6 +71,7 @@ class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, Why
         unknown_fields: Literal["refuse", "ignore"] = "refuse",
         unserved_for: Seconds = timedelta(days=1),
         limits: Sequence[Concurrency | Rate] = (),
+        defaults: QueueGiven | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, Why
         check_durability(durability)
         self.durability: Durability = durability
         self.declare(queue_rule(limits))
+        self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis
         self._durability_timeout_ms = time_given("durability_timeout", durability_timeout)
@@ -127,7 +132,7 @@ class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, Why
         except BaseException:
             await use.release()
             raise
-        session.begin(use, store, self.durability, self._durability_timeout_ms, self.hooks)
+        session.begin(use, store, self.durability, self._durability_timeout_ms, self.hooks, self.default_options)
 
     async def aclose(self) -> None:
         """Finish what is being sent, and release the connection. Closing a queue that is not open does nothing."""

@@ -20,7 +20,7 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from jobq.engine.model.job import Durability
+    from jobq.engine.model.job import Durability, Options
     from jobq.engine.queue.connect import ConnectionUse
     from jobq.engine.store import Store
     from jobq.engine.task.events import Hooks
@@ -45,7 +45,13 @@ class Session:
         self._all.add(self)
 
     def begin(
-        self, use: ConnectionUse, store: Store, durability: Durability, durability_timeout_ms: int, hooks: Hooks
+        self,
+        use: ConnectionUse,
+        store: Store,
+        durability: Durability,
+        durability_timeout_ms: int,
+        hooks: Hooks,
+        default_options: Options,
     ) -> None:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
         self.use = use
@@ -53,7 +59,7 @@ class Session:
         self.ids = IdMaker()
         self.pager = Pager(store)
         self.waiters = Waiters(store)
-        self.defaults = Defaults(store)
+        self.defaults = Defaults(store, default_options)
         self.rule_names = RuleNames(store)
         self.hook_calls = HookCalls(store.name, hooks)
         self.producer = Producer(store, durability, durability_timeout_ms, checked=True)

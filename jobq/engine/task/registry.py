@@ -9,8 +9,8 @@ import msgspec
 
 from jobq.engine.model.breaker import Breaker
 from jobq.engine.model.groups import group_by
-from jobq.engine.model.job import Options
-from jobq.engine.model.limits import Rule, declared_costs, declared_rules
+from jobq.engine.model.job import PLAIN, Options
+from jobq.engine.model.limits import Rule, declared_costs, declared_rules, limits_given
 from jobq.engine.model.options import TaskGiven, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
@@ -41,6 +41,8 @@ class Registry:
 
     name: str
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
+    default_options: Options = PLAIN
+    """The options of jobs for which neither their call nor their task says anything."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task[Any, Any]] = {}
@@ -94,9 +96,9 @@ class Registry:
             breaker = options.pop("breaker", None)
             if breaker is not None and not isinstance(breaker, Breaker):
                 raise InvalidJob(f"breaker is {breaker!r:.80}: it takes Breaker(rate=..., runs=..., open_for=...)")
-            limits = options.pop("limits", None) or ()
+            limits = limits_given(options.pop("limits", None))
             group = options.pop("group", None)
-            defaults = merge(Options(), cast("Given", options))
+            defaults = merge(self.default_options, cast("Given", options))
             if limits:
                 arguments = Signature(plain).defaults
                 rules, keys, by = declared_rules(limits, type_, arguments)
@@ -213,6 +215,9 @@ class Registry:
 
         :raises TypeError: there is no such event, or the hook is not ``async`` or does not take one argument.
         """
+
+        if callable(event):
+            raise TypeError('@queue.on needs the event: write @queue.on("final_failure") above the hook')
 
         def register(hook: H) -> H:
             add_hook(self.hooks, event, None, hook)
