@@ -49,8 +49,9 @@ async def fill(queue: Queue, count: int, options: Options) -> None:
 async def claims(queue: Queue, count: int, lease_ms: int) -> AsyncIterator[Claimed]:
     """Claim that many jobs in the way of a worker."""
     store = queue.store
+    lane = f"w:{new_id()}"  # Request numbers of a lane only grow.
     for request in itertools.count(1):
-        claimed = await store.do(store.claim(min(count, CLAIM_MAX), lease_ms, "w", "w:0", request, repeated=False))
+        claimed = await store.do(store.claim(min(count, CLAIM_MAX), lease_ms, "w", lane, request, repeated=False))
         assert claimed
         yield claimed
         count -= len(claimed.ids)
