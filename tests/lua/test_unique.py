@@ -246,6 +246,13 @@ async def test_claims_note_the_keys_of_running_jobs(bench: Bench):
     assert set((await bench.dump())["running"]) == {"l\0b", "m\0c", "n\0d"}
 
 
+async def test_a_claim_keeps_what_was_noted_of_jobs_that_run(bench: Bench):
+    for n in range(6):
+        await bench.do(bench.store.enqueue_unique([f"j{n}", "J", "", own(f"key {n}", "running")]))
+        assert await claim(bench, 1, n + 1) == [f"j{n}"]
+        assert set((await bench.dump())["running"]) == {f"key {m}\0j{m}" for m in range(n + 1)}
+
+
 async def test_a_worker_that_knows_of_no_limits_notes_keys_too(bench: Bench):
     store = bench.store
     await bench.do(store.enqueue_unique(["a", "A", "", own("k", "running")]))
