@@ -35,6 +35,26 @@ rdb_test.go), docket (test_cron.py, test_perpetual*.py, test_debounce.py), strea
 | docket debounce: settles, per argument, with a concurrency limit, nothing is left over | held: below |
 | streaq: cron with a name; a changed schedule; drift of a late job | held: test_schedules.py (deploys, catch_up="none") |
 | saq: cron close to its target; a solo worker | held: tests/worker/test_schedules_random.py |
+
+Bugs from their trackers:
+
+| bug | here |
+|---|---|
+| bullmq#2876 duplicates in a crash loop; #3262, #3272 no more slots after a crash | tests/chaos/test_schedule_points.py |
+| bullmq#3085, #3381, #3063 instances that write the same schedule | test_schedules.py |
+| a busy queue loses slots (BullMQ), a long run skips them (docket) | test_schedules.py: while all slots are busy |
+| river#791 deploys more often than the interval; river#658 every client declares all | test_schedules.py; below |
+| river#1035 a flood after an outage; hatchet: missed slots never run | test_schedules.py: slots of an outage |
+| sidekiq#6804, celery#4808 slots that are lost with the leader | test_schedules.py: a program that dies |
+| solid_queue#186, DBOS: a deploy undoes a pause or an edit | test_schedules.py |
+| rundeck#6879, cron-utils#213, Quartz.NET, node-red-contrib-cron-plus#108: changes of the clock | tests/unit/test_cron.py; below |
+| asynq#842 a failed job with a fixed id blocks its schedule | test_schedules.py |
+| Oban Web: hostile expressions | tests/unit/test_cron.py |
+| bullmq#3250, Trigger.dev: steady traffic puts a job off for ever, or each call moves the bound | tests/lua/test_unique.py |
+| bullmq#4311, sidekiq-unique-jobs#379: keys that outlive their job | tests/lua/test_unique.py, tests/model |
+| bullmq#3902 keep the last one while one runs | test_uniqueness.py; below |
+| awa#388 a taken key wedges the recovery of jobs | tests/lua/test_unique.py: both be retried |
+| glide-mq#206 debounce and order in a deadlock | below: with limits |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -77,6 +97,16 @@ async def test_a_changed_interval_acts_at_once(timed: Queue, clock: Clock):
     clock.ms += MINUTE
     await Firing(timed).fire_due()
     assert await slots(timed) == [at(START + 2 * MINUTE)]
+
+
+async def test_a_program_that_does_not_declare_a_schedule_fires_it(connection: Connection, clock: Clock):
+    """river#658: every client had to define all periodic jobs."""
+    async with program(connection, clock, every=60) as declaring:
+        await deploy(declaring)
+    async with program(connection, clock) as other:
+        clock.ms += MINUTE
+        await Firing(other).fire_due()
+        assert await slots(other) == [at(START + MINUTE)]
 
 
 async def test_a_retry_of_a_job_is_no_other_job_of_its_schedule(timed: Queue, clock: Clock):
