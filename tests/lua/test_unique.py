@@ -246,6 +246,12 @@ async def test_claims_note_the_keys_of_running_jobs(bench: Bench):
     assert set((await bench.dump())["running"]) == {"l\0b", "m\0c", "n\0d"}
 
 
+async def test_an_id_twice_in_a_call_is_one_job_and_no_conflict(bench: Bench):
+    row = ["a", "A", "", own("k", on="fail")]
+    assert await bench.do(bench.store.enqueue_unique([*row, *row])) == [2, "a", "-", "waiting", "returned"]
+    assert "metrics" not in await bench.dump()
+
+
 async def test_a_claim_keeps_what_was_noted_of_jobs_that_run(bench: Bench):
     for n in range(6):
         await bench.do(bench.store.enqueue_unique([f"j{n}", "J", "", own(f"key {n}", "running")]))
