@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- remove: removes jobs that are not active, with all their columns and keys.
--- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake start_by end_by keys limits weights jobs priorities attempts errors results progress logs replaced unserved reruns
+-- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake start_by end_by keys limits weights jobs priorities attempts errors results progress logs replaced reruns unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
 local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, start_by, end_by, keys, limits, weights = unpack(KEYS)
