@@ -76,6 +76,12 @@ class Proxy:
             writer.transport.abort()
             return
         their_reader, their_writer = await asyncio.open_unix_connection(self._upstream)
+        if self.away:
+            # The server went away meanwhile.
+            self.refused += 1
+            writer.transport.abort()
+            their_writer.transport.abort()
+            return
         self._writers |= {writer, their_writer}
         doomed = asyncio.Event()
         for pipe in (self._requests(reader, their_writer, doomed), self._replies(their_reader, writer, doomed)):
