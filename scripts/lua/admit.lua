@@ -254,8 +254,9 @@ local told, planned_before = virtual, planned
 local function digits(place) return format('%016d', place) end
 local function band_of(place) return floor(place / SPAN) end
 
--- What this call knows of lines. `stored` is where a line stands in Redis, and `spot` where it will: "o" and its member in open_lines,
--- or "f" and its member in full_lines, or false. `place` is the place that its spot has. Its jobs are read in pages, of which `first` is the next one's place.
+-- What this call knows of lines. `stored` is where a line stands in Redis, and `spot` where it will stand: "o" and its member in
+-- open_lines, or "f" and its member in full_lines, or false. `place` is the place that its spot has. Its jobs are read in pages;
+-- `first` is the place of the next one.
 local known_lines, moved_lines, NONE = {}, {}, {}
 local function line_of(name)
     local line = known_lines[name]
@@ -292,9 +293,9 @@ end
 local function stands(line, spot) line.stored, line.spot = spot, spot end
 local function open_spot(line, place) return 'o' .. line.group .. '\0' .. digits(place) .. '\0' .. line.name end
 
--- What this call knows of groups: the start tag, and their turn, if they have one: the priority, the tag, the place of the group's first job,
--- which decides between equal tags, and `only`: its open line if it has only one. `stored` is the member in `turns`, or false: the
--- digits of the first three, then "NUL group NUL 1 line", or with `+` for several lines.
+-- What this call knows of groups: the start tag, and their turn, if they have one. A turn has the priority, the tag, the place of the
+-- group's first job, which decides between equal tags, and `only`: its open line if it has only one. `stored` is the member in
+-- `turns`, or false: the digits of the first three, then "NUL group NUL 1 line", or with `+` for several lines.
 local groups_of, moved_groups = {}, {}
 local function read_turn(member)
     local ends = member and byte(member, 37) == 0 and find(member, '\0', 38, true)
@@ -588,7 +589,7 @@ for _, key in ipairs(opened) do
         local page, filed = min(most, 64, looks + 2), {}
         if page > 1 and #found > more then found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, page + more) end
         looks = looks + 1 - #found
-        for i, member in ipairs(found) do
+        for _, member in ipairs(found) do
             local text, first, name = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
             if not name or #first ~= 16 then
                 redis.call('ZREM', full_lines, member)
@@ -697,6 +698,7 @@ local function full_key(line)
     return nil
 end
 
+-- The next job of a line has no room under a key: the line waits there, and others may use what it leaves under its other keys.
 local function refuse(line, key, closing)
     local place = filing(line)
     stand(line, 'f' .. key .. '\0' .. place .. '\0' .. line.name)
@@ -881,6 +883,7 @@ while more do
                 virtual, planned = start_of(none), head.score
                 none.start = after(virtual, none)
                 if none.place then
+                    set_turn(none, none.place, none.only)
                     for i = at_order, #order do
                         if order[i] == none then
                             remove(order, i)
@@ -888,7 +891,6 @@ while more do
                             break
                         end
                     end
-                    set_turn(none, none.place, none.only)
                 end
             end
         else
@@ -946,7 +948,7 @@ if count > 0 then
 end
 if early and not virtual and redis.call('ZCARD', open_lines) + redis.call('ZCARD', full_lines) > redis.call('ZCARD', held) then
     -- Some open lines have no job any more. The oldest spots tell which.
-    for i, line in ipairs(read_lines('')) do
+    for _, line in ipairs(read_lines('')) do
         local first = redis.call('ZRANGE', held_by, from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, 1)[1]
         local place = first and tonumber(sub(first, #line.name + 2, #line.name + 17))
         stand(line, place and open_spot(line, place) or false)
