@@ -3,7 +3,7 @@
 JobqError
   x InvalidJob              the enqueue's arguments do not fit; nothing was written
     + UnknownType           the queue has no task of this type
-    + UnknownRule           nobody declared or set the rule of a limit key
+    + UnknownRule           nobody declared or set the rule of this name
     + GroupFull             the group of the job holds as many jobs as it may
     + PayloadTooLarge
     + IdempotencyConflict   the key was used for another request
@@ -79,15 +79,15 @@ class InvalidJob(JobqError, ValueError):
 
 
 class UnknownRule(InvalidJob):
-    """A job lists a limit key, and nobody declared or set its rule."""
+    """Nobody declared or set the rule of this name."""
 
     def __init__(self, rule: str, known: list[str]) -> None:
         self.rule = rule
         self.known = known
         rules = ", ".join(known[:20]) if known else "none yet"
         super().__init__(
-            f"there is no rule {rule[:80]!r}; there are: {rules}. Declare it with limits=[...] on a task of a running"
-            " worker, or set it with queue.set_limit(...), PUT /limits/{rule} or `jobq limits set`"
+            f"there is no rule {rule[:80]!r}; there are: {rules}. Set it with queue.set_limit(...), PUT"
+            " /limits/{rule} or `jobq limits set`. If code declares it, start a worker or server of this code once"
         )
 
 
@@ -196,7 +196,7 @@ class UnknownBreaker(JobqError, LookupError):
         self.known = list(known)
         super().__init__(
             f"type {type_[:80]!r} has no circuit breaker; there are: {', '.join(self.known[:20]) or 'none'}. Declare"
-            " one with @queue.task(breaker=Breaker(...)) and start a worker"
+            " one with @queue.task(breaker=Breaker(...)), and start a worker or server of this code once"
         )
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from jobq.engine.model.breaker import BreakerRow  # noqa: TC001 - msgspec reads the annotation
 from jobq.engine.model.job import DELAY_MAX_MS
 from jobq.http import schema
-from jobq.http.call import ApiCall, decode, no_content, reply
+from jobq.http.call import ApiCall, decode, reply
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -26,6 +26,13 @@ class Breakers(msgspec.Struct, frozen=True):
     """The circuit breakers of the queue's types."""
 
     breakers: list[BreakerRow]
+
+
+class BreakerRemoved(msgspec.Struct, frozen=True):
+    """``returns``: workers or servers that run declare the breaker, and write it again within 30 seconds."""
+
+    type: str
+    returns: bool
 
 
 _trip = msgspec.json.Decoder(TripBreaker)
@@ -52,6 +59,6 @@ async def reset_breaker(call: ApiCall) -> web.Response:
 
 async def remove_breaker(call: ApiCall) -> web.Response:
     queue, type_ = call.queue, call.request.match_info["type"]
-    await queue.remove_breaker(type_)
+    returns = await queue.remove_breaker(type_)
     call.audit("remove breaker", queue, type=type_)
-    return no_content()
+    return reply(BreakerRemoved(type_, returns))

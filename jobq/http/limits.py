@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -25,6 +26,8 @@ from jobq.http.call import ApiCall, decode, reply
 from jobq.http.problems import RULE_NOT_FOUND, HttpProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from aiohttp import web
 
 
@@ -120,18 +123,25 @@ async def limits(call: ApiCall) -> web.Response:
     return reply(Limits(await call.queue.limits()))
 
 
-async def show_limit(call: ApiCall) -> web.Response:
+@contextmanager
+def _named_by_path() -> Generator[None]:
+    """A job that lists an unknown rule is a 422. A path that names one is a 404."""
     try:
-        return reply(await call.queue.limit(call.request.match_info["rule"]))
+        yield
     except UnknownRule as error:
-        # A job that names it would be a 422. Here the path names it.
         raise HttpProblem(RULE_NOT_FOUND, str(error), rule=error.rule, known=error.known) from None
+
+
+async def show_limit(call: ApiCall) -> web.Response:
+    with _named_by_path():
+        return reply(await call.queue.limit(call.request.match_info["rule"]))
 
 
 async def limit_keys(call: ApiCall) -> web.Response:
     query = call.query(LimitKeysQuery)
     rule = call.request.match_info["rule"]
-    return reply(LimitKeys(await call.queue.limit_keys(rule, sort=query.sort, limit=query.limit)))
+    with _named_by_path():
+        return reply(LimitKeys(await call.queue.limit_keys(rule, sort=query.sort, limit=query.limit)))
 
 
 async def set_limit(call: ApiCall) -> web.Response:
@@ -149,10 +159,12 @@ async def set_limit(call: ApiCall) -> web.Response:
 async def reset_limit(call: ApiCall) -> web.Response:
     query, queue, rule = call.query(ResetLimitQuery), call.queue, call.request.match_info["rule"]
     if query.declared:
-        returns = await queue.remove_limit(rule)
+        with _named_by_path():
+            returns = await queue.remove_limit(rule)
         call.audit("remove limit", queue, rule=rule)
         return reply(LimitReset(rule, None, returns))
-    declared = await queue.reset_limit(rule)
+    with _named_by_path():
+        declared = await queue.reset_limit(rule)
     call.audit("reset limit", queue, rule=rule)
     return reply(LimitReset(rule, declared))
 
@@ -160,13 +172,15 @@ async def reset_limit(call: ApiCall) -> web.Response:
 async def close_limit(call: ApiCall) -> web.Response:
     queue, key = call.queue, call.request.match_info["key"]
     body = decode(_close, await call.body())
-    await queue.close_limit(key, body.time / 1000)
+    with _named_by_path():
+        await queue.close_limit(key, body.time / 1000)
     call.audit("close limit", queue, limit_key=key, ms=body.time)
     return reply(LimitClosed(key, body.time))
 
 
 async def open_limit(call: ApiCall) -> web.Response:
     queue, key = call.queue, call.request.match_info["key"]
-    await queue.open_limit(key)
+    with _named_by_path():
+        await queue.open_limit(key)
     call.audit("open limit", queue, limit_key=key)
     return reply(LimitClosed(key, 0))

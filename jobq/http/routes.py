@@ -229,24 +229,25 @@ ROUTES: tuple[Route, ...] = (
         method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,
         summary="Return to the rule that code declares", query=limits.ResetLimitQuery,
         description="With `declared=1` what code declared is removed too, for rules that no code declares any more.",
-        responses={200: limits.LimitReset}, errors=(p.INVALID_JOB,),
+        responses={200: limits.LimitReset}, errors=(p.RULE_NOT_FOUND,),
     ),
     Route(
         method="GET", path=f"{_RULE}/keys", scope=Scope.READ, handler=limits.limit_keys,
         summary="The keys of a rule", query=limits.LimitKeysQuery,
         description="Keys that hold or count jobs now, by default those with most held jobs first; of 1,000 keys.",
-        responses={200: limits.LimitKeys}, errors=(p.INVALID_JOB,),
+        responses={200: limits.LimitKeys}, errors=(p.RULE_NOT_FOUND,),
     ),
     Route(
         method="POST", path="/limits/{key}/close", scope=Scope.ADMIN, handler=limits.close_limit,
         summary="Close a limit key for a time", request=limits.CloseLimit,
         description="None of its jobs starts before the time is over; running jobs go on. The key `queue` stands for"
         " the whole queue.",
-        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
     ),
     Route(
         method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
-        summary="Open a closed limit key", responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE),
+        summary="Open a closed limit key",
+        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
     ),
     Route(
         method="GET", path="/groups", scope=Scope.READ, handler=groups.groups,
@@ -350,8 +351,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="DELETE", path="/breakers/{type}", scope=Scope.ADMIN, handler=breakers.remove_breaker,
-        summary="Remove a circuit breaker", responses={204: None},
-        description="For a type whose code declares none any more. A running worker declares it again.",
+        summary="Remove a circuit breaker", responses={200: breakers.BreakerRemoved}, errors=(p.UNKNOWN_BREAKER,),
+        description="For a type whose code declares none any more: its held jobs start. If workers or servers that run"
+        " declare it, they write it again within 30 seconds, closed and without outcomes, and `returns` is true.",
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,

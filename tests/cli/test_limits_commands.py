@@ -94,6 +94,14 @@ def test_a_rule_is_removed(jobq: Callable[..., Said], tasks: str):
     jobq("limits", "set", "r", "--concurrency", "1", "--queue", tasks)
     assert jobq("limits", "rm", "r", "--queue", tasks).out == "removed r of tasks\n"
     assert jobq("limits", "ls", "--json", "--queue", tasks).out == ""
+    jobq("limits", "set", "r", "--concurrency", "1", "--queue", tasks)
     answer = json.loads(jobq("limits", "rm", "r", "--json", "--queue", tasks).out)
     assert answer == {"queue": "tasks", "rule": "r", "returns": False}
-    assert jobq("limits", "rm", "a:b", "--queue", tasks).code == 1
+
+
+def test_a_rule_that_does_not_exist_is_one_line_with_those_that_do(jobq: Callable[..., Said], tasks: str):
+    jobq("limits", "set", "tenant", "--concurrency", "1", "--queue", tasks)
+    for words in (["rm", "r"], ["reset", "r"], ["keys", "r"], ["close", "r:a", "5m"], ["open", "r"], ["rm", "a:b"]):
+        said = jobq("limits", *words, "--queue", tasks)
+        assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), words
+        assert f"there is no rule {words[1].removesuffix(':a')!r}; there are: tenant." in said.err, words

@@ -8,6 +8,7 @@ from rest import enqueue, problem
 
 from jobq import Breaker, Queue
 from jobq.engine.queue.breakers import declare_breakers
+from jobq.engine.queue.published import Publisher
 
 if TYPE_CHECKING:
     from rest import NewClient
@@ -41,5 +42,23 @@ async def test_a_breaker_is_listed_tripped_reset_and_removed(new_client: NewClie
     body = await problem(await client.post("/breakers/sent/trip", json={}), 404, "unknown-breaker")
     assert body["known"] == ["send"]
     await problem(await client.post("/breakers/sent/reset"), 404, "unknown-breaker")
-    assert (await client.delete("/breakers/send")).status == 204
-    assert (await (await client.get("/breakers")).json()) == {"breakers": []}
+    await declare_breakers(queue.store, {"old": Breaker()})
+    response = await client.delete("/breakers/old")
+    assert (response.status, await response.json()) == (200, {"type": "old", "returns": False})
+    assert [row["type"] for row in (await (await client.get("/breakers")).json())["breakers"]] == ["send"]
+    body = await problem(await client.delete("/breakers/sent"), 404, "unknown-breaker")
+    assert body["known"] == ["send"]
+
+
+async def test_a_removed_breaker_that_a_server_declares_returns(new_client: NewClient, connection: Connection):
+    queue = Queue("mail", connection)
+
+    @queue.task(breaker=Breaker())
+    async def send() -> None: ...
+
+    client = await new_client(queue)
+    await Publisher(
+        queue.tasks, queue.rules, queue.name, "server", breakers=queue.declared_breakers
+    ).publish(queue.store)  # fmt: skip
+    response = await client.delete("/breakers/send")
+    assert await response.json() == {"type": "send", "returns": True}

@@ -139,8 +139,8 @@ async def test_the_whole_queue_is_closed_for_a_time_and_opened(client: Client):
 
 async def test_only_a_key_of_a_rule_can_be_closed(client: Client):
     await put(client, "/limits/tenant", {"concurrency": 5})
-    body = await problem(await client.post("/limits/tenent:a/close", json={"time": 1}), 422, "unknown-rule")
-    assert body["known"] == ["tenant"]
+    body = await problem(await client.post("/limits/tenent:a/close", json={"time": 1}), 404, "rule-not-found")
+    assert (body["rule"], body["known"]) == ("tenent", ["tenant"])
     await problem(await client.post("/limits/tenant:/close", json={"time": 1}), 422, "invalid-job")
     for wrong in ({}, {"time": 0}, {"time": "5m"}, {"time": 10**15}):
         assert (await client.post("/limits/tenant/close", json=wrong)).status in (400, 422)
@@ -222,6 +222,15 @@ async def test_one_rule_is_shown_or_a_404_names_the_others(client: Client):
     [both] = [row for row in (await get(client, "/limits"))["limits"] if row["rule"] == "tenant"]
     assert await get(client, "/limits/tenant") == both
     assert both["held"] == 1
-    body = await problem(await client.get("/limits/nothing"), 404, "rule-not-found")
-    assert (body["rule"], sorted(body["known"])) == ("nothing", ["other", "tenant"])
-    body = await problem(await client.get("/limits/tenant:a"), 404, "rule-not-found")
+    for method, path, body in (
+        ("GET", "/limits/nothing", None),
+        ("DELETE", "/limits/nothing", None),
+        ("DELETE", "/limits/nothing?declared=1", None),
+        ("GET", "/limits/nothing/keys", None),
+        ("POST", "/limits/nothing/close", {"time": 1}),
+        ("POST", "/limits/nothing/open", None),
+    ):
+        said = await problem(await client.request(method, path, json=body), 404, "rule-not-found")
+        assert (said["rule"], sorted(said["known"])) == ("nothing", ["other", "tenant"]), (method, path)
+    await problem(await client.get("/limits/tenant:a"), 404, "rule-not-found")
+    await problem(await client.delete("/limits/tenant:a"), 404, "rule-not-found")

@@ -80,7 +80,7 @@ async def _(world: World) -> None:
     await world.queue.enqueue("sned")
 
 
-@brings("UnknownRule", "there is no rule 'stripe'; there are: none yet. Declare it with limits=")
+@brings("UnknownRule", "there is no rule 'stripe'; there are: none yet. Set it with queue.set_limit")
 async def _(world: World) -> None:
     await world.queue.enqueue("send", limits=["stripe"])
 

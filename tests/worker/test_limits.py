@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Breaker, Concurrency, InvalidJob, Queue, Rate, State, UnknownRule, Worker
+from jobq import Breaker, Concurrency, InvalidJob, Queue, Rate, State, UnknownBreaker, UnknownRule, Worker
 from jobq.engine.store.keys import registry_key
 
 if TYPE_CHECKING:
@@ -390,7 +390,8 @@ async def test_the_rule_of_the_queue_says_what_it_would_hold_and_counts(connecti
             await queue.enqueue("t")
         assert await queue.would_hold("queue", concurrency=2) == 3
         assert await queue.would_hold("queue", concurrency=9, rate=Rate(1, per=1, burst=4)) == 1
-        assert await queue.limit_keys("queue") == []
+        with pytest.raises(UnknownRule):
+            await queue.limit_keys("queue")
         await queue.set_limit("queue", concurrency=2)
         await queue.close_limit("queue", 60)
         [key] = await queue.limit_keys("queue")
@@ -461,4 +462,60 @@ async def test_removing_what_living_workers_declare_says_that_it_comes_back(
     assert await queue.remove_limit("r") is True
     assert await queue.remove_limit("by-hand") is False
     assert await queue.remove_breaker("work") is True
-    assert await queue.remove_breaker("other") is False
+
+
+async def test_a_rule_or_breaker_that_does_not_exist_is_an_error_with_those_that_do(queue: Queue):
+    await queue.set_limit("tenant", concurrency=1)
+    for call in (
+        queue.limit("r"),
+        queue.limit_keys("r"),
+        queue.reset_limit("r"),
+        queue.remove_limit("r"),
+        queue.close_limit("r", 5),
+        queue.open_limit("r"),
+    ):
+        with pytest.raises(UnknownRule, match="there is no rule 'r'; there are: tenant") as caught:
+            await call
+        assert caught.value.known == ["tenant"]
+    assert [row.rule for row in await queue.limits()] == ["tenant"]
+    for breaking in (queue.trip_breaker("work"), queue.reset_breaker("work"), queue.remove_breaker("work")):
+        with pytest.raises(UnknownBreaker, match="type 'work' has no circuit breaker; there are: none"):
+            await breaking
+
+
+def declare_both(queue: Queue) -> Any:
+    @queue.task(limits=[Concurrency(2, by="tenant", name="tenant")], breaker=Breaker(runs=3))
+    async def work(tenant: str) -> None: ...
+
+    return work
+
+
+async def test_the_first_enqueue_declares_what_no_worker_has_declared_yet(queue: Queue):
+    work = declare_both(queue)
+    await work.enqueue(tenant="a")
+    [rule] = await queue.limits()
+    assert (rule.rule, rule.concurrency, rule.source) == ("tenant", 2, "code")
+    [breaker] = await queue.breakers()
+    assert (breaker.type, breaker.runs) == ("work", 3)
+
+
+async def test_an_enqueue_leaves_what_was_declared_before_as_it_is(queue: Queue, connection: Any):
+    await declare_both(queue).enqueue_many([{"tenant": "a"}])
+    other = Queue(queue.name, connection)
+
+    @other.task(limits=[Concurrency(9, name="tenant")], breaker=Breaker(runs=9))
+    async def work() -> None: ...
+
+    async with other:
+        await work.enqueue()
+    assert [(row.rule, row.concurrency) for row in await queue.limits()] == [("tenant", 2)]
+    assert [(row.type, row.runs) for row in await queue.breakers()] == [("work", 3)]
+
+
+async def test_a_program_changes_what_its_code_declares_before_anything_was_enqueued(queue: Queue):
+    declare_both(queue)
+    await queue.close_limit("tenant:a", 60)
+    assert [key.key for key in await queue.limit_keys("tenant")] == ["tenant:a"]
+    assert await queue.reset_limit("tenant") is not None
+    assert (await queue.trip_breaker("work")).state == "open"
+    assert (await queue.reset_breaker("work")).state == "closed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.breaker import BreakerRow, open_ms, read_breaker
@@ -23,6 +23,8 @@ log = get_logger("jobq.queue")
 
 class BreakerVerbs(ABC):
     """What operators ask about breakers and change."""
+
+    declared_breakers: dict[str, Breaker]
 
     @property
     @abstractmethod
@@ -68,19 +70,35 @@ class BreakerVerbs(ABC):
         Returns whether the type was published with a breaker in the last day: as long as its workers or servers run,
         they declare it again within 30 seconds.
 
-        :raises StoreError: Redis is away.
+        :raises UnknownBreaker: the type has none.
         """
+        await self._check_breaker(type)
         returns = any(row.type == type and row.options.breaker for row in await self.types())
         await self.store.do(self.store.breaker("remove", type, ""))
         return returns
 
     async def _change_breaker(self, verb: str, type: str, text: str) -> BreakerRow:
-        row: Any = await self.store.do(self.store.breaker(verb, type, text))
-        if row:
-            for found in await self.breakers():
-                if found.type == type:
-                    return found
-        raise UnknownBreaker(type, [found.type for found in await self.breakers()])
+        await self._check_breaker(type)
+        await self.store.do(self.store.breaker(verb, type, text))
+        found = await self.breakers()
+        for row in found:
+            if row.type == type:
+                return row
+        raise UnknownBreaker(type, [row.type for row in found])
+
+    async def _check_breaker(self, type: str) -> None:
+        """Check that a type has a breaker. If the code of this program declares it and no worker or server has written
+        it yet, it is written now.
+
+        :raises UnknownBreaker: it has none.
+        """
+        names = {as_text(name) for name in await self.store.breaker_names()}
+        if type in names:
+            return
+        if type not in self.declared_breakers:
+            raise UnknownBreaker(type, sorted(names | set(self.declared_breakers)))
+        await self.store.register()
+        await declare_breakers(self.store, {type: self.declared_breakers[type]})
 
 
 async def declare_breakers(store: Store, breakers: Mapping[str, Breaker]) -> None:

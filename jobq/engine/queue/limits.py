@@ -23,11 +23,13 @@ from jobq.engine.model.limits import (
     parse_rule,
 )
 from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.breakers import declare_breakers
 from jobq.errors import InvalidJob, UnknownRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from jobq.engine.model.breaker import Breaker
     from jobq.engine.model.job import NewJob, Seconds
     from jobq.engine.model.limits import Over
     from jobq.engine.model.types import TypeRow
@@ -42,32 +44,39 @@ KEYS_SHOWN: Final = 1000
 """Keys of a rule that one call looks at."""
 
 
-class RuleNames:
-    """The rules that exist, for the enqueues of one session. A job that names another rule would never be limited."""
+class Declared:
+    """The rules and breakers that exist, for the enqueues of one session.
+
+    A job that names another rule would never be limited. What the code of this program declares is written if no worker
+    or server has done so yet: operators can then see and change it, and a rule that drops jobs drops the first ones.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._names: set[str] = set()
+        self._rules: set[str] = set()
+        self._breakers: set[str] = set()
 
-    async def check(self, news: Iterable[NewJob], declared: Mapping[str, Rule]) -> None:
-        """Check that every limit key of these jobs has a rule, which ``declared`` or an operator gives.
-
-        A declared rule with an action for jobs without room is written if no worker or server has done so yet. Without
-        it the first jobs would wait in place of being dropped.
+    async def check(
+        self, news: Iterable[NewJob], rules: Mapping[str, Rule], breakers: Mapping[str, Breaker] | None = None
+    ) -> None:
+        """Check that every limit key of these jobs has a rule. ``rules`` and ``breakers`` are those of the code.
 
         :raises UnknownRule: one has none.
         :raises StoreError: Redis is away.
         """
         wanted = {key.partition(":")[0] for new in news for key in new.options.limits}
         wanted |= {by.rule for new in news for by in new.options.limits_by}
-        if acting := {name for name in wanted & declared.keys() - self._names if declared[name].over != "wait"}:
-            self._names = {as_text(name) for name in await self._store.rule_names()}
-            await declare_rules(self._store, {name: declared[name] for name in sorted(acting - self._names)})
-            self._names |= acting
-        if unknown := wanted - declared.keys() - self._names:
-            self._names = {as_text(name) for name in await self._store.rule_names()}
-            if unknown := unknown - self._names:
-                raise UnknownRule(min(unknown), sorted(self._names | set(declared)))
+        if wanted - self._rules:
+            self._rules = {as_text(name) for name in await self._store.rule_names()}
+            missing = wanted - self._rules
+            if unknown := missing - rules.keys():
+                raise UnknownRule(min(unknown), sorted(self._rules | set(rules)))
+            await declare_rules(self._store, {name: rules[name] for name in sorted(missing)})
+            self._rules |= missing
+        if breakers and (used := {new.type for new in news if new.options.breaker} & breakers.keys() - self._breakers):
+            known = {as_text(name) for name in await self._store.breaker_names()}
+            await declare_breakers(self._store, {name: breakers[name] for name in sorted(used - known)})
+            self._breakers |= used
 
 
 async def write_rule(store: Store, layer: Literal["set", "declared"], name: str, text: str) -> None:
@@ -133,20 +142,23 @@ class LimitVerbs(ABC):
 
         It looks at no more than 1,000 keys.
 
-        :raises InvalidJob: the name cannot be a rule's.
+        :raises UnknownRule: neither code nor an operator gives it.
         """
-        check_rule_name(rule)
+        await self._check_rule(rule)
         if rule == QUEUE_RULE:
             # No job lists this key. All jobs count under it while they run, and those that wait stay in waiting.
             found = [row for row in await self.limits() if row.rule == rule]
             return [LimitKeyRow(rule, 0, row.active, row.closed_until, row.closed_until) for row in found][:limit]
-        reply = await self.store.do(self.store.limits(rule))
-        rows = [_key_row(*reply[at : at + 5]) for at in range(0, len(reply), 5)]
+        rows = await self._keys(rule)
         if sort == "key":
             rows.sort(key=lambda row: row.key)
         else:
             rows.sort(key=lambda row: (-getattr(row, sort), row.key))
         return rows[:limit]
+
+    async def _keys(self, rule: str) -> list[LimitKeyRow]:
+        reply = await self.store.do(self.store.limits(rule))
+        return [_key_row(*reply[at : at + 5]) for at in range(0, len(reply), 5)]
 
     async def set_limit(
         self,
@@ -191,7 +203,7 @@ class LimitVerbs(ABC):
                 places = min(places, max(0, new.concurrency - stats.active))
             return max(0, stats.waiting - places)
         held = 0
-        for row in await self.limit_keys(rule, limit=KEYS_SHOWN):
+        for row in await self._keys(rule):
             room = [] if most is None else [most]
             if new.concurrency is not None:
                 room.append(max(0, new.concurrency - row.active))
@@ -222,12 +234,23 @@ class LimitVerbs(ABC):
         await self.store.do(self.store.close(key, 0))
 
     async def _check_closable(self, key: str) -> None:
-        if key == QUEUE_RULE:
-            return
-        check_limit_key(key)
+        if key != QUEUE_RULE:
+            check_limit_key(key)
+            await self._check_rule(key.partition(":")[0])
+
+    async def _check_rule(self, rule: str) -> None:
+        """Check that a rule exists. If the code of this program declares it and no worker or server has written it yet,
+        it is written now.
+
+        :raises UnknownRule: neither code nor an operator gives it.
+        """
         names = {as_text(name) for name in await self.store.rule_names()}
-        if (rule := key.partition(":")[0]) not in names:
-            raise UnknownRule(rule, sorted(names))
+        if rule in names:
+            return
+        if rule not in self.rules:
+            raise UnknownRule(rule, sorted(names | set(self.rules)))
+        await self.store.register()
+        await declare_rules(self.store, {rule: self.rules[rule]})
 
     async def _check_listed(self, key: str) -> None:
         """A rule that is declared with ``by=`` alone has no jobs under its bare name. To close that would do nothing.
@@ -247,9 +270,9 @@ class LimitVerbs(ABC):
     async def reset_limit(self, rule: str) -> Rule | None:
         """Return to what code declares of a rule. Returns it; None: no code declares the rule, so it is gone.
 
-        :raises InvalidJob: the name cannot be a rule's.
+        :raises UnknownRule: neither code nor an operator gives it.
         """
-        check_rule_name(rule)
+        await self._check_rule(rule)
         await write_rule(self.store, "set", rule, "")
         return next((row.declared for row in await self.limits() if row.rule == rule), None)
 
@@ -259,9 +282,9 @@ class LimitVerbs(ABC):
         It is for rules that the code does not declare any more. Returns whether a type that was published in the last
         day lists the rule: as long as its workers or servers run, they declare it again within 30 seconds.
 
-        :raises InvalidJob: the name cannot be a rule's.
+        :raises UnknownRule: neither code nor an operator gives it.
         """
-        check_rule_name(rule)
+        await self._check_rule(rule)
         returns = any(row.rule == rule and row.declared and not row.orphan for row in await self.limits())
         await write_rule(self.store, "declared", rule, "")
         await write_rule(self.store, "set", rule, "")

@@ -100,8 +100,9 @@ class Producing(Registry, Verbs):
             self.check(new)
         if self.group_functions:
             new = self.grouped(new)
-        if new.options.limits or new.options.limits_by:
-            await session.rule_names.check([new], self.rules)
+        options = new.options
+        if options.limits or options.limits_by or options.breaker:
+            await session.declared.check([new], self.rules, self.declared_breakers)
         entry = encode_entry(new, session.ids, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
@@ -204,8 +205,8 @@ class Producing(Registry, Verbs):
                 self.check(new)
         if self.group_functions:
             news = [self.grouped(new) for new in news]
-        if limited := [new for new in news if new.options.limits or new.options.limits_by]:
-            await session.rule_names.check(limited, self.rules)
+        if limited := [one for one in news if (of := one.options).limits or of.limits_by or of.breaker]:
+            await session.declared.check(limited, self.rules, self.declared_breakers)
         ids, now = session.ids, session.store.now_ms()
         answers = await producer.send_many([encode_entry(new, ids, now) for new in news])
         if self.hooks:

@@ -78,7 +78,7 @@ class ScheduleVerbs(Producing, ABC):
         check_schedule_name(name)
         new = NewJob(definition.type, definition.payload, definition.options, given=definition.given)
         self.check(new)
-        await self._sessions.here.rule_names.check([new], self.rules)
+        await self._sessions.here.declared.check([new], self.rules, self.declared_breakers)
         await self.store.register()
         # A job that could not be made at its slot is refused now. It may lack an argument that makes its key or group.
         tried = Stored(name, b"", ScheduleState(), definition, None)

@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.options import check_durability
-from jobq.engine.queue.limits import RuleNames
+from jobq.engine.queue.limits import Declared
 from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
 from jobq.engine.queue.published import Defaults
@@ -60,7 +60,7 @@ class Session:
         self.pager = Pager(store)
         self.waiters = Waiters(store)
         self.defaults = Defaults(store, default_options)
-        self.rule_names = RuleNames(store)
+        self.declared = Declared(store)
         self.hook_calls = HookCalls(store.name, hooks)
         self.producer = Producer(store, durability, durability_timeout_ms, checked=True)
         self._producers: dict[Durability | None, Producer] = {None: self.producer, durability: self.producer}

@@ -452,6 +452,10 @@ class Store(Scheduling):
         """The rules of limits."""
         return await self.command(b"HKEYS", self.keys["rules"])
 
+    async def breaker_names(self) -> list[bytes]:
+        """The types with a circuit breaker."""
+        return await self.command(b"HKEYS", self.keys["breakers"])
+
     async def type_names(self) -> list[bytes]:
         """The types for which rows are published."""
         return await self.command(b"HKEYS", self.keys["types"])
