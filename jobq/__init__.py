@@ -26,6 +26,7 @@ from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
 from jobq.engine.model.why import Reason, ReasonCode, Why
+from jobq.engine.queue.checking import CheckReport, Misfit
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.schedule.definition import Definition
@@ -99,6 +100,7 @@ __all__ = [
     "Breaker",
     "BreakerRow",
     "BriefPage",
+    "CheckReport",
     "Concurrency",
     "Connection",
     "Context",
@@ -133,6 +135,7 @@ __all__ = [
     "LimitRow",
     "LogLine",
     "Minute",
+    "Misfit",
     "NewJob",
     "NoServer",
     "Options",

@@ -36,6 +36,7 @@ OPTIONS = (
     "group",
     "slots",
     "costs",
+    "version",
 )
 
 

@@ -149,6 +149,16 @@ def _add_looking(menu: Menu) -> None:
     )
     why.add_argument("id", metavar="ID", nargs="?", help="the job (default: the queue, or all queues)")
 
+    check = command(menu, "check", "check:check", "say which jobs of a queue some code could not run", shown=True)
+    check.add_argument("target", metavar="TARGET", help="the code, as its workers name it")
+    check.add_argument(
+        "--state",
+        choices=STATES,
+        action="append",
+        help="only jobs of this state; may be repeated (default: unfinished)",
+    )
+    check.add_argument("--limit", type=values.whole(1), metavar="N", help="read at most N jobs of each queue")
+
     logs = command(menu, "logs", "look:logs", "show the log lines of a job", shown=True, queue=True)
     logs.add_argument("id", metavar="ID", help="the job")
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more lines until the job is finished")
@@ -228,7 +238,7 @@ def _add_jobs(menu: Menu) -> None:
     )
     enqueue.add_argument("--group", metavar="GROUP", help="the group whose turns it takes, such as a tenant")
     enqueue.add_argument("--slots", type=int, metavar="N", help="count it as N jobs, for its worker and its limits")
-    enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
+    _add_contents(enqueue)
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
 
     retry = command(menu, "retry", "move:retry", "run finished jobs again", shown=True, queue=True)
@@ -258,6 +268,17 @@ def _add_jobs(menu: Menu) -> None:
     rm = command(menu, "rm", "move:rm", "remove jobs that are not running", shown=True, queue=True)
     _ids(rm)
     _bulk(rm, "all jobs of the state given by --state", states=[s for s in STATES if s != "active"])
+
+
+def _add_contents(enqueue: argparse.ArgumentParser) -> None:
+    enqueue.add_argument(
+        "--payload-version",
+        type=values.whole(1),
+        dest="version",
+        metavar="N",
+        help="the version of the payload, if it is older than the task's",
+    )
+    enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
 
 
 def _add_queues(menu: Menu) -> None:

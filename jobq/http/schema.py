@@ -20,6 +20,7 @@ from jobq.engine.model.job import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     SLOTS_MAX,
+    VERSION_MAX,
     AttemptError,
     Done,
     Durability,
@@ -105,6 +106,9 @@ _Group = Annotated[
 _Slots = Annotated[
     int, Meta(ge=1, le=SLOTS_MAX, description="How many jobs it counts as: for its worker and under its limits.")
 ]
+_Version = Annotated[
+    int, Meta(ge=1, le=VERSION_MAX, description="The version of the payload, if it is older than the task's.")
+]
 _Age = Annotated[int, Meta(ge=0, le=DELAY_MAX_MS, description="Only jobs older than this, in ms.")]
 _Cursor = Annotated[str, Meta(max_length=1000, description="The cursor of the previous page.")]
 PageSize = Annotated[int, Meta(ge=1, le=MAX_PAGE)]
@@ -156,6 +160,7 @@ class Enqueue(In):
     expires_at: _At | UnsetType | None = UNSET
     deadline: _Deadline | UnsetType | None = UNSET
     deadline_at: _At | UnsetType | None = UNSET
+    version: _Version | UnsetType = UNSET
     id: _Id | UnsetType = UNSET
 
 

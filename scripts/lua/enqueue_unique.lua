@@ -307,9 +307,13 @@ function take_limits(id, job, state)
 end
 end
 
--- Where the data of a spec begins: its payload and metadata, which are its last fields.
+-- Where the data of a spec begins: its payload with its version, and metadata, which are its last fields.
 local function data_at(spec)
-    return string.find(spec, ',"payload":', 1, true) or string.find(spec, ',"metadata":', 1, true) or #spec
+    for _, field in ipairs({ ',"payload":', ',"version":', ',"metadata":' }) do
+        local at = string.find(spec, field, 1, true)
+        if at then return at end
+    end
+    return #spec
 end
 
 local function digest(spec) return redis.sha1hex(without_time(spec)) end

@@ -67,6 +67,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         None,
         new.rerun_of,
         new.payload,
+        options.version,
         options.metadata,
         new.schedule,
     )

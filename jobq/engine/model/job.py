@@ -31,6 +31,8 @@ DELAY_MAX_MS = 10 * 366 * 24 * 3600 * 1000
 ATTEMPTS_MAX = 1000
 SLOTS_MAX = 100
 """Slots of one job. Each one is a member of a set, so that no count can be wrong."""
+VERSION_MAX = 1_000_000
+"""The highest version of a payload."""
 DELAYS_MAX = 100
 """The number of delays in a backoff. They are stored in every row."""
 NAME_MAX = 128
@@ -104,7 +106,8 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The immutable row in the ``jobs`` column.
 
     The order of the fields counts, because scripts cut rows without decoding them. ``type`` is first, so that a page
-    can filter by the encoded prefix. Fields that may be large are last, so that a list can leave them out.
+    can filter by the encoded prefix. Fields that may be large are last, so that a list can leave them out. ``version``
+    is that of the payload and stands behind it, so that whatever replaces the payload replaces both.
 
     ``at`` is unix ms by the server's clock, or 0 if it is the time in the id. ``run_at``, ``expires_at`` (the job must
     have started by then) and ``deadline_at`` (it must have ended by then) are unix ms. Other times are ms.
@@ -126,6 +129,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     deadline_at: int | None = None
     rerun_of: str | None = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
+    version: int = 1
     metadata: dict[str, Any] | None = None
     schedule: Scheduled | None = None
 
@@ -195,6 +199,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     ``costs``: what it costs, by unit, under rates that count this unit. ``costs_by``: the same, from arguments.
     ``expires``: ms from the enqueue in which the job must start, or it never does. ``deadline``: ms from the enqueue in
     which it must end. ``expires_at`` and ``deadline_at`` are the same as unix ms, in place of these.
+    ``version``: that of the payload. A worker converts an older one to the version that its task has.
     """
 
     priority: int = 0
@@ -221,6 +226,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     expires_at: int | None = None
     deadline: int | None = None
     deadline_at: int | None = None
+    version: int = 1
 
 
 PLAIN = Options()

@@ -21,6 +21,7 @@ from jobq.engine.model.job import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     SLOTS_MAX,
+    VERSION_MAX,
     Durability,
     Options,
     StoredBackoff,
@@ -61,13 +62,14 @@ class _Given(TypedDict, total=False):
     slots: int
     unique: Unique | None
     costs: Mapping[str, int] | None
+    version: int
 
 
 class Given(_Given, total=False):
     """The options that Python callers give a job. Times are seconds or ``timedelta``.
 
     ``attempts``: the total number of runs. None: the job runs until it succeeds. ``backoff``: a ``Backoff``, or a list
-    of delays, of which the last one repeats.
+    of delays, of which the last one repeats. ``version``: that of the payload, if it is not the task's.
     """
 
     backoff: Backoff | Sequence[Seconds] | None
@@ -99,7 +101,8 @@ class TaskGiven(_Given, total=False):
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
     these are not retried. Both take one class or several, and include subclasses. All leaves of an exception group
     are checked. ``group``: the group of its jobs, a template over the handler's arguments such as "{tenant}", or a
-    function that takes these arguments.
+    function that takes these arguments. ``version``: that of the payloads that the handler takes. ``@task.upcast``
+    converts older ones.
     """
 
     backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
@@ -228,6 +231,7 @@ def check(options: Options) -> None:
     :raises InvalidJob: one is not. The text names it and says what it takes.
     """
     _whole("priority", options.priority, PRIORITY_MIN, PRIORITY_MAX, " (a lower number runs first)")
+    _whole("version", options.version, 1, VERSION_MAX, " (the version of the payload)")
     _whole("slots", options.slots, 1, SLOTS_MAX, " (how many jobs it counts as)")
     _whole("delay", options.delay, 0, DELAY_MAX_MS, " ms (ten years)")
     if options.attempts is not None:

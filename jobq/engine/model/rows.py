@@ -151,6 +151,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         deadline_at=spec.deadline_at,
         rerun_of=spec.rerun_of,
         reruns=of.reruns,
+        version=spec.version,
         unreadable=of.unreadable,
     )
 

@@ -25,6 +25,7 @@ class JobRow(msgspec.Struct, frozen=True):
     ``schedule``: the schedule that enqueued it, and the slot.
     ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended.
     ``rerun_of``: the job that it runs again. ``reruns``: the last jobs that run it again, newest first.
+    ``version``: that of the payload.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
     values.
     """
@@ -66,6 +67,7 @@ class JobRow(msgspec.Struct, frozen=True):
     deadline_at: int | None = None
     rerun_of: str | None = None
     reruns: list[str] = []
+    version: int = 1
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

@@ -98,7 +98,13 @@ def new_job(
     definition = stored.definition
     heard = told(stored, state, slot, missed, how, ended)
     new = NewJob(
-        definition.type, definition.payload, definition.options, id=job_id, given=definition.given, schedule=heard
+        definition.type,
+        definition.payload,
+        definition.options,
+        id=job_id,
+        # The payload stays in the version in which it was written when that of the type changes.
+        given=(*definition.given, "version"),
+        schedule=heard,
     )
     task = queue.tasks.get(definition.type)
     if task is None:
@@ -113,7 +119,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
     :raises InvalidJob: one cannot be encoded.
     :raises StoreError: Redis is away.
     """
-    news = [queue.grouped(new) for new in await queue.type_defaults.complete(news)]
+    news = [queue.grouped(queue.current(new)) for new in await queue.type_defaults.complete(news)]
     if stored.definition.overlap == "queue_one":
         key = f"{RULE}:{stored.name}"
         news = [

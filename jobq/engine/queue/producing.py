@@ -21,6 +21,7 @@ from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
 from jobq.engine.task.registry import Registry
+from jobq.engine.task.versions import Inconvertible
 from jobq.errors import InvalidJob, JobIdTaken, PayloadTooLarge, UnknownType
 
 if TYPE_CHECKING:
@@ -54,8 +55,11 @@ class Producing(Registry, Verbs):
             task = self.tasks.get(new.type)
             if task is None:
                 raise UnknownType(new.type, list(self.tasks))
-            task.check(new.payload)
             defaults = task.defaults
+            if new.options is not defaults and new.options.version != defaults.version:
+                check(new.options)
+                new = self.current(new)
+            task.check(new.payload)
         else:
             check_type(new.type)
             if new.given is None:
@@ -98,6 +102,8 @@ class Producing(Registry, Verbs):
             checked &= new is given
         if not checked:
             self.check(new)
+        if self.revised:
+            new = self.current(new)
         if self.group_functions:
             new = self.grouped(new)
         options = new.options
@@ -117,6 +123,25 @@ class Producing(Registry, Verbs):
         # Another process has drawn the same id.
         session.ids.redraw()
         return await self.submit(new, durability=durability)
+
+    def current(self, new: NewJob) -> NewJob:
+        """The job as the code here would make it: by the name of its task, with its payload in the current version.
+
+        So its keys, its group and its costs are found in the arguments that the handler has now.
+
+        :raises InvalidJob: its payload cannot be converted, or is newer than the code here.
+        """
+        task = self.tasks.get(new.type)
+        if task is None or (new.type == task.name and new.options.version == task.versions.current):
+            return new
+        if new.options.version == task.versions.current:
+            return msgspec.structs.replace(new, type=task.name)
+        try:
+            payload = task.versions.convert(new.payload, new.options.version)
+        except Inconvertible as error:
+            raise InvalidJob(f"a job of {new.type!r} cannot be enqueued here: {error}") from error.__cause__
+        options = msgspec.structs.replace(new.options, version=task.versions.current)
+        return msgspec.structs.replace(new, type=task.name, payload=payload, options=options)
 
     def grouped(self, new: NewJob) -> NewJob:
         """The job, in the group that the function of its task gives it.
@@ -203,6 +228,8 @@ class Producing(Registry, Verbs):
         if not checked or news is not given:
             for new in news:
                 self.check(new)
+        if self.revised:
+            news = [self.current(new) for new in news]
         if self.group_functions:
             news = [self.grouped(new) for new in news]
         if limited := [one for one in news if (of := one.options).limits or of.limits_by or of.breaker]:

@@ -13,6 +13,7 @@ from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.breakers import BreakerVerbs
+from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.groups import GroupVerbs
 from jobq.engine.queue.limits import LimitVerbs
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.options import QueueGiven
 
 
-class Queue(RerunVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs):
+class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

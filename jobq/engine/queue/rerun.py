@@ -37,8 +37,9 @@ class RerunVerbs(Producing):
     ) -> Job[Any]:
         """Enqueue a job, in any state, again as a new job. ``payload``: another one than that of the earlier job.
 
-        Its options are those of the earlier job, without the times (delay, run_at, expires, deadline). ``given``
-        replaces them. The new job has ``rerun_of``, and the earlier one lists it among its ``reruns``.
+        Its options are those of the earlier job, without the times (delay, run_at, expires, deadline), and with the
+        ``version`` of its payload. ``given`` replaces them. The new job has ``rerun_of``, and the earlier one lists it
+        among its ``reruns``.
 
         :raises JobNotFound: there is no such job.
         :raises KeyTaken: another job holds its key now.
@@ -84,6 +85,7 @@ class RerunVerbs(Producing):
             costs=old.costs,
             breaker=f"!{old.type}".encode() in (row[_LIMITS] or b"").split(b"\n"),
             # The first job with the key may be unfinished, or a later one has it.
+            version=old.version,
             unique=None if old.key is None else StoredUnique(key=old.key, while_="unfinished", on="fail"),
         )
         check(options)

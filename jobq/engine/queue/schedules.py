@@ -19,7 +19,7 @@ from jobq.engine.queue.limits import declare_rules
 from jobq.engine.queue.producing import Producing
 from jobq.engine.schedule import plan as plans
 from jobq.engine.schedule.cron import zone
-from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define
+from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define, of_version
 from jobq.engine.schedule.state import (
     ScheduleState,
     Score,
@@ -77,6 +77,11 @@ class ScheduleVerbs(Producing, ABC):
         """As ``put_schedule``, for a definition that was checked."""
         check_schedule_name(name)
         new = NewJob(definition.type, definition.payload, definition.options, given=definition.given)
+        if "version" not in definition.given:
+            task = self.tasks.get(new.type)
+            known = task.defaults if task else (await self.type_defaults.complete([new]))[0].options
+            definition = of_version(definition, known.version)
+            new = msgspec.structs.replace(new, options=definition.options, given=definition.given)
         self.check(new)
         await self._sessions.here.declared.check([new], self.rules, self.declared_breakers)
         await self.store.register()

@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
 
 from jobq.engine.queue.bridge import Openable, bridge
+from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.queue.why import WhyVerbs
@@ -107,6 +108,7 @@ class SyncQueue:
     workers = _waiting(Verbs.workers)
     types = _waiting(Verbs.types)
     why = _waiting(WhyVerbs.why)
+    check_jobs = _waiting(CheckVerbs.check_jobs)
     result = _waiting(Verbs.result)
     ready = _waiting(Verbs.ready)
     queues = _waiting(Verbs.queues)

@@ -135,6 +135,17 @@ def define(type_: str, payload: Any, given: dict[str, Any]) -> Definition:
     )
 
 
+def of_version(definition: Definition, version: int) -> Definition:
+    """The definition with the version of its payload, unless it has one."""
+    if version == definition.options.version or "version" in definition.given:
+        return definition
+    return msgspec.structs.replace(
+        definition,
+        options=msgspec.structs.replace(definition.options, version=version),
+        given=tuple(sorted((*definition.given, "version"))),
+    )
+
+
 def check_definition(definition: Definition) -> Definition:
     """Return the definition.
 

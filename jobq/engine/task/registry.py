@@ -11,11 +11,11 @@ from jobq.engine.model.breaker import Breaker
 from jobq.engine.model.groups import group_by
 from jobq.engine.model.job import PLAIN, Options
 from jobq.engine.model.limits import Rule, declared_costs, declared_rules, limits_given
-from jobq.engine.model.options import TaskGiven, merge
+from jobq.engine.model.options import TaskGiven, check_type, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
 from jobq.engine.model.unique import bind
-from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define
+from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_name, define, of_version
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.signature import Signature
@@ -46,6 +46,9 @@ class Registry:
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task[Any, Any]] = {}
+        """By the names of their types. A task with aliases is in it under each of them."""
+        self.revised = False
+        """Whether a task has aliases, or a version of its payload beyond the first."""
         self.rules: dict[str, Rule] = {}
         """The rules of limits that tasks and the queue declare."""
         self.group_functions: dict[str, Callable[..., Any]] = {}
@@ -65,7 +68,13 @@ class Registry:
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, /, *, name: str | None = None, isolate: Literal["process"] | None = None, **given: Unpack[TaskGiven]
+        self,
+        /,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        isolate: Literal["process"] | None = None,
+        **given: Unpack[TaskGiven],
     ) -> _Decorator: ...
     def task(
         self,
@@ -73,11 +82,13 @@ class Registry:
         /,
         *,
         name: str | None = None,
+        aliases: Sequence[str] = (),
         isolate: Literal["process"] | None = None,
         **given: Unpack[TaskGiven],
     ) -> Any:
         """Register a function as the handler of a type. The type's name is the function's, unless ``name`` is given.
 
+        ``aliases``: earlier names of the type, whose jobs this handler runs too.
         ``fn`` may be any callable; a partial or an object with ``__call__`` needs a ``name``.
 
         :raises InvalidJob: an option is out of its range, or the type has a handler already.
@@ -121,12 +132,15 @@ class Registry:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
             if defaults.unique is not None:
                 defaults = bind(defaults, type_, Signature(plain).defaults)
-            task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy)
-            if task.name in self.tasks:
-                raise InvalidJob(
-                    f"queue {self.name!r} has a handler for {task.name!r} already: give one of them a name="
-                )
-            self.tasks[task.name] = task
+            task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy, _names(aliases))
+            for named in (task.name, *task.aliases):
+                if named in self.tasks:
+                    raise InvalidJob(
+                        f"queue {self.name!r} has a handler for {named!r} already: give one of them a name="
+                    )
+                self.tasks[named] = task
+            if task.aliases or task.versions.current > 1:
+                self.revised = True
             if callable(group):
                 self.group_functions[task.name] = group
             if breaker is not None:
@@ -162,8 +176,9 @@ class Registry:
             chosen = check_schedule_name(name or task.name)
             if chosen in self.declared_schedules:
                 raise InvalidJob(f"there is a schedule {chosen!r} already: give one of them another name=")
-            definition = define(task.name, payload, dict(given))
-            task.check(definition.payload)
+            definition = of_version(define(task.name, payload, dict(given)), task.versions.current)
+            if definition.options.version == task.versions.current:
+                task.check(definition.payload)
             if definition.overlap == "queue_one":
                 self.declare({RULE: Rule(1)})
             self.declared_schedules[chosen] = definition
@@ -242,6 +257,18 @@ class Registry:
         check_hook("shutdown", fn)
         self.shutdown_hooks.append(fn)
         return fn
+
+
+def _names(aliases: Any) -> tuple[str, ...]:
+    """The earlier names of a type.
+
+    :raises TypeError: it is one text, whose letters would count as names, or holds something else.
+    """
+    if isinstance(aliases, str) or not all(isinstance(one, str) for one in aliases):
+        raise TypeError(f"aliases is {aliases!r:.80}: it takes a list of names, such as ['old.name']")
+    for name in aliases:
+        check_type(name)
+    return tuple(aliases)
 
 
 def check_hook(when: str, fn: Any) -> None:

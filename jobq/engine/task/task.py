@@ -18,6 +18,7 @@ from jobq.engine.task.handle import Job
 from jobq.engine.task.hooks import schema_of
 from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature
+from jobq.engine.task.versions import Versions
 from jobq.errors import InvalidJob
 from jobq.redact import misfit
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
+U = TypeVar("U", bound="Callable[[dict[str, Any]], Any]")
 
 SAID_MAX: Final = 100
 """The most different warnings about one task that a worker logs."""
@@ -53,6 +55,7 @@ class Task(Generic[P, R]):
         defaults: Options,
         isolate: Literal["process"] | None,
         policy: RetryPolicy | None = None,
+        aliases: tuple[str, ...] = (),
     ) -> None:
         check_type(name)
         self.queue = queue
@@ -60,6 +63,8 @@ class Task(Generic[P, R]):
         self.name = name
         self.defaults = defaults
         self.policy = policy
+        self.aliases = aliases
+        self.versions = Versions(name, defaults.version)
         self.signature = Signature(fn)
         self.kind: Kind = _kind(fn, isolate)
         self.inline = self.kind == "async" and self.signature.plain
@@ -84,6 +89,21 @@ class Task(Generic[P, R]):
         def register(hook: H) -> H:
             add_hook(self.queue.hooks, event, self.name, hook)
             return hook
+
+        return register
+
+    def upcast(self, version: int) -> Callable[[U], U]:
+        """Convert payloads of ``version`` to the next version: ``@send.upcast(1)`` above ``def _(old): return {...}``.
+
+        A job whose payload has an older version is converted step by step, before it is checked. The function gets the
+        payload as a dict, which it may change, and returns the new one. It must not wait for anything.
+
+        :raises TypeError: the task has no later version, or the function cannot convert payloads.
+        """
+
+        def register(fn: U) -> U:
+            self.versions.add(version, fn)
+            return fn
 
         return register
 

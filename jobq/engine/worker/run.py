@@ -21,6 +21,7 @@ from jobq.engine.model.outcome import encode_result
 from jobq.engine.model.unreadable import read_spec
 from jobq.engine.task.context import Context, Lender, current, lender
 from jobq.engine.task.signature import field_names
+from jobq.engine.task.versions import Inconvertible
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.invoke import invoke, surround
 from jobq.errors import DeadlineExceeded, InvalidPayload, Timeout, Unserved
@@ -251,6 +252,8 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     task = source.tasks.get(spec.type)
     if task is None:
         raise Unserved("this worker has no handler for its type")
+    if spec.version != task.versions.current or task.aliases:
+        spec = run.spec = current_spec(run, spec, task)
     try:
         args = task.signature.decode(spec.payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -268,6 +271,22 @@ def prepare(run: Run) -> tuple[Task[Any, Any], msgspec.Struct]:
     if source.hooks:
         source.tell_start(run)
     return task, args
+
+
+def current_spec(run: Run, spec: Spec, task: Task[Any, Any]) -> Spec:
+    """The job under the name of its task, with its payload in the version that the handler takes.
+
+    :raises Unserved: the payload is of a newer version, or it cannot be converted. Another release may be able to.
+    """
+    payload = spec.payload
+    if spec.version != task.versions.current:
+        try:
+            payload = task.versions.convert(payload, spec.version)
+        except Inconvertible as error:
+            raise Unserved(str(error), invalid=not error.newer) from error.__cause__
+    spec = msgspec.structs.replace(spec, type=task.name, payload=payload, version=task.versions.current)
+    run.raw = _encode(spec)
+    return spec
 
 
 def read_leniently(run: Run, task: Task[Any, Any], error: Exception) -> msgspec.Struct:
