@@ -406,7 +406,7 @@ SABOTAGES = [
     Break("lapse", "the head of waiting is not looked at", "look_at(redis.call('ZRANGE', waiting, 0, page - 1))", ""),
     Break("lapse", "long runs hide others", "ran > page and now % ran or 0", "0"),
     Break("lapse", "jobs that ran are not looked at", "if ran > 0 then look_at", "if false then look_at"),
-    Break("lapse", "the wrong record", "over and ARGV[4] or ARGV[3]", "ARGV[3]"),
+    Break("lapse", "the wrong record", "over and ARGV[5] or ARGV[4]", "ARGV[4]"),
     Break("lapse", "the payload's retention", "string.sub(spec, 1, payload - 1)", "spec"),
     Break("lapse", "reasons without bound", ">= 65536", ">= 1e9"),
     Break("lapse", "the job stays parked", "\n            unpark(id)\n", "\n"),
@@ -423,7 +423,7 @@ SABOTAGES = [
     Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
     *[
         Break(name, "a repeated request is executed", "if recorded then", "if false then")
-        for name in ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
+        for name in ("kill", "lapse", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
     ],
     Break("kill", "the job's own retention is forgotten", "if ARGV[4] ~= '' then", "if false then"),
     *[

@@ -10,8 +10,13 @@ from jobq.engine.model.limits import OVERS
 
 
 def add_limits(menu: Menu) -> None:
-    of_limits = Menu(menu.add("limits", "", "'limits ls', 'keys', 'set', 'reset', 'close', 'open': how many jobs run"))
+    of_limits = Menu(
+        menu.add("limits", "", "'limits ls', 'show', 'keys', 'set', 'reset', 'rm', 'close', 'open': how many jobs run")
+    )
     command(of_limits, "ls", "limits:ls", "list the rules of limits", shown=True, queue=True)
+
+    show = command(of_limits, "show", "limits:show", "show a rule and its keys", shown=True, queue=True)
+    show.add_argument("rule", metavar="RULE", help="the rule")
 
     keys = command(
         of_limits, "keys", "limits:keys", "list the keys of a rule, most held jobs first", shown=True, queue=True
@@ -64,11 +69,17 @@ def add_breakers(menu: Menu) -> None:
 
 def add_groups(menu: Menu) -> None:
     of_groups = Menu(
-        menu.add("groups", "", "'groups ls', 'set', 'pause', 'resume', 'reset': tenants that share the workers fairly")
+        menu.add(
+            "groups",
+            "",
+            "'groups ls', 'show', 'set', 'pause', 'resume', 'reset': tenants that share the workers fairly",
+        )
     )
     ls = command(of_groups, "ls", "groups:ls", "list the groups, most queued jobs first", shown=True, queue=True)
     ls.add_argument("--sort", choices=("waiting", "oldest", "name"), default="waiting", help="the order (waiting)")
     ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N groups (default: 20)")
+    show = command(of_groups, "show", "groups:show", "show a group", shown=True, queue=True)
+    show.add_argument("group", metavar="GROUP", help="the group")
     set_ = command(
         of_groups, "set", "groups:set_", "change settings of a group; the others stay", shown=True, queue=True
     )

@@ -1,4 +1,4 @@
-"""Commands of groups: groups ls, set, pause, resume and reset."""
+"""Commands of groups: groups ls, show, set, pause, resume and reset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jobq.cli.session import one_queue, run
 if TYPE_CHECKING:
     import argparse
 
+    from jobq.engine.model.groups import GroupRow
     from jobq.settings import Settings
 
 HEAD = ("GROUP", "QUEUED", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED", "MAX QUEUED")
@@ -25,18 +26,32 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
             for row in rows:
                 render.say_json(row)
         elif rows:
-            lines = [
-                (
-                    row.group, row.queued, row.active, render.ago(row.oldest), f"{row.weight:g}",
-                    "yes" if row.paused else "no", "any" if row.max_queued is None else row.max_queued,
-                )
-                for row in rows
-            ]  # fmt: skip
-            render.say(*render.table(HEAD, lines))
+            render.say(*render.table(HEAD, [_line(row) for row in rows]))
         else:
             render.say("no groups now; a job gets one with group=... or enqueue --group")
 
     run(main())
+
+
+def show(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups show``. A group without jobs and settings has its defaults."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            row = await queue.group(args.group)
+        if args.json:
+            render.say_json(row)
+        else:
+            render.say(*(f"{name.lower():<10} {words}" for name, words in zip(HEAD, _line(row), strict=True)))
+
+    run(main())
+
+
+def _line(row: GroupRow) -> tuple[Any, ...]:
+    return (
+        row.group, row.queued, row.active, render.ago(row.oldest), f"{row.weight:g}", "yes" if row.paused else "no",
+        "any" if row.max_queued is None else row.max_queued,
+    )  # fmt: skip
 
 
 def set_(args: argparse.Namespace, settings: Settings) -> None:

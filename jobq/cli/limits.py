@@ -1,4 +1,4 @@
-"""Commands of limits: limits ls, keys, set and reset."""
+"""Commands of limits: limits ls, show, keys, set, reset, rm, close and open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobq.cli.session import one_queue, run
 if TYPE_CHECKING:
     import argparse
 
-    from jobq.engine.model.limits import Band, LimitRow
+    from jobq.engine.model.limits import Band, LimitKeyRow, LimitRow
     from jobq.settings import Settings
 
 RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "OVER", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS")
@@ -20,6 +20,8 @@ _ACTIONS = {
     "replace_oldest": "; a job without room replaces the oldest one that has not started",
     "kill_running": "; a job without room kills the oldest one that runs",
 }
+SHOWN = 10
+"""Keys that ``limits show`` lists."""
 KEYS_HEAD = ("KEY", "ACTIVE", "HELD", "OPENS")
 
 
@@ -41,6 +43,30 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
+def show(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq limits show``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            row = await queue.limit(args.rule)
+            keys = [] if args.json else await queue.limit_keys(args.rule, limit=SHOWN)
+        if args.json:
+            render.say_json(row)
+            return
+        declared = row.declared
+        facts = [
+            ("rule", row.rule), ("concurrency", _shown(row.concurrency)), ("rate", _rates(row.rate)),
+            ("over", row.over), ("from", _source(row)), ("active", row.active), ("held", row.held),
+            ("closed", f"{row.closed} keys, all open {render.ago(row.closed_until)}" if row.closed else "no keys"),
+            ("code", f"{_shown(declared.concurrency)} at once, rate {_rates(declared.rate)}" if declared else "-"),
+        ]  # fmt: skip
+        render.say(*(f"{name:<11} {words}" for name, words in facts))
+        if keys:
+            render.say("", *render.table(KEYS_HEAD, [_key(key) for key in keys]))
+
+    run(main())
+
+
 def keys(args: argparse.Namespace, settings: Settings) -> None:
     """``jobq limits keys``."""
 
@@ -51,8 +77,7 @@ def keys(args: argparse.Namespace, settings: Settings) -> None:
             for row in rows:
                 render.say_json(row)
         elif rows:
-            lines = [(row.key, row.active, row.held, render.ago(row.opens_at)) for row in rows]
-            render.say(*render.table(KEYS_HEAD, lines))
+            render.say(*render.table(KEYS_HEAD, [_key(row) for row in rows]))
         else:
             render.say(f"no jobs under {args.rule} now")
 
@@ -149,9 +174,17 @@ def open_(args: argparse.Namespace, settings: Settings) -> None:
     run(main())
 
 
+def _key(row: LimitKeyRow) -> tuple[Any, ...]:
+    return row.key, row.active, row.held, render.ago(row.opens_at)
+
+
+def _source(row: LimitRow) -> str:
+    return "orphan" if row.orphan and row.source == "code" else row.source
+
+
 def _counts(row: LimitRow) -> tuple[Any, ...]:
     return (
-        "orphan" if row.orphan and row.source == "code" else row.source,
+        _source(row),
         row.active,
         row.held,
         row.closed,

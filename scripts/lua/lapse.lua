@@ -1,13 +1,24 @@
 #!lua flags=allow-oom
 -- lapse: waiting, delayed, held, blocked -> failed: jobs that did not start in time (`expires`), or can no longer end in time (`deadline`).
--- KEYS waiting delayed active blocked held failed start_by end_by jobs errors attempts expires events metrics parked unserved held_by limits weights admitted unspent openings wake keys unique
--- ARGV now, page, error record of a job that did not start in time (one line of JSON, attempt 0), the same for a job past its deadline,
+-- KEYS waiting delayed active blocked held failed start_by end_by jobs errors attempts expires events metrics parked unserved held_by limits weights admitted unspent openings wake keys unique requests answers
+-- ARGV now, request, page, error record of a job that did not start in time (one line of JSON, attempt 0), the same for a job past its deadline,
 --   bytes of specs after which the script stops
 -- RETURNS 1 if more jobs may be late, else 0; then the ids of the jobs that ended
-local waiting, delayed, active, blocked, held, failed, start_by, end_by, jobs, errors, attempts, expires, events, metrics, parked, unserved, held_by, limits, weights, admitted, unspent, openings, wake, keys, unique = unpack(KEYS)
-if redis.call('EXISTS', start_by, end_by) == 0 then return { 0 } end
+local waiting, delayed, active, blocked, held, failed, start_by, end_by, jobs, errors, attempts, expires, events, metrics, parked, unserved, held_by, limits, weights, admitted, unspent, openings, wake, keys, unique, requests, answers = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local page = tonumber(ARGV[2])
+local page = tonumber(ARGV[3])
+
+-- shared: repeated
+-- A caller that did not get the reply sends its request again, and a frozen server may then execute both. The second one returns
+-- the recorded answer of the first, even if the jobs have moved since.
+local recorded = redis.call('HGET', answers, ARGV[2])
+if recorded then
+    local words = {}
+    for word in string.gmatch(recorded, '([^\n]*)\n') do words[#words + 1] = word end
+    return words
+end
+-- end
+if redis.call('EXISTS', start_by, end_by) == 0 then return { 0 } end
 
 -- shared: error column
 local function add_error(id, record)
@@ -154,7 +165,7 @@ for i, id in ipairs(list) do
     elseif running[i] then
         if late then keep(start_by, id, from) end
         if over then keep(end_by, id, to) end
-    elseif bytes > tonumber(ARGV[5]) then
+    elseif bytes > tonumber(ARGV[6]) then
         more = 1
     else
         redis.call('ZREM', start_by, id)
@@ -163,7 +174,7 @@ for i, id in ipairs(list) do
         if state then
             unpark(id)
             if state == held then unhold(id) else redis.call('ZREM', state, id) end
-            add_error(id, over and ARGV[4] or ARGV[3])
+            add_error(id, over and ARGV[5] or ARGV[4])
             redis.call('ZADD', failed, now, id)
             local spec = redis.call('HGET', jobs, id) or ''
             bytes = bytes + #spec
@@ -184,4 +195,19 @@ if #ended > 0 then
     count('failed', #ended)
     count('expired', #ended)
 end
-return { more, unpack(ended) }
+local states = { more, unpack(ended) }
+if #ended == 0 then return states end
+-- shared: record
+redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
+redis.call('ZADD', requests, now, ARGV[2])
+-- Answers that a dropped queue left behind have a time to live. From now on they are the answers of a queue in use.
+redis.call('PERSIST', answers)
+redis.call('PERSIST', requests)
+-- No caller repeats a request after two minutes.
+local old = redis.call('ZRANGE', requests, '-inf', now - 120000, 'BYSCORE', 'LIMIT', 0, 100)
+if #old > 0 then
+    redis.call('HDEL', answers, unpack(old))
+    redis.call('ZREM', requests, unpack(old))
+end
+-- end
+return states

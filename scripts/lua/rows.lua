@@ -1,13 +1,14 @@
 #!lua flags=no-writes
 -- rows: reads jobs with all their columns, or only the columns that a list shows.
--- KEYS waiting delayed active completed failed blocked held expires leases jobs priorities attempts errors results progress unserved limits weights reruns
+-- KEYS waiting delayed active completed failed blocked held expires leases jobs priorities attempts errors results progress unserved limits weights reruns start_by end_by
 -- ARGV now, brief (1: the spec up to its payload, the last error, the result record without the result, no progress); then ids
 -- RETURNS for the first ids, until 1 MB was read: nil (unknown id, or the job's own retention is over), or state, score,
---   lease token, spec, priority, attempts, errors, result, progress, unserved, limit keys, weights, reruns
+--   lease token, spec, priority, attempts, errors, result, progress, unserved, limit keys, weights, reruns,
+--   and the job's scores in start_by and end_by: nil if it has no such time, or the time does not count any more
 local expires, brief = KEYS[8], ARGV[2] == '1'
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local states = { 'waiting', 'delayed', 'active', 'completed', 'failed', 'blocked', 'held' }
-local FIRST, SPEC, ERRORS, RESULT, PROGRESS = 9, 10, 13, 14, 15
+local FIRST, SPEC, ERRORS, RESULT, PROGRESS, LAST = 9, 10, 13, 14, 15, 19
 
 -- shared: head of a spec
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
@@ -33,7 +34,7 @@ local function cut(column, value)
     return value
 end
 
-local rows, bytes = {}, 0
+local rows, bytes, timed = {}, 0, redis.call('EXISTS', KEYS[LAST + 1], KEYS[LAST + 2]) > 0
 for i = 3, #ARGV do
     local id, row = ARGV[i], false
     for s = 1, 7 do
@@ -46,10 +47,13 @@ for i = 3, #ARGV do
     -- A job whose own retention is over is still stored until the next trim, and nothing trims while no worker runs. Hide it.
     local till = row and redis.call('ZSCORE', expires, id)
     if till and tonumber(till) <= now then row = false end
-    for column = FIRST, row and #KEYS or 0 do
+    for column = FIRST, row and LAST or 0 do
         local value = not (brief and column == PROGRESS) and redis.call('HGET', KEYS[column], id)
         bytes = bytes + #(value or '')
         row[column - 6] = value and brief and cut(column, value) or value
+    end
+    for column = LAST + 1, row and LAST + 2 or 0 do
+        row[column - 6] = timed and redis.call('ZSCORE', KEYS[column], id)
     end
     rows[i - 2] = row
     if bytes > 1000000 then break end

@@ -12,7 +12,8 @@
 --   job: state, score, jobs of waiting before it, those of them with a more urgent priority, held jobs before it that wait for no
 --     other limit key, held jobs of its line before it, held jobs of its group before it, turns before that of its group (-1: it has none), about how
 --     many jobs of other groups have their turns before it, weight and pause of its group ('': none),
---     its group, its slots and costs, whether it is parked (0 or 1), row of its deduplication key
+--     its group, its slots and costs, whether it is parked (0 or 1), row of its deduplication key, when the
+--     other job that this row names was claimed
 --   keys, each one: key, text of its rule, places that are taken, places whose tokens are not spent, closed until, jobs before it,
 --     1 if the job's line waits for this key, row of the breaker, arrivals (pairs of a band's spent and debts), and when each of its
 --     running jobs was claimed
@@ -220,11 +221,13 @@ end
 
 local kind = match(redis.call('HGET', unserved, id) or '', '^%d+ %d+ (.+)$')
 local own_key = match(redis.call('HGET', keys, id) or '', '^[^\n]*')
+local key_row = redis.call('HGET', unique, match(own_key, '\t(.*)$') or own_key)
+local holder, other = match(key_row or '', '^(%S+) ?%S* ?%S* ?(%S*)')
 queue[6] = {
     state, score, ahead, redis.call('ZCOUNT', waiting, '-inf', '(' .. start),
     held_before, in_line, in_group, rank, jobs_of_others(), group ~= '' and redis.call('HGET', groups, group) or '', group,
     redis.call('HGET', weights, id), kind and redis.call('ZSCORE', parked, kind .. '\0' .. id) and 1 or 0,
-    redis.call('HGET', unique, match(own_key, '\t(.*)$') or own_key),
+    key_row, holder and claimed({ holder ~= id and holder or other })[1] or false,
 }
 queue[7] = {}
 for key in gmatch(row, '[^\n]+') do

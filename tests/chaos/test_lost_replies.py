@@ -9,6 +9,7 @@ import pytest
 
 from jobq import Connection, Context, Discard, JobNotFound, NewJob, Queue, State, Worker, inject
 from jobq.engine.model.ids import new_id
+from jobq.engine.queue.late import end_late
 from jobq.engine.store import lua
 from jobq.engine.store import sender as sender_module
 from jobq.engine.store.link import pack
@@ -47,6 +48,24 @@ async def test_enqueue(queue: Queue, faulty: FaultyConnection) -> None:
     job = await queue.enqueue("send", {}, key="once")
     assert not job.duplicate
     assert (await queue.stats()).waiting == 1
+
+
+async def test_late_jobs(queue: Queue, faulty: FaultyConnection) -> None:
+    """The hooks hear of the jobs that the lost call has ended."""
+    told: list[str] = []
+
+    @queue.on("final_failure")
+    async def note(event: Any) -> None:
+        told.append(event.job.id)
+
+    job = await queue.enqueue("send", expires=0.001)
+    await asyncio.sleep(0.01)
+    faulty.next_of = "lapse"
+    await end_late(queue)
+    await queue.hook_calls.ended()
+    assert told == [job.id]
+    stats = await queue.stats()
+    assert (stats.failed, stats.expired_total) == (1, 1)
 
 
 async def test_claim(queue: Queue, faulty: FaultyConnection) -> None:

@@ -24,6 +24,11 @@ def test_a_group_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert lines[1].split()[:3] == ["a", "1", "0"]
     [row] = [json.loads(line) for line in jobq("groups", "ls", "--json", "--queue", tasks).out.splitlines()]
     assert (row["group"], row["weight"], row["max_queued"]) == ("a", 2.5, 1)
+    shown = dict(line.split(maxsplit=1) for line in jobq("groups", "show", "a", "--queue", tasks).out.splitlines()[:6])
+    assert (shown["group"], shown["queued"], shown["weight"], shown["paused"]) == ("a", "1", "2.5", "no")
+    assert json.loads(jobq("groups", "show", "a", "--json", "--queue", tasks).out) == row
+    assert json.loads(jobq("groups", "show", "nobody", "--json", "--queue", tasks).out)["weight"] == 1
+    assert jobq("groups", "show", "a\nb", "--queue", tasks).code == 1
     said = jobq("groups", "reset", "a", "--queue", tasks)
     assert said.out == "reset a of tasks: weight 1, not paused, any number of jobs queued\n"
     assert jobq("groups", "set", "a", "--weight", "0", "--queue", tasks).code == 1

@@ -23,6 +23,11 @@ def test_a_rule_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert (rule["concurrency"], rule["rate"]) == (5, [{"count": 100, "per": 60000, "burst": 20}])
     [key] = [json.loads(line) for line in jobq("limits", "keys", "tenant", "--json", "--queue", tasks).out.splitlines()]
     assert (key["key"], key["held"]) == ("tenant:a", 1)
+    lines = jobq("limits", "show", "tenant", "--queue", tasks).out.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines[:9])
+    assert (shown["concurrency"], shown["rate"], shown["from"], shown["held"]) == ("5", "100/1m/20", "operator", "1")
+    assert [line.split()[0] for line in lines[9:] if line] == ["KEY", "tenant:a"]
+    assert json.loads(jobq("limits", "show", "tenant", "--json", "--queue", tasks).out) == rule
     said = jobq("limits", "reset", "tenant", "--queue", tasks)
     assert said.out == "reset tenant of tasks: no code declares it, so there is no limit now\n"
 
@@ -101,7 +106,15 @@ def test_a_rule_is_removed(jobq: Callable[..., Said], tasks: str):
 
 def test_a_rule_that_does_not_exist_is_one_line_with_those_that_do(jobq: Callable[..., Said], tasks: str):
     jobq("limits", "set", "tenant", "--concurrency", "1", "--queue", tasks)
-    for words in (["rm", "r"], ["reset", "r"], ["keys", "r"], ["close", "r:a", "5m"], ["open", "r"], ["rm", "a:b"]):
+    for words in (
+        ["show", "r"],
+        ["rm", "r"],
+        ["reset", "r"],
+        ["keys", "r"],
+        ["close", "r:a", "5m"],
+        ["open", "r"],
+        ["rm", "a:b"],
+    ):
         said = jobq("limits", *words, "--queue", tasks)
         assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), words
         assert f"there is no rule {words[1].removesuffix(':a')!r}; there are: tenant." in said.err, words

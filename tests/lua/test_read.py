@@ -169,7 +169,7 @@ FULL: State = also(
             FULL,
             lambda store: store.rows(["a"]),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3", None, None, None]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e1\ne2", "r", "7", "3", *[None] * 5]],
         ),
         Case(
             "little there is, in order of the question",
@@ -177,9 +177,19 @@ FULL: State = also(
             lambda store: store.rows(["b", "nobody", "a"]),
             {},
             [
-                ["failed", "900", None, "B", *[None] * 9],
+                ["failed", "900", None, "B", *[None] * 11],
                 None,
-                ["waiting", str(place(1)), None, "A", *[None] * 9],
+                ["waiting", str(place(1)), None, "A", *[None] * 11],
+            ],
+        ),
+        Case(
+            "times by which jobs must start and end",
+            also(waiting("a"), standing("active", "b"), {"start_by": {"a": 5}, "end_by": {"a": 7, "b": -9}}),
+            lambda store: store.rows(["a", "b"], brief=True),
+            {},
+            [
+                ["waiting", str(place(1)), None, "A", *[None] * 9, "5", "7"],
+                ["active", "900", None, "B", *[None] * 10, "-9"],
             ],
         ),
         *[
@@ -188,7 +198,7 @@ FULL: State = also(
                 standing("completed", "a") | {"expires": {"a": till}},
                 lambda store: store.rows(["a"]),
                 {},
-                [None if gone else ["completed", "900", None, "A", *[None] * 9]],
+                [None if gone else ["completed", "900", None, "A", *[None] * 11]],
             )
             for till, gone in ((NOW - 1, True), (NOW, True), (NOW + 1, False))
         ],
@@ -198,7 +208,7 @@ FULL: State = also(
                 {"waiting": {"a": 1}, "jobs": {"a": spec}},
                 lambda store: store.rows(["a"], brief=True),
                 {},
-                [["waiting", "1", None, head, *[None] * 9]],
+                [["waiting", "1", None, head, *[None] * 11]],
             )
             for what, spec, head in (
                 ("without more", '{"type":"t"}', '{"type":"t"}'),
@@ -218,14 +228,14 @@ FULL: State = also(
             FULL | {"results": {"a": '[1,2,"w",[3]]'}},
             lambda store: store.rows(["a"], brief=True),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e2", '[1,2,"w"]', None, "3", None, None, None]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", '[1,2,"w"]', None, "3", *[None] * 5]],
         ),
         Case(
             "brief: a result that is none of ours",
             FULL | {"results": {"a": "r" * 300}},
             lambda store: store.rows(["a"], brief=True),
             {},
-            [["active", "31000", TOKEN, "A", "5L", "2", "e2", "r" * 256, None, "3", None, None, None]],
+            [["active", "31000", TOKEN, "A", "5L", "2", "e2", "r" * 256, None, "3", *[None] * 5]],
         ),
     ]
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VERBS: dict[str, tuple[State, Callable[[Store], Call[Any]], list[Any]]] = {
     "drop": (waiting("a"), lambda s: s.drop(force=True), [1, 0, 0, 1]),
     "kill": (waiting("a"), lambda s: s.kill(["a", "nobody"], b"killed"), ["waiting", ""]),
+    "lapse": (standing("delayed", "a") | {"start_by": {"a": NOW}}, lambda s: s.lapse(10, b"{}", b"{}"), [0, "a"]),
     "pause": ({}, lambda s: s.pause(), ["running"]),
     "promote": (standing("delayed", "a"), lambda s: s.promote(["a", "nobody"]), ["delayed", ""]),
     "remove": (standing("failed", "a"), lambda s: s.remove(["a", "nobody"]), ["failed", ""]),

@@ -135,7 +135,7 @@ def test_the_keys_of_the_header_are_those_of_the_body(name: str):
 
 @every_script
 def test_every_key_is_used(name: str):
-    if "#KEYS" in body(name):
+    if "#KEYS" in body(name) or name == "rows":  # They read keys by number.
         return
     code = "\n".join(line for line in body(name).splitlines() if not line.startswith("--"))
     for key in SCRIPTS[name].keys:

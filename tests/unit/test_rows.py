@@ -25,7 +25,7 @@ SPEC = Spec("send", 1000, payload=msgspec.Raw(b'{"to":[]}'), priority=-3, attemp
 def row(state: str, score: str, **columns: Any) -> list[Any]:
     """A reply of rows.lua for one job."""
     names = ("token", "spec", "priority", "attempts", "errors", "result", "progress", "unserved", "limits", "weights")
-    names += ("reruns",)
+    names += ("reruns", "start_by", "end_by")
     columns = {"spec": msgspec.json.encode(SPEC)} | columns
     return [state.encode(), score.encode(), *[columns.get(name) for name in names]]
 

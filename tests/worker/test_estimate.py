@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, Queue, Rate
+from jobq import Breaker, Concurrency, Queue, Rate, Unique
 from jobq.engine.store.calls import Claimed
 from jobq.testing import ManualClock
 
@@ -228,6 +228,48 @@ async def test_delays_and_closed_keys(world: Simulation):
     later = await enqueued(world, 1, delay=30)
     held = await enqueued(world, 3, limits=["r"])
     pairs = await world.compared([*later, *held])
+    assert max(abs(said - was) for said, was in pairs) <= 2, pairs
+
+
+async def test_a_job_behind_the_running_one_with_its_key(world: Simulation):
+    await world.learn()
+    key = Unique(key="k", while_="unfinished", on="keep_last")
+    [first] = await enqueued(world, 1, unique=key)
+    await world.until_started([first])
+    [second] = await enqueued(world, 1, unique=key)
+    world.clock.now += USUAL // 4
+    check(await world.compared([second]), 0.1, 0.01)
+
+
+async def test_the_first_job_of_an_open_breaker_and_a_delayed_one(world: Simulation):
+    @world.queue.task(breaker=Breaker(open_for="20s"))
+    async def job() -> None: ...
+
+    world.slots = 20
+    await world.learn()
+    await world.queue.trip_breaker("job", 20)
+    [first, second] = await enqueued(world, 2)
+    # It is due before the breaker opens, and other jobs go first.
+    [later] = await enqueued(world, 1, delay=5)
+    assert [(await world.queue.why(one)).starts_in_ms for one in (second, later)] == [None, None]
+    assert [reason.code for reason in (await world.queue.why(later)).reasons] == ["delayed", "breaker_open"]
+    check(await world.compared([first]), 0.1, 0.01)
+
+
+async def test_a_delayed_job_whose_key_or_breaker_is_closed_longer(world: Simulation):
+    @world.queue.task(breaker=Breaker(open_for="20s"))
+    async def job() -> None: ...
+
+    world.slots = 20
+    await world.learn()
+    await world.queue.set_limit("r", concurrency=5)
+    await world.queue.close_limit("r", 60)
+    [closed] = await enqueued(world, 1, delay=30, limits=["r"])
+    [reason, key] = (await world.queue.why(closed)).reasons
+    assert (reason.code, key.code, key.key) == ("delayed", "key_closed", "r")
+    await world.queue.trip_breaker("job", 20)
+    [first] = await enqueued(world, 1, delay=5)
+    pairs = await world.compared([first, closed])
     assert max(abs(said - was) for said, was in pairs) <= 2, pairs
 
 

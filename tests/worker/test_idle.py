@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, Queue, Rate, WorkerRow
+from jobq import Concurrency, Queue, Rate, ReasonCode, WorkerRow
 from jobq.engine.worker import waker
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ async def test_what_a_worker_says_about_an_empty_claim(
     async def send() -> None: ...
 
     await queue.set_limit("held", concurrency=0)
-    await start(lease=1)
+    worker = await start(lease=1)
     assert await idles(queue, until, "no_jobs") is None
+    assert (worker.state, worker.idle) == ("running", {"test": ReasonCode.NO_JOBS})
     later = await send.options(delay=3600).enqueue()
     due = await idles(queue, until, "only_delayed")
     assert due == pytest.approx(queue.store.now_ms() + 3_600_000, abs=60_000)
@@ -67,10 +68,11 @@ async def test_the_queues_own_rule(redis_url: str, start: Callable[..., Any], un
         async def send() -> None:
             await gate.passing()
 
-        await start(queue, lease=1)
+        worker = await start(queue, lease=1)
         await send.enqueue_many([{}] * 3)
         await gate.arrival()
         assert await idles(queue, until, "") is None, "the last claim brought a job"
+        assert worker.idle == {}
         await send.enqueue()
         assert await idles(queue, until, "concurrency_full") is None
         gate.open()

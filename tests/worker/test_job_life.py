@@ -19,6 +19,7 @@ from jobq import (
     KeyTaken,
     Queue,
     RateLimited,
+    ReasonCode,
     Snooze,
     State,
     Unique,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from jobq import Connection
 
 HOUR = 3_600_000
+C = ReasonCode
 
 
 class Clock:
@@ -180,10 +182,40 @@ async def test_a_retry_by_hand_is_a_new_chance(queue: Queue, start):
     await asyncio.sleep(0.01)
     await end_late(queue)
     assert (await job.row()).state is State.FAILED
+    row = await job.row()
+    assert row.expires_at == row.deadline_at is not None, "a job that has ended shows when it had to start"
     await queue.retry(job.id)
+    row = await job.row()
+    assert (row.expires_at, row.deadline_at) == (None, None)
+    assert C.LATE not in [reason.code for reason in (await queue.why(job.id)).reasons]
     await start()
     assert await job.result(5) == "sent"
     assert seen == [None], "the deadline has passed, and counts no more"
+
+
+async def test_a_retried_job_shows_the_deadline_that_lies_ahead(slow_queue: Queue, clock: Clock):
+    job = await slow_queue.enqueue("later", expires=60, deadline=90)
+    await job.kill()
+    await slow_queue.retry(job.id)
+    row = await job.row()
+    assert (row.expires_at, row.deadline_at) == (None, clock.now + 90_000)
+
+
+async def test_a_late_job_says_so_until_somebody_ends_it(slow_queue: Queue, clock: Clock):
+    queue = slow_queue
+    queue.store.limited = True
+    job, second = [await queue.enqueue("later", expires=5, deadline=5) for _ in range(2)]
+    claimed = await queue.store.do(queue.store.claim(1, 30_000, "w", "w:0", 1, repeated=False))
+    assert claimed is not None
+    clock.now += 6000
+    why = await queue.why(second.id)
+    assert (why.state, why.reasons[0].code, why.starts_in_ms) == (State.WAITING, C.LATE, None)
+    assert why.reasons[0].until == clock.now - 1000
+    running, late = (await queue.why(job.id)).reasons
+    assert (running.code, late.code) == (C.RUNNING, C.LATE)
+    assert "its worker cancels the run" in late.detail
+    await end_late(queue)
+    assert [reason.code for reason in (await queue.why(second.id)).reasons] == [C.EXPIRED]
 
 
 async def test_a_run_is_cancelled_at_its_deadline_and_not_tried_again(queue: Queue, start, gate):

@@ -76,6 +76,14 @@ async def test_a_lost_reply_to_an_enqueue_enqueues_once(proxy: Proxy, far: Queue
     assert (await queue.get(job.id)).state is State.WAITING
 
 
+async def test_no_calls_and_no_commands_are_answered_at_once(far: Queue):
+    """No reply would ever come for them."""
+    async with asyncio.timeout(2):
+        assert await far.store.do_all([]) == []
+        assert await far.store.trip() == []
+        assert await far.store.commands() == []
+
+
 async def test_enqueues_while_redis_is_away_raise_the_documented_errors(proxy: Proxy, far: Queue):
     @far.task
     async def any_(n: int) -> None: ...

@@ -223,8 +223,8 @@ async def test_an_open_breaker_and_one_that_finds_out(queue: Queue, start: Calla
     assert (await queue.why(jobs[0].id)).starts_in_ms == pytest.approx(3_600_000, abs=60_000)
     assert (await queue.why(jobs[1].id)).starts_in_ms is None
     await queue.trip_breaker("call", 0.01)
-    await until(lambda: is_held_by(queue, jobs[1].id, C.BREAKER_HALF_OPEN), "one job to run")
-    assert await codes(queue, jobs[0]) == [C.RUNNING]
+    await until(lambda: is_held_by(queue, jobs[0].id, C.RUNNING), "one job to run")
+    assert await codes(queue, jobs[1]) == [C.BREAKER_HALF_OPEN]
     works.set()
     await jobs[2].result(10)
 
@@ -286,6 +286,9 @@ async def test_a_job_behind_the_running_one_with_its_key(queue: Queue, start: Ca
     assert (await queue.why(second.id)).state is State.BLOCKED
     [behind] = await reasons(queue, second)
     assert (behind.code, behind.job) == (C.KEY_RUNNING, first.id)
+    assert behind.since == pytest.approx(queue.store.now_ms(), abs=30_000)
+    # Nobody knows yet how long such jobs take.
+    assert (await queue.why(second.id)).starts_in_ms is None
 
 
 async def test_jobs_that_have_ended_say_how(queue: Queue, start: Callable[..., Any], until: Until):

@@ -71,6 +71,12 @@ def until_key(key: KeyFacts, job: JobFacts, now: int, usual: float | None) -> fl
     return latest(waits)
 
 
+def until_end(queue: QueueFacts, job: JobFacts, type: str) -> float | None:
+    """When the job ends that a blocked one waits for."""
+    since, usual = job.awaited_since, queue.usual_ms(type)
+    return None if since is None else until_free(0, 1, 1, [queue.now - since], usual)
+
+
 def until_slot(queue: QueueFacts, job: JobFacts, type: str, priority: int, ahead: int) -> float | None:
     """When a worker has a slot for the job, and the queue's own rule allows it."""
     usual = queue.usual_ms()

@@ -109,7 +109,8 @@ class QueueFacts(msgspec.Struct, frozen=True):
 
 
 class JobFacts(msgspec.Struct, frozen=True):
-    """The place of a job. See why.lua for the fields."""
+    """The place of a job. See why.lua for the fields. ``awaited``: the job whose end it waits for, which was claimed at
+    ``awaited_since``."""
 
     state: State
     score: float
@@ -127,6 +128,7 @@ class JobFacts(msgspec.Struct, frozen=True):
     costs: dict[str, int]
     parked: bool
     awaited: str | None
+    awaited_since: int | None
     keys: list[KeyFacts]
 
 
@@ -173,6 +175,7 @@ def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
         weights,
         parked,
         holder,
+        awaited_since,
     ) = row
     words = as_text(settings).split(" ")
     # The row of a deduplication key: the holder, its fingerprint, when it is due at the latest, and another job.
@@ -195,6 +198,7 @@ def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
         costs=_estimates(weights),
         parked=bool(parked),
         awaited=awaited[0] if awaited else None,
+        awaited_since=awaited_since,
         keys=[_key(key, now) for key in keys],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from jobq.engine.model.estimate import jobs_ahead, latest, until_key, until_slot, until_token
+from jobq.engine.model.estimate import jobs_ahead, latest, until_end, until_key, until_slot, until_token
 from jobq.engine.model.job import State
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.why import Reason, ReasonCode, Why
@@ -23,7 +23,7 @@ TYPES_NAMED: Final = 20
 _NEVER: Final = frozenset(
     {
         ReasonCode.QUEUE_PAUSED, ReasonCode.GROUP_PAUSED, ReasonCode.NO_WORKER, ReasonCode.TYPE_UNSERVED,
-        ReasonCode.PARKED, ReasonCode.KEY_RUNNING,
+        ReasonCode.PARKED, ReasonCode.LATE,
     }
 )  # fmt: skip
 """Nobody can know when these end."""
@@ -43,19 +43,21 @@ def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts, last_start: int | N
     if job.state in (State.COMPLETED, State.FAILED):
         return Why(job.state, [_ended(row)])
     if job.state is State.ACTIVE:
-        return Why(job.state, [_running(row, queue)])
-    found = [*_waits_for(row, queue, job), *_obstacles(queue, row.type)]
+        return Why(job.state, [_running(row, queue), *_late(queue, job, last_start)])
+    found = [*_late(queue, job, last_start), *_waits_for(row, queue, job), *_obstacles(queue, row.type)]
     if job.state in (State.WAITING, State.HELD):
         found += [*_limits(queue, job), *_slots(queue, row)]
         counted = max((reason.ahead or 0 for reason in found), default=0)
         found += [reason for reason in _line(queue, job, row) if (reason.ahead or 0) > counted]
+    elif job.state is State.DELAYED:
+        found += [_closed(key, queue.now) for key in _closed_then(job)]
     starts = _starts(row, queue, job)
     if not found:
         known = "A worker takes it with its next claim." if starts is not None else "Nothing is in its way."
         found = [Reason(code=ReasonCode.READY, detail=known)]
     if any(reason.code in _NEVER for reason in found):
         starts = None
-    if last_start is not None:
+    if last_start is not None and last_start > queue.now:
         before = starts is not None and queue.now + starts > last_start
         when = "before it would start" if before else "unless it has started by then"
         detail = f"It expires {_in(last_start, queue.now)}, {when}."
@@ -160,24 +162,32 @@ def _own_rule(queue: QueueFacts, ahead: int) -> Iterator[Reason]:
 
 def _key(key: KeyFacts, job: JobFacts, queue: QueueFacts) -> Iterator[Reason]:
     now = queue.now
-    if key.name.startswith("!"):
-        if key.closed_until:
-            yield _breaker(key, now)
-        return
     if key.closed_until:
-        detail = (
-            f'The key "{key.key}" is closed and opens {_in(key.closed_until, now)}: a handler was rate limited, or an'
-            f" operator closed it.{_more(key.ahead)}"
-        )
-        yield Reason(
-            code=ReasonCode.KEY_CLOSED, detail=detail, rule=key.name, key=key.key, until=key.closed_until,
-            ahead=key.ahead,
-        )  # fmt: skip
+        yield _closed(key, now)
+    if key.name.startswith("!"):
+        return
     most = key.rule.concurrency
     if most is not None and (most == 0 or key.count + min(job.slots, most) > most):
         yield _full(key, job.slots, key.ahead)
     if key.rule.rate and (wait := until_token(key.rule.rate, key, now, 0, job.costs)) > 0:
         yield _spent(key, now, wait, key.ahead)
+
+
+def _closed_then(job: JobFacts) -> list[KeyFacts]:
+    """The keys of a delayed job that are still closed when it is due."""
+    return [key for key in job.keys if key.closed_until > job.score]
+
+
+def _closed(key: KeyFacts, now: int) -> Reason:
+    if key.name.startswith("!"):
+        return _breaker(key, now)
+    detail = (
+        f'The key "{key.key}" is closed and opens {_in(key.closed_until, now)}: a handler was rate limited, or an'
+        f" operator closed it.{_more(key.ahead)}"
+    )
+    return Reason(
+        code=ReasonCode.KEY_CLOSED, detail=detail, rule=key.name, key=key.key, until=key.closed_until, ahead=key.ahead
+    )
 
 
 def _full(key: KeyFacts, slots: int, ahead: int) -> Reason:
@@ -256,7 +266,11 @@ def _waits_for(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Iterator[Reas
     """What a delayed or blocked job waits for."""
     if job.state is State.BLOCKED:
         detail = "Another job with the same key runs. This one has the newest data, and runs when that one has ended."
-        yield Reason(code=ReasonCode.KEY_RUNNING, detail=detail, job=job.awaited)
+        usual = queue.usual_ms(row.type)
+        yield Reason(
+            code=ReasonCode.KEY_RUNNING, detail=detail, job=job.awaited, since=job.awaited_since,
+            usual_ms=None if usual is None else round(usual),
+        )  # fmt: skip
     if job.state is not State.DELAYED:
         return
     until = int(job.score)
@@ -285,6 +299,20 @@ def _waits_for(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Iterator[Reas
         )
     else:
         yield Reason(code=ReasonCode.DELAYED, detail=f"It is delayed and due {when}.", until=until)
+
+
+def _late(queue: QueueFacts, job: JobFacts, last_start: int | None) -> Iterator[Reason]:
+    """It should have started or ended by now, and nobody has ended it yet."""
+    if last_start is None or last_start > queue.now:
+        return
+    if job.state is State.ACTIVE:
+        detail = f"Its deadline was {_ago(last_start, queue.now)}: its worker cancels the run, and no attempt follows."
+    else:
+        detail = (
+            f"It had to start {_ago(last_start, queue.now)}, so it never starts. A worker or server that runs"
+            " ends it as expired within 30 seconds."
+        )
+    yield Reason(code=ReasonCode.LATE, detail=detail, until=last_start)
 
 
 def _running(row: JobBrief, queue: QueueFacts) -> Reason:
@@ -335,7 +363,11 @@ def _starts(row: JobBrief, queue: QueueFacts, job: JobFacts) -> float | None:
     slot = until_slot(queue, job, row.type, row.priority, jobs_ahead(queue, job))
     if job.state is State.DELAYED:
         # How long today's load lasts may be unknown, and says little of a later time.
-        return latest([*waits, max(0.0, job.score - queue.now), slot or 0.0])
+        due = max(0.0, job.score - queue.now)
+        waits += [until_key(key, job, queue.now, None) for key in _closed_then(job)]
+        return latest([*waits, due, slot or 0.0])
+    if job.state is State.BLOCKED:
+        return latest([*waits, until_end(queue, job, row.type), job.score - queue.now, slot or 0.0])
     if job.state is State.HELD:
         usual = queue.usual_ms(row.type)
         waits += [until_key(key, job, queue.now, usual) for key in job.keys]
@@ -358,8 +390,15 @@ def _span(ms: float) -> str:
 
 
 def _in(moment: int, now: int) -> str:
+    return f"in {_span(moment - now)} ({_at(moment)})"
+
+
+def _ago(moment: int, now: int) -> str:
+    return f"{_span(now - moment)} ago ({_at(moment)})"
+
+
+def _at(moment: int) -> str:
     try:
-        at = datetime.fromtimestamp(moment / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return datetime.fromtimestamp(moment / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):
-        at = f"{moment} ms"  # a damaged time
-    return f"in {_span(moment - now)} ({at})"
+        return f"{moment} ms"  # a damaged time

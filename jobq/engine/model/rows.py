@@ -71,7 +71,8 @@ class _Columns:
     """One row of rows.lua. A column that cannot be read is listed in ``unreadable`` and counts as absent."""
 
     def __init__(self, row: list[Any]) -> None:
-        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits, weights, reruns = row
+        state, score, token, spec, priority, attempts, errors, result, progress, unserved, limits, weights, *rest = row
+        reruns, start_by, end_by = rest
         bad = Unreadable()
         self.unreadable = bad.found
         self.state = state = State(state.decode())
@@ -89,9 +90,13 @@ class _Columns:
         self.unserved = bad.read("unserved", unserved, _times, 0)
         charged, _, self.snoozes, self.rate_limited = bad.read("attempts", attempts, read_attempts, NEVER_RUN)
         self.attempts_made = charged + (state in (State.ACTIVE, State.COMPLETED))
+        ended = state in (State.COMPLETED, State.FAILED)
+        # Without an entry the time does not count any more: the job has started, or was retried by hand.
+        self.expires_at = self.spec.expires_at if ended or start_by is not None else None
+        self.deadline_at = self.spec.deadline_at if ended or end_by is not None else None
         self.run_at = score if state is State.DELAYED else None
         self.lease_until = score if state is State.ACTIVE else None
-        self.finished_at = score if state in (State.COMPLETED, State.FAILED) else None
+        self.finished_at = score if ended else None
         self.worker: str | None = None
         self.started_at: int | None = None
         self.duration: int | None = None
@@ -147,8 +152,8 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         slots=spec.slots,
         schedule=spec.schedule,
         costs=of.costs,
-        expires_at=spec.expires_at,
-        deadline_at=spec.deadline_at,
+        expires_at=of.expires_at,
+        deadline_at=of.deadline_at,
         rerun_of=spec.rerun_of,
         reruns=of.reruns,
         version=spec.version,

@@ -23,7 +23,8 @@ class JobRow(msgspec.Struct, frozen=True):
     ``run_at``: when a delayed job is due. ``lease_until``: when an active job's lease runs out.
     ``started_at``: when the run that ended it started, or when the running one was claimed.
     ``schedule``: the schedule that enqueued it, and the slot.
-    ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended.
+    ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended. While a job
+    is unfinished, each is None once it does not count any more, such as after a retry by hand.
     ``rerun_of``: the job that it runs again. ``reruns``: the last jobs that run it again, newest first.
     ``version``: that of the payload.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default

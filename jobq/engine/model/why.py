@@ -37,6 +37,7 @@ class ReasonCode(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     EXPIRES = "expires"
+    LATE = "late"
     EXPIRED = "expired"
     KILLED = "killed"
     DROPPED = "dropped"

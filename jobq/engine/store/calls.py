@@ -125,6 +125,11 @@ def read_numbers(reply: list[Any]) -> list[int]:
     return [int(word) for word in reply]
 
 
+def read_lapsed(reply: list[Any]) -> list[Any]:
+    """A number and ids. A recorded answer has the number as text."""
+    return [int(reply[0]), *reply[1:]]
+
+
 def read_states(reply: list[bytes]) -> list[str]:
     """One word per id."""
     return [word.decode() for word in reply]

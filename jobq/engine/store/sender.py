@@ -118,6 +118,9 @@ class Sender:
         within: float | None = None,
     ) -> list[Any]:
         replies = len(calls) + (commands if behind else 0)
+        if not replies:
+            # No reply would ever come.
+            return []
         payload = b"".join([pack_call(call) for call in calls]) + behind
         # One deadline for all sendings. A refused connection is tried again soon; after a silence of a whole timeout
         # callers have waited enough.

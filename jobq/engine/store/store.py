@@ -15,6 +15,7 @@ from jobq.engine.store.calls import (
     Settled,
     read_as_is,
     read_claimed,
+    read_lapsed,
     read_numbers,
     read_settled,
     read_states,
@@ -245,7 +246,7 @@ class Store(Scheduling):
 
         Returns 1 if more jobs may be late, else 0, and the ids.
         """
-        return Call("lapse", [self.now, page, expired, missed, CLAIM_BYTES], read_as_is)
+        return Call("lapse", [self.now, self.request(), page, expired, missed, CLAIM_BYTES], read_lapsed)
 
     def trim(
         self,

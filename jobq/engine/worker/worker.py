@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.times import to_ms
+from jobq.engine.model.why import ReasonCode
 from jobq.engine.queue.queue import Queue
 from jobq.engine.worker.life import Life, Plan, open_queues, to_end
 from jobq.engine.worker.reserve import read_reserve
@@ -179,6 +180,13 @@ class Worker:
     def error(self) -> BaseException | None:
         """The error that ended the worker."""
         return self._life.error if self._life else None
+
+    @property
+    def idle(self) -> dict[str, ReasonCode]:
+        """Why the last claim from a queue brought nothing, by the name of the queue: it is paused, has no jobs, and so
+        on. Queues whose last claim brought jobs are left out."""
+        found = [(source.name, source.idle.code) for source in self._pool.sources] if self._pool else []
+        return {name: ReasonCode(code) for name, code in found if code}
 
     @property
     def running(self) -> int:
