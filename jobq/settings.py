@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Every field is read from ``JOBQ_<FIELD>``. Times are seconds (a variable may also be "5m"), sizes are bytes."""
 
     redis_url: str | None = None
-    """redis://, rediss://, unix:// or valkey://. None means an embedded server."""
+    """redis://, rediss://, unix://, valkey://, redis+sentinel:// or redis+cluster://. None means an embedded server."""
     data_dir: str | None = None
     """Directory for the embedded server's data. None means the user's data directory."""
     prefix: str = "jobq"

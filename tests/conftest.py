@@ -71,19 +71,22 @@ def server_kind() -> str:
     return os.environ.get("JOBQ_TEST_SERVER", "valkey")
 
 
-def documented_rules() -> list[str]:
+def documented_rules(*, in_cluster: bool = False) -> list[str]:
     """The least rights of a Redis user for jobq on the server under test, as documented."""
     page = RELIABILITY.read_text()
     found = re.search(r"ACL SETUSER jobq on >PASSWORD (.+?)\n```", page, re.DOTALL)
-    newer = re.search(r"ACL SETUSER jobq (\+.+)\n```", page)
+    newer = re.search(r"ACL SETUSER jobq (\+waitaof.+)\n```", page)
+    clusters = re.search(r"ACL SETUSER jobq (\+cluster.+)\n```", page)
     assert found, "docs/reliability.md gives no ACL"
     assert newer, "docs/reliability.md gives no ACL for newer servers"
-    return f"{found[1]} {newer[1] if server_version() >= (7, 2) else ''}".replace("\\\n", " ").split()
+    assert clusters, "docs/reliability.md gives no ACL for clusters"
+    rules = f"{found[1]} {newer[1] if server_version() >= (7, 2) else ''} {clusters[1] if in_cluster else ''}"
+    return rules.replace("\\\n", " ").split()
 
 
-def acl() -> list[str]:
+def acl(*, in_cluster: bool) -> list[str]:
     """The options of the server that create ``USER``."""
-    return ["--user", "jobq", "on", ">least-rights", *documented_rules()] if USER else []
+    return ["--user", "jobq", "on", ">least-rights", *documented_rules(in_cluster=in_cluster)] if USER else []
 
 
 @cache
@@ -117,13 +120,17 @@ class Server:
     def _url(self, user: str) -> str:
         return f"redis://{user}127.0.0.1:{self.port}" if self.port else f"unix://{user}{self.socket}"
 
+    def add_options(self, *options: str) -> None:
+        """Start it with these options, too."""
+        self._options += options
+
     def start(self) -> Server:
         """Start, and wait until it answers."""
         self.process = subprocess.Popen(
             [
                 server_binary(server_kind()), "--port", str(self.port), "--bind", "127.0.0.1",
                 "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.folder), "--loglevel", "warning",
-                *self._options, *acl(),
+                *self._options, *acl(in_cluster="--cluster-enabled" in self._options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

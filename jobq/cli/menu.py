@@ -58,7 +58,9 @@ def command(
     if queue:
         parser.add_argument("--queue", metavar="QUEUE", help='the queue (default: the only one, else "default")')
     group = parser.add_argument_group("settings")
-    group.add_argument("--redis", dest="redis_url", metavar="URL", help="redis://, rediss://, unix://, valkey://")
+    group.add_argument(
+        "--redis", dest="redis_url", metavar="URL", help="redis://, unix://, redis+cluster:// and others"
+    )
     group.add_argument("--data-dir", metavar="PATH", help="where the embedded server keeps its data")
     group.add_argument("--prefix", help="start of all keys in Redis (default: jobq)")
     group.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")

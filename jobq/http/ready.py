@@ -42,7 +42,7 @@ class Readiness:
         return await asyncio.shield(self._probe)
 
     async def _ask(self) -> Exception | None:
-        one_per_server = {id(queue.store.connection): queue for queue in self._queues}.values()
+        one_per_server = {id(queue.store.node): queue for queue in self._queues}.values()
         answers = await asyncio.gather(*(queue.ready() for queue in one_per_server), return_exceptions=True)
         self._stale_at = asyncio.get_running_loop().time() + KEPT
         return next((answer for answer in answers if isinstance(answer, Exception)), None)

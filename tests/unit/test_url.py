@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from jobq import Connection, Queue
+from jobq import Connection
 from jobq.engine.store.link import translate
-from jobq.engine.store.url import make_pool
-from jobq.errors import SettingsError, StoreRefused
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
+from jobq.engine.store.url import make_pool, nodes_of
+from jobq.errors import SettingsError, StoreUnavailable
 
 
 @pytest.mark.parametrize(
@@ -62,15 +57,34 @@ def test_an_unusable_url_is_refused_when_the_connection_is_made(url: str, says: 
         Connection(url)
 
 
-async def test_a_redis_cluster_is_refused_when_the_queue_is_opened(server: Server):
-    cluster = type(server)("--cluster-enabled", "yes").start()
-    with pytest.raises(StoreRefused, match="a node of a Redis Cluster, which jobq does not support"):
-        await Queue("test", cluster.url).open()
-    cluster.stop()
+@pytest.mark.parametrize(
+    ("url", "first", "node"),
+    [
+        ("redis+cluster://a:1,b:2", "redis://a:1", "redis://10.0.0.9:7000"),
+        ("valkey+cluster://u:p%40@a,[::1]:2", "redis://u:p%40@a:6379", "redis://u:p%40@10.0.0.9:7000"),
+        (
+            "valkeys+cluster://a?ssl_ca_certs=x",
+            "rediss://a:6379?ssl_ca_certs=x",
+            "rediss://10.0.0.9:7000?ssl_ca_certs=x",
+        ),
+        ("redis://u:p@a:1/0?db=0", "redis://u:p@a:1/0?db=0", "redis://u:p@10.0.0.9:7000"),
+        ("unix://u:p@/run/s", "unix://u:p@/run/s", "redis://u:p@10.0.0.9:7000"),
+        ("redis+cluster://a?address_map=10.0.0.9=b", "redis://a:6379", "redis://b:7000"),
+        ("redis+cluster://a?address_map=10.0.0.9:7000=[::1]:2,10.0.0.9=b", "redis://a:6379", "redis://[::1]:2"),
+    ],
+)
+def test_the_urls_of_nodes(url: str, first: str, node: str):
+    nodes = nodes_of(url)
+    assert nodes.seeds[0] == first
+    assert nodes.url("10.0.0.9", 7000) == node
+    make_pool(node, {})
 
 
-@pytest.mark.parametrize("said", ["MOVED 15495 127.0.0.1:7001", "ASK 3999 h:6381", "CROSSSLOT Keys in request"])
-def test_the_reply_of_a_cluster_is_translated_if_info_is_not_allowed(said: str):
-    error = translate(Exception(said))
-    assert type(error) is StoreRefused
-    assert "Redis Cluster" in str(error)
+def test_a_node_of_a_cluster_behind_sentinel_is_refused():
+    with pytest.raises(SettingsError, match="Use the addresses of the nodes"):
+        nodes_of("redis+sentinel://a/jobs")
+
+
+@pytest.mark.parametrize("said", ["MOVED 15495 127.0.0.1:7001", "ASK 3999 h:6381", "CLUSTERDOWN Hash slot not served"])
+def test_a_slot_that_nobody_takes_in_time_is_a_failure_that_passes(said: str):
+    assert type(translate(Exception(said))) is StoreUnavailable

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from jobq.engine.log import get_logger
 from jobq.errors import DurabilityRefused, StoreRefused
+from jobq.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +19,6 @@ REDIS_FLOOR: Final = (7, 0)
 """The first version in which scripts can declare flags (allow-oom)."""
 VALKEY_FLOOR: Final = (7, 2)
 WAITAOF_FLOOR: Final = (7, 2)
-CLUSTER: Final = (
-    "this server is a node of a Redis Cluster, which jobq does not support:"
-    " use a server that is no cluster, with Sentinel (redis+sentinel://) where failover is needed"
-)
 
 QUESTIONS: Final = (
     (b"INFO", b"server"),
@@ -53,6 +50,11 @@ def _facts(answers: Sequence[Any]) -> dict[str, str]:
     return facts
 
 
+def is_of_cluster(answers: Sequence[Any]) -> bool:
+    """Whether the server is a node of a cluster. ``answers``: replies to QUESTIONS."""
+    return _facts(answers).get("cluster_enabled") == "1"
+
+
 def check_fitness(answers: Sequence[Any], connection: Connection, durability: str) -> None:
     """Refuse a server that would lose jobs, and log warnings for its operator. ``answers``: replies to QUESTIONS.
 
@@ -63,7 +65,7 @@ def check_fitness(answers: Sequence[Any], connection: Connection, durability: st
     if not connection.looked_at:
         connection.looked_at = True
         for words in doubts(facts, durability):
-            log.warning(words)
+            log.warning(words, server=redact(connection.url))
 
 
 def refuse_unfit(facts: dict[str, str], durability: str) -> None:
@@ -78,8 +80,6 @@ def refuse_unfit(facts: dict[str, str], durability: str) -> None:
         raise StoreRefused(
             f"this is {name} {'.'.join(map(str, version))}: jobq needs Redis 7.0 or Valkey 7.2, or newer"
         )
-    if facts.get("cluster_enabled") == "1":
-        raise StoreRefused(CLUSTER)
     policy = facts.get("maxmemory-policy", "")
     if policy.startswith("allkeys-") and facts.get("maxmemory", "0") != "0":
         raise StoreRefused(

@@ -20,8 +20,8 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from jobq.engine.store.fitness import CLUSTER
-from jobq.engine.store.url import make_pool
+from jobq.engine.store.cluster import Cluster
+from jobq.engine.store.url import is_cluster, make_pool, nodes_of
 from jobq.engine.store.wire import Wire
 from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
 from jobq.redact import redact
@@ -41,11 +41,12 @@ _TRANSIENT = (
     "MASTERDOWN ",
     "CLUSTERDOWN ",
     "TRYAGAIN ",
+    "MOVED ",
+    "ASK ",
     "READONLY ",
     "MISCONF ",
     "UNBLOCKED ",
 )
-_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT ")
 _REFUSED = ("NOAUTH ", "NOPERM ", "WRONGPASS ")
 
 
@@ -58,10 +59,6 @@ def translate(error: Exception) -> StoreError:
     # redis-py raises a refused login as a ConnectionError. Its cause is the refusal.
     if isinstance(error, refusals) or isinstance(error.__cause__, refusals) or text.startswith(_REFUSED):
         return StoreRefused(f"Redis refuses this user: {text}")
-    if text.startswith(_CLUSTER):
-        # This happens only without the right to INFO. Otherwise fitness.py has refused the server when the queue was
-        # opened.
-        return StoreRefused(CLUSTER)
     if text.startswith(_TRANSIENT):
         return StoreUnavailable(f"Redis cannot write now: {text}")
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError):
@@ -73,6 +70,9 @@ class Connection:
     """A connection that several queues share: ``Queue(name, redis=Connection(url))``.
 
     ``timeout`` (seconds) bounds every trip, with the time to get a free connection and to connect. So no call hangs.
+
+    For a cluster it has a connection to each node, and ``node_of`` returns the one for a slot. ``max_connections`` is
+    then per node. A URL of one server also leads to a cluster, if that server is one of its nodes.
 
     Sockets belong to one event loop of one process. ``here`` gives each loop its own; after a fork the child forgets
     those of its parent, and touches none of them.
@@ -90,8 +90,8 @@ class Connection:
         self.max_connections = max_connections
         self.looked_at = False
         """Whether the server was checked, and warnings about its settings were logged."""
-        self.has_scripts = False
-        """Whether the server was given all scripts over this connection."""
+        self.doubted = False
+        """Whether the last trip failed. In a cluster, another node may have the slots of this one now."""
         self._begin()
         self._all.add(self)
 
@@ -110,6 +110,7 @@ class Connection:
         if self.url.startswith("unix:"):
             options.pop("socket_keepalive")
         self._pool = make_pool(self.url, options)
+        self._cluster = self._new_cluster() if is_cluster(self.url) else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._others: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._users = 0
@@ -121,6 +122,52 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r})"
+
+    def _new_cluster(self) -> Cluster:
+        def connect(url: str) -> Connection:
+            node = Connection(url, timeout=self.timeout, max_connections=self.max_connections)
+            node._loop = self._loop
+            return node
+
+        return Cluster(nodes_of(self.url), connect)
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether it leads to a cluster, as far as is known. A plain URL shows it when the server is asked."""
+        return self._cluster is not None
+
+    def node_of(self, slot: int) -> Connection:
+        """The connection to the node that has the slot. Without a cluster: this one."""
+        return self if self._cluster is None else self._cluster.node(slot)
+
+    async def find(self, slot: int) -> Connection:
+        """The same after a failure: ask first which node has the slot now.
+
+        :raises StoreUnavailable: no node of the cluster answers.
+        """
+        self.doubted = False
+        if self._cluster is not None:
+            await self._cluster.look()
+        return self.node_of(slot)
+
+    async def join(self) -> None:
+        """The server has turned out to be a node of a cluster, or the URL says so: ask for the other nodes.
+
+        :raises StoreUnavailable: no node of the cluster answers.
+        """
+        if self._cluster is None:
+            self.close_idle()
+            self._cluster = self._new_cluster()
+        await self._cluster.look()
+
+    async def follow(self, slot: int, sender: Connection, refusal: str) -> tuple[Connection, bool]:
+        """Where to send a command that ``sender`` refused, and whether ASKING must come before it.
+
+        :raises StoreUnavailable: no node of the cluster answers.
+        """
+        if self._cluster is None:
+            self._cluster = self._new_cluster()
+        return await self._cluster.follow(slot, sender, refusal)
 
     def here(self) -> Connection:
         """The connection for the event loop that runs now: this one in the first loop, a twin in each further one.
@@ -163,7 +210,7 @@ class Connection:
                 return
             self._others = {loop: twin for loop, twin in self._others.items() if twin is not connection}
         if connection is self:
-            self._close_idle()
+            self.close_idle()
         else:
             await connection.aclose()
 
@@ -241,6 +288,7 @@ class Connection:
                     raise answer
             clean = not self._closed
         except (exceptions.RedisError, hiredis.ReplyError, OSError, TimeoutError, EOFError) as error:
+            self.doubted = True
             raise translate(error) from error
         finally:
             # After any other error or a cancellation there are replies left in the socket, so never use it again.
@@ -261,9 +309,15 @@ class Connection:
             await connection.disconnect(nowait=True)
 
     async def listen(
-        self, channels: Sequence[bytes], heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]
+        self,
+        channels: Sequence[bytes],
+        heard: Callable[[bytes], None],
+        joined: Callable[[], Awaitable[None]],
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
         """Subscribe and call ``heard`` for each message, until cancelled. ``joined`` runs once the subscription stands.
+
+        Returns after a silence in which ``is_current`` became false.
 
         :raises StoreUnavailable: the connection broke, or was silent beyond the timeout and did not answer a PING.
         """
@@ -277,6 +331,8 @@ class Connection:
             await joined()
             while True:
                 message = await self._hear(connection)
+                if message is None and not is_current():
+                    return
                 if message is None:
                     # A half-open socket is also silent. So send a PING and wait for the reply.
                     await connection.send_packed_command(pack((b"PING",)), check_health=False)
@@ -286,6 +342,7 @@ class Connection:
                 if message[0] == b"message":
                     heard(message[2])
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
+            self.doubted = True
             raise translate(error) from error
         finally:
             await connection.disconnect(nowait=True)
@@ -299,18 +356,29 @@ class Connection:
         self._closed = True
         running = asyncio.get_running_loop()
         if self._loop in (None, running):
-            self._close_idle()
+            self.close_idle()
         elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close_idle)
+            self._loop.call_soon_threadsafe(self.close_idle)
+        if self._cluster is not None:
+            for node in self._cluster.connections():
+                await node.aclose()
         await self._pool.disconnect()
         # A Sentinel's pool has its own connections for queries.
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
         for client in sentinel.sentinels if sentinel else ():
             await cast("Any", client).aclose()
 
-    def _close_idle(self) -> None:
+    def retire(self) -> None:
+        """Close idle connections, in the loop that they belong to. Trips that are under way close theirs."""
+        self._closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close idle connections, in the loop that they belong to."""
         while self._idle:
             self._idle.pop().close()
+        if self._cluster is not None:
+            self._cluster.close_idle()
 
     def disown(self) -> None:
         """In a forked child: start without connections, and keep those of the parent untouched."""

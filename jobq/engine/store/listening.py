@@ -46,4 +46,8 @@ class Listening(Sender):
 
         :raises StoreUnavailable: the connection broke.
         """
-        await self.connection.listen([self.keys["control"]], heard, joined)
+        while True:
+            # The nodes of a cluster pass messages on to one another, but one that was removed hears nothing any more.
+            # So listen where the queue is.
+            node = await self.current()
+            await node.listen([self.keys["control"]], heard, joined, lambda node=node: self.node is node)

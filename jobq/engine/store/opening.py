@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobq.engine.store.calls import Call, read_as_is
-from jobq.engine.store.fitness import QUESTIONS, check_fitness
+from jobq.engine.store.fitness import QUESTIONS, check_fitness, is_of_cluster
 from jobq.engine.store.keys import LAYOUT, registry_key
 from jobq.engine.store.listening import Listening
 from jobq.engine.store.migrations import MIGRATIONS
-from jobq.errors import StoreRefused
+from jobq.engine.store.route import Route
+from jobq.errors import StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ class Opening(Listening):
         clock: Callable[[], str] | None = None,
     ) -> None:
         super().__init__(connection, name, prefix)
+        self._registry = Route(connection, registry_key(prefix))
+        """The registry is one key for all queues, so it is in a slot of its own."""
         self._clock = clock
         self._offset_ms: float | None = None
 
@@ -88,12 +91,37 @@ class Opening(Listening):
 
         :raises StoreRefused: it is unfit (``DurabilityRefused``: it cannot give the ``durability``).
         """
-        check_fitness(await self.commands(*QUESTIONS), self.connection, durability)
+        if self.connection.in_cluster:
+            await self.connection.join()
+        answers = await self.commands(*QUESTIONS)
+        if is_of_cluster(answers) and not self.connection.in_cluster:
+            # The URL of one node. Look at the one that the queue is on.
+            await self.connection.join()
+            answers = await self.commands(*QUESTIONS)
+        check_fitness(answers, self.node, durability)
+
+    async def is_registered(self) -> bool:
+        """Whether the queue is in the registry."""
+        return bool(await self._registry.command(*self._is_registered))
 
     @property
-    def is_registered(self) -> tuple[Argument, ...]:
-        """The command that asks whether the queue is in the registry: 1, or 0."""
+    def _is_registered(self) -> tuple[Argument, ...]:
         return (b"SISMEMBER", registry_key(self.prefix), self.name)
+
+    async def trip_and_look(self, *calls: Call[Any]) -> tuple[list[Any], bool]:
+        """Send the calls as ``trip`` does, and ask whether the queue is in the registry. One server gets both in one
+        write. In a cluster the registry may be on another node; while it does not answer, the queue counts as known.
+
+        :raises StoreUnavailable: no attempt got an answer.
+        """
+        if not self.connection.in_cluster:
+            *answers, known = await self.trip(*calls, extra=self._is_registered)
+            return answers, known != 0
+        answers = await self.trip(*calls)
+        try:
+            return answers, await self.is_registered()
+        except StoreUnavailable:
+            return answers, True
 
     async def register(self) -> None:
         """Add the queue to the registry and write its layout. This happens at the first enqueue, pause or worker, so
@@ -110,15 +138,15 @@ class Opening(Listening):
             await self.command(b"HSETNX", meta, b"layout", LAYOUT)
         else:
             self._check_layout(int(layout), LAYOUT)
-        if not await self.command(*self.is_registered):
-            await self.command(b"SADD", registry_key(self.prefix), self.name)
+        if not await self.is_registered():
+            await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
 
     async def unregister(self) -> None:
         """Remove a dropped queue from the registry, unless it has been used again meanwhile."""
         registry = registry_key(self.prefix)
-        await self.command(b"SREM", registry, self.name)
+        await self._registry.command(b"SREM", registry, self.name)
         if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
-            await self.command(b"SADD", registry, self.name)
+            await self._registry.command(b"SADD", registry, self.name)
 
     async def look_at_clock(self) -> None:
         """Read the server's clock. The error is half the round trip at most."""
@@ -133,4 +161,4 @@ class Opening(Listening):
 
     async def queues(self) -> list[str]:
         """All queues under the prefix, sorted."""
-        return sorted(name.decode() for name in await self.command(b"SMEMBERS", registry_key(self.prefix)))
+        return sorted(name.decode() for name in await self._registry.command(b"SMEMBERS", registry_key(self.prefix)))

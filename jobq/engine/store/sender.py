@@ -1,15 +1,16 @@
-"""Sends calls in one write. Repeats a call whose reply was lost. Sends a whole script that the server lacks."""
+"""Sends calls in one write. Marks a call that is repeated. Sends a whole script that the server lacks."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobq.engine.store import lua
+from jobq.engine.store.cluster import is_refusal
 from jobq.engine.store.keys import queue_keys
 from jobq.engine.store.link import Connection, pack, translate
-from jobq.errors import DurabilityUnavailable, StoreError, StoreUnavailable
+from jobq.engine.store.route import PAUSES, Route
+from jobq.errors import DurabilityUnavailable, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,18 +20,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
-"""Seconds between the attempts to send one call."""
 
-
-class Sender:
-    """Calls on the keys of one queue over one connection."""
+class Sender(Route):
+    """Calls on the keys of one queue. All of them are in one slot."""
 
     def __init__(self, connection: Connection, name: str, prefix: str) -> None:
-        self.connection = connection
         self.name = name
         self.prefix = prefix
         self.keys = queue_keys(prefix, name)
+        super().__init__(connection, self.keys["waiting"])
         self._scripts = lua.scripts()
         self._heads = {
             short: {script.name: self._head(script, short=short) for script in self._scripts.values()}
@@ -68,13 +66,13 @@ class Sender:
     ) -> list[Any]:
         """Send the calls in one write. A call's own error (``StoreError``) stands in its place in the answers.
 
-        ``extra``: a plain command behind them on the same connection (WAIT counts that connection's writes), which may
+        ``extra``: a WAIT or WAITAOF behind them on the same connection (it counts that connection's writes), which may
         block for ``patience`` seconds; its reply comes last. ``within``: as for ``do``.
 
         :raises StoreUnavailable: no attempt got an answer.
         """
-        behind = pack(extra) if extra else b""
-        answers = await self._persist(self._pack, calls, behind, patience, 1, within)
+        behind = [pack(extra)] if extra else []
+        answers = await self._persist(self._pack, calls, behind, patience, within)
         return await self._read(calls, answers, behind, patience)
 
     async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
@@ -83,13 +81,21 @@ class Sender:
 
         :raises StoreUnavailable: no answer came, so the call may have been executed or not.
         """
-        payload = pack((b"BZPOPMIN", self.keys["wake"], block)) + self._pack(call)
-        token, answer = await self.connection.trip(payload, 2, patience=block)
-        if isinstance(token, Exception):
+        pieces = [pack((b"BZPOPMIN", self.keys["wake"], block)), self._pack(call)]
+        node = await self.current()
+        token, answer = await node.trip(b"".join(pieces), 2, patience=block)
+        if is_refusal(token):
+            # The slot moves to another node, which ends the wait. The next one must not end at once again.
+            await asyncio.sleep(PAUSES[1])
+        elif isinstance(token, Exception):
             raise translate(token)
-        return (await self._read((call,), [answer], b"", 0.0))[0]
+        if is_refusal(answer):
+            (answer,) = await self.follow(node, pieces[1:], [answer])
+        return (await self._read((call,), [answer], [], 0.0))[0]
 
-    async def _read(self, calls: Sequence[Call[Any]], answers: list[Any], behind: bytes, patience: float) -> list[Any]:
+    async def _read(
+        self, calls: Sequence[Call[Any]], answers: list[Any], behind: list[bytes], patience: float
+    ) -> list[Any]:
         loaded = False
         for i, call in enumerate(calls):
             answer = answers[i]
@@ -112,32 +118,17 @@ class Sender:
         self,
         pack_call: Callable[[Call[Any]], bytes],
         calls: Sequence[Call[Any]],
-        behind: bytes,
+        behind: list[bytes],
         patience: float,
-        commands: int = 1,
         within: float | None = None,
     ) -> list[Any]:
-        replies = len(calls) + (commands if behind else 0)
-        if not replies:
-            # No reply would ever come.
-            return []
-        payload = b"".join([pack_call(call) for call in calls]) + behind
-        # One deadline for all sendings. A refused connection is tried again soon; after a silence of a whole timeout
-        # callers have waited enough.
-        began = time.monotonic()
-        limit = self.connection.timeout if within is None else within
-        for pause in PAUSES:
-            try:
-                return await self.connection.trip(payload, replies, patience=patience, within=within)
-            except StoreUnavailable:
-                within = limit - (time.monotonic() - began) - pause
-                if within <= 0:
-                    raise
-                await asyncio.sleep(pause)
-                for call in calls:
-                    call.send_again()
-                payload = b"".join([pack_call(call) for call in calls]) + behind
-        return await self.connection.trip(payload, replies, patience=patience, within=within)
+        def again() -> list[bytes]:
+            for call in calls:
+                call.send_again()
+            return [pack_call(call) for call in calls] + behind
+
+        pieces = [pack_call(call) for call in calls] + behind
+        return await self.send(pieces, again, patience=patience, within=within, waits=bool(behind))
 
     async def do(self, call: Call[T], *, within: float | None = None) -> T:
         """Send one call. ``within``: seconds for all of it, where that is less than the connection's timeout.
@@ -145,9 +136,9 @@ class Sender:
         :raises StoreError: the server's error.
         """
         # The same as `trip` with one call, without its lists and coroutines. Every single enqueue goes this way.
-        answer = (await self._persist(self._pack, (call,), b"", 0.0, 1, within))[0]
+        answer = (await self._persist(self._pack, (call,), [], 0.0, within))[0]
         if isinstance(answer, Exception):
-            answer = (await self._read((call,), [answer], b"", 0.0))[0]
+            answer = (await self._read((call,), [answer], [], 0.0))[0]
             if isinstance(answer, StoreError):
                 raise answer
             return answer
@@ -187,27 +178,6 @@ class Sender:
                 f"{durability!r} was not confirmed within {timeout_ms} ms; the jobs are enqueued"
             )
         return answers
-
-    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
-        """A plain command. With ``patience`` (it blocks that many seconds) it is sent once; others may be repeated.
-
-        :raises StoreError: the server's error.
-        """
-        if patience:
-            answer = (await self.connection.trip(pack(words), 1, patience=patience))[0]
-        else:
-            answer = (await self.commands(words))[0]
-        if isinstance(answer, Exception):
-            raise translate(answer)
-        return answer
-
-    async def commands(self, *commands: tuple[Argument, ...]) -> list[Any]:
-        """Plain commands in one write, repeated if a reply was lost. A command's own error stands in its place.
-
-        :raises StoreUnavailable: no attempt got an answer.
-        """
-        payload = b"".join([pack(words) for words in commands])
-        return await self._persist(self._pack, (), payload, 0.0, len(commands))
 
     async def load(self) -> None:
         """Load all scripts at once. Then the server has all scripts of a trip or none of them, so they run in order.

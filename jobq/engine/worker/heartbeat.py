@@ -140,17 +140,21 @@ class Heartbeat(threading.Thread):
                 await stores[0][1].connection.aclose()
 
     def _serve_also(self, source: Source, halt: asyncio.Event) -> None:
-        """Renew for a source, too. Each server has one task, and one connection of the heartbeat's own."""
+        """Renew for a source, too. Each server has one task, and one connection of the heartbeat's own.
+
+        In a cluster each source has its own task: if one node hangs, the leases on the others must not wait for it.
+        """
         if self._group is None or halt.is_set() or any(source is one for stores in self._servers for one, _ in stores):
             return
         shared = source.store.connection
-        for stores in self._servers:
-            if stores[0][0].store.connection is shared:
-                stores.append((source, source.queue.new_store(stores[0][1].connection)))
-                return
+        same = next((stores for stores in self._servers if stores[0][0].store.connection is shared), None)
+        if same is not None and not shared.in_cluster:
+            same.append((source, source.queue.new_store(same[0][1].connection)))
+            return
         # A dead connection must be noticed and replaced before the leases run out.
         timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
-        stores = [(source, source.queue.new_store(Connection(shared.url, timeout=timeout)))]
+        mine = same[0][1].connection if same is not None else Connection(shared.url, timeout=timeout)
+        stores = [(source, source.queue.new_store(mine))]
         self._servers.append(stores)
         self._group.create_task(self._serve(stores, halt))
 
@@ -199,7 +203,7 @@ class Heartbeat(threading.Thread):
             store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
         ]
         calls.append(store.heartbeat(self._pool.worker, self.word(source.queue)))
-        *answers, known = await store.trip(*calls, extra=store.is_registered)
+        answers, known = await store.trip_and_look(*calls)
         tokens = dict(held)
         refused = [answer for answer in answers if isinstance(answer, StoreError)]
         lost = [
@@ -213,7 +217,7 @@ class Heartbeat(threading.Thread):
                 self._pool.loop.call_soon_threadsafe(source.leases_lost, lost)
         if refused:
             raise refused[0]
-        if known == 0:
+        if not known:
             # Redis was emptied or lost its data. Register the queue again, or it could not be found.
             await store.register()
 
