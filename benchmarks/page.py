@@ -112,6 +112,11 @@ def _workload(report: Report, name: str, title: str) -> Iterator[str]:
         return
     figures = [figure for figure in FIGURES if any(figure in one.repeats[0] for one in measured)]
     yield f"## {title}\n"
+    if (one := measured[0]).cpu not in ("", report.machine.get("cpu")):
+        load = f"{min(one.load):.1f}-{max(one.load):.1f}"
+        yield f"Measured on another machine ({one.cpu}) at {_time(one.at)}, at a load average of {load}.\n"
+    if not figures:
+        return
     ratios = len(measured) > 1 and "rate" in figures
     lines: list[list[str]] = []
     for one in measured:
@@ -179,6 +184,10 @@ def _flow(report: Report, name: str) -> Iterator[str]:
     yield from _table(head, rows)
 
 
+def _time(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def write(report: Report, docs: Path) -> list[Path]:
     """Write the page, and the plots if matplotlib is installed. Returns the written files."""
     loads = [load for one in report.measured for load in one.load] or [0.0]
@@ -186,7 +195,7 @@ def write(report: Report, docs: Path) -> list[Path]:
     text = INTRO.format(
         repeats=report.options.get("repeats", 0),
         server=report.server,
-        at=datetime.fromtimestamp(report.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        at=_time(report.at),
         load=f"{min(loads):.1f}-{max(loads):.1f}",
         busy="quiet" if quiet else "shared, so absolute figures are low and ratios are what counts",
         versions=", ".join(f"{name} {version}" for name, version in report.versions.items() if version),
