@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import redis
+from waiting import holds
 
 from jobq.http.auth import new_key
 from jobq.http.serve import free_port
@@ -40,15 +40,6 @@ def get(url: str, payload: Any = None) -> Any:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.loads(answer.read())
-
-
-def holds(condition: Callable[[], Any], what: str, within: float = 15.0) -> Any:
-    """Check repeatedly until it holds. Other processes send us no events."""
-    deadline = time.monotonic() + within
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def of_directory(folder: Path) -> list[psutil.Process]:
