@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.breaker import Breaker, BreakerRow
 from jobq.engine.model.groups import Group, GroupRow
+from jobq.engine.model.history import Performance, TypeNumbers
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import (
     Accepted,
@@ -143,6 +144,7 @@ __all__ = [
     "Page",
     "Paused",
     "PayloadTooLarge",
+    "Performance",
     "Preview",
     "PreviousRun",
     "ProcessCrashed",
@@ -178,6 +180,7 @@ __all__ = [
     "TooManyRateLimits",
     "TooManySnoozes",
     "TooManyWaiting",
+    "TypeNumbers",
     "TypeRow",
     "Unique",
     "UniqueBy",

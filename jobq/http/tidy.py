@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.queue.late import end_late
+from jobq.engine.store import FOLD_PAGE
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ async def tidy(queue: Queue) -> None:
             while await store.do(store.trim_expired(PAGE)) == PAGE:
                 pass
             while await store.do(store.expire(PAGE)) == PAGE:
+                pass
+            while await store.do(store.fold()) == FOLD_PAGE:
                 pass
             if not any(worker.alive for worker in await queue.workers()):
                 # A worker would call the hooks of the jobs, so this is left to workers if there are any.

@@ -2,7 +2,7 @@
 -- complete: moves leased jobs from active to completed, with their results.
 -- KEYS active leases completed results expires events metrics; limits weights admitted openings breakers closed blocked keys unique delayed wake
 --   Leave out the keys after the semicolon when the jobs were claimed before the queue had limits.
--- ARGV now, m, then m pairs (histogram bucket of this hour, count); then groups of jobs that share a token:
+-- ARGV now, m, then m pairs (what is counted for a type, count); then groups of jobs that share a token:
 --   token, retention ms ('': the queue's), n, then n pairs (id, result)
 -- RETURNS the size of completed; then the ids whose token was not the lease's (nothing changed for them), and
 --   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
@@ -163,9 +163,9 @@ end
     redis.call('HSET', results, unpack(rows))
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))
     count('completed', n)
-    -- One histogram per hour, so that latencies of last week do not change today's percentiles.
-    local hour = 'h:' .. string.format('%.0f', math.floor(now / 3600000)) .. ':'
-    for i = 3, first - 1, 2 do add(hour .. ARGV[i], ARGV[i + 1]) end
+    -- Each five minutes are counted alone. So windows decay: fold adds them to the history when they are over.
+    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', completed)
 return lost

@@ -158,6 +158,14 @@ local function set_life(id, words)
 end
 -- end
 
+-- shared: note a number
+-- `fifo` also counts jobs that are moved or known already, and jobs that are only due later. So these are counted too: `fifo` less
+-- `moved` is the number of new jobs, and `fifo` less `later` that of jobs that have come to waiting. A damaged number starts again.
+local function add_up(field, n)
+    if type(redis.pcall('HINCRBY', meta, field, n)) == 'table' then redis.call('HSET', meta, field, n) end
+end
+-- end
+
 local specs, ready, later, soonest, keeps, has_limits = {}, {}, {}, nil, false, false
 for i = 1, count do
     local id, spec, options = ids[i], ARGV[width * (i - 1) + first + 1], delayed and ARGV[3 * i + 2] or ''
@@ -215,6 +223,9 @@ for i = 1, count do
     end
 end
 if #specs > 0 then redis.call('HSET', jobs, unpack(specs)) end
+local old = count - #specs / 2
+if old > 0 then add_up('moved', old) end
+if old + #later > 0 then add_up('later', old + #later / 2) end
 -- From now on claims come with the keys of limits.
 if has_limits then redis.call('HSET', meta, 'limited', 1) end
 if #later > 0 then

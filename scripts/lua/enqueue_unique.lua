@@ -470,6 +470,14 @@ local function set_life(id, words)
 end
 -- end
 
+-- shared: note a number
+-- `fifo` also counts jobs that are moved or known already, and jobs that are only due later. So these are counted too: `fifo` less
+-- `moved` is the number of new jobs, and `fifo` less `later` that of jobs that have come to waiting. A damaged number starts again.
+local function add_up(field, n)
+    if type(redis.pcall('HINCRBY', meta, field, n)) == 'table' then redis.call('HSET', meta, field, n) end
+end
+-- end
+
 local total = (#ARGV - 2) / 4
 local ids = {}
 for i = 1, total do ids[i] = ARGV[4 * i - 1] end
@@ -477,7 +485,7 @@ local known = redis.call('HMGET', jobs, unpack(ids))
 -- Always write. WAIT and WAITAOF wait for the last write of their connection.
 local fifo = turn('fifo', total) - total
 local reply = fifo == 0 and { 0, '', 'new', '', '' } or {}
-local repeated, seen, duplicates = ARGV[2] == '1', {}, 0
+local repeated, seen, duplicates, known_jobs, later = ARGV[2] == '1', {}, 0, 0, 0
 local function tell_over(i)
     local n = #reply
     reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] = i, '', 'over', '', ''
@@ -530,6 +538,7 @@ for i = 1, total do
     end
     if not earlier and no_room(job) then earlier, fingerprint, state, done = '', 'full', '', 'full' end
     if earlier then
+        known_jobs = known_jobs + 1
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3] = i, earlier, fingerprint
         reply[n + 4], reply[n + 5] = state or state_of(earlier) or '', done
@@ -544,6 +553,7 @@ for i = 1, total do
         if set_life(id, life) or under ~= '' or weight ~= '' or job.conflict == 'keep_last' then redis.call('HSET', meta, 'limited', 1) end
         redis.call('HSET', jobs, id, spec)
         take_keys(job)
+        if job.behind or job.ready > now then later = later + 1 end
         if job.behind then
             redis.call('ZADD', blocked, math.max(now, job.ready), id)
         elseif job.ready > now then
@@ -563,4 +573,6 @@ for i = 1, total do
     end
 end
 if duplicates > 0 then count('duplicates', duplicates) end
+if known_jobs > 0 then add_up('moved', known_jobs) end
+if known_jobs + later > 0 then add_up('later', known_jobs + later) end
 return reply

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- expire: removes deduplication keys whose ttl is over, old recorded answers, ids of jobs that were removed two minutes ago,
---   the metrics of past minutes and hours, types that nobody has published for a day, rates that were quiet for long enough,
+--   the metrics of past minutes, types that nobody has published for a day, rates that were quiet for long enough,
 --   and the closing times of limit keys that are open again;
 --   blocked -> delayed, due: jobs that wait for another one that has ended.
 -- KEYS unique unique_until requests answers removed metrics types types_seen spent debts closed blocked keys waiting delayed active held wake
@@ -54,12 +54,10 @@ for _, id in ipairs(redis.call('EXISTS', blocked) == 1 and redis.call('ZRANDMEMB
         redis.call('ZADD', wake, 0, 't')
     end
 end
-local minutes, hours = math.floor(now / 60000) - tonumber(ARGV[3]), math.floor(now / 3600000) - 1
-local old = {}
+local oldest, old = math.floor(now / 60000) - tonumber(ARGV[3]), {}
 for _, field in ipairs(redis.call('HKEYS', metrics)) do
-    local unit, number = string.match(field, '^([mh]):(%d+):')
-    local oldest = unit == 'm' and minutes or hours
-    if unit and tonumber(number) < oldest and #old < 5000 then old[#old + 1] = field end
+    local minute = tonumber(string.match(field, '^m:(%d+):'))
+    if minute and minute < oldest and #old < 5000 then old[#old + 1] = field end
 end
 if #old > 0 then redis.call('HDEL', metrics, unpack(old)) end
 return math.max(#quiet, #over, #answered, #gone, #open)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- fail: moves leased jobs from active to failed. They are not retried.
 -- KEYS active leases failed attempts errors expires events metrics limits weights admitted openings breakers closed blocked keys unique delayed wake schedule_rows schedule_failures
--- ARGV now; then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
+-- ARGV now, m, then m pairs (what is counted for a type, count); then per job: id, token, attempt (number charged so far, with this one), error record (one line of JSON), retention ms ('': the queue's)
 -- RETURNS the size of failed; then the ids whose token was not the lease's (nothing changed for them), and
 --   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
 local active, leases, failed, attempts, errors, expires, events, metrics, limits, weights, admitted, openings, breakers, closed, blocked, keys, unique, delayed, wake, schedule_rows, schedule_failures = unpack(KEYS)
@@ -170,8 +170,9 @@ local function note_failure(id)
     redis.call('HSET', schedule_failures, name, table.concat(noted, ' '))
 end
 
+local first = 3 + 2 * tonumber(ARGV[2])
 local ids, lost = {}, { 0 }
-for i = 2, #ARGV, 5 do
+for i = first, #ARGV, 5 do
     local id, retention = ARGV[i], ARGV[i + 4]
     if end_lease(id, ARGV[i + 1]) then
         local _, since, snoozes = read_attempts(id)
@@ -190,6 +191,8 @@ follow(ids)
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
     count('failed', #ids)
+    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', failed)
 return lost

@@ -69,8 +69,17 @@ local function unpark(id)
 end
 -- end
 
+-- shared: note a number
+-- `fifo` also counts jobs that are moved or known already, and jobs that are only due later. So these are counted too: `fifo` less
+-- `moved` is the number of new jobs, and `fifo` less `later` that of jobs that have come to waiting. A damaged number starts again.
+local function add_up(field, n)
+    if type(redis.pcall('HINCRBY', meta, field, n)) == 'table' then redis.call('HSET', meta, field, n) end
+end
+-- end
+
 local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
 local fifo = turn('fifo', moved) - moved
+add_up('moved', moved)
 local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
 -- Jobs that were rate limited go to the front. Walk backwards, so that the job that is due first stays first.
 local front = {}

@@ -30,13 +30,25 @@ local function turn(counter, n)
 end
 -- end
 
+-- shared: note a number
+-- `fifo` also counts jobs that are moved or known already, and jobs that are only due later. So these are counted too: `fifo` less
+-- `moved` is the number of new jobs, and `fifo` less `later` that of jobs that have come to waiting. A damaged number starts again.
+local function add_up(field, n)
+    if type(redis.pcall('HINCRBY', meta, field, n)) == 'table' then redis.call('HSET', meta, field, n) end
+end
+-- end
+
 -- shared: place
 -- Each priority has 2^42 places, and its sequence starts in their middle. A damaged row counts as priority 0.
 local function place(id)
     local priority, lifo, front = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)(F?)$')
     -- A job that was rate limited goes to the front, once.
     if front == 'F' then redis.call('HSET', priorities, id, priority .. lifo) end
-    local number = (lifo == 'L' or front == 'F') and -turn('lifo', 1) or turn('fifo', 1)
+    local number = (lifo == 'L' or front == 'F') and -turn('lifo', 1)
+    if not number then
+        number = turn('fifo', 1)
+        add_up('moved', 1)
+    end
     return (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
 end
 -- end

@@ -11,7 +11,7 @@
 local waiting, meta = unpack(KEYS)
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local page, bound = tonumber(ARGV[1]), tonumber(ARGV[2])
-local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase')
+local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase', 'moved', 'later')
 if (tonumber(facts[1]) or 0) <= bound and (tonumber(facts[2]) or 0) <= bound then return 0 end
 
 -- How far earlier calls came, per priority: "priority:jobs behind the middle:jobs in front of it".
@@ -49,7 +49,10 @@ if page > 0 then
     local fifo, lifo = 0, 0
     for _, count in pairs(behind) do fifo = math.max(fifo, count) end
     for _, count in pairs(before) do lifo = math.max(lifo, count) end
-    redis.call('HSET', meta, 'fifo', format('%.0f', fifo), 'lifo', format('%.0f', lifo))
+    -- The numbers of new jobs and of arrivals are differences to `fifo`, and stay the same.
+    local back = fifo - (tonumber(facts[1]) or 0)
+    redis.call('HSET', meta, 'fifo', format('%.0f', fifo), 'lifo', format('%.0f', lifo),
+        'moved', format('%.0f', (tonumber(facts[4]) or 0) + back), 'later', format('%.0f', (tonumber(facts[5]) or 0) + back))
     redis.call('HDEL', meta, 'rebase', 'planned')
     return 0
 end

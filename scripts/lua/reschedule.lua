@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reschedule: moves leased jobs from active to delayed after a failed attempt. The attempt is charged.
 -- KEYS active leases delayed attempts errors metrics wake limits weights admitted openings breakers closed
--- ARGV now; then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
+-- ARGV now, m, then m pairs (what is counted for a type, count); then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them), and
 --   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
 local active, leases, delayed, attempts, errors, metrics, wake, limits, weights, admitted, openings, breakers, closed = unpack(KEYS)
@@ -139,8 +139,9 @@ local function note(ended, mark, reply)
 end
 -- end
 
+local first = 3 + 2 * tonumber(ARGV[2])
 local retried, lost = {}, {}
-for i = 2, #ARGV, 5 do
+for i = first, #ARGV, 5 do
     local id, attempt, due = ARGV[i], tonumber(ARGV[i + 2]), now + tonumber(ARGV[i + 3])
     if end_lease(id, ARGV[i + 1]) then
         local _, _, snoozes = read_attempts(id)
@@ -157,5 +158,7 @@ if #retried > 0 then
     -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')
     count('retried', #retried)
+    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
 end
 return lost

@@ -127,6 +127,14 @@ local function set_life(id, words)
 end
 -- end
 
+-- shared: note a number
+-- `fifo` also counts jobs that are moved or known already, and jobs that are only due later. So these are counted too: `fifo` less
+-- `moved` is the number of new jobs, and `fifo` less `later` that of jobs that have come to waiting. A damaged number starts again.
+local function add_up(field, n)
+    if type(redis.pcall('HINCRBY', meta, field, n)) == 'table' then redis.call('HSET', meta, field, n) end
+end
+-- end
+
 -- Returns false if another job holds the key of this one.
 local function enqueue(id, spec, options, uniqueness)
     if redis.call('HEXISTS', jobs, id) == 1 then return true end
@@ -139,6 +147,8 @@ local function enqueue(id, spec, options, uniqueness)
     end
     redis.call('HSET', jobs, id, spec)
     redis.call('ZADD', delayed, string.format('%.0f', now + (tonumber(delay) or 0)), id)
+    -- It gets its place from forward, which takes it for a job that was moved.
+    add_up('moved', -1)
     if priority and (priority ~= '0' or lifo == '1') then
         redis.call('HSET', priorities, id, lifo == '1' and priority .. 'L' or priority)
     end

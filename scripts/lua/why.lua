@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- why: reads what decides when a job starts: the queue, its workers, the job's place, and its limit keys.
--- KEYS waiting delayed active completed held jobs results leases priorities limits weights held_by admitted unspent spent debts rules closed breakers lines full_lines turns groups parked unserved keys unique meta workers workers_info metrics blocked failed
+-- KEYS waiting delayed active completed held jobs results leases priorities limits weights held_by admitted unspent spent debts rules closed breakers lines full_lines turns groups parked unserved keys unique meta workers workers_info metrics blocked failed history
 -- ARGV now, alive ms (a worker counts as alive for this long after a heartbeat), id ('': only the queue), the most running jobs and
 --   living workers to look at, the most lines and the most groups to look at
 -- RETURNS now; the queue; the workers; the last runs; the running jobs; the job (nil if there is none); its limit keys. Each is a list:
@@ -19,7 +19,7 @@
 --     running jobs was claimed
 -- It counts ranges of sorted sets, and walks over no backlog. It takes lines and groups that it does not look at to be like those
 -- that it looks at. Missing values are nil.
-local waiting, delayed, active, completed, held, jobs, results, leases, priorities, limits, weights, held_by, admitted, unspent, spent, debts, rules, closed, breakers, lines, full_lines, turns, groups, parked, unserved, keys, unique, meta, workers, workers_info, metrics, blocked, failed = unpack(KEYS)
+local waiting, delayed, active, completed, held, jobs, results, leases, priorities, limits, weights, held_by, admitted, unspent, spent, debts, rules, closed, breakers, lines, full_lines, turns, groups, parked, unserved, keys, unique, meta, workers, workers_info, metrics, blocked, failed, history = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local alive, id, most, looks = now - tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local SPAN, LOWEST = 4398046511104, 4503599627370496
@@ -89,16 +89,19 @@ local function read_runs()
         if kind then runs[#runs + 1], runs[#runs + 2] = kind, ms end
     end
     if #runs == 0 then
-        local fields, counts = {}, {}
-        for _, hour in ipairs({ floor(now / 3600000) - 1, floor(now / 3600000) }) do
-            for bits = 0, 45 do fields[#fields + 1] = format('h:%.0f:run:%d', hour, bits) end
+        local counts, flat = {}, redis.call('HGETALL', metrics)
+        local function add(bits, n) counts[tonumber(bits)] = (counts[tonumber(bits)] or 0) + n end
+        for i = 1, #flat, 2 do
+            local bits = match(flat[i], '^s:%d+:run(%d+):')
+            if bits then add(bits, tonumber(flat[i + 1]) or 0) end
         end
-        for i, count in ipairs(redis.call('HMGET', metrics, unpack(fields))) do
-            local bits = (i - 1) % 46
-            counts[bits] = (counts[bits] or 0) + (tonumber(count) or 0)
+        for at, line in string.gmatch((redis.call('HGET', history, '') or '') .. '\n', 'f (%d+) ([^\n]*)\n') do
+            if tonumber(at) >= floor(now / 300000) - 12 then
+                for bits, n in string.gmatch(line, 'run(%d+)=(%d+)') do add(bits, tonumber(n)) end
+            end
         end
         for bits = 0, 45 do
-            if counts[bits] > 0 then histogram[#histogram + 1], histogram[#histogram + 2] = bits, counts[bits] end
+            if (counts[bits] or 0) > 0 then histogram[#histogram + 1], histogram[#histogram + 2] = bits, counts[bits] end
         end
     end
     runs[#runs + 1] = histogram

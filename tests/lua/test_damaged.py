@@ -31,7 +31,19 @@ GARBAGE = [
     "\udcff\udcfe",
 ]
 FIELDS: dict[str, tuple[str, ...]] = {
-    "meta": ("fifo", "lifo", "fence", "swept", "reap_from", "longest_lease", "rebase", "closed"),
+    "meta": (
+        "fifo",
+        "lifo",
+        "fence",
+        "swept",
+        "reap_from",
+        "longest_lease",
+        "rebase",
+        "closed",
+        "moved",
+        "later",
+        "arrived",
+    ),
     "metrics": (
         "completed",
         "failed",
@@ -42,7 +54,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "m:0:completed",
         "m:0:failed",
         "m:0:retried",
-        "h:0:run:7",
+        "s:0:run7:t",
     ),
     "claims": ("w:0", "other:0"),
     "unique": ("k",),
@@ -50,6 +62,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "answers": ("r0",),
     "workers_info": ("w",),
     "breakers": ("t",),
+    "history": ("", "t"),
 }
 """The fields of a hash that do not belong to a job."""
 JOBS = ("a", "b", "c", "d")
@@ -74,8 +87,8 @@ async def test_a_damaged_value_stops_no_script(name: str, bench: Bench) -> None:
 COUNTED: dict[str, tuple[State, Callable[[Store], Call[Any]], tuple[str, ...]]] = {
     "complete": (
         held("a"),
-        lambda s: s.complete(["a", TOKEN, "r", ""], ["run:7", 1]),
-        ("completed", "m:0:completed", "h:0:run:7"),
+        lambda s: s.complete(["a", TOKEN, "r", ""], ["run7:t", 1]),
+        ("completed", "m:0:completed", "s:0:run7:t"),
     ),
     "fail": (held("a"), lambda s: s.fail(["a", TOKEN, 1, "e", ""]), ("failed", "m:0:failed")),
     "reschedule": (held("a"), lambda s: s.reschedule(["a", TOKEN, 1, 5, "e"]), ("retried", "m:0:retried")),

@@ -289,6 +289,8 @@ def stats(**given: Any) -> list[Any]:
         given.get("oldest", []),
         given.get("due"),
         given.get("metrics", []),
+        given.get("history", ""),
+        given.get("oldest_held", []),
     ]
 
 
@@ -351,15 +353,17 @@ def stats(**given: Any) -> list[Any]:
             "metrics: only what is shown",
             {
                 "metrics": {
-                    "failed": "1", "m:0:failed": "2", "m:60:completed": "3", "m:61:retried": "4", "h:0:run:7": "5",
-                    "h:1:wait:0": "6", "h:2:wait:45": "7", "other": "8",
-                }
+                    "failed": "1", "m:0:failed": "2", "m:60:completed": "3", "m:61:retried": "4", "s:0:run7:t": "5",
+                    "s:0:run7:u": "6", "s:2:wait45:t": "7", "other": "8",
+                },
+                "history": {"": "f 1 run3=4", "t": "f 1 run3=4"},
             },
             lambda store: store.stats(),
             {},
             stats(
                 now=120 * 60_000 + 5,
-                metrics=["failed", "1", "m:61:retried", "4", "h:1:wait:0", "6", "h:2:wait:45", "7"],
+                metrics=["failed", "1", "m:61:retried", "4", "s:2:wait45", "7", "s:0:run7", "11"],
+                history="f 1 run3=4",
             ),
             now=120 * 60_000 + 5,
         ),

@@ -14,7 +14,7 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine.store import Call, Store, lua, opening, scheduling
+from jobq.engine.store import Call, Store, counting, lua, opening, scheduling
 from jobq.engine.store import store as store_module
 from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
@@ -25,7 +25,7 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("breakers", "groups", "limits", "page", "ready", "results", "rows", "stats", "why")
+READERS = ("breakers", "groups", "limits", "numbers", "page", "ready", "results", "rows", "sample", "stats", "why")
 REFUSED_WHEN_FULL = ("enqueue", "enqueue_unique", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
@@ -35,13 +35,14 @@ CALLS: dict[str, Any] = {
     "charge": lambda s: s.charge(["a", TOKEN, "tokens 7"]),
     "claim": lambda s: s.claim(1, 30_000, "w", "w:0", 1, repeated=False),
     "close": lambda s: s.close("r", 500),
-    "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run:7", 1]),
+    "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run7:t", 1]),
     "defer": lambda s: s.defer(["a", TOKEN, "t", 5000], 1000, 60_000, b"[]"),
     "drop": lambda s: s.drop(force=True),
     "enqueue": lambda s: s.enqueue(["n", "N", "5 0 0"]),
     "enqueue_unique": lambda s: s.enqueue_unique(["n", "N", "", "unfinished 0 kill_running -1 -1 1 k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
+    "fold": lambda s: s.fold(),
     "forward": lambda s: s.forward(10),
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
@@ -50,6 +51,7 @@ CALLS: dict[str, Any] = {
     "lapse": lambda s: s.lapse(10, b"{}", b"{}"),
     "limits": lambda s: s.limits("r"),
     "log": lambda s: s.log(["a", TOKEN, 0, 1, "l"]),
+    "numbers": lambda s: s.numbers(["", "t"]),
     "open": lambda s: Call("open", [1, ""], int),
     "overflow": lambda s: s.overflow(["a"]),
     "page": lambda s: s.page(
@@ -74,6 +76,7 @@ CALLS: dict[str, Any] = {
     "retry": lambda s: s.retry(["c"]),
     "rows": lambda s: s.rows(["a"]),
     "rule": lambda s: s.rule("set", "r", "5"),
+    "sample": lambda s: s.sample("waiting"),
     "schedule_due": lambda s: s.schedule_due(10, 2000),
     "schedule_fire": lambda s: s.schedule_fire(
         ["every", "1 5", b"1 6\n{}", 6000, b"1 6\n{}", 6000, "skip", 0, 1, "every~x", "E", "", ""]
@@ -121,7 +124,7 @@ def test_header(name: str):
 def test_the_keys_of_the_header_are_those_of_the_body(name: str):
     keys = SCRIPTS[name].keys
     assert len(set(keys)) == len(keys)
-    assert [key for key in keys if key not in COLUMNS] == (["set"] if name == "page" else [])
+    assert [key for key in keys if key not in COLUMNS] == (["set"] if name in ("page", "sample") else [])
     unpacked = re.findall(r"^local (.+) = unpack\(KEYS\)$", body(name), re.MULTILINE)
     assert len(unpacked) == (name != "rows")
     for line in unpacked:
@@ -189,7 +192,9 @@ def _methods() -> dict[str, list[str]]:
     """The scripts that each method of the store calls."""
     found: dict[str, list[str]] = {}
     for node in (
-        node for file in (opening, scheduling, store_module) for node in ast.walk(ast.parse(inspect.getsource(file)))
+        node
+        for file in (opening, scheduling, counting, store_module)
+        for node in ast.walk(ast.parse(inspect.getsource(file)))
     ):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = [

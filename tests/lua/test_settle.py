@@ -56,11 +56,11 @@ def complete(*rows: Any, counts: tuple[Any, ...] = ()):
         ),
         Case(
             "latencies are counted in the same call",
-            held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "h:0:wait:3": "2"}},
-            complete("a", TOKEN, "ra", "", counts=("run:7", 1, "wait:3", 5)),
+            held("a") | {"metrics": {"completed": "4", "m:0:completed": "1", "s:0:wait3:t": "2"}},
+            complete("a", TOKEN, "ra", "", counts=("run7:t", 1, "wait3:t", 5)),
             {"active": {}, "leases": {}, "completed": {"a": NOW}, "results": {"a": "ra"}}
             | counted("completed", "a")
-            | {"metrics": {"completed": "5", "m:0:completed": "2", "h:0:wait:3": "7", "h:0:run:7": "1"}},
+            | {"metrics": {"completed": "5", "m:0:completed": "2", "s:0:wait3:t": "7", "s:0:run7:t": "1"}},
             [1, []],
         ),
         Case(

@@ -154,8 +154,10 @@ async def test_the_lease_says_when_a_running_job_was_claimed(bench: Bench):
 
 async def test_the_last_runs_or_else_the_histogram(bench: Bench):
     now = bench.now = 7_200_000
-    hour = now // 3_600_000
-    await bench.seed({"metrics": {f"h:{hour}:run:11": "3", f"h:{hour - 1}:run:11": "1", f"h:{hour - 2}:run:3": "9"}})
+    await bench.seed(
+        {"metrics": {"s:24:run11:t": "2", "s:24:run11:u": "1"}, "history": {"": "f 12 run11=1\nf 11 run3=9"}}
+    )
+    assert now // 300_000 == 24
     queue = (await facts(bench))[0]
     assert (queue.runs, queue.histogram) == ([], [(11, 4)])
     assert queue.usual_ms() == pytest.approx(1.536)  # the middle of 1.024 and 2.048 ms

@@ -330,7 +330,7 @@ class Model:
             job.result = result
         if len(lost) < len(jobs) / 4:
             for name, count in zip(counts[::2], counts[1::2], strict=True):
-                self._count(f"h:{self.now // 3_600_000}:{name}", count)
+                self._count(f"s:{self.now // 300_000}:{name}", count)
         return [len(self.of("completed")), lost]
 
     def reschedule(self, jobs: list[Any]) -> list[str]:
@@ -577,9 +577,6 @@ class Model:
             del self.removed[job_id]
         for name in [name for name, seen in self.types_seen.items() if seen <= self.now - 86_400_000]:
             del self.types_seen[name], self.types[name]
-        for name in list(self.totals):
-            if name.startswith("h:") and int(name.split(":")[1]) < self.now // 3_600_000 - 1:
-                del self.totals[name]
         return max(len(over), len(gone), self._forget_answers(page))
 
     def publish(self, publisher: str, rows: list[str], *, started: bool) -> list[str]:

@@ -308,7 +308,7 @@ class Machine(RuleBasedStateMachine):
             "fail": lambda run: (run, f"error {run}", retention),
             "defer": lambda run: (PARKED_AS[run % 3], 700),
         }.get(verb, lambda _: ())
-        words = {"complete": [["run:7", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])
+        words = {"complete": [["run7:t", len(leases)]], "defer": [300, 1000, b"[]"]}.get(verb, [])
         self.do(verb, [word for job_id, token, run in leases for word in (job_id, token, *rest(run))], *words)
 
     @rule(

@@ -9,7 +9,16 @@ import msgspec
 
 from jobq.engine.worker import outbox as outbox_module
 from jobq.engine.worker.notes import LOG_KEPT, NOTES_BYTES, NOTES_MAX, Notes, RunNotes, log_rows
-from jobq.engine.worker.outbox import COMPLETED, FAILED, HAND_BACK_MAX, RELEASED, SETTLE_BYTES, SETTLE_MAX, Outbox
+from jobq.engine.worker.outbox import (
+    COMPLETED,
+    FAILED,
+    HAND_BACK_MAX,
+    RELEASED,
+    SETTLE_BYTES,
+    SETTLE_MAX,
+    Outbox,
+    Tally,
+)
 
 TOKEN = b"1 w"
 
@@ -42,19 +51,30 @@ def test_large_results_are_sent_a_few_per_trip():
     assert ids(outbox.take().rows[COMPLETED], 4) == [b"c"]
 
 
+def tally(*micros: int) -> Tally:
+    """What is counted of runs that took so long."""
+    found = Tally()
+    for time in micros:
+        one = Tally()
+        one.run, one.run_us = {time.bit_length(): 1}, time
+        found.add(one)
+    return found
+
+
 def test_outcomes_of_a_lost_trip_are_sent_again_first_with_their_metrics():
     outbox = Outbox()
     completed(outbox, b"a", b"b")
-    outbox.counts = {b"run:5": 2}
+    outbox.counts = {"t": tally(2, 3), "u": tally(1)}
     parcel = outbox.take(1)
     assert not parcel.repeated
     completed(outbox, b"c")
-    outbox.counts = {b"run:5": 1}
+    outbox.counts = {"t": tally(1, 1)}
     outbox.put_back(parcel)
     again = outbox.take()
     assert again.repeated
     assert ids(again.rows[COMPLETED], 4) == [b"a", b"b", b"c"]
-    assert again.counts == {b"run:5": 3}
+    assert again.counts["t"].words("t") == ["run_us:t", 7, "wait_us:t", 0, "run1:t", 2, "run2:t", 2]
+    assert again.counts["u"].words("u") == ["run_us:u", 1, "wait_us:u", 0, "run1:u", 1]
     assert not outbox.repeated
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from jobq.engine.worker.outbox import COMPLETED, FAILED, OUTCOMES, SETTLE_MAX, Outbox, Outcome, Parcel
+from jobq.engine.worker.outbox import COMPLETED, FAILED, OUTCOMES, SETTLE_MAX, Outbox, Outcome, Parcel, Tally
 from jobq.engine.worker.settler import REFUSED_TIMES, REFUSED_TIMES_SMALL, SMALL, Settler
 from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOKEN = b"1 w"
-COUNTS = {b"run:5": 3, b"wait:9": 3}
+COUNTS = {"t": Tally()}
 TRANSIENT = (StoreUnavailable, StoreRefused, StoreFull)
 
 

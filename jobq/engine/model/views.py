@@ -155,19 +155,22 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Quantiles in ms of the runs that ended in this hour and the last one. The edges of buckets are powers of two."""
+    """Quantiles and mean in ms of the completed runs of a time. The edges of buckets are powers of two."""
 
     p50: float
     p90: float
     p99: float
     count: int
+    mean: float = 0.0
 
 
 class Stats(msgspec.Struct, frozen=True):
     """Numbers of a queue. Counts are the sizes of the sets. Totals count since the queue began.
 
     ``oldest_waiting_ms``: how long the job that has waited longest has been able to run. A delay does not count, and a
-    job that was put back (a retry, a hand-back) has waited since then.
+    job that was put back (a retry, a hand-back) has waited since then. ``oldest_held_ms``: the same for held jobs.
+
+    ``wait`` and ``run``: latencies of the last hour.
 
     ``dropped_total``, ``replaced_oldest_total``, ``killed_running_total``: jobs that ended because of a limit with this
     action. They count as failed too.
@@ -198,6 +201,7 @@ class Stats(msgspec.Struct, frozen=True):
     killed_running_total: int = 0
     expired_total: int = 0
     oldest_waiting_ms: int | None = None
+    oldest_held_ms: int | None = None
     next_due_ms: int | None = None
     wait: Latency | None = None
     run: Latency | None = None

@@ -1,7 +1,7 @@
 """A queue: its settings, opening and closing.
 
 What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
-limits.py, schedules in schedules.py, reruns in rerun.py.
+limits.py, schedules in schedules.py, reruns in rerun.py, monitoring in performance.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.groups import GroupVerbs
 from jobq.engine.queue.limits import LimitVerbs
+from jobq.engine.queue.performance import PerformanceVerbs
 from jobq.engine.queue.rerun import RerunVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from jobq.engine.model.options import QueueGiven
 
 
-class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs):
+class Queue(
+    RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs, PerformanceVerbs
+):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.

@@ -1,6 +1,7 @@
 """The only package that imports redis: connections (link), calls, and one method per script (store)."""
 
 from jobq.engine.store.calls import Call, Claimed, Settled
+from jobq.engine.store.counting import FOLD_PAGE
 from jobq.engine.store.link import Connection
 from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
 
@@ -8,6 +9,7 @@ __all__ = [
     "ALIVE_MS",
     "CLAIM_BYTES",
     "CLAIM_MAX",
+    "FOLD_PAGE",
     "OVERFLOW_PAGE",
     "Call",
     "Claimed",

@@ -63,7 +63,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock, over, running",
+    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
@@ -74,7 +74,8 @@ COLUMNS: Final[dict[str, str]] = {
     "workers_info": "hash: worker -> what it is, JSON",
     "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",
     "types_seen": "zset: type -> when somebody said something of it last, unix ms",
-    "metrics": "hash: totals, m:<minute>:<what> and latency buckets -> count",
+    "metrics": "hash: totals, m:<minute>:<what> and s:<five minutes>:<what>:<type> -> count",
+    "history": "hash: type -> what was counted in five minutes, hours, quarter days and ever, one a line; '' for all",
     "control": "channel: 'kill <id> <token>', 'unserved [<due in ms>, <parked types>]' or 'schedules' for the workers",
 }
 

@@ -23,7 +23,7 @@ from jobq.engine.store.calls import (
     repeat_enqueue,
     repeat_unique,
 )
-from jobq.engine.store.scheduling import Scheduling
+from jobq.engine.store.counting import Counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,10 +65,10 @@ LINES_COUNTED: Final = 1000
 """Lines of held jobs that one reading of limits counts exactly."""
 GROUP_ROWS_MAX: Final = 10_000
 """Groups with settings of their own that a queue can have."""
-MINUTES_KEPT: Final = 24 * 60
+MINUTES_KEPT: Final = 2 * 60
 
 
-class Store(Scheduling):
+class Store(Counting):
     """The scripts of one queue, as methods."""
 
     limited = False
@@ -184,13 +184,13 @@ class Store(Scheduling):
         # Jobs that were claimed while the queue had no limits have no places to give back.
         return Call("complete", args, read_settled, short=not self.limited)
 
-    def reschedule(self, jobs: list[Argument]) -> Call[list[bytes]]:
+    def reschedule(self, jobs: list[Argument], counts: Sequence[Argument] = ()) -> Call[list[bytes]]:
         """Move leased jobs to delayed, charged: groups id, token, attempt, delay ms, error record. Returns lost ids."""
-        return Call("reschedule", [self.now, *jobs], read_as_is)
+        return Call("reschedule", [self.now, len(counts) // 2, *counts, *jobs], read_as_is)
 
-    def fail(self, jobs: list[Argument]) -> Call[Settled]:
+    def fail(self, jobs: list[Argument], counts: Sequence[Argument] = ()) -> Call[Settled]:
         """Move leased jobs to failed: flat quintuples id, token, attempt, error record, retention ms."""
-        return Call("fail", [self.now, *jobs], read_settled)
+        return Call("fail", [self.now, len(counts) // 2, *counts, *jobs], read_settled)
 
     def release(self, jobs: list[Argument]) -> Call[list[bytes]]:
         """Move leased jobs back to the front of waiting, uncharged: flat pairs id, token. Returns lost ids."""

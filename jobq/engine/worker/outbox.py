@@ -43,7 +43,7 @@ class Outcome:
     """Fields per job in a row. The first two are its id and its token."""
     most: int
     """Jobs per trip."""
-    call: Callable[[Store, list[Any], dict[bytes, int]], Call[Any]]
+    call: Callable[[Store, list[Any], dict[str, Tally]], Call[Any]]
     keep: Literal["keep_completed", "keep_failed"] | None
     """The queue's bound for the set that the jobs are moved to, if it has one. Then the script returns a
     ``Settled``."""
@@ -51,21 +51,71 @@ class Outcome:
     """Whether the job ends in failed if the server refuses the outcome for good. Otherwise its lease runs out."""
 
 
-def _complete(store: Store, rows: list[Any], counts: dict[bytes, int]) -> Call[Any]:
-    return store.complete(rows, [word for pair in counts.items() for word in pair])
+class Tally:
+    """What is counted of the completed runs of one type. A histogram is bit length of a time in us -> runs."""
+
+    __slots__ = ("run", "run_us", "wait", "wait_us")
+
+    def __init__(self) -> None:
+        self.run: dict[int, int] = {}
+        self.wait: dict[int, int] = {}
+        self.run_us = 0
+        self.wait_us = 0
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of another one."""
+        for own, others in ((self.run, other.run), (self.wait, other.wait)):
+            for bits, count in others.items():
+                own[bits] = own.get(bits, 0) + count
+        self.run_us += other.run_us
+        self.wait_us += other.wait_us
+
+    def words(self, type: str) -> list[Any]:
+        """Flat pairs for complete.lua."""
+        words: list[Any] = [f"run_us:{type}", self.run_us, f"wait_us:{type}", self.wait_us]
+        for bits, count in self.run.items():
+            words += (f"run{bits}:{type}", count)
+        for bits, count in self.wait.items():
+            words += (f"wait{bits}:{type}", count)
+        return words
 
 
-def _defer(store: Store, rows: list[Any], _: dict[bytes, int]) -> Call[Any]:
+def _complete(store: Store, rows: list[Any], tallies: dict[str, Tally]) -> Call[Any]:
+    return store.complete(rows, [word for name, tally in tallies.items() for word in tally.words(name)])
+
+
+def _failures(rows: list[Any], what: str) -> tuple[list[Any], list[Any]]:
+    """The rows of failed runs as their script takes them, and flat pairs of what is counted of them."""
+    jobs: list[Any] = []
+    counts: dict[str, int] = {}
+    for at in range(0, len(rows), 8):
+        jobs += rows[at : at + 5]
+        name, micros, lost = rows[at + 5 : at + 8]
+        for field, count in ((what, 1), ("bad_us", micros), ("lost", int(lost))):
+            if count:
+                counts[f"{field}:{name}"] = counts.get(f"{field}:{name}", 0) + count
+    return jobs, [word for pair in counts.items() for word in pair]
+
+
+def _retry(store: Store, rows: list[Any], _: dict[str, Tally]) -> Call[Any]:
+    return store.reschedule(*_failures(rows, "retried"))
+
+
+def _fail(store: Store, rows: list[Any], _: dict[str, Tally]) -> Call[Any]:
+    return store.fail(*_failures(rows, "failed"))
+
+
+def _defer(store: Store, rows: list[Any], _: dict[str, Tally]) -> Call[Any]:
     types = _encode(sorted({type_ for type_ in rows[2::4] if type_}))
     return store.defer(rows, DEFER_FIRST_MS, DEFER_LONGEST_MS, types)
 
 
 COMPLETED: Final = Outcome("completed", 4, SETTLE_MAX, _complete, "keep_completed", instead=True)
 """Id, token, result record, retention."""
-RETRIED: Final = Outcome("retried", 5, FAIL_MAX, lambda store, rows, _: store.reschedule(rows), None, instead=True)
-"""Id, token, attempt, delay, error record."""
-FAILED: Final = Outcome("failed", 5, FAIL_MAX, lambda store, rows, _: store.fail(rows), "keep_failed", instead=False)
-"""Id, token, attempt, error record, retention."""
+RETRIED: Final = Outcome("retried", 8, FAIL_MAX, _retry, None, instead=True)
+"""Id, token, attempt, delay, error record, type, us that it ran, whether its lease was lost."""
+FAILED: Final = Outcome("failed", 8, FAIL_MAX, _fail, "keep_failed", instead=False)
+"""Id, token, attempt, error record, retention, type, us that it ran, whether its lease was lost."""
 RELEASED: Final = Outcome("released", 2, HAND_BACK_MAX, lambda store, rows, _: store.release(rows), None, instead=False)
 """Id, token."""
 DEFERRED: Final = Outcome("deferred", 4, HAND_BACK_MAX, _defer, None, instead=False)
@@ -86,7 +136,7 @@ class Parcel:
 
     def __init__(self) -> None:
         self.rows: dict[Outcome, list[Any]] = {}
-        self.counts: dict[bytes, int] = {}
+        self.counts: dict[str, Tally] = {}
         self.notes: dict[Key, RunNotes] = {}
         self.repeated = False
         """Whether some of it was sent before and may have been executed."""
@@ -131,7 +181,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.rows: dict[Outcome, list[Any]] = {outcome: [] for outcome in OUTCOMES}
-        self.counts: dict[bytes, int] = {}
+        self.counts: dict[str, Tally] = {}
         self.notes = Notes()
         self.repeated = False
 
@@ -197,8 +247,11 @@ class Outbox:
 
     def put_counts_back(self, parcel: Parcel) -> None:
         """The completed runs of the parcel were not counted. Its metrics are also those of other runs."""
-        for bucket, count in parcel.counts.items():
-            self.counts[bucket] = self.counts.get(bucket, 0) + count
+        for name, tally in parcel.counts.items():
+            if name in self.counts:
+                self.counts[name].add(tally)
+            else:
+                self.counts[name] = tally
 
     def put_rows_back(self, outcome: Outcome, flat: list[Any]) -> None:
         """Put these back. They are sent again before any others."""

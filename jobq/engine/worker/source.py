@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from threading import get_ident
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jobq.engine.log import debugging, get_logger
+from jobq.engine.model.history import OTHER
 from jobq.engine.model.outcome import Snoozed, Throttled, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
 from jobq.engine.queue.firing import Firing
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.idle import Idle
-from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox
+from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox, Tally
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.run_log import log_breakers, log_failure, log_rate_limit, log_snooze, log_stop
 from jobq.engine.worker.tell import tell_settled, tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.engine.worker.unserved import Unserved
-from jobq.errors import OutcomeRefused, StoreError
+from jobq.errors import LeaseExpired, OutcomeRefused, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,13 +144,18 @@ class Source:
             else b"[%d,%d,%b,%b]" % (started, micros // 1000, self._worker_json, bytes(result)),
             "" if spec.retention is None else spec.retention,
         )
-        counts = self.outbox.counts
-        bucket = b"run:%d" % micros.bit_length()
-        counts[bucket] = counts.get(bucket, 0) + 1
+        tally = self.outbox.counts.get(spec.type)
+        if tally is None:
+            tally = self.outbox.counts[spec.type] = Tally()
+        bits = micros.bit_length()
+        tally.run[bits] = tally.run.get(bits, 0) + 1
+        tally.run_us += micros
         # The waiting time of a retried or released job starts again, not at its enqueue.
         since = spec.ready_at(run.id) if run.since is None else run.since
-        bucket = b"wait:%d" % (max(0, started - since) * 1000).bit_length()
-        counts[bucket] = counts.get(bucket, 0) + 1
+        micros = max(0, started - since) * 1000
+        bits = micros.bit_length()
+        tally.wait[bits] = tally.wait.get(bits, 0) + 1
+        tally.wait_us += micros
         self.wake()
 
     def failed(self, run: Run, error: BaseException) -> None:
@@ -172,11 +179,14 @@ class Source:
         if self.hooks:
             run.error = snoozed or error
         failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy)
+        # Clients choose the types of jobs, and code those of tasks. Only these are counted by name.
+        micros = int((perf_counter() - run.started) * 1e6) if run.started else 0
+        counted = (OTHER if task is None else spec.type, micros, isinstance(error, LeaseExpired))
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
-            self.outbox.rows[FAILED] += (run.id, run.token, run.attempt, failure.record, retention)
+            self.outbox.rows[FAILED] += (run.id, run.token, run.attempt, failure.record, retention, *counted)
         else:
-            self.outbox.rows[RETRIED] += (run.id, run.token, run.attempt, failure.delay, failure.record)
+            self.outbox.rows[RETRIED] += (run.id, run.token, run.attempt, failure.delay, failure.record, *counted)
         self.wake()
         log_failure(run, spec, failure)
 

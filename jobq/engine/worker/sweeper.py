@@ -16,6 +16,7 @@ from jobq.engine.log import get_logger
 from jobq.engine.model.unreadable import read_spec
 from jobq.engine.queue.late import end_late
 from jobq.engine.queue.published import Publisher
+from jobq.engine.store import FOLD_PAGE
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
 from jobq.redact import misfit
@@ -131,6 +132,8 @@ class Sweeper:
         while await store.do(store.expire(TRIM_PAGE)) == TRIM_PAGE:
             pass
         while await store.do(store.rebase(REBASE_PAGE)):
+            pass
+        while await store.do(store.fold()) == FOLD_PAGE:
             pass
         if source.store.limited:
             await self._recount(source)
