@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.options import QueueGiven
 
 
-class Queue(
-    RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs, PerformanceVerbs
-):
+class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs, PerformanceVerbs):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.
