@@ -44,6 +44,8 @@ HELD = (
     "local rows = limits and redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(held)) or nil\n"
     "    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held), rows and '', rows }"
 )
+TICK = "min(virtual + 1000 / max(1, busy), start + step)"
+LIFTED = "floor(virtual)) end\n    return"
 SABOTAGES = [
     *[
         Break(name, "fence not checked", FENCE, "")
@@ -57,7 +59,8 @@ SABOTAGES = [
     Break("log", "fence not checked", LOGGED, "true"),
     Break("log", "lines that come again are stored again", "if received >= all then return nil end", ""),
     Break("log", "a newer line goes with those that come again", "_ = first + 1, received", "_ = first, received"),
-    Break("enqueue", "a plain job is refused", "pcall('HINCRBY', meta, 'fifo'", "call('HINCRBY', meta, 'fifo'"),
+    Break("enqueue", "a plain job is refused", "pcall('HINCRBY', meta, 'fifo', 1", "call('HINCRBY', meta, 'fifo', 1"),
+    Break("enqueue", "plain jobs are refused", "fresh and redis.pcall", "fresh and redis.call"),
     *[
         Break(name, "a damaged count refuses all outcomes", "pcall('HINCRBY', metrics", "call('HINCRBY', metrics")
         for name in ("complete", "fail", "reschedule", "kill", "defer", "snooze", "throttle")
@@ -196,7 +199,7 @@ SABOTAGES = [
     Break("admit", "jobs at the front pay for no turn", "and score % SPAN > SPAN / 2", ""),
     Break(
         "admit", "a turn costs nothing",
-        "virtual = start_of(g)\n                    g.start = after(virtual, g)", "virtual = start_of(g)",
+        "    g.start = start + step\n", "",
     ),
     Break("admit", "early lines go before waiting", "            if line.first > horizon then break end\n", ""),
     Break(
@@ -256,18 +259,18 @@ SABOTAGES = [
     Break("enqueue", "another job's id is taken for a repetition", "and '-' or '!'", "and '-' or '-'"),
     Break("enqueue", "a repetition is taken for another job", "== without_time(spec)", "== spec"),
     Break("enqueue", "FIFO backwards", "or fifo + i", "or fifo - i"),
-    Break("enqueue", "plain: FIFO backwards", "MIDDLE + fifo + i", "MIDDLE + fifo - i"),
+    Break("enqueue", "plain: FIFO backwards", "from + i), ids[i]", "from - i), ids[i]"),
     Break("enqueue", "plain: known ids written again", "fresh and not known[i]", "fresh"),
     Break("enqueue", "plain: ids twice in a batch", " and not seen[id]", ""),
     Break("enqueue", "plain: what was seen first is forgotten", "    seen = {}\nend", "end"),
     Break("enqueue", "LIFO is FIFO", "lifo and -turn", "lifo and turn"),
-    Break("enqueue", "priorities collide", "priority * SPAN", "priority * MIDDLE"),
+    Break("enqueue", "priorities collide", "1000 * aging or 4398046511104", "1000 * aging or 2199023255552"),
     Break("enqueue", "an earlier due time told to nobody", "soonest <= tonumber(head[2])", "false"),
     Break("forward", "a minute early", "'-inf', now, 'BYSCORE'", "'-inf', now + 60000, 'BYSCORE'"),
     Break("forward", "due now waits one more", "'-inf', now, 'BYSCORE'", "'-inf', '(' .. now, 'BYSCORE'"),
-    Break("forward", "priority forgotten", "(tonumber(priority) or 0) * 4398046511104 +", ""),
+    Break("forward", "priority forgotten", "score_of(tonumber(priority) or 0, number)", "score_of(0, number)"),
     Break("forward", "due times rounded down", "math.ceil(", "math.floor("),
-    Break("release", "to the back", "- turn('lifo', 1)", "+ turn('fifo', 1)"),
+    Break("release", "to the back", "-turn('lifo', 1)", "turn('fifo', 1)"),
     Break("release", "in reverse", "for i = #ARGV - 1, 2, -2 do", "for i = 2, #ARGV, 2 do"),
     Break("reschedule", "the delay forgotten", "delayed, due, id", "delayed, now, id"),
     Break("reschedule", "reasons without bound", ">= 65536", ">= 1e9"),
@@ -428,7 +431,7 @@ SABOTAGES = [
     Break("trim", "the young are not counted", ", count - many)", ")"),
     Break("trim", "the page is not kept", "math.min(page - #ids, over,", "math.min(over,"),
     Break("expire", "a millisecond early", "unique_until, '-inf', now, 'BY", "unique_until, '-inf', now + 1, 'BY"),
-    Break("reprioritise", "the place in time is lost", "tonumber(score) % 4398046511104", "tonumber(score) % 1"),
+    Break("reprioritise", "the place in time is lost", "score % 4398046511104", "score % 1"),
     Break("reprioritise", "LIFO is lost", "ARGV[3] .. lifo", "ARGV[3]"),
     Break("promote", "not delayed, moved all the same", "if redis.call('ZREM', delayed, id) == 1 then", "if true then"),
     *[
@@ -504,14 +507,33 @@ SABOTAGES = [
     Break("rows", "a brief has everything", "value and brief and cut(column, value) or value", "value"),
     Break("results", "however large they are", "if bytes > 1000000 then break end", ""),
     Break("page", "however large they are", "or bytes > 1000000", ""),
-    Break("stats", "the first priority only", "for _ = 1, 64 do", "for _ = 1, 1 do"),
+    Break("stats", "the first priority only", "aged and 0 or 64 do", "1 do"),
     Break("stats", "however large they are", "or bytes > 1000000 then break end", "then break end"),
+    Break("admit", "the clock of groups stands still", TICK, "start"),
+    Break("admit", "the clock of groups runs away", TICK, "virtual + 1000"),
+    Break("admit", "a group in turns is lifted to the clock", "floor(virtual) - LATE) end\n    return", LIFTED),
+    Break("forward", "aging: it waits since this call", "if times[i] and number > 0 then", "if false then"),
+    Break("enqueue", "aging: a job at the front starves the others", "lifo and fifo > MIDDLE", "false"),
+    Break("enqueue_unique", "aging: LIFO starves the others", "l == '1' and fifo > 2199023255552", "false"),
+    Break("enqueue", "aging: numbers count jobs", "last >= first + n and ", ""),
+    Break("enqueue", "aging: a wrong clock counts for ever", " and last <= first + 60000000", ""),
+    Break("admit", "aging: priorities before the turns of groups", "aging > 0 and 9007199254740992 or", "false or"),
+    Break("admit", "aging: urgent jobs without a group pay nothing", "and number <= plan[2] then", "then"),
+    Break("admit", "aging: jobs of waiting pay twice", "counted or was_counted(", "counted or nil and was_counted("),
+    Break("reprioritise", "aging: the worth of the priority stays", "(priority - before) * 1000", "priority * 1000"),
+    Break("claim", "aging: only new jobs are urgent", "+ (below - 1) * 1000 * aging", "+ (below - 9) * 1000 * aging"),
+    Break("claim", "aging: nobody knows when a job is urgent", "if border and waits then", "if false then"),
+    Break("rebase", "aging: places are counted", "if aging_of(facts[6]) > 0 then", "if false then"),
+    Break("aging", "code overrules an operator", "(ARGV[3] == '1' or stored == wanted)", "stored == wanted"),
+    Break("aging", "turns of before stay", "redis.call('UNLINK', lines, open_lines, full_lines, turns, arrivals)", ""),
+    Break("aging", "any number of jobs", "number > tonumber(ARGV[4])", "false"),
     Break("rebase", "starts with every call", "string.gmatch(facts[3] or ''", "string.gmatch(''"),
     Break("rebase", "places given twice", "sign * (done + i)), id)", "sign * i), id)"),
     Break("rebase", "LIFO from its far end", "'BYSCORE', 'REV', 'LIMIT'", "'BYSCORE', 'LIMIT'"),
     Break("rebase", "always", "<= bound and", "<= -1 and"),
     Break("enqueue", "a new queue is told to nobody", "sequence == 1 and { 0, '', 'new' } or {}", "{}"),
-    Break("enqueue", "several: a new queue is told to nobody", "fifo == 0 and { 0, '', 'new' } or {}", "{}"),
+    Break("enqueue", "several: a new queue is told to nobody", "sequence == count and { 0, '', 'new' } or {}", "{}"),
+    Break("enqueue", "with options: a new queue is told to nobody", "fifo == 0 and { 0, '', 'new' } or {}", "{}"),
     Break("publish", "who has started does not count", "started and 1 or place", "place"),
     Break("publish", "who repeats counts", "place or #lines + 1, ours", "1, ours"),
     Break("publish", "types without bound", "stored or redis.call('HLEN', types) < most", "true"),

@@ -1,4 +1,4 @@
-"""Commands that change jobs: retry, kill, promote, priority, rm; or a queue: pause, resume, queue rm."""
+"""Commands that change jobs: retry, kill, promote, priority, rm; or a queue: pause, resume, aging, queue rm."""
 
 from __future__ import annotations
 
@@ -102,6 +102,22 @@ def rerun(args: argparse.Namespace, settings: Settings) -> int:
         return 0
 
     return run(main())
+
+
+def aging(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq aging``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            await queue.set_aging(args.time)
+            if args.json:
+                render.say_json({"queue": queue.name, "aging": args.time})
+            elif args.time is None:
+                render.say(f"{queue.name}: priorities are absolute")
+            else:
+                render.say(f"{queue.name}: a step of priority is worth {render.span(args.time)} of waiting")
+
+    run(main())
 
 
 def _switch(args: argparse.Namespace, settings: Settings, verb: str, *, paused: bool) -> None:

@@ -289,6 +289,13 @@ def _add_queues(menu: Menu) -> None:
         verb = command(menu, name, f"move:{name}", words, shown=True)
         verb.add_argument("queue", metavar="QUEUE", nargs="?", help="the queue")
 
+    aging = command(
+        menu, "aging", "move:aging", "set how much waiting a step of priority is worth", shown=True, queue=True
+    )
+    aging.add_argument(
+        "time", type=values.seconds_or_off, metavar="TIME", help="60s, 5m; 'off': priorities are absolute"
+    )
+
     of_queues = Menu(menu.add("queue", "", "'queue rm NAME' removes a queue"))
     rm = command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
     rm.add_argument("queue", metavar="QUEUE", help="the queue")

@@ -26,6 +26,11 @@ def seconds(word: str) -> float:
     return found
 
 
+def seconds_or_off(word: str) -> float | None:
+    """Parse a time as above, or "off"."""
+    return None if word == "off" else seconds(word)
+
+
 def moment(word: str) -> datetime:
     """Parse a time with its offset, such as "2030-01-31T08:00:00+01:00"."""
     try:

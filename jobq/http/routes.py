@@ -12,7 +12,7 @@ from jobq.engine.model.limits import LimitRow
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import breakers, enqueue, events, groups, handlers, limits, rerun, schedules, schema, why
+from jobq.http import aging, breakers, enqueue, events, groups, handlers, limits, rerun, schedules, schema, why
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -109,6 +109,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path="/jobs/resume", scope=Scope.ADMIN, handler=handlers.resume,
         summary="Resume the queue", responses={200: schema.Paused},
+    ),
+    Route(
+        method="PUT", path="/aging", scope=Scope.ADMIN, handler=aging.set_aging,
+        summary="Set how much waiting a step of priority is worth", request=aging.SetAging,
+        description="It acts at once, and jobs that wait count as enqueued now. It is refused while more than 1,000"
+        " jobs wait. Programs that declare another value are refused when they start. `GET /jobs/stats` shows it.",
+        responses={200: aging.AgingSet}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="POST", path="/jobs/kill", scope=Scope.ADMIN, handler=handlers.kill_many,

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active undecided seats
+-- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active undecided seats priorities
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
@@ -12,10 +12,10 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active, undecided, seats = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active, undecided, seats, priorities = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule', 'over')
+local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule', 'over', 'aging', 'aged')
 -- A paused queue starts no job. Its rules may change before it starts the next one.
 if settings[1] then return { 0, -1, 0 } end
 -- Jobs over the limit of a rule with an action may not run. overflow decides about them.
@@ -25,7 +25,17 @@ if settings[5] and redis.call('EXISTS', undecided) == 1 then
 end
 local format, match, gmatch, find, sub, byte = string.format, string.match, string.gmatch, string.find, string.sub, string.byte
 local min, max, floor, huge, insert, remove = math.min, math.max, math.floor, math.huge, table.insert, table.remove
-local SPAN, LOWEST = 4398046511104, 4503599627370496
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
+-- With aging, places are times: all jobs are in one band, so groups take turns before priorities count.
+local aging, LOWEST = aging_of(settings[6]), 4503599627370496
+local SPAN = aging > 0 and 9007199254740992 or 4398046511104
 
 -- shared: lines of a key
 -- The members "key NUL ..." of a sorted set with equal scores.
@@ -245,9 +255,9 @@ local function close(key, id)
     if at then reopening[key] = at end
 end
 
--- Virtual time is the start tag of the job that was admitted last. A queue without groups has none, and all its tags are 0. Tags
--- are whole numbers: a job of weight 1 moves its group's tag on by 1000.
-local virtual, planned = tonumber(settings[2]), tonumber(settings[3])
+-- Virtual time is the clock of groups: where the tags of the groups would be if all of them were served at the same time. A queue
+-- without groups has none, and all its tags are 0. Tags are whole numbers: a job of weight 1 moves its group's tag on by 1000.
+local virtual, planned = tonumber(settings[2]), aging <= 0 and tonumber(settings[3]) or nil
 local told, planned_before = virtual, planned
 
 -- Places are numbers from 0 to 2^53 here: the score in held or waiting, plus 2^52. In members they have 16 digits.
@@ -329,15 +339,38 @@ local function group_of(name)
     if not groups_of[name] then learn({ name }) end
     return groups_of[name]
 end
--- A group that had nothing to run meanwhile starts now. It cannot save its turns for later.
-local function start_of(g) return virtual and max(virtual, g.start) or 0 end
-local function after(start, g) return start + group_row(g.name).step end
+-- A group that had nothing to run meanwhile starts now. It cannot save its turns for later. A group that has a turn is where its jobs
+-- brought it, which may be a job behind the clock. Further behind are only those that had to wait for other priorities. The jobs
+-- without a group have no turn while they are in waiting, so they may always be so far behind.
+local LATE = 1000
+local function start_of(g)
+    if not virtual then return 0 end
+    if g.place or g.name == '' then return max(g.start, floor(virtual) - LATE) end
+    return max(g.start, floor(virtual))
+end
+
+-- A job of a group starts. The clock moves on by the work divided by the number of busy groups, as in WF2Q+ (Bennett and Zhang
+-- 1997). Start-time fair queueing takes the start tag of this job for it. Then it stood still while new groups kept coming,
+-- all of which start at the clock, and a group that was served before them starved. The clock is not before the first tag, and
+-- not more than a job beyond it, or new groups would wait for more than one job of each other group.
+local busy, busy_band = 1, nil
+local function serve_one(g, band, unturned)
+    if busy_band ~= band then
+        busy = redis.call('ZLEXCOUNT', turns, format('[%04d', band), format('(%04d', band + 1)) + (unturned and 1 or 0)
+        busy_band = band
+    end
+    local start, step = start_of(g), group_row(g.name).step
+    virtual = max(start, min(virtual + 1000 / max(1, busy), start + step))
+    g.start = start + step
+end
 
 -- Give a group a turn with this place, or none.
 local finished = {}
 local function set_turn(g, place, only)
     if not place and virtual and g.start > virtual then finished[#finished + 1], finished[#finished + 2] = format('%d', g.start), g.name end
-    g.band, g.tag, g.place, g.only = place and band_of(place), start_of(g), place, only
+    local start = start_of(g)
+    g.band, g.tag, g.place, g.only = place and band_of(place), start, place, only
+    if place then g.start = start end
     if not g.moved then g.moved, moved_groups[#moved_groups + 1] = true, g end
 end
 -- Whether turn `a` comes before turn `b`.
@@ -595,7 +628,8 @@ for _, key in ipairs(opened) do
                 redis.call('ZREM', full_lines, member)
             else
                 local line = line_of(name)
-                local turn = virtual and format('%04d%016d', band_of(tonumber(first)), start_of(group_of(line.group))) or text
+                -- Its group keeps the tag that it was filed with, so that others which come back at once do not go before it.
+                local turn = virtual and format('%04d%016d', band_of(tonumber(first)), max(tonumber(sub(text, 5)) or 0, group_of(line.group).start, floor(virtual) - LATE)) or text
                 filed[#filed + 1] = { order = turn .. first, first = first, line = line, stale = turn ~= text, turn = turn }
                 stands(line, 'f' .. member)
             end
@@ -632,7 +666,18 @@ end
 flush()
 
 -- What a claim takes from waiting comes in between. In a queue with groups, jobs without a group are those of one more group. They
--- are in waiting already, so their turns are only counted. `planned` is the score of the last one that was counted.
+-- are in waiting already, so their turns are only counted. `planned` is the score of the last one that was counted. With aging a new job
+-- may come before it. So `planned` then has pairs: a score, and the number of the newest job at that time. A job was counted if
+-- both of its numbers are within those of a pair.
+local plans = {}
+for score, newest in gmatch(aging > 0 and settings[3] or '', '(%-?%d+) (%d+)') do plans[#plans + 1] = { tonumber(score), tonumber(newest) } end
+local function was_counted(score, row)
+    local number = score - 2199023255552 - (tonumber(match(row or '', '^%-?%d+')) or 0) * 1000 * aging
+    for _, plan in ipairs(number > 0 and plans or {}) do
+        if score <= plan[1] and number <= plan[2] then return true end
+    end
+    return false
+end
 local horizon, heads, at_head = huge, {}, 1
 if crowd and not virtual then
     local last = redis.call('ZRANGE', waiting, max(0, want - 1), max(0, want - 1), 'WITHSCORES')
@@ -641,12 +686,14 @@ elseif crowd and want > 0 then
     local found, ids = redis.call('ZRANGE', waiting, 0, want - 1, 'WITHSCORES'), {}
     for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
     local rows = #ids > 0 and redis.call('HMGET', limits, unpack(ids)) or {}
+    local columns = #plans > 0 and #ids > 0 and redis.call('HMGET', priorities, unpack(ids)) or {}
     for i = 1, #ids do
         local score = tonumber(found[2 * i])
         local place = score + LOWEST
         local counted = rows[i] and byte(rows[i]) == 64 or planned and score <= planned and band_of(place) == band_of(planned + LOWEST)
             -- Jobs at the front (LIFO, released) are never counted by their place: new ones come before it.
             and score % SPAN > SPAN / 2
+        if aging > 0 then counted = counted or was_counted(score, columns[i]) end
         heads[i] = { score = score, counted = counted, place = place, band = band_of(place) }
     end
 end
@@ -803,10 +850,7 @@ local function serve(g, rival, until_place)
             else
                 admit(line)
                 advance(line)
-                if virtual then
-                    virtual = start_of(g)
-                    g.start = after(virtual, g)
-                end
+                if virtual then serve_one(g, band, heads[1] and not group_of('').place) end
                 if line.jobs and not line.first then
                     own.at = own.at + 1
                     stand(line, false)
@@ -880,8 +924,8 @@ while more do
             at_head, n = at_head + 1, n + 1
             if not head.counted then
                 local none = group_of('')
-                virtual, planned = start_of(none), head.score
-                none.start = after(virtual, none)
+                planned = head.score
+                serve_one(none, head.band, not none.place)
                 if none.place then
                     set_turn(none, none.place, none.only)
                     for i = at_order, #order do
@@ -898,7 +942,7 @@ while more do
             local rival, until_place, n_before, place, band = huge, horizon, n, g.place, g.band
             if virtual then
                 local other = order[at_order + 1] or last
-                if other and other.band == band then rival = max(virtual, other.tag) end
+                if other and other.band == band then rival = max(floor(virtual) - LATE, other.tag) end
                 if head and not head.counted and head.band == band then
                     if g.name == '' then until_place = head.place else rival = min(rival, start_of(group_of(''))) end
                 end
@@ -915,8 +959,8 @@ while more do
                 set_turn(g, again, only)
                 if g.name ~= '' or not (head and virtual and head.band == band) then break end
                 at_head, n = at_head + 1, n + 1
-                virtual, planned = start_of(g), head.score
-                g.start = after(virtual, g)
+                planned = head.score
+                serve_one(g, head.band)
                 at_order = at_order + 1
                 queue_up(g, again, only)
             end
@@ -956,17 +1000,29 @@ if early and not virtual and redis.call('ZCARD', open_lines) + redis.call('ZCARD
     flush()
 end
 local none = groups_of['']
-if none and not none.place and virtual and none.start > virtual then redis.call('ZADD', finish, none.start, '') end
+if none and not none.place and virtual and none.start > virtual - LATE then redis.call('ZADD', finish, none.start, '') end
 if virtual and count > 0 then
     -- A tag that virtual time has passed says nothing. When no group has a job that waits, all tags are in the past.
     if redis.call('EXISTS', held) == 0 and not heads[at_head] then
         virtual = max(virtual, tonumber(redis.call('ZRANGE', finish, 0, 0, 'REV', 'WITHSCORES')[2]) or 0)
     end
-    local idle = redis.call('ZRANGE', finish, '-inf', format('%d', virtual), 'BYSCORE', 'LIMIT', 0, 2 * count + 16)
+    local idle = redis.call('ZRANGE', finish, '-inf', format('%d', floor(virtual)), 'BYSCORE', 'LIMIT', 0, 2 * count + 16)
+    for i, name in ipairs(idle) do
+        if name == '' then remove(idle, i) end
+    end
     if #idle > 0 then redis.call('ZREM', finish, unpack(idle)) end
 end
-if virtual ~= told then redis.call('HSET', meta, 'virtual', format('%d', virtual)) end
-if planned ~= planned_before then redis.call('HSET', meta, 'planned', format('%d', planned)) end
+if virtual ~= told then redis.call('HSET', meta, 'virtual', format('%.3f', virtual)) end
+if planned ~= planned_before then
+    local text = format('%d', planned)
+    if aging > 0 then
+        text = text .. ' ' .. format('%.0f', tonumber(settings[7]) or 0)
+        for i = 1, min(8, #plans) do
+            if plans[i][1] > planned then text = text .. format(' %d %d', plans[i][1], plans[i][2]) end
+        end
+    end
+    redis.call('HSET', meta, 'planned', text)
+end
 if redis.call('EXISTS', openings, arrivals) > 0 then left = 1 end
 if claims == '0' and (count > 0 or redis.call('EXISTS', waiting) == 1) or claims ~= '2' and left == 1 then redis.call('ZADD', wake, 0, 't') end
 local next_token = redis.call('ZRANGE', reopens, 0, 0, 'WITHSCORES')

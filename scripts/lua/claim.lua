@@ -4,7 +4,7 @@
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
---   slots that the worker has in all; if it reserves slots: the place before which jobs are urgent, how many slots the others may
+--   slots that the worker has in all; if it reserves slots: the priority below which jobs are urgent, how many slots the others may
 --   take now, how many slots the others may take in all (with all KEYS)
 -- RETURNS {} when nothing is waiting; "limits" when the queue has limits and their keys are left out (nothing
 --   changed); "late" when the first job did not start in time (lapse ends it); else token, now, ids, specs, charged attempts ({} when all are 0), and
@@ -153,6 +153,14 @@ local function allowed(rule)
     end
     return places, most, free
 end
+
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
 
 local function ms_until(free) return free and max(1, math.ceil(free - now)) or -1 end
 
@@ -333,11 +341,23 @@ if rule then
     if most < want then count, enough, less = math.min(count, most), false, true end
 end
 weighed = redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(ids, 1, count)) or nil
-local urgent = ARGV[11] and redis.call('ZCOUNT', waiting, '-inf', '(' .. ARGV[11])
+local urgent, border
+if ARGV[11] then
+    local facts_of = redis.call('HMGET', meta, 'aging', 'aged')
+    local aging, below = aging_of(facts_of[1]), tonumber(ARGV[11])
+    if aging > 0 then
+        -- Jobs that have waited count as urgent too, once they go before a new job with such a priority.
+        border = 2199023255552 + max(tonumber(facts_of[2]) or 0, 4398046511104 + 1000 * now) + (below - 1) * 1000 * aging
+        urgent = redis.call('ZCOUNT', waiting, '-inf', format('%.0f', border))
+    else
+        urgent = redis.call('ZCOUNT', waiting, '-inf', format('(%.0f', below * 4398046511104))
+    end
+end
 if weighed or urgent then
     -- A job may take several slots. The first one that does not fit keeps its turn: later jobs do not overtake it, or small ones
     -- would do so for ever. A job that needs more slots than there are takes all of them, so it runs alone.
     local size, used, under, taken, stop, more = tonumber(ARGV[10]), 0, 0, 0, nil, {}
+    local later = -1
     local others, size_of_others = tonumber(ARGV[12]) or want, tonumber(ARGV[13]) or size
     for i = 1, count do
         local slots, waits = weighed and tonumber(match(weighed[i] or '', '^%d+')) or 1, not urgent or i > urgent
@@ -345,6 +365,8 @@ if weighed or urgent then
         local too_many = used + need > want or waits and taken + need > others
         if too_many or under + needs_under > places then
             stop, less = i, less or under + needs_under > places
+            -- With aging it becomes urgent some time, and may take the slots that are reserved.
+            if border and waits then later = max(1, math.ceil((tonumber(redis.call('ZSCORE', waiting, ids[i])) - border) / 1000)) end
             -- Other workers may have more free slots.
             if too_many and ARGV[8] ~= '1' then redis.call('PUBLISH', control, 'room ' .. need) end
             break
@@ -352,8 +374,8 @@ if weighed or urgent then
         used, under, taken = used + need, under + needs_under, waits and taken + need or taken
         for n = 2, slots do more[#more + 1], more[#more + 2] = 0, 'queue\0' .. ids[i] .. '\0' .. n end
     end
-    if stop == 1 then return { 'slots', now, {}, {}, {}, -1 } end
-    if stop then count, enough, limited_ms = stop - 1, false, -1 end
+    if stop == 1 then return { 'slots', now, {}, {}, {}, later } end
+    if stop then count, enough, limited_ms = stop - 1, false, later end
     enough = enough or not less and used == want
     for i = weighed and #weighed or 0, count + 1, -1 do weighed[i] = nil end
     reserved = urgent and math.min(urgent, count)

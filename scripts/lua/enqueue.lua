@@ -12,15 +12,18 @@
 --   spec (the call was repeated because its reply was lost), or '!' if another job has this id. The comparison leaves out the fields
 --   "at", "expires_at" and "deadline_at" of the spec, which follow from the time of sending. In a repeated call an id is also known if its job was removed since the call
 --   was sent: the first sending may have been executed, and the job may have run.
---   A triple with '' and 'full' says that the group of the job holds as many jobs as it may. One with '' and 'over' says that the
---   job is written, now or earlier, and that the caller must call overflow for it.
+--   A triple with '' and 'full' says that the group of the job holds as many jobs as it may, and one with '' and 'lifo' that the
+--   queue has aging, so no job may go before those that wait. One with '' and 'over' says that the job is written, now or
+--   earlier, and that the caller must call overflow for it.
 --   A first triple 0, '', 'new' says that the queue had no job before, or was dropped since its last one. The caller must then
 --   add the queue to the list of queues.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
 local waiting, jobs, meta, wake, delayed, priorities, removed, held, held_by, limits, weights, arrivals, groups, undecided, start_by, end_by, reruns = unpack(KEYS)
--- Each priority has 2^42 places, and its sequence starts at 2^41. A double holds these numbers exactly. They are formatted as
--- whole numbers here, because Redis formats doubles slowly.
-local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
+-- The places of priority 0 start at 2^41. A double holds these numbers exactly. They are formatted as whole numbers here, because
+-- Redis formats doubles slowly.
+local MIDDLE, format = 2199023255552, string.format
+-- Numbers that were given to nobody, because the queue has aging or its sequence is damaged.
+local unused = 0
 if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
     -- A single plain job is what a web handler enqueues and waits for. This path does the same as below in half the time.
     local sequence = redis.pcall('HINCRBY', meta, 'fifo', 1)
@@ -29,22 +32,10 @@ if #ARGV == 3 and redis.call('HSETNX', jobs, ARGV[2], ARGV[3]) == 1 then
         if redis.call('EXISTS', wake) == 0 then redis.call('ZADD', wake, 0, 't') end
         return sequence == 1 and { 0, '', 'new' } or {}
     end
-    -- The sequence is damaged, and is mended below.
+    -- The queue has aging, or the sequence is damaged, and is mended below.
     redis.call('HDEL', jobs, ARGV[2])
+    unused = 1
 end
-
--- shared: turn
--- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
--- which then gives all jobs low numbers.
-local function turn(counter, n)
-    local last = redis.pcall('HINCRBY', meta, counter, n)
-    if type(last) == 'table' or last < n or last > 2199023255552 then
-        last = 1649267441664 + n
-        redis.call('HSET', meta, counter, string.format('%.0f', last))
-    end
-    return last
-end
--- end
 
 local width = delayed and 3 or 2
 local first = width
@@ -52,30 +43,77 @@ local count = (#ARGV - first + 1) / width
 local ids, seen = {}, {}
 for i = 1, count do ids[i] = ARGV[width * (i - 1) + first] end
 local known = redis.call('HMGET', jobs, unpack(ids))
--- Always write, even if all ids are known. WAIT and WAITAOF wait for the last write of their connection, so a call without
--- a write would return before the earlier jobs are safe.
-local fifo = turn('fifo', count) - count
-local refused = fifo == 0 and { 0, '', 'new' } or {}
-
 if not delayed then
     -- Nearly every batch holds only plain jobs with new ids. They are written as they stand in ARGV.
-    local fresh, ready = true, {}
+    local fresh = true
     for i = 1, count do
         local id = ids[i]
         fresh = fresh and not known[i] and not seen[id]
         seen[id] = true
-        ready[2 * i - 1], ready[2 * i] = format('%d', MIDDLE + fifo + i), id
     end
-    if fresh then
+    local sequence = fresh and redis.pcall('HINCRBY', meta, 'fifo', count)
+    if type(sequence) == 'number' and sequence >= count and sequence <= MIDDLE then
+        local ready, from = {}, MIDDLE + sequence - count
+        for i = 1, count do ready[2 * i - 1], ready[2 * i] = format('%d', from + i), ids[i] end
         redis.call('HSET', jobs, unpack(ARGV, 2))
         redis.call('ZADD', waiting, unpack(ready))
         redis.call('ZADD', wake, 0, 't')
-        return refused
+        return sequence == count and { 0, '', 'new' } or {}
     end
+    if fresh then unused = unused + count end
     seen = {}
 end
 
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
+
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
+-- shared: turn
+-- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
+-- which then gives all jobs low numbers. In a queue with aging `fifo` counts from 2^42 on, and the numbers of FIFO jobs are times: 2^42
+-- and us of the clock. `aged` is the last one.
+local function turn(counter, n)
+    local last = redis.pcall('HINCRBY', meta, counter, n)
+    if type(last) == 'table' or last < n or last > 2199023255552 then
+        local facts = redis.call('HMGET', meta, 'aging', 'aged')
+        if counter == 'fifo' and aging_of(facts[1]) > 0 then
+            if type(last) == 'table' or last < 4398046511104 then redis.call('HSET', meta, 'fifo', string.format('%.0f', 4398046511104 + n)) end
+            local first = 4398046511104 + 1000 * now
+            last = (tonumber(facts[2]) or 0) + n
+            -- A number that is more than a minute ahead was given by a wrong clock.
+            if not (last >= first + n and last <= first + 60000000) then last = first + n end
+            redis.call('HSET', meta, 'aged', string.format('%.0f', last))
+        else
+            last = 1649267441664 + n
+            redis.call('HSET', meta, counter, string.format('%.0f', last))
+        end
+    end
+    return last
+end
+-- end
+
+-- shared: score
+-- Each priority has 2^42 places, and its sequence starts in their middle. In a queue with aging a step of priority is worth as many
+-- us of waiting as `aging` says in ms.
+local aging
+local function score_of(priority, number)
+    if priority == 0 then return 2199023255552 + number end
+    -- Without aging the numbers of FIFO jobs are smaller. So only jobs at the front have to ask.
+    if aging == nil then aging = (number < 0 or number > 2199023255552) and aging_of(redis.call('HGET', meta, 'aging')) or 0 end
+    return priority * (aging > 0 and 1000 * aging or 4398046511104) + 2199023255552 + number
+end
+-- end
+
+-- Always write, even if all ids are known. WAIT and WAITAOF wait for the last write of their connection, so a call without
+-- a write would return before the earlier jobs are safe.
+local fifo = turn('fifo', count) - count
+local refused = fifo == 0 and { 0, '', 'new' } or {}
 
 -- shared: same job
 -- Quotes inside a JSON string are escaped. So these marks match only where a field begins.
@@ -182,6 +220,8 @@ for i = 1, count do
         priority, lifo, delay = tonumber(p), l == '1', due and math.max(0, tonumber(due) - now) or tonumber(d)
         -- A delayed job is not held yet.
         if delay <= 0 and is_full(under) then refusal = 'full' end
+        -- Jobs that always go first would starve the others.
+        if lifo and fifo > MIDDLE then refusal = 'lifo' end
         if not refusal and (priority ~= 0 or lifo) then
             redis.call('HSET', priorities, id, lifo and p .. 'L' or p)
         end
@@ -193,7 +233,7 @@ for i = 1, count do
     end
     if refusal then
         local n = #refused
-        refused[n + 1], refused[n + 2], refused[n + 3] = i, refusal == 'full' and '' or id, refusal
+        refused[n + 1], refused[n + 2], refused[n + 3] = i, (refusal == 'full' or refusal == 'lifo') and '' or id, refusal
         if refusal == '-' and acts_on(string.match(options, '^[^\v]*\v([^\v]*)') or '') then
             refused[n + 4], refused[n + 5], refused[n + 6] = i, '', 'over'
         end
@@ -207,7 +247,7 @@ for i = 1, count do
             if not soonest or now + delay < soonest then soonest = now + delay end
         else
             n = #ready
-            local place = priority * SPAN + MIDDLE + (lifo and -turn('lifo', 1) or fifo + i)
+            local place = score_of(priority, lifo and -turn('lifo', 1) or fifo + i)
             if under ~= '' then
                 hold(id, under, place)
                 if acts_on(under) then
@@ -223,7 +263,7 @@ for i = 1, count do
     end
 end
 if #specs > 0 then redis.call('HSET', jobs, unpack(specs)) end
-local old = count - #specs / 2
+local old = unused + count - #specs / 2
 if old > 0 then add_up('moved', old) end
 if old + #later > 0 then add_up('later', old + #later / 2) end
 -- From now on claims come with the keys of limits.

@@ -12,23 +12,54 @@
 --   The second line is the key of the request, or empty: "ttl fingerprint key". The job does not take it along when it is removed.
 -- RETURNS groups of five, only for jobs that were not written: position (from 1), id of the earlier job, its fingerprint, its state
 --   ('': its row is gone), and what was done: returned, replaced, extended, or fail (refused). The first three are as in enqueue,
---   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full,
+--   also the group 0, '', 'new', '', '' for a new queue, '' and 'full' if the group of the job is full, '' and 'lifo' if the queue has aging,
 --   and '' and 'over' if the job is written, now or earlier, and the caller must call overflow for it.
 -- This script does not have allow-oom: at maxmemory the server refuses the whole call before its first write.
 local waiting, jobs, meta, wake, delayed, active, blocked, held, completed, failed, priorities, keys, unique, unique_until, removed, held_by, limits, weights, arrivals, groups, attempts, unserved, replaced, requests, answers, metrics, undecided, running, start_by, end_by, reruns, leases, errors, expires, events, control, admitted, unspent, openings = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local SPAN, MIDDLE, format, match = 4398046511104, 2199023255552, string.format, string.match
+local format, match = string.format, string.match
+
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
 
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
--- which then gives all jobs low numbers.
+-- which then gives all jobs low numbers. In a queue with aging `fifo` counts from 2^42 on, and the numbers of FIFO jobs are times: 2^42
+-- and us of the clock. `aged` is the last one.
 local function turn(counter, n)
     local last = redis.pcall('HINCRBY', meta, counter, n)
     if type(last) == 'table' or last < n or last > 2199023255552 then
-        last = 1649267441664 + n
-        redis.call('HSET', meta, counter, string.format('%.0f', last))
+        local facts = redis.call('HMGET', meta, 'aging', 'aged')
+        if counter == 'fifo' and aging_of(facts[1]) > 0 then
+            if type(last) == 'table' or last < 4398046511104 then redis.call('HSET', meta, 'fifo', string.format('%.0f', 4398046511104 + n)) end
+            local first = 4398046511104 + 1000 * now
+            last = (tonumber(facts[2]) or 0) + n
+            -- A number that is more than a minute ahead was given by a wrong clock.
+            if not (last >= first + n and last <= first + 60000000) then last = first + n end
+            redis.call('HSET', meta, 'aged', string.format('%.0f', last))
+        else
+            last = 1649267441664 + n
+            redis.call('HSET', meta, counter, string.format('%.0f', last))
+        end
     end
     return last
+end
+-- end
+
+-- shared: score
+-- Each priority has 2^42 places, and its sequence starts in their middle. In a queue with aging a step of priority is worth as many
+-- us of waiting as `aging` says in ms.
+local aging
+local function score_of(priority, number)
+    if priority == 0 then return 2199023255552 + number end
+    -- Without aging the numbers of FIFO jobs are smaller. So only jobs at the front have to ask.
+    if aging == nil then aging = (number < 0 or number > 2199023255552) and aging_of(redis.call('HGET', meta, 'aging')) or 0 end
+    return priority * (aging > 0 and 1000 * aging or 4398046511104) + 2199023255552 + number
 end
 -- end
 
@@ -537,6 +568,8 @@ for i = 1, total do
         end
     end
     if not earlier and no_room(job) then earlier, fingerprint, state, done = '', 'full', '', 'full' end
+    -- Jobs that always go first would starve the others.
+    if not earlier and l == '1' and fifo > 2199023255552 then earlier, fingerprint, state, done = '', 'lifo', '', 'lifo' end
     if earlier then
         known_jobs = known_jobs + 1
         local n = #reply
@@ -562,7 +595,7 @@ for i = 1, total do
             -- An idle worker sleeps until the earliest due time that it knows. Wake one if this due time is earlier.
             if not first[2] or job.ready <= tonumber(first[2]) then redis.call('ZADD', wake, 0, 't') end
         else
-            local place = priority * SPAN + MIDDLE + (lifo and -turn('lifo', 1) or fifo + i)
+            local place = score_of(priority, lifo and -turn('lifo', 1) or fifo + i)
             if under ~= '' then hold(id, under, place) else redis.call('ZADD', waiting, format('%d', place), id) end
             if under ~= '' and acts_on(under) then
                 redis.call('ZADD', undecided, format('%.0f', place), id)

@@ -22,16 +22,47 @@ end
 if moved == 0 then return answer() end
 if not limits and redis.call('HEXISTS', meta, 'limited') == 1 then return { 0, -1, 1 } end
 
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
--- which then gives all jobs low numbers.
+-- which then gives all jobs low numbers. In a queue with aging `fifo` counts from 2^42 on, and the numbers of FIFO jobs are times: 2^42
+-- and us of the clock. `aged` is the last one.
 local function turn(counter, n)
     local last = redis.pcall('HINCRBY', meta, counter, n)
     if type(last) == 'table' or last < n or last > 2199023255552 then
-        last = 1649267441664 + n
-        redis.call('HSET', meta, counter, string.format('%.0f', last))
+        local facts = redis.call('HMGET', meta, 'aging', 'aged')
+        if counter == 'fifo' and aging_of(facts[1]) > 0 then
+            if type(last) == 'table' or last < 4398046511104 then redis.call('HSET', meta, 'fifo', string.format('%.0f', 4398046511104 + n)) end
+            local first = 4398046511104 + 1000 * now
+            last = (tonumber(facts[2]) or 0) + n
+            -- A number that is more than a minute ahead was given by a wrong clock.
+            if not (last >= first + n and last <= first + 60000000) then last = first + n end
+            redis.call('HSET', meta, 'aged', string.format('%.0f', last))
+        else
+            last = 1649267441664 + n
+            redis.call('HSET', meta, counter, string.format('%.0f', last))
+        end
     end
     return last
+end
+-- end
+
+-- shared: score
+-- Each priority has 2^42 places, and its sequence starts in their middle. In a queue with aging a step of priority is worth as many
+-- us of waiting as `aging` says in ms.
+local aging
+local function score_of(priority, number)
+    if priority == 0 then return 2199023255552 + number end
+    -- Without aging the numbers of FIFO jobs are smaller. So only jobs at the front have to ask.
+    if aging == nil then aging = (number < 0 or number > 2199023255552) and aging_of(redis.call('HGET', meta, 'aging')) or 0 end
+    return priority * (aging > 0 and 1000 * aging or 4398046511104) + 2199023255552 + number
 end
 -- end
 
@@ -80,6 +111,7 @@ end
 local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
 local fifo = turn('fifo', moved) - moved
 add_up('moved', moved)
+local times = fifo > 2199023255552 and redis.call('ZMSCORE', delayed, unpack(due)) or {}
 local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
 -- Jobs that were rate limited go to the front. Walk backwards, so that the job that is due first stays first.
 local front = {}
@@ -94,7 +126,9 @@ local ready = {}
 for i = 1, moved do
     local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)F?$')
     local number = front[i] or lifo == 'L' and -turn('lifo', 1) or fifo + i
-    local place = (tonumber(priority) or 0) * 4398046511104 + 2199023255552 + number
+    -- With aging a job has waited since it was due, however late this call is.
+    if times[i] and number > 0 then number = math.min(number, 4398046511104 + 1000 * math.floor(times[i]) + (i - 1) % 1000) end
+    local place = score_of(tonumber(priority) or 0, number)
     -- A job that ran, or was put back, has a row in attempts. It was decided about before.
     if names[i] and acts_on(names[i]) and redis.call('HEXISTS', attempts, due[i]) == 0 then
         redis.call('ZADD', undecided, string.format('%.0f', place), due[i])

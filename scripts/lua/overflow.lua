@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- overflow: decides what happens to jobs that are due for the first time and count under a rule with an action for jobs over its
 --   limit. Without room such a job ends as dropped, or the oldest job of its key that has not started, or that runs, ends for it.
--- KEYS waiting active delayed blocked failed held held_by undecided seats jobs limits weights admitted unspent spent debts rules closed openings leases attempts errors expires events metrics control keys unique wake requests answers
+-- KEYS waiting active delayed blocked failed held held_by undecided seats jobs limits weights admitted unspent spent debts rules closed openings leases attempts errors expires events metrics control keys unique wake requests answers meta priorities
 -- ARGV now, page (the largest number of jobs that a call without ids decides about); then ids
 -- RETURNS per id "dropped"; "replaced_oldest" or "killed_running" (a job ended for it); or '' (nothing ended). The answer of a
 --   decided job is the same for two minutes.
 -- Each job is decided about once. Afterwards it has seats under these keys while it is held: jobs that are in waiting or active are
 -- counted in `admitted`, and the seats are those that admit will give to held jobs.
-local waiting, active, delayed, blocked, failed, held, held_by, undecided, seats, jobs, limits, weights, admitted, unspent, spent, debts, rules, closed, openings, leases, attempts, errors, expires, events, metrics, control, keys, unique, wake, requests, answers = unpack(KEYS)
+local waiting, active, delayed, blocked, failed, held, held_by, undecided, seats, jobs, limits, weights, admitted, unspent, spent, debts, rules, closed, openings, leases, attempts, errors, expires, events, metrics, control, keys, unique, wake, requests, answers, meta, priorities = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local format, match, gmatch, sub, min, max, floor = string.format, string.match, string.gmatch, string.sub, math.min, math.max, math.floor
 
@@ -301,10 +301,26 @@ local function finish(id, type, message)
     follow({ id })
 end
 
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
 -- The order in which jobs came: FIFO ones by their sequence, then LIFO ones, the last of which came first.
 local SPAN, MIDDLE = 4398046511104, 2199023255552
-local function age(place)
-    local sequence = place % SPAN - MIDDLE
+local aging
+local function age(place, id)
+    if not aging then aging = aging_of(redis.call('HGET', meta, 'aging')) end
+    local sequence
+    if aging > 0 then
+        local priority = tonumber(match(redis.call('HGET', priorities, id) or '', '^%-?%d+')) or 0
+        sequence = place - priority * 1000 * aging - MIDDLE
+    else
+        sequence = place % SPAN - MIDDLE
+    end
     return sequence > 0 and sequence or MIDDLE - sequence
 end
 
@@ -325,7 +341,7 @@ local function queue_of(kind, key)
     else
         for id in pairs(members(seats, key, 1)) do list[#list + 1] = id end
         for _, set in ipairs({ held, waiting }) do
-            for id, place in pairs(scores(set, list)) do queue[#queue + 1] = { age(place), id } end
+            for id, place in pairs(scores(set, list)) do queue[#queue + 1] = { age(place, id), id } end
         end
     end
     table.sort(queue, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end)

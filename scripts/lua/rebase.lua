@@ -11,7 +11,20 @@
 local waiting, meta = unpack(KEYS)
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
 local page, bound = tonumber(ARGV[1]), tonumber(ARGV[2])
-local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase', 'moved', 'later')
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
+local facts = redis.call('HMGET', meta, 'fifo', 'lifo', 'rebase', 'moved', 'later', 'aging')
+-- With aging the places are times, which reach no bound. A sequence that was damaged goes on behind all jobs.
+if aging_of(facts[6]) > 0 then
+    if not tonumber(facts[1]) or tonumber(facts[1]) <= 2199023255552 then redis.call('HSET', meta, 'fifo', '4398046511104') end
+    return 0
+end
 if (tonumber(facts[1]) or 0) <= bound and (tonumber(facts[2]) or 0) <= bound then return 0 end
 
 -- How far earlier calls came, per priority: "priority:jobs behind the middle:jobs in front of it".

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- reprioritise: gives jobs that have not started another priority. They keep their order in time.
--- KEYS waiting delayed blocked priorities requests answers held held_by limits arrivals wake
+-- KEYS waiting delayed blocked priorities requests answers held held_by limits arrivals wake meta
 -- ARGV now, request, priority; then ids
 -- RETURNS per id its state, or '' (unknown id, active or finished job: nothing changed)
-local waiting, delayed, blocked, priorities, requests, answers, held, held_by, limits, arrivals, wake = unpack(KEYS)
+local waiting, delayed, blocked, priorities, requests, answers, held, held_by, limits, arrivals, wake, meta = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: repeated
@@ -38,22 +38,35 @@ local function unhold(id)
 end
 -- end
 
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
 local priority, states = tonumber(ARGV[3]), {}
+local aging = aging_of(redis.call('HGET', meta, 'aging'))
+-- Keep the place within the priority, which is the part below 2^42. With aging it is what remains without the worth of the priority.
+local function with_priority(id, score)
+    if aging <= 0 then return priority * 4398046511104 + score % 4398046511104 end
+    local before = tonumber(string.match(redis.call('HGET', priorities, id) or '', '^%-?%d+')) or 0
+    return score + (priority - before) * 1000 * aging
+end
 for i = 4, #ARGV do
     local id, state = ARGV[i], ''
     local score = redis.call('ZSCORE', waiting, id)
     if score then
         state = 'waiting'
-        -- Keep the place within the priority, which is the part below 2^42.
-        local place = tonumber(score) % 4398046511104
-        redis.call('ZADD', waiting, priority * 4398046511104 + place, id)
+        redis.call('ZADD', waiting, string.format('%.0f', with_priority(id, tonumber(score))), id)
     elseif redis.call('ZSCORE', delayed, id) then state = 'delayed'
     elseif redis.call('ZSCORE', blocked, id) then state = 'blocked'
     else
         local place = unhold(id)
         if place then
             state = 'held'
-            hold(id, redis.call('HGET', limits, id) or '', priority * 4398046511104 + place % 4398046511104)
+            hold(id, redis.call('HGET', limits, id) or '', with_priority(id, place))
             redis.call('ZADD', wake, 0, 't')
         end
     end

@@ -5,7 +5,8 @@
 -- RETURNS now; the seven sizes in the order of KEYS; paused since (ms, or nil); closed until (ms, or nil); workers alive;
 --   flat triples id, attempts, spec up to its payload, for the jobs of each priority that may have waited longest;
 --   due time of the first delayed job (or nil); flat pairs of metrics: totals, the last 60 minutes, and what was counted of
---   all types together but is not in their history yet; their row of history; the same triples for held jobs
+--   all types together but is not in their history yet; their row of history; the same triples for held jobs;
+--   how much waiting a step of priority is worth (ms; nil or 0: priorities are absolute)
 local waiting, delayed, active, completed, failed, blocked, held, jobs, attempts, meta, workers, metrics, history = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local SPAN, MIDDLE, format = 4398046511104, 2199023255552, string.format
@@ -21,8 +22,20 @@ local function head(spec)
 end
 -- end
 
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
+local aging = redis.call('HGET', meta, 'aging')
+local aged = aging_of(aging) > 0
+
 -- FIFO jobs come after the middle of a priority, the oldest first. LIFO and released jobs come before it, the oldest last. The
 -- oldest job may have a low priority, so look at the ends of each priority, up to 64 priorities and 1 MB of specs.
+-- With aging the first jobs have waited longest, except for more urgent ones that go before their turn.
 local function oldest_of(set)
     local oldest, bytes, from = {}, 0, '-inf'
     local function look(id)
@@ -31,7 +44,10 @@ local function oldest_of(set)
         oldest[n + 1], oldest[n + 2], oldest[n + 3] = id, redis.call('HGET', attempts, id), head(spec)
         bytes = bytes + #spec
     end
-    for _ = 1, 64 do
+    for _, id in ipairs(aged and redis.call('ZRANGE', set, 0, 31) or {}) do
+        if bytes <= 1000000 then look(id) end
+    end
+    for _ = 1, aged and 0 or 64 do
         local first = redis.call('ZRANGE', set, from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
         if not first[1] or bytes > 1000000 then break end
         local start = math.floor(tonumber(first[2]) / SPAN) * SPAN
@@ -77,4 +93,5 @@ return {
     found,
     redis.call('HGET', history, '') or '',
     oldest_of(held),
+    aging,
 }

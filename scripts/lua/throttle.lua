@@ -43,16 +43,47 @@ local function add(field, n)
 end
 -- end
 
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
 -- shared: turn
 -- The numbers that give waiting its order. A damaged number starts again behind those of all jobs, and past the bound of rebase.lua,
--- which then gives all jobs low numbers.
+-- which then gives all jobs low numbers. In a queue with aging `fifo` counts from 2^42 on, and the numbers of FIFO jobs are times: 2^42
+-- and us of the clock. `aged` is the last one.
 local function turn(counter, n)
     local last = redis.pcall('HINCRBY', meta, counter, n)
     if type(last) == 'table' or last < n or last > 2199023255552 then
-        last = 1649267441664 + n
-        redis.call('HSET', meta, counter, string.format('%.0f', last))
+        local facts = redis.call('HMGET', meta, 'aging', 'aged')
+        if counter == 'fifo' and aging_of(facts[1]) > 0 then
+            if type(last) == 'table' or last < 4398046511104 then redis.call('HSET', meta, 'fifo', string.format('%.0f', 4398046511104 + n)) end
+            local first = 4398046511104 + 1000 * now
+            last = (tonumber(facts[2]) or 0) + n
+            -- A number that is more than a minute ahead was given by a wrong clock.
+            if not (last >= first + n and last <= first + 60000000) then last = first + n end
+            redis.call('HSET', meta, 'aged', string.format('%.0f', last))
+        else
+            last = 1649267441664 + n
+            redis.call('HSET', meta, counter, string.format('%.0f', last))
+        end
     end
     return last
+end
+-- end
+
+-- shared: score
+-- Each priority has 2^42 places, and its sequence starts in their middle. In a queue with aging a step of priority is worth as many
+-- us of waiting as `aging` says in ms.
+local aging
+local function score_of(priority, number)
+    if priority == 0 then return 2199023255552 + number end
+    -- Without aging the numbers of FIFO jobs are smaller. So only jobs at the front have to ask.
+    if aging == nil then aging = (number < 0 or number > 2199023255552) and aging_of(redis.call('HGET', meta, 'aging')) or 0 end
+    return priority * (aging > 0 and 1000 * aging or 4398046511104) + 2199023255552 + number
 end
 -- end
 
@@ -127,7 +158,7 @@ for i = #ARGV - 3, 2, -4 do
             -- The letter tells forward and promote to put the job at the front.
             redis.call('HSET', priorities, id, priority .. string.match(column, 'L?$') .. 'F')
         else
-            local place = tonumber(priority) * 4398046511104 + 2199023255552 - turn('lifo', 1)
+            local place = score_of(tonumber(priority), -turn('lifo', 1))
             if names then hold(id, names, place) else redis.call('ZADD', waiting, place, id) end
             if scope == 'queue' then
                 if till > (tonumber(redis.call('HGET', meta, 'closed')) or 0) then redis.call('HSET', meta, 'closed', string.format('%.0f', till)) end

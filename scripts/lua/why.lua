@@ -13,7 +13,8 @@
 --     other limit key, held jobs of its line before it, held jobs of its group before it, turns before that of its group (-1: it has none), about how
 --     many jobs of other groups have their turns before it, weight and pause of its group ('': none),
 --     its group, its slots and costs, whether it is parked (0 or 1), row of its deduplication key, when the
---     other job that this row names was claimed
+--     other job that this row names was claimed, how much waiting a step of priority is worth (ms; 0: priorities are absolute,
+--     else no job of waiting counts as more urgent)
 --   keys, each one: key, text of its rule, places that are taken, places whose tokens are not spent, closed until, jobs before it,
 --     1 if the job's line waits for this key, row of the breaker, arrivals (pairs of a band's spent and debts), and when each of its
 --     running jobs was claimed
@@ -122,11 +123,22 @@ if not state then return queue end
 
 local row = redis.call('HGET', limits, id) or ''
 local group = match(row, '^@([^\n]*)') or ''
+-- shared: aging
+-- How much waiting a step of priority is worth, in ms, as `meta` has it. 0, or a damaged value: priorities are absolute.
+local function aging_of(text)
+    local ms = tonumber(text)
+    return ms and ms >= 1 and ms <= 86400000 and ms or 0
+end
+-- end
+
 -- The place in waiting, as digits. A delayed job gets a place behind all jobs of its priority.
+local aging = aging_of(redis.call('HGET', meta, 'aging'))
 local place = tonumber(score)
 if state ~= 'waiting' and state ~= 'held' then
     local priority = match(redis.call('HGET', priorities, id) or '', '^%-?%d+') or 0
     place = (tonumber(priority) + 1) * SPAN - 1
+    -- With aging the wait begins when it is due.
+    if aging > 0 then place = tonumber(priority) * 1000 * aging + SPAN / 2 + SPAN + 1000 * math.max(now, state == 'delayed' and tonumber(score) or 0) end
 end
 local digits = format('%016.0f', place + LOWEST)
 local start = format('%.0f', floor(place / SPAN) * SPAN)
@@ -227,10 +239,10 @@ local own_key = match(redis.call('HGET', keys, id) or '', '^[^\n]*')
 local key_row = redis.call('HGET', unique, match(own_key, '\t(.*)$') or own_key)
 local holder, other = match(key_row or '', '^(%S+) ?%S* ?%S* ?(%S*)')
 queue[6] = {
-    state, score, ahead, redis.call('ZCOUNT', waiting, '-inf', '(' .. start),
+    state, score, ahead, aging > 0 and 0 or redis.call('ZCOUNT', waiting, '-inf', '(' .. start),
     held_before, in_line, in_group, rank, jobs_of_others(), group ~= '' and redis.call('HGET', groups, group) or '', group,
     redis.call('HGET', weights, id), kind and redis.call('ZSCORE', parked, kind .. '\0' .. id) and 1 or 0,
-    key_row, holder and claimed({ holder ~= id and holder or other })[1] or false,
+    key_row, holder and claimed({ holder ~= id and holder or other })[1] or false, aging,
 }
 queue[7] = {}
 for key in gmatch(row, '[^\n]+') do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -521,3 +522,11 @@ def test_queues_lists_the_types_that_are_published(jobq, tasks):
     assert re.search(r"tasks +echo +w1", said.out)
     echo = next(row for row in jobq("queues", "--types", "--json").json if row["type"] == "echo")
     assert (echo["queue"], echo["publisher"], echo["differing"]) == ("tasks", "w1", [])
+
+
+def test_aging_is_set_and_switched_off(jobq: Callable[..., Said], tasks: str):
+    assert jobq("aging", "90s", "--queue", tasks).out == "tasks: a step of priority is worth 1.5m of waiting\n"
+    assert json.loads(jobq("stats", tasks, "--json").out)["aging_ms"] == 90_000
+    assert json.loads(jobq("aging", "5m", "--json", "--queue", tasks).out) == {"queue": "tasks", "aging": 300.0}
+    assert jobq("aging", "off", "--queue", tasks).out == "tasks: priorities are absolute\n"
+    assert jobq("aging", "2d", "--queue", tasks).code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiohttp.test_utils import TestClient, TestServer
+from rest import Client, problem
 
 from jobq import Connection, Queue, Settings, create_app
 
@@ -28,3 +29,15 @@ async def test_a_cursor_made_by_hand_is_a_bad_query(connection: Connection) -> N
         answer = await client.get("/jobs?cursor=WyJ3YWl0aW5nIiwgIk5hTiIsICJ4Il0")
         assert answer.status == 422, await answer.text()
         assert (await answer.json())["type"] == "urn:jobq:problem:invalid-query"
+
+
+async def test_aging_is_set_shown_and_refused(client: Client):
+    response = await client.put("/aging", json={"aging": 60_000})
+    assert (response.status, await response.json()) == (200, {"queue": "main", "aging": 60_000})
+    assert (await (await client.get("/jobs/stats")).json())["aging_ms"] == 60_000
+    response = await client.post("/jobs/enqueue", json={"type": "echo", "payload": {}, "lifo": True})
+    body = await problem(response, 422, "invalid-job")
+    assert "this queue has aging" in body["detail"]
+    for wrong in ({"aging": -1}, {"aging": 86_400_001}, {"aging": "60s"}, {}):
+        assert (await client.put("/aging", json=wrong)).status == 422
+    assert (await (await client.put("/aging", json={"aging": 0})).json())["aging"] == 0

@@ -43,6 +43,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "moved",
         "later",
         "arrived",
+        "aging",
+        "aged",
+        "planned",
     ),
     "metrics": (
         "completed",

@@ -291,6 +291,7 @@ def stats(**given: Any) -> list[Any]:
         given.get("metrics", []),
         given.get("history", ""),
         given.get("oldest_held", []),
+        given.get("aging"),
     ]
 
 

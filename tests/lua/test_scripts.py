@@ -47,6 +47,7 @@ CALLS: dict[str, Any] = {
     "heartbeat": lambda s: s.heartbeat("w", b"{}"),
     "kill": lambda s: s.kill(["a", "b", "d"], b"{}"),
     "group": lambda s: s.group("g", "2 1 5"),
+    "aging": lambda s: s.aging(60_000),
     "groups": lambda s: s.groups("", 10),
     "lapse": lambda s: s.lapse(10, b"{}", b"{}"),
     "limits": lambda s: s.limits("r"),

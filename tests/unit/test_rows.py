@@ -143,6 +143,7 @@ def reply(now: int = 120_000, metrics: dict[str, int] | None = None, **given: An
         flat,
         given.get("history", b""),
         given.get("oldest_held", []),
+        given.get("aging"),
     ]
 
 

@@ -129,6 +129,7 @@ class JobFacts(msgspec.Struct, frozen=True):
     parked: bool
     awaited: str | None
     awaited_since: int | None
+    aging: int
     keys: list[KeyFacts]
 
 
@@ -176,6 +177,7 @@ def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
         parked,
         holder,
         awaited_since,
+        aging,
     ) = row
     words = as_text(settings).split(" ")
     # The row of a deduplication key: the holder, its fingerprint, when it is due at the latest, and another job.
@@ -199,6 +201,7 @@ def _job(job_id: str, row: list[Any], keys: list[Any], now: int) -> JobFacts:
         parked=bool(parked),
         awaited=awaited[0] if awaited else None,
         awaited_since=awaited_since,
+        aging=aging,
         keys=[_key(key, now) for key in keys],
     )
 

@@ -255,8 +255,12 @@ def _line(queue: QueueFacts, job: JobFacts, row: JobBrief) -> Iterator[Reason]:
         )  # fmt: skip
     elif ahead:
         urgent = f", {job.urgent} of them with a more urgent priority" if job.urgent else ""
-        detail = f"{_many(ahead, 'job')} {'stands' if ahead == 1 else 'stand'} before it{urgent}."
+        detail = f"{_many(ahead, 'job')} {'stands' if ahead == 1 else 'stand'} before it{urgent}{_worth(job.aging)}."
         yield Reason(code=ReasonCode.BEHIND, detail=detail, ahead=ahead, urgent=job.urgent, priority=row.priority)
+
+
+def _worth(aging: int) -> str:
+    return f", by priority and by waiting time: a step of priority is worth {_span(aging)} of waiting" if aging else ""
 
 
 # -- the job's own state -----------------------------------------------------------------------------------------------

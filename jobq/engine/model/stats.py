@@ -14,7 +14,7 @@ MINUTES_SHOWN: Final = 60
 def read_stats(queue: str, reply: list[Any]) -> Stats:
     """The reply of stats.lua."""
     now, waiting, delayed, active, completed, failed, blocked, held, paused, closed, workers, *rest = reply
-    oldest, due, flat, history, held_oldest = rest
+    oldest, due, flat, history, held_oldest, aging = rest
     bad = Unreadable()
     metrics = {
         as_text(name): bad.read(as_text(name), count, whole, 0)
@@ -59,6 +59,7 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
         wait=last_hour.wait,
         run=last_hour.run,
         minutes=[minute for minute in minutes if minute.completed or minute.failed or minute.retried],
+        aging_ms=bad.read("aging", aging, whole, 0),
         unreadable=bad.found,
     )
 

@@ -175,6 +175,7 @@ class Stats(msgspec.Struct, frozen=True):
     ``dropped_total``, ``replaced_oldest_total``, ``killed_running_total``: jobs that ended because of a limit with this
     action. They count as failed too.
 
+    ``aging_ms``: how much waiting a step of priority is worth; 0: priorities are absolute.
     ``unreadable``: stored counts that are not numbers, by their names.
     """
 
@@ -206,4 +207,5 @@ class Stats(msgspec.Struct, frozen=True):
     wait: Latency | None = None
     run: Latency | None = None
     minutes: list[Minute] = []
+    aging_ms: int = 0
     unreadable: dict[str, str] = {}

@@ -15,7 +15,7 @@ from jobq.engine.log import debugging, get_logger
 from jobq.engine.model.entry import Entry
 from jobq.engine.model.job import Accepted, State
 from jobq.engine.store import OVERFLOW_PAGE
-from jobq.errors import GroupFull, IdempotencyConflict, JobIdTaken, KeyTaken, StoreUnavailable, twin
+from jobq.errors import GroupFull, IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,11 @@ WITH_OPTIONS: Final = 2
 BATCH_BYTES: Final = 1 << 20
 """Bytes per trip, so that large payloads do not delay the other calls."""
 
-Answer = Accepted | IdempotencyConflict | JobIdTaken | KeyTaken | GroupFull
+Answer = Accepted | IdempotencyConflict | JobIdTaken | KeyTaken | GroupFull | InvalidJob
+LIFO_REFUSED: Final = (
+    "lifo=True: this queue has aging, so that no job starves, and a job that goes before all others cannot be added;"
+    " give it a lower priority number"
+)
 _Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
 """A row that waits for the next trip, the future of its caller, and when the wait began (monotonic seconds)."""
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
@@ -246,6 +250,9 @@ def _read(rows: list[Entry], starts: list[int], replies: list[list[Any]]) -> tup
                 continue
             if refused[at + 2] == b"full":
                 answers[place] = GroupFull(row[2].partition("\v@")[2].partition("\n")[0].partition("\v")[0])
+                continue
+            if refused[at + 2] == b"lifo":
+                answers[place] = InvalidJob(LIFO_REFUSED)
                 continue
             if earlier == row[0]:
                 # The row's own id: this call was executed before, unless another job has the id.

@@ -9,9 +9,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
+from jobq.engine.model.aging import aging_ms
 from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
 from jobq.engine.model.times import time_given
+from jobq.engine.queue.aging import AgingVerbs
 from jobq.engine.queue.breakers import BreakerVerbs
 from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.connect import acquire
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from jobq.engine.model.options import QueueGiven
 
 
-class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, WhyVerbs, PerformanceVerbs):
+class Queue(
+    RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, AgingVerbs, WhyVerbs, PerformanceVerbs
+):
     """One queue, for producing, operating and (with tasks) running.
 
     ``redis``: a URL, or a ``Connection`` that queues share. None stands for ``JOBQ_REDIS_URL``, or an embedded server.
@@ -49,6 +53,9 @@ class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, Break
     ``unserved_for``: how long a job is handed on among workers that do not know its type or cannot read its payload,
     because a newer or older version may know it; then it fails.
     ``limits``: how many jobs of the whole queue run at once or start in a time, whatever their type.
+    ``aging``: how much waiting a step of priority is worth, so that no job starves. It is stored with the queue, and
+    programs that declare different values are refused. None: as it is stored; without a stored value priorities are
+    absolute.
     ``defaults``: options of its jobs, such as ``{"attempts": 5}``, for which neither their task nor their call says
     anything.
     ``clock``: gives unix ms in place of the server's time; for tests.
@@ -73,6 +80,7 @@ class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, Break
         unknown_fields: Literal["refuse", "ignore"] = "refuse",
         unserved_for: Seconds = timedelta(days=1),
         limits: Sequence[Concurrency | Rate] = (),
+        aging: Seconds | None = None,
         defaults: QueueGiven | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
@@ -92,6 +100,8 @@ class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, Break
         check_durability(durability)
         self.durability: Durability = durability
         self.declare(queue_rule(limits))
+        self.aging_ms = aging_ms(aging)
+        """What this program declares; 0: nothing."""
         self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis
@@ -154,7 +164,13 @@ class Queue(RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, Break
     def new_store(self, connection: Connection) -> Store:
         """A store of this queue on another connection. A worker's heartbeat thread has its own."""
         clock = self.clock
-        return Store(connection, self.name, prefix=self.prefix, clock=(lambda: str(clock())) if clock else None)
+        return Store(
+            connection,
+            self.name,
+            prefix=self.prefix,
+            clock=(lambda: str(clock())) if clock else None,
+            aging_ms=self.aging_ms,
+        )
 
     def sync(self) -> SyncQueue:
         """The queue for synchronous code: each method waits for its result. See sync.py."""

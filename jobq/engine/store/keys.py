@@ -11,7 +11,7 @@ LAYOUT: Final = 1
 """Version of the data model below, stored in ``meta``. A program refuses to use a newer one."""
 
 COLUMNS: Final[dict[str, str]] = {
-    "waiting": "zset: id -> priority * 2^42 + 2^41 + sequence",
+    "waiting": "zset: id -> priority * 2^42 + 2^41 + sequence; with aging: priority * its us + 2^41 + 2^42 + unix us",
     "delayed": "zset: id -> due, unix ms",
     "active": "zset: id -> lease expiry, unix ms",
     "completed": "zset: id -> finished, unix ms",
@@ -63,7 +63,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived",
+    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

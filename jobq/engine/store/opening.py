@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from jobq.engine.model.aging import AGING_JOBS_MAX, aging_text
 from jobq.engine.store.calls import Call, read_as_is
 from jobq.engine.store.fitness import QUESTIONS, check_fitness, is_of_cluster
 from jobq.engine.store.keys import LAYOUT, registry_key
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Opening(Listening):
     """The part of a store that opens and registers the queue, and knows the time.
 
-    ``clock`` gives ``now`` (unix ms as text). Without one, the server's time counts.
+    ``clock`` gives ``now`` (unix ms as text). Without one, the server's time counts. ``aging_ms``: the aging that the
+    program declares; 0: none.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Opening(Listening):
         *,
         prefix: str = "jobq",
         clock: Callable[[], str] | None = None,
+        aging_ms: int = 0,
     ) -> None:
         super().__init__(connection, name, prefix)
         self._registry = Route(connection, registry_key(prefix))
         """The registry is one key for all queues, so it is in a slot of its own."""
+        self._aging_ms = aging_ms
         self._clock = clock
         self._offset_ms: float | None = None
 
@@ -63,7 +67,7 @@ class Opening(Listening):
         If a process dies during a migration, the old version stays, and the next process to open the queue continues.
 
         :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
-            older and cannot be migrated.
+            older and cannot be migrated, or the queue has another aging than the program declares.
         """
         await self.check(durability)
         await self.load()
@@ -78,7 +82,32 @@ class Opening(Listening):
                 pass
             target, migrated_from = layout + 1, str(layout)
         self._check_layout(layout, wanted)
+        if self._aging_ms and await self.command(b"HEXISTS", self.keys["meta"], b"layout"):
+            stored, wanted = await self._declare_aging(), self._aging_ms
+            if stored != wanted:
+                raise StoreRefused(
+                    f"queue {self.name!r} has {aging_text(stored)}, and this program declares {aging_text(wanted)}: all"
+                    f" programs must agree. To change it for all: jobq aging {wanted / 1000:g}s --queue {self.name}"
+                )
         await self.look_at_clock()
+
+    def aging(self, ms: int, *, declared: bool = False) -> Call[list[int]]:
+        """Set the aging of the queue, unless it is only ``declared`` and another value is stored. Returns what is
+        stored now, and how many jobs wait if these are too many for a change."""
+        return Call("aging", [self.now, ms, int(declared), AGING_JOBS_MAX], read_as_is)
+
+    async def _declare_aging(self) -> int:
+        """Store the aging that the program declares, unless one is stored. Returns the one that is stored now.
+
+        :raises StoreRefused: too many jobs wait in the order of absolute priorities.
+        """
+        stored, waiting = await self.do(self.aging(self._aging_ms, declared=True))
+        if waiting:
+            raise StoreRefused(
+                f"{waiting} jobs of queue {self.name!r} wait in the order of absolute priorities, and aging can be"
+                f" introduced while {AGING_JOBS_MAX} wait at most: let the workers finish some of them first"
+            )
+        return stored
 
     def _check_layout(self, layout: int, wanted: int) -> None:
         if layout > wanted:
@@ -128,7 +157,7 @@ class Opening(Listening):
         that reading from a mistyped name creates no queue.
 
         :raises StoreFull: the queue is new, and Redis is at maxmemory.
-        :raises StoreRefused: the layout is newer than this program's.
+        :raises StoreRefused: the layout is newer than this program's, or too many jobs wait when its aging is declared.
         """
         # Check before writing. At maxmemory writes are refused, and a worker must be able to start in order to drain
         # the queue.
@@ -138,6 +167,8 @@ class Opening(Listening):
             await self.command(b"HSETNX", meta, b"layout", LAYOUT)
         else:
             self._check_layout(int(layout), LAYOUT)
+        if self._aging_ms:
+            await self._declare_aging()
         if not await self.is_registered():
             await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
 

@@ -150,8 +150,7 @@ class Store(Counting):
         ``CLAIM_BYTES``.
 
         ``room``: the worker could take more than ``want``. ``size``: the slots that it has in all.
-        ``reserve``: the place in ``waiting`` before which jobs are urgent, and how many slots the others may take, now
-        and in all.
+        ``reserve``: the priority below which jobs are urgent, and how many slots the others may take, now and in all.
         """
         args: list[Argument] = [
             self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES, size,

@@ -313,7 +313,7 @@ class Lane(Settler):
             repeated=repeated,
             room=slots.free() > want,
             size=slots.size,
-            reserve=(slots.kept.place, max(0, slots.for_others), slots.size_for_others) if keeps else None,
+            reserve=(slots.kept.below, max(0, slots.for_others), slots.size_for_others) if keeps else None,
         )  # fmt: skip
 
     def claimed(self, claimer: Claimer, want: int, moved: list[Any], claimed: Any) -> None:

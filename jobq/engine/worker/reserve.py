@@ -26,11 +26,6 @@ class Reserve:
         """As the setting takes it."""
         return f"priority<{self.below}={self.slots}"
 
-    @property
-    def place(self) -> int:
-        """The jobs before this place of ``waiting`` are urgent."""
-        return self.below << 42
-
 
 def read_reserve(given: Mapping[str, int] | str | None, concurrency: int) -> Reserve | None:
     """The reserve of a worker, as its argument or its setting gives it.

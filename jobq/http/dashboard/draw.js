@@ -37,6 +37,7 @@ export function drawStats() {
   const { queue, state } = page.route;
   patch($("head"), el("h1", null, queue), stats.paused && el("span", { class: "state paused" }, "paused"),
     stats.closed_until && el("span", { class: "state paused" }, "closed, opens ", moment(stats.closed_until)),
+    stats.aging_ms > 0 && el("span", { class: "state", title: "So much waiting is worth a step of priority." }, "aging ", span(stats.aging_ms)),
     may("admin") && el("button", { class: "push", click: stats.paused ? resume : pause }, stats.paused ? "Resume" : "Pause"));
   const lines = obstacles(page.why);
   patch($("notes"), lines.length ? notes(lines) : null);
