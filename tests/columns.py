@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobq.engine.store.keys import COLUMNS
-from jobq.engine.store.link import pack
 
 if TYPE_CHECKING:
     from jobq.engine.store import Store
@@ -54,7 +53,7 @@ async def dump(store: Store, *, foreign: bool = True) -> State:
     commands = [_READ[KINDS[column]](store.keys[column]) for column in _STORED]
     if foreign:
         commands.append((b"KEYS", b"*"))
-    replies = await store.connection.trip(b"".join(pack(command) for command in commands), len(commands))
+    replies = await store.commands(*commands)
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
@@ -78,7 +77,7 @@ async def seed(store: Store, state: State) -> None:
         else:
             commands += [(b"XADD", key, b"*", what, ids) for what, ids in content]
     if commands:
-        replies = await store.connection.trip(b"".join(pack(command) for command in commands), len(commands))
+        replies = await store.commands(*commands)
         assert not [reply for reply in replies if isinstance(reply, Exception)], replies
 
 

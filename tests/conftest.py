@@ -3,7 +3,7 @@ each test.
 
 With JOBQ_TEST_ACL=1 jobq connects as the user with the documented least rights. The tests themselves read and
 disturb the server as the default user (``admin``, ``Server.admin_url``). JOBQ_TEST_LOOP=uvloop runs the tests on
-uvloop.
+uvloop. With JOBQ_TEST_CLUSTER=1 the server is a cluster of six nodes: three primaries, each with a replica.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ import pytest
 from jobq import Connection, Queue
 from jobq.engine.server.keeper import ALLOCATOR
 from jobq.engine.store import Store, lua
+from jobq.engine.store.link import pack
 
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 USER = "jobq:least-rights@" if os.environ.get("JOBQ_TEST_ACL") else ""
 """The user and password in URLs for jobq. Empty means the default user, who may do everything."""
+CLUSTER = bool(os.environ.get("JOBQ_TEST_CLUSTER"))
+"""Whether the session's server is a cluster."""
 
 
 def pytest_configure() -> None:
@@ -166,8 +169,13 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The session's server."""
-    server = Server().start()
+    """The session's server. A cluster has the same attributes as far as tests use them on any server."""
+    if CLUSTER:
+        from tests.local_cluster import start_cluster
+
+        server: Any = start_cluster()
+    else:
+        server = Server().start()
     yield server
     server.stop()
 
@@ -177,11 +185,20 @@ async def admin(server: Server) -> AsyncIterator[Store]:
     """The queue "test" for the default user, on the session's server, which is emptied first."""
     connection = Connection(server.admin_url)
     admin = Store(connection, "test")
-    await admin.commands((b"FLUSHALL",), (b"ACL", b"LOG", b"RESET"))
+    await connection.find(admin.slot)
+    await on_all(connection, (b"FLUSHALL",), (b"ACL", b"LOG", b"RESET"))
     yield admin
-    refused = await admin.command(b"ACL", b"LOG")
+    refused = [row for answer in await on_all(connection, (b"ACL", b"LOG")) for row in answer]
     await connection.aclose()
     assert not refused, "jobq was refused something, and nobody noticed"
+
+
+async def on_all(connection: Connection, *commands: tuple[bytes, ...]) -> list[Any]:
+    """The answers of the server, or of every primary of a cluster."""
+    answers: list[Any] = []
+    for node in connection.nodes():
+        answers += await node.trip(b"".join(pack(words) for words in commands), len(commands))
+    return answers
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class LocalCluster:
             node.ask("CLUSTER", "ADDSLOTSRANGE", SLOTS * i // self._primaries, SLOTS * (i + 1) // self._primaries - 1)
         for node in others:
             self.meet(first, node)
-        wait_for(lambda: all(self._knows_all(node) for node in self.nodes), "the nodes to know one another")
+        wait_for(lambda: all(self.knows_all(node) for node in self.nodes), "the nodes to know one another")
         for i, node in enumerate(replicas):
             node.ask("CLUSTER", "REPLICATE", primaries[i % self._primaries].id)
         self.wait_until_ready()
@@ -140,7 +140,8 @@ class LocalCluster:
         """Introduce two nodes to each other."""
         one.ask("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus)
 
-    def _knows_all(self, node: Node) -> bool:
+    def knows_all(self, node: Node) -> bool:
+        """Whether the node knows all nodes that run."""
         return node.ask("CLUSTER", "NODES").count(b"connected") == len([one for one in self.nodes if one.alive])
 
     def wait_until_ready(self) -> None:

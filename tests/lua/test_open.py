@@ -10,6 +10,7 @@ from table import Bench, Case, table
 from jobq import Queue
 from jobq.engine.store import Call
 from jobq.errors import StoreFull, StoreRefused
+from tests.conftest import on_all
 
 if TYPE_CHECKING:
     from jobq.engine.store.sender import Sender
@@ -128,7 +129,7 @@ async def test_a_queue_is_listed_from_its_first_job_on(bench: Bench):
 async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(bench: Bench):
     async with Queue("test", bench.store.connection):
         pass
-    await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 1)
+    await on_all(bench.admin.connection, (b"CONFIG", b"SET", b"maxmemory", b"1"))
     try:
         async with Queue("test", bench.store.connection) as queue:
             with pytest.raises(StoreFull, match="Redis is at maxmemory and accepts no new jobs"):
@@ -138,4 +139,4 @@ async def test_a_worker_started_at_maxmemory_can_open_the_queue_it_has_to_drain(
                 await queue.enqueue("x")
             assert await queue.queues() == []
     finally:
-        await bench.admin.command(b"CONFIG", b"SET", b"maxmemory", 0)
+        await on_all(bench.admin.connection, (b"CONFIG", b"SET", b"maxmemory", b"0"))

@@ -124,21 +124,25 @@ class Connection:
         return f"Connection({redact(self.url)!r})"
 
     def _new_cluster(self) -> Cluster:
-        def connect(url: str) -> Connection:
-            node = Connection(url, timeout=self.timeout, max_connections=self.max_connections)
-            node._loop = self._loop
-            return node
+        return Cluster(nodes_of(self.url), self._connect_to_node)
 
-        return Cluster(nodes_of(self.url), connect)
+    def _connect_to_node(self, url: str) -> Connection:
+        node = Connection(url, timeout=self.timeout, max_connections=self.max_connections)
+        node._loop = self._loop
+        return node
 
     @property
     def in_cluster(self) -> bool:
-        """Whether it leads to a cluster, as far as is known. A plain URL shows it when the server is asked."""
+        """Whether it is known to lead to a cluster."""
         return self._cluster is not None
 
     def node_of(self, slot: int) -> Connection:
         """The connection to the node that has the slot. Without a cluster: this one."""
         return self if self._cluster is None else self._cluster.node(slot)
+
+    def nodes(self) -> list[Connection]:
+        """The connections to the nodes that have slots, as far as is known. Without a cluster: this one."""
+        return [self] if self._cluster is None else self._cluster.connections()
 
     async def find(self, slot: int) -> Connection:
         """The same after a failure: ask first which node has the slot now.
@@ -151,7 +155,7 @@ class Connection:
         return self.node_of(slot)
 
     async def join(self) -> None:
-        """The server has turned out to be a node of a cluster, or the URL says so: ask for the other nodes.
+        """The server is a node of a cluster, so ask for the others.
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
@@ -165,8 +169,7 @@ class Connection:
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
-        if self._cluster is None:
-            self._cluster = self._new_cluster()
+        self._cluster = self._cluster or self._new_cluster()
         return await self._cluster.follow(slot, sender, refusal)
 
     def here(self) -> Connection:
@@ -359,9 +362,8 @@ class Connection:
             self.close_idle()
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.close_idle)
-        if self._cluster is not None:
-            for node in self._cluster.connections():
-                await node.aclose()
+        for node in self.nodes() if self._cluster else ():
+            await node.aclose()
         await self._pool.disconnect()
         # A Sentinel's pool has its own connections for queries.
         sentinel: Sentinel | None = getattr(self._pool, "sentinel_manager", None)
