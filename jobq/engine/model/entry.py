@@ -70,6 +70,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         options.version,
         options.metadata,
         new.schedule,
+        new.trace or None,
     )
     life = ""
     if options.expires or options.deadline or options.expires_at or options.deadline_at or new.rerun_of:
@@ -114,7 +115,7 @@ def _fingerprint(spec: Spec, options: Options, keys: list[str], uniqueness: str,
     """Two requests are the same if everything but the time is equal."""
     within = (options.expires, options.expires_at, options.deadline, options.deadline_at)
     words = "\n".join((*keys, uniqueness, weight, *(str(time) for time in within if time is not None)))
-    same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None)) + words.encode()
+    same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None, trace=None)) + words.encode()
     return hashlib.blake2b(same, digest_size=9).hexdigest()
 
 

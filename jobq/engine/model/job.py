@@ -107,7 +107,8 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     The order of the fields counts, because scripts cut rows without decoding them. ``type`` is first, so that a page
     can filter by the encoded prefix. Fields that may be large are last, so that a list can leave them out. ``version``
-    is that of the payload and stands behind it, so that whatever replaces the payload replaces both.
+    is that of the payload and stands behind it, so that whatever replaces the payload replaces both. ``trace`` is last,
+    because a repeated enqueue has another one, and scripts that compare two specs leave it out.
 
     ``at`` is unix ms by the server's clock, or 0 if it is the time in the id. ``run_at``, ``expires_at`` (the job must
     have started by then) and ``deadline_at`` (it must have ended by then) are unix ms. Other times are ms.
@@ -132,6 +133,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     version: int = 1
     metadata: dict[str, Any] | None = None
     schedule: Scheduled | None = None
+    trace: dict[str, str] | None = None
 
     def ready_at(self, job_id: str | bytes) -> int:
         """When the job with this id could run for the first time, unix ms."""
@@ -236,7 +238,8 @@ PLAIN = Options()
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why one attempt failed. ``started`` and ``at`` (its end) are unix ms. A long ``traceback`` is cut in its middle.
 
-    ``started`` is None if it is not known, because the attempt was killed or its worker died.
+    ``started`` is None if it is not known, because the attempt was killed or its worker died. ``trace``: the span of
+    the attempt, as a ``traceparent``, if runs are traced.
     """
 
     attempt: int
@@ -246,6 +249,7 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     traceback: str | None = None
     worker: str | None = None
     started: int | None = None
+    trace: str | None = None
 
 
 class LogLine(msgspec.Struct, frozen=True, gc=False):
@@ -275,7 +279,8 @@ class NewJob(msgspec.Struct, frozen=True):
     ``IdempotencyConflict``. ``idempotency_scope``: the owner of the key. Equal keys in two scopes are two keys.
     ``given``: names of the options that were given. The others get the published defaults of the type. None: all
     options count as given. ``schedule``: the schedule that enqueues it. ``offset``: ms by which the spread of
-    its bulk puts it off, besides its delay. ``rerun_of``: the job that it runs again.
+    its bulk puts it off, besides its delay. ``rerun_of``: the job that it runs again. ``trace``: the trace context of
+    its producer, as the headers of W3C Trace Context.
     """
 
     type: str
@@ -288,6 +293,7 @@ class NewJob(msgspec.Struct, frozen=True):
     schedule: Scheduled | None = None
     offset: int = 0
     rerun_of: str | None = None
+    trace: dict[str, str] | None = None
 
     __repr__ = readable
 

@@ -308,11 +308,12 @@ def judge(
     now_ms: int | None = None,
     started_ms: int | None = None,
     policy: RetryPolicy | None = None,
+    trace: str | None = None,
 ) -> Failure:
     """Decide what follows an error in run number ``attempt``: another run after a delay, or the end. Never raises.
 
     ``policy``: the rules of the task. A delay that the handler asks for comes first, then the backoff in the job's row,
-    then the function of the task.
+    then the function of the task. ``trace``: the span of the run.
     """
     told = facts(error)
     final = told.final or (policy is not None and policy.is_final(kinds(error)))
@@ -335,5 +336,6 @@ def judge(
         traceback=told.trace,
         worker=worker,
         started=started_ms,
+        trace=trace,
     )
     return Failure(_encode(record), delay, told.type, told.message, told.trace, complaint)

@@ -157,6 +157,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         rerun_of=spec.rerun_of,
         reruns=of.reruns,
         version=spec.version,
+        trace=spec.trace,
         unreadable=of.unreadable,
     )
 

@@ -253,6 +253,8 @@ class Firing:
             )
             for place, slot in enumerate(planned.slots)
         ]  # fmt: skip
+        if (tracer := self._queue.tracer) is not None:
+            news = [tracer.scheduled(new) for new in news]
         entries = await encode_jobs(self._queue, stored, news)
         return group(stored, planned, entries, earlier if planned.slots else ()), planned, news
 
@@ -264,6 +266,9 @@ class Firing:
 
     def _fired(self, word: str, stored: Stored, planned: Plan, news: list[NewJob]) -> None:
         name, queue = stored.name, self._queue
+        if queue.tracer is not None:
+            for new in news:
+                queue.tracer.fired(new, enqueued=word not in ("stale", "skipped"))
         if word == "stale":
             return
         if word == "skipped":

@@ -96,6 +96,8 @@ class Producing(Registry, Verbs):
         :raises StoreUnavailable: Redis did not answer. With the same ``id`` or key, repeating is harmless.
         :raises StoreFull: Redis is at maxmemory. Nothing was written.
         """
+        if self.tracer is not None and new.trace is None:
+            return await self.tracer.submit(self, new, durability=durability, checked=checked)
         session = self._sessions.here
         if new.given is not None and not self.tasks:
             (new,), given = await session.defaults.complete([new]), new
@@ -218,9 +220,12 @@ class Producing(Registry, Verbs):
         :raises InvalidJob: a job does not fit. No job was written.
         :raises StoreError: some of the jobs may be written.
         """
+        news = list(news)
+        if self.tracer is not None and any(new.trace is None for new in news):
+            return await self.tracer.submit_each(self, news, durability=durability, checked=checked, spread=spread)
         session = self._sessions.here
         producer = session.producer_for(durability)
-        news = given = list(news)
+        given = news
         if spread is not None:
             news = given = spread_out(news, option_ms("spread", spread))
         if not self.tasks and any(new.given is not None for new in news):

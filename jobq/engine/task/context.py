@@ -46,6 +46,7 @@ class Context:
         "snoozes",
         "spec",
         "stopped",
+        "trace",
         "worker",
     )
 
@@ -75,6 +76,8 @@ class Context:
         handlers should check this from time to time."""
         self.stopped: Literal["killed", "lost", "timeout", "shutdown"] | None = None
         """Why the worker cancelled the handler. None if it did not."""
+        self.trace: str | None = None
+        """The span of this run as a ``traceparent``. None if runs are not traced."""
         self._say = say
 
     @property

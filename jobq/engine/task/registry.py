@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jobq.engine.schedule.definition import Definition
     from jobq.engine.task.events import EventName, Hooks
     from jobq.engine.task.handle import Sender
+    from jobq.engine.task.tracer import Tracer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +58,8 @@ class Registry:
         """The schedules of tasks, which a worker or server of this queue writes when it starts."""
         self.declared_breakers: dict[str, Breaker] = {}
         """The circuit breakers that tasks declare, by their types."""
+        self.tracer: Tracer | None = None
+        """Makes spans of the enqueues. See jobq/otel.py."""
         self.middlewares: list[Any] = []
         self.hooks: Hooks = {}
         self.startup_hooks: list[Callable[[], Any]] = []

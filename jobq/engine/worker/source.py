@@ -178,7 +178,8 @@ class Source:
             return
         if self.hooks:
             run.error = snoozed or error
-        failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy)
+        trace = run.context.trace if run.context is not None else None
+        failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy, trace)
         # Clients choose the types of jobs, and code those of tasks. Only these are counted by name.
         micros = int((perf_counter() - run.started) * 1e6) if run.started else 0
         counted = (OTHER if task is None else spec.type, micros, isinstance(error, LeaseExpired))
