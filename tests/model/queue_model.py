@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 UNFINISHED = ("waiting", "delayed", "active")
 FINISHED = ("completed", "failed")
+NOTHING = ["", 0, [], [], [], []]
+"""The reply of a claim that must be sent again, with all keys or after lapse."""
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Job:
     keys: list[tuple[str, bool]] = field(default_factory=list)
     """Name, and whether it has its own ttl."""
     expires: int | None = None
+    reruns: list[str] = field(default_factory=list)
+    """The jobs that run it again, newest first."""
 
     @property
     def charged(self) -> str | None:
@@ -75,6 +79,9 @@ class Row:
     lifo: bool = False
     delay: int = 0
     keys: list[tuple[str, int | None]] = field(default_factory=list)
+    start_by: int | None = None
+    end_by: int | None = None
+    rerun_of: str = ""
 
     @property
     def spec(self) -> str:
@@ -82,7 +89,10 @@ class Row:
 
     @property
     def options(self) -> str:
-        return f"{self.priority} {int(self.lifo)} {self.delay}" if self.priority or self.lifo or self.delay else ""
+        times = "{} {}".format(*("-" if by is None else by for by in (self.start_by, self.end_by)))
+        life = f"\v\v\v{times} {self.rerun_of}" if times != "- -" or self.rerun_of else ""
+        head = f"{self.priority} {int(self.lifo)} {self.delay}"
+        return head + life if life or self.priority or self.lifo or self.delay else ""
 
     @property
     def uniqueness(self) -> str:
@@ -118,6 +128,13 @@ class Model:
         """What is published of a type: when, by whom, and what."""
         self.types_seen: dict[str, int] = {}
         self.totals: dict[str, int] = {}
+        self.start_by: dict[str, int] = {}
+        """By when jobs must have started. Negative: the job ran when that time came."""
+        self.end_by: dict[str, int] = {}
+        self.limited = False
+        """Whether a job had such a time, so that claims must come with all keys."""
+        self.all_keys = False
+        """Whether claims come with all keys."""
         self.paused = False
         self.closed: int | None = None
         """Until when claims take nothing."""
@@ -175,6 +192,9 @@ class Model:
             "unique": {name: " ".join(value) for name, value in self.unique.items()},
             "unique_until": dict(self.until),
             "removed": dict(self.removed),
+            "start_by": dict(self.start_by),
+            "end_by": dict(self.end_by),
+            "reruns": {job.id: " ".join(job.reruns) for job in jobs if job.reruns},
             "expires": {job.id: job.expires for job in jobs if job.expires is not None},
             "claims": {
                 lane: f"{number} {token} {' '.join(ids)}" if ids else str(number)
@@ -243,6 +263,8 @@ class Model:
 
     def _forget(self, job: Job) -> None:
         del self.jobs[job.id]
+        self.start_by.pop(job.id, None)
+        self.end_by.pop(job.id, None)
         for name, _ in job.keys:
             if self.unique.get(name, ("",))[0] == job.id:
                 del self.unique[name]
@@ -258,6 +280,8 @@ class Model:
         """Run an operator's verb. The same request changes nothing more, and gets the same answer."""
         if request not in self.requests:
             answer: list[Any] = getattr(self, verb)(*args, **named)
+            if verb == "lapse" and len(answer) == 1:
+                return answer
             self.requests[request] = (self.now, answer)
             self._forget_answers(100)
             return answer
@@ -287,6 +311,7 @@ class Model:
             job = Job(row.id, row.spec, "delayed", self.now + row.delay, priority=row.priority, lifo=row.lifo)
             job.shown = bool(row.priority or row.lifo)
             self.jobs[row.id] = job
+            self._live(row)
             if not row.delay:
                 self._to_waiting(job)
             for name, ttl in row.keys:
@@ -297,6 +322,56 @@ class Model:
                 if ttl is not None:
                     self.until[name] = self.now + ttl
         return refused
+
+    def _live(self, row: Row) -> None:
+        for times, by in ((self.start_by, row.start_by), (self.end_by, row.end_by)):
+            if by is not None:
+                times[row.id] = by
+                self.limited = True
+        if row.rerun_of in self.jobs:
+            earlier = self.jobs[row.rerun_of]
+            earlier.reruns = [row.id, *earlier.reruns][:20]
+
+    def is_late(self, job_id: str) -> bool:
+        return any(job_id in times and abs(times[job_id]) <= self.now for times in (self.start_by, self.end_by))
+
+    def lapse(self, page: int, expired: bytes, missed: bytes) -> list[Any]:
+        more, ids = 0, []
+        for times in (self.start_by, self.end_by):
+            stands = sorted((by, job_id) for job_id, by in times.items())
+            late = [job_id for by, job_id in stands if 0 <= by <= self.now][:page]
+            more |= len(late) == page
+            ran = [job_id for by, job_id in stands if by < 0]
+            first = self.now % len(ran) if len(ran) > page else 0
+            ids += late + ran[first : first + page]
+        if not self.start_by and not self.end_by:
+            return [0]
+        ids += [job.id for job in self.of("waiting")[:page]]
+        ended = [job_id for job_id in dict.fromkeys(ids) if self._lapse(job_id, expired.decode(), missed.decode())]
+        return [int(more), *ended] if ids else [0]
+
+    def _lapse(self, job_id: str, expired: str, missed: str) -> bool:
+        job = self.jobs.get(job_id)
+        late, over = (job_id in times and abs(times[job_id]) <= self.now for times in (self.start_by, self.end_by))
+        if late and job and job.attempts:
+            del self.start_by[job_id]  # it has started
+            late = False
+        if not (late or over):
+            return False
+        if job and job.state == "active":
+            for is_due, times in ((late, self.start_by), (over, self.end_by)):
+                if is_due:
+                    times[job_id] = -abs(times[job_id])
+            return False
+        self.start_by.pop(job_id, None)
+        self.end_by.pop(job_id, None)
+        if job is None or job.state in FINISHED:
+            return False
+        self._unpark(job)
+        job.errors.append(missed if over else expired)
+        self._finish(job, "failed")
+        self._count("expired", 1)
+        return True
 
     def claim(self, want: int, lease: int, worker: str, lane: str, request: int, *, repeated: bool) -> Any:
         last, token, ids = self.claims.get(lane, (-1, "", []))
@@ -312,9 +387,17 @@ class Model:
         if self.closed is not None and self.closed > self.now:
             return ["closed", self.now, [], [], [], [], self.closed - self.now]
         self.closed = None
+        if self.limited and not self.all_keys:
+            self.all_keys = want > 0
+            return NOTHING if want else None
         first = self.of("waiting")[:want]
         if not first:
             return None
+        late = next((at for at, job in enumerate(first) if self.is_late(job.id)), len(first))
+        if not late:
+            self.all_keys = True
+            return NOTHING
+        first = first[:late]
         reply = self._take(first, lease, worker)
         self.claims[lane] = (request, reply[0], reply[2])
         return reply
@@ -442,6 +525,9 @@ class Model:
 
     def forward(self, limit: int) -> list[int]:
         due = [job for job in self.of("delayed") if job.at <= self.now][:limit]
+        if due and self.limited and not self.all_keys:
+            self.all_keys = True
+            return [0, -1, 1]
         for job in reversed(due):
             self._unpark(job)
             if job.front:
@@ -513,6 +599,9 @@ class Model:
         job.result = job.progress = job.expires = None
         job.spent = 0
         job.since = self.now
+        self.start_by.pop(job.id, None)
+        if abs(self.end_by.get(job.id, self.now + 1)) <= self.now:
+            del self.end_by[job.id]
         self._to_waiting(job)
         return state
 
@@ -600,7 +689,7 @@ class Model:
         if jobs and not force:
             return [jobs, 0, 0, 0]
         new = Model(self.now)
-        new.requests = self.requests
+        new.requests, new.all_keys = self.requests, self.all_keys
         self.__dict__ = new.__dict__
         return [jobs, 0, 0, 1]
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from queue_model import FINISHED, Model, Row
+from queue_model import FINISHED, NOTHING, Model, Row
 
 from jobq import Connection
 from jobq.engine.store import Store
@@ -61,7 +61,7 @@ SETTLES = st.sampled_from(
 PARKED_AS = ("t", "", "t u")
 """Types of jobs that a worker does not know. The empty one: it knows the type, and cannot read the job."""
 RETENTIONS = st.sampled_from(["", "", 0, 500])
-ASKED = ("kill", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
+ASKED = ("kill", "lapse", "retry", "promote", "remove", "reprioritise", "pause", "resume", "drop")
 """Operators' verbs. They have a request id, and a repeated request gets the recorded answer."""
 MOVES_ON = ("reap", "trim", "expire", "forward", "recall", "close")
 """Verbs whose repetition handles the next page, or answers what the first call found."""
@@ -70,7 +70,11 @@ KEYS = st.sampled_from(
     + [[("k", None)], [("k", None)], [("k", 1)], [("k", 2000)], [("l", None)], [("l", 700)]]
     + [[("R", 1500)], [("l", None), ("R", 1500)]]
 )
-JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS)
+LIVES = st.sampled_from(
+    [(None, None)] * 6 + [(1, None), (900, None), (None, 900), (900, 900), (400, 3000), (1500, 700)]
+)
+"""In how many ms a job must have started and ended."""
+JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS, LIVES)
 Lease = tuple[str, str, int]
 """Id, token, and the number of the run."""
 
@@ -94,6 +98,8 @@ class Machine(RuleBasedStateMachine):
         self.store = Store(self.connection, "model", clock=lambda: str(self.model.now))
         self.run(self.admin.trip(pack((b"FLUSHALL",)), 1))
         self.count = 0
+        self.timed = False
+        """Whether jobs have times by which they must start and end. Without them claims come with fewer keys."""
         self.requests = {"ann:0": 0, "bob:0": 0}
         self.again: Any = None
         self.asked = 0
@@ -151,17 +157,26 @@ class Machine(RuleBasedStateMachine):
 
     # -- producers and operators -----------------------------------------------------------------------------------
 
-    def rows(self, jobs: list[tuple[int, bool, int, list[Any]]]) -> Any:
+    def rows(self, jobs: list[tuple[int, bool, int, list[Any], Any]], rerun_of: str = "") -> Any:
         # Ids are not in alphabetical order, so that an order by id is not mistaken for the order of arrival.
-        rows = [Row(f"j{999 - self.count - i}", *job) for i, job in enumerate(jobs)]
+        rows: list[Row] = []
+        for i, (*job, life) in enumerate(jobs):
+            start_by, end_by = [self.model.now + ms if ms and self.timed else None for ms in life]
+            rows.append(Row(f"j{999 - self.count - i}", *job, start_by, end_by, rerun_of))
         self.count += len(rows)
         self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)
         return multiple(*[row.id for row in rows if row.id in self.model.jobs])
 
-    @initialize(target=ids, jobs=st.lists(JOBS, min_size=4, max_size=8))
-    def begin(self, jobs: list[Any]) -> Any:
+    @initialize(target=ids, jobs=st.lists(JOBS, min_size=4, max_size=8), timed=st.booleans())
+    def begin(self, jobs: list[Any], timed: bool) -> Any:
+        self.timed = timed
         return self.rows(jobs)
+
+    @rule(target=ids, job_id=ids, job=JOBS)
+    def rerun(self, job_id: str, job: Any) -> Any:
+        """A job is run again as a new one. It may have been removed."""
+        return self.rows([job], job_id)
 
     @rule(target=ids, jobs=st.lists(JOBS, min_size=1, max_size=3))
     def enqueue(self, jobs: list[Any]) -> Any:
@@ -195,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         job = self.model.jobs.get(job_id)
         keys: list[Any] = [(name, 700 if timed else None) for name, timed in job.keys] if job else []
         self.do("kill", [job_id], b"killed")
-        successor = self.rows([(priority, False, 0, keys or [("k", None)])])
+        successor = self.rows([(priority, False, 0, keys or [("k", None)], (900, None))])
         self.operate([job_id], "retry", 0)
         return successor
 
@@ -249,6 +264,10 @@ class Machine(RuleBasedStateMachine):
         self.requests[lane] += not repeated
         recorded = repeated and self.model.claims.get(lane, (-1,))[0] == self.requests[lane]
         reply = self.do("claim", want, LEASE, worker, lane, self.requests[lane], repeated=repeated)
+        if reply == NOTHING:
+            # The queue has jobs with times since the last claim, or the first job is late.
+            self.do("lapse", 2, b"expired", b"missed")
+            return self.take(worker, want)
         if reply and len(reply[2]) == want and not recorded:
             self.watch = None  # The worker may have been the one that watched, and may be full now.
         return self.took(reply)
@@ -273,7 +292,10 @@ class Machine(RuleBasedStateMachine):
     def wake(self, worker: str, want: int) -> Any:
         """An idle worker takes the token, claims, and sleeps until the next due time unless it is full."""
         self.run(self.store.command(b"ZPOPMIN", self.store.keys["wake"]))
-        _, due_in, _ = self.do("forward", 100)
+        _, due_in, again = self.do("forward", 100)
+        if again:
+            # The queue has jobs with times since the last call.
+            _, due_in, _ = self.do("forward", 100)
         taken = self.take(worker, want)
         if len(taken.values) < want:
             moments = [self.model.now + due_in] if due_in >= 0 else []
@@ -361,6 +383,10 @@ class Machine(RuleBasedStateMachine):
         else:
             self.do("trim", keep, keep, age, page, *young)
 
+    @rule(page=st.integers(1, 3))
+    def lapse(self, page: int) -> None:
+        self.do("lapse", page, b"expired", b"missed")
+
     @rule()
     def rebase(self) -> None:
         self.do("rebase", 10_000, -1)
@@ -379,8 +405,10 @@ class Machine(RuleBasedStateMachine):
         if verb in ("claim", "enqueue"):
             named = named | {"repeated": True}
         before = self.model.columns()
+        # An answer without jobs is not recorded, and the repetition looks at the next page.
+        moves_on = verb in MOVES_ON or (verb == "lapse" and named["request"] not in self.model.requests)
         reply = self.do(verb, *args, **named)
-        if verb not in MOVES_ON:
+        if not moves_on:
             after = self.model.columns()
             if verb == "claim":
                 # A repetition that finds nothing is recorded too, so that the original cannot be executed after it.
@@ -414,7 +442,7 @@ class Machine(RuleBasedStateMachine):
         places = waiting + [job for state in ("delayed", "active", *FINISHED) for job in actual[state]]
         assert sorted(places) == sorted(actual["jobs"]), "each job stands in one set, and no other does"
         assert set(actual["active"]) == set(actual["leases"]), "active and leased are the same"
-        for column in ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys"):
+        for column in ("priorities", "attempts", "errors", "results", "progress", "logs", "unserved", "keys", "reruns"):
             assert set(actual[column]) <= set(actual["jobs"]), f"{column} knows a removed job"
         assert set(actual["types"]) == set(actual["types_seen"])
         assert all(value.count("\n") < 4 for value in actual["types"].values()), "too many rows of a type"
