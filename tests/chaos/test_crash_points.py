@@ -89,6 +89,10 @@ class Scenario:
         self.fates: dict[str, tuple[State, ...]] = {}
         """The states in which each acknowledged job may end."""
         self.removed: set[str] = set()
+        self.late: set[str] = set()
+        """Jobs that must never start."""
+        self.rerun_of: dict[str, str] = {}
+        """Acknowledged reruns, and the jobs that they run again."""
         self.name = f"sweep{next(_numbers)}"
         self.queue = self.new_queue(connection)
         self.worker = Worker(self.queue, concurrency=3, lease=LEASE, grace=5)
@@ -193,6 +197,13 @@ class Scenario:
         self.fates[job.id] = ends
         return job.id
 
+    async def rerun(self, job_id: str, *ends: State) -> None:
+        """An operator runs a job again as a new one."""
+        new_id = IdMaker().new(self.now)
+        await self.insist(lambda: self.queue.rerun(job_id, id=new_id))
+        self.fates[new_id] = ends
+        self.rerun_of[new_id] = job_id
+
     async def remove(self, job_id: str) -> None:
         """An operator removes a job. From the request on it may be gone, and from the answer on it must be."""
         del self.fates[job_id]
@@ -225,6 +236,11 @@ class Scenario:
             # No worker has started yet, so the first of these takes the only place.
             await self.enqueue("dropping", State.COMPLETED, limits=("dropping",))
             await self.enqueue("dropping", State.FAILED, limits=("dropping",))
+            self.late.add(await self.enqueue("ok", State.FAILED, expires=1_000))
+            self.late.add(await self.enqueue("ok", State.FAILED, deadline=1_000, delay=500))
+            kept = await self.enqueue("ok", State.COMPLETED, expires=10**9, deadline=10**9)
+            await self.rerun(kept, State.COMPLETED)
+            self.now += 1_000
             async with worker:
                 working = worker.start()
                 victim = await self.enqueue("endless", State.FAILED)
@@ -297,6 +313,9 @@ class Scenario:
             assert job_id in rows, "an acknowledged job is lost"
             assert rows[job_id].state in ends, rows[job_id]
         assert not self.removed & rows.keys(), "a removed job came back"
+        assert not self.late & self.sink.starts.keys(), "a late job started"
+        for new_id, job_id in self.rerun_of.items():
+            assert (rows[new_id].rerun_of, rows[job_id].reruns) == (job_id, [new_id])
         for job_id, row in rows.items():
             lines = [line.message for line in await queue.logs(job_id)]
             assert len(set(lines)) == len(lines), "a log line is stored twice"
