@@ -9,6 +9,7 @@ import msgspec
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
 from jobq.engine.model.unique import Unique
+from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     import argparse
@@ -55,6 +56,7 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
     """Enqueue, then print the id, or with --wait the result."""
 
     async def main() -> None:
+        _check_each(args)
         given: dict[str, Any] = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
         if unique := {name: value for flag, name in UNIQUE if (value := getattr(args, flag)) is not None}:
             # Together with one of these, --key is the key of the rule.
@@ -64,15 +66,18 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
         if "costs" in given:
             given["costs"] = dict(given["costs"])
         async with one_queue(args.queue, settings, create=args.create or args.queue is None) as queue:
+            if args.each is not None:
+                durability = given.pop("durability", None)
+                news = [queue.new(args.type, payload, **given) for payload in args.each]
+                for job in await queue.enqueue_many(news, durability=durability, spread=args.spread):
+                    _say(args, queue.name, job)
+                return
             payload = args.payload or msgspec.Raw(b"{}")
             job = await queue.enqueue(args.type, payload, **given)
-            job_id = f"{queue.name}:{job.id}"
             if args.wait is None:
-                if args.json:
-                    render.say_json({"id": job_id, "duplicate": job.duplicate} | _holder(job))
-                else:
-                    render.say(f"{job_id}{_remark(job)}")
+                _say(args, queue.name, job)
                 return
+            job_id = f"{queue.name}:{job.id}"
             result = await queue.result(job.id, timeout=args.wait)
             if args.json:
                 render.say_json({"id": job_id, "duplicate": job.duplicate} | _holder(job) | {"result": result})
@@ -80,6 +85,28 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
                 render.say_json(result)
 
     run(main())
+
+
+def _check_each(args: argparse.Namespace) -> None:
+    """Refuse what does not fit to --each.
+
+    :raises InvalidJob: something does not.
+    """
+    if args.each is None:
+        if args.spread is not None:
+            raise InvalidJob("--spread spreads the jobs of --each; a single job takes --delay")
+        return
+    for name, shown in (("payload", "JSON"), ("id", "--id"), ("wait", "--wait")):
+        if getattr(args, name) is not None:
+            raise InvalidJob(f"--each adds a job for each line, so leave {shown} out")
+
+
+def _say(args: argparse.Namespace, queue: str, job: Job[Any]) -> None:
+    job_id = f"{queue}:{job.id}"
+    if args.json:
+        render.say_json({"id": job_id, "duplicate": job.duplicate} | _holder(job))
+    else:
+        render.say(f"{job_id}{_remark(job)}")
 
 
 def _holder(job: Job[Any]) -> dict[str, Any]:

@@ -279,6 +279,18 @@ def _add_contents(enqueue: argparse.ArgumentParser) -> None:
         help="the version of the payload, if it is older than the task's",
     )
     enqueue.add_argument("--metadata", type=values.json_object, metavar="JSON", help="an object that the job carries")
+    enqueue.add_argument(
+        "--each",
+        type=values.payloads,
+        metavar="FILE",
+        help="add a job for each line of the file, which is its payload; - reads stdin",
+    )
+    enqueue.add_argument(
+        "--spread",
+        type=values.seconds,
+        metavar="TIME",
+        help="with --each: spread the due times of the jobs over this time",
+    )
 
 
 def _add_queues(menu: Menu) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -161,6 +162,25 @@ def payload(word: str) -> msgspec.Raw:
     if not bytes(document).startswith(b"{"):
         raise argparse.ArgumentTypeError("the payload is not a JSON object; write the handler's arguments by name")
     return document
+
+
+def payloads(name: str) -> list[msgspec.Raw]:
+    """The payloads of a file, one a line. "-" reads them from stdin. Empty lines are left out."""
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+    except (OSError, UnicodeError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be read: {error}") from None
+    found: list[msgspec.Raw] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        if line.strip() == "-":
+            raise argparse.ArgumentTypeError(f"line {number}: this is not JSON")
+        try:
+            found.append(payload(line))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"line {number}: {error}") from None
+    return found
 
 
 def json_object(word: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from jobq.http.auth import parse_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .conftest import Said
 
@@ -530,3 +532,25 @@ def test_aging_is_set_and_switched_off(jobq: Callable[..., Said], tasks: str):
     assert json.loads(jobq("aging", "5m", "--json", "--queue", tasks).out) == {"queue": "tasks", "aging": 300.0}
     assert jobq("aging", "off", "--queue", tasks).out == "tasks: priorities are absolute\n"
     assert jobq("aging", "2d", "--queue", tasks).code == 1
+
+
+def test_a_bulk_is_enqueued_from_a_file_and_spread(jobq: Callable[..., Said], tasks: str, tmp_path: Path):
+    lines = tmp_path / "jobs.jsonl"
+    lines.write_text('{"word": "a"}\n\n{"word": "b"}\n{"word": "-"}\n')
+    said = jobq("enqueue", "echo", "--each", str(lines), "--spread", "30s", "--priority", "5", "--queue", tasks)
+    assert (said.code, said.err) == (0, "")
+    rows = [json.loads(jobq("show", job_id, "--json").out) for job_id in said.out.split()]
+    assert [row["payload"]["word"] for row in rows] == ["a", "b", "-"]
+    assert [(row["state"], row["priority"]) for row in rows] == [("waiting", 5), ("delayed", 5), ("delayed", 5)]
+    assert [row["run_at"] - row["enqueued_at"] for row in rows[1:]] == pytest.approx([10_000, 20_000], abs=5)
+    lines.write_text('{"word": "a"}\n[]\n')
+    for words, code, part in (
+        (["--each", str(lines)], 2, "line 2: the payload is not a JSON object"),
+        (["--each", str(tmp_path / "none")], 2, "cannot be read"),
+        (["--spread", "5m"], 1, "--spread spreads the jobs of --each"),
+        (["{}", "--each", os.devnull], 1, "leave JSON out"),
+        (["--id", "x", "--each", os.devnull], 1, "leave --id out"),
+    ):
+        said = jobq("enqueue", "echo", *words, "--queue", tasks)
+        assert (said.code, said.out, said.err.count("\n")) == (code, "", 1), words
+        assert part in said.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -363,3 +364,29 @@ async def test_the_reasons_of_the_server_are_shown_for_a_job_and_for_a_queue(con
         await expect(page.locator("#notes")).to_contain_text("The queue is paused: no worker takes a job")
         # The worker notices the pause when its wait for a job ends, and says so with its next heartbeat.
         await expect(page.locator("#workers")).to_contain_text("last claim: queue paused", timeout=25_000)
+
+
+async def test_a_job_is_run_as_a_new_one_with_another_payload(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        job = await queue.enqueue("send", {"to": "ann@exmaple.com", "number": 12345678901234567890}, priority=3)
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        await page.get_by_role("button", name="Run as new job").click()
+        text = page.locator("#dialog textarea")
+        await expect(text).to_have_value(re.compile("12345678901234567890"))
+        await text.fill('{"to": ')
+        await page.locator("#yes").click()
+        await expect(page.get_by_text("The payload is not JSON.")).to_be_visible()
+        assert (await job.row()).reruns == []
+        await expect(text).to_have_value('{"to": ')
+        await text.fill('{"to": "ann@example.com", "number": 12345678901234567891}')
+        await page.locator("#yes").click()
+        await expect(page.get_by_role("status").filter(has_text="A new job was enqueued.")).to_be_visible()
+        [rerun] = (await job.row()).reruns
+        await expect(page).to_have_url(re.compile(f"main.*{rerun}"))
+        row = await queue.get(rerun)
+        assert bytes(row.payload) == b'{"to": "ann@example.com", "number": 12345678901234567891}'
+        assert (row.rerun_of, row.priority, row.state) == (job.id, 3, "waiting")
+        # Its page leads back to the earlier job.
+        await page.get_by_role("link", name=job.id).click()
+        await expect(page.get_by_role("link", name=rerun)).to_be_visible()

@@ -64,6 +64,24 @@ CASES = [
         [0, "a"],
     ),
     Case(
+        "all of its places, if it has several slots",
+        also(
+            waiting("a"),
+            {"limits": {"a": "r"}, "weights": {"a": "2"}, "admitted": {"r\0a": 0, "r\0a\x002": 0}},
+            {"start_by": {"a": NOW}},
+        ),
+        lapse,
+        ended("waiting") | {"admitted": {}, "openings": {"r": float("-inf")}} | WAKE,
+        [0, "a"],
+    ),
+    Case(
+        "the oldest errors go when there are too many",
+        standing("delayed", "a") | {"errors": {"a": "y" * 60_000 + "\n" + "z" * 5_530}, "start_by": {"a": NOW}},
+        lapse,
+        ended("delayed") | {"errors": {"a": "z" * 5_530 + "\n" + STARTS.decode()}},
+        [0, "a"],
+    ),
+    Case(
         "parked",
         standing("delayed", "a", score=5000)
         | {"parked": {"t\0a": 0}, "unserved": {"a": "1 5000 t"}, "start_by": {"a": NOW}},

@@ -320,6 +320,24 @@ async def test_pause_after_failures(timed: Queue, clock: Clock, logs: Logs, remo
     assert (await timed.get_schedule("s")).count == 3
 
 
+@pytest.mark.parametrize(("over", "outcome"), [("drop", "dropped"), ("replace_oldest", "replaced")])
+async def test_a_job_without_room_under_a_limit_is_no_failure(timed: Queue, clock: Clock, over: Any, outcome: str):
+    """Nothing runs the jobs. So each one, or each one but the newest, ends for lack of room."""
+    await timed.set_limit("one", concurrency=1, over=over)
+    timed.store.limited = timed.store.decides = True
+    await timed.put_schedule("s", "report", every=60, overlap="allow", pause_after=1, limits=["one"])
+    for _ in range(5):
+        clock.ms += MINUTE
+        await Firing(timed).fire_due()
+        await timed.store.do_all([timed.store.forward(10), timed.store.overflow(()), timed.store.admit(10, 250, 0)])
+    row = await timed.get_schedule("s")
+    assert (row.failures, row.paused) == (0, None)
+    # The newest first. Under "drop" the first job keeps its place.
+    assert [slot.outcome for slot in row.last] == [
+        *([outcome] * 4 + [None] if over == "drop" else [None] + [outcome] * 4)
+    ]
+
+
 async def test_success_ends_a_row_of_failures(timed: Queue, clock: Clock):
     await timed.put_schedule("s", "report", every=60, pause_after=2)
     for fail in (True, False, True, False):

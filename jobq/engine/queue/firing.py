@@ -54,6 +54,9 @@ JOIN_SECONDS: Final = 1.0
 JUMP_MS: Final = 500
 """A difference between two clocks that means that one was set."""
 
+UNRUN: Final = {EXPIRED: "expired", "Dropped": "dropped", "Replaced": "replaced"}
+"""The error type of a job that ended in failed without a run -> how it ended."""
+
 _unused: Final = IdMaker()
 """The jobs of schedules have ids of their own."""
 Ended = dict[str, tuple[str, Any, "str | None"]]
@@ -76,7 +79,7 @@ async def read_ended(store: Store, ids: Sequence[str]) -> Ended:
                 ended[job_id] = ("completed", _value(job_id, row), None)
             elif state == b"failed":
                 errors = read_errors(row)
-                how = "expired" if errors and errors[-1].type == EXPIRED else "failed"
+                how = UNRUN.get(errors[-1].type, "failed") if errors else "failed"
                 ended[job_id] = (how, None, f"{errors[-1].type}: {errors[-1].message}" if errors else None)
             elif state == b"gone":
                 ended[job_id] = ("gone", None, None)

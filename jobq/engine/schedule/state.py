@@ -193,7 +193,7 @@ def judge(stored: Stored, ended: Mapping[str, str]) -> ScheduleState:
                 outcome, failures = "failed", failures + 1
             elif outcome == "completed":
                 failures = 0
-            elif outcome == "expired":
+            elif outcome in ("expired", "dropped", "replaced"):
                 pass  # no failure of the handler either
             elif outcome == "failed":
                 outcome = "killed"  # by an operator, or by overlap: no failure of the handler

@@ -25,8 +25,9 @@ ORPHAN_MS: Final = 120_000
 
 class SlotRow(msgspec.Struct, frozen=True):
     """One slot that came. ``how``: "slot", "skipped" (an earlier job was in the way), "run" or "backfill" (an operator
-    asked for it). ``missed``: slots before it without a job of their own. ``outcome``: the state of the job, "gone" if
-    it was removed; null: it is not finished, or there is no job."""
+    asked for it). ``missed``: slots before it without a job of their own. ``outcome``: the state of the job, or how it
+    ended without its handler ("expired", "dropped", "replaced", "killed"), or "gone" if it was removed; null: it is not
+    finished, or there is no job."""
 
     slot: int
     how: How

@@ -1,6 +1,6 @@
 // The actions of the buttons. Each asks for a confirmation first.
 import { $, el, plural, pretty, toast, visible } from "./parts.js";
-import { api, hrefOf, jobPath, may, of, page, tell } from "./state.js";
+import { Refused, api, hrefOf, jobPath, may, of, page, tell } from "./state.js";
 
 export function verbs(row) {
   const { id, state } = row;
@@ -11,7 +11,7 @@ export function verbs(row) {
   return [
     ended && button("write", state === "failed" ? "Retry" : "Run again", "It goes back to waiting with fresh attempts.", post("retry", "It is waiting again.")),
     button("write", "Run as new job", "A new job with its options is enqueued. Its payload may be changed here.", async (text) => {
-      try { JSON.parse(text); } catch { throw new Error("The payload is not JSON."); }
+      try { JSON.parse(text); } catch { throw new Refused("The payload is not JSON."); }
       // The text is sent as it is written, because a double cannot hold every number.
       const { id: rerun } = await api(jobPath(id, "/rerun"), { method: "POST", text: `{"payload": ${text}}` });
       toast("A new job was enqueued.");
@@ -49,6 +49,8 @@ export function ask(name, words, act, { number = null, unit = "Priority, lower r
       tell("changed");
     } catch (error) {
       tell("failed", error);
+      // What was written is not lost.
+      if (text !== null) ask(name, words, act, { text: $("text").value });
     }
   };
   dialog.showModal();
