@@ -162,7 +162,7 @@ class Machine(RuleBasedStateMachine):
         rows: list[Row] = []
         for i, (*job, life) in enumerate(jobs):
             start_by, end_by = [self.model.now + ms if ms and self.timed else None for ms in life]
-            rows.append(Row(f"j{999 - self.count - i}", *job, start_by, end_by, rerun_of))
+            rows.append(Row(f"j{999 - self.count - i}", *job, start_by=start_by, end_by=end_by, rerun_of=rerun_of))
         self.count += len(rows)
         self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)

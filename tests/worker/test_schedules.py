@@ -329,7 +329,9 @@ async def test_a_job_without_room_under_a_limit_is_no_failure(timed: Queue, cloc
     for _ in range(5):
         clock.ms += MINUTE
         await Firing(timed).fire_due()
-        await timed.store.do_all([timed.store.forward(10), timed.store.overflow(()), timed.store.admit(10, 250, 0)])
+        await timed.store.do(timed.store.forward(10))
+        await timed.store.do(timed.store.overflow(()))
+        await timed.store.do(timed.store.admit(10, 250, 0))
     row = await timed.get_schedule("s")
     assert (row.failures, row.paused) == (0, None)
     # The newest first. Under "drop" the first job keeps its place.
