@@ -160,9 +160,9 @@ class Machine(RuleBasedStateMachine):
     def rows(self, jobs: list[tuple[int, bool, int, list[Any], Any]], rerun_of: str = "") -> Any:
         # Ids are not in alphabetical order, so that an order by id is not mistaken for the order of arrival.
         rows: list[Row] = []
-        for i, (*job, life) in enumerate(jobs):
+        for i, (priority, lifo, delay, keys, life) in enumerate(jobs):
             start_by, end_by = [self.model.now + ms if ms and self.timed else None for ms in life]
-            rows.append(Row(f"j{999 - self.count - i}", *job, start_by=start_by, end_by=end_by, rerun_of=rerun_of))
+            rows.append(Row(f"j{999 - self.count - i}", priority, lifo, delay, keys, start_by, end_by, rerun_of))
         self.count += len(rows)
         self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)
