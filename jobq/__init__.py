@@ -23,6 +23,7 @@ from jobq.engine.model.job import (
     UniqueBy,
 )
 from jobq.engine.model.limits import Band, Concurrency, LimitKeyRow, LimitRow, Rate, Rule
+from jobq.engine.model.scale import Scale
 from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
@@ -158,6 +159,7 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "Rule",
+    "Scale",
     "ScheduleNotFound",
     "ScheduleRow",
     "Scheduled",

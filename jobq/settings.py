@@ -55,6 +55,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     concurrency: Annotated[int, Meta(ge=1)] = 100
     reserve: str | None = None
     """Slots of a worker that only urgent jobs may take: "priority<0=20"."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    """Port on which `jobq work` serves the numbers of each worker process: the first one takes this port, the second
+    one the next. None means that they are not served."""
+    metrics_host: str = "127.0.0.1"
     max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
     max_result: Annotated[int, Meta(ge=1)] = 1 << 20
     """Bytes of JSON that a handler may return. A larger result fails the job, because it would slow down every
@@ -111,7 +115,9 @@ def _shown(name: str, value: Any) -> Any:
 
 LIFELINE = "JOBQ_LIFELINE"
 """The variable that connects a process with its supervisor, see jobq/cli/supervisor.py."""
-_NO_SETTINGS = ("JOBQ_TEST_", LIFELINE)
+NUMBER = "JOBQ_NUMBER"
+"""The variable with the number of a process of a supervisor, from 1."""
+_NO_SETTINGS = ("JOBQ_TEST_", LIFELINE, NUMBER)
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from jobq.cli import render
 from jobq.cli.session import Queues, all_queues, one_queue, run, split_id
+from jobq.engine.model.history import window_of
 from jobq.engine.model.job import LogLine, State
 
 if TYPE_CHECKING:
@@ -26,8 +27,30 @@ _UNSTARTED = (State.WAITING, State.HELD, State.DELAYED, State.BLOCKED)
 
 
 def stats(args: argparse.Namespace, settings: Settings) -> None:
-    """``jobq stats``."""
+    """``jobq stats``. With --window it shows the types instead."""
+    if args.window is not None:
+        _performance(args, settings)
+        return
     _of_queues(args, settings, render.STATS_HEAD, render.stats_row)
+
+
+def _performance(args: argparse.Namespace, settings: Settings) -> None:
+    window_of(args.window)
+
+    async def main() -> None:
+        async with all_queues(args.queue, settings) as queues:
+            found = [await queue.performance(args.window) for queue in queues]
+        if args.json:
+            for one in found:
+                render.say_json(one)
+        elif lines := [
+            render.numbers_row(one.queue, row) for one in found for row in (one.all, *one.types) if row.runs
+        ]:
+            render.say(*render.table(render.NUMBERS_HEAD, lines))
+        else:
+            render.say(f"no run has ended in the last {args.window}")
+
+    run(main())
 
 
 def queues(args: argparse.Namespace, settings: Settings) -> None:

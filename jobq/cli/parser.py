@@ -125,8 +125,13 @@ def _add_looking(menu: Menu) -> None:
     ):
         look = command(menu, name, run, words, shown=True)
         look.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
+        if name == "stats":
+            look.add_argument("--window", metavar="WINDOW", help="show each type in the last 1h, 24h or 7d instead")
         if name == "queues":
             look.add_argument("--types", action="store_true", help="list the types that workers and servers publish")
+
+    doctor = command(menu, "doctor", "doctor:doctor", "say what is wrong with the server and the queues", shown=True)
+    doctor.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
 
     top = command(menu, "top", "top:top", "watch queues and workers live; q quits")
     top.add_argument("queue", metavar="QUEUE", nargs="?", help="only this queue (default: all)")
@@ -347,6 +352,13 @@ def _worker_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grace", type=values.seconds, metavar="TIME", help="running jobs get this long when a worker stops (25s)"
     )
+    group.add_argument(
+        "--metrics-port",
+        type=values.whole(0),
+        metavar="PORT",
+        help="serve the numbers of each worker to Prometheus; the second process takes the next port, and so on",
+    )
+    group.add_argument("--metrics-host", metavar="HOST", help="the address for that (default: 127.0.0.1)")
 
 
 def _add_rerun(menu: Menu) -> None:

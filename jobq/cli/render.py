@@ -21,6 +21,7 @@ from jobq.printable import printable, printable_json, printable_lines
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from jobq.engine.model.history import TypeNumbers
     from jobq.engine.model.job import AttemptError, LogLine
     from jobq.engine.model.types import TypeRow
     from jobq.engine.model.why import Why
@@ -128,6 +129,20 @@ def obstacle(stats: Stats) -> str:
     """What keeps the workers from claiming: the queue is paused, or closed for a time."""
     closed = f"closed, opens {ago(stats.closed_until)}" if stats.closed_until else ""
     return ", ".join(word for word in ("paused" if stats.paused else "", closed) if word)
+
+
+NUMBERS_HEAD = (
+    "QUEUE", "TYPE", "COMPLETED", "FAILED", "RETRIED", "LOST", "WAIT P50", "WAIT P99", "RUN P50", "RUN P99",
+)  # fmt: skip
+
+
+def numbers_row(queue: str, row: TypeNumbers) -> tuple[Any, ...]:
+    """A type's line under NUMBERS_HEAD."""
+    times = [
+        span(time / 1000) for latency in (row.wait, row.run) for time in ((latency.p50, latency.p99) if latency else ())
+    ]
+    times = times or ["-"] * 4
+    return (queue, row.type or "(all)", row.completed, row.failed, row.retried, row.lost, *times)
 
 
 QUEUES_HEAD = ("QUEUE", "WAITING", "DELAYED", "HELD", "ACTIVE", "COMPLETED", "FAILED", "WORKERS", "")

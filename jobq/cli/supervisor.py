@@ -25,7 +25,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger
-from jobq.settings import LIFELINE
+from jobq.settings import LIFELINE, NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +130,7 @@ class Supervisor:
         delay = DELAY_MIN
         while not self._stopping:
             began, news = time.monotonic(), self._news
-            code, replaced = await self._run_once(lifeline, news)
+            code, replaced = await self._run_once(number, lifeline, news)
             if self._stopping or (self._once and code == 0 and not replaced):
                 return
             if replaced:
@@ -152,12 +152,12 @@ class Supervisor:
                 await asyncio.wait_for(news.wait(), delay)
             delay = min(delay * 2, DELAY_MAX)
 
-    async def _run_once(self, lifeline: int, news: asyncio.Event) -> tuple[int, bool]:
+    async def _run_once(self, number: int, lifeline: int, news: asyncio.Event) -> tuple[int, bool]:
         """Start a process and wait for its end. Returns its exit code (negative for a signal), and whether it was
         replaced."""
         process = await asyncio.create_subprocess_exec(
             *self._command,
-            env={**self._env, LIFELINE: str(lifeline)},
+            env={**self._env, LIFELINE: str(lifeline), NUMBER: str(number)},
             pass_fds=[lifeline],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -20,6 +20,7 @@ from jobq.engine.worker.reserve import read_reserve
 from jobq.engine.worker.worker import Worker
 from jobq.errors import NoServer, SettingsError, StoreError, StoreRefused, TargetError
 from jobq.logging import configure
+from jobq.settings import NUMBER
 
 if TYPE_CHECKING:
     import argparse
@@ -55,12 +56,12 @@ def work(args: argparse.Namespace, settings: Settings) -> int:
     queues = _weighted(load_target(args.target), dict(args.weight))
     if supervised:
         try:
-            return run(_work(queues, supervised=True, burst=args.burst))
-        except (StoreRefused, NoServer) as error:
+            return run(_work(queues, settings, supervised=True, burst=args.burst))
+        except (StoreRefused, NoServer, SettingsError) as error:
             render.complain(str(error))
             return REFUSED
     if args.processes == 0:
-        return run(_work(queues, supervised=False, burst=args.burst))
+        return run(_work(queues, settings, supervised=False, burst=args.burst))
     weights = [f"--weight={name}={weight}" for name, weight in args.weight]
     words = command(args.target, [*weights, *(["--burst"] if args.burst else [])])
     supervisor = partial(
@@ -118,14 +119,18 @@ async def _has_work(queue: Queue) -> bool:
     return stats.active > 0 or (not stats.paused and (stats.waiting > 0 or stats.held > 0 or due))
 
 
-async def _work(queues: list[tuple[Queue, int]], *, supervised: bool, burst: bool) -> int:
+async def _work(queues: list[tuple[Queue, int]], settings: Settings, *, supervised: bool, burst: bool) -> int:
     """Run until a signal stops the worker: gracefully at the first, at once at the second. ``burst``: also stop when no
     job is left.
 
     Under a supervisor SIGTERM is always graceful, and SIGQUIT means at once. systemd sends SIGTERM to every process of
     a service, so it arrives here twice: from the system and from the supervisor.
     """
-    worker = Worker(*queues, given_up=lambda: os._exit(STUCK))
+    port = settings.metrics_port
+    if port:
+        # Each process of a supervisor has a port of its own.
+        port += int(os.environ.get(NUMBER, "1")) - 1
+    worker = Worker(*queues, given_up=lambda: os._exit(STUCK), metrics_port=port, metrics_host=settings.metrics_host)
 
     def gracefully() -> None:
         if not (supervised and worker.state == "stopping"):

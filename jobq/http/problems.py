@@ -82,6 +82,7 @@ GROUP_FULL = Kind("group-full", 429, "The group of the job holds as many jobs as
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests")
 HTTP_ERROR = Kind("http-error", 400, "The request cannot be served")
 INTERNAL = Kind("internal", 500, "The server has an internal error")
+NOT_INSTALLED = Kind("not-installed", 501, "The server lacks an optional package")
 UNAVAILABLE = Kind("redis-unavailable", 503, "Redis does not answer", _SOON)
 FULL = Kind("redis-full", 503, "Redis is full and accepts no new jobs", _LATER)
 REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")

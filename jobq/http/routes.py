@@ -8,11 +8,27 @@ import msgspec
 
 from jobq.engine.model.breaker import BreakerRow
 from jobq.engine.model.groups import GroupRow
+from jobq.engine.model.history import Performance
 from jobq.engine.model.limits import LimitRow
+from jobq.engine.model.scale import Scale
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
-from jobq.http import aging, breakers, enqueue, events, groups, handlers, limits, rerun, schedules, schema, why
+from jobq.http import (
+    aging,
+    breakers,
+    enqueue,
+    events,
+    groups,
+    handlers,
+    limits,
+    metrics,
+    performance,
+    rerun,
+    schedules,
+    schema,
+    why,
+)
 from jobq.http import problems as p
 from jobq.http.auth import Scope
 
@@ -93,6 +109,20 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/jobs/stats", scope=Scope.READ, handler=handlers.stats,
         summary="Counts, totals and latencies", responses={200: Stats},
+    ),
+    Route(
+        method="GET", path="/performance", scope=Scope.READ, handler=performance.performance,
+        summary="Throughput, failures and latencies of each type", query=performance.PerformanceQuery,
+        description="Of the runs that ended in the last hour, day or week. The window begins with a whole slot, at"
+        " `since`. They do not depend on how long finished jobs are kept.",
+        responses={200: Performance}, errors=(p.INVALID_QUERY,),
+    ),
+    Route(
+        method="GET", path="/scale", scope=Scope.READ, handler=performance.scale,
+        summary="How many workers the queue needs", query=performance.ScaleQuery,
+        description="`replicas` is always a number. It follows from the jobs that arrive, the time that runs take and"
+        " the backlog, without jobs that a limit holds. For autoscalers such as KEDA.",
+        responses={200: Scale}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="GET", path="/jobs/failed/jobs", scope=Scope.READ, handler=handlers.failed,
@@ -372,6 +402,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/queues", scope=Scope.READ, handler=handlers.queues,
         summary="The queues served here", responses={200: schema.Queues}, per_queue=False,
+    ),
+    Route(
+        method="GET", path="/metrics", scope=Scope.READ, handler=metrics.metrics,
+        summary="The numbers of all queues, for Prometheus",
+        description="In the text format of Prometheus, of the queues that the key may reach. It needs the package"
+        " prometheus-client: the extra `metrics`.",
+        responses={200: str}, errors=(p.NOT_INSTALLED,), per_queue=False, media="text/plain",
     ),
     Route(
         method="GET", path="/healthz", scope=Scope.PUBLIC, handler=handlers.alive, summary="Alive",

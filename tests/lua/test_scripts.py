@@ -25,7 +25,9 @@ NOW_LINE = (
     "local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') "
     "now = t[1] * 1000 + math.floor(t[2] / 1000) end"
 )
-READERS = ("breakers", "groups", "limits", "numbers", "page", "ready", "results", "rows", "sample", "stats", "why")
+READERS = (
+    "breakers", "demand", "groups", "limits", "numbers", "page", "ready", "results", "rows", "sample", "stats", "why",
+)  # fmt: skip
 REFUSED_WHEN_FULL = ("enqueue", "enqueue_unique", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
@@ -37,6 +39,7 @@ CALLS: dict[str, Any] = {
     "close": lambda s: s.close("r", 500),
     "complete": lambda s: s.complete(["a", TOKEN, "r", 500], ["run7:t", 1]),
     "defer": lambda s: s.defer(["a", TOKEN, "t", 5000], 1000, 60_000, b"[]"),
+    "demand": lambda s: s.demand(),
     "drop": lambda s: s.drop(force=True),
     "enqueue": lambda s: s.enqueue(["n", "N", "5 0 0"]),
     "enqueue_unique": lambda s: s.enqueue_unique(["n", "N", "", "unfinished 0 kill_running -1 -1 1 k"]),

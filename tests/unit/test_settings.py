@@ -28,6 +28,8 @@ GIVEN = {
     "grace": ("0", 0.0),
     "concurrency": ("7", 7),
     "reserve": ("priority<0=20", "priority<0=20"),
+    "metrics_port": ("9100", 9100),
+    "metrics_host": ("0.0.0.0", "0.0.0.0"),
     "max_payload": ("1024", 1024),
     "max_result": ("2048", 2048),
     "log_level": ("debug", "debug"),

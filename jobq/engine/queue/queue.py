@@ -1,7 +1,7 @@
 """A queue: its settings, opening and closing.
 
 What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
-limits.py, schedules in schedules.py, reruns in rerun.py, monitoring in performance.py.
+limits.py, schedules in schedules.py, reruns in rerun.py, monitoring in performance.py and scale.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jobq.engine.queue.groups import GroupVerbs
 from jobq.engine.queue.limits import LimitVerbs
 from jobq.engine.queue.performance import PerformanceVerbs
 from jobq.engine.queue.rerun import RerunVerbs
+from jobq.engine.queue.scale import ScaleVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
 
 
 class Queue(
-    RerunVerbs, CheckVerbs, ScheduleVerbs, LimitVerbs, GroupVerbs, BreakerVerbs, AgingVerbs, WhyVerbs, PerformanceVerbs
+    RerunVerbs,
+    CheckVerbs,
+    ScheduleVerbs,
+    LimitVerbs,
+    GroupVerbs,
+    BreakerVerbs,
+    AgingVerbs,
+    WhyVerbs,
+    PerformanceVerbs,
+    ScaleVerbs,
 ):
     """One queue, for producing, operating and (with tasks) running.
 

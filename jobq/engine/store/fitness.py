@@ -37,10 +37,10 @@ def _version(text: str) -> tuple[int, int]:
     return (*numbers, 0, 0)[0], (*numbers, 0, 0)[1]
 
 
-def _facts(answers: Sequence[Any]) -> dict[str, str]:
+def facts_of(answers: Sequence[Any], questions: Sequence[tuple[bytes, ...]] = QUESTIONS) -> dict[str, str]:
     """The server's facts by name, without those that this user may not read or that the server does not report."""
     facts: dict[str, str] = {}
-    for words, answer in zip(QUESTIONS, answers, strict=True):
+    for words, answer in zip(questions, answers, strict=True):
         if isinstance(answer, bytes):
             lines = answer.decode(errors="replace").splitlines()
             facts |= {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
@@ -52,7 +52,7 @@ def _facts(answers: Sequence[Any]) -> dict[str, str]:
 
 def is_of_cluster(answers: Sequence[Any]) -> bool:
     """Whether the server is a node of a cluster. ``answers``: replies to QUESTIONS."""
-    return _facts(answers).get("cluster_enabled") == "1"
+    return facts_of(answers).get("cluster_enabled") == "1"
 
 
 def check_fitness(answers: Sequence[Any], connection: Connection, durability: str) -> None:
@@ -60,7 +60,7 @@ def check_fitness(answers: Sequence[Any], connection: Connection, durability: st
 
     :raises StoreRefused: it is too old, evicts keys, or cannot give the ``durability`` asked for.
     """
-    facts = _facts(answers)
+    facts = facts_of(answers)
     refuse_unfit(facts, durability)
     if not connection.looked_at:
         connection.looked_at = True

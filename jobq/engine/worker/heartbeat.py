@@ -224,13 +224,16 @@ class Heartbeat(threading.Thread):
     async def _watch(self, halt: asyncio.Event) -> None:
         """Ask the worker's loop to answer repeatedly. When it is closed, the heartbeat ends."""
         pause = min(STALL_SECONDS / 2, self._interval)
+        measured = time.monotonic()
         while not halt.is_set():
             try:
-                self._pool.loop.call_soon_threadsafe(self._answer)
+                self._pool.loop.call_soon_threadsafe(self._answer, time.monotonic())
             except RuntimeError:
                 halt.set()
                 return
             await _sleep(pause, halt)
+            self._pool.meter.busy += self._pool.running * (time.monotonic() - measured)
+            measured = time.monotonic()
             silent = time.monotonic() - self._answered
             if silent < STALL_SECONDS:
                 self._reported = False
@@ -292,8 +295,9 @@ class Heartbeat(threading.Thread):
         for run in runs:
             source.released(run)
 
-    def _answer(self) -> None:
+    def _answer(self, asked: float) -> None:
         self._answered = time.monotonic()
+        self._pool.meter.lag.add(self._answered - asked)
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._watched)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - documented; there is no other way

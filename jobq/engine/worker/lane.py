@@ -221,7 +221,7 @@ class Lane(Settler):
         first = len(steps) + trims
         self._releasing = RELEASED in parcel.rows
         try:
-            answers = await source.store.trip(*calls)
+            answers = await self._measured(calls)
         except BaseException as error:
             if claimer is not None:
                 self._not_claimed(claimer, late=late, recalls=recalls)
@@ -240,6 +240,7 @@ class Lane(Settler):
             self._unreserve()
             self._releasing = False
         if parcel:
+            source.meter.settled.add(len(parcel))
             self._settled(parcel, steps, answers)
         if trims:
             self._trimmed(answers[len(steps)])
@@ -249,6 +250,16 @@ class Lane(Settler):
             if recalls:
                 self._recalled(want, answers[first + late])
             self.claimed(claimer, want, answers[first + late + recalls : -1], answers[-1])
+
+    async def _measured(self, calls: list[Call[Any]]) -> list[Any]:
+        meter, began = self.source.meter, perf_counter()
+        try:
+            answers = await self.source.store.trip(*calls)
+        except StoreError:
+            meter.errors += 1
+            raise
+        meter.seconds.add(perf_counter() - began)
+        return answers
 
     def _not_claimed(self, claimer: Claimer, *, late: bool, recalls: bool) -> None:
         """The trip with a claim failed."""
@@ -348,6 +359,7 @@ class Lane(Settler):
                     source.released(run)
             else:
                 slots.admit(runs)
+        source.meter.claimed.add(len(claimed.ids) if claimed is not None else 0)
         if got:
             source.idle.over()
         else:

@@ -20,6 +20,7 @@ from jobq.engine.queue.limits import declare_rules
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.children import Children
+from jobq.engine.worker.exporter import Exporter
 from jobq.engine.worker.heartbeat import Heartbeat
 from jobq.engine.worker.pool import Pool
 from jobq.engine.worker.sweeper import Sweeper
@@ -55,6 +56,8 @@ class Plan:
     stuck_after: float
     given_up: Callable[[], None] | None
     reserve: Reserve | None = None
+    metrics: tuple[str, int] | None = None
+    """The address at which the worker's own numbers are served."""
 
 
 async def to_end(task: asyncio.Task[Any], cancelled: Callable[[int], None] = lambda _: None) -> None:
@@ -85,6 +88,7 @@ class Life:
 
     def __init__(self, plan: Plan) -> None:
         self.pool: Pool | None = None
+        self.metrics_port: int | None = None
         self.stopping = False
         self.working = False
         """Whether the start is complete: queues are open and startup hooks have run."""
@@ -161,6 +165,10 @@ class Life:
         away = await open_queues(plan.queues, stack)
         here = [pair for pair in plan.queues if pair not in away]
         pool = self.pool = Pool(self._loop, plan.concurrency, plan.lease_ms, plan.name, plan.reserve)
+        if plan.metrics is not None:
+            exporter = Exporter(pool, *plan.metrics)
+            stack.callback(exporter.close)
+            self.metrics_port = exporter.port
         for queue, _ in here:
             await _register(queue)
             await _prepare(queue, stack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobq.engine.worker.lane import Lane
+from jobq.engine.worker.meter import LoopMeter
 from jobq.engine.worker.slots import Slots
 from jobq.engine.worker.source import Source
 from jobq.engine.worker.waker import Waker
@@ -35,6 +36,7 @@ class Pool:
         self.lease_ms = lease_ms
         self.worker = worker
         self.slots = Slots(loop, concurrency, reserve)
+        self.meter = LoopMeter()
         self.sources: list[Source] = []
         self.lanes: list[Lane] = []
         self.wakers: list[Waker] = []

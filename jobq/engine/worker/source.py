@@ -17,6 +17,7 @@ from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, 
 from jobq.engine.queue.firing import Firing
 from jobq.engine.worker.claimer import Claimer, Demand
 from jobq.engine.worker.idle import Idle
+from jobq.engine.worker.meter import TripMeter
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox, Tally
 from jobq.engine.worker.run import Run, base_context
 from jobq.engine.worker.run_log import log_breakers, log_failure, log_rate_limit, log_snooze, log_stop
@@ -79,6 +80,7 @@ class Source:
         self.context = base_context(queue.name, self)
         self.runs: dict[bytes, Run] = {}
         self.idle = Idle(queue.name, queue.store)
+        self.meter = TripMeter()
         self.outbox = Outbox()
         self.demand = Demand.READY
         self.claimer = Claimer(f"{worker}:0")

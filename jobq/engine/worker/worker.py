@@ -40,7 +40,8 @@ class Worker:
     ``lease``: the time for which a job belongs to this worker without a renewal. ``grace``: the time that ``stop``
     waits for running handlers before it hands their jobs back. ``stuck_after``: the time for which a blocked event
     loop keeps its leases. Then ``given_up`` is called in the heartbeat's thread (the command line ends the process
-    with it). All times are seconds.
+    with it). All times are seconds. ``metrics_port``: serves the worker's own numbers to Prometheus on this port of
+    ``metrics_host``; 0 takes a free one, which ``metrics_port`` of the running worker tells.
 
     ``await Worker(queue).run()`` runs until ``stop``. In a service, ``async with Worker(queue) as worker:
     worker.start()`` runs in the background, and leaving stops gracefully. A worker that has stopped can be started
@@ -59,6 +60,8 @@ class Worker:
         name: str | None = None,
         stuck_after: Seconds = 300.0,
         given_up: Callable[[], None] | None = None,
+        metrics_port: int | None = None,
+        metrics_host: str = "127.0.0.1",
     ) -> None:
         weighted = _weighted(queues)
         settings = weighted[0][0].settings
@@ -68,7 +71,10 @@ class Worker:
         self.name = _unique_name(name)
         stuck = _milliseconds("stuck_after", stuck_after, 1000) / 1000
         kept = read_reserve(settings.reserve if reserve is None else reserve, self.concurrency)
-        self._plan = Plan(weighted, self.name, self.concurrency, self.lease_ms, self.grace, stuck, given_up, kept)
+        metrics = None if metrics_port is None else (metrics_host, _port(metrics_port))
+        self._plan = Plan(
+            weighted, self.name, self.concurrency, self.lease_ms, self.grace, stuck, given_up, kept, metrics
+        )
         self._opened: AsyncExitStack | None = None
         self._life: Life | None = None
         self._background: Life | None = None
@@ -194,6 +200,11 @@ class Worker:
         return self._pool.running if self._pool else 0
 
     @property
+    def metrics_port(self) -> int | None:
+        """The port on which this worker serves its numbers now."""
+        return self._life.metrics_port if self._life else None
+
+    @property
     def _pool(self) -> Pool | None:
         return self._life.pool if self._life else None
 
@@ -233,6 +244,12 @@ def _weighted(given: Sequence[object]) -> list[tuple[Queue, int]]:
 def _whole(what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{what} is {value!r}: it takes a whole number, at least 1")
+    return value
+
+
+def _port(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
+        raise ValueError(f"metrics_port is {value!r}: it takes 0 to 65535")
     return value
 
 

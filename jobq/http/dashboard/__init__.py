@@ -35,6 +35,7 @@ SCRIPTS = (
     "draw.js",
     "limits.js",
     "groups.js",
+    "types.js",
     "schedules.js",
     "actions.js",
     "why.js",

@@ -4,6 +4,7 @@ import { drawGroups, readGroups } from "./groups.js";
 import { drawLimits } from "./limits.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
 import { drawSchedules, readSchedules } from "./schedules.js";
+import { drawTypes, readPerformance } from "./types.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
@@ -87,11 +88,11 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups] = await Promise.all([
+  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue)]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue)]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules, page.groups] = [limits, breakers, schedules, groups];
+  [page.limits, page.breakers, page.schedules, page.groups, page.performance] = [limits, breakers, schedules, groups, performance];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
   drawQueues();
@@ -99,6 +100,7 @@ async function loadLists(at) {
   drawWorkers();
   drawLimits();
   drawGroups();
+  drawTypes();
   drawSchedules();
   drawList();
 }
@@ -176,7 +178,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.why] = [null, null, null, null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.why] = [null, null, null, null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -17,6 +17,8 @@ export const page = {
   schedules: null,
   groups: null,
   groupOrder: "waiting",
+  performance: null,
+  window: "1h", // of the table of types
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
   why: null, // why the queue runs no job

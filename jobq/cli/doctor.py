@@ -1,0 +1,148 @@
+"""``jobq doctor``: looks at the Redis server and at the queues, and says what is wrong and what to type."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from jobq.cli import render
+from jobq.cli.session import Queues, run
+from jobq.engine.model.job import State
+from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of
+from jobq.errors import JobqError, StoreUnavailable
+from jobq.redact import redact
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jobq.engine.queue.queue import Queue
+    from jobq.engine.store import Store
+    from jobq.settings import Settings
+
+SLOW_MS: Final = 20.0
+"""A round trip that takes longer slows down every worker."""
+SKEW_MS: Final = 5_000
+NEAR_FULL: Final = 0.85
+LAG_MS: Final = 300_000
+ROUND_TRIPS: Final = 5
+FINISHED: Final = (State.COMPLETED, State.FAILED)
+WARNED: Final = 3
+"""The exit code if there are only warnings."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was looked at, how it is, and what to type. ``queue`` '': it is about the server."""
+
+    check: str
+    level: Literal["ok", "warning", "error"]
+    message: str
+    fix: str = ""
+    queue: str = ""
+
+
+def doctor(args: argparse.Namespace, settings: Settings) -> int:
+    """``jobq doctor``: exit code 0 if nothing is wrong, 1 if there is an error, 3 if there are only warnings."""
+    found = run(examine(args.queue, settings))
+    levels = [finding.level for finding in found]
+    if args.json:
+        for finding in found:
+            render.say_json(finding)
+    else:
+        for finding in found:
+            if finding.level != "ok":
+                where = f" (queue {finding.queue})" if finding.queue else ""
+                render.say(f"{finding.level}: {finding.check}{where}: {finding.message}")
+                if finding.fix:
+                    render.say(f"  type: {finding.fix}")
+        bad = f"{levels.count('error')} errors, {levels.count('warning')} warnings"
+        render.say(f"{len(found)} checks: {bad}" if set(levels) != {"ok"} else f"{len(found)} checks: nothing is wrong")
+    return 1 if "error" in levels else WARNED if "warning" in levels else 0
+
+
+async def examine(word: str | None, settings: Settings) -> list[Finding]:
+    """All findings. A server that cannot be used is one of them."""
+    found: list[Finding] = []
+    try:
+        async with Queues(settings) as opened:
+            queues = await opened.all(word)
+            if not queues:
+                return [Finding("queues", "warning", redact(opened.nothing), "jobq work TARGET")]
+            found += await examine_server(queues[0].store)
+            for queue in queues:
+                found += await examine_queue(queue)
+    except StoreUnavailable as error:
+        found.append(Finding("server", "error", redact(str(error)), "redis-cli -u URL PING, from this machine"))
+    except JobqError as error:
+        found.append(Finding("server", "error", redact(str(error))))
+    return found
+
+
+async def examine_server(store: Store) -> list[Finding]:
+    """Version, persistence, eviction, memory, clock, latency and rights."""
+    facts = facts_of(await store.commands(*QUESTIONS, (b"INFO", b"memory")), (*QUESTIONS, (b"INFO", b"memory")))
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    version = facts.get("valkey_version") or facts.get("redis_version") or "of an unknown version"
+    found = [Finding("version", "ok", f"{name} {version}")]
+    if "maxmemory-policy" not in facts or "aof_enabled" not in facts:
+        fix = "ACL SETUSER NAME +info +config|get"
+        found.append(Finding("rights", "warning", "this user may not read INFO or CONFIG, so less was checked", fix))
+    for words in doubts(facts, "none"):
+        fix = "CONFIG SET maxmemory-policy noeviction" if "maxmemory-policy" in words else "CONFIG SET appendonly yes"
+        check = "eviction" if "maxmemory-policy" in words else "persistence"
+        found.append(Finding(check, "warning", words, fix))
+    used, most = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
+    if most and used > NEAR_FULL * most:
+        words = f"the server uses {used >> 20} of {most >> 20} MiB; at maxmemory enqueues are refused"
+        found.append(Finding("memory", "error", words, "CONFIG SET maxmemory BYTES, or keep fewer finished jobs"))
+    else:
+        found.append(Finding("memory", "ok", f"{used >> 20} MiB" + (f" of {most >> 20} MiB" if most else "")))
+    times: list[float] = []
+    skew = 0.0
+    for _ in range(ROUND_TRIPS):
+        began = time.perf_counter()
+        seconds, micros = await store.command(b"TIME")
+        times.append((time.perf_counter() - began) * 1000)
+        skew = abs(int(seconds) * 1000 + int(micros) / 1000 - time.time() * 1000)
+    middle = sorted(times)[ROUND_TRIPS // 2]
+    words = f"a round trip takes {middle:.1f} ms"
+    slow = middle > SLOW_MS
+    found.append(Finding("latency", "warning" if slow else "ok", words, "redis-cli -u URL --latency" if slow else ""))
+    late = skew > SKEW_MS
+    words = f"the clocks of the server and of this machine differ by {skew / 1000:.1f} s"
+    found.append(Finding("clock", "warning" if late else "ok", words, "timedatectl, on both machines" if late else ""))
+    return found
+
+
+async def examine_queue(queue: Queue) -> list[Finding]:
+    """Layout, scripts, workers, types and lag. The layout was checked when the queue was opened."""
+    await queue.ready()
+    name, stats, workers = queue.name, await queue.stats(), await queue.workers()
+    found = [Finding("layout", "ok", "scripts run, and the layout is known", queue=name)]
+    alive = [row for row in workers if row.alive]
+    work = stats.waiting + stats.held + stats.delayed + stats.active
+    if not alive and work:
+        found.append(Finding("workers", "error", f"{work} jobs and no worker", "jobq work TARGET", name))
+    else:
+        found.append(Finding("workers", "ok", f"{len(alive)} workers", queue=name))
+    if silent := [row.id for row in workers if not row.alive]:
+        words = f"{len(silent)} workers stopped without a goodbye in the last day, the last one {silent[0]}"
+        found.append(
+            Finding("heartbeats", "warning", words, "look at their logs, for a kill or too little memory", name)
+        )
+    known = {type_ for row in alive for type_ in row.types}
+    jobs = await queue.types_by_state() if alive else {}
+    unfinished = {kind for state, kinds in jobs.items() if state not in FINISHED for kind in kinds if kind}
+    if missing := sorted(unfinished - known):
+        words = f"no living worker knows the types {', '.join(missing[:10])}"
+        found.append(Finding("types", "error", words, "jobq work TARGET, with the code of these types", name))
+    if stats.paused:
+        found.append(Finding("paused", "warning", "the queue is paused", f"jobq resume {name}", name))
+    if stats.oldest_waiting_ms and stats.oldest_waiting_ms > LAG_MS:
+        words = f"a job has waited for {render.span(stats.oldest_waiting_ms / 1000)}"
+        found.append(Finding("lag", "warning", words, f"jobq why --queue {name}", name))
+    if stats.unreadable:
+        words = f"stored counts cannot be read: {', '.join(stats.unreadable)}"
+        found.append(Finding("counts", "warning", words, queue=name))
+    return found
