@@ -44,7 +44,7 @@ HELD = (
     "local rows = limits and redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(held)) or nil\n"
     "    return { token, now, held, redis.call('HMGET', jobs, unpack(held)), charged(held), rows and '', rows }"
 )
-TICK = "min(virtual + 1000 / max(1, busy), start + step)"
+TICK = "min(virtual + START / max(1, busy), start + (charging and max(step, 1000) or step))"
 LIFTED = "floor(virtual)) end\n    return"
 SABOTAGES = [
     *[

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- admit: moves jobs from held to waiting, the most urgent first and in fair turns of their groups, while there is room under all
 --   of their limit keys. A less urgent job of a full key that has not started goes back to held.
--- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active undecided seats priorities
+-- KEYS openings reopens held held_by admitted unspent spent debts rules limits weights waiting meta wake arrivals lines open_lines full_lines turns finish groups closed active undecided seats priorities billing completed failed
 -- ARGV now, want (largest number of slots of the jobs to admit), looks (largest number of held jobs and lines to look at),
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
@@ -12,10 +12,10 @@
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
 -- one group, whose name is empty. A tag is not kept per job, so another weight acts at once on all jobs that wait.
-local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active, undecided, seats, priorities = unpack(KEYS)
+local openings, reopens, held, held_by, admitted, unspent, spent, debts, rules, limits, weights, waiting, meta, wake, arrivals, lines, open_lines, full_lines, turns, finish, groups, closed, active, undecided, seats, priorities, billing, completed, failed = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, looks, claims = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule', 'over', 'aging', 'aged')
+local settings = redis.call('HMGET', meta, 'paused', 'virtual', 'planned', 'rule', 'over', 'aging', 'aged', 'charge')
 -- A paused queue starts no job. Its rules may change before it starts the next one.
 if settings[1] then return { 0, -1, 0 } end
 -- Jobs over the limit of a rule with an action may not run. overflow decides about them.
@@ -110,7 +110,11 @@ end
 
 -- A group's settings: "weight paused ...". The key of a paused group has no room.
 local weighted, group_rows = redis.call('EXISTS', groups) == 1, {}
-local PLAIN = { step = 1000, paused = false }
+-- What a start costs a group of weight 1: a job counts as 1000. If groups are charged for run time, tags are ms: a start costs 1,
+-- and the rest is charged while the job runs.
+local charging = settings[8] == 'actual'
+local START = charging and 1 or 1000
+local PLAIN = { step = START, weight = 1, paused = false }
 local function group_row(group)
     if not weighted then return PLAIN end
     local row = group_rows[group]
@@ -118,7 +122,7 @@ local function group_row(group)
         local weight, paused = match(weighted and redis.call('HGET', groups, group) or '', '^(%S+) ([01])')
         weight = tonumber(weight)
         if not weight or not (weight >= 0.001 and weight <= 1000) then weight = 1 end
-        row = { step = floor(1000 / weight + 0.5), paused = paused == '1' }
+        row = { step = max(1, floor(START / weight + 0.5)), weight = weight, paused = paused == '1' }
         group_rows[group] = row
     end
     return row
@@ -342,7 +346,7 @@ end
 -- A group that had nothing to run meanwhile starts now. It cannot save its turns for later. A group that has a turn is where its jobs
 -- brought it, which may be a job behind the clock. Further behind are only those that had to wait for other priorities. The jobs
 -- without a group have no turn while they are in waiting, so they may always be so far behind.
-local LATE = 1000
+local LATE = charging and 60000 or 1000
 local function start_of(g)
     if not virtual then return 0 end
     if g.place or g.name == '' then return max(g.start, floor(virtual) - LATE) end
@@ -360,7 +364,7 @@ local function serve_one(g, band, unturned)
         busy_band = band
     end
     local start, step = start_of(g), group_row(g.name).step
-    virtual = max(start, min(virtual + 1000 / max(1, busy), start + step))
+    virtual = max(start, min(virtual + START / max(1, busy), start + (charging and max(step, 1000) or step)))
     g.start = start + step
 end
 
@@ -665,6 +669,46 @@ for _, name in ipairs(opening_groups) do
 end
 flush()
 
+-- Groups that are charged for run time pay while their jobs run. A call looks at the runs that were not looked at for longest. A run
+-- that has ended is found in its set, whatever ended it, so nothing can be left unpaid. `billing` has members "id NUL tag NUL
+-- group": the tag that the group had when the run was looked at last counts if the tag was dropped meanwhile.
+local function charge_runs()
+    local found = redis.call('ZRANGE', billing, 0, 2 * want + 15, 'WITHSCORES')
+    local members, runs, ids, names = {}, {}, {}, {}
+    for i = 1, #found, 2 do
+        local id, clock, name = match(found[i], '^([^%z]*)%z(%d+)%z(.*)$')
+        members[#members + 1] = found[i]
+        if id then
+            runs[#runs + 1] = { id = id, clock = tonumber(clock), name = name, since = tonumber(found[i + 1]) }
+            ids[#ids + 1], names[#names + 1] = id, name
+        end
+    end
+    if #members > 0 then redis.call('ZREM', billing, unpack(members)) end
+    if #ids == 0 then return end
+    learn(names)
+    local running, unstarted = redis.call('ZMSCORE', active, unpack(ids)), redis.call('ZMSCORE', waiting, unpack(ids))
+    local done, lost = redis.call('ZMSCORE', completed, unpack(ids)), redis.call('ZMSCORE', failed, unpack(ids))
+    local among, put, moved = max(1, redis.call('ZCARD', turns)), {}, {}
+    for i, run in ipairs(runs) do
+        local ended, g = not running[i] and not unstarted[i], group_of(run.name)
+        local till = ended and tonumber(done[i] or lost[i] or now) or now
+        local ms = unstarted[i] and 0 or max(0, min(now, till) - run.since) * slots_of(run.id)
+        -- The start has cost 1 ms already.
+        if ended then ms = max(0, ms - 1) end
+        if ms > 0 then
+            g.start = max(g.start, run.clock) + floor(ms / group_row(run.name).weight + 0.5)
+            virtual = virtual + ms / among
+            moved[g] = true
+        end
+        if not ended then put[#put + 1], put[#put + 2] = now, run.id .. '\0' .. format('%d', max(g.start, run.clock)) .. '\0' .. run.name end
+    end
+    if #put > 0 then redis.call('ZADD', billing, unpack(put)) end
+    -- The clock stays near the first tag: the time that everybody pays for moves the tags, too.
+    for g in pairs(moved) do set_turn(g, g.place, g.only) end
+    flush()
+end
+if charging and virtual then charge_runs() end
+
 -- What a claim takes from waiting comes in between. In a queue with groups, jobs without a group are those of one more group. They
 -- are in waiting already, so their turns are only counted. `planned` is the score of the last one that was counted. With aging a new job
 -- may come before it. So `planned` then has pairs: a score, and the number of the newest job at that time. A job was counted if
@@ -694,11 +738,14 @@ elseif crowd and want > 0 then
             -- Jobs at the front (LIFO, released) are never counted by their place: new ones come before it.
             and score % SPAN > SPAN / 2
         if aging > 0 then counted = counted or was_counted(score, columns[i]) end
-        heads[i] = { score = score, counted = counted, place = place, band = band_of(place) }
+        heads[i] = { id = ids[i], score = score, counted = counted, place = place, band = band_of(place) }
     end
 end
 
-local n, count, ready, ids, places, tokens, gone = 0, 0, {}, {}, {}, {}, {}
+local n, count, ready, ids, places, tokens, gone, bills = 0, 0, {}, {}, {}, {}, {}, {}
+local function begin_bill(id, group)
+    if charging and virtual then bills[#bills + 1], bills[#bills + 2] = now, id .. '\0' .. format('%d', start_of(group_of(group))) .. '\0' .. group end
+end
 local function admit(line)
     local id, slots = line.id, slots_of(line.id)
     n, count = n + slots, count + 1
@@ -706,6 +753,7 @@ local function admit(line)
     -- It goes before the jobs without a group whose turn comes later.
     if head and head.band == band_of(line.first) and head.score <= place then place = head.score - 1 end
     ready[2 * count - 1], ready[2 * count], ids[count], gone[count] = format('%d', place), id, id, member_of(line, line.job)
+    begin_bill(id, line.group)
     if line.group ~= '' then places[#places + 1], places[#places + 2] = '0', '@' .. line.group .. '\0' .. id end
     for _, key in ipairs(line.keys) do
         local k, place_of = facts(key), key .. '\0' .. id
@@ -925,6 +973,7 @@ while more do
             if not head.counted then
                 local none = group_of('')
                 planned = head.score
+                begin_bill(head.id, '')
                 serve_one(none, head.band, not none.place)
                 if none.place then
                     set_turn(none, none.place, none.only)
@@ -960,6 +1009,7 @@ while more do
                 if g.name ~= '' or not (head and virtual and head.band == band) then break end
                 at_head, n = at_head + 1, n + 1
                 planned = head.score
+                begin_bill(head.id, '')
                 serve_one(g, head.band)
                 at_order = at_order + 1
                 queue_up(g, again, only)
@@ -969,6 +1019,7 @@ while more do
 end
 flush()
 if #finished > 0 then redis.call('ZADD', finish, unpack(finished)) end
+if #bills > 0 then redis.call('ZADD', billing, unpack(bills)) end
 
 if count > 0 then
     redis.call('ZREM', held_by, unpack(gone))

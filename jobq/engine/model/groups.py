@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WEIGHT_MIN: Final = 0.001
 WEIGHT_MAX: Final = 1000.0
 QUEUED_MAX: Final = 1_000_000_000
+
+Charge = Literal["count", "actual"]
+"""What a turn of a group costs: one job, or the time that its jobs run."""
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
@@ -71,6 +74,16 @@ def check_group_name(name: str) -> str:
     if not name or unfit(name):
         raise InvalidJob(f"group {name[:80]!r}: it takes 1 to {VALUE_MAX} bytes without control characters")
     return name
+
+
+def check_charge(charge: str) -> Charge:
+    """Return what a turn of a group costs.
+
+    :raises InvalidJob: it is another word.
+    """
+    if charge not in ("count", "actual"):
+        raise InvalidJob(f"charge is {charge!r:.80}: it takes 'count' or 'actual'")
+    return charge
 
 
 def check_group(group: Group) -> Group:

@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from jobq.engine.model.groups import (
     GroupRow,
     changed_row,
+    check_charge,
     check_group_name,
     parse_group,
 )
@@ -22,7 +23,7 @@ from jobq.errors import InvalidJob
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from jobq.engine.model.groups import Group
+    from jobq.engine.model.groups import Charge, Group
     from jobq.engine.store import Store
 
 PAGE: Final = 200
@@ -101,6 +102,19 @@ class GroupVerbs(ABC):
         check_group_name(group)
         await self._write(group, changed_row(weight, paused, max_queued))
         return parse_group(as_text(await self.store.group_row(group)))
+
+    async def set_charge(self, charge: Charge) -> None:
+        """Set what a turn of a group costs: "count", one job, or "actual", the time that its jobs run.
+
+        It acts at once, also on jobs that run. Programs that declare another ``Queue(charge=...)`` do not change it.
+
+        :raises InvalidJob: it is another word.
+        """
+        meta, word = self.store.keys["meta"], check_charge(charge)
+        await self.store.register()
+        await self.store.command(b"HSET", meta, b"charge", word)
+        if word == "count":
+            await self.store.command(b"UNLINK", self.store.keys["billing"])
 
     async def reset_group(self, group: str) -> None:
         """Remove the settings of a group: weight 1, not paused, no bound.

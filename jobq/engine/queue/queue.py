@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
 from jobq.engine.model.aging import aging_ms
+from jobq.engine.model.groups import check_charge
 from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
 from jobq.engine.model.times import time_given
@@ -34,6 +35,7 @@ from jobq.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jobq.engine.model.groups import Charge
     from jobq.engine.model.job import Durability, Seconds
     from jobq.engine.model.limits import Concurrency, Rate
     from jobq.engine.model.options import QueueGiven
@@ -66,6 +68,8 @@ class Queue(
     ``aging``: how much waiting a step of priority is worth, so that no job starves. It is stored with the queue, and
     programs that declare different values are refused. None: as it is stored; without a stored value priorities are
     absolute.
+    ``charge``: what a turn of a group costs: "count", one job, or "actual", the time that its jobs run. It is stored
+    with the queue. None: as it is stored; without a stored value one job.
     ``defaults``: options of its jobs, such as ``{"attempts": 5}``, for which neither their task nor their call says
     anything.
     ``clock``: gives unix ms in place of the server's time; for tests.
@@ -91,6 +95,7 @@ class Queue(
         unserved_for: Seconds = timedelta(days=1),
         limits: Sequence[Concurrency | Rate] = (),
         aging: Seconds | None = None,
+        charge: Charge | None = None,
         defaults: QueueGiven | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
@@ -112,6 +117,7 @@ class Queue(
         self.declare(queue_rule(limits))
         self.aging_ms = aging_ms(aging)
         """What this program declares; 0: nothing."""
+        self.charge: Charge | None = None if charge is None else check_charge(charge)
         self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis
@@ -180,6 +186,7 @@ class Queue(
             prefix=self.prefix,
             clock=(lambda: str(clock())) if clock else None,
             aging_ms=self.aging_ms,
+            charge=self.charge,
         )
 
     def sync(self) -> SyncQueue:

@@ -56,6 +56,7 @@ COLUMNS: Final[dict[str, str]] = {
     "full_lines": "zset: 'key NUL turn NUL place NUL line' of lines that wait for a key, scores 0",
     "turns": "zset: 'priority, start tag and place NUL group' of groups with open lines, scores 0",
     "finish": "zset: group without open lines -> the start tag of its next job, if that is later than virtual time",
+    "billing": "zset: 'id NUL clock NUL group' of runs that groups pay for -> paid until, unix ms; only with charge",
     "groups": "hash: group -> what operators set: weight, paused (0 or 1), most held jobs (- for no bound)",
     "rules": "hash: rule -> two lines, an operator's text and the one that code declares",
     "schedules": "zset: schedule -> when it is due, unix ms; not those that are paused or have ended",
@@ -63,7 +64,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged",
+    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

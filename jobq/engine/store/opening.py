@@ -36,11 +36,13 @@ class Opening(Listening):
         prefix: str = "jobq",
         clock: Callable[[], str] | None = None,
         aging_ms: int = 0,
+        charge: str | None = None,
     ) -> None:
         super().__init__(connection, name, prefix)
         self._registry = Route(connection, registry_key(prefix))
         """The registry is one key for all queues, so it is in a slot of its own."""
         self._aging_ms = aging_ms
+        self._charge = charge
         self._clock = clock
         self._offset_ms: float | None = None
 
@@ -169,6 +171,8 @@ class Opening(Listening):
             self._check_layout(int(layout), LAYOUT)
         if self._aging_ms:
             await self._declare_aging()
+        if self._charge:
+            await self.command(b"HSETNX", meta, b"charge", self._charge)
         if not await self.is_registered():
             await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
 
