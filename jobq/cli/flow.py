@@ -72,7 +72,7 @@ def add_groups(menu: Menu) -> None:
         menu.add(
             "groups",
             "",
-            "'groups ls', 'show', 'set', 'pause', 'resume', 'reset': tenants that share the workers fairly",
+            "'groups ls', 'show', 'set', 'pause', 'resume', 'reset', 'charge': tenants that share the workers fairly",
         )
     )
     ls = command(of_groups, "ls", "groups:ls", "list the groups, most queued jobs first", shown=True, queue=True)
@@ -100,3 +100,7 @@ def add_groups(menu: Menu) -> None:
         switch.add_argument("group", metavar="GROUP", help="the group")
     reset = command(of_groups, "reset", "groups:reset", "remove the settings of a group", shown=True, queue=True)
     reset.add_argument("group", metavar="GROUP", help="the group")
+    charge = command(
+        of_groups, "charge", "groups:charge", "show or set what a turn of a group costs", shown=True, queue=True
+    )
+    charge.add_argument("charge", choices=("count", "actual"), nargs="?", help="one job, or the time that its jobs run")

@@ -1,4 +1,4 @@
-"""Commands of groups: groups ls, show, set, pause, resume and reset."""
+"""Commands of groups: groups ls, show, set, pause, resume, reset and charge."""
 
 from __future__ import annotations
 
@@ -107,5 +107,22 @@ def reset(args: argparse.Namespace, settings: Settings) -> None:
                 render.say_json({"queue": queue.name, "group": args.group, "settings": None})
             else:
                 render.say(f"reset {args.group} of {queue.name}: weight 1, not paused, any number of jobs queued")
+
+    run(main())
+
+
+def charge(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq groups charge``. Without a word it shows what is set."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            if args.charge is not None:
+                await queue.set_charge(args.charge)
+            now = args.charge or await queue.get_charge()
+            if args.json:
+                render.say_json({"queue": queue.name, "charge": now})
+            else:
+                pays = "the time that its jobs run" if now == "actual" else "one job"
+                render.say(f"{queue.name}: a turn of a group costs {pays} ({now})")
 
     run(main())

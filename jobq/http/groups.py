@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from jobq.engine.model.groups import QUEUED_MAX, WEIGHT_MAX, WEIGHT_MIN, GroupRow
+from jobq.engine.model.groups import QUEUED_MAX, WEIGHT_MAX, WEIGHT_MIN, Charge, GroupRow
 from jobq.http import schema
 from jobq.http.call import ApiCall, decode, no_content, reply
 
@@ -23,6 +23,19 @@ class SetGroup(schema.In):
     max_queued: (
         Annotated[int, Meta(ge=0, le=QUEUED_MAX, description="Held jobs beyond which an enqueue is refused.")] | None
     ) = None
+
+
+class SetCharge(schema.In):
+    """What a turn of a group costs."""
+
+    charge: Annotated[Charge, Meta(description='"count": one job. "actual": the time that its jobs run.')]
+
+
+class Charged(msgspec.Struct, frozen=True):
+    """What a turn of a group costs in a queue."""
+
+    queue: str
+    charge: Charge
 
 
 class ChangeGroup(schema.In):
@@ -88,3 +101,17 @@ async def reset_group(call: ApiCall) -> web.Response:
     await queue.reset_group(group)
     call.audit("reset group", queue, group=group)
     return no_content()
+
+
+_charge = msgspec.json.Decoder(SetCharge)
+
+
+async def charge(call: ApiCall) -> web.Response:
+    return reply(Charged(call.queue.name, await call.queue.get_charge()))
+
+
+async def set_charge(call: ApiCall) -> web.Response:
+    body, queue = decode(_charge, await call.body()), call.queue
+    await queue.set_charge(body.charge)
+    call.audit("set charge", queue, charge=body.charge)
+    return reply(Charged(queue.name, body.charge))

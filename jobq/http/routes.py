@@ -141,6 +141,17 @@ ROUTES: tuple[Route, ...] = (
         summary="Resume the queue", responses={200: schema.Paused},
     ),
     Route(
+        method="GET", path="/charge", scope=Scope.READ, handler=groups.charge,
+        summary="What a turn of a group costs", responses={200: groups.Charged},
+    ),
+    Route(
+        method="PUT", path="/charge", scope=Scope.ADMIN, handler=groups.set_charge,
+        summary="Set what a turn of a group costs", request=groups.SetCharge,
+        description="It acts at once, also on jobs that run. Programs that declare another `Queue(charge=...)` do not"
+        " change it.",
+        responses={200: groups.Charged},
+    ),
+    Route(
         method="PUT", path="/aging", scope=Scope.ADMIN, handler=aging.set_aging,
         summary="Set how much waiting a step of priority is worth", request=aging.SetAging,
         description="It acts at once, and jobs that wait count as enqueued now. It is refused while more than 1,000"

@@ -62,3 +62,11 @@ def test_a_whole_group_is_moved(jobq: Callable[..., Said], tasks: str):
     assert sorted((row["group"], row["priority"]) for row in rows) == [("a", -5), ("b", 0), ("b", 0)]
     [one] = [row["id"] for row in rows if row["group"] == "a"]
     assert jobq("priority", "2", one).out == f"moved {one}\n"
+
+
+def test_the_charge_is_set_and_shown(jobq: Callable[..., Said], tasks: str):
+    assert jobq("groups", "charge", "--queue", tasks).out == "tasks: a turn of a group costs one job (count)\n"
+    said = jobq("groups", "charge", "actual", "--queue", tasks)
+    assert said.out == "tasks: a turn of a group costs the time that its jobs run (actual)\n"
+    assert jobq("groups", "charge", "--queue", tasks, "--json").json == [{"queue": "tasks", "charge": "actual"}]
+    assert jobq("groups", "charge", "time", "--queue", tasks).code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp.test_utils import TestClient, TestServer
 from rest import Client, problem
 
@@ -41,3 +43,16 @@ async def test_aging_is_set_shown_and_refused(client: Client):
     for wrong in ({"aging": -1}, {"aging": 86_400_001}, {"aging": "60s"}, {}):
         assert (await client.put("/aging", json=wrong)).status == 422
     assert (await (await client.put("/aging", json={"aging": 0})).json())["aging"] == 0
+
+
+async def test_the_charge_of_groups_is_set_and_shown(client: Client):
+    async def shown() -> Any:
+        return await (await client.get("/charge")).json()
+
+    assert await shown() == {"queue": "main", "charge": "count"}
+    response = await client.put("/charge", json={"charge": "actual"})
+    assert (response.status, await response.json()) == (200, {"queue": "main", "charge": "actual"})
+    assert await shown() == {"queue": "main", "charge": "actual"}
+    for wrong in ({"charge": "time"}, {"charge": None}, {}):
+        assert (await client.put("/charge", json=wrong)).status == 422
+    assert await shown() == {"queue": "main", "charge": "actual"}

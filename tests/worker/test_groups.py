@@ -12,6 +12,10 @@ from jobq import Concurrency, Group, GroupFull, InvalidJob, InvalidQuery, Queue,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tools import Logs
+
+    from jobq import Connection
+
 
 async def test_the_jobs_of_a_small_group_do_not_wait_for_a_large_one(queue: Queue, start: Callable[..., Any]):
     order: list[str] = []
@@ -239,3 +243,23 @@ async def test_a_whole_group_is_listed_killed_retried_and_removed(queue: Queue):
     assert [(row.group, row.queued) for row in await queue.groups()] == [("a", 5)]
     with pytest.raises(InvalidQuery, match="cannot kill all failed jobs"):
         await queue.kill_all(State.FAILED)
+
+
+async def test_another_charge_than_the_stored_one_is_a_warning_and_an_operator_changes_it(
+    connection: Connection, logs: Logs
+):
+    async with Queue("charged", connection, charge="actual") as first:
+        await first.enqueue("x", group="a")
+        assert await first.get_charge() == "actual"
+    async with Queue("charged", connection, charge="count") as second:
+        await second.enqueue("x", group="a")
+        await second.store.register()
+        assert await second.get_charge() == "actual"
+        warning = logs.one("are charged by actual, and this program declares count", "WARNING")
+        assert "jobq groups charge count --queue charged" in warning.getMessage()
+        await second.set_charge("count")
+        assert await second.get_charge() == "count"
+        with pytest.raises(InvalidJob, match="it takes 'count' or 'actual'"):
+            await second.set_charge("time")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidJob, match="it takes 'count' or 'actual'"):
+        Queue("charged", connection, charge="time")  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import UNSET, UnsetType
 
+from jobq.engine.log import get_logger
 from jobq.engine.model.groups import (
     GroupRow,
     changed_row,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.groups import Charge, Group
     from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
 
 PAGE: Final = 200
 """Groups per call. Each costs Redis a few microseconds."""
@@ -106,7 +109,8 @@ class GroupVerbs(ABC):
     async def set_charge(self, charge: Charge) -> None:
         """Set what a turn of a group costs: "count", one job, or "actual", the time that its jobs run.
 
-        It acts at once, also on jobs that run. Programs that declare another ``Queue(charge=...)`` do not change it.
+        It acts at once, also on jobs that run. Programs that declare another ``Queue(charge=...)`` do not change it;
+        they log a warning.
 
         :raises InvalidJob: it is another word.
         """
@@ -115,6 +119,12 @@ class GroupVerbs(ABC):
         await self.store.command(b"HSET", meta, b"charge", word)
         if word == "count":
             await self.store.command(b"UNLINK", self.store.keys["billing"])
+        log.info(f"Groups of queue {self.name} are charged by {word} from now on", queue=self.name)
+
+    async def get_charge(self) -> Charge:
+        """What a turn of a group costs now."""
+        stored = await self.store.command(b"HGET", self.store.keys["meta"], b"charge")
+        return "actual" if stored == b"actual" else "count"
 
     async def reset_group(self, group: str) -> None:
         """Remove the settings of a group: weight 1, not paused, no bound.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from jobq.engine.log import get_logger
 from jobq.engine.model.aging import AGING_JOBS_MAX, aging_text
 from jobq.engine.store.calls import Call, read_as_is
 from jobq.engine.store.fitness import QUESTIONS, check_fitness, is_of_cluster
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from jobq.engine.store.link import Argument, Connection
     from jobq.engine.store.migrations import Migration
+
+
+log = get_logger("jobq.store")
 
 
 class Opening(Listening):
@@ -43,6 +47,8 @@ class Opening(Listening):
         """The registry is one key for all queues, so it is in a slot of its own."""
         self._aging_ms = aging_ms
         self._charge = charge
+        self._told_charge = False
+        """Whether a difference was logged. Workers register again and again."""
         self._clock = clock
         self._offset_ms: float | None = None
 
@@ -111,6 +117,20 @@ class Opening(Listening):
             )
         return stored
 
+    async def _declare_charge(self, wanted: str) -> None:
+        """Store what a turn of a group costs, unless a program or an operator has stored it."""
+        meta = self.keys["meta"]
+        if await self.command(b"HSETNX", meta, b"charge", wanted):
+            return
+        stored = (await self.command(b"HGET", meta, b"charge") or b"").decode(errors="replace")
+        if stored != wanted and not self._told_charge:
+            self._told_charge = True
+            log.warning(
+                f"Groups of queue {self.name} are charged by {stored}, and this program declares {wanted}: the stored"
+                f" one counts. To change it for all: jobq groups charge {wanted} --queue {self.name}",
+                queue=self.name,
+            )
+
     def _check_layout(self, layout: int, wanted: int) -> None:
         if layout > wanted:
             raise StoreRefused(
@@ -172,7 +192,7 @@ class Opening(Listening):
         if self._aging_ms:
             await self._declare_aging()
         if self._charge:
-            await self.command(b"HSETNX", meta, b"charge", self._charge)
+            await self._declare_charge(self._charge)
         if not await self.is_registered():
             await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
 
