@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,7 +64,9 @@ async def test_a_function_gives_the_group(queue: Queue):
     assert (await chosen.row()).group == "mine", "what the call says comes first"
 
 
-@pytest.mark.parametrize("group", [lambda tenant: 1 / 0, lambda tenant: 7, lambda tenant: "", lambda: "a"])
+@pytest.mark.parametrize(
+    "group", [lambda tenant: 1 / 0, lambda tenant: sys.exit(1), lambda tenant: 7, lambda tenant: "", lambda: "a"]
+)
 async def test_a_function_that_gives_no_name_refuses_the_job(queue: Queue, group: Any):
     @queue.task(group=group)
     async def work(tenant: str) -> None: ...

@@ -104,15 +104,19 @@ async def test_names_of_types_are_not_kept_without_bound(queue: Queue, monkeypat
 async def test_a_difference_is_logged_with_both_names_and_shown(
     connection: Connection, queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await publish(with_code(connection, attempts=2), "w1")
-    newer = with_code(connection, attempts=5)
+    await publish(with_code(connection, attempts=2, backoff=[1]), "w1")
+    newer = with_code(connection, attempts=5, backoff=[2])
     caplog.set_level(logging.WARNING, "jobq")
     async with newer:
         publisher = Publisher(newer.tasks, newer.rules, newer.name, "w2")
         for _ in range(3):
             await publisher.publish(newer.store)
     (line,) = [record.getMessage() for record in caplog.records if "publish different" in record.getMessage()]
-    assert "w2 and w1 publish different options or schemas of type send: attempts 5 against 2." in line
+    assert "w2 and w1 publish different options or schemas of type send:" in line
+    assert line.endswith(
+        "attempts 5 against 2, backoff.delays (2000,) against (1000,). Producers without the code use those of whoever"
+        " started last."
+    )
     (row,) = await queue.types()
     assert (row.publisher, row.options.attempts) == ("w2", 5)
     assert [(one.publisher, one.options.attempts) for one in row.differing] == [("w1", 2)]

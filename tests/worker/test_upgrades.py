@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,41 @@ async def test_code_refuses_payloads_that_it_cannot_convert(queue: Queue):
     with pytest.raises(InvalidJob, match="missing required field `to`"):
         await queue.enqueue_many([queue.new("send", {"title": "a"}, version=2)])
     assert (await queue.stats()).waiting == 0
+
+
+@dataclass
+class Address:
+    raises: str
+
+    def __post_init__(self) -> None:
+        raise RAISED[self.raises]
+
+
+RAISED = {"KeyError": KeyError("no"), "SystemExit": SystemExit(3)}
+
+
+@pytest.mark.parametrize("name", RAISED)
+async def test_code_of_the_user_that_raises_refuses_the_job_and_does_not_end_the_server(
+    queue: Queue, old: Queue, name: str
+):
+    @queue.task
+    async def post(to: Address) -> None: ...
+
+    @queue.task(version=2)
+    async def send(to: str) -> None: ...
+
+    @send.upcast(1)
+    def _(payload: dict[str, Any]) -> dict[str, Any]:
+        raise RAISED[name]
+
+    with pytest.raises(InvalidJob, match=rf"upcast\(1\) of send raised {name}"):
+        await queue.enqueue("send", {"to": "a"}, version=1)
+    with pytest.raises(InvalidJob, match=f"the type of an argument raised {name}"):
+        await queue.enqueue("post", {"to": {"raises": name}})
+    await old.enqueue("send", {"to": "a"}, version=1)
+    await old.enqueue("post", {"to": {"raises": name}})
+    report = await queue.check_jobs()
+    assert {one.type: name in one.reason for one in report.misfits} == {"send": True, "post": True}
 
 
 async def test_producers_without_the_code_send_the_published_version(queue: Queue, old: Queue):

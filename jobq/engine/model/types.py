@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jobq.engine.model.job import PLAIN, Options
 from jobq.engine.model.options import check
 from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROW_BYTES: Final = 8192
 """Bytes of a published row. A schema that does not fit is left out. Options that do not fit are not published."""
@@ -90,11 +93,18 @@ def difference(ours: bytes, theirs: bytes) -> str:
     mine, other = read_published(ours), read_published(theirs)
     if mine is None or other is None:
         return "one of them cannot be read by this version of jobq"
-    found = [
-        f"{name} {getattr(mine.options, name)!r:.80} against {getattr(other.options, name)!r:.80}"
-        for name in Options.__struct_fields__
-        if getattr(mine.options, name) != getattr(other.options, name)
-    ]
+    found = list(_differing("", mine.options, other.options))
     if mine.schema != other.schema:
         found.append("their schemas")
     return ", ".join(found)
+
+
+def _differing(name: str, mine: Any, other: Any) -> Iterator[str]:
+    """The fields that differ. Options of several fields are compared field by field, because their texts are long."""
+    if mine == other:
+        return
+    if isinstance(mine, msgspec.Struct) and type(mine) is type(other):
+        for field in mine.__struct_fields__:
+            yield from _differing(f"{name}.{field}" if name else field, getattr(mine, field), getattr(other, field))
+    else:
+        yield f"{name} {mine!r:.120} against {other!r:.120}"

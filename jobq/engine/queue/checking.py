@@ -11,6 +11,7 @@ from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.pages import read_state
 from jobq.engine.queue.producing import Producing
 from jobq.engine.schedule.state import read_row
+from jobq.engine.task.signature import misfit_of_type
 from jobq.engine.task.versions import Inconvertible
 from jobq.errors import InvalidQuery
 from jobq.redact import misfit
@@ -130,6 +131,8 @@ class CheckVerbs(Producing):
             return "error", str(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return "error", f"the payload does not fit the handler: {misfit(error)}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of an argument's type may raise anything
+            return "error", f"the payload does not fit the handler: {misfit_of_type(error)}"
         try:
             task.signature.decode(payload)
         except msgspec.ValidationError as error:

@@ -156,7 +156,7 @@ class Producing(Registry, Verbs):
         arguments = self.tasks[new.type].signature.arguments(new.payload)
         try:
             group = function(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a SystemExit would end the server that enqueues
             raise InvalidJob(f"the group function of {new.type!r} raised {error!r:.200}") from error
         if group is None:
             return new

@@ -147,6 +147,11 @@ def field_names(payload: bytes | msgspec.Raw) -> list[str]:
     return [excerpt(name, 40) for name in list(fields)[:20]]
 
 
+def misfit_of_type(error: BaseException) -> str:
+    """Why a payload does not fit if the code of an argument's type, such as ``__post_init__``, raised the error."""
+    return f"the type of an argument raised {type(error).__name__}: {excerpt(str(error), 300)}"
+
+
 def _default(parameter: str, default: Any) -> Any:
     """A parameter's default as a struct takes it. A mutable default is copied deeply for each run, so that a run
     cannot change the default of the next one.

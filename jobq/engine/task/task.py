@@ -17,7 +17,7 @@ from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.handle import Job
 from jobq.engine.task.hooks import schema_of
 from jobq.engine.task.inject import behind, name_of
-from jobq.engine.task.signature import Signature
+from jobq.engine.task.signature import Signature, misfit_of_type
 from jobq.engine.task.versions import Versions
 from jobq.errors import InvalidJob
 from jobq.redact import misfit
@@ -123,6 +123,9 @@ class Task(Generic[P, R]):
                 self.signature.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidJob(f"payload of {self.name!r}: {misfit(error)}") from None
+        except (Exception, SystemExit) as error:
+            # The code of an argument's type may raise anything. A SystemExit would end the server that enqueues.
+            raise InvalidJob(f"payload of {self.name!r}: {misfit_of_type(error)}") from error
 
     def first_time(self, text: str) -> bool:
         """Whether a warning about this task is new. Clients may choose its text, so few are remembered."""

@@ -96,7 +96,7 @@ class Versions:
             raise Inconvertible(f"its payload has version {version} and is not an object")
         try:
             converted: Any = fn(cast("dict[str, Any]", value))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a SystemExit would end the server that enqueues
             raise Inconvertible(
                 f"upcast({version}) of {self._task} raised {type(error).__name__}: {excerpt(str(error), REASON_MAX)}"
             ) from error
