@@ -10,8 +10,8 @@ import msgspec
 from jobq.cli import render
 from jobq.cli.session import Queues, run
 from jobq.engine.model.job import State
-from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of
-from jobq.errors import JobqError, StoreUnavailable
+from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of, refuse_unfit
+from jobq.errors import JobqError, StoreRefused, StoreUnavailable, UnknownQueue
 from jobq.redact import redact
 
 if TYPE_CHECKING:
@@ -64,19 +64,39 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
 async def examine(word: str | None, settings: Settings) -> list[Finding]:
     """All findings. A server that cannot be used is one of them."""
     found: list[Finding] = []
+    servers: set[str] = set()
     try:
         async with Queues(settings) as opened:
-            queues = await opened.all(word)
+            queues = await opened.closed(word)
             if not queues:
-                return [Finding("queues", "warning", redact(opened.nothing), "jobq work TARGET")]
-            found += await examine_server(queues[0].store)
+                found += await examine_server(opened.store)
+                found.append(Finding("queues", "warning", redact(opened.nothing), "jobq work TARGET"))
             for queue in queues:
-                found += await examine_queue(queue)
-    except StoreUnavailable as error:
-        found.append(Finding("server", "error", redact(str(error)), "redis-cli -u URL PING, from this machine"))
+                # The queues of a target may be on several servers. One that cannot be used does not hide the others.
+                try:
+                    await opened.open(queue)
+                    if queue.store.connection.url not in servers:
+                        servers.add(queue.store.connection.url)
+                        found += await examine_server(queue.store)
+                    found += await examine_queue(queue)
+                except JobqError as error:
+                    found.append(refused(error, queue.name))
+    except UnknownQueue as error:
+        found.append(Finding("queues", "error", redact(str(error)), "jobq queues"))
     except JobqError as error:
-        found.append(Finding("server", "error", redact(str(error))))
+        found.append(refused(error))
     return found
+
+
+def refused(error: JobqError, queue: str = "") -> Finding:
+    """A server that cannot be used, as a finding."""
+    words = redact(str(error))
+    if "READONLY" in words:
+        return Finding(
+            "server", "error", words, "redis-cli -u URL ROLE, which names the primary to use in --redis", queue
+        )
+    fix = "redis-cli -u URL PING, from this machine" if isinstance(error, StoreUnavailable) else ""
+    return Finding("server", "error", words, fix, queue)
 
 
 async def examine_server(store: Store) -> list[Finding]:
@@ -85,17 +105,26 @@ async def examine_server(store: Store) -> list[Finding]:
     name = "Valkey" if "valkey_version" in facts else "Redis"
     version = facts.get("valkey_version") or facts.get("redis_version") or "of an unknown version"
     found = [Finding("version", "ok", f"{name} {version}")]
+    try:
+        refuse_unfit(facts, "none")
+    except StoreRefused as error:
+        found.append(refused(error))
     if "maxmemory-policy" not in facts or "aof_enabled" not in facts:
-        fix = "ACL SETUSER NAME +info +config|get"
+        fix = "redis-cli -u URL ACL SETUSER NAME +info '+config|get'"
         found.append(Finding("rights", "warning", "this user may not read INFO or CONFIG, so less was checked", fix))
     for words in doubts(facts, "none"):
-        fix = "CONFIG SET maxmemory-policy noeviction" if "maxmemory-policy" in words else "CONFIG SET appendonly yes"
+        what = "maxmemory-policy noeviction" if "maxmemory-policy" in words else "appendonly yes"
+        fix = f"redis-cli -u URL CONFIG SET {what}, then CONFIG REWRITE"
         check = "eviction" if "maxmemory-policy" in words else "persistence"
         found.append(Finding(check, "warning", words, fix))
     used, most = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
     if most and used > NEAR_FULL * most:
         words = f"the server uses {used >> 20} of {most >> 20} MiB; at maxmemory enqueues are refused"
-        found.append(Finding("memory", "error", words, "CONFIG SET maxmemory BYTES, or keep fewer finished jobs"))
+        found.append(
+            Finding(
+                "memory", "error", words, "redis-cli -u URL CONFIG SET maxmemory BYTES, or keep fewer finished jobs"
+            )
+        )
     else:
         found.append(Finding("memory", "ok", f"{used >> 20} MiB" + (f" of {most >> 20} MiB" if most else "")))
     times: list[float] = []

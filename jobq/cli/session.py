@@ -128,6 +128,25 @@ class Queues:
             raise UnknownQueue(self._unknown(word))
         return [await self._named(name) for name in ([word] if word else self._names)]
 
+    async def closed(self, word: str | None) -> list[Queue]:
+        """As ``all``, but the queues are not open yet. ``open`` opens one, so an error is that of one queue."""
+        if word is not None and is_target(word):
+            return list(load_target(word))
+        await self._connect(again=True)
+        if word is not None and word not in self._names:
+            raise UnknownQueue(self._unknown(word))
+        return [Queue(name, self._connection, settings=self._settings) for name in ([word] if word else self._names)]
+
+    async def open(self, queue: Queue) -> None:
+        """Open a queue until the end of the command."""
+        await self._stack.enter_async_context(queue)
+
+    @property
+    def store(self) -> Store:
+        """The verbs on the server of the settings, which may have no queue yet. Call ``closed`` or ``all`` first."""
+        assert self._connection
+        return Store(self._connection, "default", prefix=self._settings.prefix)
+
     @property
     def nothing(self) -> str:
         """The message for a Redis without queues."""
@@ -148,7 +167,7 @@ class Queues:
             self._connection = lease.connection
             again = True
         if again:
-            self._names = await Store(self._connection, "default", prefix=self._settings.prefix).queues()
+            self._names = await self.store.queues()
 
     async def _named(self, name: str) -> Queue:
         if name not in self._open:

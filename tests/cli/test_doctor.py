@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq import WorkerRow
-from jobq.cli.doctor import examine_queue
+from jobq.cli.doctor import examine_queue, examine_server, refused
 from jobq.cli.target import load_target
+from jobq.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .conftest import Said
 
@@ -61,3 +63,59 @@ def test_types_without_workers(jobq: Callable[..., Said], tasks: str):
         return [finding.message for finding in found if finding.check == "types"]
 
     assert asyncio.run(look()) == ["no living worker knows the types unknown"]
+
+
+def test_a_server_without_queues_is_looked_at(jobq: Callable[..., Said]):
+    found = checks(jobq("doctor", "--prefix", "empty", "--json"))
+    assert found["queues"]["level"] == "warning"
+    assert {"version", "memory", "latency", "clock"} <= set(found)
+
+
+def test_a_server_that_would_delete_jobs_is_an_error_before_its_first_queue():
+    answers = [b"redis_version:7.2.0", b"aof_enabled:1", b"", b"", [b"maxmemory-policy", b"allkeys-lru"],
+               [b"maxmemory", b"1000000000"], [b"save", b""], b"used_memory:1"]  # fmt: skip
+
+    class Evicting:
+        async def commands(self, *_: Any) -> list[Any]:
+            return answers
+
+        async def command(self, *_: Any) -> list[bytes]:
+            return [b"0", b"0"]
+
+    found: Any = asyncio.run(examine_server(Evicting()))  # pyright: ignore[reportArgumentType] - all that is asked
+    assert [one.message for one in found if one.level == "error"] == [
+        "maxmemory-policy is allkeys-lru: the server would delete jobs when memory runs out; set maxmemory-policy"
+        " noeviction"
+    ]
+    [fix] = [one.fix for one in found if one.check == "eviction"]
+    assert fix == "redis-cli -u URL CONFIG SET maxmemory-policy noeviction, then CONFIG REWRITE"
+
+
+def test_each_server_of_a_target_is_looked_at_although_one_is_away(
+    jobq: Callable[..., Said], tasks: str, tmp_path: Path
+):
+    jobq("enqueue", "echo", "--queue", tasks)
+    file = tmp_path / "two.py"
+    file.write_text(
+        "from jobq import Queue\nqueues = [Queue('far', 'redis://127.0.0.1:1/0'), Queue('gone', 'redis://127.0.0.1:1/0'),"
+        " Queue('tasks')]\n"
+    )
+    said = jobq("doctor", f"{file}:queues", "--json")
+    assert said.code == 1
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["queue"] for row in rows if row["check"] == "server"] == ["far", "gone"]
+    assert {row["queue"] for row in rows if row["check"] == "workers"} == {"tasks"}
+    assert [row["level"] for row in rows if row["check"] == "version"] == ["ok"]
+
+
+def test_a_queue_that_does_not_exist_is_named(jobq: Callable[..., Said], tasks: str):
+    jobq("enqueue", "echo", "--queue", tasks)
+    said = jobq("doctor", "taks", "--json")
+    assert said.code == 1
+    assert checks(said)["queues"]["fix"] == "jobq queues"
+
+
+def test_a_replica_is_told_from_a_server_that_is_away():
+    replica = refused(StoreUnavailable("Redis cannot write now: READONLY You can't write against a read only replica."))
+    assert "ROLE" in replica.fix
+    assert "PING" in refused(StoreUnavailable("no answer from Redis: TimeoutError")).fix

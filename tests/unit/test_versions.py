@@ -120,6 +120,9 @@ def test_an_alias_is_a_name_of_its_own():
             queue.task(name=taken)(asynchronous)
         with pytest.raises(InvalidJob, match=f"has a handler for '{taken}' already"):
             queue.task(name=f"new {taken}", aliases=[taken])(asynchronous)
+        assert set(queue.tasks) == {"a", "b"}, "a task that was refused is registered under no name"
+    with pytest.raises(InvalidJob, match="task 'c' has the name 'd' twice: remove it from aliases="):
+        queue.task(name="c", aliases=["d", "d"])(asynchronous)
     with pytest.raises(TypeError, match="takes a list of names"):
         queue.task(name="c", aliases="old")(asynchronous)
     with pytest.raises(TypeError, match="takes a list of names"):

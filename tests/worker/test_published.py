@@ -6,16 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
-from jobq import Backoff, Queue, Worker
+from jobq import Backoff, InvalidJob, Queue, Worker
 from jobq.engine.model.job import Options
 from jobq.engine.model.types import ROW_BYTES, TypeRow
 from jobq.engine.queue import published
 from jobq.engine.queue.published import Publisher
 
 if TYPE_CHECKING:
-    import pytest
-
     from jobq import Connection
     from tests.conftest import Until
 
@@ -143,3 +142,9 @@ async def test_published_types_are_bounded_in_bytes(connection: Connection, queu
     await publish(code, "w\t1\n")
     (row,) = await queue.types()
     assert row == TypeRow("wide", "w 1 ", row.seen, Options(attempts=4), None)
+
+
+async def test_a_type_that_is_no_name_is_refused_before_it_is_looked_up(queue: Queue) -> None:
+    for name in ("\ud800", "a\nb", ""):
+        with pytest.raises(InvalidJob, match="1 to 128 printable characters"):
+            await queue.enqueue(name)

@@ -10,7 +10,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.job import PLAIN
-from jobq.engine.model.options import over
+from jobq.engine.model.options import check_type, over
 from jobq.engine.model.types import difference, encode_published, read_type
 from jobq.engine.model.unique import of_type
 from jobq.engine.model.unreadable import as_text
@@ -56,10 +56,13 @@ class Defaults:
     async def complete(self, news: list[NewJob]) -> list[NewJob]:
         """The jobs, with published options in place of those not given. The first use of a type looks it up.
 
+        :raises InvalidJob: a type is no name.
         :raises StoreError: Redis does not answer.
         """
         unknown = {new.type for new in news if new.given is not None and new.type not in self._known}
         if unknown:
+            for name in unknown:
+                check_type(name)
             await self._look_up(unknown)
         if monotonic() > self._old and self._refreshing is None:
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="jobq-published")

@@ -136,12 +136,16 @@ class Registry:
             if defaults.unique is not None:
                 defaults = bind(defaults, type_, Signature(plain).defaults)
             task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy, _names(aliases))
-            for named in (task.name, *task.aliases):
+            names = (task.name, *task.aliases)
+            for at, named in enumerate(names):
+                if named in names[:at]:
+                    raise InvalidJob(f"task {task.name!r} has the name {named!r} twice: remove it from aliases=")
                 if named in self.tasks:
                     raise InvalidJob(
-                        f"queue {self.name!r} has a handler for {named!r} already: give one of them a name="
+                        f"queue {self.name!r} has a handler for {named!r} already:"
+                        f" {'remove it from aliases=' if at else 'give one of them a name='}"
                     )
-                self.tasks[named] = task
+            self.tasks |= dict.fromkeys(names, task)
             if task.aliases or task.versions.current > 1:
                 self.revised = True
             if callable(group):
