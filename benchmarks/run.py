@@ -84,7 +84,7 @@ class Report(msgspec.Struct):
         """Take over the results of a later run. A workload comes from one run as a whole, because ratios need that."""
         again = {one.workload for one in newer.measured}
         self.measured = [one for one in self.measured if one.workload not in again] + newer.measured
-        here = [one for one in self.measured if one.cpu == newer.machine["cpu"]]
+        here = [one for one in self.measured if one.cpu == newer.machine.get("cpu")]
         if 2 * len(here) > len(self.measured):
             # The page names the machine of most tables. The other tables name theirs.
             self.at, self.machine, self.server = newer.at, newer.machine, newer.server
@@ -121,7 +121,7 @@ async def run(
     )
     with tempfile.TemporaryDirectory(prefix="jobq-bench-") as folder:
         bench = Bench(peers=peers, folder=Path(folder), server=server, jobs=jobs)
-        at, cpu = report.at, report.machine["cpu"]
+        at, cpu = report.at, report.machine.get("cpu", "")
         rows = {
             subject.name: Measured(workload.name, subject.name, at=at, cpu=cpu)
             for subject in subjects

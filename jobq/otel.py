@@ -228,7 +228,7 @@ def _inject(context: OtelContext | None = None) -> dict[str, str]:
 
 
 def _failed(span: Span, error: BaseException, reason: str | None = None) -> None:
-    if isinstance(error, Retry):
+    if issubclass(type(error), Retry):  # not isinstance, which a hostile exception could answer itself
         span.set_attribute("jobq.outcome", "retry")
     span.record_exception(error)
     span.set_attribute("error.type", reason or type(error).__qualname__)

@@ -268,9 +268,9 @@ async def test_producer_may_repeat_with_the_same_id(
     queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller got an error and repeats the call."""
-    from jobq.engine.store import sender
+    from jobq.engine.store import route
 
-    monkeypatch.setattr(sender, "PAUSES", ())
+    monkeypatch.setattr(route, "PAUSES", ())
     job = NewJob("send", id=new_id())
     faulty.next_of = "enqueue"
     with pytest.raises(StoreUnavailable):

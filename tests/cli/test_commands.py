@@ -542,7 +542,7 @@ def test_a_bulk_is_enqueued_from_a_file_and_spread(jobq: Callable[..., Said], ta
     rows = [json.loads(jobq("show", job_id, "--json").out) for job_id in said.out.split()]
     assert [row["payload"]["word"] for row in rows] == ["a", "b", "-"]
     assert [(row["state"], row["priority"]) for row in rows] == [("waiting", 5), ("delayed", 5), ("delayed", 5)]
-    assert [row["run_at"] - row["enqueued_at"] for row in rows[1:]] == pytest.approx([10_000, 20_000], abs=5)
+    assert [row["run_at"] - row["enqueued_at"] for row in rows[1:]] == pytest.approx([10_000, 20_000], abs=2000)
     lines.write_text('{"word": "a"}\n[]\n')
     for words, code, part in (
         (["--each", str(lines)], 2, "line 2: the payload is not a JSON object"),

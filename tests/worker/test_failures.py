@@ -425,9 +425,9 @@ async def test_many_simultaneous_failures_are_sent_in_small_trips(queue: Queue, 
     sizes: list[int] = []
     reschedule = queue.store.reschedule
 
-    def spy(jobs: list[Any]) -> Any:
+    def spy(jobs: list[Any], *counts: Any) -> Any:
         sizes.append(len(jobs) // 5)
-        return reschedule(jobs)
+        return reschedule(jobs, *counts)
 
     monkeypatch.setattr(queue.store, "reschedule", spy)
 

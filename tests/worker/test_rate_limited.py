@@ -97,6 +97,12 @@ async def test_the_queue_is_closed_and_wakes_once(queue: Queue, start: Callable[
     await start(concurrency=1)
     await until(lambda: len(moments) == 1, "the first job to run")
     jobs = await call.enqueue_many([{"n": n} for n in (1, 2)])
+
+    async def closed() -> bool:
+        return (await queue.stats()).closed_until is not None
+
+    # The outcome of the first job may be on its way.
+    await until(closed, "the queue to be closed")
     stats = await queue.stats()
     assert stats.closed_until is not None
     assert (stats.waiting, order) == (3, [])

@@ -184,7 +184,7 @@ class Source:
         failure = judge(spec, run.attempt, snoozed or error, self.worker, self.store.now_ms(), started, policy, trace)
         # Clients choose the types of jobs, and code those of tasks. Only these are counted by name.
         micros = int((perf_counter() - run.started) * 1e6) if run.started else 0
-        counted = (OTHER if task is None else spec.type, micros, isinstance(error, LeaseExpired))
+        counted = (OTHER if task is None else spec.type, micros, issubclass(type(error), LeaseExpired))
         if failure.delay is None:
             retention = "" if spec.retention is None else spec.retention
             self.outbox.rows[FAILED] += (run.id, run.token, run.attempt, failure.record, retention, *counted)
