@@ -33,7 +33,7 @@ from jobq import (
 )
 from jobq.engine.model.ids import IdMaker
 from jobq.engine.store import Store
-from jobq.engine.store import sender as sender_module
+from jobq.engine.store import route as route_module
 from jobq.engine.task.inject import Resources
 from jobq.engine.worker import life
 from jobq.engine.worker.children import Children
@@ -368,7 +368,7 @@ async def test_no_job_is_lost_when_any_trip_fails_or_its_process_dies(
 ) -> None:
     """The sweep."""
     if not retries:
-        monkeypatch.setattr(sender_module, "PAUSES", ())
+        monkeypatch.setattr(route_module, "PAUSES", ())
     trips = await run_once(server, -1, fault)
     assert trips > 15
     turn = asyncio.Semaphore(AT_A_TIME)
@@ -414,7 +414,7 @@ async def test_each_trip_of_a_queue_that_is_dropped_and_used_again_cut(
 ) -> None:
     """A drop that is repeated takes no job of the new queue, and one that was acknowledged leaves none of the old."""
     if not retries:
-        monkeypatch.setattr(sender_module, "PAUSES", ())
+        monkeypatch.setattr(route_module, "PAUSES", ())
     trips = 100
     for at in itertools.count(-1):
         if at >= trips:
@@ -449,7 +449,7 @@ async def test_each_trip_of_a_migration_cut(
 ) -> None:
     """Whoever opens the queue next continues it. The new layout is written only when every row is moved."""
     if not retries:
-        monkeypatch.setattr(sender_module, "PAUSES", ())
+        monkeypatch.setattr(route_module, "PAUSES", ())
     rows = {f"j{n}".encode(): b"%d" % n for n in range(5)}
     trips = 100
     for at in itertools.count(-1):

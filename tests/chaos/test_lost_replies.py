@@ -11,7 +11,7 @@ from jobq import Connection, Context, Discard, JobNotFound, NewJob, Queue, State
 from jobq.engine.model.ids import new_id
 from jobq.engine.queue.late import end_late
 from jobq.engine.store import lua
-from jobq.engine.store import sender as sender_module
+from jobq.engine.store import route as route_module
 from jobq.engine.store.link import pack
 from jobq.errors import StoreUnavailable, WrongState
 from jobq.testing import drain
@@ -124,7 +124,7 @@ async def test_retry(queue: Queue, faulty: FaultyConnection) -> None:
 async def test_log(queue: Queue, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch, retries: bool) -> None:
     """Each line is stored once, also if it is sent again together with newer lines."""
     if not retries:
-        monkeypatch.setattr(sender_module, "PAUSES", ())
+        monkeypatch.setattr(route_module, "PAUSES", ())
 
     @queue.task
     async def talk(ctx: Context = inject) -> None:

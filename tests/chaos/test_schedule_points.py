@@ -13,7 +13,7 @@ from jobq import Connection, Queue, StoreUnavailable
 from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.firing import LENT_MS, Firing
 from jobq.engine.schedule.state import slot_id
-from jobq.engine.store import sender as sender_module
+from jobq.engine.store import route as route_module
 from tests.chaos.faulty import Fault, FaultyConnection
 from tests.chaos.invariants import broken
 
@@ -60,7 +60,7 @@ def slots(name: str, first: int, last: int) -> list[str]:
 async def test_a_slot_gets_one_job_whatever_trip_fails(
     fault: Fault, server: Server, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sender_module, "PAUSES", ())
+    monkeypatch.setattr(route_module, "PAUSES", ())
     hits: set[str] = set()
     for at in range(40):
         clock = Clock()
@@ -124,7 +124,7 @@ async def test_a_change_that_is_repeated_acts_once(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """The caller repeats what was not answered, with a new connection if its process died."""
-    monkeypatch.setattr(sender_module, "PAUSES", ())
+    monkeypatch.setattr(route_module, "PAUSES", ())
     seen: list[Any] = []
     for at in range(60):
         clock = Clock()

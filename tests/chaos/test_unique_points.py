@@ -11,7 +11,7 @@ import pytest
 
 from jobq import Connection, NewJob, Options, Queue, State, StoreUnavailable
 from jobq.engine.model.job import StoredUnique
-from jobq.engine.store import sender as sender_module
+from jobq.engine.store import route as route_module
 from tests.chaos.faulty import Fault, FaultyConnection
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def job(number: int, on: Any) -> NewJob:
 async def test_a_lost_reply_changes_nothing_twice(
     on: str, fault: Fault, server: Server, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sender_module, "PAUSES", ())
+    monkeypatch.setattr(route_module, "PAUSES", ())
     for at in range(12):
         name = f"points-{on}-{fault.name}-{at}".lower().replace("_", "-")
         faulty = FaultyConnection(server.url, at=at, fault=fault)

@@ -16,7 +16,7 @@ from jobq.engine.model.job import NewJob, Options, Spec, State
 from jobq.engine.model.outcome import Snoozed, Throttled, encode_result, judge, put_off
 from jobq.engine.queue.late import end_late
 from jobq.engine.server import embedded
-from jobq.engine.store import sender as store_module
+from jobq.engine.store import route as store_module
 from jobq.engine.worker.child_errors import pack, rebuild
 
 if TYPE_CHECKING:
