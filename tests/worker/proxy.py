@@ -9,9 +9,13 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """``url`` leads through the proxy. Connections pass unchanged until a fault is requested."""
+    """``url`` leads through the proxy. Connections pass unchanged until a fault is requested.
 
-    def __init__(self, upstream: str) -> None:
+    ``node``: the port of the cluster's node that ``upstream`` leads to. The other nodes are reached without the proxy.
+    """
+
+    def __init__(self, upstream: str, node: int = 0) -> None:
+        self._node = node
         parts = urlsplit(upstream)
         self._upstream = parts.path
         self._user = parts.netloc
@@ -32,7 +36,10 @@ class Proxy:
     @property
     def url(self) -> str:
         """The URL for clients."""
-        return f"redis://{self._user}127.0.0.1:{self.port}"
+        here = f"127.0.0.1:{self.port}"
+        if self._node:
+            return f"redis+cluster://{self._user}{here}?address_map=127.0.0.1:{self._node}={here}"
+        return f"redis://{self._user}{here}"
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 from proxy import Proxy
@@ -14,12 +15,15 @@ from jobq.engine.model.backoff import pause
 from jobq.engine.store import lua
 from jobq.engine.worker import waker
 from jobq.errors import StoreUnavailable
+from tests.conftest import CLUSTER, USER, Server
+from tests.local_cluster import slot_of
 
 
 @pytest.fixture
-async def proxy(redis_url: str):
-    """A proxy in front of the emptied server."""
-    async with Proxy(redis_url) as proxy:
+async def proxy(server: Any, redis_url: str):
+    """A proxy in front of the emptied server. In a cluster: in front of the node that has the queue ``test``."""
+    node = server.owner(slot_of("test")) if CLUSTER else None
+    async with Proxy(redis_url) if node is None else Proxy(f"unix://{USER}{node.server.socket}", node.port) as proxy:
         yield proxy
 
 
@@ -181,8 +185,8 @@ async def test_stop_while_redis_is_away_is_bounded(proxy: Proxy, far: Queue, que
     assert stats.active == 1  # Its lease will run out, and another worker recovers it.
 
 
-async def test_redis_restarts_in_the_middle(server, gate):
-    own = type(server)("--appendonly", "yes", "--appendfsync", "always").start()
+async def test_redis_restarts_in_the_middle(gate):
+    own = Server("--appendonly", "yes", "--appendfsync", "always").start()
     try:
         async with Queue("test", own.url) as queue, Worker(queue, grace=1) as worker:
 

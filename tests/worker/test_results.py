@@ -21,6 +21,7 @@ from jobq import (
     Worker,
 )
 from jobq.engine.queue import results
+from tests.conftest import Server
 
 
 async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue: Queue, start, until, admin):
@@ -126,8 +127,8 @@ async def test_concurrent_openings_all_get_an_open_queue(redis_url):
     assert not queue.is_open
 
 
-async def test_an_opening_that_fails_can_be_tried_again(server, tmp_path):
-    missing = type(server)(folder=tmp_path)
+async def test_an_opening_that_fails_can_be_tried_again(tmp_path):
+    missing = Server(folder=tmp_path)
     queue = Queue("late", missing.url)
     for _ in range(2):
         with pytest.raises(StoreError):

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import on_all
+
 if TYPE_CHECKING:
     import logging
 
@@ -79,15 +81,16 @@ async def commands(admin: Store) -> dict[str, int]:
 
 
 async def blocked(admin: Store, clients: int) -> bool:
-    """At least this number of clients block, for example on a wake token."""
-    info = await admin.command(b"INFO", b"clients")
-    found = next(line for line in info.decode().splitlines() if line.startswith("blocked_clients:"))
-    return int(found.partition(":")[2]) >= clients
+    """At least this number of clients block, for example on a wake token. The queues may be on several nodes."""
+    lines = [line for info in await on_all(admin.connection, (b"INFO", b"clients")) for line in info.splitlines()]
+    counts = [int(line.partition(b":")[2]) for line in lines if line.startswith(b"blocked_clients:")]
+    return sum(counts) >= clients
 
 
 async def reading(admin: Store) -> bool:
-    """A client blocks in a read of a stream, so a caller waits for a result."""
-    clients = (await admin.command(b"CLIENT", b"LIST")).splitlines()
+    """A client blocks in a read of a stream, so a caller waits for a result. The queue may be on any node."""
+    answers = await on_all(admin.connection, (b"CLIENT", b"LIST"))
+    clients = [client for answer in answers for client in answer.splitlines()]
     return any(b"cmd=xread" in client and b" flags=b" in client for client in clients)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from hiredis import ReplyError
 from redis.crc import key_slot
 
 from jobq.engine.store.cluster import is_refusal
@@ -18,10 +19,12 @@ from jobq.errors import StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jobq.engine.store.calls import Call
     from jobq.engine.store.link import Argument, Connection
 
 PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
 """Seconds between the attempts to send one call."""
+_ATTEMPTS: Final = (*PAUSES, None)
 _ASKING: Final = pack((b"ASKING",))
 
 
@@ -40,7 +43,8 @@ class Route:
     async def send(
         self,
         pieces: list[bytes],
-        again: Callable[[], list[bytes]] | None = None,
+        calls: Sequence[Call[Any]] = (),
+        packed_by: Callable[[Call[Any]], bytes] | None = None,
         *,
         patience: float = 0.0,
         within: float | None = None,
@@ -48,8 +52,9 @@ class Route:
     ) -> list[Any]:
         """Send packed commands in one write. A command's own error stands in its place.
 
-        A write that got no answer is sent again, as ``again`` packs it. ``patience``, ``within``: as for
-        ``Connection.trip``. ``waits``: the last command is a WAIT, which counts the writes before it.
+        A write that got no answer is sent again. ``calls``: the first pieces, which ``packed_by`` then packs again,
+        marked as repeated. ``patience``, ``within``: as for ``Connection.trip``. ``waits``: the last command is a WAIT,
+        which counts the writes before it.
 
         :raises StoreUnavailable: no attempt got an answer.
         """
@@ -61,14 +66,15 @@ class Route:
         connection, slot = self.connection, self.slot
         began = time.monotonic()
         limit = connection.timeout if within is None else within
-        for pause in (*PAUSES, None):
+        for pause in _ATTEMPTS:
             try:
                 node = connection.node_of(slot)
                 if node.doubted:
                     node = await connection.find(slot)
                 answers = await node.trip(b"".join(pieces), len(pieces), patience=patience, within=within)
                 for answer in answers:
-                    if is_refusal(answer):
+                    # The first test alone costs little. Every answer passes here.
+                    if isinstance(answer, ReplyError) and is_refusal(answer):
                         await self._follow(node, pieces, answers, began + limit, patience, waits=waits)
                         break
             except StoreUnavailable:
@@ -78,8 +84,10 @@ class Route:
                 if within <= 0:
                     raise
                 await asyncio.sleep(pause)
-                if again is not None:
-                    pieces = again()
+                if packed_by is not None:
+                    for call in calls:
+                        call.send_again()
+                    pieces[: len(calls)] = [packed_by(call) for call in calls]
             else:
                 return answers
         raise AssertionError("the last attempt returns or raises")

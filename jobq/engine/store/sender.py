@@ -13,7 +13,7 @@ from jobq.engine.store.route import PAUSES, Route
 from jobq.errors import DurabilityUnavailable, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jobq.engine.store.calls import Call
     from jobq.engine.store.link import Argument
@@ -72,7 +72,9 @@ class Sender(Route):
         :raises StoreUnavailable: no attempt got an answer.
         """
         behind = [pack(extra)] if extra else []
-        answers = await self._persist(self._pack, calls, behind, patience, within)
+        answers = await self.send(
+            [*map(self._pack, calls), *behind], calls, self._pack, patience=patience, within=within, waits=bool(behind)
+        )
         return await self._read(calls, answers, behind, patience)
 
     async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
@@ -106,7 +108,10 @@ class Sender(Route):
                     if not loaded:
                         await self.load()
                         loaded = True
-                    answer, *last = await self._persist(self._pack_source, (call,), behind, patience)
+                    pieces = [self._pack_source(call), *behind]
+                    answer, *last = await self.send(
+                        pieces, (call,), self._pack_source, patience=patience, waits=bool(behind)
+                    )
                     answers[len(calls) :] = last
                 if isinstance(answer, Exception):
                     answers[i] = translate(answer)
@@ -114,29 +119,13 @@ class Sender(Route):
             answers[i] = call.read(answer)
         return answers
 
-    async def _persist(
-        self,
-        pack_call: Callable[[Call[Any]], bytes],
-        calls: Sequence[Call[Any]],
-        behind: list[bytes],
-        patience: float,
-        within: float | None = None,
-    ) -> list[Any]:
-        def again() -> list[bytes]:
-            for call in calls:
-                call.send_again()
-            return [pack_call(call) for call in calls] + behind
-
-        pieces = [pack_call(call) for call in calls] + behind
-        return await self.send(pieces, again, patience=patience, within=within, waits=bool(behind))
-
     async def do(self, call: Call[T], *, within: float | None = None) -> T:
         """Send one call. ``within``: seconds for all of it, where that is less than the connection's timeout.
 
         :raises StoreError: the server's error.
         """
         # The same as `trip` with one call, without its lists and coroutines. Every single enqueue goes this way.
-        answer = (await self._persist(self._pack, (call,), [], 0.0, within))[0]
+        answer = (await self.send([self._pack(call)], (call,), self._pack, within=within))[0]
         if isinstance(answer, Exception):
             answer = (await self._read((call,), [answer], [], 0.0))[0]
             if isinstance(answer, StoreError):
