@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
 """Seconds between the attempts to send one call."""
-_ATTEMPTS: Final = (*PAUSES, None)
 _ASKING: Final = pack((b"ASKING",))
 
 
@@ -66,7 +65,7 @@ class Route:
         connection, slot = self.connection, self.slot
         began = time.monotonic()
         limit = connection.timeout if within is None else within
-        for pause in _ATTEMPTS:
+        for pause in (*PAUSES, None):
             try:
                 node = connection.node_of(slot)
                 if node.doubted:
