@@ -66,7 +66,7 @@ def test_types_without_workers(jobq: Callable[..., Said], tasks: str):
 
 
 def test_a_server_without_queues_is_looked_at(jobq: Callable[..., Said]):
-    found = checks(jobq("doctor", "--prefix", "empty", "--json"))
+    found = checks(jobq("doctor", "--json"))
     assert found["queues"]["level"] == "warning"
     assert {"version", "memory", "latency", "clock"} <= set(found)
 
