@@ -40,7 +40,7 @@ def test_null_is_an_empty_payload():
         (b"{}", 3, "its payload has version 3, and send has version 2 here"),
         (b"{", 1, "not JSON"),
         (b"\xff", 1, "not JSON"),
-        (b"[" * 5000 + b"]" * 5000, 1, "not JSON"),
+        (b"[" * 5000 + b"]" * 5000, 1, "is not"),  # newer Pythons read it, and it is no object
         (b"[1]", 1, "is not an object"),
         (b'{"wrong":1}', 1, "upcast(1) of send raised KeyError: 'x'"),
         (b'{"x":"list"}', 1, "returned list and not the new payload, a dict"),
