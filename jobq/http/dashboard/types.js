@@ -10,7 +10,7 @@ export const readPerformance = (queue) => api(of(queue, `performance?window=${pa
 function line({ type, completed, failed, retried, lost, wait, run }) {
   const time = (latency, name) => (latency ? span(latency[name]) : "-");
   const numbers = [completed, failed, retried, lost].map((number, place) => el("td", { class: `num ${place && number ? "bad" : ""}` }, count(number)));
-  return el("tr", { key: type }, el("th", { scope: "row", class: "data" }, type || "all"), numbers,
+  return el("tr", { key: type }, el("th", { scope: "row", class: "data name" }, type || "all"), numbers,
     [wait, run].flatMap((latency) => ["p50", "p99"].map((name) => el("td", { class: "num" }, time(latency, name)))));
 }
 
@@ -23,7 +23,7 @@ export function drawTypes() {
     el("button", { "aria-pressed": String(page.window === window), click: () => { page.window = window; tell("changed"); } }, `Last ${words}`));
   const heads = ["completed", "failed", "retried", "lost", "wait p50", "wait p99", "run p50", "run p99"];
   patch(node, el("h2", null, "Types"), el("div", { class: "buttons" }, choices),
-    el("table", null,
+    el("div", { class: "scroll" }, el("table", null,
       el("thead", null, el("tr", null, el("th", { scope: "col" }, "type"), heads.map((head) => el("th", { scope: "col", class: "num" }, head)))),
-      el("tbody", null, [found.all, ...found.types.slice(0, SHOWN)].map(line))));
+      el("tbody", null, [found.all, ...found.types.slice(0, SHOWN)].map(line)))));
 }
