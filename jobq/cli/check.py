@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.cli import render
-from jobq.cli.session import all_queues, run
-from jobq.engine.queue.checking import UNFINISHED
+from jobq.cli.session import all_queues, is_target, run
+from jobq.engine.queue.pages import UNFINISHED
 from jobq.errors import TargetError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def check(args: argparse.Namespace, settings: Settings) -> int:
     """``jobq check TARGET``. Returns 1 if the code cannot run all of the jobs."""
-    if ":" not in args.target and "/" not in args.target:
+    if not is_target(args.target):
         raise TargetError(f"{args.target!r} is not a target; write package.module:name or path/file.py:name")
 
     async def main() -> int:

@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     stats: Stats
     enqueued: int
     types: dict[str, dict[str, int]]
-    """What was counted of each type of all time."""
+    """What was counted of each type since the queue began."""
     jobs: dict[State, dict[str, int]]
     workers: list[WorkerRow]
     scale: Scale

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from jobq.engine.model.job import State
 from jobq.engine.model.unreadable import as_text
-from jobq.engine.queue.pages import read_state
+from jobq.engine.queue.pages import UNFINISHED, read_state
 from jobq.engine.queue.producing import Producing
 from jobq.engine.schedule.state import read_row
 from jobq.engine.task.signature import misfit_of_type
@@ -19,9 +18,9 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobq.engine.model.job import State
     from jobq.engine.model.views import JobRow
 
-UNFINISHED: Final = (State.ACTIVE, State.WAITING, State.DELAYED, State.HELD, State.BLOCKED)
 PAGE: Final = 500
 SCHEDULES_PAGE: Final = 200
 MISFITS_MAX: Final = 200

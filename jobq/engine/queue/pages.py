@@ -34,12 +34,12 @@ CALL: Final = 50
 fault at nearly every access."""
 _SCORE: Final = re.compile(r"(-?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?)?")
 _NEWEST_FIRST: Final = (State.COMPLETED, State.FAILED)
-_UNFINISHED: Final = (State.WAITING, State.DELAYED, State.HELD, State.BLOCKED, State.ACTIVE)
+UNFINISHED: Final = (State.WAITING, State.DELAYED, State.HELD, State.BLOCKED, State.ACTIVE)
 _ALLOWED: Final[dict[str, tuple[State, ...]]] = {
     "retry": (State.FAILED, State.COMPLETED),
     "remove": tuple(state for state in State if state is not State.ACTIVE),
-    "kill": _UNFINISHED,
-    "reprioritise": _UNFINISHED[:-1],
+    "kill": UNFINISHED,
+    "reprioritise": UNFINISHED[:-1],
     "promote": (State.DELAYED,),
 }
 _BY_PRIORITY: Final = (State.WAITING, State.BLOCKED, State.HELD)
