@@ -80,6 +80,14 @@ def test_the_urls_of_nodes(url: str, first: str, node: str):
     make_pool(node, {})
 
 
+@pytest.mark.parametrize("hosts", ["a,[::1]:2", "[::1]:2,a", "[::1],[fe80::2]:3", "u:p@a:1,[::1]"])
+def test_addresses_in_brackets_stand_anywhere_in_a_list(hosts: str):
+    """``urlsplit`` of Python 3.11.2 and of 3.14 refuses some of these lists. jobq must not depend on its opinion."""
+    for scheme, path in (("redis+cluster", ""), ("redis+sentinel", "/jobs")):
+        make_pool(f"{scheme}://{hosts}{path}", {})
+    assert len(nodes_of(f"redis+cluster://{hosts}").seeds) == hosts.count(",") + 1
+
+
 def test_a_node_of_a_cluster_behind_sentinel_is_refused():
     with pytest.raises(SettingsError, match="Use the addresses of the nodes"):
         nodes_of("redis+sentinel://a/jobs")

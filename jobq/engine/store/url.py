@@ -74,8 +74,16 @@ class Nodes(NamedTuple):
 
 def is_cluster(url: str) -> bool:
     """Whether the URL says that it leads to a cluster."""
-    scheme = urlsplit(url).scheme
+    scheme = _split(url).scheme
     return _SCHEMES.get(scheme, scheme) in _CLUSTERS
+
+
+def _split(url: str) -> SplitResult:
+    """Like ``urlsplit``, which refuses a list of addresses if brackets stand anywhere but around the whole host."""
+    scheme, separator, rest = url.partition("://")
+    addresses = re.match(r"[^/?#]*", rest)
+    netloc = addresses[0] if addresses else ""
+    return urlsplit(f"{scheme}{separator}{rest[len(netloc) :]}")._replace(netloc=netloc)
 
 
 def nodes_of(url: str) -> Nodes:
@@ -87,7 +95,7 @@ def nodes_of(url: str) -> Nodes:
     :raises SettingsError: jobq cannot use this URL; the message says why.
     """
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
         parameters = _parameters(parts, scheme)
         if parts.path.strip("/") and scheme in _CLUSTERS:
@@ -132,7 +140,7 @@ def make_pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     if is_cluster(url):
         url = nodes_of(url).seeds[0]
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         scheme = _SCHEMES.get(parts.scheme, parts.scheme)
         parameters = _parameters(parts, scheme)
         if scheme == "redis+sentinel":
