@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := jobq tests examples benchmarks .ci
+SOURCES := jobq tests examples benchmarks website .ci
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format lint types audit bench clean
+.PHONY: help run test format lint types audit bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name words; do \
@@ -36,6 +36,9 @@ audit: $(VENV)/dev.stamp ## look for known vulnerabilities in the packages used
 bench: $(VENV)/run.stamp ## measure this machine
 	$(BIN)/jobq bench $(ARGS)
 
+docs: $(VENV)/docs.stamp ## build the documentation site into build/site/html, and follow its links
+	@$(BIN)/python -m website
+
 clean: ## remove what was made here; the embedded server's data stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
 
@@ -59,4 +62,9 @@ $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/run.stamp
 	@echo "installing what tests and checks need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/dev.stamp
+	@echo "installing what the documentation site needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

@@ -1,0 +1,61 @@
+"""The documentation site: its list of pages is complete, and every link of its sources leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import PurePosixPath
+
+import pytest
+
+from website.config import missing, read_nav
+from website.links import broken
+from website.pages import Pages, for_python_markdown, prose
+
+NAV = read_nav()
+PAGES = Pages().texts
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def test_every_page_is_listed():
+    assert missing(NAV) == [], "add a line to docs/README.md, which is the navigation of the site"
+
+
+def test_the_navigation_names_only_pages_that_exist():
+    assert {place for pages in NAV.values() for _, place in pages} - PAGES.keys() == set()
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = [line for line, is_code in prose(text) if not is_code and re.match(r"#+ ", line)]
+    words = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lstrip("#").strip().lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", one).replace(" ", "-") for one in words}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("source/")])
+def test_every_link_and_anchor_leads_somewhere(page: str):
+    text = "\n".join(re.sub(r"`[^`]*`", "", line) for line, is_code in prose(PAGES[page]) if not is_code)
+    for target, anchor in LINK.findall(text):
+        found = os.path.normpath(PurePosixPath(page).parent / target) if target else page
+        assert found in PAGES or found.endswith(".svg"), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors(PAGES[found]), f"{page} links to {target}#{anchor}"
+
+
+def test_lists_are_written_as_python_markdown_reads_them():
+    text = "What follows:\n- one\n  more\n  - below\n1. two\n   ```console\n   $ ls\n   ```\n\nEnd\n    code"
+    wanted = "What follows:\n\n- one\n    more\n    - below\n1. two\n    ```console\n    $ ls\n    ```\n\nEnd\n    code"
+    assert for_python_markdown(text) == wanted
+
+
+def test_the_check_of_the_built_site_finds_what_is_broken(tmp_path):
+    (tmp_path / "index.html").write_text(
+        '<h1 id="top">A</h1><a href="#top">ok</a><a href="#gone"></a><a href="no/">x</a><a href="https://nohost/">x</a>'
+        '<a href="https://example.com/x#y">ok</a><script src="https://cdn.example.com/x.js"></script>'
+    )
+    assert broken(tmp_path) == [
+        "index.html loads https://cdn.example.com/x.js from another host",
+        "index.html: the page has no such anchor: #gone",
+        "index.html: there is no such page: no/",
+        "index.html: this is no URL of the web: https://nohost/",
+    ]
