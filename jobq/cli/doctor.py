@@ -152,11 +152,14 @@ async def examine_queue(queue: Queue) -> list[Finding]:
     alive = [row for row in workers if row.alive]
     work = stats.waiting + stats.held + stats.delayed + stats.active
     if not alive and work:
-        found.append(Finding("workers", "error", f"{work} jobs and no worker", "jobq work TARGET", name))
+        found.append(
+            Finding("workers", "error", f"{render.number_of(work, 'job')} and no worker", "jobq work TARGET", name)
+        )
     else:
-        found.append(Finding("workers", "ok", f"{len(alive)} workers", queue=name))
+        found.append(Finding("workers", "ok", render.number_of(len(alive), "worker"), queue=name))
     if silent := [row.id for row in workers if not row.alive]:
-        words = f"{len(silent)} workers stopped without a goodbye in the last day, the last one {silent[0]}"
+        stopped = render.number_of(len(silent), "worker")
+        words = f"{stopped} stopped without a goodbye in the last day, the last one {silent[0]}"
         found.append(
             Finding("heartbeats", "warning", words, "look at their logs, for a kill or too little memory", name)
         )

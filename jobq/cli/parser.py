@@ -196,7 +196,7 @@ def _add_jobs(menu: Menu) -> None:
         help="run it at this time at the earliest: 2030-01-31T08:00:00+01:00",
     )
     enqueue.add_argument("--id", help="an id of your own; the same job with the same id is added once")
-    enqueue.add_argument("--priority", type=int, metavar="N", help="lower numbers run first")
+    enqueue.add_argument("--priority", type=values.integer, metavar="N", help="lower numbers run first")
     enqueue.add_argument("--attempts", type=values.attempts, metavar="N", help="total number of runs, or unlimited")
     enqueue.add_argument(
         "--backoff", type=values.backoff, metavar="SPEC", help="between runs: fixed:5s, exponential:1s:1h or 1s,5s,1m"
@@ -242,7 +242,9 @@ def _add_jobs(menu: Menu) -> None:
         help="what it costs; may be repeated",
     )
     enqueue.add_argument("--group", metavar="GROUP", help="the group whose turns it takes, such as a tenant")
-    enqueue.add_argument("--slots", type=int, metavar="N", help="count it as N jobs, for its worker and its limits")
+    enqueue.add_argument(
+        "--slots", type=values.integer, metavar="N", help="count it as N jobs, for its worker and its limits"
+    )
     _add_contents(enqueue)
     enqueue.add_argument("--wait", **time, help="wait this long for the result, and print it instead of the id")
 
@@ -264,7 +266,7 @@ def _add_jobs(menu: Menu) -> None:
     priority = command(
         menu, "priority", "move:priority", "give jobs that have not started another priority", shown=True, queue=True
     )
-    priority.add_argument("priority", type=int, metavar="N", help="the priority; lower numbers run first")
+    priority.add_argument("priority", type=values.integer, metavar="N", help="the priority; lower numbers run first")
     _ids(priority)
     _bulk(
         priority, "all jobs of the state given by --state", states=[s for s in unfinished if s != "active"], aged=False
@@ -367,7 +369,7 @@ def _add_rerun(menu: Menu) -> None:
     rerun.add_argument(
         "--payload", type=values.payload, metavar="JSON", help="in place of its own; - reads it from stdin"
     )
-    rerun.add_argument("--priority", type=int, metavar="N", help="in place of its own")
+    rerun.add_argument("--priority", type=values.integer, metavar="N", help="in place of its own")
     rerun.add_argument("--delay", type=values.seconds, metavar="TIME", help="run it after this time")
 
 

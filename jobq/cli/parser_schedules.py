@@ -39,7 +39,7 @@ def add_schedules(menu: Menu) -> None:
     put.add_argument("--catch-up", choices=get_args(CatchUp), help="for slots at which no worker ran (default: last)")
     put.add_argument("--jitter", **_TIME, help="let the slots come later by a fixed time of at most this length")
     put.add_argument("--pause-after", type=values.whole(1), metavar="N", help="pause it after N failures in a row")
-    put.add_argument("--priority", type=int, metavar="N", help="lower numbers run first")
+    put.add_argument("--priority", type=values.integer, metavar="N", help="lower numbers run first")
     put.add_argument("--attempts", type=values.attempts, metavar="N", help="total number of runs, or unlimited")
     put.add_argument("--timeout", **_TIME, help="limit of one run")
     put.add_argument("--limits", action="append", metavar="KEY", help="a limit key; may be repeated")

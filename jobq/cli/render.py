@@ -75,6 +75,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [line(row) for row in [head, *cells]]
 
 
+def number_of(count: int, noun: str) -> str:
+    """ "1 job", "2 jobs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def ago(ms: int | None, now_ms: float | None = None) -> str:
     """A time in the past or the future: "3s ago", "in 5m"."""
     if ms is None:

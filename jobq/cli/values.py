@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,16 @@ from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def integer(word: str) -> int:
+    """A whole number in plain digits. ``int`` also takes spaces, underscores and the digits of other scripts.
+
+    :raises ArgumentTypeError: it is none.
+    """
+    if not re.fullmatch(r"-?[0-9]{1,18}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number; write it in digits, like 12")
+    return int(word)
 
 
 def seconds(word: str) -> float:
@@ -72,8 +83,8 @@ def rate(word: str) -> Rate:
     per, _, rest = rest.partition("/")
     burst, _, unit = rest.partition("/")
     try:
-        return Rate(int(count), per=seconds(per), burst=int(burst or 1), unit=unit or None)
-    except (ValueError, InvalidJob) as error:
+        return Rate(integer(count), per=seconds(per), burst=integer(burst or "1"), unit=unit or None)
+    except (argparse.ArgumentTypeError, InvalidJob) as error:
         raise argparse.ArgumentTypeError(
             f"{word!r}: it takes COUNT/TIME, COUNT/TIME/BURST or COUNT/TIME/BURST/UNIT, such as 100/1m/20"
         ) from error
@@ -82,9 +93,10 @@ def rate(word: str) -> Rate:
 def cost(word: str) -> tuple[str, int]:
     """ "tokens=500": a unit and a number."""
     unit, _, number = word.partition("=")
-    if not unit or not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r}: it takes UNIT=N, such as tokens=500")
-    return unit, int(number)
+    try:
+        return unit, whole(0)(number) if unit else integer("")
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{word!r}: it takes UNIT=N, such as tokens=500") from None
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -92,8 +104,8 @@ def whole(least: int) -> Callable[[str], int]:
 
     def number(word: str) -> int:
         try:
-            value = int(word)
-        except ValueError:
+            value = integer(word)
+        except argparse.ArgumentTypeError:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of {least} or more")
@@ -109,10 +121,13 @@ def whole_or_any(word: str) -> int | str:
 
 def weight(word: str) -> tuple[str, int]:
     """Parse "email=3" into the queue's name and its weight."""
-    name, equals, number = word.partition("=")
-    if not name or not equals or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a weight; write QUEUE=N with a whole number N of 1 or more")
-    return name, int(number)
+    name, _, number = word.partition("=")
+    try:
+        return name, whole(1)(number) if name else integer("")
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a weight; write QUEUE=N with a whole number N of 1 or more"
+        ) from None
 
 
 def attempts(word: str) -> int | str:
@@ -120,8 +135,8 @@ def attempts(word: str) -> int | str:
     if word == "unlimited":
         return word
     try:
-        return int(word)
-    except ValueError:
+        return integer(word)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"{word!r} is not a number of runs; write a whole number or unlimited"
         ) from None

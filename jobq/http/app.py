@@ -176,7 +176,8 @@ async def _no_route(call: ApiCall) -> web.Response:
             headers={"Allow": allowed},
             allowed=sorted(methods),
         )
-    raise problems.HttpProblem(problems.NOT_FOUND, f"there is no route {path[:200]!r}; /docs lists all routes")
+    detail = f"there is no route {path[:200]!r}; /docs lists all routes, and /dashboard is the dashboard"
+    raise problems.HttpProblem(problems.NOT_FOUND, detail)
 
 
 async def _expect(request: web.Request) -> web.Response | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SLOW_MS = 10.0
 LOOK_MS = 1
 """The bound of the slow log. Calls that take longer are recorded."""
-BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "types", "types_seen", "metrics", "meta")
+BOUNDED = ("wake", "claims", "events", "workers", "workers_info", "types", "types_seen", "metrics", "history", "meta")
 """Keys that must not grow with the jobs."""
 
 

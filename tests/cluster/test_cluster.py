@@ -138,6 +138,16 @@ async def test_moved_is_followed_and_remembered(route: Route, cluster: LocalClus
     assert route.node.url.endswith(str(ends[1].port))
 
 
+async def test_a_refusal_moves_the_slot_that_it_names(connection: Connection, cluster: LocalCluster):
+    """A route may send a key of another slot, such as that of the registry. Its own slot stays where it is."""
+    route, other = (Route(connection, b"{%b}" % name.encode()) for name in NAMES[:2])
+    await route.commands((b"GET", b"{%b}" % NAMES[0].encode()))
+    mine = route.node
+    assert await route.commands((b"GET", b"{%b}" % NAMES[1].encode())) == [None]
+    assert route.node is mine
+    assert other.node.url.endswith(str(cluster.owner(slot_of(NAMES[1])).port))
+
+
 async def test_ask_is_followed_and_not_remembered(route: Route, cluster: LocalCluster, ends: tuple[Node, Node]):
     assert await route.commands(INCR) == [1]
     before = route.node

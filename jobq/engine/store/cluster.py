@@ -92,8 +92,9 @@ class Cluster:
             if url not in self._nodes or not self._looked_at:
                 # A new node, so more may have changed. This is no more than a hint: go on if nobody answers.
                 await self._look_quietly()
-            self._slots[slot] = self._at(url)
-            return self._slots[slot] or sender, False
+            # The refusal names the slot of the command, which is not the caller's if the key is shared by all queues.
+            target = self._slots[int(words[0])] = self._at(url)
+            return target, False
         if kind == "CLUSTERDOWN":
             # Perhaps only this node is cut off from the others, and one of them has its slots now.
             sender.doubted = True
