@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 UNFINISHED = ("waiting", "delayed", "active")
 FINISHED = ("completed", "failed")
+SPAN = 2**42
+"""Places of a priority. With aging, numbers begin here."""
 NOTHING = ["", 0, [], [], [], []]
 """The reply of a claim that must be sent again, with all keys or after lapse."""
 
@@ -143,6 +145,9 @@ class Model:
         self.reap_from = 0
         self.front = 0
         self.back = 0
+        self.aging = 0
+        """How much waiting a step of priority is worth, ms. 0: priorities are absolute."""
+        self.aged = 0
 
     # -- questions -------------------------------------------------------------------------------------------------
 
@@ -150,8 +155,12 @@ class Model:
         """The jobs of a state in the order of their set."""
         found = [job for job in self.jobs.values() if job.state == state]
         if state == "waiting":
-            return sorted(found, key=lambda job: (job.priority, job.turn, job.id))
+            return sorted(found, key=lambda job: (*self.place(job), job.id))
         return sorted(found, key=lambda job: (job.at, job.id))
+
+    def place(self, job: Job) -> tuple[int, int]:
+        """Its place among the waiting jobs. With aging it is one number, a time in us."""
+        return (job.priority * 1000 * self.aging + job.turn, 0) if self.aging else (job.priority, job.turn)
 
     def unfinished(self, job_id: str) -> bool:
         return job_id in self.jobs and self.jobs[job_id].state in UNFINISHED
@@ -169,7 +178,7 @@ class Model:
         """The state that Redis should have."""
         jobs = list(self.jobs.values())
         return {
-            "waiting": [(job.id, job.priority) for job in self.of("waiting")],
+            "waiting": [(job.id, self.place(job)[0]) for job in self.of("waiting")],
             **{
                 state: {job.id: job.at for job in self.of(state)}
                 for state in ("delayed", "active", "completed", "failed")
@@ -221,15 +230,25 @@ class Model:
         if n:
             self.totals[what] = self.totals.get(what, 0) + n
 
-    def _to_waiting(self, job: Job, *, front: bool = False) -> None:
+    def _numbers(self, count: int) -> range:
+        """The next numbers of waiting. With aging they are times in us, each larger than the one before."""
+        if not self.aging:
+            self.back += count
+            return range(self.back - count + 1, self.back + 1)
+        first = SPAN + 1000 * self.now
+        if not first <= self.aged <= first + 60_000_000 - count:
+            self.aged = first
+        self.aged += count
+        return range(self.aged - count + 1, self.aged + 1)
+
+    def _to_waiting(self, job: Job, number: int | None = None, *, front: bool = False) -> None:
         job.state, job.at = "waiting", 0
         front, job.front = front or job.front, False
         if front or job.lifo:
             self.front -= 1
             job.turn = self.front
         else:
-            self.back += 1
-            job.turn = self.back
+            job.turn = self._numbers(1)[0] if number is None else number
 
     def _held(self, flat: list[Any], size: int, lost: list[str]) -> Iterator[tuple[Job, list[Any]]]:
         """From groups (id, token, rest), those with the token of the lease. The ids of the others are added to
@@ -291,6 +310,7 @@ class Model:
 
     def enqueue(self, rows: list[Row], *, repeated: bool = False) -> list[Any]:
         refused: list[Any] = []
+        numbers = self._numbers(len(rows))
         for number, row in enumerate(rows, 1):
             known = row.id in self.jobs or (repeated and row.id in self.removed)
             earlier = (row.id, "-") if known else None
@@ -313,7 +333,7 @@ class Model:
             self.jobs[row.id] = job
             self._live(row)
             if not row.delay:
-                self._to_waiting(job)
+                self._to_waiting(job, numbers[number - 1])
             for name, ttl in row.keys:
                 if not name.isupper():
                     job.keys.append((name, ttl is not None))
@@ -532,9 +552,11 @@ class Model:
             self._unpark(job)
             if job.front:
                 self._to_waiting(job)
-        for job in due:
+        for i, (job, number) in enumerate(zip(due, self._numbers(len(due)), strict=True)):
             if job.state == "delayed":
-                self._to_waiting(job)
+                # With aging a job has waited since it was due.
+                since = SPAN + 1000 * job.at + i % 1000
+                self._to_waiting(job, min(number, since) if self.aging else number)
         later = self.of("delayed")
         return [len(due), max(0, later[0].at - self.now) if later else -1, 0]  # no job of this machine has limits
 
@@ -550,7 +572,15 @@ class Model:
         reply[5] = holders
         return reply
 
+    def set_aging(self, ms: int) -> list[int]:
+        """At the beginning, before there are jobs."""
+        self.aging = ms
+        self.aged = SPAN + 1000 * self.now if ms else 0
+        return [ms, 0]
+
     def rebase(self, _page: int, _bound: int) -> int:
+        if self.aging:
+            return 0
         self.back = self.front = 0
         jobs = self.of("waiting")
         for priority in {job.priority for job in jobs}:

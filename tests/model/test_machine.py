@@ -75,6 +75,8 @@ LIVES = st.sampled_from(
 )
 """In how many ms a job must have started and ended."""
 JOBS = st.tuples(PRIORITIES, st.booleans(), st.sampled_from([0, 0, 0, 1, 500, 5000]), KEYS, LIVES)
+AGINGS = st.sampled_from([0, 0, 1, 400, 60_000])
+"""How much waiting a step of priority is worth, ms."""
 Lease = tuple[str, str, int]
 """Id, token, and the number of the run."""
 
@@ -162,15 +164,19 @@ class Machine(RuleBasedStateMachine):
         rows: list[Row] = []
         for i, (priority, lifo, delay, keys, life) in enumerate(jobs):
             start_by, end_by = [self.model.now + ms if ms and self.timed else None for ms in life]
+            lifo = lifo and not self.model.aging  # such a job is refused
             rows.append(Row(f"j{999 - self.count - i}", priority, lifo, delay, keys, start_by, end_by, rerun_of))
         self.count += len(rows)
         self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)
         return multiple(*[row.id for row in rows if row.id in self.model.jobs])
 
-    @initialize(target=ids, jobs=st.lists(JOBS, min_size=4, max_size=8), timed=st.booleans())
-    def begin(self, jobs: list[Any], timed: bool) -> Any:
+    @initialize(target=ids, jobs=st.lists(JOBS, min_size=4, max_size=8), timed=st.booleans(), aging=AGINGS)
+    def begin(self, jobs: list[Any], timed: bool, aging: int) -> Any:
         self.timed = timed
+        if aging:
+            assert self.run(self.store.do(self.store.aging(aging))) == self.model.set_aging(aging)
+            self.began = True  # only a queue without settings is new
         return self.rows(jobs)
 
     @rule(target=ids, job_id=ids, job=JOBS)
@@ -427,8 +433,13 @@ class Machine(RuleBasedStateMachine):
             state.pop(column, None)
         actual = {column: state.pop(column, {}) for column in self.model.columns() if column not in DERIVED}
         assert not state, "nothing else stands in Redis"
-        # The high bits of the score are the priority. The order of jobs shows the position below them.
-        actual["waiting"] = [(job_id, score // 2**42) for job_id, score in (actual["waiting"] or {}).items()]
+        # The high bits of the score are the priority. The order of jobs shows the position below them. With aging the
+        # whole score is the place.
+        aged = self.model.aging > 0
+        actual["waiting"] = [
+            (job_id, int(score) - 2**41 if aged else score // 2**42)
+            for job_id, score in (actual["waiting"] or {}).items()
+        ]
         actual["totals"] = {name: int(count) for name, count in metrics.items() if not name.startswith("m:")}
         actual["paused"] = "paused" in meta
         actual["closed"] = int(meta["closed"]) if "closed" in meta else None
