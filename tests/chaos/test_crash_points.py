@@ -98,7 +98,7 @@ class Scenario:
         self.worker = Worker(self.queue, concurrency=3, lease=LEASE, grace=5)
 
     def new_queue(self, connection: Connection) -> Queue:
-        queue = Queue(self.name, connection, clock=lambda: self.now)
+        queue = Queue(self.name, connection, charge="actual", clock=lambda: self.now)
         sink = self.sink
 
         @queue.task(name="ok")
@@ -334,6 +334,24 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "SETTLE_SECONDS", 0.02)
 
 
+async def at_each_trip(scenario: Callable[[int], Awaitable[int]]) -> None:
+    """Run a scenario without a fault, then with a fault at each of its trips, several of them side by side.
+
+    ``scenario`` takes the number of the trip, and returns how many trips there were.
+    """
+    trips = await scenario(-1)
+    assert trips > 10
+    turn = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(at: int) -> None:
+        async with turn:
+            await scenario(at)
+
+    async with asyncio.TaskGroup() as group:
+        for at in range(trips):
+            group.create_task(one(at))
+
+
 async def run_once(server: Server, at: int, fault: Fault) -> int:
     """Run the scenario with a fault at one trip. Returns the number of trips."""
     faulty, healthy = FaultyConnection(server.url, at=at, fault=fault), Connection(server.url)
@@ -369,17 +387,7 @@ async def test_no_job_is_lost_when_any_trip_fails_or_its_process_dies(
     """The sweep."""
     if not retries:
         monkeypatch.setattr(route_module, "PAUSES", ())
-    trips = await run_once(server, -1, fault)
-    assert trips > 15
-    turn = asyncio.Semaphore(AT_A_TIME)
-
-    async def one(at: int) -> None:
-        async with turn:
-            await run_once(server, at, fault)
-
-    async with asyncio.TaskGroup() as group:
-        for at in range(trips):
-            group.create_task(one(at))
+    await at_each_trip(lambda at: run_once(server, at, fault))
 
 
 async def use_drop_and_use_again(name: str, faulty: FaultyConnection) -> list[str]:
@@ -415,15 +423,12 @@ async def test_each_trip_of_a_queue_that_is_dropped_and_used_again_cut(
     """A drop that is repeated takes no job of the new queue, and one that was acknowledged leaves none of the old."""
     if not retries:
         monkeypatch.setattr(route_module, "PAUSES", ())
-    trips = 100
-    for at in itertools.count(-1):
-        if at >= trips:
-            break
+
+    async def scenario(at: int) -> int:
         faulty, name = FaultyConnection(server.url, at=at, fault=fault), f"drop{next(_numbers)}"
         done = await use_drop_and_use_again(name, faulty)
         await faulty.aclose()
         if at < 0:
-            trips = faulty.trips
             assert done == ["opened", "old", "dropped", "new"]
         async with Queue(name, connection) as queue:
             assert await broken(queue.store) == []
@@ -431,6 +436,9 @@ async def test_each_trip_of_a_queue_that_is_dropped_and_used_again_cut(
         where = f"{fault} at trip {at}: {faulty.hit}, acknowledged {done}"
         assert "new" in rows or "new" not in done, where
         assert "old" not in rows or "dropped" not in done, where
+        return faulty.trips
+
+    await at_each_trip(scenario)
 
 
 async def migrate_a_page(store: Sender) -> bool:
@@ -451,10 +459,8 @@ async def test_each_trip_of_a_migration_cut(
     if not retries:
         monkeypatch.setattr(route_module, "PAUSES", ())
     rows = {f"j{n}".encode(): b"%d" % n for n in range(5)}
-    trips = 100
-    for at in itertools.count(-1):
-        if at >= trips:
-            break
+
+    async def scenario(at: int) -> int:
         healthy = Store(connection, f"migration{next(_numbers)}")
         await healthy.command(b"HSET", healthy.keys["meta"], b"layout", 1)
         await healthy.command(b"HSET", healthy.keys["progress"], *itertools.chain(*rows.items()))
@@ -462,8 +468,6 @@ async def test_each_trip_of_a_migration_cut(
         with suppress(StoreUnavailable):
             await Store(faulty, healthy.name).open(wanted=2, migrations={1: migrate_a_page})
         await faulty.aclose()
-        if at < 0:
-            trips = faulty.trips
         layout = await healthy.command(b"HGET", healthy.keys["meta"], b"layout")
         left = await healthy.command(b"HLEN", healthy.keys["progress"])
         assert layout == b"1" or not left, f"{fault} at trip {at}: {faulty.hit}"
@@ -471,4 +475,6 @@ async def test_each_trip_of_a_migration_cut(
         moved = await healthy.command(b"HGETALL", healthy.keys["logs"])
         assert dict(zip(moved[::2], moved[1::2], strict=True)) == rows
         assert await healthy.command(b"HGET", healthy.keys["meta"], b"layout") == b"2"
-    assert trips > 15
+        return faulty.trips
+
+    await at_each_trip(scenario)
