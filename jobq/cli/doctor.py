@@ -56,8 +56,8 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
                 render.say(f"{finding.level}: {finding.check}{where}: {finding.message}")
                 if finding.fix:
                     render.say(f"  type: {finding.fix}")
-        bad = f"{levels.count('error')} errors, {levels.count('warning')} warnings"
-        render.say(f"{len(found)} checks: {bad}" if set(levels) != {"ok"} else f"{len(found)} checks: nothing is wrong")
+        bad = ", ".join(render.number_of(levels.count(level), level) for level in ("error", "warning"))
+        render.say(f"{render.number_of(len(found), 'check')}: {bad if set(levels) != {'ok'} else 'nothing is wrong'}")
     return 1 if "error" in levels else WARNED if "warning" in levels else 0
 
 

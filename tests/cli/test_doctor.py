@@ -32,7 +32,7 @@ def test_a_queue_without_workers_is_an_error(jobq: Callable[..., Said], tasks: s
     assert (found["workers"]["level"], found["workers"]["fix"]) == ("error", "jobq work TARGET")
     assert found["version"]["level"] == found["latency"]["level"] == found["layout"]["level"] == "ok"
     text = jobq("doctor", tasks)
-    assert "error: workers (queue tasks): 1 jobs and no worker\n  type: jobq work TARGET\n" in text.out
+    assert "error: workers (queue tasks): 1 job and no worker\n  type: jobq work TARGET\n" in text.out
 
 
 def test_a_paused_queue_is_a_warning(jobq: Callable[..., Said], tasks: str):

@@ -140,10 +140,11 @@ async def test_moved_is_followed_and_remembered(route: Route, cluster: LocalClus
 
 async def test_a_refusal_moves_the_slot_that_it_names(connection: Connection, cluster: LocalCluster):
     """A route may send a key of another slot, such as that of the registry. Its own slot stays where it is."""
-    route, other = (Route(connection, b"{%b}" % name.encode()) for name in NAMES[:2])
-    await route.commands((b"GET", b"{%b}" % NAMES[0].encode()))
+    own, others = (b"jobq:{%b}:meta" % name.encode() for name in NAMES[:2])
+    route, other = Route(connection, own), Route(connection, others)
+    await route.commands((b"HLEN", own))
     mine = route.node
-    assert await route.commands((b"GET", b"{%b}" % NAMES[1].encode())) == [None]
+    assert await route.commands((b"HLEN", others)) == [0]
     assert route.node is mine
     assert other.node.url.endswith(str(cluster.owner(slot_of(NAMES[1])).port))
 

@@ -17,6 +17,7 @@ from test_asgi import mounted
 from test_asgi import serving as serving_asgi
 
 from jobq import Breaker, Concurrency, Connection, Context, Queue, create_app, inject
+from jobq.engine.model.ids import IdMaker
 from jobq.http import asgi
 from jobq.http.auth import Scope, new_key
 
@@ -171,8 +172,10 @@ async def test_limits_and_breakers_are_shown_and_changed(connection: Connection)
 async def test_groups_are_shown_and_changed(connection: Connection):
     queue = Queue("main", connection)
     async with queue, browsing(queue) as page:
-        for n, group in enumerate(["small", "large", "large"]):
-            await queue.enqueue("work", {"n": n}, group=group)
+        # An id says when its job was enqueued. Jobs of one millisecond have waited equally long.
+        await queue.enqueue("work", {"n": 0}, id=IdMaker().new(1_700_000_000_000), group="small")
+        for n in (1, 2):
+            await queue.enqueue("work", {"n": n}, group="large")
         await page.goto("/dashboard")
         panel = page.locator("#groups")
         first = panel.locator("tbody tr").first

@@ -164,8 +164,8 @@ class Machine(RuleBasedStateMachine):
         rows: list[Row] = []
         for i, (priority, lifo, delay, keys, life) in enumerate(jobs):
             start_by, end_by = [self.model.now + ms if ms and self.timed else None for ms in life]
-            lifo = lifo and not self.model.aging  # such a job is refused
-            rows.append(Row(f"j{999 - self.count - i}", priority, lifo, delay, keys, start_by, end_by, rerun_of))
+            first = lifo and not self.model.aging  # with aging such a job is refused
+            rows.append(Row(f"j{999 - self.count - i}", priority, first, delay, keys, start_by, end_by, rerun_of))
         self.count += len(rows)
         self.sent = [*self.sent[-3:], rows]
         self.do("enqueue", rows)
