@@ -156,7 +156,7 @@ OPERATIONS = [
     for found in schemathesis.openapi.from_dict(document(keys=False)).get_all_operations()
 ]
 LIMITS = settings(
-    max_examples=25,
+    max_examples=15,
     derandomize=True,
     deadline=None,
     database=None,

@@ -44,8 +44,8 @@ def test_lines_are_indented_so_that_none_can_be_forged():
 
 @pytest.mark.parametrize("part", ["\x1b", "a\u202e", "\n", "\t", "x"])
 def test_the_work_grows_with_the_length_of_the_text(part: str):
-    text = part * ((1 << 20) // len(part))
+    text = part * ((1 << 18) // len(part))
     began = time.process_time()
     for show in (printable, printable_json, printable_lines):
         show(text)
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 8
