@@ -23,9 +23,9 @@ async def tidy(queue: Queue) -> None:
     The retention of the queue itself is left to its workers. A server may have been started without the code, and then
     it does not know how many jobs the queue is to keep.
     """
-    store = queue.store
     while True:
         await asyncio.sleep(TIDY_SECONDS)
+        store = queue.store  # It may have more partitions now.
         with suppress(StoreError):  # Redis is away, which others report
             while await store.do(store.trim_expired(PAGE)) == PAGE:
                 pass
@@ -35,4 +35,4 @@ async def tidy(queue: Queue) -> None:
                 pass
             if not any(worker.alive for worker in await queue.workers()):
                 # A worker would call the hooks of the jobs, so this is left to workers if there are any.
-                await end_late(queue)
+                await end_late(queue, store)

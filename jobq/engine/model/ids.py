@@ -10,6 +10,9 @@ The ids of one maker only grow, so they are unique. Ids of two makers can be equ
 their counters met in the same millisecond. enqueue.lua notices it, and the producer draws another id.
 
 Users may give ids of their own: 1 to 64 characters that a URL can contain without encoding.
+
+In a queue of several partitions an id ends with the number of its partition: ``0htk3v9c20047qm2x~3``. An id without
+such an ending belongs to partition 0.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ _TO_PYTHONS = bytes(
 LENGTH: Final = 17
 COUNTS: Final = 1 << 15
 """Values of the counter."""
+PARTITIONS_MAX: Final = 256
+"""Partitions of a queue."""
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+_PARTITION = re.compile(r"~([1-9][0-9]{0,2})$")
 
 
 class IdMaker:
@@ -68,6 +74,18 @@ class IdMaker:
         self._stamp = _TRIPLES[ms >> 30 & 32767] + _TRIPLES[ms >> 15 & 32767] + _TRIPLES[ms & 32767]
 
 
+OPEN: Final = "?"
+"""The end of an id whose partition is not chosen yet. No id contains it."""
+
+
+class OpenIds(IdMaker):
+    """Makes ids for a queue of several partitions. The partition is chosen last, when the job has its keys."""
+
+    def new(self, ms: int) -> str:
+        """A new id without its partition."""
+        return super().new(ms) + OPEN
+
+
 class _Makers(threading.local):
     def __init__(self) -> None:
         self.maker = IdMaker()
@@ -95,7 +113,7 @@ def new_id() -> str:
 
 def time_of(job_id: str | bytes) -> int:
     """The unix time in ms at which an id was made. 0 if the id was not made by jobq."""
-    if len(job_id) != LENGTH:
+    if len(job_id) != LENGTH and (len(job_id) > LENGTH + 4 or not partition_of(job_id, LENGTH)):
         return 0
     try:
         stamp = (job_id.encode() if isinstance(job_id, str) else job_id)[:9]
@@ -107,3 +125,21 @@ def time_of(job_id: str | bytes) -> int:
 def is_id(text: object) -> bool:
     """Whether a value can be the id of a job."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
+def partition_of(job_id: str | bytes, length: int | None = None) -> int:
+    """The partition that an id names. ``length``: only if so many characters stand before its ending.
+
+    An ending beyond the most partitions that a queue can have belongs to an id of a user.
+    """
+    text = job_id if isinstance(job_id, str) else job_id.decode(errors="replace")
+    found = _PARTITION.search(text, max(0, len(text) - 4))
+    if found is None or (length is not None and found.start() != length):
+        return 0
+    number = int(found[1])
+    return number if number < PARTITIONS_MAX else 0
+
+
+def in_partition(job_id: str, partition: int) -> str:
+    """The id that names this partition."""
+    return f"{job_id}~{partition}" if partition else job_id

@@ -20,6 +20,7 @@ from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.job import Accepted, AttemptError, NewJob
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
+from jobq.engine.model.spread import home_of
 from jobq.engine.model.unique import bind
 from jobq.engine.queue.published import completed
 from jobq.engine.schedule.definition import RULE
@@ -132,7 +133,15 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
             for new in news
         ]
     now = queue.store.now_ms()
-    return [encode_entry(new, _unused, now) for new in news]
+    entries = [encode_entry(new, _unused, now) for new in news]
+    if (homes := queue.homes) > 1:
+        for entry in entries:
+            if home := home_of(entry, homes):
+                raise InvalidJob(
+                    f"the keys, limits or group of its jobs belong to partition {home} of the queue, and all schedules"
+                    " are in partition 0: leave them out, or let the job enqueue another one"
+                )
+    return entries
 
 
 def group(stored: Stored, planned: Plan, entries: Iterable[Entry], checked: Sequence[str] = ()) -> list[Any]:

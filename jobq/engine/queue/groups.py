@@ -114,11 +114,12 @@ class GroupVerbs(ABC):
 
         :raises InvalidJob: it is another word.
         """
-        meta, word = self.store.keys["meta"], check_charge(charge)
+        word = check_charge(charge)
         await self.store.register()
-        await self.store.command(b"HSET", meta, b"charge", word)
-        if word == "count":
-            await self.store.command(b"UNLINK", self.store.keys["billing"])
+        for part in self.store.parts:
+            await part.command(b"HSET", part.keys["meta"], b"charge", word)
+            if word == "count":
+                await part.command(b"UNLINK", part.keys["billing"])
         log.info(f"Groups of queue {self.name} are charged by {word} from now on", queue=self.name)
 
     async def get_charge(self) -> Charge:
@@ -134,12 +135,21 @@ class GroupVerbs(ABC):
         await self._write(check_group_name(group), "")
 
     async def _write(self, group: str, row: str) -> None:
-        cursor: bytes | str = ""
-        while cursor := await self.store.do(self.store.group(group, row, cursor)):
-            if cursor == b"full":
-                raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
+        for part in self.store.parts:
+            await write_group(part, group, row)
         # A group may be set before the first job of the queue.
         await self.store.register()
+
+
+async def write_group(store: Store, group: str, row: str) -> None:
+    """Write the settings of a group in one partition, and let jobs that already wait see them.
+
+    :raises InvalidJob: too many groups have settings.
+    """
+    cursor: bytes | str = ""
+    while cursor := await store.do(store.group(group, row, cursor)):
+        if cursor == b"full":
+            raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
 
 
 def _row(group: bytes, queued: int, active: int, settings: bytes, job_id: bytes, spec: bytes) -> GroupRow:

@@ -33,12 +33,12 @@ def late_call(store: Store) -> Call[list[Any]]:
     return store.lapse(PAGE, _encode(expired), _encode(missed))
 
 
-async def end_late(queue: Queue) -> None:
-    """End all jobs that are late.
+async def end_late(queue: Queue, store: Store) -> None:
+    """End all jobs of a queue that are late. ``store``: its own, or that of one partition.
 
     :raises StoreError: Redis is away.
     """
-    store, more = queue.store, True
+    more = True
     while more:
         more = tell_late(queue, await store.do(late_call(store)))
 

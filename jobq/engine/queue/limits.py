@@ -22,6 +22,7 @@ from jobq.engine.model.limits import (
     closing_ms,
     parse_rule,
 )
+from jobq.engine.model.spread import WHOLE_RULE_REFUSED
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.breakers import declare_breakers
 from jobq.errors import InvalidJob, UnknownRule
@@ -80,14 +81,15 @@ class Declared:
 
 
 async def write_rule(store: Store, layer: Literal["set", "declared"], name: str, text: str) -> None:
-    """Write a rule and let jobs that already wait see it.
+    """Write a rule in all partitions of the store, and let jobs that already wait see it.
 
     :raises InvalidJob: the queue has too many rules.
     """
-    cursor: bytes | str = ""
-    while cursor := await store.do(store.rule(layer, name, text, cursor)):
-        if cursor == b"full":
-            raise InvalidJob(f"rule {name!r} is one too many: a queue has 1,000 rules at most")
+    for part in store.parts:
+        cursor: bytes | str = ""
+        while cursor := await part.do(part.rule(layer, name, text, cursor)):
+            if cursor == b"full":
+                raise InvalidJob(f"rule {name!r} is one too many: a queue has 1,000 rules at most")
 
 
 class LimitVerbs(ABC):
@@ -176,6 +178,8 @@ class LimitVerbs(ABC):
         :raises InvalidJob: the name cannot be a rule's, a number is out of its range, or the queue has too many rules.
         """
         new = _rule(rule, concurrency, rate, over)
+        if rule == QUEUE_RULE and len(self.store.parts) > 1:
+            raise InvalidJob(WHOLE_RULE_REFUSED)
         # The queue may be new. It is listed from now on, although it has no job yet.
         await self.store.register()
         await write_rule(self.store, "set", rule, new.text())

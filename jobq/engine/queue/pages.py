@@ -161,6 +161,26 @@ class Pager:
         # If the job has left meanwhile, the next page starts behind the whole one.
         return (chosen, score, last) if found is None else (chosen, found, chosen[-1])
 
+    async def _sweep_each(
+        self,
+        parts: list[Store],
+        state: State,
+        verb: str,
+        calls: Callable[[list[bytes]], Awaitable[list[Call[list[str]]]]],
+        older_than: Seconds | None,
+        progress: Callable[[int], None] | None,
+        group: str | None,
+    ) -> int:
+        before = 0
+
+        def told(moved: int) -> None:
+            if progress:
+                progress(before + moved)
+
+        for part in parts:
+            before += await Pager(part).sweep(state, verb, calls, older_than, None, told, group)
+        return before
+
     async def sweep(
         self,
         state: State,
@@ -175,6 +195,10 @@ class Pager:
 
         :raises InvalidQuery: the verb cannot be applied to that state, or jobs of that state have no age.
         """
+        parts = self._store.parts
+        if limit is None and len(parts) > 1:
+            # All jobs are meant, so their order does not matter. To read each partition alone is cheaper.
+            return await self._sweep_each(parts, state, verb, calls, older_than, progress, group)
         state = read_state(state)
         allowed = _ALLOWED[verb]
         if state not in allowed:

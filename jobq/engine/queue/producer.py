@@ -18,7 +18,7 @@ from jobq.engine.store import OVERFLOW_PAGE
 from jobq.errors import GroupFull, IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from jobq.engine.model.job import Done, Durability
     from jobq.engine.store import Call, Store
@@ -48,10 +48,19 @@ _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this 
 class Producer:
     """Sends rows to the store. ``durability``: the confirmation that an enqueue waits for.
 
-    ``checked``: the server is known to give it. Otherwise the server is checked before the first trip.
+    ``checked``: the server is known to give it. Otherwise the server is checked before the first trip. ``before`` is
+    called before each trip.
     """
 
-    def __init__(self, store: Store, durability: Durability, durability_timeout_ms: int, *, checked: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        durability: Durability,
+        durability_timeout_ms: int,
+        *,
+        checked: bool,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._store = store
         self._durability = durability
@@ -59,8 +68,16 @@ class Producer:
         self._pending: list[_Waiting] = []
         self._flights = 0
         self._checked = checked
+        self._before = before
+        self.trips = 0
+        """How many have begun."""
         self._registered = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def gathered(self) -> int | None:
+        """How many rows wait for the next trip; None if no trip is on its way."""
+        return len(self._pending) if self._flights else None
 
     async def send(self, row: Entry) -> Accepted:
         """Enqueue one row, together with others that are enqueued at the same time.
@@ -93,7 +110,7 @@ class Producer:
         :raises StoreError: some rows may be written. Repeating the same rows is harmless.
         """
         answers: list[Answer] = []
-        for batch in _batches(rows):
+        for batch in batches(rows):
             answers += await self._trip(batch)
         return answers
 
@@ -141,6 +158,9 @@ class Producer:
 
     async def _trip(self, rows: list[Entry], within: float | None = None) -> list[Answer]:
         calls, starts = self._calls(rows)
+        self.trips += 1
+        if self._before is not None:
+            self._before()
         if not self._checked:
             # A refusal is not remembered, because an operator may repair the server.
             await self._store.check(self._durability)
@@ -283,7 +303,8 @@ def _fitting(rows: list[Entry], at: int) -> int:
     return min(BATCH, len(rows) - at)
 
 
-def _batches(rows: list[Entry]) -> Iterator[list[Entry]]:
+def batches(rows: list[Entry]) -> Iterator[list[Entry]]:
+    """The rows of each trip, in their order."""
     at = 0
     while at < len(rows):
         count = _fitting(rows, at)

@@ -17,6 +17,7 @@ from jobq.engine.model.options import Given, check, check_type, merge
 from jobq.engine.model.times import option_ms
 from jobq.engine.model.unique import bind, check_key, job_key
 from jobq.engine.queue.verbs import Verbs
+from jobq.engine.store import Partitions
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Event
 from jobq.engine.task.handle import Job
@@ -37,6 +38,12 @@ class Producing(Registry, Verbs):
     max_payload: int
     _checked: Options = PLAIN
     """The options that were checked last. The jobs of one call share their options, so one check is enough."""
+
+    @property
+    def homes(self) -> int:
+        """The partitions that have jobs with keys. 1 if the queue has only one partition."""
+        store = self.store
+        return store.spread_now.homes if isinstance(store, Partitions) else 1
 
     @abstractmethod
     def sync(self) -> SyncQueue:
@@ -224,7 +231,7 @@ class Producing(Registry, Verbs):
         if self.tracer is not None and any(new.trace is None for new in news):
             return await self.tracer.submit_each(self, news, durability=durability, checked=checked, spread=spread)
         session = self._sessions.here
-        producer = session.producer_for(durability)
+        session.producer_for(durability)  # It refuses an unknown durability before anything else happens.
         given = news
         if spread is not None:
             news = given = spread_out(news, option_ms("spread", spread))
@@ -240,7 +247,8 @@ class Producing(Registry, Verbs):
         if limited := [one for one in news if (of := one.options).limits or of.limits_by or of.breaker]:
             await session.declared.check(limited, self.rules, self.declared_breakers)
         ids, now = session.ids, session.store.now_ms()
-        answers = await producer.send_many([encode_entry(new, ids, now) for new in news])
+        rows = [encode_entry(new, ids, now) for new in news]
+        answers = await session.producer_for(durability).send_many(rows)
         if self.hooks:
             for new, answer in zip(news, answers, strict=True):
                 if isinstance(answer, Accepted):

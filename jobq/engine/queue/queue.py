@@ -9,10 +9,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
+from jobq.engine.log import get_logger
 from jobq.engine.model.aging import aging_ms
 from jobq.engine.model.groups import check_charge
-from jobq.engine.model.limits import queue_rule
+from jobq.engine.model.limits import QUEUE_RULE, queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
+from jobq.engine.model.spread import WHOLE_RULE_REFUSED, Spread, check_partitions
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.aging import AgingVerbs
 from jobq.engine.queue.breakers import BreakerVerbs
@@ -20,6 +22,7 @@ from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.groups import GroupVerbs
 from jobq.engine.queue.limits import LimitVerbs
+from jobq.engine.queue.partitions import PartitionVerbs
 from jobq.engine.queue.performance import PerformanceVerbs
 from jobq.engine.queue.rerun import RerunVerbs
 from jobq.engine.queue.scale import ScaleVerbs
@@ -29,7 +32,7 @@ from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.queue.why import WhyVerbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
-from jobq.errors import InvalidJob
+from jobq.errors import InvalidJob, StoreRefused
 from jobq.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from jobq.engine.model.job import Durability, Seconds
     from jobq.engine.model.limits import Concurrency, Rate
     from jobq.engine.model.options import QueueGiven
+
+
+log = get_logger("jobq.queue")
 
 
 class Queue(
@@ -52,6 +58,7 @@ class Queue(
     WhyVerbs,
     PerformanceVerbs,
     ScaleVerbs,
+    PartitionVerbs,
 ):
     """One queue, for producing, operating and (with tasks) running.
 
@@ -70,6 +77,9 @@ class Queue(
     absolute.
     ``charge``: what a turn of a group costs: "count", one job, or "actual", the time that its jobs run. It is stored
     with the queue. None: as it is stored; without a stored value one job.
+    ``partitions``: over how many partitions the queue is spread, each in a slot of its own (see docs/partitions.md). It
+    is stored with the queue, and programs that declare different numbers are refused. None: as it is stored; without a
+    stored value one.
     ``defaults``: options of its jobs, such as ``{"attempts": 5}``, for which neither their task nor their call says
     anything.
     ``clock``: gives unix ms in place of the server's time; for tests.
@@ -96,6 +106,7 @@ class Queue(
         limits: Sequence[Concurrency | Rate] = (),
         aging: Seconds | None = None,
         charge: Charge | None = None,
+        partitions: int | None = None,
         defaults: QueueGiven | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
@@ -118,6 +129,10 @@ class Queue(
         self.aging_ms = aging_ms(aging)
         """What this program declares; 0: nothing."""
         self.charge: Charge | None = None if charge is None else check_charge(charge)
+        self.partitions = None if partitions is None else check_partitions(partitions)
+        """What this program declares."""
+        if partitions is not None and partitions > 1 and QUEUE_RULE in self.rules:
+            raise InvalidJob(WHOLE_RULE_REFUSED)
         self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis
@@ -157,10 +172,36 @@ class Queue(
             use.connection.looked_at |= self._looked_at
             await store.open(self.durability)
             self._looked_at = True
+            spread = await self._spread(store)
         except BaseException:
             await use.release()
             raise
         session.begin(use, store, self.durability, self._durability_timeout_ms, self.hooks, self.default_options)
+        session.watch(spread, lambda partition: self.new_store(use.connection, partition))
+
+    async def _spread(self, store: Store) -> Spread:
+        """Over how many partitions the queue is spread, or will be once it is used.
+
+        :raises StoreRefused: another program declared another number.
+        """
+        stored = await store.stored_spread()
+        wanted = self.partitions
+        if not stored.who:
+            return Spread() if wanted is None else Spread(wanted, wanted, wanted)
+        if wanted is None or wanted == stored.count:
+            return stored
+        change = f"jobq partitions set {wanted} --queue {self.name}"
+        if stored.who == "code":
+            raise StoreRefused(
+                f"queue {self.name!r} has {stored.count} partitions, and this program declares {wanted}: all programs"
+                f" must agree. To change it for all: {change}"
+            )
+        log.warning(
+            f"Queue {self.name} has {stored.count} partitions, which an operator set, and this program declares"
+            f" {wanted}: the stored number counts. To change it: {change}",
+            queue=self.name,
+        )
+        return stored
 
     async def aclose(self) -> None:
         """Finish what is being sent, and release the connection. Closing a queue that is not open does nothing."""
@@ -177,8 +218,8 @@ class Queue(
         """Whether the queue can be used in the event loop that runs now. Without a running loop: in any loop."""
         return self._sessions.is_open
 
-    def new_store(self, connection: Connection) -> Store:
-        """A store of this queue on another connection. A worker's heartbeat thread has its own."""
+    def new_store(self, connection: Connection, partition: int = 0) -> Store:
+        """A store of a partition on another connection. A worker's heartbeat thread has its own."""
         clock = self.clock
         return Store(
             connection,
@@ -187,6 +228,8 @@ class Queue(
             clock=(lambda: str(clock())) if clock else None,
             aging_ms=self.aging_ms,
             charge=self.charge,
+            partition=partition,
+            partitions=0 if partition else self.partitions or 0,
         )
 
     def sync(self) -> SyncQueue:

@@ -31,7 +31,7 @@ from jobq.errors import (
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import AttemptError
-    from jobq.engine.store import Store
+    from jobq.engine.store import Partitions, Store
 
 BLOCK: Final = 5.0
 """Seconds that one read of the stream may wait. A half-open connection is noticed after so long."""
@@ -195,3 +195,23 @@ class Waiters:
                 await asyncio.wait([task])
         for job_id in list(self._waiting):
             self._fail(job_id, StoreUnavailable("the queue was closed while waiting for the result"))
+
+
+class WaitersOfAll:
+    """The waiters of a queue of several partitions. Each partition has a stream of its own. ``first``: those of
+    partition 0."""
+
+    def __init__(self, store: Partitions, first: Waiters | WaitersOfAll) -> None:
+        self._store = store
+        self._of: dict[Store, Waiters | WaitersOfAll] = {store.parts[0]: first}
+
+    async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
+        """As ``Waiters.wait``."""
+        part = self._store.part_of(job_id)
+        if part not in self._of:
+            self._of[part] = Waiters(part)
+        return await self._of[part].wait(job_id, timeout)
+
+    async def aclose(self) -> None:
+        """Stop reading. Waiters get a ``StoreError``."""
+        await asyncio.gather(*(waiters.aclose() for waiters in self._of.values()))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, ClassVar
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakSet
 
-from jobq.engine.model.ids import IdMaker
+from jobq.engine.log import get_logger
+from jobq.engine.model.ids import IdMaker, OpenIds
 from jobq.engine.model.options import check_durability
 from jobq.engine.queue.limits import Declared
 from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
 from jobq.engine.queue.published import Defaults
-from jobq.engine.queue.results import Waiters
+from jobq.engine.queue.results import Waiters, WaitersOfAll
+from jobq.engine.queue.spreader import Spreader
+from jobq.engine.store import Partitions
 from jobq.engine.task.events import HookCalls
 from jobq.errors import StoreError
 
@@ -21,9 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobq.engine.model.job import Durability, Options
+    from jobq.engine.model.spread import Spread
     from jobq.engine.queue.connect import ConnectionUse
     from jobq.engine.store import Store
     from jobq.engine.task.events import Hooks
+
+log = get_logger("jobq.queue")
+
+FRESH_SECONDS: Final = 5.0
+"""After so long, an open queue asks again for the number of its partitions."""
 
 
 class Session:
@@ -41,6 +51,7 @@ class Session:
         self.depth = 0
         """How many times the queue was opened in this loop, less how many times it was closed."""
         self.opening = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self.is_open = False
         self._all.add(self)
 
@@ -55,30 +66,92 @@ class Session:
     ) -> None:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
         self.use = use
-        self.store = store
-        self.ids = IdMaker()
+        self.first = self.store = store
+        self.ids: IdMaker = IdMaker()
         self.pager = Pager(store)
-        self.waiters = Waiters(store)
+        self.waiters: Waiters | WaitersOfAll = Waiters(store)
         self.defaults = Defaults(store, default_options)
         self.declared = Declared(store)
         self.hook_calls = HookCalls(store.name, hooks)
-        self.producer = Producer(store, durability, durability_timeout_ms, checked=True)
-        self._producers: dict[Durability | None, Producer] = {None: self.producer, durability: self.producer}
+        self.producer: Producer | Spreader = Producer(
+            store, durability, durability_timeout_ms, checked=True, before=self.look
+        )
+        self._producers: dict[Durability, Producer | Spreader] = {durability: self.producer}
+        self._durability: Durability = durability
         self._durability_timeout_ms = durability_timeout_ms
         self.is_open = True
 
-    def producer_for(self, durability: Durability | None) -> Producer:
+    def producer_for(self, durability: Durability | None) -> Producer | Spreader:
         """The producer that waits for this durability. None stands for the queue's own.
 
         :raises InvalidJob: there is no such durability.
         """
+        if durability is None:
+            return self.producer
         producer = self._producers.get(durability)
         if producer is None:
-            assert durability is not None
             check_durability(durability)
-            producer = Producer(self.store, durability, self._durability_timeout_ms, checked=durability == "none")
+            producer = Producer(self.first, durability, self._durability_timeout_ms, checked=durability == "none")
+            if isinstance(self.store, Partitions):
+                producer = Spreader(self.store, producer, self._maker(durability), self.look)
             self._producers[durability] = producer
         return producer
+
+    # -- partitions ------------------------------------------------------------------------------------------------
+
+    def watch(self, spread: Spread, make: Callable[[int], Store]) -> None:
+        """Use so many partitions, and look from time to time whether there are more. ``make`` makes their stores."""
+        self.make = make
+        self._looked_at = monotonic()
+        self.learn(spread)
+
+    def look(self) -> None:
+        """Ask in the background for the number of partitions, if it was asked for long ago."""
+        if monotonic() - self._looked_at > FRESH_SECONDS and self.is_open:
+            self._looked_at = monotonic()
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name="jobq-partitions")
+
+    async def refresh(self) -> None:
+        """Ask for the number of partitions now.
+
+        :raises StoreError: Redis does not answer.
+        """
+        self._looked_at = monotonic()
+        stored = await self.first.stored_spread()
+        if stored.who:
+            self.learn(stored)
+
+    async def _look(self) -> None:
+        try:
+            await self.refresh()
+        except StoreError as error:
+            log.debug("The number of partitions could not be read", queue=self.first.name, error=str(error))
+
+    def learn(self, spread: Spread) -> None:
+        """There are so many partitions now."""
+        store = self.store
+        if isinstance(store, Partitions):
+            store.learn(spread)
+        elif spread.most > 1:
+            self.store = store = Partitions(self.first, self.make, spread)
+            self.ids = OpenIds()
+            self.pager = Pager(store)
+            self.declared = Declared(store)
+            self.waiters = WaitersOfAll(store, self.waiters)
+            for durability, producer in self._producers.items():
+                assert isinstance(producer, Producer)
+                self._producers[durability] = Spreader(store, producer, self._maker(durability), self.look)
+            self.producer = self._producers[self._durability]
+
+    def _maker(self, durability: Durability) -> Callable[[Store], Producer]:
+        """Makes the producers of partitions."""
+
+        def make(part: Store) -> Producer:
+            # Each node of a cluster may be able to give another durability.
+            checked = durability == "none" or not part.connection.in_cluster
+            return Producer(part, durability, self._durability_timeout_ms, checked=checked)
+
+        return make
 
     async def aclose(self) -> None:
         """Finish what is being sent, and release the connection."""
@@ -87,6 +160,8 @@ class Session:
         # a hook may use the queue
         await self.hook_calls.ended()
         self.is_open = False
+        if self._looking is not None:
+            self._looking.cancel()
         try:
             await self.waiters.aclose()
             await self.defaults.aclose()

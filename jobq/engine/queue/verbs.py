@@ -51,7 +51,9 @@ class Verbs(ABC):
 
         :raises StoreError: the queue is not open in the event loop that runs now.
         """
-        return self._sessions.here.store
+        session = self._sessions.here
+        session.look()
+        return session.store
 
     @property
     def hook_calls(self) -> HookCalls:
@@ -174,12 +176,14 @@ class Verbs(ABC):
 
     async def pause(self) -> None:
         """Stop claims. Running jobs go on, and no job moves."""
+        await self._sessions.here.refresh()  # No partition may be left out.
         await self.store.register()  # A paused queue must be listed, even before its first job.
         if (await self.store.do(self.store.pause()))[0]:
             log.info(f"Queue {self.name} was paused", queue=self.name)
 
     async def resume(self) -> None:
         """Allow claims again."""
+        await self._sessions.here.refresh()
         if (await self.store.do(self.store.resume()))[0]:
             log.info(f"Queue {self.name} was resumed", queue=self.name)
 
@@ -191,6 +195,13 @@ class Verbs(ABC):
 
         :raises QueueInUse: it has jobs, living workers or schedules. Nothing was removed.
         """
+        await self._sessions.here.refresh()
+        if not force and len(self.store.parts) > 1:
+            # Each partition is dropped for itself. So look first whether any of them must not be.
+            found = await self.stats()
+            jobs = sum(getattr(found, state) for state in State)
+            if jobs or found.workers:
+                raise QueueInUse(self.name, jobs, found.workers, 0)
         jobs, workers, schedules, dropped = await self.store.do(self.store.drop(force=force))
         if not dropped:
             raise QueueInUse(self.name, jobs, workers, schedules)

@@ -3,6 +3,7 @@
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.counting import FOLD_PAGE
 from jobq.engine.store.link import Connection
+from jobq.engine.store.partitions import Partitions
 from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Call",
     "Claimed",
     "Connection",
+    "Partitions",
     "Settled",
     "Store",
     "give_wake_back",

@@ -64,7 +64,8 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
-    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge",
+    "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge, "
+    "partitions",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
@@ -95,9 +96,11 @@ def check_queue_name(name: str) -> str:
     return name
 
 
-def queue_keys(prefix: str, name: str) -> dict[str, bytes]:
-    """Column name -> full key."""
-    return {column: f"{prefix}:{{{name}}}:{column}".encode() for column in COLUMNS}
+def queue_keys(prefix: str, name: str, partition: int = 0) -> dict[str, bytes]:
+    """Column name -> full key. The other partitions of a queue have hash tags of their own, so each is in a slot of its
+    own. No user's queue can have such a name, because it contains a tilde."""
+    tag = f"{name}~{partition}" if partition else name
+    return {column: f"{prefix}:{{{tag}}}:{column}".encode() for column in COLUMNS}
 
 
 def registry_key(prefix: str) -> bytes:

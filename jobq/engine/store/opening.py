@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.aging import AGING_JOBS_MAX, aging_text
+from jobq.engine.model.spread import Spread, read_spread
 from jobq.engine.store.calls import Call, read_as_is
 from jobq.engine.store.fitness import QUESTIONS, check_fitness, is_of_cluster
 from jobq.engine.store.keys import LAYOUT, registry_key
@@ -41,8 +42,13 @@ class Opening(Listening):
         clock: Callable[[], str] | None = None,
         aging_ms: int = 0,
         charge: str | None = None,
+        partition: int = 0,
+        partitions: int = 0,
     ) -> None:
-        super().__init__(connection, name, prefix)
+        super().__init__(connection, name, prefix, partition)
+        self.partitions = partitions
+        """Over how many partitions the queue is spread when it is registered, if nothing else is stored; 0: it is left
+        as it is."""
         self._registry = Route(connection, registry_key(prefix))
         """The registry is one key for all queues, so it is in a slot of its own."""
         self._aging_ms = aging_ms
@@ -103,6 +109,14 @@ class Opening(Listening):
         """Set the aging of the queue, unless it is only ``declared`` and another value is stored. Returns what is
         stored now, and how many jobs wait if these are too many for a change."""
         return Call("aging", [self.now, ms, int(declared), AGING_JOBS_MAX], read_as_is)
+
+    def spread(self, count: int, homes: int | str = "", *, who: str = "code") -> Call[Spread]:
+        """Set over how many partitions the queue is spread, if ``who`` may (see spread.lua). Returns what is stored."""
+        return Call("spread", [count, homes, who], read_spread)
+
+    async def stored_spread(self) -> Spread:
+        """Over how many partitions the queue is spread. A queue for which nothing is stored has one."""
+        return read_spread(await self.command(b"HGET", self.keys["meta"], b"partitions"))
 
     async def _declare_aging(self) -> int:
         """Store the aging that the program declares, unless one is stored. Returns the one that is stored now.
@@ -185,6 +199,11 @@ class Opening(Listening):
         # the queue.
         meta = self.keys["meta"]
         layout = await self.command(b"HGET", meta, b"layout")
+        if self.partitions > 1 and layout is None:
+            # Before the layout is written: only a queue that was never used can spread the jobs with keys.
+            await self.do(self.spread(self.partitions))
+        elif self.partitions > 1 and not await self.command(b"HEXISTS", meta, b"partitions"):
+            await self.do(self.spread(self.partitions))
         if layout is None:
             await self.command(b"HSETNX", meta, b"layout", LAYOUT)
         else:
@@ -202,6 +221,10 @@ class Opening(Listening):
         await self._registry.command(b"SREM", registry, self.name)
         if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
             await self._registry.command(b"SADD", registry, self.name)
+
+    def follow_clock(self, other: Opening) -> None:
+        """Take over what another store knows of the server's clock, until this one reads it."""
+        self._offset_ms = other._offset_ms
 
     async def look_at_clock(self) -> None:
         """Read the server's clock. The error is half the round trip at most."""

@@ -24,10 +24,11 @@ T = TypeVar("T")
 class Sender(Route):
     """Calls on the keys of one queue. All of them are in one slot."""
 
-    def __init__(self, connection: Connection, name: str, prefix: str) -> None:
+    def __init__(self, connection: Connection, name: str, prefix: str, partition: int = 0) -> None:
         self.name = name
         self.prefix = prefix
-        self.keys = queue_keys(prefix, name)
+        self.partition = partition
+        self.keys = queue_keys(prefix, name, partition)
         super().__init__(connection, self.keys["waiting"])
         self._scripts = lua.scripts()
         self._heads = {

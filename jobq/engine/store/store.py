@@ -82,6 +82,11 @@ class Store(Counting):
     late = False
     """The last claim met a job that did not start in time."""
 
+    @property
+    def parts(self) -> list[Store]:
+        """The stores of all partitions of the queue. Only this one, if it is one partition itself."""
+        return [self]
+
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:

@@ -149,12 +149,12 @@ class Heartbeat(threading.Thread):
         shared = source.store.connection
         same = next((stores for stores in self._servers if stores[0][0].store.connection is shared), None)
         if same is not None and not shared.in_cluster:
-            same.append((source, source.queue.new_store(same[0][1].connection)))
+            same.append((source, source.new_store(same[0][1].connection)))
             return
         # A dead connection must be noticed and replaced before the leases run out.
         timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
         mine = same[0][1].connection if same is not None else Connection(shared.url, timeout=timeout)
-        stores = [(source, source.queue.new_store(mine))]
+        stores = [(source, source.new_store(mine))]
         self._servers.append(stores)
         self._group.create_task(self._serve(stores, halt))
 

@@ -178,15 +178,14 @@ class Life:
         stack.push_async_callback(self._children.aclose)
         heartbeat = Heartbeat(pool, self._describe, plan.stuck_after, plan.given_up)
         for queue, weight in here:
-            pool.add(queue, weight, self._resources, self._children)
+            self._add(queue, weight)
         heartbeat.start()
         stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
         stack.callback(heartbeat.halt)  # This is a plain call, so a cancellation cannot skip it.
         for queue, _ in here:
             await _introduce(queue, heartbeat, plan.name)
         tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat")]
-        for number in range(len(here)):
-            tasks += _serve(pool, number)
+        tasks += _serve(pool, pool.sources)
         for queue, _ in away:
             log.warning(
                 f"Queue {queue.name} is not served yet: its server does not answer, and is tried again until it does",
@@ -230,8 +229,8 @@ class Life:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> int:
-        """Wait until the server of a queue answers, and add the queue to the pool. Returns its place there."""
+    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> list[Source]:
+        """Wait until the server of a queue answers, and add the queue to the pool. Returns its sources there."""
         failures, last = 0, ""
         while True:
             failures += 1
@@ -250,11 +249,17 @@ class Life:
         await _prepare(queue, stack)
         with contextlib.suppress(StoreUnavailable):  # the first claim fails as well, and is repeated
             await _introduce(queue, heartbeat, self._plan.name)
-        pool = self.pool
-        assert pool is not None
-        heartbeat.add(pool.add(queue, weight, self._resources, self._children))
+        added = self._add(queue, weight)
+        for source in added:
+            heartbeat.add(source)
         log.warning(f"Queue {queue.name} is served now: its server answers", queue=queue.name)
-        return len(pool.sources) - 1
+        return added
+
+    def _add(self, queue: Queue, weight: float) -> list[Source]:
+        """Add the partitions of a queue to the pool. They share its weight."""
+        pool, parts = self.pool, queue.store.parts
+        assert pool is not None
+        return [pool.add(queue, weight / len(parts), self._resources, self._children, part) for part in parts]
 
     async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[Any]]) -> None:
         pool.slots.stop_claiming()
@@ -341,7 +346,7 @@ async def open_queues(queues: Sequence[tuple[Queue, int]], stack: AsyncExitStack
 
 async def _register(queue: Queue) -> None:
     """Make the queue known, and its rules: a key without a rule has room for any number of jobs."""
-    await queue.store.register()
+    await queue.register()
     await declare_rules(queue.store, queue.rules)
     await declare_breakers(queue.store, queue.declared_breakers)
 
@@ -356,19 +361,25 @@ async def _prepare(queue: Queue, stack: AsyncExitStack) -> None:
 
 async def _introduce(queue: Queue, heartbeat: Heartbeat, worker: str) -> None:
     """Write the worker's row before the first claim: what is recorded of claims is kept for known workers only."""
-    await queue.store.do(queue.store.heartbeat(worker, heartbeat.word(queue)))
+    word = heartbeat.word(queue)
+    await asyncio.gather(*(part.do(part.heartbeat(worker, word)) for part in queue.store.parts))
 
 
-def _serve(pool: Pool, number: int) -> list[asyncio.Task[Any]]:
-    """The tasks of one source."""
-    source = pool.sources[number]
-    return [
-        asyncio.create_task(pool.lanes[number].run(), name="jobq-lane"),
-        asyncio.create_task(pool.wakers[number].run(), name="jobq-waker"),
-        asyncio.create_task(Sweeper(pool).run(source), name="jobq-sweeper"),
-        asyncio.create_task(_listen(source), name="jobq-control"),
-        asyncio.create_task(source.firing.run(), name="jobq-schedules"),
-    ]
+def _serve(pool: Pool, sources: list[Source]) -> list[asyncio.Task[Any]]:
+    """The tasks of these sources."""
+    tasks: list[asyncio.Task[Any]] = []
+    for source in sources:
+        number = pool.sources.index(source)
+        tasks += [
+            asyncio.create_task(pool.lanes[number].run(), name="jobq-lane"),
+            asyncio.create_task(pool.wakers[number].run(), name="jobq-waker"),
+            asyncio.create_task(Sweeper(pool).run(source), name="jobq-sweeper"),
+            asyncio.create_task(_listen(source), name="jobq-control"),
+        ]
+        if not source.store.partition:
+            # All schedules are in the first partition.
+            tasks.append(asyncio.create_task(source.firing.run(), name="jobq-schedules"))
+    return tasks
 
 
 async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.store import Store
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
     from jobq.engine.worker.idle import Idle
@@ -41,9 +42,11 @@ class Pool:
         self.lanes: list[Lane] = []
         self.wakers: list[Waker] = []
 
-    def add(self, queue: Queue, weight: int, resources: Resources, children: Children) -> Source:
-        """Serve one more queue."""
-        source = Source(queue, weight, self.slots, self.worker, self.lease_ms, resources, children)
+    def add(
+        self, queue: Queue, weight: float, resources: Resources, children: Children, store: Store | None = None
+    ) -> Source:
+        """Serve one more queue, or the partition of one that ``store`` is."""
+        source = Source(queue, weight, self.slots, self.worker, self.lease_ms, resources, children, store)
         lane = Lane(source, self.slots)
         self.sources.append(source)
         self.lanes.append(lane)

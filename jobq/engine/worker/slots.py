@@ -33,7 +33,7 @@ class Claimant(Protocol):
     """The interface of a lane that the slots use."""
 
     @property
-    def weight(self) -> int:
+    def weight(self) -> float:
         """Its share if several lanes want slots."""
         ...
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.queue.queue import Queue
-    from jobq.engine.store import Claimed, Settled
+    from jobq.engine.store import Claimed, Connection, Settled, Store
     from jobq.engine.task.context import Context
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
@@ -48,7 +48,7 @@ _decode_unserved = msgspec.json.Decoder(tuple[int, list[str]]).decode
 
 
 class Source:
-    """One queue of one worker.
+    """One queue of one worker, or one of its partitions, which ``store`` is.
 
     ``runs`` holds every job from its claim until its outcome is confirmed. The heartbeat renews all of them.
     """
@@ -56,16 +56,17 @@ class Source:
     def __init__(
         self,
         queue: Queue,
-        weight: int,
+        weight: float,
         slots: Slots,
         worker: str,
         lease_ms: int,
         resources: Resources,
         children: Children,
+        store: Store | None = None,
     ) -> None:
         self.queue = queue
         self.name = queue.name
-        self.store = queue.store
+        self.store = store or queue.store
         self.tasks = queue.tasks
         self.middlewares = queue.middlewares
         self.hooks = queue.hooks
@@ -79,7 +80,7 @@ class Source:
         self.deadlines = slots.deadlines
         self.context = base_context(queue.name, self)
         self.runs: dict[bytes, Run] = {}
-        self.idle = Idle(queue.name, queue.store)
+        self.idle = Idle(queue.name, self.store)
         self.meter = TripMeter()
         self.outbox = Outbox()
         self.demand = Demand.READY
@@ -113,6 +114,10 @@ class Source:
         """Ids and tokens of kills that arrived before the reply of the claim, the oldest first."""
         self._worker_json = _encode(worker)
         self._own = b" " + worker.encode()
+
+    def new_store(self, connection: Connection) -> Store:
+        """The same store on another connection."""
+        return self.queue.new_store(connection, self.store.partition)
 
     def _due(self) -> None:
         self.due()

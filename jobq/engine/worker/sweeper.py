@@ -50,12 +50,14 @@ class Sweeper:
 
     async def run(self, source: Source) -> None:
         """Sweep one source until cancelled. Each has a task, so that a server that does not answer delays no other."""
+        # Types and schedules of a queue are in its first partition.
+        first = not source.store.partition
         publisher = Publisher(
-            source.queue.tasks,
+            source.queue.tasks if first else {},
             source.queue.rules,
             source.name,
             self._pool.worker,
-            source.queue.declared_schedules,
+            source.queue.declared_schedules if first else {},
             source.queue.declared_breakers,
         )
         published = tidied = float("-inf")
@@ -68,7 +70,7 @@ class Sweeper:
                 await asyncio.sleep(self._interval * random.uniform(0.7, 1.3))
                 while await self.reap(source):
                     pass
-                await end_late(source.queue)
+                await end_late(source.queue, source.store)
                 if perf_counter() - tidied > TIDY_SECONDS:
                     tidied = perf_counter()
                     await self.tidy(source)

@@ -191,8 +191,12 @@ class Worker:
     def idle(self) -> dict[str, ReasonCode]:
         """Why the last claim from a queue brought nothing, by the name of the queue: it is paused, has no jobs, and so
         on. Queues whose last claim brought jobs are left out."""
-        found = [(source.name, source.idle.code) for source in self._pool.sources] if self._pool else []
-        return {name: ReasonCode(code) for name, code in found if code}
+        found: dict[str, str] = {}
+        for source in self._pool.sources if self._pool else []:
+            # A queue of several partitions is idle if all of them are.
+            if not found.setdefault(source.name, source.idle.code) or not source.idle.code:
+                found[source.name] = ""
+        return {name: ReasonCode(code) for name, code in found.items() if code}
 
     @property
     def running(self) -> int:

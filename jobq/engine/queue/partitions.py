@@ -1,0 +1,129 @@
+"""Partitions: over how many a queue is spread, and what operators change of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.limits import QUEUE_RULE
+from jobq.engine.model.spread import WHOLE_RULE_REFUSED, check_partitions
+from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.groups import write_group
+from jobq.engine.queue.limits import write_rule
+from jobq.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from jobq.engine.queue.session import Sessions
+    from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
+
+
+class PartitionRow(msgspec.Struct, frozen=True):
+    """The partitions of a queue. ``partitions``: those that get new jobs. ``homes``: the first ones, which alone get
+    jobs with keys, limits or a group. ``most``: the most that there ever were; workers serve all of them. ``jobs``: how
+    many unfinished jobs each of them has."""
+
+    partitions: int
+    homes: int
+    most: int
+    jobs: list[int]
+
+
+class PartitionVerbs(ABC):
+    """What operators ask about partitions and set."""
+
+    name: str
+    _sessions: Sessions
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    async def register(self) -> None:
+        """Make the queue known, with all its partitions.
+
+        :raises StoreError: Redis is away, or refuses.
+        """
+        session = self._sessions.here
+        await session.store.register()
+        await session.refresh()
+        for part in session.store.parts[1:]:
+            await part.register()
+
+    async def get_partitions(self) -> PartitionRow:
+        """Over how many partitions the queue is spread, and how many jobs each has.
+
+        :raises StoreError: Redis is away.
+        """
+        session = self._sessions.here
+        await session.refresh()
+        stored = await session.first.stored_spread()
+        jobs = [sum(reply[1:5]) for reply in [await part.do(part.demand()) for part in self.store.parts]]
+        return PartitionRow(stored.count, stored.homes, stored.most, jobs)
+
+    async def set_partitions(self, partitions: int) -> PartitionRow:
+        """Set over how many partitions the queue is spread. It acts while the queue is in use, and no job moves.
+
+        More: other processes learn of it within seconds. Fewer: those beyond the number get no new jobs, and workers
+        drain them. Jobs with keys, limits or a group stay in the first ``homes`` partitions, so there cannot be fewer.
+
+        :raises InvalidJob: the number is out of range, the queue has a rule for all its jobs, or there are more homes.
+        """
+        check_partitions(partitions)
+        session = self._sessions.here
+        await session.refresh()
+        if partitions > 1 and QUEUE_RULE in {as_text(name) for name in await session.first.rule_names()}:
+            raise InvalidJob(WHOLE_RULE_REFUSED)
+        await self.store.register()
+        before = await session.first.stored_spread()
+        if partitions < before.homes:
+            raise InvalidJob(
+                f"queue {self.name!r} keeps the jobs with keys, limits or groups in {before.homes} partitions, and keys"
+                f" cannot move: it takes {before.homes} or more. To have fewer, let the workers empty the queue, drop"
+                " it and declare it again"
+            )
+        known = len(self.store.parts)
+        fresh = [session.make(number) for number in range(known, partitions)]
+        for part in fresh:
+            await _copy_settings(session.first, part)
+        after = await session.first.do(session.first.spread(partitions, who="operator"))
+        session.learn(after)
+        for part in fresh:
+            # A pause that came meanwhile did not know of them.
+            await _copy_pause(session.first, part)
+        if after != before:
+            log.info(f"Queue {self.name} is spread over {partitions} partitions from now on", queue=self.name)
+        return await self.get_partitions()
+
+
+async def _copy_settings(first: Store, part: Store) -> None:
+    """Give a new partition what operators set of the queue."""
+    await part.register()
+    aging, charge = await first.command(b"HMGET", first.keys["meta"], b"aging", b"charge")
+    if aging is not None:
+        await part.do(part.aging(int(aging)))
+    if charge is not None:
+        await part.command(b"HSET", part.keys["meta"], b"charge", charge)
+    rules = await first.command(b"HGETALL", first.keys["rules"])
+    for name, row in zip(rules[::2], rules[1::2], strict=True):
+        chosen, _, declared = as_text(row).partition("\n")
+        if declared:
+            await write_rule(part, "declared", as_text(name), declared)
+        if chosen:
+            await write_rule(part, "set", as_text(name), chosen)
+    for name, row in (await first.group_rows()).items():
+        await write_group(part, as_text(name), as_text(row))
+    breakers = await first.command(b"HGETALL", first.keys["breakers"])
+    for name, row in zip(breakers[::2], breakers[1::2], strict=True):
+        await part.do(part.breaker("declare", as_text(name), " ".join(as_text(row).split(" ")[:3])))
+    await _copy_pause(first, part)
+
+
+async def _copy_pause(first: Store, part: Store) -> None:
+    if await first.command(b"HEXISTS", first.keys["meta"], b"paused"):
+        await part.do(part.pause())
