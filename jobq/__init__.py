@@ -29,6 +29,7 @@ from jobq.engine.model.unique import Unique, debounce, latest, singleton, thrott
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
 from jobq.engine.model.why import Reason, ReasonCode, Why
 from jobq.engine.queue.checking import CheckReport, Misfit
+from jobq.engine.queue.partitions import PartitionRow
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.sync import SyncQueue
 from jobq.engine.schedule.definition import Definition
@@ -143,6 +144,7 @@ __all__ = [
     "Options",
     "OutcomeRefused",
     "Page",
+    "PartitionRow",
     "Paused",
     "PayloadTooLarge",
     "Performance",

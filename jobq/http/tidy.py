@@ -35,4 +35,4 @@ async def tidy(queue: Queue) -> None:
                 pass
             if not any(worker.alive for worker in await queue.workers()):
                 # A worker would call the hooks of the jobs, so this is left to workers if there are any.
-                await end_late(queue, store)
+                await end_late(queue)

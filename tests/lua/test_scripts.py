@@ -88,6 +88,7 @@ CALLS: dict[str, Any] = {
     "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
     "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
+    "spread": lambda s: s.spread(4),
     "stats": lambda s: s.stats(),
     "throttle": lambda s: s.throttle(["a", TOKEN, 500, "key"]),
     "trim": lambda s: s.trim(0, 0, 0, 10),

@@ -33,12 +33,12 @@ def late_call(store: Store) -> Call[list[Any]]:
     return store.lapse(PAGE, _encode(expired), _encode(missed))
 
 
-async def end_late(queue: Queue, store: Store) -> None:
-    """End all jobs of a queue that are late. ``store``: its own, or that of one partition.
+async def end_late(queue: Queue, store: Store | None = None) -> None:
+    """End all jobs of a queue that are late. ``store``: only those of this partition.
 
     :raises StoreError: Redis is away.
     """
-    more = True
+    store, more = store or queue.store, True
     while more:
         more = tell_late(queue, await store.do(late_call(store)))
 

@@ -1,0 +1,74 @@
+"""spread.lua: over how many partitions a queue is spread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from table import Case, table
+
+if TYPE_CHECKING:
+    from table import Bench
+
+
+@table(
+    [
+        Case(
+            "a queue that was never used has as many homes",
+            {},
+            lambda s: s.spread(8),
+            {"meta": {"partitions": "8 8 8 code"}},
+            [8, 8, 8, "code"],
+        ),
+        Case(
+            "one that was used keeps its jobs with keys where they are",
+            {"meta": {"layout": "1"}},
+            lambda s: s.spread(8),
+            {"meta": {"layout": "1", "partitions": "8 1 8 code"}},
+            [8, 1, 8, "code"],
+        ),
+        Case(
+            "homes that are given",
+            {"meta": {"layout": "1"}},
+            lambda s: s.spread(8, 4),
+            {"meta": {"layout": "1", "partitions": "8 4 8 code"}},
+            [8, 4, 8, "code"],
+        ),
+        Case(
+            "code does not change what is stored",
+            {"meta": {"partitions": "8 8 8 operator"}},
+            lambda s: s.spread(4),
+            {},
+            [8, 8, 8, "operator"],
+        ),
+        Case(
+            "an operator does, and the homes stay",
+            {"meta": {"partitions": "8 8 8 code"}},
+            lambda s: s.spread(16, who="operator"),
+            {"meta": {"partitions": "16 8 16 operator"}},
+            [16, 8, 16, "operator"],
+        ),
+        Case(
+            "the most partitions never become fewer",
+            {"meta": {"partitions": "16 4 16 operator"}},
+            lambda s: s.spread(4, who="operator"),
+            {"meta": {"partitions": "4 4 16 operator"}},
+            [4, 4, 16, "operator"],
+        ),
+        Case(
+            "there are no fewer than homes",
+            {"meta": {"partitions": "8 8 8 code"}},
+            lambda s: s.spread(7, who="operator"),
+            {},
+            [8, 8, 8, "code"],
+        ),
+        Case(
+            "what cannot be read is written again",
+            {"meta": {"partitions": "many", "layout": "1"}},
+            lambda s: s.spread(2, who="operator"),
+            {"meta": {"partitions": "2 1 2 operator", "layout": "1"}},
+            [2, 1, 2, "operator"],
+        ),
+    ]
+)
+async def test_spread(case: Case, bench: Bench):
+    await bench.check(case)

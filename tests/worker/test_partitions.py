@@ -1,0 +1,323 @@
+"""A queue of several partitions is one queue for its users."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobq import (
+    Concurrency,
+    Context,
+    InvalidJob,
+    JobFailed,
+    JobIdTaken,
+    JobNotFound,
+    Queue,
+    QueueInUse,
+    State,
+    StoreRefused,
+    Unique,
+    WrongState,
+    new_id,
+)
+from jobq.engine.model.ids import partition_of
+from tests.conftest import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tools import Gate
+
+    from jobq.engine.store import Connection
+
+
+@pytest.fixture
+async def spread(admin: Any, connection: Connection) -> AsyncIterator[Queue]:
+    """An open queue of four partitions."""
+    async with Queue("spread", connection, partitions=4) as queue:
+        yield queue
+
+
+async def sizes(queue: Queue) -> list[int]:
+    return (await queue.get_partitions()).jobs
+
+
+async def test_jobs_are_spread_and_their_ids_name_the_partition(spread: Queue):
+    pages = [await spread.enqueue_many([spread.new("t", n) for n in range(250)]) for _ in range(8)]
+    assert await sizes(spread) == [500] * 4
+    # One page is one trip to one partition.
+    assert all(len({partition_of(job.id) for job in page}) == 1 for page in pages)
+    singles = [await spread.enqueue("t", n) for n in range(40)]
+    assert Counter(partition_of(job.id) for job in singles) == dict.fromkeys(range(4), 10)
+    for job in (pages[0][0], pages[3][9], *singles[:4]):
+        assert (await spread.get(job.id)).state is State.WAITING
+    assert (await spread.stats()).waiting == 2040
+    assert await spread.queues() == ["spread"]
+
+
+async def test_jobs_that_are_enqueued_at_the_same_time_share_trips(spread: Queue):
+    await spread.enqueue("t")
+    trips = 0
+    for part in spread.store.parts:
+        send = part.trip
+
+        async def counted(*calls: Any, send: Any = send, **more: Any) -> Any:
+            nonlocal trips
+            trips += 1
+            return await send(*calls, **more)
+
+        part.trip = counted
+        do = part.do
+
+        async def counted_one(call: Any, do: Any = do, **more: Any) -> Any:
+            nonlocal trips
+            trips += call.script == "enqueue"
+            return await do(call, **more)
+
+        part.do = counted_one
+    jobs = await asyncio.gather(*(spread.enqueue("t", n) for n in range(500)))
+    assert len({job.id for job in jobs}) == 500
+    assert trips <= 8
+
+
+async def test_ids_of_users_say_where_the_job_is(spread: Queue):
+    assert partition_of((await spread.enqueue("t", id="invoice-7")).id) == 0
+    assert (await spread.enqueue("t", id="invoice-8~3")).id == "invoice-8~3"
+    assert await sizes(spread) == [1, 0, 0, 1]
+    mine = new_id()
+    assert [(await spread.enqueue("t", 1, id=mine)).id for _ in range(2)] == [mine] * 2
+    with pytest.raises(JobIdTaken):
+        await spread.enqueue("t", 2, id="invoice-8~3")
+    with pytest.raises(InvalidJob, match="names partition 9"):
+        await spread.enqueue("t", id="invoice-9~9")
+    for missing in ("invoice-8", "invoice-7~3", "invoice-7~200"):
+        with pytest.raises(JobNotFound):
+            await spread.get(missing)
+
+
+async def test_verbs_about_a_job_go_to_its_partition(spread: Queue, start: Callable[..., Any]):
+    jobs = [await spread.enqueue("t", n, delay=60) for n in range(8)]
+    for job in jobs:
+        await spread.reprioritise(job.id, 3)
+        await spread.promote(job.id)
+        row = await spread.get(job.id)
+        assert (row.state, row.priority) == (State.WAITING, 3)
+        assert (await spread.why(job.id)).state is State.WAITING
+        await spread.kill(job.id)
+        with pytest.raises(WrongState):
+            await spread.kill(job.id)
+        again = await spread.rerun(job.id)
+        assert again.id != job.id
+        await spread.retry(job.id)
+        await spread.remove(job.id)
+        with pytest.raises(JobNotFound):
+            await spread.get(job.id)
+    assert (await spread.stats()).waiting == 8
+
+
+async def test_a_worker_runs_the_jobs_of_all_partitions(spread: Queue, start: Callable[..., Any]):
+    @spread.task()
+    async def double(context: Context, n: int) -> int:
+        context.log(f"doubles {n}")
+        if n == 13:
+            raise ValueError("unlucky")
+        return 2 * n
+
+    worker = await start(spread, concurrency=10)
+    jobs = [await spread.enqueue("double", {"n": n}, attempts=1) for n in range(20)]
+    results = await asyncio.gather(*(job.result(timeout=10) for job in jobs), return_exceptions=True)
+    assert [result for result in results if isinstance(result, int)] == [2 * n for n in range(20) if n != 13]
+    assert isinstance(results[13], JobFailed)
+    assert [line.message for line in await spread.logs(jobs[7].id)] == ["doubles 7"]
+    await wait_until(lambda: worker.idle == {"spread": "no_jobs"}, "the worker to be idle")
+    stats = await spread.stats()
+    assert (stats.completed, stats.failed, stats.completed_total, stats.workers) == (19, 1, 19, 1)
+    assert [row.id for row in await spread.workers()] == [worker.name]
+    performance = await spread.performance()
+    assert (performance.all.runs, [row.type for row in performance.types]) == (20, ["double"])
+    assert (await spread.scale()).workers == 1
+    with pytest.raises(QueueInUse):
+        await spread.drop()
+
+
+async def test_pause_holds_for_all_partitions(spread: Queue, start: Callable[..., Any]):
+    ran: list[int] = []
+
+    @spread.task()
+    async def run(n: int) -> None:
+        ran.append(n)
+
+    await spread.pause()
+    assert (await spread.stats()).paused
+    await start(spread)
+    await run.enqueue_many([{"n": n} for n in range(8)])
+    jobs = [await run.enqueue(n) for n in range(8)]
+    await wait_until(lambda: any(reason for reason in [1]), "the worker")
+    assert not ran
+    await spread.resume()
+    await asyncio.gather(*(job.result(timeout=10) for job in jobs))
+    await wait_until(lambda: len(ran) == 16, "all jobs")
+
+
+async def test_a_pause_that_was_interrupted_is_finished_by_the_next_one(spread: Queue):
+    await spread.enqueue("t")
+    first, *others = spread.store.parts
+    await first.do(first.pause())
+    assert (await spread.stats()).paused
+    await spread.pause()
+    assert all([(await part.do(part.pause()))[0] == "" for part in (first, *others)])
+    # A resume ends with the first partition, so until then the queue counts as paused.
+    await others[0].do(others[0].resume())
+    assert (await spread.stats()).paused
+    await spread.resume()
+    assert not (await spread.stats()).paused
+    assert all([(await part.do(part.resume()))[0] == "" for part in (first, *others)])
+
+
+async def test_lists_keep_the_order_over_all_partitions(spread: Queue, start: Callable[..., Any]):
+    @spread.task()
+    async def run(n: int) -> None: ...
+
+    delayed = [await run.options(delay=1000 + n).enqueue(n) for n in range(30)]
+    shuffled = [(await spread.page(State.DELAYED, limit=30)).jobs[n].id for n in range(30)]
+    assert shuffled == [job.id for job in delayed]
+    found: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        page = await spread.page(State.DELAYED, limit=7, cursor=cursor)
+        assert len(page.jobs) == 7 or page.cursor is None
+        found += [row.id for row in page.jobs]
+        cursor = page.cursor
+    assert found == [job.id for job in delayed]
+    await start(spread)
+    done = [await run.enqueue(n) for n in range(30)]
+    await asyncio.gather(*(job.result(timeout=10) for job in done))
+    page = await spread.page(State.COMPLETED, limit=30)
+    times = [row.finished_at or 0 for row in page.jobs]
+    assert times == sorted(times, reverse=True)
+    assert {row.id for row in page.jobs} == {job.id for job in done}
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.DELAYED])
+async def test_jobs_of_the_same_moment_are_listed_once(spread: Queue, state: State):
+    """Thousands of jobs may have one score, in all partitions."""
+    await spread.enqueue("t")
+    ids = [f"j{n}~{n % 4}" if n % 4 else f"j{n}" for n in range(200)]
+    for job_id in ids:
+        part = spread.store.parts[partition_of(job_id)]
+        await part.command(b"ZADD", part.keys[state], 1000 + int(job_id[1:].partition("~")[0]) // 100, job_id)
+        await part.command(b"HSET", part.keys["jobs"], job_id, b'{"type":"t","at":1,"payload":{}}')
+    found: list[str] = []
+    cursor: str | None = ""
+    pages = 0
+    while cursor is not None:
+        page = await spread.page(state, limit=9, cursor=cursor)
+        found += [row.id for row in page.jobs]
+        cursor = page.cursor
+        pages += 1
+    assert len(found) == 200
+    assert sorted(found) == sorted(ids)
+    assert pages <= 24
+    only = await spread.page(state, type="other", limit=9)
+    assert only.jobs == []
+
+
+async def test_bulk_verbs_reach_all_partitions(spread: Queue):
+    await spread.enqueue_many([spread.new("t", n, delay=60) for n in range(40)])
+    jobs = [await spread.enqueue("t", n, delay=60) for n in range(40)]
+    told: list[int] = []
+    assert await spread.reprioritise_all(State.DELAYED, 5, progress=told.append) == 80
+    assert told[-1] == 80
+    assert await spread.promote_all(limit=10) == 10
+    assert await spread.promote_all() == 70
+    assert await spread.kill_all(State.WAITING) == 80
+    assert await spread.retry_all(limit=30) == 30
+    assert await spread.remove_all(State.FAILED) == 50
+    assert (await spread.stats()).waiting == 30
+    assert await spread.remove_all(State.WAITING) == 30
+    with pytest.raises(JobNotFound):
+        await spread.get(jobs[3].id)
+    await spread.drop()
+    assert await spread.queues() == []
+
+
+async def test_a_key_is_held_by_one_job_of_the_whole_queue(spread: Queue):
+    jobs = [await spread.enqueue("t", {"n": n}, unique=Unique(by="n")) for n in range(20) for _ in range(3)]
+    assert len({job.id for job in jobs}) == 20
+    assert len({partition_of(job.id) for job in jobs}) == 4
+    many = await spread.enqueue_many([spread.new("t", {"n": n}, unique=Unique(by="n")) for n in range(20)])
+    assert {job.id for job in many} == {job.id for job in jobs}
+    assert all(job.duplicate for job in many)
+
+
+async def test_limits_by_key_are_exact(spread: Queue, start: Callable[..., Any]):
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    @spread.task(limits=[Concurrency(2, by="customer")])
+    async def call(customer: str, n: int) -> None:
+        running[customer] += 1
+        most[customer] = max(most[customer], running[customer])
+        await asyncio.sleep(0.001)
+        running[customer] -= 1
+
+    await start(spread, concurrency=20)
+    jobs = await call.enqueue_many([{"customer": f"c{n % 6}", "n": n} for n in range(60)])
+    homes = {partition_of(job.id) for job in jobs}
+    assert len(homes) > 1
+    await asyncio.gather(*(job.result(timeout=10) for job in jobs))
+    assert set(most.values()) == {2}
+    [rule] = await spread.limits()
+    assert rule.concurrency == 2
+    with pytest.raises(InvalidJob, match="queue"):
+        await spread.set_limit("queue", concurrency=3)
+
+
+async def test_groups_are_listed_and_set_for_all_partitions(spread: Queue):
+    names = [f"g{n}" for n in range(12)]
+    for name in names:
+        await spread.enqueue_many([spread.new("t", n, group=name) for n in range(3)])
+    rows = await spread.groups(sort="name")
+    assert [(row.group, row.queued + row.active) for row in rows] == sorted((name, 3) for name in names)
+    await spread.set_group("g3", paused=True)
+    assert (await spread.group("g3")).paused
+    assert await spread.kill_all(State.HELD, group="g3") == 3
+
+
+async def test_a_plain_queue_becomes_a_queue_of_partitions_online(admin: Any, connection: Connection, gate: Gate):
+    async with Queue("plain", connection) as queue, Queue("plain", connection) as other:
+        old = await queue.enqueue("t", 1, key="k")
+        await other.pause()
+        row = await queue.set_partitions(4)
+        assert (row.partitions, row.homes, row.most, row.jobs) == (4, 1, 4, [1, 0, 0, 0])
+        # Its jobs stay where they are, and so do those with the same keys.
+        assert (await queue.enqueue("t", 1, key="k")).id == old.id
+        jobs = [await queue.enqueue("t", n) for n in range(8)]
+        assert len({partition_of(job.id) for job in jobs}) == 4
+        # Another process learns of it when it meets such an id, or after some seconds.
+        await other.resume()
+        assert (await other.get(jobs[1].id)).id == jobs[1].id
+        assert not any([(await part.do(part.resume()))[0] for part in queue.store.parts])
+
+
+async def test_programs_must_agree_unless_an_operator_has_decided(admin: Any, connection: Connection, logs: Any):
+    async with Queue("spread", connection, partitions=4) as queue:
+        await queue.enqueue("t")
+        with pytest.raises(StoreRefused, match=r"has 4 partitions, and this program declares 8.*jobq partitions set 8"):
+            await Queue("spread", connection, partitions=8).open()
+        with pytest.raises(InvalidJob, match="in 4 partitions, and keys cannot move"):
+            await queue.set_partitions(2)
+        await queue.set_partitions(8)
+        await queue.set_partitions(4)
+        assert (await queue.get_partitions()).most == 8
+    async with Queue("spread", connection, partitions=8) as queue:
+        assert len(queue.store.parts) == 8
+        assert logs.one("which an operator set", "WARNING")
+
+
+def test_a_rule_for_all_jobs_is_refused():
+    with pytest.raises(InvalidJob, match="no rule for all its jobs"):
+        Queue("spread", partitions=4, limits=[Concurrency(3)])
