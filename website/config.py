@@ -14,18 +14,16 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 Nav = dict[str, list[tuple[str, str]]]
 """Sections, each with titles and places of its pages."""
 
-GENERATED: list[tuple[str, str]] = []
-
 
 def read_nav() -> Nav:
-    """The sections of docs/README.md. Every list item begins with the link to its page."""
+    """The sections of docs/README.md. Every list item begins with links to its pages."""
     sections: Nav = {}
     for line in (DOCS / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             sections[line.removeprefix("## ")] = []
         elif line.startswith("- ") and sections:
-            title, target = _LINK.findall(line)[0]
-            list(sections.values())[-1].append((title, _place(target)))
+            links = _LINK.findall(line.partition(": ")[0])
+            list(sections.values())[-1] += [(title, _place(target)) for title, target in links]
     return sections
 
 

@@ -28,8 +28,8 @@ def examples() -> list[tuple[str, str, str | None]]:
     for page in PAGES:
         text = page.read_text()
         for match in BLOCK.finditer(text):
-            if match[1] != "python":
-                continue
+            if match[1] != "python" or match[2].startswith("# examples/"):
+                continue  # tests/learn executes the examples
             following = BLOCK.match(text, match.end() + 2)
             output = following[2] if following and following[1] == "text" else None
             found.append((f"{page.name}:{text[: match.start()].count(chr(10)) + 1}", match[2], output))
