@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from website import llms
 from website.config import config, read_nav
+from website.folders import DOCS, ROOT
 from website.links import broken
-from website.pages import DOCS, ROOT, Pages
+from website.pages import Pages
 
 BUILD = ROOT / "build" / "site"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -19,7 +21,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def main() -> int:
     """Build, check, and return the exit code."""
     nav = read_nav()
-    write(Pages(), BUILD / "docs")
+    pages = Pages()
+    write(pages, BUILD / "docs")
     (BUILD / "zensical.toml").write_text(config(nav), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
@@ -33,6 +36,8 @@ def main() -> int:
     if done.returncode:
         print(_COLOUR.sub("", done.stdout + done.stderr), file=sys.stderr)
         return done.returncode
+    (BUILD / "html" / "llms.txt").write_text(llms.index(nav), encoding="utf-8")
+    (BUILD / "html" / "llms-full.txt").write_text(llms.full(nav, pages.texts), encoding="utf-8")
     faults = broken(BUILD / "html")
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -5,14 +5,35 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from website.pages import DOCS, MOVED, place
+from website.folders import DOCS
+from website.pages import MOVED, place
 
 TEMPLATE = Path(__file__).with_name("zensical.toml")
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
 
-Nav = dict[str, list[tuple[str, str]]]
-"""Sections, each with titles and places of its pages."""
+
+class Entry(NamedTuple):
+    """A page of the navigation."""
+
+    title: str
+    place: str
+    words: str
+    """What docs/README.md says about it."""
+
+
+Nav = dict[str, list[Entry]]
+"""The pages of each section."""
+
+GENERATED = [
+    Entry("Python", "reference/python/index.md", "everything that `from jobq import ...` offers"),
+    Entry("REST", "reference/rest.md", "every route, its parameters, bodies and problems"),
+    Entry("Settings", "reference/settings.md", "every variable and flag"),
+    Entry("Metrics", "reference/metrics.md", "what `GET /metrics` shows"),
+    Entry("All errors", "reference/errors/index.md", "a page for each exception"),
+]
+"""Pages of the section Reference that are made from the code, so docs/README.md cannot link to them."""
 
 
 def read_nav() -> Nav:
@@ -22,14 +43,16 @@ def read_nav() -> Nav:
         if line.startswith("## "):
             sections[line.removeprefix("## ")] = []
         elif line.startswith("- ") and sections:
-            links = _LINK.findall(line.partition(": ")[0])
-            list(sections.values())[-1] += [(title, _place(target)) for title, target in links]
+            links, _, words = line.partition(": ")
+            entries = [Entry(title, _place(target), words) for title, target in _LINK.findall(links)]
+            list(sections.values())[-1].extend(entries)
+    sections["Reference"] += GENERATED
     return sections
 
 
 def missing(nav: Nav) -> list[str]:
     """Pages of docs/ that docs/README.md does not list."""
-    listed = {place for pages in nav.values() for _, place in pages}
+    listed = {one.place for pages in nav.values() for one in pages}
     return sorted(page.name for page in DOCS.glob("*.md") if page.name not in listed and page.name != "README.md")
 
 
@@ -37,7 +60,7 @@ def config(nav: Nav) -> str:
     """The text of zensical.toml."""
     sections = ['{ "Home" = "index.md" }']
     for section, pages in nav.items():
-        rows = ", ".join(f"{{ {json.dumps(title)} = {json.dumps(target)} }}" for title, target in pages)
+        rows = ", ".join(f"{{ {json.dumps(title)} = {json.dumps(target)} }}" for title, target, _ in pages)
         sections.append(f"{{ {json.dumps(section)} = [{rows}] }}")
     text = TEMPLATE.read_text(encoding="utf-8")
     return text.replace("[project]\n", f"[project]\nnav = [{', '.join(sections)}]\n", 1)

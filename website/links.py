@@ -53,7 +53,11 @@ def _fault(link: str, path: Path, pages: dict[Path, _Page]) -> str:
     except ValueError:
         return "this is no URL"
     if url.scheme or url.netloc:
-        return "" if url.scheme in ("http", "https") and (url.hostname == "localhost" or "." in (url.hostname or "")) else "this is no URL of the web"
+        return (
+            ""
+            if url.scheme in ("http", "https") and (url.hostname == "localhost" or "." in (url.hostname or ""))
+            else "this is no URL of the web"
+        )
     target = path
     if url.path:
         target = (path.parent / unquote(url.path)).resolve()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+from website import reference, rest
+from website.folders import DOCS, ROOT
+
 MOVED = {
     "README.md": "index.md",
     "docs/README.md": "pages.md",
@@ -44,6 +45,8 @@ class Pages:
         for path in MOVED:
             self.add_file(path)
         self.texts["decisions/index.md"] = _decisions()
+        self.texts |= reference.pages()
+        self.texts["reference/rest.md"] = rest.page()
 
     def add_file(self, path: str) -> None:
         """Add a Markdown file of the repository."""

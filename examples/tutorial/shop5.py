@@ -1,6 +1,6 @@
 """Step 5: every night, a report for each tenant. jobq work examples/tutorial/shop5.py:queue"""
 
-from jobq import Context, Queue
+from jobq import Context, Queue, inject
 
 queue = Queue("shop")
 TENANTS = ("acme", "globex")
@@ -14,7 +14,7 @@ async def nightly_report(tenant: str) -> str:
 
 @queue.schedule("0 3 * * *", tz="Europe/Berlin", name="nightly", overlap="skip")
 @queue.task(attempts=3)
-async def all_reports(ctx: Context) -> int:
+async def all_reports(ctx: Context = inject) -> int:
     """Enqueue a job for each tenant. A second run for the same night adds nothing, because of the keys."""
     night = ctx.schedule.slot.date() if ctx.schedule else "by hand"
     for tenant in TENANTS:

@@ -8,9 +8,14 @@ from pathlib import PurePosixPath
 
 import pytest
 
+import jobq
+from jobq import JobqError, Settings
+from jobq.http.routes import ROUTES
+from website import llms
 from website.config import missing, read_nav
 from website.links import broken
 from website.pages import Pages, for_python_markdown, prose
+from website.reference import kinds
 
 NAV = read_nav()
 PAGES = Pages().texts
@@ -22,7 +27,24 @@ def test_every_page_is_listed():
 
 
 def test_the_navigation_names_only_pages_that_exist():
-    assert {place for pages in NAV.values() for _, place in pages} - PAGES.keys() == set()
+    assert {one.place for pages in NAV.values() for one in pages} - PAGES.keys() == set()
+
+
+def test_the_reference_has_every_name_setting_route_and_error():
+    for name in jobq.__all__:
+        assert f"[{name}]" in PAGES["reference/python/index.md"]
+    for field in Settings.__struct_fields__:
+        assert f"JOBQ_{field.upper()}`" in PAGES["reference/settings.md"]
+    for route in ROUTES:
+        assert f"## {route.method} {route.path}\n" in PAGES["reference/rest.md"]
+    for kind in kinds():
+        assert "**When**" in PAGES[f"reference/errors/{kind.__name__}.md"] or kind is JobqError
+    assert "| `jobq_wait_seconds` | histogram | queue, type |" in PAGES["reference/metrics.md"]
+
+
+def test_language_models_get_a_list_of_the_pages():
+    assert "- [Quickstart](quickstart/): a running service" in llms.index(NAV)
+    assert "# Limits\n" in llms.full(NAV, PAGES)
 
 
 def anchors(text: str) -> set[str]:
