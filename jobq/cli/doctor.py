@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from jobq.cli import render
-from jobq.cli.session import Queues, run
+from jobq.cli.session import Queues, run, side_by_side
 from jobq.engine.model.job import State
 from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of, refuse_unfit
 from jobq.errors import JobqError, StoreRefused, StoreUnavailable, UnknownQueue
@@ -71,16 +71,22 @@ async def examine(word: str | None, settings: Settings) -> list[Finding]:
             if not queues:
                 found += await examine_server(opened.store)
                 found.append(Finding("queues", "warning", redact(opened.nothing), "jobq work TARGET"))
-            for queue in queues:
+
+            async def examine_one(queue: Queue) -> list[Finding]:
                 # The queues of a target may be on several servers. One that cannot be used does not hide the others.
+                seen: list[Finding] = []
                 try:
                     await opened.open(queue)
                     if queue.store.connection.url not in servers:
                         servers.add(queue.store.connection.url)
-                        found += await examine_server(queue.store)
-                    found += await examine_queue(queue)
+                        seen += await examine_server(queue.store)
+                    seen += await examine_queue(queue)
                 except JobqError as error:
-                    found.append(refused(error, queue.name))
+                    seen.append(refused(error, queue.name))
+                return seen
+
+            for seen in await side_by_side(examine_one, queues):
+                found += seen
     except UnknownQueue as error:
         found.append(Finding("queues", "error", redact(str(error)), "jobq queues"))
     except JobqError as error:

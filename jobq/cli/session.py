@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from jobq.cli.target import load_target
 from jobq.engine.queue.connect import acquire
@@ -18,12 +18,16 @@ from jobq.errors import TargetError, UnknownQueue
 from jobq.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 
     from jobq.engine.store import Connection
     from jobq.settings import Settings
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+AT_ONCE: Final = 64
+"""Queues of which a command opens or reads so many at the same time."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -122,11 +126,13 @@ class Queues:
     async def all(self, word: str | None) -> list[Queue]:
         """As ``all_queues``."""
         if word is not None and is_target(word):
-            return [await self._stack.enter_async_context(queue) for queue in load_target(word)]
+            queues = list(load_target(word))
+            await side_by_side(self._stack.enter_async_context, queues)
+            return queues
         await self._connect(again=True)
         if word is not None and word not in self._names:
             raise UnknownQueue(self._unknown(word))
-        return [await self._named(name) for name in ([word] if word else self._names)]
+        return await side_by_side(self._named, [word] if word else self._names)
 
     async def closed(self, word: str | None) -> list[Queue]:
         """As ``all``, but the queues are not open yet. ``open`` opens one, so an error is that of one queue."""
@@ -187,6 +193,22 @@ class Queues:
             return self.nothing
         hint = f"; for the file write ./{name}" if name.endswith(".py") else ""
         return f"there is no queue {name[:80]!r}; there are: {_listed(self._names)}{hint}"
+
+
+async def side_by_side(work: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
+    """The results of the work for each item, in their order. Much of it runs at the same time, because a server may
+    have thousands of queues.
+
+    :raises Exception: the first error, in the order of the items.
+    """
+    results: list[R] = []
+    for at in range(0, len(items), AT_ONCE):
+        done = await asyncio.gather(*(work(item) for item in items[at : at + AT_ONCE]), return_exceptions=True)
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+    return results
 
 
 def _listed(names: list[str]) -> str:

@@ -286,7 +286,7 @@ class Scenario:
             self.now += round(LEASE * 1000) + 1
             # Nobody has swept for long, so living workers get a third of the lease to renew.
             for _ in range(3):
-                await Sweeper(pool).reap(source)
+                await Sweeper(pool, pool.wakers[0]).reap(source)
                 self.now += round(LEASE * 1000 / 6) + 1
             parcel = source.outbox.take()
             if parcel:

@@ -289,7 +289,7 @@ async def test_control_channel_after_a_silence(server: Server, admin: Store, unt
     async def join() -> None:
         joined.set()
 
-    listening = asyncio.create_task(quiet.listen([b"jobq:channel"], heard.append, join))
+    listening = asyncio.create_task(quiet.listen([b"jobq:channel"], lambda _, message: heard.append(message), join))
     await joined.wait()
     pings: list[Any] = [0]
 

@@ -55,7 +55,7 @@ async def test_one_tidy_removes_all_that_is_past_its_time(connection: Connection
         rows: list[Any] = [word for job_id in claimed.ids for word in (job_id, claimed.token, b"[0,0,null]", b"")]
         await queue.store.do(queue.store.complete(rows, []))
         pool = serving(queue)
-        sweeper = Sweeper(pool)
+        sweeper = Sweeper(pool, pool.wakers[0])
         await sweeper.tidy(pool.sources[0])
         assert (await queue.stats()).completed == 5
         clock.advance(2 * HOUR)

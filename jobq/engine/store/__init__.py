@@ -3,8 +3,11 @@
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.counting import FOLD_PAGE
 from jobq.engine.store.link import Connection
+from jobq.engine.store.listening import listen_together
+from jobq.engine.store.opening import unregistered
 from jobq.engine.store.partitions import Partitions
 from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
+from jobq.engine.store.together import give_wakes_back, having, send_together
 
 __all__ = [
     "ALIVE_MS",
@@ -19,4 +22,9 @@ __all__ = [
     "Settled",
     "Store",
     "give_wake_back",
+    "give_wakes_back",
+    "having",
+    "listen_together",
+    "send_together",
+    "unregistered",
 ]

@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from jobq.engine.store.cluster import Cluster
+from jobq.engine.store.once import Once
 from jobq.engine.store.url import is_cluster, make_pool, nodes_of
 from jobq.engine.store.wire import Wire
 from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
@@ -118,6 +119,9 @@ class Connection:
         self._idle: list[Wire] = []
         self._free = self.max_connections
         self._queue: deque[asyncio.Future[None]] = deque()
+        self.once = Once()
+        self.loaded = False
+        """Whether the scripts were loaded once. A server that has lost them since says so, and gets them again."""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -314,11 +318,12 @@ class Connection:
     async def listen(
         self,
         channels: Sequence[bytes],
-        heard: Callable[[bytes], None],
+        heard: Callable[[bytes, bytes], None],
         joined: Callable[[], Awaitable[None]],
         is_current: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Subscribe and call ``heard`` for each message, until cancelled. ``joined`` runs once the subscription stands.
+        """Subscribe and call ``heard`` with channel and message, until cancelled. ``joined`` runs once the subscription
+        stands.
 
         Returns after a silence in which ``is_current`` became false.
 
@@ -343,7 +348,7 @@ class Connection:
                 if message is None:
                     raise TimeoutError("the server did not answer a PING")
                 if message[0] == b"message":
-                    heard(message[2])
+                    heard(message[1], message[2])
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
             self.doubted = True
             raise translate(error) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jobq.engine.store.sender import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 
 class Listening(Sender):
@@ -46,8 +46,26 @@ class Listening(Sender):
 
         :raises StoreUnavailable: the connection broke.
         """
-        while True:
-            # The nodes of a cluster pass messages on to one another, but one that was removed hears nothing any more.
-            # So listen where the queue is.
-            node = await self.current()
-            await node.listen([self.keys["control"]], heard, joined, lambda node=node: self.node is node)
+        await listen_together({self: heard}, joined)
+
+
+async def listen_together(
+    heard: Mapping[Listening, Callable[[bytes], None]], joined: Callable[[], Awaitable[None]]
+) -> None:
+    """Pass the messages of the control channels of several queues to their functions until cancelled. The queues are
+    on one server or cluster, and one connection serves all of them.
+
+    :raises StoreUnavailable: the connection broke.
+    """
+    first = next(iter(heard))
+    functions = {store.keys["control"]: function for store, function in heard.items()}
+    while True:
+        # The nodes of a cluster pass messages on to one another, but one that was removed hears nothing any more. So
+        # listen where a queue is.
+        node = await first.current()
+        await node.listen(
+            list(functions),
+            lambda channel, message: functions[channel](message),
+            joined,
+            lambda node=node: first.node is node,
+        )

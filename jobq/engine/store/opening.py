@@ -17,7 +17,7 @@ from jobq.engine.store.route import Route
 from jobq.errors import StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobq.engine.store.link import Argument, Connection
     from jobq.engine.store.migrations import Migration
@@ -84,7 +84,9 @@ class Opening(Listening):
             older and cannot be migrated, or the queue has another aging than the program declares.
         """
         await self.check(durability)
-        await self.load()
+        if not self.node.loaded:
+            await self.node.once.do("load", self.load)
+            self.node.loaded = True
         target, migrated_from = wanted, ""
         while (layout := int(await self.do(Call("open", [target, migrated_from], read_as_is)))) < wanted:
             if layout not in migrations:
@@ -158,12 +160,15 @@ class Opening(Listening):
         """
         if self.connection.in_cluster:
             await self.connection.join()
-        answers = await self.commands(*QUESTIONS)
+        answers = await self._ask()
         if is_of_cluster(answers) and not self.connection.in_cluster:
             # The URL of one node. Look at the one that the queue is on.
             await self.connection.join()
-            answers = await self.commands(*QUESTIONS)
+            answers = await self._ask()
         check_fitness(answers, self.node, durability)
+
+    async def _ask(self) -> list[Any]:
+        return await self.node.once.do("questions", lambda: self.commands(*QUESTIONS))
 
     async def is_registered(self) -> bool:
         """Whether the queue is in the registry."""
@@ -240,3 +245,18 @@ class Opening(Listening):
     async def queues(self) -> list[str]:
         """All queues under the prefix, sorted."""
         return sorted(name.decode() for name in await self._registry.command(b"SMEMBERS", registry_key(self.prefix)))
+
+
+async def unregistered(stores: Sequence[Opening]) -> list[Opening]:
+    """Those of the stores whose queue is not in the registry. All are on one server, which gets one command.
+
+    :raises StoreError: no answer.
+    """
+    by_prefix: dict[str, list[Opening]] = {}
+    for store in stores:
+        by_prefix.setdefault(store.prefix, []).append(store)
+    missing: list[Opening] = []
+    for prefix, some in by_prefix.items():
+        known = await some[0].command(b"SMISMEMBER", registry_key(prefix), *(store.name for store in some))
+        missing += [store for store, one in zip(some, known, strict=True) if not one]
+    return missing

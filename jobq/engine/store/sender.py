@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Heads(dict[str, "tuple[int, bytes]"]):
+    """The packed heads of scripts by name. Each is made when it is first used, because a queue uses a few of them, and
+    a worker of hundreds of queues would spend memory and time on the others."""
+
+    def __init__(self, sender: Sender, *, short: bool) -> None:
+        super().__init__()
+        self._sender = sender
+        self._short = short
+
+    def __missing__(self, name: str) -> tuple[int, bytes]:
+        head = self[name] = self._sender.head(name, short=self._short)
+        return head
+
+
 class Sender(Route):
     """Calls on the keys of one queue. All of them are in one slot."""
 
@@ -31,18 +45,17 @@ class Sender(Route):
         self.keys = queue_keys(prefix, name, partition)
         super().__init__(connection, self.keys["waiting"])
         self._scripts = lua.scripts()
-        self._heads = {
-            short: {script.name: self._head(script, short=short) for script in self._scripts.values()}
-            for short in (False, True)
-        }
+        self._heads = {short: Heads(self, short=short) for short in (False, True)}
 
-    def _head(self, script: lua.Script, *, short: bool) -> tuple[int, bytes]:
+    def head(self, name: str, *, short: bool) -> tuple[int, bytes]:
         """The packed command and keys in front of the arguments, and their number. They are packed only once."""
+        script = self._scripts[name]
         keys = [self.keys[column] for column in script.columns(short=short) if column in self.keys]
         words = pack((b"EVALSHA", script.sha, len(keys), *keys))
         return 3 + len(keys), words[words.index(b"\n") + 1 :]
 
-    def _pack(self, call: Call[Any]) -> bytes:
+    def packed(self, call: Call[Any]) -> bytes:
+        """The call as the server reads it."""
         if call.keys is not None:
             script = self._scripts[call.script]
             return pack((b"EVALSHA", script.sha, len(call.keys), *call.keys, *call.args))
@@ -74,9 +87,14 @@ class Sender(Route):
         """
         behind = [pack(extra)] if extra else []
         answers = await self.send(
-            [*map(self._pack, calls), *behind], calls, self._pack, patience=patience, within=within, waits=bool(behind)
+            [*map(self.packed, calls), *behind],
+            calls,
+            self.packed,
+            patience=patience,
+            within=within,
+            waits=bool(behind),
         )
-        return await self._read(calls, answers, behind, patience)
+        return await self.read(calls, answers, behind, patience)
 
     async def trip_on_wake(self, call: Call[Any], block: float) -> Any:
         """Block on the wake token for up to ``block`` seconds, then run the call. Both go in one write, so the claimed
@@ -84,7 +102,7 @@ class Sender(Route):
 
         :raises StoreUnavailable: no answer came, so the call may have been executed or not.
         """
-        pieces = [pack((b"BZPOPMIN", self.keys["wake"], block)), self._pack(call)]
+        pieces = [pack((b"BZPOPMIN", self.keys["wake"], block)), self.packed(call)]
         node = await self.current()
         token, answer = await node.trip(b"".join(pieces), 2, patience=block)
         if is_refusal(token):
@@ -94,11 +112,27 @@ class Sender(Route):
             raise translate(token)
         if is_refusal(answer):
             (answer,) = await self.follow(node, pieces[1:], [answer])
-        return (await self._read((call,), [answer], [], 0.0))[0]
+        return (await self.read((call,), [answer], [], 0.0))[0]
 
-    async def _read(
+    async def wait_for_wake(self, stores: Sequence[Sender], block: float) -> int | None:
+        """Block until one of these queues has a wake token, for up to ``block`` seconds, and take it. All of them are
+        on this one's server. Returns the place of the queue, None if no token came.
+
+        :raises StoreUnavailable: no answer came, so a token may have been taken.
+        :raises StoreError: the server refuses the wait, for example because one of the keys is of another type.
+        """
+        keys = [store.keys["wake"] for store in stores]
+        node = await self.current()
+        (token,) = await node.trip(pack((b"BZPOPMIN", *keys, block)), 1, patience=block)
+        if isinstance(token, Exception):
+            raise translate(token)
+        return keys.index(token[0]) if token else None
+
+    async def read(
         self, calls: Sequence[Call[Any]], answers: list[Any], behind: list[bytes], patience: float
     ) -> list[Any]:
+        """What the calls return, made of the server's answers. A call's own error stands in its place. ``behind``,
+        ``patience``: what was sent behind them, and for how long it may block."""
         loaded = False
         for i, call in enumerate(calls):
             answer = answers[i]
@@ -126,9 +160,9 @@ class Sender(Route):
         :raises StoreError: the server's error.
         """
         # The same as `trip` with one call, without its lists and coroutines. Every single enqueue goes this way.
-        answer = (await self.send([self._pack(call)], (call,), self._pack, within=within))[0]
+        answer = (await self.send([self.packed(call)], (call,), self.packed, within=within))[0]
         if isinstance(answer, Exception):
-            answer = (await self._read((call,), [answer], [], 0.0))[0]
+            answer = (await self.read((call,), [answer], [], 0.0))[0]
             if isinstance(answer, StoreError):
                 raise answer
             return answer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger, indented
-from jobq.engine.store import Connection, Store
+from jobq.engine.store import Connection, Store, send_together, unregistered
 from jobq.engine.worker.outbox import HAND_BACK_MAX
 from jobq.engine.worker.source import RENEW_PAGE
 from jobq.errors import StoreError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.views import WorkerRow
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.store import Call
     from jobq.engine.worker.pool import Pool
     from jobq.engine.worker.run import Run
     from jobq.engine.worker.source import Source
@@ -42,6 +43,9 @@ STALL_SECONDS: Final = 1.0
 """A loop that does not answer for this time is logged."""
 RESTART_SECONDS: Final = 1.0
 """Pause before a heartbeat that failed starts again."""
+IDLE_BEATS: Final = 3
+"""A worker of many queues writes its row in one without running jobs at each third heartbeat: at the latest every 15
+seconds. After 30 it would not count as alive."""
 LEAVE_SECONDS: Final = 1.0
 """Time to remove the worker's row from each server."""
 
@@ -75,6 +79,7 @@ class Heartbeat(threading.Thread):
         self._stuck = False
         """Whether the worker's loop is given up. Then nothing is renewed until it answers again."""
         self._failing: set[Source] = set()
+        self._beats = 0
         self._halted = threading.Event()
         self._waking: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._servers: list[Stores] = []
@@ -167,59 +172,103 @@ class Heartbeat(threading.Thread):
         # If this fails, the row expires. Wait for the last heartbeat first, because it would write the row again.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
-                for _, store in stores:
-                    await store.do(store.heartbeat(self._pool.worker, b""))
+                await send_together([(store, [store.heartbeat(self._pool.worker, b"")]) for _, store in stores])
 
     async def _beat(self, stores: Stores) -> bool:
         """Renew all leases on one server. Returns False if some were not renewed and must be tried again soon."""
-        renewed = True
-        for source, store in list(stores):
-            if self._halted.is_set():
-                break  # Each call may wait for a server that does not answer.
-            try:
-                await self._renew(source, store)
-            except StoreError as error:
-                renewed = False
-                # Log one line when an outage begins and one when it ends.
-                level = log.debug if source in self._failing else log.warning
-                level(
-                    f"Leases of queue {source.name} were not renewed; tried again soon: {error}",
-                    queue=source.name, error=str(error),
-                )  # fmt: skip
-                self._failing.add(source)
-            except Exception:
-                renewed = False
-                log.exception(f"Leases of queue {source.name} were not renewed; tried again soon", queue=source.name)
-            else:
-                if source in self._failing:
-                    self._failing.discard(source)
-                    log.warning(f"Leases of queue {source.name} are renewed again", queue=source.name)
+        if len(stores) == 1:
+            renewed = await self._beat_alone(*stores[0])
+        else:
+            renewed = await self._beat_together(list(stores))
+        self._beats += 1
         return renewed
 
-    async def _renew(self, source: Source, store: Store) -> None:
+    async def _beat_alone(self, source: Source, store: Store) -> bool:
         held = source.held()
+        calls = self._calls(source, store, held, row=True)
+        try:
+            answers, known = await store.trip_and_look(*calls)
+            self._renewed(source, held, answers)
+            if not known:
+                # Redis was emptied or lost its data. Register the queue again, or it could not be found.
+                await store.register()
+        except Exception as error:  # noqa: BLE001 - renewals go on
+            return self._failed(source, error)
+        return self._worked(source)
+
+    async def _beat_together(self, stores: Stores) -> bool:
+        """Renew leases of several queues in few writes. The rows of queues without running jobs are written in turn."""
+        parts: list[tuple[Source, Store, list[tuple[bytes, bytes]], list[Call[Any]]]] = []
+        for place, (source, store) in enumerate(stores):
+            held = source.held()
+            row = bool(held) or source in self._failing or (place + self._beats) % IDLE_BEATS == 0
+            if calls := self._calls(source, store, held, row=row):
+                parts.append((source, store, held, calls))
+        renewed = True
+        answered: list[Store] = []
+        answers = await send_together([(store, calls) for _, store, _, calls in parts])
+        for (source, store, held, _), found in zip(parts, answers, strict=True):
+            try:
+                self._renewed(source, held, found)
+            except Exception as error:  # noqa: BLE001 - renewals of the others go on
+                renewed = self._failed(source, error)
+            else:
+                self._worked(source)
+                answered.append(store)
+        if answered:
+            try:
+                for store in await unregistered(answered):
+                    await store.register()
+            except StoreError as error:
+                log.debug("The registry was not read", error=str(error))
+        return renewed
+
+    def _calls(self, source: Source, store: Store, held: list[tuple[bytes, bytes]], *, row: bool) -> list[Call[Any]]:
+        """Renewals of what is held. ``row``: and the worker's row."""
         pages = [held[at : at + RENEW_PAGE] for at in range(0, len(held), RENEW_PAGE)]
-        calls: list[Any] = [
+        calls: list[Call[Any]] = [
             store.renew([word for pair in page for word in pair], self._pool.lease_ms) for page in pages
         ]
-        calls.append(store.heartbeat(self._pool.worker, self.word(source.queue)))
-        answers, known = await store.trip_and_look(*calls)
+        if row:
+            calls.append(store.heartbeat(self._pool.worker, self.word(source.queue)))
+        return calls
+
+    def _renewed(self, source: Source, held: list[tuple[bytes, bytes]], answers: list[Any]) -> None:
+        """The answers to ``_calls``.
+
+        :raises StoreError: the server's error for one of them.
+        """
         tokens = dict(held)
-        refused = [answer for answer in answers if isinstance(answer, StoreError)]
+        pages = len(range(0, len(held), RENEW_PAGE))
         lost = [
             (job_id, tokens[job_id])
-            for answer in answers[:-1]
+            for answer in answers[:pages]
             if not isinstance(answer, StoreError)
             for job_id in answer
         ]
         if lost:
             with contextlib.suppress(RuntimeError):  # The worker's loop is closed, so no run is left.
                 self._pool.loop.call_soon_threadsafe(source.leases_lost, lost)
-        if refused:
-            raise refused[0]
-        if not known:
-            # Redis was emptied or lost its data. Register the queue again, or it could not be found.
-            await store.register()
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+
+    def _failed(self, source: Source, error: Exception) -> bool:
+        name = source.name
+        if not isinstance(error, StoreError):
+            log.error(f"Leases of queue {name} were not renewed; tried again soon", queue=name, exc_info=error)
+            return False
+        # Log one line when an outage begins and one when it ends.
+        level = log.debug if source in self._failing else log.warning
+        level(f"Leases of queue {name} were not renewed; tried again soon: {error}", queue=name, error=str(error))
+        self._failing.add(source)
+        return False
+
+    def _worked(self, source: Source) -> bool:
+        if source in self._failing:
+            self._failing.discard(source)
+            log.warning(f"Leases of queue {source.name} are renewed again", queue=source.name)
+        return True
 
     async def _watch(self, halt: asyncio.Event) -> None:
         """Ask the worker's loop to answer repeatedly. When it is closed, the heartbeat ends."""

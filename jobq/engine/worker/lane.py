@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.queue.late import late_call, tell_late
-from jobq.engine.store import CLAIM_BYTES, CLAIM_MAX, give_wake_back
+from jobq.engine.store import CLAIM_BYTES, CLAIM_MAX
 from jobq.engine.worker.claimer import Demand
 from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, Parcel
 from jobq.engine.worker.settler import Settler
+from jobq.engine.worker.tokens import pass_on
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class Lane(Settler):
         self._closed = False
         self._claim_next = False
         self._reserved = 0
-        self._lacked: int | None = None
+        self.lacked: int | None = None
         """So many free slots were too few for the next job."""
         self._passing: set[asyncio.Task[None]] = set()
+        self.has_token = False
+        """The waker took a token of this queue, and no claim has been sent since."""
         source.wake = self.wake
         source.due = self.due
         slots.claimants.append(self)
@@ -88,8 +91,8 @@ class Lane(Settler):
 
     def listen(self) -> None:
         """Slots are free: the waker may listen unless the lane has something to claim."""
-        if self._lacked is not None and self._slots.free() > self._lacked:
-            self._lacked = None
+        if self.lacked is not None and self._slots.free() > self.lacked:
+            self.lacked = None
             self.look()
         if self.source.demand is Demand.IDLE:
             self.source.hungry.set()
@@ -108,9 +111,18 @@ class Lane(Settler):
         if self._slots.free() > 0 or self._slots.stopping:
             self.wake()
         else:
-            task = self._loop.create_task(pass_on(self.source))
-            self._passing.add(task)
-            task.add_done_callback(self._passing.discard)
+            self._pass_on()
+
+    def pass_token_on(self) -> None:
+        """No slot is free for the job of a token: wake another worker, which may be idle."""
+        if self.has_token:
+            self.has_token = False
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        task = self._loop.create_task(pass_on(self.source))
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
 
     # -- its task --------------------------------------------------------------------------------------------------
 
@@ -315,9 +327,10 @@ class Lane(Settler):
         a later job at the moment when the lane takes this one.
         """
         source, slots = self.source, self._slots
+        self.has_token = False  # The claim puts it back if jobs are left.
         repeated, keeps = claimer.unanswered, slots.kept.slots > 0
         request = claimer.sent(want, repeated=repeated)
-        if slots.stopping or (claimer is source.waking and (keeps or self._lacked is not None)):
+        if slots.stopping or (claimer is source.waking and (keeps or self.lacked is not None)):
             want = 0
         return source.store.claim(
             want, source.lease_ms, source.worker, claimer.name, request,
@@ -366,7 +379,7 @@ class Lane(Settler):
             source.idle.saw(claimed, moved)
         limited_ms = claimed.limited_ms if claimed is not None else None
         if moved:
-            self._lacked = None
+            self.lacked = None
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
             self._moved(claimer, moved)
             if limited_ms is not None:
@@ -375,7 +388,7 @@ class Lane(Settler):
                     source.demand = source.demand.came()
                 elif limited_ms < 0:
                     # The end of a job of another source may leave room too.
-                    self._lacked = slots.free()
+                    self.lacked = slots.free()
                     slots.nobody_listens()
                 elif limited_ms > 0:
                     source.timer.not_later(limited_ms)
@@ -384,8 +397,8 @@ class Lane(Settler):
         if slots.free() <= 0:
             slots.nobody_listens()
         else:
-            for claimant in slots.claimants:
-                claimant.listen()
+            for waker in slots.wakers:
+                waker.listen()
             slots.offer()
 
     def _recalled(self, want: int, answer: Any) -> None:
@@ -430,11 +443,3 @@ class Lane(Settler):
             source.demand = source.demand.came()
         else:
             source.timer.set(due)
-
-
-async def pass_on(source: Source) -> None:
-    """Wake another worker, because there may be work."""
-    try:
-        await give_wake_back(source.store)
-    except StoreError as error:
-        source.warn("Another idle worker could not be woken", error)

@@ -24,11 +24,11 @@ from jobq.engine.worker.exporter import Exporter
 from jobq.engine.worker.heartbeat import Heartbeat
 from jobq.engine.worker.pool import Pool
 from jobq.engine.worker.sweeper import Sweeper
-from jobq.engine.worker.waker import leave
+from jobq.engine.worker.tokens import leave
 from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from jobq.engine.queue.queue import Queue
     from jobq.engine.worker.reserve import Reserve
@@ -169,8 +169,8 @@ class Life:
             exporter = Exporter(pool, *plan.metrics)
             stack.callback(exporter.close)
             self.metrics_port = exporter.port
+        await _side_by_side(_register(queue) for queue, _ in here)
         for queue, _ in here:
-            await _register(queue)
             await _prepare(queue, stack)
         # for the queues that join later: they are closed after the last run, like the others
         joined = await stack.enter_async_context(AsyncExitStack())
@@ -182,10 +182,9 @@ class Life:
         heartbeat.start()
         stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
         stack.callback(heartbeat.halt)  # This is a plain call, so a cancellation cannot skip it.
-        for queue, _ in here:
-            await _introduce(queue, heartbeat, plan.name)
-        tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat")]
-        tasks += _serve(pool, pool.sources)
+        await _side_by_side(_introduce(queue, heartbeat, plan.name) for queue, _ in here)
+        served: set[object] = set()
+        tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat"), *_serve(pool, served)]
         for queue, _ in away:
             log.warning(
                 f"Queue {queue.name} is not served yet: its server does not answer, and is tried again until it does",
@@ -210,7 +209,7 @@ class Life:
                     break
                 for join in ready:
                     joins.remove(join)
-                    tasks += _serve(pool, join.result())
+                tasks += _serve(pool, served)
             tasks += joins
             if failed := [task.get_name() for task in tasks if task.done()]:
                 self.stopping = True
@@ -229,8 +228,8 @@ class Life:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> list[Source]:
-        """Wait until the server of a queue answers, and add the queue to the pool. Returns its sources there."""
+    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> None:
+        """Wait until the server of a queue answers, and add the queue to the pool."""
         failures, last = 0, ""
         while True:
             failures += 1
@@ -253,7 +252,6 @@ class Life:
         for source in added:
             heartbeat.add(source)
         log.warning(f"Queue {queue.name} is served now: its server answers", queue=queue.name)
-        return added
 
     def _add(self, queue: Queue, weight: float) -> list[Source]:
         """Add the partitions of a queue to the pool. They share its weight."""
@@ -365,20 +363,38 @@ async def _introduce(queue: Queue, heartbeat: Heartbeat, worker: str) -> None:
     await asyncio.gather(*(part.do(part.heartbeat(worker, word)) for part in queue.store.parts))
 
 
-def _serve(pool: Pool, sources: list[Source]) -> list[asyncio.Task[Any]]:
-    """The tasks of these sources."""
+async def _side_by_side(calls: Iterable[Awaitable[None]]) -> None:
+    """Wait for all of them. A worker of hundreds of queues would start late if it waited for one after the other.
+
+    :raises Exception: the first error.
+    """
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
+
+
+def _serve(pool: Pool, served: set[object]) -> list[asyncio.Task[Any]]:
+    """Start the tasks of the parts of the pool that are not yet in ``served``, and add them there."""
     tasks: list[asyncio.Task[Any]] = []
-    for source in sources:
-        number = pool.sources.index(source)
-        tasks += [
-            asyncio.create_task(pool.lanes[number].run(), name="jobq-lane"),
-            asyncio.create_task(pool.wakers[number].run(), name="jobq-waker"),
-            asyncio.create_task(Sweeper(pool).run(source), name="jobq-sweeper"),
-            asyncio.create_task(_listen(source), name="jobq-control"),
-        ]
-        if not source.store.partition:
-            # All schedules are in the first partition.
-            tasks.append(asyncio.create_task(source.firing.run(), name="jobq-schedules"))
+
+    def start(part: object, name: str, *works: Coroutine[Any, Any, None]) -> None:
+        served.add(part)
+        tasks.extend(asyncio.create_task(work, name=name) for work in works)
+
+    for lane in pool.lanes:
+        if lane not in served:
+            start(lane, "jobq-lane", lane.run())
+            if not lane.source.store.partition:
+                # All schedules are in the first partition.
+                start(lane, "jobq-schedules", lane.source.firing.run())
+    for waker in pool.wakers:
+        if waker not in served:
+            start(waker, "jobq-waker", waker.run(), waker.ask())
+            # The sources of a waker are on one server, or alone.
+            start(waker, "jobq-sweeper", Sweeper(pool, waker).run())
+    for control in pool.controls:
+        if control not in served:
+            start(control, "jobq-control", control.run())
     return tasks
 
 
@@ -404,21 +420,3 @@ async def _watch(heartbeat: Heartbeat) -> None:
     """End the worker when the heartbeat's thread ends, because without it every lease would be lost."""
     await asyncio.wait([heartbeat.ended])  # A plain await would cancel the future together with this task.
     raise RuntimeError("the heartbeat's thread has ended: nothing renews the leases")
-
-
-async def _listen(source: Source) -> None:
-    """Receive kills at once. Without the channel the worker would learn of them at the next renewal."""
-    failures = 0
-
-    async def joined() -> None:
-        nonlocal failures
-        failures = 0
-        await source.look_for_lost()
-        source.recall()
-        source.firing.look()
-
-    while True:
-        with contextlib.suppress(StoreError):
-            await source.store.listen(source.heard, joined)
-        failures += 1
-        await asyncio.sleep(pause(failures))

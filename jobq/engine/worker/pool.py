@@ -1,9 +1,10 @@
-"""The parts of a worker: its slots, and for each queue a source with a lane and a waker."""
+"""The parts of a worker: its slots, for each queue a source with a lane, and what the sources of a server share."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobq.engine.worker.control import Control
 from jobq.engine.worker.lane import Lane
 from jobq.engine.worker.meter import LoopMeter
 from jobq.engine.worker.slots import Slots
@@ -41,6 +42,9 @@ class Pool:
         self.sources: list[Source] = []
         self.lanes: list[Lane] = []
         self.wakers: list[Waker] = []
+        """One for each server. In a cluster one for each source."""
+        self.controls: list[Control] = []
+        """One for each server or cluster."""
 
     def add(
         self, queue: Queue, weight: float, resources: Resources, children: Children, store: Store | None = None
@@ -50,7 +54,16 @@ class Pool:
         lane = Lane(source, self.slots)
         self.sources.append(source)
         self.lanes.append(lane)
-        self.wakers.append(Waker(source, lane, self.slots))
+        waker = next((waker for waker in self.wakers if waker.serves(source)), None)
+        if waker is None:
+            waker = Waker(self.slots)
+            self.wakers.append(waker)
+        waker.add(lane)
+        control = next((control for control in self.controls if control.serves(source)), None)
+        if control is None:
+            control = Control()
+            self.controls.append(control)
+        control.add(source)
         return source
 
     @property
@@ -60,7 +73,7 @@ class Pool:
 
     def elsewhere(self, queue: Queue) -> int:
         """Slots that run jobs of other queues. The heartbeat thread asks, so it works on copies."""
-        others = [source for source in self.sources if source.queue is not queue]
+        others = [source for source in self.sources if source.runs and source.queue is not queue]
         return sum(run.slots for source in others for run in list(source.runs.values()))
 
     def idle(self, queue: Queue) -> Idle | None:

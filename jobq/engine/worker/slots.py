@@ -51,12 +51,24 @@ class Claimant(Protocol):
         """There may be jobs to claim."""
         ...
 
-    def listen(self) -> None:
-        """Slots are free: somebody should wait for the wake token if there is nothing to claim."""
-        ...
-
     def wake(self, *, chosen: bool = False) -> None:
         """Wake the lane. ``chosen``: it may claim."""
+        ...
+
+
+class Listener(Protocol):
+    """The interface of a waker that the slots use."""
+
+    def listen(self) -> None:
+        """Slots are free: wait for the wake tokens of queues that have nothing to claim."""
+        ...
+
+    def room(self) -> None:
+        """A slot is free again, and nobody has waited for tokens meanwhile."""
+        ...
+
+    def full(self) -> None:
+        """No slot is free: other workers get the tokens that cannot be used here."""
         ...
 
 
@@ -70,6 +82,7 @@ class Slots:
         self.kept = reserve or Reserve()
         """Slots that only urgent jobs may take."""
         self.claimants: list[Claimant] = []
+        self.wakers: list[Listener] = []
         self.running = 0
         self.stopping = False
         self.buffer = Buffer(loop, self._overdue)
@@ -180,6 +193,8 @@ class Slots:
     def nobody_listens(self) -> None:
         """No waker waits for the wake token now. So the lanes must claim by themselves as soon as a slot is free."""
         self._full = True
+        for waker in self.wakers:
+            waker.full()
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -233,8 +248,8 @@ class Slots:
             self._fill()
         if self._full:
             self._full = False
-            for claimant in self.claimants:
-                claimant.look()
+            for waker in self.wakers:
+                waker.room()
             self.offer()
 
     def give_back_buffer(self) -> None:
@@ -253,6 +268,8 @@ class Slots:
         """Claim no more. Jobs that have not started are handed back."""
         self.stopping = True
         self.give_back_buffer()
+        for waker in self.wakers:
+            waker.full()
         for claimant in self.claimants:
             claimant.wake()
 

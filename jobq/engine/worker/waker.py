@@ -1,68 +1,170 @@
-"""Waiting for work without polling. A worker with free slots and nothing to claim blocks on the wake token.
+"""Waiting for work without polling. A worker with free slots and nothing to claim blocks on the wake tokens.
 
-A claim of one job follows in the same write, so the job arrives together with the token and not a trip later. It
-claims one job only, because a worker that disappears while it waits (its machine, its network) still gets that job.
+One connection waits for all queues of a server. A worker of one queue sends a claim of one job behind the wait in the
+same write, so the job arrives together with the token and not a trip later. It claims one job only, because a worker
+that disappears while it waits (its machine, its network) still gets that job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from jobq.engine.store import give_wake_back
+from jobq.engine.log import get_logger
+from jobq.engine.model.backoff import pause
+from jobq.engine.store import having
 from jobq.engine.worker.claimer import Demand
-from jobq.errors import StoreError
+from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from jobq.engine.worker.lane import Lane
     from jobq.engine.worker.slots import Slots
     from jobq.engine.worker.source import Source
 
+T = TypeVar("T")
+
+log = get_logger("jobq.worker")
+
 BLOCK: Final = 5.0
-"""Seconds to block on the wake token. Then the waker claims once without it, because a token may be lost with a
+"""Seconds to block on the wake tokens. Then the worker looks for jobs without a token, because one may be lost with a
 connection."""
+LEFT_OUT_SECONDS: Final = 1.0
+"""Seconds to block while a queue is left out, because the server refuses its claims or the wait for it."""
+ASK_SECONDS: Final = 0.01
+"""The shortest time between two questions of a busy worker for the tokens of its other queues."""
 
 
 class Waker:
-    """Tells the lane of one source whenever there may be something to claim.
+    """Tells the lanes of one server whenever there may be something to claim.
 
-    One waker per source, each blocked on its own connection. A wait for several queues at once could not be extended
-    when another of them becomes empty.
+    It waits for all of its queues while slots are free, also for those that have jobs at the moment. So the wait need
+    not be changed when one of them becomes empty. In a cluster each queue has a waker of its own, because one command
+    waits for one slot only.
     """
 
-    def __init__(self, source: Source, lane: Lane, slots: Slots) -> None:
-        self._source = source
-        self._lane = lane
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
+        self._lanes: list[Lane] = []
+        self._hungry = asyncio.Event()
+        """Set when slots are free and there is nothing to claim from a queue."""
+        self._freed = asyncio.Event()
+        """Set when a slot is free again, after a time in which nobody waited for tokens."""
+        self._told: list[Lane] = []
+        """Lanes that may still have a token. Each notes itself whether it has."""
+        self._failures = 0
+        self._aside = False
+        """Whether queues were left out lately, because the server refused to wait for them."""
+        self._next = 0
+        """The place of the lane that comes first in the next wait. Redis looks at the keys in their order."""
+        self._wait: asyncio.Timeout | None = None
+        slots.wakers.append(self)
+
+    def add(self, lane: Lane) -> None:
+        """Wait for one more queue, from now on."""
+        lane.source.hungry = self._hungry
+        self._lanes.append(lane)
+        if self._wait is not None:
+            self._wait.reschedule(0)
+
+    def serves(self, source: Source) -> bool:
+        """Whether it can also wait for this queue."""
+        connection = source.store.connection
+        return connection is self._lanes[0].source.store.connection and not connection.in_cluster
+
+    @property
+    def sources(self) -> list[Source]:
+        """The queues that it waits for."""
+        return [lane.source for lane in self._lanes]
+
+    # -- as the slots see it ---------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Slots are free: wait for the tokens of queues that have nothing to claim."""
+        if len(self._lanes) == 1:
+            self._lanes[0].listen()
+            return
+        self._hungry.set()
+        for lane in self._lanes:
+            if lane.lacked is not None:
+                lane.listen()
+
+    def room(self) -> None:
+        """A slot is free again, and nobody has waited for tokens meanwhile."""
+        if len(self._lanes) == 1:
+            self._lanes[0].look()
+        else:
+            self._freed.set()
+            self.listen()
+
+    def full(self) -> None:
+        """No slot is free. If lanes have tokens and cannot claim, other workers get these tokens."""
+        if self._told:
+            for lane in self._told:
+                lane.pass_token_on()
+            self._told.clear()
+
+    # -- its tasks -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Listen until cancelled."""
-        source, slots = self._source, self._slots
+        """Wait for tokens until cancelled."""
         while True:
-            if slots.stopping or source.demand is not Demand.IDLE or source.waking.unanswered or slots.free() <= 0:
-                slots.nobody_listens()
-                source.hungry.clear()
+            if not (lanes := self._waiting()):
+                self._slots.nobody_listens()
+                self._hungry.clear()
                 # Do not use wait_for. Before Python 3.12 it loses a cancellation at the moment when the wait ends.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BLOCK):
-                        await source.hungry.wait()
-                continue
-            await self._listen()
+                        await self._hungry.wait()
+            elif len(self._lanes) == 1:
+                await self._wait_for_one(lanes[0])
+            else:
+                await self._wait_for_all(lanes)
 
-    async def _listen(self) -> None:
-        """Wait for the wake token once."""
-        source, lane = self._source, self._lane
+    async def ask(self) -> None:
+        """When slots become free, ask which queues have a token, until cancelled.
+
+        Without this, a queue with many jobs would take each free slot before the waker can wait for the others.
+        """
+        while True:
+            await self._freed.wait()
+            self._freed.clear()
+            await self._look_at_those_with("wake")
+            self._slots.offer()
+            await asyncio.sleep(ASK_SECONDS)
+
+    def _waiting(self) -> list[Lane]:
+        """The lanes to wait for now."""
+        slots, lanes = self._slots, self._lanes
+        if slots.stopping or slots.free() <= 0 or all(lane.source.demand is not Demand.IDLE for lane in lanes):
+            return []
+        if len(lanes) == 1:
+            return [] if lanes[0].source.waking.unanswered else lanes
+        # A token of a queue whose claims fail would be taken again and again.
+        now = lanes[0].source.loop.time()
+        start = self._next % len(lanes)
+        return [
+            lane
+            for lane in (*lanes[start:], *lanes[:start])
+            if not lane.source.claimer.backoff.failures and lane.source.waking.backoff.until <= now
+        ]
+
+    async def _wait_for_one(self, lane: Lane) -> None:
+        """Wait for the wake token once. The claim is sent behind it."""
+        source = lane.source
         claimer = source.waking
         call = lane.claim_call(claimer, 1)
         try:
-            claimed = await source.store.trip_on_wake(call, block=BLOCK)
+            claimed = await self._until_another_joins(source.store.trip_on_wake(call, block=BLOCK))
         except BaseException as error:
-            # The reply was lost, or the worker stops. The claim may have taken a job, so the lane repeats it.
+            # The reply was lost, the worker stops, or another queue joins. The claim may have taken a job, so the lane
+            # repeats it.
             claimer.failed(source.loop.time())
             lane.wake()
+            if isinstance(error, TimeoutError):
+                return
             if not isinstance(error, StoreError):
                 raise
             source.warn("The wait for new jobs failed and is repeated", error)
@@ -72,13 +174,94 @@ class Waker:
             # The job starts before the next wait begins.
             await asyncio.sleep(0)
 
+    async def _wait_for_all(self, lanes: list[Lane]) -> None:
+        """Wait for a token of any queue once. The lane of that queue claims then."""
+        stores = [lane.source.store for lane in lanes]
+        try:
+            block = BLOCK if len(lanes) == len(self._lanes) else LEFT_OUT_SECONDS
+            place = await self._until_another_joins(stores[0].wait_for_wake(stores, block))
+        except TimeoutError:
+            # Another queue joins. A token may have been taken.
+            await self._look_for_jobs()
+        except StoreUnavailable as error:
+            self._failures += 1
+            await self._pause(error)
+        except StoreError as error:
+            await self._set_aside(lanes, error)
+        else:
+            self._failures = 0
+            if self._aside:
+                self._aside = False
+                for lane in lanes:
+                    lane.source.waking.backoff.worked()
+            if place is None:
+                await self._look_for_jobs()
+            else:
+                self._next = self._lanes.index(lanes[place]) + 1
+                self._tell(lanes[place])
+                # The lane claims before the next wait begins.
+                await asyncio.sleep(0)
 
-async def leave(sources: Sequence[Source]) -> None:
-    """Wake another worker, because the stopping one may have taken a token or watched for due jobs.
+    async def _until_another_joins(self, waiting: Awaitable[T]) -> T:
+        """The result of a wait.
 
-    It gives up after a second. The others check by themselves every few seconds.
-    """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.0):
-            # Do this concurrently. A server that does not answer must not keep workers of the others asleep.
-            await asyncio.gather(*(give_wake_back(source.store) for source in sources), return_exceptions=True)
+        :raises TimeoutError: another queue joins.
+        """
+        try:
+            async with asyncio.timeout(None) as self._wait:
+                return await waiting
+        finally:
+            self._wait = None
+
+    def _tell(self, lane: Lane) -> None:
+        self._told = [told for told in self._told if told.has_token]
+        self._told.append(lane)
+        lane.has_token = True
+        if self._slots.free() <= 0 or self._slots.stopping:
+            self.full()
+        else:
+            lane.look()
+            lane.wake()
+
+    async def _look_for_jobs(self) -> None:
+        """Look at the queues that have jobs which may run, now or later. A worker that died may have watched them."""
+        await self._look_at_those_with("waiting", "delayed", "held")
+
+    async def _look_at_those_with(self, *columns: str) -> None:
+        idle = [lane for lane in self._lanes if lane.source.demand is Demand.IDLE]
+        places: Sequence[int] = range(len(idle))
+        with contextlib.suppress(StoreError):  # The claims get the error, too.
+            places = await having([lane.source.store for lane in idle], *columns)
+        for place in places:
+            idle[place].look()
+            idle[place].wake()
+
+    async def _pause(self, error: StoreError) -> None:
+        names = ", ".join(source.name for source in self.sources[:3])
+        log.warning(
+            f"The wait for new jobs of {len(self._lanes)} queues ({names} and others) failed and is repeated: {error}",
+            error=str(error),
+        )
+        await asyncio.sleep(pause(self._failures))
+        # The lost reply may have had a token.
+        await self._look_for_jobs()
+
+    async def _set_aside(self, lanes: list[Lane], error: StoreError) -> None:
+        """The server refuses the wait. Find the queues whose keys are the reason. They are left out for a while, and
+        their lanes look for jobs by themselves. The others are waited for again."""
+        commands = [(b"ZREM", lane.source.store.keys["wake"], b"") for lane in lanes]
+        try:
+            answers = await lanes[0].source.store.commands(*commands)
+        except StoreError as lost:
+            answers, error = [], lost
+        broken = [(lane, answer) for lane, answer in zip(lanes, answers, strict=False) if isinstance(answer, Exception)]
+        self._aside |= bool(broken)
+        for lane, answer in broken:
+            source = lane.source
+            source.waking.backoff.failed(source.loop.time())
+            source.warn("The wait for new jobs failed and is repeated", StoreError(f"Redis: {answer}"))
+            lane.look()
+            lane.wake()
+        if not broken:
+            self._failures += 1
+            await self._pause(error)
