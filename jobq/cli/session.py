@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE: Final = 64
+AT_ONCE: Final = 8
 """Queues of which a command opens or reads so many at the same time."""
 
 

@@ -48,6 +48,11 @@ class Idle:
         if code:
             self.code, self.until = code, until
 
+    def empty(self) -> None:
+        """The queue has no jobs that may run, now or later, as was found without a claim."""
+        if not self.code:
+            self.code, self.until = ReasonCode.NO_JOBS, None
+
     def _reason(self, claimed: Claimed | None, moved: list[Any]) -> tuple[ReasonCode | str, int | None]:
         if claimed is not None:
             ms = claimed.limited_ms or 0

@@ -225,9 +225,11 @@ class Waker:
 
     async def _look_for_jobs(self) -> None:
         """Look at the queues that have jobs which may run, now or later. A worker that died may have watched them."""
-        await self._look_at_those_with("waiting", "delayed", "held")
+        for lane in await self._look_at_those_with("waiting", "delayed", "held"):
+            lane.source.idle.empty()
 
-    async def _look_at_those_with(self, *columns: str) -> None:
+    async def _look_at_those_with(self, *columns: str) -> list[Lane]:
+        """Let lanes claim whose queues have one of these columns. Returns the others that have nothing to claim."""
         idle = [lane for lane in self._lanes if lane.source.demand is Demand.IDLE]
         places: Sequence[int] = range(len(idle))
         with contextlib.suppress(StoreError):  # The claims get the error, too.
@@ -235,6 +237,8 @@ class Waker:
         for place in places:
             idle[place].look()
             idle[place].wake()
+        found = set(places)
+        return [lane for place, lane in enumerate(idle) if place not in found]
 
     async def _pause(self, error: StoreError) -> None:
         names = ", ".join(source.name for source in self.sources[:3])
