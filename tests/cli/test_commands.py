@@ -14,6 +14,7 @@ import pytest
 
 from jobq import JobFailed, LogLine, Queue, Worker
 from jobq.cli.look import unseen
+from jobq.cli.session import AT_ONCE
 from jobq.cli.target import load_target
 from jobq.engine.queue.published import Publisher
 from jobq.http.auth import parse_keys
@@ -426,7 +427,7 @@ def test_queue_rm(jobq):
     assert jobq("queue", "rm", "tipo").code == 1
 
 
-def test_many_queues_share_one_connection(jobq, redis_url):
+def test_many_queues_share_a_few_connections(jobq, redis_url):
     async def connections() -> int:
         async with Queue("n0") as queue:
             text: bytes = await queue.store.command(b"INFO", b"stats")
@@ -441,7 +442,8 @@ def test_many_queues_share_one_connection(jobq, redis_url):
     before = asyncio.run(connections())
     for command in ("stats", "queues", "workers"):
         assert jobq(command).code == 0
-    assert asyncio.run(connections()) - before < 10
+    # Each command works on a few queues at the same time, whose trips need a connection each.
+    assert asyncio.run(connections()) - before < 3 * AT_ONCE + 10 < 3 * 30
 
 
 def test_a_name_is_never_run_as_code(jobq, tmp_path, monkeypatch):
