@@ -73,6 +73,11 @@ E = TypeVar("E", bound=BaseException)
 class JobqError(Exception):
     """Base of every error that jobq raises on purpose."""
 
+    @classmethod
+    def page(cls) -> str:
+        """The page of the documentation site about this error: ``errors/JobNotFound/``. The command line prints it."""
+        return f"errors/{cls.__name__}/"
+
 
 class InvalidJob(JobqError, ValueError):
     """The job cannot be enqueued as given; nothing was written."""

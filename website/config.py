@@ -31,7 +31,8 @@ GENERATED = [
     Entry("REST", "reference/rest.md", "every route, its parameters, bodies and problems"),
     Entry("Settings", "reference/settings.md", "every variable and flag"),
     Entry("Metrics", "reference/metrics.md", "what `GET /metrics` shows"),
-    Entry("All errors", "reference/errors/index.md", "a page for each exception"),
+    Entry("All errors", "errors/all.md", "a page for each exception"),
+    Entry("Problems", "reference/problems.md", "every `type` of an error over REST"),
 ]
 """Pages of the section Reference that are made from the code, so docs/README.md cannot link to them."""
 

@@ -22,7 +22,7 @@ def index(nav: Nav) -> str:
 def full(nav: Nav, texts: dict[str, str]) -> str:
     """The text of the pages of the navigation. Generated references and benchmarks are left out, for their length."""
     places = ["index.md", *(one.place for pages in nav.values() for one in pages)]
-    kept = [place for place in places if not place.startswith(("reference/", "decisions/", "benchmarks"))]
+    kept = [place for place in places if not place.startswith(("reference/", "decisions/", "benchmarks", "errors/"))]
     return "\n\n---\n\n".join(f"<!-- {place} -->\n{texts[place]}" for place in kept)
 
 

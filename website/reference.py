@@ -12,7 +12,7 @@ import jobq
 from jobq import Settings, errors
 from jobq.cli.parser import build_parser
 from jobq.http.metrics import metrics_of
-from jobq.http.problems import TABLE
+from jobq.http.problems import KINDS, TABLE
 from website.folders import DOCS
 
 if TYPE_CHECKING:
@@ -30,16 +30,17 @@ def pages() -> dict[str, str]:
     made = {
         "reference/settings.md": settings(),
         "reference/metrics.md": metrics(),
-        "reference/errors/index.md": error_index(),
+        "errors/all.md": error_index(),
+        "reference/problems.md": problems(),
     }
-    made |= {f"reference/errors/{kind.__name__}.md": error(kind) for kind in kinds()}
+    made |= {f"errors/{kind.__name__}.md": error(kind) for kind in kinds()}
     package = griffe.load("jobq", allow_inspection=False)
     rows: list[str] = []
     for name in sorted(jobq.__all__, key=str.lower):
         found = package[name]
         thing = found.final_target if isinstance(found, griffe.Alias) else found
         if name in {kind.__name__ for kind in kinds()}:
-            rows.append(f"| [{name}](../errors/{name}.md) | {first(thing)} |")
+            rows.append(f"| [{name}](../../errors/{name}.md) | {first(thing)} |")
         else:
             rows.append(f"| [{name}]({name}.md) | {first(thing)} |")
             made[f"reference/python/{name}.md"] = page(name, thing)
@@ -206,9 +207,24 @@ def error_index() -> str:
         for kind in kinds()
     ]
     return (
-        "# All errors\n\nEach error has a page, whose name is that of the class. [Errors](../../errors.md) shows them"
+        "# All errors\n\nEach error has a page, whose name is that of the class. [Errors](../errors.md) shows them"
         " by occasion, with an example.\n\n| Error | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
+
+
+def problems() -> str:
+    """The kinds of problems that REST answers with. The last word of a ``type`` is the anchor."""
+    parts = [
+        "# Problems",
+        "REST answers every error with a [problem](https://www.rfc-editor.org/rfc/rfc9457). Its `type` never changes:"
+        " `urn:jobq:problem:wrong-state` is described [here](#wrong-state). [REST](rest.md) lists them by route.",
+    ]
+    for kind in sorted(KINDS):
+        made = [one.__name__ for one, row in TABLE.items() if row.kind == kind and issubclass(one, errors.JobqError)]
+        parts += [f"## {kind.slug}", f"{kind.status}: {kind.title}."]
+        if made:
+            parts.append("In Python: " + ", ".join(f"[{name}](../errors/{name}.md)" for name in made) + ".")
+    return "\n\n".join(parts) + "\n"
 
 
 def error(kind: type[Exception]) -> str:
@@ -221,8 +237,10 @@ def error(kind: type[Exception]) -> str:
         parts.append("**It is also a** " + ", ".join(f"`{base}`" for base in bases) + ".")
     row = next((TABLE[base] for base in kind.__mro__ if base in TABLE), None)
     if row is not None:
-        parts.append(f"**Over REST**: {row.kind.status}, `{row.kind.type}`: {row.kind.title}.")
-    parts.append("[All errors](index.md), [errors by occasion](../../errors.md)")
+        parts.append(
+            f"**Over REST**: {row.kind.status}, [`{row.kind.type}`](../reference/problems.md#{row.kind.slug})."
+        )
+    parts.append("[All errors](all.md), [errors by occasion](../errors.md)")
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,7 +248,7 @@ def rows_of(name: str) -> Iterator[tuple[str, str]]:
     """The rows of an error in the tables of docs/errors.md: when it comes, and what to do."""
     text = (DOCS / "errors.md").read_text(encoding="utf-8")
     for row in re.findall(rf"^\| `{name}(?:\(.*?\))?`[^|]*\|(.*)\|$", text, re.MULTILINE):
-        when, _, what = re.sub(r"\]\((?!https?:)([^)]+)\)", r"](../../\1)", row).partition(" | ")
+        when, _, what = re.sub(r"\]\((?!https?:)([^)]+)\)", r"](../\1)", row).partition(" | ")
         yield when.strip(), what.strip()
 
 

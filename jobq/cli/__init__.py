@@ -70,7 +70,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def _complain(error: JobqError, code: int) -> int:
-    render.complain(str(error))
+    about = "" if type(error) is JobqError else f" ({error.page()})"
+    render.complain(f"{error}{about}")
     return code
 
 

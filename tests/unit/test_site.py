@@ -10,6 +10,7 @@ import pytest
 
 import jobq
 from jobq import JobqError, Settings
+from jobq.http.problems import KINDS
 from jobq.http.routes import ROUTES
 from website import llms
 from website.config import missing, read_nav
@@ -38,8 +39,15 @@ def test_the_reference_has_every_name_setting_route_and_error():
     for route in ROUTES:
         assert f"## {route.method} {route.path}\n" in PAGES["reference/rest.md"]
     for kind in kinds():
-        assert "**When**" in PAGES[f"reference/errors/{kind.__name__}.md"] or kind is JobqError
+        assert "**When**" in PAGES[f"errors/{kind.__name__}.md"] or kind is JobqError
+    for problem in KINDS:
+        assert f"## {problem.slug}\n" in PAGES["reference/problems.md"]
     assert "| `jobq_wait_seconds` | histogram | queue, type |" in PAGES["reference/metrics.md"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if issubclass(kind, JobqError) and kind is not JobqError])
+def test_the_page_that_an_error_names_exists(kind: type[JobqError]):
+    assert f"{kind.page().removesuffix('/')}.md" in PAGES
 
 
 def test_language_models_get_a_list_of_the_pages():
