@@ -134,7 +134,7 @@ def test_enqueue_wait_prints_the_result(jobq, tasks, start, redis_url):
     assert int(said.out) > 10_000, "what a worker has loaded is looked at by no collection"
     said = jobq("enqueue", "broken", "--queue", tasks, "--wait", "20")
     assert said.code == 1
-    assert re.fullmatch(r"jobq: job \w+ failed: ValueError: no luck today\n", said.err)
+    assert re.fullmatch(r"jobq: job \w+ failed: ValueError: no luck today \(errors/JobFailed/\)\n", said.err)
 
 
 @pytest.mark.parametrize(
