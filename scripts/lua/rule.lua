@@ -32,8 +32,14 @@ if cursor == '' then
     -- A rule that an operator sets again may not have reached all keys: the reply to the first call was lost, or its caller died.
     if before == after and layer ~= 'set' then return '' end
     if name == 'queue' then
-        -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta.
-        if after == '' then redis.call('HDEL', meta, 'rule') else redis.call('HSET', meta, 'rule', after, 'limited', 1) end
+        -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta. A partition
+        -- whose share of it is balanced starts nothing until it has one.
+        local shares = redis.call('HEXISTS', meta, 'balanced') == 1
+        if after == '' then redis.call('HDEL', meta, 'rule', 'whole')
+        elseif shares then
+            redis.call('HSETNX', meta, 'rule', '0')
+            redis.call('HSET', meta, 'limited', 1)
+        else redis.call('HSET', meta, 'rule', after, 'limited', 1) end
         redis.call('ZADD', wake, 0, 't')
         return ''
     end

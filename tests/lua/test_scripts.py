@@ -14,7 +14,7 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine.store import Call, Store, counting, lua, opening, scheduling
+from jobq.engine.store import Call, Store, counting, lua, opening, scheduling, sharing
 from jobq.engine.store import store as store_module
 from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
@@ -32,6 +32,7 @@ REFUSED_WHEN_FULL = ("enqueue", "enqueue_unique", "retry", "schedule_fire")
 
 CALLS: dict[str, Any] = {
     "admit": lambda s: s.admit(10, 10, 1),
+    "balance": lambda s: s.balance("w", 5000),
     "breaker": lambda s: s.breaker("declare", "t", "0.5 20 30000"),
     "breakers": lambda s: s.breakers(),
     "charge": lambda s: s.charge(["a", TOKEN, "tokens 7"]),
@@ -87,6 +88,7 @@ CALLS: dict[str, Any] = {
     ),
     "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
     "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),
+    "share": lambda s: s.share(1, "1", "5"),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "spread": lambda s: s.spread(4),
     "stats": lambda s: s.stats(),
@@ -198,7 +200,7 @@ def _methods() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in (
         node
-        for file in (opening, scheduling, counting, store_module)
+        for file in (opening, scheduling, counting, sharing, store_module)
         for node in ast.walk(ast.parse(inspect.getsource(file)))
     ):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

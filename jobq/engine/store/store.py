@@ -23,7 +23,7 @@ from jobq.engine.store.calls import (
     repeat_enqueue,
     repeat_unique,
 )
-from jobq.engine.store.counting import Counting
+from jobq.engine.store.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +68,7 @@ GROUP_ROWS_MAX: Final = 10_000
 MINUTES_KEPT: Final = 2 * 60
 
 
-class Store(Counting):
+class Store(Sharing):
     """The scripts of one queue, as methods."""
 
     limited = False
