@@ -492,7 +492,7 @@ SABOTAGES = [
     Break("share", "tokens come from nowhere", "math.max(0, old[i].burst - ahead / old[i].interval)", "old[i].burst"),
     Break("share", "a band has more tokens than its burst", "math.min(tokens, new[i] and", "math.max(tokens, new[i] and"),
     Break("share", "what was given back stays", "redis.call('ZREM', spent, field)", ""),
-    Break("share", "all slots of a job are one", " + redis.call('ZLEXCOUNT', admitted, '[queue\0', '(queue\1')", ""),
+    Break("share", "all slots of a job are one", " + redis.call('ZLEXCOUNT', admitted, '[queue\\0', '(queue\\1')", ""),
     Break("rule", "a partition gets the whole rule", "elseif shares then", "elseif false then"),
     Break("close", "it is never open again", "redis.call('ZREM', closed, key)", "till = ''"),
     Break("close", "jobs wait for the old time", "redis.call('ZADD', openings, '-inf', key)", ""),
