@@ -3,7 +3,8 @@
 --   back to held, and admit gets to look at all keys of the rule that lines of held jobs wait for.
 -- KEYS rules limits weights waiting held held_by admitted unspent openings arrivals full_lines reopens meta wake
 -- ARGV layer ("set": an operator's rule, which takes precedence; "declared": the one that code declares), name, text ('': remove it),
---   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of jobs or keys per call)
+--   largest number of rules, cursor ('' in the first call, then the last reply), page (largest number of jobs or keys per call),
+--   1 in a partition other than the first one: of the rule `queue` it has the share that it is given
 -- RETURNS the cursor of the next call, or '' when all was looked at; 'full' when there are too many rules (nothing changed)
 local rules, limits, weights, waiting, held, held_by, admitted, unspent, openings, arrivals, full_lines, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
@@ -34,6 +35,7 @@ if cursor == '' then
     if name == 'queue' then
         -- This rule applies to every job, and no job is held for it. Claims read it with what else they read of meta. A partition
         -- whose share of it is balanced starts nothing until it has one.
+        if ARGV[7] == '1' then redis.call('HSETNX', meta, 'balanced', 0) end
         local shares = redis.call('HEXISTS', meta, 'balanced') == 1
         if after == '' then redis.call('HDEL', meta, 'rule', 'whole')
         elseif shares then

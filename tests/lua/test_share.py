@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from table import WAKE, Case, held, table, waiting
@@ -140,9 +141,10 @@ class World:
         self.bench = bench
         self.draw = random.Random(seed)
         self.parts = [
-            Store(bench.store.connection, f"part{number}", clock=lambda: str(bench.now)) for number in range(N)
+            Store(bench.store.connection, "test", clock=lambda: str(bench.now), partition=number) for number in range(N)
         ]
-        self.balancers = [Balancer("part", worker, lambda: self.parts) for worker in ("ann", "bob")]
+        queue: Any = SimpleNamespace(name="test", store=SimpleNamespace(parts=self.parts))
+        self.balancers = [Balancer(queue, worker) for worker in ("ann", "bob")]
         self.running: list[dict[str, str]] = [{} for _ in self.parts]
         self.started: list[int] = []
         self.count = 0
@@ -194,9 +196,6 @@ class World:
 
 
 async def ready(world: World, text: str) -> Rule:
-    """Partitions other than the first one have no share at the beginning."""
-    for part in world.parts[1:]:
-        await part.command(b"HSETNX", part.keys["meta"], b"balanced", 0)
     await world.rule(text)
     rule = parse_rule(text)
     assert rule is not None

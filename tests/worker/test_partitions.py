@@ -20,6 +20,7 @@ from jobq import (
     State,
     StoreRefused,
     Unique,
+    Worker,
     WrongState,
     new_id,
 )
@@ -318,6 +319,33 @@ async def test_programs_must_agree_unless_an_operator_has_decided(admin: Any, co
         assert logs.one("which an operator set", "WARNING")
 
 
-def test_a_rule_for_all_jobs_is_refused():
-    with pytest.raises(InvalidJob, match="no rule for all its jobs"):
-        Queue("spread", partitions=4, limits=[Concurrency(3)])
+@pytest.mark.parametrize("declared", [True, False], ids=["by code", "by an operator"])
+async def test_a_rule_for_all_jobs_holds_over_all_partitions(admin: Any, connection: Connection, declared: bool):
+    """Its shares move to where jobs are, so all jobs of one partition run in the end, three at a time."""
+    queue = Queue("spread", connection, partitions=4, limits=[Concurrency(3)] if declared else ())
+    running, most = 0, 0
+
+    @queue.task(name="work")
+    async def work(n: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async with queue:
+        if not declared:
+            await queue.set_limit("queue", concurrency=3)
+        jobs = [await queue.enqueue("work", {"n": n}) for n in range(8)]
+        jobs += await queue.enqueue_many([queue.new("work", {"n": n}) for n in range(40)])
+        async with Worker(queue, concurrency=20) as worker:
+            worker.start()
+            await asyncio.gather(*(job.result(timeout=30) for job in jobs))
+        assert most <= 3
+        [row] = await queue.limits()
+        assert (row.rule, row.concurrency) == ("queue", 3)
+        shares = [await part.command(b"HGET", part.keys["meta"], b"rule") for part in queue.store.parts]
+        assert sum(map(int, shares)) == 3
+        await queue.reset_limit("queue")
+        if not declared:
+            assert not any([await part.command(b"HGET", part.keys["meta"], b"rule") for part in queue.store.parts])

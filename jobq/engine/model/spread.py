@@ -19,12 +19,6 @@ SCHEDULED: Final = "schedule:"
 _STORED: Final = re.compile(r"(\d{1,3}) (\d{1,3}) (\d{1,3}) (code|operator)")
 
 
-WHOLE_RULE_REFUSED: Final = (
-    'limits=: a queue of several partitions has no rule for all its jobs ("queue") yet, because no partition knows how'
-    " many jobs run in the others. Give its tasks a named rule, whose jobs are all in one partition"
-)
-
-
 class Spread(msgspec.Struct, frozen=True, gc=False):
     """``count``: partitions that get new jobs. ``homes``: those of them that get jobs with keys, limits or a group.
     Their number never changes, so no key moves. ``most``: the most partitions that there ever were. All of them may

@@ -22,7 +22,6 @@ from jobq.engine.model.limits import (
     closing_ms,
     parse_rule,
 )
-from jobq.engine.model.spread import WHOLE_RULE_REFUSED
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.breakers import declare_breakers
 from jobq.errors import InvalidJob, UnknownRule
@@ -178,8 +177,6 @@ class LimitVerbs(ABC):
         :raises InvalidJob: the name cannot be a rule's, a number is out of its range, or the queue has too many rules.
         """
         new = _rule(rule, concurrency, rate, over)
-        if rule == QUEUE_RULE and len(self.store.parts) > 1:
-            raise InvalidJob(WHOLE_RULE_REFUSED)
         # The queue may be new. It is listed from now on, although it has no job yet.
         await self.store.register()
         await write_rule(self.store, "set", rule, new.text())

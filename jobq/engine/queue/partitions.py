@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.limits import QUEUE_RULE
-from jobq.engine.model.spread import WHOLE_RULE_REFUSED, check_partitions
+from jobq.engine.model.spread import check_partitions
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.groups import write_group
 from jobq.engine.queue.limits import write_rule
@@ -72,13 +71,11 @@ class PartitionVerbs(ABC):
         More: other processes learn of it within seconds. Fewer: those beyond the number get no new jobs, and workers
         drain them. Jobs with keys, limits or a group stay in the first ``homes`` partitions, so there cannot be fewer.
 
-        :raises InvalidJob: the number is out of range, the queue has a rule for all its jobs, or there are more homes.
+        :raises InvalidJob: the number is out of range, or there are more homes.
         """
         check_partitions(partitions)
         session = self._sessions.here
         await session.refresh()
-        if partitions > 1 and QUEUE_RULE in {as_text(name) for name in await session.first.rule_names()}:
-            raise InvalidJob(WHOLE_RULE_REFUSED)
         await self.store.register()
         before = await session.first.stored_spread()
         if partitions < before.homes:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from jobq.engine.log import get_logger
 from jobq.engine.model.aging import aging_ms
 from jobq.engine.model.groups import check_charge
-from jobq.engine.model.limits import QUEUE_RULE, queue_rule
+from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
-from jobq.engine.model.spread import WHOLE_RULE_REFUSED, Spread, check_partitions
+from jobq.engine.model.spread import Spread, check_partitions
 from jobq.engine.model.times import time_given
 from jobq.engine.queue.aging import AgingVerbs
 from jobq.engine.queue.breakers import BreakerVerbs
@@ -131,8 +131,6 @@ class Queue(
         self.charge: Charge | None = None if charge is None else check_charge(charge)
         self.partitions = None if partitions is None else check_partitions(partitions)
         """What this program declares."""
-        if partitions is not None and partitions > 1 and QUEUE_RULE in self.rules:
-            raise InvalidJob(WHOLE_RULE_REFUSED)
         self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis

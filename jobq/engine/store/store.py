@@ -291,7 +291,8 @@ class Store(Sharing):
     def rule(self, layer: str, name: str, text: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
         """Write a rule of limits ("set" by an operator, or "declared" by code), '' to remove it. Returns a cursor for
         the next call, b"" at the end, or b"full"."""
-        return Call("rule", [layer, name, text, RULES_MAX, cursor, page], read_as_is)
+        args: list[Argument] = [layer, name, text, RULES_MAX, cursor, page, int(self.partition > 0)]
+        return Call("rule", args, read_as_is)
 
     def group(self, name: str, row: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
         """Write the settings of a group ("weight paused most", with "=" for what stays), '' to remove them. Returns a

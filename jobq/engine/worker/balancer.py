@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.limits import parse_rule
@@ -11,7 +11,7 @@ from jobq.engine.model.shares import BLOCKED, Usage, bursts_of, goals, lowered, 
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jobq.engine.model.limits import Rule
     from jobq.engine.store import Store
@@ -26,27 +26,40 @@ RIGHT_MS: Final = 5_000
 """If the worker that balances dies, another one takes over after this time. Until then all shares stay as they are."""
 
 
-class Balancer:
-    """The shares of one queue. ``parts`` returns its partitions, the first one first."""
+class Partitioned(Protocol):
+    """The part of a queue that is needed here."""
 
-    def __init__(self, queue: str, worker: str, parts: Callable[[], Sequence[Store]]) -> None:
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Its store, with all its partitions."""
+        ...
+
+
+class Balancer:
+    """The shares of one queue."""
+
+    def __init__(self, queue: Partitioned, worker: str) -> None:
         self._queue = queue
         self._worker = worker
-        self._parts = parts
         self._turn = 0
 
     async def run(self) -> None:
         """Balance until cancelled. A queue of one partition, or without limits, costs nothing."""
         while True:
-            wait = LATER
-            parts = self._parts()
+            wait = SOON
+            parts = self._queue.store.parts
             if len(parts) > 1 and any(part.limited for part in parts):
                 try:
                     wait = SOON if await self.balance() else LATER
                 except StoreError as error:
                     log.warning(
-                        f"The shares of queue {self._queue} were not balanced, and stay as they are: {error}",
-                        queue=self._queue, error=str(error),
+                        f"The shares of queue {self._queue.name} were not balanced, and stay as they are: {error}",
+                        queue=self._queue.name, error=str(error),
                     )  # fmt: skip
             await asyncio.sleep(wait)
 
@@ -56,7 +69,7 @@ class Balancer:
         :raises StoreError: a partition does not answer. Shares are lowered before others are raised, so they never
             exceed the rule, wherever this ends.
         """
-        parts = self._parts()
+        parts = self._queue.store.parts
         fence = await parts[0].do(parts[0].balance(self._worker, RIGHT_MS))
         if not fence:
             return False
@@ -91,14 +104,14 @@ class Balancer:
     ) -> list[Usage]:
         """Set the shares that differ. Adds to ``tokens`` what they gave back."""
         changed = [number for number, one in enumerate(usages) if one.share != shares[number]]
-        parts = self._parts()
+        parts = self._queue.store.parts
         replies = await asyncio.gather(
             *(parts[at].do(parts[at].share(fence, shares[at].text(), whole, grants[at])) for at in changed)
         )
         result = list(usages)
         for at, reply in zip(changed, replies, strict=True):
             if not reply:
-                raise StoreError(f"another worker balances the shares of queue {self._queue!r} now")
+                raise StoreError(f"another worker balances the shares of queue {self._queue.name!r} now")
             result[at] = read_usage(reply, whole)
             for band, back in enumerate(reply[5 : 5 + len(tokens)]):
                 tokens[band] += float(back)

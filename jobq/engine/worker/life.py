@@ -19,6 +19,7 @@ from jobq.engine.queue.breakers import declare_breakers
 from jobq.engine.queue.limits import declare_rules
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
+from jobq.engine.worker.balancer import Balancer
 from jobq.engine.worker.children import Children
 from jobq.engine.worker.exporter import Exporter
 from jobq.engine.worker.heartbeat import Heartbeat
@@ -387,6 +388,7 @@ def _serve(pool: Pool, served: set[object]) -> list[asyncio.Task[Any]]:
             if not lane.source.store.partition:
                 # All schedules are in the first partition.
                 start(lane, "jobq-schedules", lane.source.firing.run())
+                start(lane, "jobq-shares", Balancer(lane.source.queue, pool.worker).run())
     for waker in pool.wakers:
         if waker not in served:
             start(waker, "jobq-waker", waker.run(), waker.ask())
