@@ -87,7 +87,7 @@ class Balancer:
         wanted = goals(rule, usages, self._turn)
         self._turn += 1
         low = [lowered(rule, one.share, goal) for one, goal in zip(usages, wanted, strict=True)]
-        usages = await self._set(fence, whole, usages, low, tokens, [[]] * len(parts))
+        usages = await self._set(fence, whole, usages, low, tokens, None)
         high = raised(rule, usages, wanted)
         grants = [_grant(rule, share, one, tokens) for share, one in zip(high, usages, strict=True)]
         usages = await self._set(fence, whole, usages, high, tokens, grants)
@@ -100,13 +100,16 @@ class Balancer:
         usages: Sequence[Usage],
         shares: Sequence[Rule],
         tokens: list[float],
-        grants: Sequence[Sequence[float]],
+        grants: Sequence[Sequence[float]] | None,
     ) -> list[Usage]:
         """Set the shares that differ. Adds to ``tokens`` what they gave back."""
         changed = [number for number, one in enumerate(usages) if one.share != shares[number]]
         parts = self._queue.store.parts
         replies = await asyncio.gather(
-            *(parts[at].do(parts[at].share(fence, shares[at].text(), whole, grants[at])) for at in changed)
+            *(
+                parts[at].do(parts[at].share(fence, shares[at].text(), whole, grants[at] if grants else ()))
+                for at in changed
+            )
         )
         result = list(usages)
         for at, reply in zip(changed, replies, strict=True):
