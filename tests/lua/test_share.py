@@ -145,7 +145,7 @@ class World:
         ]
         queue: Any = SimpleNamespace(name="test", store=SimpleNamespace(parts=self.parts))
         self.balancers = [Balancer(queue, worker) for worker in ("ann", "bob")]
-        self.running: list[dict[str, str]] = [{} for _ in self.parts]
+        self.running: list[dict[str, Any]] = [{} for _ in self.parts]
         self.started: list[int] = []
         self.count = 0
 
@@ -176,7 +176,9 @@ class World:
         await part.do(part.complete([job_id, token, "r", ""], []))
 
     async def complete_all(self, partition: int) -> None:
-        flat = [word for job_id, token in self.running[partition].items() for word in (job_id, token, "r", "")]
+        flat: list[Any] = [
+            word for job_id, token in self.running[partition].items() for word in (job_id, token, "r", "")
+        ]
         self.running[partition] = {}
         if flat:
             await self.parts[partition].do(self.parts[partition].complete(flat, []))
