@@ -22,6 +22,8 @@ SOON: Final = 0.25
 """Seconds until the next look, while jobs wait for a larger share of their partition."""
 LATER: Final = 1.0
 """Seconds until the next look otherwise."""
+RARELY: Final = 5.0
+"""Seconds until a queue of one partition may have others."""
 RIGHT_MS: Final = 5_000
 """If the worker that balances dies, another one takes over after this time. Until then all shares stay as they are."""
 
@@ -51,8 +53,9 @@ class Balancer:
     async def run(self) -> None:
         """Balance until cancelled. A queue of one partition, or without limits, costs nothing."""
         while True:
-            wait = SOON
             parts = self._queue.store.parts
+            # It may get partitions, or limits, while this worker runs.
+            wait = SOON if len(parts) > 1 else RARELY
             if len(parts) > 1 and any(part.limited for part in parts):
                 try:
                     wait = SOON if await self.balance() else LATER
