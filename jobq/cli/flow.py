@@ -1,4 +1,4 @@
-"""The parser of the commands of flow control: limits, circuit breakers and groups."""
+"""The parser of the commands of flow control: limits, circuit breakers and groups; and of partitions."""
 
 from __future__ import annotations
 
@@ -104,3 +104,24 @@ def add_groups(menu: Menu) -> None:
         of_groups, "charge", "groups:charge", "show or set what a turn of a group costs", shown=True, queue=True
     )
     charge.add_argument("charge", choices=("count", "actual"), nargs="?", help="one job, or the time that its jobs run")
+
+
+def add_partitions(menu: Menu) -> None:
+    of_partitions = Menu(menu.add("partitions", "", "'partitions show', 'set': one queue over many slots"))
+    command(
+        of_partitions,
+        "show",
+        "partitions:show",
+        "show the partitions of a queue",
+        shown=True,
+        queue=True,
+    )
+    set_ = command(
+        of_partitions,
+        "set",
+        "partitions:set_",
+        "set over how many partitions a queue is spread, while it is in use",
+        shown=True,
+        queue=True,
+    )
+    set_.add_argument("partitions", type=values.whole(1), metavar="N", help="the partitions that get new jobs")

@@ -315,6 +315,7 @@ def _add_queues(menu: Menu) -> None:
         "time", type=values.seconds_or_off, metavar="TIME", help="60s, 5m; 'off': priorities are absolute"
     )
 
+    flow.add_partitions(menu)
     of_queues = Menu(menu.add("queue", "", "'queue rm NAME' removes a queue"))
     rm = command(of_queues, "rm", "move:queue_rm", "remove a queue that has no jobs and no workers", shown=True)
     rm.add_argument("queue", metavar="QUEUE", help="the queue")

@@ -23,6 +23,7 @@ from jobq.http import (
     handlers,
     limits,
     metrics,
+    partitions,
     performance,
     rerun,
     schedules,
@@ -157,6 +158,16 @@ ROUTES: tuple[Route, ...] = (
         description="It acts at once, and jobs that wait count as enqueued now. It is refused while more than 1,000"
         " jobs wait. Programs that declare another value are refused when they start. `GET /jobs/stats` shows it.",
         responses={200: aging.AgingSet}, errors=(p.INVALID_JOB,),
+    ),
+    Route(
+        method="GET", path="/partitions", scope=Scope.READ, handler=partitions.partitions,
+        summary="Over how many partitions a queue is spread", responses={200: partitions.Partitioned},
+    ),
+    Route(
+        method="PUT", path="/partitions", scope=Scope.ADMIN, handler=partitions.set_partitions,
+        summary="Set over how many partitions a queue is spread", request=partitions.SetPartitions,
+        description="It acts while the queue is in use, and no job moves. There are never fewer than `homes`.",
+        responses={200: partitions.Partitioned}, errors=(p.INVALID_JOB,),
     ),
     Route(
         method="POST", path="/jobs/kill", scope=Scope.ADMIN, handler=handlers.kill_many,

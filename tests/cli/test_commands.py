@@ -536,6 +536,16 @@ def test_aging_is_set_and_switched_off(jobq: Callable[..., Said], tasks: str):
     assert jobq("aging", "2d", "--queue", tasks).code == 1
 
 
+def test_partitions_are_set_and_shown(jobq: Callable[..., Said], tasks: str):
+    said = jobq("partitions", "set", "3", "--queue", tasks).out
+    assert said.startswith("tasks: 3 partitions, jobs with keys in 1 of them, 3 at most so far\n")
+    row = json.loads(jobq("partitions", "show", "--queue", tasks, "--json").out)
+    assert row == {"queue": "tasks", "partitions": 3, "homes": 1, "most": 3, "jobs": [0, 0, 0]}
+    ids = [jobq("enqueue", "echo", '{"word": "a"}', "--queue", tasks).out.strip() for _ in range(2)]
+    assert [jobq("show", job_id, "--json").json[0]["state"] for job_id in ids] == ["waiting"] * 2
+    assert jobq("partitions", "set", "0", "--queue", tasks).code == 2
+
+
 def test_a_bulk_is_enqueued_from_a_file_and_spread(jobq: Callable[..., Said], tasks: str, tmp_path: Path):
     lines = tmp_path / "jobs.jsonl"
     lines.write_text('{"word": "a"}\n\n{"word": "b"}\n{"word": "-"}\n')

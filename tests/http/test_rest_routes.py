@@ -373,6 +373,7 @@ def test_every_route_of_the_issue_is_in_the_table():
         POST /jobs/retry, DELETE /jobs, POST /jobs/{id}/rerun,
         GET /limits, GET /limits/{rule}, PUT /limits/{rule}, DELETE /limits/{rule}, GET /limits/{rule}/keys,
         POST /jobs/kill, POST /jobs/promote, POST /jobs/priority, PUT /aging, GET /charge, PUT /charge,
+        GET /partitions, PUT /partitions,
         GET /groups, GET /groups/{group}, PUT /groups/{group}, PATCH /groups/{group}, DELETE /groups/{group},
         POST /limits/{key}/close, POST /limits/{key}/open,
         GET /schedules, POST /schedules/preview, POST /schedules/prune, GET /schedules/{name}, PUT /schedules/{name},

@@ -56,3 +56,24 @@ async def test_the_charge_of_groups_is_set_and_shown(client: Client):
     for wrong in ({"charge": "time"}, {"charge": None}, {}):
         assert (await client.put("/charge", json=wrong)).status == 422
     assert await shown() == {"queue": "main", "charge": "actual"}
+
+
+async def test_partitions_are_set_and_shown(client: Client):
+    new = {"queue": "main", "partitions": 1, "homes": 1, "most": 1, "jobs": [0]}
+    assert await (await client.get("/partitions")).json() == new
+    response = await client.put("/partitions", json={"partitions": 3})
+    wanted = {"queue": "main", "partitions": 3, "homes": 1, "most": 3, "jobs": [0, 0, 0]}
+    assert (response.status, await response.json()) == (200, wanted)
+    ids = [
+        (await (await client.post("/jobs/enqueue", json={"type": "echo", "payload": {"word": "a"}})).json())["id"]
+        for _ in range(3)
+    ]
+    assert sorted(job_id[-2:] for job_id in ids)[1:] == ["~1", "~2"]
+    for job_id in ids:
+        assert (await client.get(f"/jobs/{job_id}")).status == 200
+    assert len((await (await client.get("/jobs?state=waiting")).json())["jobs"]) == 3
+    assert (await (await client.get("/jobs/stats")).json())["waiting"] == 3
+    assert "main" in await (await client.get("/metrics")).text()
+    assert [row["name"] for row in (await (await client.get("/queues")).json())["queues"]] == ["main"]
+    for wrong in (0, 257, "3", None):
+        assert (await client.put("/partitions", json={"partitions": wrong})).status == 422

@@ -62,7 +62,7 @@ def test_jobs_with_the_same_key_have_the_same_home():
 
 
 def test_keys_with_different_homes_are_refused():
-    with pytest.raises(InvalidJob, match="partition_by"):
+    with pytest.raises(InvalidJob, match="different partitions"):
         home(limits=["api:a", "api:b"])
 
 

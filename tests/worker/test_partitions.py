@@ -144,6 +144,18 @@ async def test_a_worker_runs_the_jobs_of_all_partitions(spread: Queue, start: Ca
         await spread.drop()
 
 
+async def test_types_and_schedules_are_in_the_first_partition_only(spread: Queue, start: Callable[..., Any]):
+    @spread.task()
+    async def run() -> None: ...
+
+    await start(spread)
+    first, *others = spread.store.parts
+    await wait_until(first.type_names, "the published types")
+    for part in others:
+        assert await part.command(b"ZCARD", part.keys["workers"]) == 1
+        assert not await part.type_names()
+
+
 async def test_pause_holds_for_all_partitions(spread: Queue, start: Callable[..., Any]):
     ran: list[int] = []
 
@@ -153,10 +165,10 @@ async def test_pause_holds_for_all_partitions(spread: Queue, start: Callable[...
 
     await spread.pause()
     assert (await spread.stats()).paused
-    await start(spread)
+    worker = await start(spread)
     await run.enqueue_many([{"n": n} for n in range(8)])
     jobs = [await run.enqueue(n) for n in range(8)]
-    await wait_until(lambda: any(reason for reason in [1]), "the worker")
+    await wait_until(lambda: worker.idle == {"spread": "queue_paused"}, "the worker to find the pause")
     assert not ran
     await spread.resume()
     await asyncio.gather(*(job.result(timeout=10) for job in jobs))

@@ -68,7 +68,7 @@ def home_of(entry: Entry, homes: int) -> int | None:
     if len(exact) > 1:
         raise InvalidJob(
             "the keys of the job belong to different partitions of the queue, and each key is exact only in its own:"
-            " give partition_by, so that one field of the payload decides for all of them"
+            " take limit keys with the same value (such as limits by one field), or the deduplication key alone"
         )
     if exact:
         return exact.pop()

@@ -54,6 +54,13 @@ class PartitionVerbs(ABC):
         for part in session.store.parts[1:]:
             await part.register()
 
+    async def refresh_partitions(self) -> None:
+        """Ask how many partitions there are now. An open queue asks every few seconds while it is used.
+
+        :raises StoreError: Redis is away.
+        """
+        await self._sessions.here.refresh()
+
     async def get_partitions(self) -> PartitionRow:
         """Over how many partitions the queue is spread, and how many jobs each has.
 

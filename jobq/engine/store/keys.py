@@ -78,7 +78,8 @@ COLUMNS: Final[dict[str, str]] = {
     "types_seen": "zset: type -> when somebody said something of it last, unix ms",
     "metrics": "hash: totals, m:<minute>:<what> and s:<five minutes>:<what>:<type> -> count",
     "history": "hash: type -> what was counted in five minutes, hours, quarter days and ever, one a line; '' for all",
-    "control": "channel: 'kill <id> <token>', 'unserved [<due in ms>, <parked types>]' or 'schedules' for the workers",
+    "control": "channel: 'kill <id> <token>', 'unserved [<due in ms>, <parked types>]', 'schedules' or 'partitions'; "
+    "for the workers",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -57,6 +57,7 @@ class Control:
         for source in self._sources:
             source.recall()
             source.firing.look()
+            source.grown.set()
         for source in self._sources:
             if source.runs:
                 with contextlib.suppress(StoreError):  # The next renewal finds the lost leases, too.

@@ -191,15 +191,11 @@ class Life:
                 f"Queue {queue.name} is not served yet: its server does not answer, and is tried again until it does",
                 queue=queue.name,
             )
-        joins = [
-            asyncio.create_task(self._join(queue, weight, joined, heartbeat), name="jobq-join")
-            for queue, weight in away
+        joins: list[asyncio.Task[Queue]] = [
+            *(asyncio.create_task(self._join(*pair, joined, heartbeat), name="jobq-join") for pair in away),
+            *(self._watch_partitions(queue, heartbeat) for queue, _ in here),
         ]
-        queues = [queue.name for queue, _ in here]
-        log.info(
-            f"The worker started: {plan.name} runs jobs of {', '.join(queues)}, {plan.concurrency} at a time",
-            worker=plan.name, queues=queues, concurrency=plan.concurrency,
-        )  # fmt: skip
+        _log_start(plan, [queue.name for queue, _ in here])
         self.working = True
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -208,8 +204,9 @@ class Life:
                 ready = [join for join in joins if join.done() and not join.cancelled() and not join.exception()]
                 if not ready:
                     break
+                joins = [join for join in joins if join not in ready]
                 for join in ready:
-                    joins.remove(join)
+                    joins.append(self._watch_partitions(join.result(), heartbeat))
                 tasks += _serve(pool, served)
             tasks += joins
             if failed := [task.get_name() for task in tasks if task.done()]:
@@ -229,8 +226,8 @@ class Life:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> None:
-        """Wait until the server of a queue answers, and add the queue to the pool."""
+    async def _join(self, queue: Queue, weight: int, stack: AsyncExitStack, heartbeat: Heartbeat) -> Queue:
+        """Wait until the server of a queue answers, and add the queue to the pool. Returns the queue."""
         failures, last = 0, ""
         while True:
             failures += 1
@@ -253,12 +250,47 @@ class Life:
         for source in added:
             heartbeat.add(source)
         log.warning(f"Queue {queue.name} is served now: its server answers", queue=queue.name)
+        return queue
+
+    def _watch_partitions(self, queue: Queue, heartbeat: Heartbeat) -> asyncio.Task[Queue]:
+        return asyncio.create_task(self._grow(queue, heartbeat), name="jobq-join")
+
+    async def _grow(self, queue: Queue, heartbeat: Heartbeat) -> Queue:
+        """Wait until the queue has more partitions, and add those to the pool. Returns the queue."""
+        pool, failures = self.pool, 0
+        assert pool is not None
+        grown = next(source.grown for source in pool.sources if source.queue is queue)
+        while True:
+            await grown.wait()
+            grown.clear()
+            try:
+                await queue.refresh_partitions()
+                if len(queue.store.parts) > sum(source.queue is queue for source in pool.sources):
+                    await _register(queue)
+                    await _introduce(queue, heartbeat, self._plan.name)
+                    break
+                failures = 0
+            except StoreError as error:
+                failures += 1
+                log.debug(f"The partitions of queue {queue.name} could not be read; tried again", error=str(error))
+                await asyncio.sleep(pause(failures))
+                grown.set()
+        for source in self._add(queue, next(weight for one, weight in self._plan.queues if one is queue)):
+            heartbeat.add(source)
+        log.info(f"Queue {queue.name} has {len(queue.store.parts)} partitions now, which are served", queue=queue.name)
+        return queue
 
     def _add(self, queue: Queue, weight: float) -> list[Source]:
-        """Add the partitions of a queue to the pool. They share its weight."""
+        """Add the partitions of a queue that are not served yet to the pool. They share its weight."""
         pool, parts = self.pool, queue.store.parts
         assert pool is not None
-        return [pool.add(queue, weight / len(parts), self._resources, self._children, part) for part in parts]
+        served = [source for source in pool.sources if source.queue is queue]
+        for lane in pool.lanes:
+            if lane.source in served:
+                lane.weight = weight / len(parts)
+        return [
+            pool.add(queue, weight / len(parts), self._resources, self._children, part) for part in parts[len(served) :]
+        ]
 
     async def _wind_down(self, pool: Pool, tasks: list[asyncio.Task[Any]]) -> None:
         pool.slots.stop_claiming()
@@ -372,6 +404,13 @@ async def _side_by_side(calls: Iterable[Awaitable[None]]) -> None:
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         if outcome is not None:
             raise outcome
+
+
+def _log_start(plan: Plan, queues: list[str]) -> None:
+    log.info(
+        f"The worker started: {plan.name} runs jobs of {', '.join(queues)}, {plan.concurrency} at a time",
+        worker=plan.name, queues=queues, concurrency=plan.concurrency,
+    )  # fmt: skip
 
 
 def _serve(pool: Pool, served: set[object]) -> list[asyncio.Task[Any]]:

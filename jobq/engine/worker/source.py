@@ -88,8 +88,9 @@ class Source:
         """The lane's."""
         self.waking = Claimer(f"{worker}:1")
         """The waker's."""
-        self.hungry = asyncio.Event()
-        """Set when slots are free and there is nothing to claim: the waker may wait for the wake token."""
+        self.hungry, self.grown = asyncio.Event(), asyncio.Event()
+        """Set when slots are free and there is nothing to claim: the waker may wait for the wake token. Set when the
+        queue may have more partitions."""
         self.standing = 0
         """Finished jobs over the retention's count, as the last settle reported."""
         self.recounted: bytes | str = ""
@@ -403,6 +404,8 @@ class Source:
                     self.recall()
         elif verb == b"schedules":
             self.firing.look()
+        elif verb == b"partitions":
+            self.grown.set()
 
     def recall(self) -> None:
         """Parked jobs may be of types that this worker knows: recall them as soon as there is room."""

@@ -1,0 +1,48 @@
+"""One queue over the slots of a real cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from jobq import Queue, State, Unique, Worker
+from jobq.engine.model.ids import partition_of
+
+if TYPE_CHECKING:
+    from jobq import Connection
+    from tests.local_cluster import LocalCluster
+
+
+async def test_a_queue_of_partitions_is_on_all_nodes(connection: Connection, cluster: LocalCluster):
+    async with Queue("spread", connection, partitions=8) as queue:
+
+        @queue.task()
+        async def double(n: int) -> int:
+            return 2 * n
+
+        assert len({part.node.url for part in queue.store.parts}) == 3
+        keyed = [await queue.enqueue("double", {"n": n}, unique=Unique(by="n")) for n in range(30) for _ in range(2)]
+        assert len({job.id for job in keyed}) == 30
+        many = await double.enqueue_many([{"n": n} for n in range(600)])
+        singles = [await double.enqueue(n) for n in range(16)]
+        assert {partition_of(job.id) for job in (*many, *singles)} == set(range(8))
+        assert (await queue.stats()).waiting == 646
+        page = await queue.page(State.WAITING, limit=100)
+        assert len({row.id for row in page.jobs}) == 100
+        await queue.pause()
+        await queue.set_partitions(12)
+        await queue.resume()
+        jobs = [*keyed[::2], *many, *singles, *[await double.enqueue(n) for n in range(24)]]
+        assert max(partition_of(job.id) for job in jobs) > 8
+        async with Worker(queue, concurrency=50) as worker:
+            worker.start()
+            results = await asyncio.gather(*(job.result(timeout=30) for job in jobs))
+        assert sum(results) == 2 * (sum(range(30)) + sum(range(600)) + sum(range(16)) + sum(range(24)))
+        stats = await queue.stats()
+        assert (stats.completed, stats.completed_total) == (670, 670)
+        page = await queue.page(State.COMPLETED, limit=100)
+        times = [row.finished_at or 0 for row in page.jobs]
+        assert times == sorted(times, reverse=True)
+        assert await queue.remove_all(State.COMPLETED) == 670
+        await queue.drop()
+        assert await queue.queues() == []
