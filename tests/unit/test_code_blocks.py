@@ -32,6 +32,7 @@ HAND = ("cp", "cyclonedx-py", "docker", "git", "install", "tar", "pip", "python"
 HAND += ("systemctl", "useradd", "cd", "export", "kill", "uvicorn", "kubectl")
 """Programs that are not jobq: their pages say that they were typed by hand, or a test of the page types them."""
 TYPED_BY_TESTS = {"quickstart.md", "tutorial.md", "three-am.md"}
+"""Tests type their commands. tests/learn/test_tutorial.py sends the requests of the tutorial in one process."""
 
 
 def blocks(*languages: str) -> list[Any]:
