@@ -45,7 +45,7 @@ def _content(kind: str, reply: list[Any]) -> Any:
         return {text(member): _number(score) for member, score in zip(reply[::2], reply[1::2], strict=True)}
     if kind == "hash":
         return {text(field): text(value) for field, value in zip(reply[::2], reply[1::2], strict=True)}
-    return [(text(fields[0]), text(fields[1])) for _, fields in reversed(reply)]
+    return [tuple(text(word) for word in fields) for _, fields in reversed(reply)]
 
 
 async def dump(store: Store, *, foreign: bool = True) -> State:
@@ -75,7 +75,7 @@ async def seed(store: Store, state: State) -> None:
         elif KINDS[column] == "hash":
             commands += [(b"HSET", key, raw(field), raw(value)) for field, value in content.items()]
         else:
-            commands += [(b"XADD", key, b"*", what, ids) for what, ids in content]
+            commands += [(b"XADD", key, b"*", *fields) for fields in content]
     if commands:
         replies = await store.commands(*commands)
         assert not [reply for reply in replies if isinstance(reply, Exception)], replies

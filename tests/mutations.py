@@ -38,7 +38,7 @@ class Break(NamedTuple):
 
 FENCE = "if redis.call('HGET', leases, id) ~= token then return false end"
 LATE = "if by and math.abs(tonumber(by)) <= now then"
-SAID = "redis.call('HGET', leases, ARGV[i]) == ARGV[i + 1]"
+SAID = "redis.call('HGET', leases, id) == ARGV[i + 1]"
 LOGGED = "redis.call('HGET', leases, id) == token"
 HELD = (
     "local rows = limits and redis.call('EXISTS', weights) == 1 and redis.call('HMGET', weights, unpack(held)) or nil\n"
@@ -57,6 +57,11 @@ SABOTAGES = [
     ],
     Break("progress", "fence not checked", SAID, "true"),
     Break("log", "fence not checked", LOGGED, "true"),
+    Break("progress", "told although nobody asked for it", "and redis.call('HGET', meta, 'events') then", "then"),
+    Break("progress", "a long value is told", "#value <= 1024 and value or ''", "value"),
+    Break("claim", "the start is not told", "if facts[7] then redis.call('XADD'", "if false then redis.call('XADD'"),
+    Break("claim", "the start is told although nobody asked for it", "if facts[7] then redis.call('XADD'", "if events then redis.call('XADD'"),
+    Break("claim", "the keys for events are not asked for", "(facts[3] or facts[7])", "facts[3]"),
     Break("log", "lines that come again are stored again", "if received >= all then return nil end", ""),
     Break("log", "a newer line goes with those that come again", "_ = first + 1, received", "_ = first, received"),
     Break("enqueue", "a plain job is refused", "pcall('HINCRBY', meta, 'fifo', 1", "call('HINCRBY', meta, 'fifo', 1"),

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- claim: moves the first jobs of waiting to active, and gives the worker a lease on them with a new fence.
--- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running start_by end_by
+-- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running start_by end_by events
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
 --   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
 --   slots that the worker has in all; if it reserves slots: the priority below which jobs are urgent, how many slots the others may
 --   take now, how many slots the others may take in all (with all KEYS)
--- RETURNS {} when nothing is waiting; "limits" when the queue has limits and their keys are left out (nothing
+-- RETURNS {} when nothing is waiting; "limits" when the queue has limits, or tells all events, and the keys for that are left out (nothing
 --   changed); "late" when the first job did not start in time (lapse ends it); else token, now, ids, specs, charged attempts ({} when all are 0), and
 --   only if the queue is closed, its own limits allowed fewer jobs than `want`, or the next job does not fit into the free slots: ms
 --   until the next one may start (-1: when a job ends; '' if nothing limits this claim); and only if jobs have weights: their rows;
@@ -14,7 +14,7 @@
 --   token: "fence worker". The holder of this token holds the lease. Without ids it says why nothing could be claimed: paused, closed,
 --   limited (the queue's own rule) or slots (the next job does not fit into the free ones). A repeated request returns the recorded answer.
 --   A request that is executed after its own repetition, or after a later request of its lane, returns {} and changes nothing.
-local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running, start_by, end_by = unpack(KEYS)
+local waiting, active, jobs, leases, attempts, delayed, meta, wake, claims, limits, weights, admitted, unspent, spent, debts, rules, full_lines, reopens, openings, arrivals, turns, control, held, held_by, closed, keys, running, start_by, end_by, events = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local want, lease, worker, lane, request = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 
@@ -51,7 +51,7 @@ end
 
 -- Record a repetition before looking for jobs. Then a late original is refused even if no job is waiting now.
 if repeated then redis.call('HSET', claims, lane, request) end
-local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed', 'running')
+local facts = redis.call('HMGET', meta, 'paused', 'fence', 'limited', 'rule', 'closed', 'running', 'events')
 if want < 1 then return {} end
 if facts[1] then return { 'paused', now, {}, {}, {} } end
 if facts[5] then
@@ -61,7 +61,7 @@ if facts[5] then
     if till > now and till < now + 1e12 then return { 'closed', now, {}, {}, {}, math.ceil(till - now) } end
     redis.call('HDEL', meta, 'closed')
 end
-if facts[3] and not limits then return { 'limits' } end
+if (facts[3] or facts[7]) and not limits then return { 'limits' } end
 -- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
@@ -421,6 +421,7 @@ else
     redis.call('HSET', leases, unpack(tokens))
 end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
+if facts[7] then redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'started', table.concat(ids, ' ')) end
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
 if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1

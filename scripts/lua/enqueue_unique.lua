@@ -293,7 +293,7 @@ function kill(id, by)
     redis.call('PUBLISH', control, 'kill ' .. id .. ' ' .. (token or ''))
     add_error(id, format('{"attempt":0,"at":%.0f,"type":"Killed","message":"killed by the enqueue of job %s, which has the same key"}', now, by))
     redis.call('ZADD', failed, now, id)
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', id)
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'killed', id)
     count('failed', 1)
     -- A payload may have a field of this name too.
     local spec = redis.call('HGET', jobs, id) or ''

@@ -162,7 +162,7 @@ end
 give_back(freed)
 follow(killed)
 if #killed > 0 then
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(killed, ' '))
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'killed', table.concat(killed, ' '))
     count('failed', #killed)
 end
 -- shared: record

@@ -191,7 +191,7 @@ end
 give_back(freed)
 follow(ended)
 if #ended > 0 then
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ended, ' '))
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'expired', table.concat(ended, ' '))
     count('failed', #ended)
     count('expired', #ended)
 end

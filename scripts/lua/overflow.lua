@@ -296,7 +296,7 @@ local function finish(id, type, message)
     redis.call('ZADD', failed, now, id)
     local retention = match(redis.call('HGET', jobs, id) or '', ',"retention":(%d+)')
     if retention then redis.call('ZADD', expires, now + tonumber(retention), id) end
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', id)
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', type == 'Killed' and 'killed' or 'failed', id)
     count('failed', 1)
     follow({ id })
 end

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- reschedule: moves leased jobs from active to delayed after a failed attempt. The attempt is charged.
--- KEYS active leases delayed attempts errors metrics wake limits weights admitted openings breakers closed
+-- KEYS active leases delayed attempts errors metrics wake limits weights admitted openings breakers closed events
 -- ARGV now, m, then m pairs (what is counted for a type, count); then per job: id, token, attempt (number charged so far, with this one), delay ms, error record (one line of JSON)
 -- RETURNS the ids whose token was not the lease's (nothing changed for them), and
 --   "!type ms" for each circuit breaker that opened for so many ms, or closed (0)
-local active, leases, delayed, attempts, errors, metrics, wake, limits, weights, admitted, openings, breakers, closed = unpack(KEYS)
+local active, leases, delayed, attempts, errors, metrics, wake, limits, weights, admitted, openings, breakers, closed, events = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 -- shared: end of a lease
@@ -157,6 +157,7 @@ note(free(retried), '1', lost)
 if #retried > 0 then
     -- Wake a worker, so that one waits for the new due time. The worker that sent this call may have no free slot.
     redis.call('ZADD', wake, 0, 't')
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'retried', table.concat(retried, ' '))
     count('retried', #retried)
     local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
     for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end

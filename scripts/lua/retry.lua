@@ -1,9 +1,9 @@
 #!lua
 -- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals start_by end_by
+-- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals start_by end_by events
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals, start_by, end_by = unpack(KEYS)
+local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals, start_by, end_by, events = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local match = string.match
@@ -156,7 +156,7 @@ local function hold(id, line, place)
 end
 -- end
 
-local states, moved = {}, 0
+local states, moved = {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
     local set = redis.call('ZSCORE', failed, id) and failed or redis.call('ZSCORE', completed, id) and completed
@@ -178,12 +178,15 @@ for i = 3, #ARGV do
             for _, key in ipairs(own) do take(key, id) end
             local names = redis.call('HGET', limits, id)
             if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
-            moved = moved + 1
+            moved[#moved + 1] = id
         end
     end
     states[i - 2] = state
 end
-if moved > 0 then redis.call('ZADD', wake, 0, 't') end
+if #moved > 0 then
+    redis.call('ZADD', wake, 0, 't')
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'retried', table.concat(moved, ' '))
+end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])

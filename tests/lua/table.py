@@ -134,10 +134,10 @@ def held(*ids: str, till: int = 31_000, token: str = TOKEN) -> State:
     return standing("active", *ids, score=till) | {"leases": dict.fromkeys(ids, token)}
 
 
-def counted(what: str, *ids: str, minute: int = 0, **others: int) -> State:
-    """The event and the metrics of finished jobs."""
+def counted(what: str, *ids: str, minute: int = 0, event: str = "", **others: int) -> State:
+    """The event and the metrics of finished jobs. ``event``: its name, if the metrics have another one."""
     return {
-        "events": [(what, " ".join(ids))],
+        "events": [(event or what, " ".join(ids))],
         "metrics": {what: str(len(ids)), f"m:{minute}:{what}": str(len(ids))}
         | {name: str(count) for name, count in others.items()},
     }

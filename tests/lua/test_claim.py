@@ -316,3 +316,21 @@ async def test_without_a_clock_the_time_is_the_servers(bench: Bench):
     assert before - 2 <= claimed.now <= time.time_ns() // 1_000_000 + 2
     assert claimed.token == b"%d w" % (claimed.now * 1000)
     assert (await bench.dump())["active"] == {"a": claimed.now + 30_000}
+
+
+async def test_the_start_is_told_if_the_queue_tells_all_events(bench: Bench):
+    """Until a reply says so, claims leave out the key of the events."""
+    await bench.seed(waiting("a", "b", "c") | {"meta": {"events": "all"}})
+    assert await bench.do(bench.store.claim(2, 30_000, "w", "w:0", 1, repeated=False)) == ["", 0, [], [], [], [], 0]
+    token = (await bench.do(bench.store.claim(2, 30_000, "w", "w:0", 2, repeated=False)))[0]
+    assert (await bench.dump())["events"] == [("started", "a b")]
+    again = await bench.do(bench.store.claim(2, 30_000, "w", "w:0", 2, repeated=True))
+    assert (again[0], again[2]) == (token, ["a", "b"])
+    assert (await bench.dump())["events"] == [("started", "a b")], "a repeated claim tells nothing again"
+
+
+async def test_the_start_is_not_told_if_nobody_asked_for_it(bench: Bench):
+    await bench.seed(waiting("a") | {"meta": {"limited": "1"}})
+    bench.store.limited = True
+    await bench.do(bench.store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
+    assert "events" not in await bench.dump()

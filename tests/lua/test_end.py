@@ -22,19 +22,25 @@ KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
 
 @table(
     [
-        Case("waiting", waiting("a"), kill("a"), {"waiting": {}} | KILLED | counted("failed", "a"), ["waiting"]),
+        Case(
+            "waiting",
+            waiting("a"),
+            kill("a"),
+            {"waiting": {}} | KILLED | counted("failed", "a", event="killed"),
+            ["waiting"],
+        ),
         Case(
             "delayed",
             standing("delayed", "a"),
             kill("a"),
-            {"delayed": {}} | KILLED | counted("failed", "a"),
+            {"delayed": {}} | KILLED | counted("failed", "a", event="killed"),
             ["delayed"],
         ),
         Case(
             "blocked",
             standing("blocked", "a"),
             kill("a"),
-            {"blocked": {}} | KILLED | counted("failed", "a"),
+            {"blocked": {}} | KILLED | counted("failed", "a", event="killed"),
             ["blocked"],
         ),
         Case(
@@ -43,7 +49,7 @@ KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
             kill("a"),
             {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "failed": {"a": NOW}, "attempts": {"a": "2 7 3"}}
             | {"errors": {"a": 'e1\n{"attempt":0}'}}
-            | counted("failed", "a"),
+            | counted("failed", "a", event="killed"),
             ["active"],
         ),
         Case("completed", standing("completed", "a"), kill("a"), {}, [""]),
@@ -55,7 +61,7 @@ KILLED: State = {"failed": {"a": NOW}, "errors": {"a": RECORD.decode()}}
             kill("b", "a", "c", "a"),
             {"waiting": {}, "delayed": {}, "failed": {"a": NOW, "b": NOW}}
             | {"errors": {"a": RECORD.decode(), "b": RECORD.decode()}}
-            | counted("failed", "b", "a"),
+            | counted("failed", "b", "a", event="killed"),
             ["delayed", "waiting", "", ""],
         ),
     ]
@@ -96,7 +102,7 @@ async def test_the_error_history_of_a_job_that_is_killed_again_and_again_is_boun
     assert len((await bench.dump())["errors"]["a"]) <= 65536
 
 
-SINCE: State = {"attempts": {"a": "0 1000"}}
+SINCE: State = {"attempts": {"a": "0 1000"}, "events": [("retried", "a")]}
 """The number of charged runs is 0, and the waiting time starts now."""
 
 
@@ -117,6 +123,7 @@ def retry(*ids: str):
             retry("a"),
             {"failed": {"b": 900}, "waiting": {"w": place(1), "a": place(2)}, "meta": {"fifo": "2"}}
             | {"attempts": {"a": "0 1000"}, "progress": {}, "unserved": {}, "expires": {"b": 9000}}
+            | {"events": [("retried", "a")]}
             | WAKE,
             ["failed"],
         ),

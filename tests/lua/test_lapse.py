@@ -26,7 +26,8 @@ def lapse(store: Store, page: int = 10) -> Call[list[Any]]:
 def ended(state: str, *, late: str = "start_by", record: bytes = STARTS) -> dict[str, Any]:
     """The changes of the end of job a, which was in this state."""
     changes = also(
-        {state: {}, "failed": {"a": NOW}, "errors": {"a": record.decode()}}, counted("failed", "a", **COUNTS)
+        {state: {}, "failed": {"a": NOW}, "errors": {"a": record.decode()}},
+        counted("failed", "a", event="expired", **COUNTS),
     )
     return changes | {late: {}}
 
@@ -172,7 +173,7 @@ CASES = [
         {
             "waiting": {}, "delayed": {"c": 900}, "start_by": {"c": 2}, "failed": {"a": NOW, "b": NOW},
             "errors": {"a": STARTS.decode(), "b": STARTS.decode()},
-        } | counted("failed", "b", "a", **dict.fromkeys(COUNTS, 2)),
+        } | counted("failed", "b", "a", event="expired", **dict.fromkeys(COUNTS, 2)),
         [1, "b", "a"],
     ),
 ]  # fmt: skip
@@ -231,7 +232,7 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             standing("failed", "a") | {"start_by": {"a": NOW + 500}, "end_by": {"a": NOW}},
             lambda store: store.retry(["a"]),
             {
-                "failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"},
+                "failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}, "events": [("retried", "a")],
                 "start_by": {}, "end_by": {},
             } | WAKE,
             ["failed"],
@@ -240,7 +241,7 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             "a deadline that lies ahead still counts",
             standing("failed", "a") | {"end_by": {"a": NOW + 1}},
             lambda store: store.retry(["a"]),
-            {"failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}} | WAKE,
+            {"failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}, "events": [("retried", "a")]} | WAKE,
             ["failed"],
         ),
         Case(

@@ -98,7 +98,8 @@ def reschedule(*rows: Any):
             held("a", "b"),
             reschedule("a", TOKEN, 1, 2500, "e1"),
             {"active": {"b": 31_000}, "leases": {"b": TOKEN}, "delayed": {"a": NOW + 2500}}
-            | {"attempts": {"a": "1 3500"}, "errors": {"a": "e1"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | {"attempts": {"a": "1 3500"}, "errors": {"a": "e1"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -107,7 +108,7 @@ def reschedule(*rows: Any):
             held("a") | {"attempts": {"a": "1"}, "errors": {"a": "e1"}},
             reschedule("a", TOKEN, 2, 0, "e2"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2 1000"}, "errors": {"a": "e1\ne2"}}
-            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -117,7 +118,7 @@ def reschedule(*rows: Any):
             reschedule("a", TOKEN, 3, 0, "z" * 999),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
             | {"errors": {"a": "\n".join(["x" * 999] * 64) + "\n" + "y" * 535 + "\n" + "z" * 999}}
-            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -126,7 +127,7 @@ def reschedule(*rows: Any):
             held("a") | {"errors": {"a": "old\n" + "x" * (BOUND - 2)}},
             reschedule("a", TOKEN, 3, 0, "e3"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}, "errors": {"a": "e3"}}
-            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -135,7 +136,8 @@ def reschedule(*rows: Any):
             held("a") | {"errors": {"a": "x" * (BOUND - 3)}},
             reschedule("a", TOKEN, 3, 0, "e3"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
-            | {"errors": {"a": "x" * (BOUND - 3) + "\ne3"}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | {"errors": {"a": "x" * (BOUND - 3) + "\ne3"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -144,7 +146,7 @@ def reschedule(*rows: Any):
             held("a") | {"attempts": {"a": "1 7 3"}},
             reschedule("a", TOKEN, 2, 0, "e2"),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "2 1000 3"}, "errors": {"a": "e2"}}
-            | {"metrics": {"retried": "1", "m:0:retried": "1"}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -153,7 +155,8 @@ def reschedule(*rows: Any):
             held("a") | {"errors": {"a": "e1\ne2"}},
             reschedule("a", TOKEN, 3, 0, "x" * (BOUND + 1)),
             {"active": {}, "leases": {}, "delayed": {"a": NOW}, "attempts": {"a": "3 1000"}}
-            | {"errors": {"a": "x" * (BOUND + 1)}, "metrics": {"retried": "1", "m:0:retried": "1"}}
+            | {"errors": {"a": "x" * (BOUND + 1)}}
+            | counted("retried", "a")
             | WAKE,
             [],
         ),
@@ -529,6 +532,27 @@ async def test_renew(case: Case, bench: Bench):
             lambda store: store.progress(["a", TOKEN, "2", "b", TOKEN, '{"of": []}', "z", TOKEN, "3"]),
             {"progress": {"a": "2", "b": '{"of": []}'}},
             ["z"],
+        ),
+        Case(
+            "it is told with values that are not long, if the queue tells all events",
+            held("a", "b") | {"meta": {"events": "all"}},
+            lambda store: store.progress(
+                ["a", TOKEN, "2", "z", TOKEN, "3", "b", TOKEN, "1" * 1024, "a", TOKEN, "1" * 1025]
+            ),
+            {"progress": {"a": "1" * 1025, "b": "1" * 1024}}
+            | {
+                "events": [
+                    ("progress", "a", "value", "2", "progress", "b", "value", "1" * 1024, "progress", "a", "value", "")
+                ]
+            },
+            ["z"],
+        ),
+        Case(
+            "what another worker says is not told",
+            held("a") | {"meta": {"events": "all"}},
+            lambda store: store.progress(["a", "4 w", "2"]),
+            {},
+            ["a"],
         ),
     ]
 )

@@ -65,13 +65,14 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
     "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge, "
-    "partitions, balancer, balanced, whole",
+    "partitions, balancer, balanced, whole, events",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
     "answers": "hash: id of an operator's request -> its answer, so that a repeated one gets the same",
     "removed": "zset: id of a removed job -> when, unix ms; for two minutes, the newest 10,000",
-    "events": "stream, capped: completed | failed | removed -> ids",
+    "events": "stream, capped: completed | failed | killed | expired | retried | removed -> ids; with meta events also "
+    "started -> ids, and progress -> id, value -> JSON",
     "workers": "zset: worker -> last heartbeat, unix ms",
     "workers_info": "hash: worker -> what it is, JSON",
     "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",
