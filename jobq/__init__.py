@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.breaker import Breaker, BreakerRow
+from jobq.engine.model.event import QueueEvent
 from jobq.engine.model.groups import Group, GroupRow
 from jobq.engine.model.history import Performance, TypeNumbers
 from jobq.engine.model.ids import new_id
@@ -152,6 +153,7 @@ __all__ = [
     "PreviousRun",
     "ProcessCrashed",
     "Queue",
+    "QueueEvent",
     "QueueInUse",
     "Rate",
     "RateLimited",

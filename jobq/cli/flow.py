@@ -1,4 +1,4 @@
-"""The parser of the commands of flow control: limits, circuit breakers and groups; and of partitions."""
+"""The parser of the commands of flow control (limits, circuit breakers, groups), of partitions and of events."""
 
 from __future__ import annotations
 
@@ -125,3 +125,17 @@ def add_partitions(menu: Menu) -> None:
         queue=True,
     )
     set_.add_argument("partitions", type=values.whole(1), metavar="N", help="the partitions that get new jobs")
+
+
+def add_events(menu: Menu) -> None:
+    events = command(menu, "events", "events:events", "show what happens to jobs, live", shown=True, queue=True)
+    events.add_argument("--job", metavar="ID", help="only events of this job, until it has ended")
+    events.add_argument(
+        "--since", type=values.since, metavar="CURSOR", help="also earlier ones: behind this cursor, or a time ago (5m)"
+    )
+    events.add_argument(
+        "--names", type=lambda word: word.split(","), metavar="NAMES", help="only these, such as completed,failed"
+    )
+    events.add_argument(
+        "--tell", choices=("outcomes", "all"), help="set what the queue tells; all: also each start and each progress"
+    )

@@ -153,6 +153,7 @@ def _add_looking(menu: Menu) -> None:
         menu, "why", "why:why", "say why a job does not run, or why a queue runs none", shown=True, queue=True
     )
     why.add_argument("id", metavar="ID", nargs="?", help="the job (default: the queue, or all queues)")
+    flow.add_events(menu)
 
     check = command(menu, "check", "check:check", "say which jobs of a queue some code could not run", shown=True)
     check.add_argument("target", metavar="TARGET", help="the code, as its workers name it")

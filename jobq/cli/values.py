@@ -38,6 +38,11 @@ def seconds(word: str) -> float:
     return found
 
 
+def since(word: str) -> str | float:
+    """Parse a cursor of an event, which has a dash, or a time ago such as "5m"."""
+    return word if "-" in word else seconds(word)
+
+
 def seconds_or_off(word: str) -> float | None:
     """Parse a time as above, or "off"."""
     return None if word == "off" else seconds(word)

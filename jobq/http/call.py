@@ -15,7 +15,6 @@ from jobq.engine.model.ids import is_id
 from jobq.errors import JobNotFound
 from jobq.http.answer import Answer
 from jobq.http.auth import ApiKey, Scope
-from jobq.http.events import Feeds
 from jobq.http.problems import (
     COMMON_HEADERS,
     FORBIDDEN,
@@ -29,6 +28,7 @@ from jobq.http.problems import (
     validation_problem,
 )
 from jobq.http.ready import Readiness
+from jobq.http.streams import Feeds
 from jobq.http.strict import check_body
 
 if TYPE_CHECKING:
@@ -120,14 +120,14 @@ class ApiCall:
         name = self.request.match_info.get("queue")
         return self._default() if name is None else self._find(name)
 
-    def job(self) -> tuple[Queue, str]:
-        """The queue and the id of the job in the path. An id without a queue belongs to the path's queue, or to the
-        default one.
+    def job(self, given: str | None = None) -> tuple[Queue, str]:
+        """The queue and the id of a job, by default of the one in the path. An id without a queue belongs to the path's
+        queue, or to the default one.
 
         :raises HttpProblem: the path's queue is not served here, or the key is not valid for the default queue.
         :raises JobNotFound: no job can have this id, or the key is not valid for its queue.
         """
-        given = self.request.match_info["id"]
+        given = given or self.request.match_info["id"]
         prefix, _, job_id = given.rpartition(":")
         named = self.request.match_info.get("queue")
         if named is not None:

@@ -1,146 +1,115 @@
-"""Server-Sent Events: a queue's stats once a second. All listeners of a queue share one request to Redis.
-
-The memory of a stream is bounded. A listener gets the newest event and none that it missed. Its connection buffers
-little, and a listener that does not read is disconnected. A stream ends after ``LIFE``, and the client has to send its
-key again.
-"""
+"""Events of jobs as Server-Sent Events: GET /events for a queue, or for one job with ``?job=``."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
-from aiohttp import web
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
-from jobq.http import problems
+from jobq.engine.model.event import CURSOR_MAX, EventLevel, QueueEvent
+from jobq.http import schema, streams
+from jobq.http.call import ApiCall, decode, given, no_content, reply
+from jobq.http.streams import QUIET, problem_event, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncGenerator
 
-    from jobq.engine.queue.queue import Queue
-    from jobq.http.call import ApiCall
+    from aiohttp import web
 
-INTERVAL = 1.0
-"""Seconds between two events."""
-HEARTBEAT: Final = 10.0
-"""Seconds without an event, for example while Redis hangs, until a comment is sent to keep the stream open."""
-UNREAD: Final = 30.0
-"""Seconds that a listener may leave an event unread."""
-LIFE: Final = 3600.0
-"""Seconds until a stream ends. EventSource opens it again by itself."""
-MOST: Final = 500
-"""Most streams of one process. An event wakes all of them, which takes about 15 ms for this number."""
-_BUFFER: Final = 1 << 16
+    from jobq.engine.model.event import EventKind
 
-_HEADERS = problems.COMMON_HEADERS | {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "X-Accel-Buffering": "no",  # Otherwise nginx buffers the events.
-}
 _encode = msgspec.json.Encoder().encode
 
 
-class Feed:
-    """The events of one queue. Redis is asked only while somebody listens."""
+class EventsQuery(schema.In):
+    """Which events. The header Last-Event-ID, which browsers send when they connect again, replaces ``since``."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._listeners = 0
-        self._last = b""
-        self._next: asyncio.Future[bytes]
-        self._poller: asyncio.Task[None]
-
-    @contextmanager
-    def heard(self) -> Generator[None]:
-        """Count one listener while the block runs."""
-        self._listeners += 1
-        if self._listeners == 1:
-            loop = asyncio.get_running_loop()
-            self._last, self._next = b"", loop.create_future()
-            self._poller = loop.create_task(self._poll(), name=f"jobq-events-{self._queue.name}")
-        try:
-            yield
-        finally:
-            self._listeners -= 1
-            if not self._listeners:
-                self._poller.cancel()
-
-    @property
-    def last(self) -> bytes:
-        """The newest event, or empty before the first one."""
-        return self._last
-
-    async def following(self) -> bytes:
-        """The next event, or a comment if none comes in time."""
-        coming = self._next
-        await asyncio.wait([coming], timeout=HEARTBEAT)
-        return coming.result() if coming.done() else b": nothing new\n\n"
-
-    async def _poll(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            event = await self._event()
-            coming, self._last, self._next = self._next, event, loop.create_future()
-            coming.set_result(event)
-            await asyncio.sleep(INTERVAL)
-
-    async def _event(self) -> bytes:
-        try:
-            return b"event: stats\ndata: %b\n\n" % _encode(await self._queue.stats())
-        except Exception as error:  # noqa: BLE001 - listeners are told of the error, and of the next success
-            return b"event: problem\ndata: %b\n\n" % problems.encode(problems.describe(error)[1])
+    job: (
+        Annotated[str, Meta(max_length=300, description="Only those of this job; the stream ends with it")] | UnsetType
+    ) = UNSET
+    since: (
+        Annotated[str, Meta(max_length=CURSOR_MAX, description="The cursor of the last event that you know, or a time")]
+        | UnsetType
+    ) = UNSET
+    names: Annotated[str, Meta(max_length=100, description="With commas: completed,failed")] | UnsetType = UNSET
 
 
-class Feeds:
-    """All streams of one application."""
+class SetEvents(schema.In):
+    """Which events a queue tells."""
 
-    def __init__(self) -> None:
-        self._feeds: dict[str, Feed] = {}
-        self._streams = 0
+    events: Annotated[EventLevel, Meta(description='"all": also each start and each progress.')]
 
-    @contextmanager
-    def listening(self, queue: Queue) -> Generator[Feed]:
-        """Count one more stream while the block runs.
 
-        :raises HttpProblem: there are ``MOST`` streams already.
-        """
-        if self._streams >= MOST:
-            detail = f"this process has {MOST} event streams open; repeat later, or ask for /jobs/stats"
-            raise problems.HttpProblem(problems.BUSY, detail)
-        feed = self._feeds.setdefault(queue.name, Feed(queue))
-        self._streams += 1
-        try:
-            with feed.heard():
-                yield feed
-        finally:
-            self._streams -= 1
+class EventsSet(msgspec.Struct, frozen=True):
+    """Which events a queue tells."""
+
+    queue: str
+    events: EventLevel
+
+
+_set = msgspec.json.Decoder(SetEvents)
+
+
+async def set_events(call: ApiCall) -> web.Response:
+    """PUT /events."""
+    body, queue = decode(_set, await call.body()), call.queue
+    await queue.set_events(body.events)
+    call.audit("set events", queue, events=body.events)
+    return reply(EventsSet(queue.name, body.events))
 
 
 async def events(call: ApiCall) -> web.StreamResponse:
     """GET /events."""
-    request, queue = call.request, call.queue
-    if request.method == "HEAD":
-        return web.Response(headers=_HEADERS)
-    response = web.StreamResponse(headers=_HEADERS)
-    response.force_close()
-    with call.hub.feeds.listening(queue) as feed, suppress(TimeoutError, ConnectionError):
-        async with call.hub.polling(LIFE):
-            _bound(request)
-            await response.prepare(request)
-            event = b"retry: 2000\n\n" + feed.last
-            while True:
-                async with asyncio.timeout(UNREAD):
-                    await response.write(event)
-                event = await feed.following()
-    if request.transport is not None and request.transport.get_write_buffer_size():
-        request.transport.abort()  # The client does not read, so waiting for it would not end.
-    return response
+    query = call.query(EventsQuery)
+    queue, job = (call.queue, None) if query.job is UNSET else call.job(query.job)
+    known = call.request.headers.get("Last-Event-ID")
+    since = given(query.since) if known is None else known
+    names = None if query.names is UNSET else cast("list[EventKind]", query.names.split(","))
+    batches = queue.event_batches(since=since, job=job, names=names)
+    if job is not None:
+        row = await queue.get(job)
+        if row.finished_at is not None and known is not None:
+            # A browser connects again after the end of each stream, until it gets 204.
+            told = [batch async for batch in batches]
+            if not told:
+                return no_content()
+            batches = _again(told)
+    async with aclosing(batches):
+        return await stream(call, _written(batches))
 
 
-def _bound(request: web.Request) -> None:
-    """Let the kernel buffer little for a client that does not read."""
-    connection: socket.socket | None = request.get_extra_info("socket")
-    if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+async def _again(told: list[list[QueueEvent]]) -> AsyncGenerator[list[QueueEvent]]:
+    for batch in told:
+        yield batch
+
+
+async def _written(batches: AsyncGenerator[list[QueueEvent]]) -> AsyncGenerator[bytes]:
+    coming: asyncio.Future[list[QueueEvent]] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(batches))
+            await asyncio.wait([coming], timeout=streams.HEARTBEAT)
+            if not coming.done():
+                yield QUIET
+                continue
+            try:
+                batch, coming = coming.result(), None
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001 - the listener is told, and connects again
+                yield problem_event(error)
+                return
+            yield b"".join(map(_piece, batch))
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
+
+
+def _piece(event: QueueEvent) -> bytes:
+    full = event if event.job is None else replace(event, job=f"{event.queue}:{event.job}")
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.cursor.encode(), event.name.encode(), _encode(full))

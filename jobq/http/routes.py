@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.model.breaker import BreakerRow
+from jobq.engine.model.event import QueueEvent
 from jobq.engine.model.groups import GroupRow
 from jobq.engine.model.history import Performance
 from jobq.engine.model.limits import LimitRow
@@ -28,6 +29,7 @@ from jobq.http import (
     rerun,
     schedules,
     schema,
+    streams,
     why,
 )
 from jobq.http import problems as p
@@ -416,6 +418,24 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,
+        summary="What happens to jobs, live", query=events.EventsQuery,
+        description="Server-Sent Events, in the order in which they happened. The id of each is its cursor, so a"
+        " browser that connects again continues behind the last one (Last-Event-ID). An event `missed` says that"
+        " events were dropped before they were read, `problem` that Redis does not answer. With `job` the stream"
+        " ends after the job has ended, and 204 is the answer to a browser that connects again. Other streams end after"
+        " an hour.",
+        responses={200: QueueEvent, 204: None}, errors=(p.BUSY, p.JOB_NOT_FOUND, p.INVALID_QUERY),
+        media="text/event-stream",
+    ),
+    Route(
+        method="PUT", path="/events", scope=Scope.ADMIN, handler=events.set_events,
+        summary="Set which events the queue tells", request=events.SetEvents,
+        description="`outcomes`, or `all`: also each start and each progress. It acts at once. Programs that declare"
+        " another `Queue(events=...)` do not change it.",
+        responses={200: events.EventsSet},
+    ),
+    Route(
+        method="GET", path="/jobs/stats/events", scope=Scope.READ, handler=streams.stats_events,
         summary="The queue's stats, live",
         description="Server-Sent Events: once a second a `stats` event with the answer of /jobs/stats, or a `problem`"
         " event while Redis does not answer. The stream ends after an hour; EventSource opens it again.",

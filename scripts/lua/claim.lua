@@ -61,7 +61,8 @@ if facts[5] then
     if till > now and till < now + 1e12 then return { 'closed', now, {}, {}, {}, math.ceil(till - now) } end
     redis.call('HDEL', meta, 'closed')
 end
-if (facts[3] or facts[7]) and not limits then return { 'limits' } end
+local told = facts[7] == 'all'
+if (facts[3] or told) and not limits then return { 'limits' } end
 -- Do not use ZPOPMIN. It formats the scores as text, which is not needed here and costs more than finding the head twice.
 local ids = redis.call('ZRANGE', waiting, 0, want - 1)
 if #ids == 0 then return {} end
@@ -421,7 +422,7 @@ else
     redis.call('HSET', leases, unpack(tokens))
 end
 redis.call('HSET', claims, lane, request .. ' ' .. token .. ' ' .. table.concat(ids, ' '))
-if facts[7] then redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'started', table.concat(ids, ' ')) end
+if told then redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'started', table.concat(ids, ' ')) end
 -- A worker without free slots does not wait for the wake token. So this claim puts the token back, and another worker
 -- takes the remaining jobs or waits for the next due time.
 if enough and ARGV[8] ~= '1' and (redis.call('EXISTS', waiting) == 1 or redis.call('EXISTS', delayed) == 1

@@ -16,7 +16,7 @@ for i = 1, #ARGV, 3 do
         lost[#lost + 1] = ARGV[i]
     end
 end
-if #told > 0 and redis.call('HGET', meta, 'events') then
+if #told > 0 and redis.call('HGET', meta, 'events') == 'all' then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', unpack(told))
 end
 return lost

@@ -106,7 +106,7 @@ class Rest:
         try:
             async with end:
                 while True:
-                    async with self._session.get("/events", timeout=ClientTimeout(sock_read=30)) as stream:
+                    async with self._session.get("/jobs/stats/events", timeout=ClientTimeout(sock_read=30)) as stream:
                         async for line in stream.content:
                             self.events += line.startswith(b"event: stats")
         except TimeoutError:

@@ -88,6 +88,6 @@ async def deaf(port: int) -> asyncio.StreamWriter:
     """A client that opens a stream of events and never reads it."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.transport.pause_reading()  # pyright: ignore
-    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(b"GET /jobs/stats/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await writer.drain()
     return writer

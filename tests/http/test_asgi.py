@@ -130,7 +130,7 @@ async def test_bodies_come_in_pieces_and_too_large_ones_are_refused_before_their
 async def test_events_stream_and_end_with_the_client(connection: Connection, until: Until):
     bridge = asgi(Queue("main", connection))
     async with serving(mounted("fastapi", bridge), until) as base, ClientSession() as session:
-        async with session.get(f"{base}/ops/jobq/events") as response:
+        async with session.get(f"{base}/ops/jobq/jobs/stats/events") as response:
             assert response.content_type == "text/event-stream"
             seen = b""
             while seen.count(b"event: stats") < 2:

@@ -51,7 +51,8 @@ async def test_a_queue_of_another_key_looks_like_one_that_does_not_exist(new_cli
     client = await new_client(*(Queue(name, connection) for name in ("main", "mail", "secret")), api_keys=KEYS)
     job = (await enqueue_as(client, ALL, "/queues/secret/jobs/enqueue")).rpartition(":")[2]
     routes = [
-        ("GET", "/jobs"), ("GET", "/jobs/stats"), ("GET", "/workers"), ("GET", "/events"), ("POST", "/jobs/pause"),
+        ("GET", "/jobs"), ("GET", "/jobs/stats"), ("GET", "/workers"), ("GET", "/events"),
+        ("GET", "/jobs/stats/events"), ("POST", "/jobs/pause"),
         ("GET", f"/jobs/{job}"), ("DELETE", f"/jobs/{job}"),
     ]  # fmt: skip
     for method, path in routes:

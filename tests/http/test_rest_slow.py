@@ -18,7 +18,7 @@ from aiohttp import ClientSession
 from rest import serving
 
 from jobq import Connection, Queue
-from jobq.http import events
+from jobq.http import streams as live
 from jobq.http.app import create_app
 from jobq.http.serve import Deadlines, free_port
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Slow = Callable[[int, bytes], Awaitable[socket.socket]]
 HEAD = b"GET /jobs HTTP/1.1\r\nHost: loc"
 BODY = b"POST /jobs/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
-STREAM = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STREAM = b"GET /jobs/stats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 WORST = 1.0
 """CPU seconds that this process may use to answer one request of another client. A few ms are usual. Other processes
 of a busy machine do not count."""
@@ -99,10 +99,10 @@ async def others(port: int) -> AsyncIterator[list[float]]:
 async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
     connection: Connection, files: None, slow: Slow, until: Until, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(events, "INTERVAL", 0.05)
-    make = events.Feed._event  # noqa: SLF001 # pyright: ignore
+    monkeypatch.setattr(live, "INTERVAL", 0.05)
+    make = live.Feed._event  # noqa: SLF001 # pyright: ignore
 
-    async def padded(feed: events.Feed) -> bytes:  # The buffers of the kernel are soon full.
+    async def padded(feed: live.Feed) -> bytes:  # The buffers of the kernel are soon full.
         return b": %b\n" % (b"x" * 50_000) + await make(feed)
 
     app = create_app(Queue("main", connection), body_seconds=3)
@@ -114,7 +114,7 @@ async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
         for stream in streams:
             await until(lambda stream=stream: begins(stream, b"HTTP/1.1 200"), "every stream to begin")
         memory = psutil.Process().memory_info().rss
-        monkeypatch.setattr(events.Feed, "_event", padded)
+        monkeypatch.setattr(live.Feed, "_event", padded)
         slow_ones = len(took)
         for client in heads + bodies:
             assert b" 408 " in (await end_of(client))[:20]

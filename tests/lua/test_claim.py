@@ -330,7 +330,7 @@ async def test_the_start_is_told_if_the_queue_tells_all_events(bench: Bench):
 
 
 async def test_the_start_is_not_told_if_nobody_asked_for_it(bench: Bench):
-    await bench.seed(waiting("a") | {"meta": {"limited": "1"}})
+    await bench.seed(waiting("a") | {"meta": {"limited": "1", "events": "outcomes"}})
     bench.store.limited = True
     await bench.do(bench.store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
     assert "events" not in await bench.dump()

@@ -232,7 +232,8 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             standing("failed", "a") | {"start_by": {"a": NOW + 500}, "end_by": {"a": NOW}},
             lambda store: store.retry(["a"]),
             {
-                "failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}, "events": [("retried", "a")],
+                "failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"},
+                "events": [("retried", "a")],
                 "start_by": {}, "end_by": {},
             } | WAKE,
             ["failed"],
@@ -241,7 +242,9 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             "a deadline that lies ahead still counts",
             standing("failed", "a") | {"end_by": {"a": NOW + 1}},
             lambda store: store.retry(["a"]),
-            {"failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}, "events": [("retried", "a")]} | WAKE,
+            {"failed": {}, "waiting": {"a": place(1)}, "attempts": {"a": f"0 {NOW}"}, "meta": {"fifo": "1"}}
+            | {"events": [("retried", "a")]}
+            | WAKE,
             ["failed"],
         ),
         Case(

@@ -290,7 +290,7 @@ async def test_a_timeout_of_zero_returns_an_existing_result(queue: Queue, start)
 
 
 async def test_waiters_get_an_error_soon_after_a_flush(queue: Queue, admin, monkeypatch, until):
-    monkeypatch.setattr(results, "BLOCK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     monkeypatch.setattr(results, "PAGE", 2)
     jobs = [await queue.enqueue("nobody") for _ in range(10)]
     waiting = [asyncio.create_task(job.result(60)) for job in jobs]

@@ -1,7 +1,8 @@
 """A queue: its settings, opening and closing.
 
 What it can do is in its base classes: tasks in registry.py, producing in producing.py, operating in verbs.py, limits in
-limits.py, schedules in schedules.py, reruns in rerun.py, monitoring in performance.py and scale.py.
+limits.py, schedules in schedules.py, reruns in rerun.py, events in events.py, monitoring in performance.py and
+scale.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.aging import aging_ms
+from jobq.engine.model.event import check_level
 from jobq.engine.model.groups import check_charge
 from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
@@ -38,6 +40,7 @@ from jobq.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jobq.engine.model.event import EventLevel
     from jobq.engine.model.groups import Charge
     from jobq.engine.model.job import Durability, Seconds
     from jobq.engine.model.limits import Concurrency, Rate
@@ -80,6 +83,8 @@ class Queue(
     ``partitions``: over how many partitions the queue is spread, each in a slot of its own (see docs/partitions.md). It
     is stored with the queue, and programs that declare different numbers are refused. None: as it is stored; without a
     stored value one.
+    ``events``: which events the queue tells (see ``events``): "outcomes", or "all": also each start and each progress.
+    It is stored with the queue. None: as it is stored; without a stored value the outcomes.
     ``defaults``: options of its jobs, such as ``{"attempts": 5}``, for which neither their task nor their call says
     anything.
     ``clock``: gives unix ms in place of the server's time; for tests.
@@ -107,6 +112,7 @@ class Queue(
         aging: Seconds | None = None,
         charge: Charge | None = None,
         partitions: int | None = None,
+        events: EventLevel | None = None,
         defaults: QueueGiven | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
@@ -131,6 +137,7 @@ class Queue(
         self.charge: Charge | None = None if charge is None else check_charge(charge)
         self.partitions = None if partitions is None else check_partitions(partitions)
         """What this program declares."""
+        self.events_level: EventLevel | None = None if events is None else check_level(events)
         self.default_options = queue_options(defaults)
         self.clock = clock
         self._redis = redis
@@ -228,6 +235,7 @@ class Queue(
             charge=self.charge,
             partition=partition,
             partitions=0 if partition else self.partitions or 0,
+            events=self.events_level,
         )
 
     def sync(self) -> SyncQueue:

@@ -1,9 +1,9 @@
 """Waiting for jobs to end: thousands of waiters on one connection, without polling.
 
-One reader per queue follows the events stream while anybody waits. A waiter asks for the state of its job only after
-the reader has its place in the stream. So it cannot miss an end between the two. If entries were trimmed before they
-were read, or the connection broke, the reader asks again for every waiter. A Redis that was emptied sends no event. So
-every few seconds the reader asks for one page of the jobs, and for all of them if one of that page is gone.
+The reader of the queue (reader.py) follows the events stream while anybody waits. A waiter asks for the state of its
+job only after the reader has its place in the stream. So it cannot miss an end between the two. If entries were trimmed
+before they were read, or the connection broke, the state of every job is asked for again. A Redis that was emptied
+sends no event. So every few seconds one page of the jobs is asked for, and all of them if one of that page is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from jobq.engine.model.backoff import pause
+from jobq.engine.model.event import ENDS
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
 from jobq.errors import (
@@ -30,12 +30,16 @@ from jobq.errors import (
 )
 
 if TYPE_CHECKING:
+    from jobq.engine.model.event import Place
     from jobq.engine.model.job import AttemptError
+    from jobq.engine.queue.reader import EventReader, EventReaders
     from jobq.engine.store import Partitions, Store
 
-BLOCK: Final = 5.0
-"""Seconds that one read of the stream may wait. A half-open connection is noticed after so long."""
+LOOK: Final = 5.0
+"""Seconds after which a page of the jobs is asked for without an event."""
 PAGE: Final = 200
+
+_ENDS: Final = frozenset(name.encode() for name in ENDS)
 
 Waiter = asyncio.Future[msgspec.Raw]
 
@@ -57,8 +61,9 @@ def _failure(job_id: str, row: bytes) -> JobFailed:
 class Waiters:
     """The waiters of one queue in this process."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, reader: EventReader) -> None:
         self._store = store
+        self._events = reader
         self._waiting: dict[str, set[Waiter]] = {}
         self._ask: list[str] = []
         self._reader: asyncio.Task[None] | None = None
@@ -157,35 +162,38 @@ class Waiters:
 
     async def _read(self) -> None:
         """Follow the stream until nobody waits."""
-        place: bytes | None = None
-        failures = 0
-        while self._waiting:
-            try:
-                if place is None:
-                    place = await self._store.last_event()
+        reader = self._events
+        place: Place | None = None
+        doubts = -1
+        with reader.listening():
+            while self._waiting:
+                try:
+                    if place is None:
+                        place = await reader.place()
+                        self._looked = monotonic()
+                    entries = reader.behind(place)
+                    if entries is None or doubts != reader.doubts:
+                        doubts, place = reader.doubts, await reader.place()
+                        self._placed.set()
+                        self._ask_for(list(self._waiting))
+                        entries = []
+                except StoreError:
+                    # The waiters that come now ask for themselves, and learn that Redis is away.
                     self._placed.set()
-                    self._looked = monotonic()
-                    self._ask_for(list(self._waiting))
-                place, entries, behind = await self._store.events(place, block=BLOCK)
-            except StoreError:
-                # Events may be missed meanwhile: take a new place, then ask for all jobs.
-                place = None
-                failures += 1
-                self._placed.set()
-                await asyncio.sleep(pause(failures))
-                continue
-            failures = 0
-            if monotonic() - self._looked >= BLOCK:
-                self._ask_for_a_sample()
-            if behind:
-                self._ask_for(list(self._waiting))
-                continue
-            ended: list[str] = []
-            for entry in entries:
-                for ids in entry[1::2]:
-                    ended += [job_id for job_id in ids.decode().split(" ") if job_id in self._waiting]
-            if ended:
-                self._ask_for(ended)
+                    await reader.news(LOOK)
+                    continue
+                if monotonic() - self._looked >= LOOK:
+                    self._ask_for_a_sample()
+                ended: list[str] = []
+                for entry in entries:
+                    place = entry.place
+                    if entry.fields[0] in _ENDS:
+                        for ids in entry.fields[1::2]:
+                            ended += [job_id for job_id in ids.decode().split(" ") if job_id in self._waiting]
+                if ended:
+                    self._ask_for(ended)
+                if not entries:
+                    await reader.news(LOOK)
 
     async def aclose(self) -> None:
         """Stop reading. Waiters get a ``StoreError``."""
@@ -201,15 +209,16 @@ class WaitersOfAll:
     """The waiters of a queue of several partitions. Each partition has a stream of its own. ``first``: those of
     partition 0."""
 
-    def __init__(self, store: Partitions, first: Waiters | WaitersOfAll) -> None:
+    def __init__(self, store: Partitions, first: Waiters | WaitersOfAll, readers: EventReaders) -> None:
         self._store = store
+        self._readers = readers
         self._of: dict[Store, Waiters | WaitersOfAll] = {store.parts[0]: first}
 
     async def wait(self, job_id: str, timeout: float | None) -> msgspec.Raw:
         """As ``Waiters.wait``."""
         part = self._store.part_of(job_id)
         if part not in self._of:
-            self._of[part] = Waiters(part)
+            self._of[part] = Waiters(part, self._readers.of(part))
         return await self._of[part].wait(job_id, timeout)
 
     async def aclose(self) -> None:

@@ -15,6 +15,7 @@ from jobq.engine.queue.limits import Declared
 from jobq.engine.queue.pages import Pager
 from jobq.engine.queue.producer import Producer
 from jobq.engine.queue.published import Defaults
+from jobq.engine.queue.reader import EventReaders
 from jobq.engine.queue.results import Waiters, WaitersOfAll
 from jobq.engine.queue.spreader import Spreader
 from jobq.engine.store import Partitions
@@ -69,7 +70,8 @@ class Session:
         self.first = self.store = store
         self.ids: IdMaker = IdMaker()
         self.pager = Pager(store)
-        self.waiters: Waiters | WaitersOfAll = Waiters(store)
+        self.readers = EventReaders()
+        self.waiters: Waiters | WaitersOfAll = Waiters(store, self.readers.of(store))
         self.defaults = Defaults(store, default_options)
         self.declared = Declared(store)
         self.hook_calls = HookCalls(store.name, hooks)
@@ -137,7 +139,7 @@ class Session:
             self.ids = OpenIds()
             self.pager = Pager(store)
             self.declared = Declared(store)
-            self.waiters = WaitersOfAll(store, self.waiters)
+            self.waiters = WaitersOfAll(store, self.waiters, self.readers)
             for durability, producer in self._producers.items():
                 assert isinstance(producer, Producer)
                 self._producers[durability] = Spreader(store, producer, self._maker(durability), self.look)
@@ -164,6 +166,7 @@ class Session:
             self._looking.cancel()
         try:
             await self.waiters.aclose()
+            await self.readers.aclose()
             await self.defaults.aclose()
             for producer in set(self._producers.values()):
                 await producer.drain()

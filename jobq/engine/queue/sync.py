@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, T
 
 from jobq.engine.queue.bridge import Openable, bridge
 from jobq.engine.queue.checking import CheckVerbs
+from jobq.engine.queue.events import EventVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.queue.why import WhyVerbs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
+    from datetime import datetime
 
+    from jobq.engine.model.event import EventKind, QueueEvent
     from jobq.engine.model.job import Durability, NewJob, Seconds
     from jobq.engine.model.options import Given
     from jobq.engine.task.handle import Job
@@ -33,6 +36,13 @@ class AsyncQueue(Openable, Protocol):
     async def send_many(
         self, news: Iterable[NewJob], *, durability: Durability | None = None, spread: Seconds | None = None
     ) -> list[Job[Any]]: ...
+    def events(
+        self,
+        *,
+        since: str | datetime | Seconds | None = None,
+        job: str | None = None,
+        names: Collection[EventKind] | None = None,
+    ) -> AsyncGenerator[QueueEvent]: ...
 
 
 def _waiting(
@@ -101,6 +111,31 @@ class SyncQueue:
             lambda: self.queue.send_many(news, durability=durability, spread=spread),
         )
 
+    def events(
+        self,
+        *,
+        since: str | datetime | Seconds | None = None,
+        job: str | None = None,
+        names: Collection[EventKind] | None = None,
+    ) -> Iterator[QueueEvent]:
+        """As ``Queue.events``. Close the iterator to stop listening earlier than at its end."""
+        called, instead = "queue.sync().events()", "queue.events(...)"
+
+        async def begin() -> AsyncGenerator[QueueEvent]:
+            return self.queue.events(since=since, job=job, names=names)
+
+        async def following() -> QueueEvent | None:
+            return await anext(events, None)
+
+        events = self.call(called, instead, begin)
+        try:
+            while (event := self.call(called, instead, following)) is not None:
+                yield event
+        finally:
+            self.call(called, instead, events.aclose)
+
+    set_events = _waiting(EventVerbs.set_events)
+    get_events = _waiting(EventVerbs.get_events)
     get = _waiting(Verbs.get)
     page = _waiting(Verbs.page)
     logs = _waiting(Verbs.logs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +16,7 @@ from jobq.engine.model.times import to_ms
 from jobq.engine.model.types import read_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.views import BriefPage, JobRow, Page, Stats, WorkerRow
+from jobq.engine.queue.events import EventVerbs
 from jobq.engine.queue.pages import CALL
 from jobq.engine.store import ALIVE_MS
 from jobq.engine.task.context import waiting_for
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.types import TypeRow
     from jobq.engine.queue.published import Defaults
-    from jobq.engine.queue.session import Sessions
     from jobq.engine.store import Call, Store
     from jobq.engine.task.events import HookCalls
 
@@ -39,11 +38,8 @@ TYPES_PAGE: Final = 32
 _encode = msgspec.json.Encoder().encode
 
 
-class Verbs(ABC):
+class Verbs(EventVerbs):
     """The operators' methods of a queue."""
-
-    name: str
-    _sessions: Sessions
 
     @property
     def store(self) -> Store:

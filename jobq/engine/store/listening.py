@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jobq.engine.store.sender import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+EVENTS_KEPT: Final = 1000
+"""The entries that the scripts keep in the events stream, at least."""
+
+
+def _number(entry_id: bytes) -> tuple[int, int]:
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms), int(number)
 
 
 class Listening(Sender):
@@ -18,11 +26,10 @@ class Listening(Sender):
         newest = await self.command(b"XREVRANGE", self.keys["events"], b"+", b"-", b"COUNT", 1)
         return newest[0][0] if newest else b"0-0"
 
-    async def events(self, after: bytes, *, block: float) -> tuple[bytes, list[list[bytes]], bool]:
+    async def events(self, after: bytes, *, block: float) -> tuple[list[tuple[bytes, list[bytes]]], bool]:
         """Read entries after the one with id ``after``. Wait up to ``block`` seconds for the first.
 
-        Returns the id to continue from, the flat fields of the entries, and whether entries in between may have been
-        trimmed.
+        Returns the entries as pairs of an id and flat fields, and whether there may be more.
         """
         count = 256
         reply = await self.command(
@@ -36,10 +43,26 @@ class Listening(Sender):
             after,
             patience=block,
         )
-        if not reply:
-            return after, [], False
-        entries = reply[0][1]
-        return entries[-1][0], [fields for _, fields in entries], len(entries) == count
+        entries: list[tuple[bytes, list[bytes]]] = reply[0][1] if reply else []
+        return [(entry_id, fields) for entry_id, fields in entries], len(entries) == count
+
+    async def events_behind(self, first: bytes, count: int) -> tuple[list[tuple[bytes, list[bytes]]], bool]:
+        """Read entries from the one with id ``first`` on, with that one. Do not wait. Returns them as ``events`` does,
+        and whether entries behind ``first`` were dropped."""
+        entries = await self.command(b"XRANGE", self.keys["events"], first, b"+", b"COUNT", count)
+        # Look afterwards, so that entries that are dropped meanwhile are not overlooked.
+        return [(entry_id, fields) for entry_id, fields in entries], await self.trimmed_behind(first)
+
+    async def trimmed_behind(self, entry_id: bytes) -> bool:
+        """Whether entries after this one may have been dropped from the stream."""
+        events = self.keys["events"]
+        oldest = await self.command(b"XRANGE", events, b"-", b"+", b"COUNT", 1)
+        # No entry is dropped before the stream is full.
+        return (
+            bool(oldest)
+            and _number(oldest[0][0]) > _number(entry_id)
+            and (await self.command(b"XLEN", events) >= EVENTS_KEPT)
+        )
 
     async def listen(self, heard: Callable[[bytes], None], joined: Callable[[], Awaitable[None]]) -> None:
         """Pass the messages of the control channel to ``heard`` until cancelled.

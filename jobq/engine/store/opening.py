@@ -44,6 +44,7 @@ class Opening(Listening):
         charge: str | None = None,
         partition: int = 0,
         partitions: int = 0,
+        events: str | None = None,
     ) -> None:
         super().__init__(connection, name, prefix, partition)
         self.partitions = partitions
@@ -53,6 +54,8 @@ class Opening(Listening):
         """The registry is one key for all queues, so it is in a slot of its own."""
         self._aging_ms = aging_ms
         self._charge = charge
+        self._events_level = events
+        self._told_events = False
         self._told_charge = False
         """Whether a difference was logged. Workers register again and again."""
         self._clock = clock
@@ -147,6 +150,20 @@ class Opening(Listening):
                 queue=self.name,
             )
 
+    async def _declare_events(self, wanted: str) -> None:
+        """Store which events the queue tells, unless a program or an operator has stored it."""
+        meta = self.keys["meta"]
+        if await self.command(b"HSETNX", meta, b"events", wanted):
+            return
+        stored = (await self.command(b"HGET", meta, b"events") or b"").decode(errors="replace")
+        if stored != wanted and not self._told_events:
+            self._told_events = True
+            log.warning(
+                f"Queue {self.name} tells {stored} as events, and this program declares {wanted}: the stored one"
+                f" counts. To change it for all: jobq events --tell {wanted} --queue {self.name}",
+                queue=self.name,
+            )
+
     def _check_layout(self, layout: int, wanted: int) -> None:
         if layout > wanted:
             raise StoreRefused(
@@ -217,6 +234,8 @@ class Opening(Listening):
             await self._declare_aging()
         if self._charge:
             await self._declare_charge(self._charge)
+        if self._events_level:
+            await self._declare_events(self._events_level)
         if not await self.is_registered():
             await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
 

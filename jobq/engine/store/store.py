@@ -87,6 +87,10 @@ class Store(Sharing):
         """The stores of all partitions of the queue. Only this one, if it is one partition itself."""
         return [self]
 
+    def part_of(self, job_id: str | bytes) -> Store:
+        """The store of the partition that the id names."""
+        return self
+
     # -- producers -------------------------------------------------------------------------------------------------
 
     def enqueue(self, jobs: list[Argument]) -> Call[list[Any]]:

@@ -11,8 +11,10 @@ from jobq.errors import UnreadableResult
 from jobq.redact import misfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable
+    from datetime import datetime
 
+    from jobq.engine.model.event import EventKind, QueueEvent
     from jobq.engine.model.job import Accepted, Done, Durability, NewJob, Seconds, State
     from jobq.engine.model.views import JobRow
     from jobq.engine.task.events import Hooks
@@ -59,6 +61,16 @@ class Sender(Protocol):
 
     async def result(self, job_id: str, *, timeout: Seconds | None = None) -> msgspec.Raw:
         """Wait for the end of a job. Returns its result as encoded JSON."""
+        ...
+
+    def events(
+        self,
+        *,
+        since: str | datetime | Seconds | None = None,
+        job: str | None = None,
+        names: Collection[EventKind] | None = None,
+    ) -> AsyncGenerator[QueueEvent]:
+        """Follow what happens to its jobs."""
         ...
 
     async def get(self, job_id: str) -> JobRow:
@@ -131,6 +143,13 @@ class Job(Generic[R]):
         :raises RuntimeError: an event loop runs in this thread.
         """
         return self.queue.sync().call("job.result_sync()", "job.result(...)", lambda: self.result(timeout))
+
+    def events(self, *, since: str | datetime | Seconds | None = None) -> AsyncGenerator[QueueEvent]:
+        """Follow what happens to the job. The events end after the job has ended. See ``Queue.events``.
+
+        :raises JobNotFound: the job was removed, or its retention ran out. Raised by the iteration.
+        """
+        return self.queue.events(since=since, job=self.id)
 
     async def row(self) -> JobRow:
         """Everything that is stored of the job now.

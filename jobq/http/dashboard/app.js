@@ -8,15 +8,17 @@ import { drawTypes, readPerformance } from "./types.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
+const ENDS = ["completed", "failed", "killed", "expired", "removed"];
 
 let stream = null;
+let followed = null; // The events of the job that is shown.
 let shown = 0; // Counts routes, so that late answers for an earlier one are dropped.
 
 function listen(queue) {
   stream?.close();
   stream = null;
   if (queue === null || document.hidden) return;
-  const mine = (stream = new EventSource(of(queue, "events")));
+  const mine = (stream = new EventSource(of(queue, "jobs/stats/events")));
   mine.addEventListener("stats", (event) => {
     live(true, "live");
     heard(JSON.parse(event.data));
@@ -29,6 +31,18 @@ function listen(queue) {
     // The stream is refused (too many streams, or the session has ended): request the stats once, then try again.
     setTimeout(() => stream === null && !document.hidden && start(), 5000);
   });
+}
+
+// Request the job again when something happens to it, until it has ended.
+function follow(row) {
+  followed = new EventSource(`events?${new URLSearchParams({ job: `${row.queue}:${row.id}` })}`);
+  for (const name of ["started", "progress", "retried", ...ENDS, "missed"]) followed.addEventListener(name, () => refresh(true));
+  for (const name of ENDS) followed.addEventListener(name, unfollow);
+}
+
+function unfollow() {
+  followed?.close();
+  followed = null;
 }
 
 function live(ok, words) {
@@ -114,6 +128,7 @@ async function loadJob(at) {
     listen(row.queue);
   }
   page.job = { row, logs, why };
+  if (followed === null && row.finished_at === null) follow(row);
   drawQueues();
   drawJob();
 }
@@ -124,6 +139,7 @@ function askForKey(words) {
   shown += 1;
   page.session = null;
   listen(null);
+  unfollow();
   live(false, "logged out");
   for (const id of ["main", "queues", "user"]) $(id).replaceChildren();
   [page.stats, page.workers, page.job] = [null, null, null];
@@ -167,6 +183,7 @@ function show() {
   const before = page.route.queue ?? page.job?.row.queue;
   const route = (page.route = read(location.hash));
   shown += 1;
+  unfollow();
   page.job = null;
   page.list = { jobs: [], cursors: [""], next: null };
   document.title = visible(`${route.job ?? route.queue ?? ""} - jobq`);
@@ -205,6 +222,7 @@ hear("locked", askForKey);
 addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", () => {
   if (page.session === null) return;
+  unfollow();
   listen(document.hidden ? null : (page.route.queue ?? page.job?.row.queue ?? null));
   refresh(true);
 });
