@@ -45,7 +45,11 @@ async def _follow(args: argparse.Namespace, settings: Settings) -> None:
                     _say(event, as_json=args.json)
 
         following = asyncio.create_task(say())
-        on_stop_signals(lambda: following.cancel() and None)
+
+        def stop() -> None:
+            following.cancel()
+
+        on_stop_signals(stop)
         await asyncio.wait([following])
         if not following.cancelled():
             following.result()
