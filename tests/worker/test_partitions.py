@@ -25,6 +25,7 @@ from jobq import (
     new_id,
 )
 from jobq.engine.model.ids import partition_of
+from jobq.engine.store import Store
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
@@ -359,3 +360,27 @@ async def test_a_rule_for_all_jobs_holds_over_all_partitions(admin: Any, connect
         await queue.reset_limit("queue")
         if not declared:
             assert not any([await part.command(b"HGET", part.keys["meta"], b"rule") for part in queue.store.parts])
+
+
+async def test_partitions_take_turns_so_urgent_jobs_wait_for_one_claim_of_each_other(
+    spread: Queue, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    @spread.task(name="work")
+    async def work() -> None:
+        await asyncio.sleep(0.001)
+
+    for _ in range(4):
+        await spread.enqueue_many([spread.new("work") for _ in range(60)])
+    claims: list[int] = []
+    made = Store.claim
+
+    def claim(self: Store, want: int, lease_ms: int, worker: str, lane: str, request: int, **more: Any) -> Any:
+        claims.append(self.partition)
+        return made(self, want, lease_ms, worker, lane, request, **more)
+
+    monkeypatch.setattr(Store, "claim", claim)
+    await start(spread, concurrency=2)
+    await wait_until(lambda: len(claims) >= 40)
+    # Each partition has jobs all the time. At first the lanes learn how much there is.
+    for at in range(8, 36):
+        assert set(claims[at : at + 4]) == set(range(4)), claims

@@ -58,6 +58,9 @@ class Lane(Settler):
         self._reserved = 0
         self.lacked: int | None = None
         """So many free slots were too few for the next job."""
+        self.queue: object = source.queue
+        self.turn = 0
+        """The number of its last claim among those of all lanes."""
         self._passing: set[asyncio.Task[None]] = set()
         self.has_token = False
         """The waker took a token of this queue, and no claim has been sent since."""
@@ -288,6 +291,7 @@ class Lane(Settler):
         overflow decides about jobs over a limit that has an action.
         """
         source = self.source
+        self.turn = self._slots.take_turn()
         if late:
             yield late_call(source.store)
         if recalls:

@@ -38,6 +38,16 @@ class Claimant(Protocol):
         ...
 
     @property
+    def queue(self) -> object:
+        """Its queue. Lanes of one queue serve its partitions."""
+        ...
+
+    @property
+    def turn(self) -> int:
+        """The number of its last claim among those of all lanes."""
+        ...
+
+    @property
     def wants_slots(self) -> bool:
         """It would claim now if slots were free."""
         ...
@@ -81,6 +91,7 @@ class Slots:
         self._own = concurrency
         self.kept = reserve or Reserve()
         """Slots that only urgent jobs may take."""
+        self._turn = 0
         self.claimants: list[Claimant] = []
         self.wakers: list[Listener] = []
         self.running = 0
@@ -167,6 +178,11 @@ class Slots:
         """Keep slots free for the jobs of a claim that is on its way. A negative number releases them."""
         self._reserved += jobs
 
+    def take_turn(self) -> int:
+        """The number of a claim that is sent now."""
+        self._turn += 1
+        return self._turn
+
     def may_claim(self, asker: Claimant) -> bool:
         """Whether a lane that wants slots may claim now. If it is the turn of another lane, that one is woken."""
         if self.stopping or self.free() <= 0:
@@ -179,13 +195,18 @@ class Slots:
             self._choose(None)
 
     def _choose(self, asker: Claimant | None) -> Claimant | None:
-        """Choose by weight among the lanes that want slots, at random. Wake the chosen one unless it is the caller."""
+        """Choose by weight among the lanes that want slots, at random. Wake the chosen one unless it is the caller.
+
+        Partitions of a queue take turns, so that an urgent job waits for one claim of each other partition at most.
+        """
         wanting = [claimant for claimant in self.claimants if claimant is asker or claimant.wants_slots]
         if not wanting:
             return None
         chosen = wanting[0]
         if len(wanting) > 1:
             chosen = random.choices(wanting, [claimant.weight for claimant in wanting])[0]
+            queue = chosen.queue
+            chosen = min((one for one in wanting if one.queue is queue), key=lambda one: one.turn)
         if chosen is not asker:
             chosen.wake(chosen=True)
         return chosen
