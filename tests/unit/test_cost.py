@@ -139,12 +139,12 @@ async def test_cost_of_log_lines_is_that_of_their_jobs(queue: Queue, meter: Mete
         assert len(text.splitlines()) == 1 + 300
 
 
-@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(115, 20, 14)), (100, Cost(139, 20, 14))])
+@pytest.mark.parametrize(("jobs", "most"), [(1, Cost(117, 20, 14)), (100, Cost(141, 20, 14))])
 async def test_cost_of_a_worker(
     queue: Queue, meter: Meter, until: Until, monkeypatch: pytest.MonkeyPatch, jobs: int, most: Cost
 ) -> None:
     """All commands of a worker: it starts with waiting jobs, runs them, waits for more, and stops. When it starts, it
-    looks once for schedules.
+    looks once for schedules, and for partitions.
 
     The bounds do not depend on the load of the machine. Nothing here is due at a certain time. No handler ends
     before all have started, so all outcomes are sent together. The worker stops only when it waits for jobs again.
