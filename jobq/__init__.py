@@ -28,6 +28,7 @@ from jobq.engine.model.scale import Scale
 from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
+from jobq.engine.model.webhook import Webhook
 from jobq.engine.model.why import Reason, ReasonCode, Why
 from jobq.engine.queue.checking import CheckReport, Misfit
 from jobq.engine.queue.partitions import PartitionRow
@@ -88,6 +89,7 @@ from jobq.errors import (
     UnknownType,
     UnreadableResult,
     Unserved,
+    WebhookNotFound,
     WrongState,
 )
 from jobq.settings import Settings
@@ -197,6 +199,8 @@ __all__ = [
     "UnreadableResult",
     "Unserved",
     "Variant",
+    "Webhook",
+    "WebhookNotFound",
     "Why",
     "Worker",
     "WorkerRow",

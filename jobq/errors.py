@@ -12,6 +12,7 @@ JobqError
   x InvalidQuery            a cursor, state or limit that cannot be used
   x JobNotFound
   x ScheduleNotFound        the queue has no schedule of that name
+  x WebhookNotFound         the queue has no webhook of that name
   x WrongState              the job's state does not allow the call, such as retry of a running job
   x UnknownBreaker          no task of this type has a circuit breaker
   x UnknownQueue            Redis knows no queue of that name
@@ -167,6 +168,14 @@ class JobNotFound(JobqError, LookupError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"no job {job_id!r}: never enqueued, removed, or past its retention")
+
+
+class WebhookNotFound(JobqError, LookupError):
+    """The queue has no webhook of this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"there is no webhook {name[:80]!r}: `jobq webhooks ls` or queue.webhooks() lists them")
 
 
 class ScheduleNotFound(JobqError, LookupError):

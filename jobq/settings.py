@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Port on which `jobq work` serves the numbers of each worker process: the first one takes this port, the second
     one the next. None means that they are not served."""
     metrics_host: str = "127.0.0.1"
+    webhook_allow: str | None = None
+    """Networks of private addresses that webhooks may reach, comma separated: "10.0.0.0/8,127.0.0.0/8"."""
     max_payload: Annotated[int, Meta(ge=1)] = 1 << 20
     max_result: Annotated[int, Meta(ge=1)] = 1 << 20
     """Bytes of JSON that a handler may return. A larger result fails the job, because it would slow down every

@@ -127,6 +127,30 @@ def add_partitions(menu: Menu) -> None:
     set_.add_argument("partitions", type=values.whole(1), metavar="N", help="the partitions that get new jobs")
 
 
+def add_webhooks(menu: Menu) -> None:
+    of = Menu(menu.add("webhooks", "", "'webhooks ls', 'show', 'set', 'rm', 'rotate', 'test': addresses that are told"))
+    command(of, "ls", "webhooks:ls", "list the webhooks", shown=True, queue=True)
+    set_ = command(of, "set", "webhooks:set_", "make or change a webhook", shown=True, queue=True)
+    set_.add_argument("name", metavar="NAME", help="its name")
+    set_.add_argument("url", metavar="URL", help="https://host/path")
+    set_.add_argument(
+        "--events", type=lambda word: word.split(","), metavar="NAMES", help="such as completed,failed (default: ends)"
+    )
+    set_.add_argument("--types", type=lambda word: word.split(","), metavar="TYPES", help="only jobs of these types")
+    set_.add_argument(
+        "--enabled", action=argparse.BooleanOptionalAction, default=True, help="whether it is told of events"
+    )
+    for verb, words in (
+        ("show", "show a webhook"),
+        ("rm", "remove a webhook"),
+        ("rotate", "make a new secret; the earlier one also signs for 24 hours"),
+        ("test", "deliver a test event"),
+    ):
+        command(of, verb, f"webhooks:{verb}", words, shown=True, queue=True).add_argument(
+            "name", metavar="NAME", help="the webhook"
+        )
+
+
 def add_events(menu: Menu) -> None:
     events = command(menu, "events", "events:events", "show what happens to jobs, live", shown=True, queue=True)
     events.add_argument("--job", metavar="ID", help="only events of this job, until it has ended")

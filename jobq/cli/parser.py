@@ -154,6 +154,7 @@ def _add_looking(menu: Menu) -> None:
     )
     why.add_argument("id", metavar="ID", nargs="?", help="the job (default: the queue, or all queues)")
     flow.add_events(menu)
+    flow.add_webhooks(menu)
 
     check = command(menu, "check", "check:check", "say which jobs of a queue some code could not run", shown=True)
     check.add_argument("target", metavar="TARGET", help="the code, as its workers name it")

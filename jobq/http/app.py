@@ -19,6 +19,7 @@ from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.publish import fire_schedules, publish
 from jobq.http.routes import ROUTES
 from jobq.http.tidy import tidy
+from jobq.webhooks import deliver_webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -191,13 +192,21 @@ async def _expect(request: web.Request) -> web.Response | None:
 
 def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
     async def opened(_: web.Application) -> AsyncIterator[None]:
+        def began(deliveries: Queue) -> None:
+            # The routes show its jobs from now on.
+            hub.queues.setdefault(deliveries.name, deliveries)
+
+        async def webhooks(queue: Queue) -> None:
+            await deliver_webhooks(queue, began=began)
+
         async with AsyncExitStack() as stack:
             for queue in hub.queues.values():
                 await stack.enter_async_context(queue)
+            queues = list(hub.queues.values())
             duties = [
                 asyncio.create_task(duty(queue), name=f"jobq-{duty.__name__}")
-                for queue in hub.queues.values()
-                for duty in (publish, tidy, fire_schedules)
+                for queue in queues
+                for duty in (publish, tidy, fire_schedules, webhooks)
             ]
             yield
             for task in duties:

@@ -53,6 +53,7 @@ CROSS_ORIGIN = Kind("cross-origin", 403, "A page of another origin must not chan
 NOT_FOUND = Kind("not-found", 404, "There is no such route")
 UNKNOWN_QUEUE = Kind("unknown-queue", 404, "This server does not serve that queue")
 SCHEDULE_NOT_FOUND = Kind("schedule-not-found", 404, "There is no such schedule")
+WEBHOOK_NOT_FOUND = Kind("webhook-not-found", 404, "There is no such webhook")
 RULE_NOT_FOUND = Kind("rule-not-found", 404, "There is no such rule of limits")
 JOB_NOT_FOUND = Kind("job-not-found", 404, "There is no such job")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The route does not take this method")
@@ -128,6 +129,7 @@ TABLE: dict[type[BaseException], _Row] = {
     errors.InvalidQuery: _Row(INVALID_QUERY),
     errors.JobNotFound: _Row(JOB_NOT_FOUND),
     errors.ScheduleNotFound: _Row(SCHEDULE_NOT_FOUND),
+    errors.WebhookNotFound: _Row(WEBHOOK_NOT_FOUND),
     errors.WrongState: _Row(WRONG_STATE, ("state", "allowed")),
     errors.JobFailed: _Row(JOB_FAILED, _FAILURE),
     errors.JobExpired: _Row(JOB_EXPIRED, _FAILURE),

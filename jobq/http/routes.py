@@ -13,6 +13,7 @@ from jobq.engine.model.history import Performance
 from jobq.engine.model.limits import LimitRow
 from jobq.engine.model.scale import Scale
 from jobq.engine.model.views import JobRow, Stats
+from jobq.engine.model.webhook import Webhook
 from jobq.engine.model.why import Why
 from jobq.engine.schedule.views import Preview, ScheduleRow
 from jobq.http import (
@@ -30,6 +31,7 @@ from jobq.http import (
     schedules,
     schema,
     streams,
+    webhooks,
     why,
 )
 from jobq.http import problems as p
@@ -71,6 +73,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 _STATES = (p.JOB_NOT_FOUND, p.WRONG_STATE)
 _JOB = "/jobs/{id}"
+_WEBHOOK = "/webhooks/{name}"
+_WEBHOOKS = (p.WEBHOOK_NOT_FOUND, p.INVALID_JOB)
 _RULE = "/limits/{rule}"
 _SCHEDULE = "/schedules/{name}"
 _SCHEDULES = (p.SCHEDULE_NOT_FOUND, p.INVALID_JOB)
@@ -440,6 +444,37 @@ ROUTES: tuple[Route, ...] = (
         description="Server-Sent Events: once a second a `stats` event with the answer of /jobs/stats, or a `problem`"
         " event while Redis does not answer. The stream ends after an hour; EventSource opens it again.",
         responses={200: Stats}, errors=(p.BUSY,), media="text/event-stream",
+    ),
+    Route(
+        method="GET", path="/webhooks", scope=Scope.ADMIN, handler=webhooks.webhooks,
+        summary="The webhooks of the queue", responses={200: webhooks.Webhooks},
+        description="Addresses that are told of events of the queue. Servers deliver, by jobs of the queue"
+        " `<queue>.webhooks`.",
+    ),
+    Route(
+        method="GET", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.show_webhook,
+        summary="A webhook", responses={200: Webhook}, errors=_WEBHOOKS,
+    ),
+    Route(
+        method="PUT", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.put_webhook,
+        summary="Make or change a webhook", request=webhooks.PutWebhook, responses={200: Webhook},
+        errors=(p.INVALID_JOB,),
+        description="It is told of events from now on, in the format of Standard Webhooks. The answer that makes it has"
+        " its `secret`; nobody can read that later. It also enables a webhook that jobq has disabled.",
+    ),
+    Route(
+        method="DELETE", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.delete_webhook,
+        summary="Remove a webhook", responses={204: None}, errors=_WEBHOOKS,
+    ),
+    Route(
+        method="POST", path=f"{_WEBHOOK}/rotate", scope=Scope.ADMIN, handler=webhooks.rotate_webhook,
+        summary="Give a webhook a new secret", responses={200: Webhook}, errors=_WEBHOOKS,
+        description="The answer has it. For 24 hours deliveries are signed with the earlier one, too.",
+    ),
+    Route(
+        method="POST", path=f"{_WEBHOOK}/test", scope=Scope.ADMIN, handler=webhooks.test_webhook,
+        summary="Deliver a test event", responses={202: webhooks.WebhookTested}, errors=_WEBHOOKS,
+        description="`id` is the job that delivers it.",
     ),
     Route(
         method="GET", path="/queues", scope=Scope.READ, handler=handlers.queues,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROWS: dict[type[BaseException], tuple[Exception, int, str]] = {
     BadJSON: (BadJSON("no"), 400, "invalid-json"),
     errors.InvalidJob: (errors.InvalidJob("no"), 422, "invalid-job"),
+    errors.WebhookNotFound: (errors.WebhookNotFound("a"), 404, "webhook-not-found"),
     errors.ScheduleNotFound: (errors.ScheduleNotFound("a"), 404, "schedule-not-found"),
     errors.UnknownBreaker: (errors.UnknownBreaker("a", ["b"]), 404, "unknown-breaker"),
     errors.GroupFull: (errors.GroupFull("a"), 429, "group-full"),

@@ -415,6 +415,7 @@ EVERY: list[errors.JobqError] = [
     errors.KeyTaken("1", "k", "active"),
     errors.JobNotFound("1"),
     errors.ScheduleNotFound("s"),
+    errors.WebhookNotFound("s"),
     errors.WrongState("1", "kill", "failed", ["waiting", "delayed"], "a hint"),
     errors.QueueInUse("q", 1, 2),
     errors.JobFailed("1", "ValueError", "no", "a trace"),

@@ -31,6 +31,7 @@ from jobq.engine.queue.scale import ScaleVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
+from jobq.engine.queue.webhooks import WebhookVerbs
 from jobq.engine.queue.why import WhyVerbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
@@ -62,6 +63,7 @@ class Queue(
     PerformanceVerbs,
     ScaleVerbs,
     PartitionVerbs,
+    WebhookVerbs,
 ):
     """One queue, for producing, operating and (with tasks) running.
 
@@ -237,6 +239,13 @@ class Queue(
             partitions=0 if partition else self.partitions or 0,
             events=self.events_level,
         )
+
+    def webhook_queue(self) -> Queue:
+        """The queue of the jobs that deliver events to webhooks.
+
+        :raises InvalidJob: the name of this queue is too long for that.
+        """
+        return Queue(f"{self.name}.webhooks", self._redis, prefix=self.prefix, settings=self.settings, clock=self.clock)
 
     def sync(self) -> SyncQueue:
         """The queue for synchronous code: each method waits for its result. See sync.py."""

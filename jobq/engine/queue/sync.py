@@ -13,6 +13,7 @@ from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.events import EventVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.verbs import Verbs
+from jobq.engine.queue.webhooks import WebhookVerbs
 from jobq.engine.queue.why import WhyVerbs
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ class SyncQueue:
         finally:
             self.call(called, instead, events.aclose)
 
+    put_webhook = _waiting(WebhookVerbs.put_webhook)
+    get_webhook = _waiting(WebhookVerbs.get_webhook)
+    webhooks = _waiting(WebhookVerbs.webhooks)
+    delete_webhook = _waiting(WebhookVerbs.delete_webhook)
+    rotate_webhook = _waiting(WebhookVerbs.rotate_webhook)
+    test_webhook = _waiting(WebhookVerbs.test_webhook)
     set_events = _waiting(EventVerbs.set_events)
     get_events = _waiting(EventVerbs.get_events)
     get = _waiting(Verbs.get)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.store.calls import Call, read_as_is
-from jobq.engine.store.scheduling import Scheduling
+from jobq.engine.store.webhooks import WebhookRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ SAMPLED_BYTES: Final = 1 << 18
 """Jobs whose types one reading of a state looks at, and bytes of their specs."""
 
 
-class Counting(Scheduling):
+class Counting(WebhookRows):
     """The part of a store that reads what was counted, and keeps its history."""
 
     def fold(self, page: int = FOLD_PAGE) -> Call[int]:

@@ -63,6 +63,9 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_rows": "hash: schedule -> four lines: version and slot, state, an operator's definition, that of code",
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
+    "webhooks": "hash: webhook -> its address, events and secrets, JSON",
+    "webhook_facts": "hash: follower -> who follows the events for webhooks, and until when; cursor -> how far; "
+    "failures:<webhook> -> failed attempts since the last success; disabled:<webhook> -> why",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
     "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge, "
     "partitions, balancer, balanced, whole, events",

@@ -26,6 +26,11 @@ class Listening(Sender):
         newest = await self.command(b"XREVRANGE", self.keys["events"], b"+", b"-", b"COUNT", 1)
         return newest[0][0] if newest else b"0-0"
 
+    async def oldest_event(self) -> bytes | None:
+        """Id of the oldest entry that is left."""
+        oldest = await self.command(b"XRANGE", self.keys["events"], b"-", b"+", b"COUNT", 1)
+        return oldest[0][0] if oldest else None
+
     async def events(self, after: bytes, *, block: float) -> tuple[list[tuple[bytes, list[bytes]]], bool]:
         """Read entries after the one with id ``after``. Wait up to ``block`` seconds for the first.
 
@@ -56,11 +61,11 @@ class Listening(Sender):
     async def trimmed_behind(self, entry_id: bytes) -> bool:
         """Whether entries after this one may have been dropped from the stream."""
         events = self.keys["events"]
-        oldest = await self.command(b"XRANGE", events, b"-", b"+", b"COUNT", 1)
+        oldest = await self.oldest_event()
         # No entry is dropped before the stream is full.
         return (
-            bool(oldest)
-            and _number(oldest[0][0]) > _number(entry_id)
+            oldest is not None
+            and _number(oldest) > _number(entry_id)
             and (await self.command(b"XLEN", events) >= EVENTS_KEPT)
         )
 

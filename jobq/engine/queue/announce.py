@@ -1,0 +1,228 @@
+"""Turns the events of a queue into the jobs that deliver them to webhooks.
+
+Any number of processes may do this; one of them follows at a time. It stores how far it has come only after it has
+enqueued, and the id of a delivery follows from the webhook and the event. So a process that dies in between makes the
+next one enqueue the same ids again, which Redis knows already: no event is left out, and none is delivered by two jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from contextlib import aclosing, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.event import Place, QueueEvent, read_cursor
+from jobq.engine.model.ids import new_id
+from jobq.engine.model.job import State
+from jobq.engine.model.outcome import EXPIRED, KILLED
+from jobq.engine.model.rows import job_row
+from jobq.engine.model.unreadable import as_text
+from jobq.engine.model.webhook import Delivery, timestamp
+from jobq.engine.queue.webhooks import TYPE, read_webhook
+from jobq.errors import InvalidQuery, JobIdTaken, StoreError
+
+if TYPE_CHECKING:
+    from jobq.engine.model.event import EventKind
+    from jobq.engine.model.job import NewJob
+    from jobq.engine.model.views import JobRow
+    from jobq.engine.model.webhook import StoredWebhook
+    from jobq.engine.queue.queue import Queue
+
+log = get_logger("jobq.webhooks")
+
+LEASE: Final = 10.0
+"""Seconds after which another process follows, if this one does not say that it still does."""
+LOOK = 2.0
+"""Seconds between two looks at the webhooks. A new or changed one acts after at most so long."""
+ROWS: Final = 50
+REMEMBERED: Final = 50_000
+"""Jobs of which the last delivery is remembered, so that the next one comes after it."""
+FINISHED: Final[dict[State, EventKind]] = {State.COMPLETED: "completed", State.FAILED: "failed"}
+UNRUN: Final[dict[str, EventKind]] = {KILLED: "killed", EXPIRED: "expired"}
+"""The type of the last error -> the event, where it is not "failed"."""
+
+
+class Announcer:
+    """Follows the events of an open queue, and enqueues deliveries in ``deliveries``, which is open too."""
+
+    def __init__(self, queue: Queue, deliveries: Queue) -> None:
+        self._queue = queue
+        self._deliveries = deliveries
+        self._name = new_id()
+        self._hooks: dict[str, StoredWebhook] = {}
+        self._last: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """Webhook and job -> the last delivery that was enqueued."""
+
+    async def run(self) -> None:
+        """Follow until cancelled. While Redis is away, or another process follows, it tries again and again."""
+        while True:
+            try:
+                await self._follow()
+            except StoreError as error:
+                log.warning(
+                    f"Events of queue {self._queue.name} are not passed on to webhooks now; tried again: {error}",
+                    queue=self._queue.name, error=str(error),
+                )  # fmt: skip
+            await asyncio.sleep(LOOK)
+
+    async def _mine(self, cursor: str = "") -> tuple[bool, str]:
+        """Whether this process follows now, and the stored cursor."""
+        mine, stored = await self._queue.store.do(
+            self._queue.store.follow_events(self._name, int(LEASE * 1000), cursor)
+        )
+        return mine == 1, as_text(stored)
+
+    async def _look(self) -> None:
+        """Read the webhooks that are told of events."""
+        found: dict[str, StoredWebhook] = {}
+        for raw in await self._queue.store.webhooks():
+            row, disabled, _ = await self._queue.store.webhook(name := as_text(raw))
+            hook = read_webhook(row) if row else None
+            if hook is not None and hook.enabled and disabled is None:
+                found[name] = hook
+        self._hooks = found
+
+    async def _follow(self) -> None:
+        mine, cursor = await self._mine()
+        if not mine or not cursor:
+            return
+        await self._remember()
+        await self._look()
+        try:
+            since = read_cursor(cursor)
+        except InvalidQuery:
+            cursor, since = "0", [Place(0, 0, 0)]  # It is damaged. Deliveries that exist already are not made again.
+        looked = monotonic()
+        coming: asyncio.Future[list[QueueEvent]] | None = None
+        async with aclosing(self._queue.event_batches(since=cursor)) as batches:
+            try:
+                while True:
+                    coming = coming or asyncio.ensure_future(anext(batches))
+                    await asyncio.wait([coming], timeout=LOOK)
+                    if monotonic() - looked >= LOOK:
+                        await self._look()
+                        looked = monotonic()
+                    if coming.done():
+                        batch, coming = coming.result(), None
+                        await self._announce(batch, min(place.ms for place in since))
+                        cursor = batch[-1].cursor
+                        since = read_cursor(cursor)
+                    if not (await self._mine(cursor))[0]:
+                        return  # This process stalled, and another one follows.
+            finally:
+                if coming is not None:
+                    coming.cancel()
+                    await asyncio.wait([coming])
+
+    async def _remember(self) -> None:
+        """Read the deliveries that are left, so that later ones come after them."""
+        self._last.clear()
+        found: list[tuple[str, tuple[str, str]]] = []
+        for state in (State.ACTIVE, State.WAITING, State.HELD, State.DELAYED):
+            cursor: str | None = None
+            while True:
+                page = await self._deliveries.page(state, type=TYPE, limit=200, cursor=cursor)
+                found += [
+                    (row.id, (row.metadata["webhook"], row.metadata["job"]))
+                    for row in page.jobs
+                    if row.metadata and {"webhook", "job"} <= row.metadata.keys()
+                ]
+                cursor = page.cursor
+                if cursor is None or len(found) >= REMEMBERED:
+                    break
+        for delivery, key in sorted(found, key=lambda one: _order(one[0])):
+            self._last[key] = delivery
+
+    async def _announce(self, batch: list[QueueEvent], since_ms: int) -> None:
+        if not self._hooks:
+            return
+        if batch[0].name == "missed":
+            batch = await self._missed(since_ms)
+        wanted = {name for hook in self._hooks.values() for name in hook.events}
+        told = [event for event in batch if event.name in wanted and event.job is not None]
+        for at in range(0, len(told), ROWS):
+            some = told[at : at + ROWS]
+            ids = list(dict.fromkeys(event.job for event in some if event.job is not None))
+            rows: dict[str, JobRow] = {}
+            if any(event.name != "removed" for event in some):
+                found = await self._queue.store.do(self._queue.store.rows(ids))
+                rows = {one: job_row(self._queue.name, one, row) for one, row in zip(ids, found, strict=False) if row}
+            news = [
+                new
+                for event in some
+                for name, hook in self._hooks.items()
+                if (new := self._new(name, hook, event, rows))
+            ]
+            if news:
+                with suppress(JobIdTaken):  # It exists, and its job has changed since.
+                    await self._deliveries.submit_many(news)
+
+    def _new(self, name: str, hook: StoredWebhook, event: QueueEvent, rows: dict[str, JobRow]) -> NewJob | None:
+        assert event.job is not None
+        row = rows.get(event.job)
+        if event.name not in hook.events or (hook.types is not None and (row is None or row.type not in hook.types)):
+            return None
+        delivery = f"{name}~{event.id}"
+        previous = self._last.pop((name, event.job), None)
+        self._last[name, event.job] = delivery
+        if len(self._last) > REMEMBERED:
+            self._last.popitem(last=False)
+        payload = Delivery(name, _body(event, row), previous)
+        return self._deliveries.new(
+            TYPE, payload, id=delivery, metadata={"webhook": name, "job": event.job, "event": event.name}
+        )
+
+    async def _missed(self, since_ms: int) -> list[QueueEvent]:
+        """Events were dropped before they were read. Find the ends of jobs in the jobs themselves."""
+        found: list[QueueEvent] = []
+        until_ms = 0
+        for part in self._queue.store.parts:
+            oldest = await part.oldest_event()
+            # From that entry on the stream tells them.
+            until_ms = max(until_ms, Place.of_entry(oldest).ms if oldest else self._queue.store.now_ms())
+        for state, usual in FINISHED.items():
+            cursor: str | None = None
+            while True:
+                page = await self._queue.briefs(state, limit=200, cursor=cursor)
+                recent = [row for row in page.jobs if (row.finished_at or 0) >= since_ms]
+                for row in recent:
+                    if (row.finished_at or 0) > until_ms:
+                        continue
+                    kind = row.error.type if row.error and state == State.FAILED else ""
+                    name = UNRUN.get(kind, usual)
+                    at = row.finished_at or 0
+                    # The job may have a long id of its own.
+                    mark = hashlib.sha256(row.id.encode()).hexdigest()[:16]
+                    found.append(QueueEvent(name, row.id, row.queue, at, f"{at}.{mark}", ""))
+                cursor = page.cursor
+                if cursor is None or len(recent) < len(page.jobs):
+                    break
+        log.warning(
+            f"Events of queue {self._queue.name} were dropped before they were passed on to webhooks: {len(found)} ends"
+            " of jobs since then were found in the jobs, and some of them may be delivered twice",
+            queue=self._queue.name, found=len(found),
+        )  # fmt: skip
+        return sorted(found, key=lambda event: event.at)
+
+
+def _order(delivery: str) -> tuple[int, ...]:
+    """The order of deliveries in time, from their ids."""
+    event = delivery.partition("~")[2]
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,15}", event)[:3])
+
+
+def _body(event: QueueEvent, row: JobRow | None) -> dict[str, Any]:
+    """What is delivered. Payloads and results are left out: they may be large, or secret."""
+    data: dict[str, Any] = {"id": f"{event.queue}:{event.job}", "queue": event.queue}
+    if row is not None:
+        data |= {"type": row.type, "attempts_made": row.attempts_made, "metadata": row.metadata}
+        if row.errors and event.name in ("retried", "failed", "killed", "expired"):
+            data["error"] = {"type": row.errors[-1].type, "message": row.errors[-1].message}
+    if event.value is not None:
+        data["progress"] = event.value
+    return {"type": f"job.{event.name}", "timestamp": timestamp(event.at), "data": data}

@@ -1,0 +1,185 @@
+"""Webhooks of a queue: what operators set. ``jobq.webhooks`` delivers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from jobq.engine.log import get_logger
+from jobq.engine.model.event import Place
+from jobq.engine.model.options import check_type
+from jobq.engine.model.unreadable import as_text
+from jobq.engine.model.webhook import (
+    ROTATION_MS,
+    USUAL,
+    WEBHOOKS_MAX,
+    Delivery,
+    Secret,
+    StoredWebhook,
+    Webhook,
+    check_secret,
+    check_webhook_events,
+    check_webhook_name,
+    check_webhook_url,
+    new_secret,
+    timestamp,
+)
+from jobq.errors import InvalidJob, WebhookNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from jobq.engine.store import Store
+    from jobq.engine.task.handle import Job
+
+log = get_logger("jobq.webhooks")
+
+TYPE = "jobq.webhook"
+"""The type of the jobs that deliver."""
+_encode = msgspec.json.Encoder().encode
+_row = msgspec.json.Decoder(StoredWebhook)
+
+
+def read_webhook(row: bytes) -> StoredWebhook | None:
+    """A row. None if it is damaged."""
+    try:
+        return _row.decode(row)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class WebhookVerbs(ABC):
+    """What operators set of webhooks."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def store(self) -> Store:
+        """The verbs underneath."""
+
+    @abstractmethod
+    def webhook_queue(self) -> Any:
+        """The queue of the jobs that deliver."""
+
+    async def put_webhook(
+        self,
+        name: str,
+        url: str,
+        *,
+        events: Collection[str] = USUAL,
+        types: Collection[str] | None = None,
+        secret: str | None = None,
+        enabled: bool = True,
+    ) -> Webhook:
+        """Make or change a webhook: an address that is told of events of the queue, from now on.
+
+        ``events``: their names. ``types``: only of jobs of these types. ``secret``: one of your own in place of a new
+        one; a webhook that exists keeps its secret without it. Only the answer to the first call has the secret.
+
+        :raises InvalidJob: an argument does not fit, or there are 100 webhooks already.
+        """
+        check_webhook_name(name)
+        # The rows and jobs of deliveries have this name in them.
+        self.webhook_queue()
+        store = self.store
+        found, _, _ = await store.webhook(name)
+        before = read_webhook(found) if found else None
+        if before is None and len(await store.webhooks()) >= WEBHOOKS_MAX:
+            raise InvalidJob(f"queue {self.name!r} has {WEBHOOKS_MAX} webhooks: remove some first")
+        told = None
+        if secret is not None:
+            secrets = [Secret(check_secret(secret))]
+        elif before is not None:
+            secrets = before.secrets
+        else:
+            told = new_secret()
+            secrets = [Secret(told)]
+        row = StoredWebhook(
+            check_webhook_url(url),
+            check_webhook_events(events),
+            None if types is None else _types(types),
+            secrets,
+            bool(enabled),
+            before.created_at if before else store.now_ms(),
+        )
+        await store.register()
+        # Events from now on count, also if nobody follows them yet.
+        newest = [str(Place.of_entry(await part.last_event())) for part in store.parts]
+        await store.write_webhook(name, _encode(row), ",".join(newest))
+        log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
+        return msgspec.structs.replace(_shown(self.name, name, row, None, None), secret=told)
+
+    async def get_webhook(self, name: str) -> Webhook:
+        """One webhook.
+
+        :raises WebhookNotFound: there is none of this name.
+        """
+        row, disabled, failures = await self._stored(name)
+        return _shown(self.name, name, row, disabled, failures)
+
+    async def webhooks(self) -> list[Webhook]:
+        """All webhooks, by name."""
+        found: list[Webhook] = []
+        for raw in sorted(await self.store.webhooks()):
+            row, disabled, failures = await self.store.webhook(name := as_text(raw))
+            # A damaged row must not hide the others.
+            if row and (stored := read_webhook(row)):
+                found.append(_shown(self.name, name, stored, disabled, failures))
+        return found
+
+    async def delete_webhook(self, name: str) -> None:
+        """Remove a webhook. Deliveries that are left fail.
+
+        :raises WebhookNotFound: there is none of this name.
+        """
+        if not await self.store.remove_webhook(check_webhook_name(name)):
+            raise WebhookNotFound(name)
+        log.info(f"Webhook {name} of queue {self.name} was removed", queue=self.name, webhook=name)
+
+    async def rotate_webhook(self, name: str) -> Webhook:
+        """Give a webhook a new secret, which the answer has. For 24 hours deliveries are signed with both.
+
+        :raises WebhookNotFound: there is none of this name.
+        """
+        row, disabled, failures = await self._stored(name)
+        secret, now = new_secret(), self.store.now_ms()
+        row = msgspec.structs.replace(row, secrets=[Secret(secret), Secret(row.secrets[0].secret, now + ROTATION_MS)])
+        await self.store.command(b"HSET", self.store.keys["webhooks"], name, _encode(row))
+        log.info(f"Webhook {name} of queue {self.name} has a new secret", queue=self.name, webhook=name)
+        return msgspec.structs.replace(_shown(self.name, name, row, disabled, failures), secret=secret)
+
+    async def test_webhook(self, name: str) -> Job[Any]:
+        """Deliver an event "webhook.test". Returns the job that delivers it, in the queue ``webhook_queue()``.
+
+        :raises WebhookNotFound: there is none of this name.
+        """
+        await self._stored(name)
+        body = {"type": "webhook.test", "timestamp": timestamp(self.store.now_ms()), "data": {"queue": self.name}}
+        async with self.webhook_queue() as deliveries:
+            return await deliveries.enqueue(TYPE, Delivery(name, body), attempts=1)
+
+    async def _stored(self, name: str) -> tuple[StoredWebhook, bytes | None, bytes | None]:
+        found, disabled, failures = await self.store.webhook(check_webhook_name(name))
+        row = read_webhook(found) if found else None
+        if row is None:
+            raise WebhookNotFound(name)
+        return row, disabled, failures
+
+
+def _types(types: Collection[str]) -> list[str]:
+    if isinstance(types, str) or len(types) > WEBHOOKS_MAX:
+        raise InvalidJob(f"webhook types {types!r:.80}: give a list of at most {WEBHOOKS_MAX} types")
+    for one in types:
+        check_type(one)
+    return sorted(set(types))
+
+
+def _shown(queue: str, name: str, row: StoredWebhook, disabled: bytes | None, failures: bytes | None) -> Webhook:
+    count = int(failures) if failures and failures.isdigit() else 0
+    reason = None if disabled is None else as_text(disabled)
+    return Webhook(
+        name, queue, row.url, row.events, row.types, row.enabled and reason is None, row.created_at, reason, count
+    )

@@ -1,0 +1,412 @@
+"""Webhooks: what is delivered and signed, in which order, what is refused, and what happens when something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import standardwebhooks
+from aiohttp import web
+
+from jobq import Connection, InvalidJob, Queue, SettingsError, WebhookNotFound, webhooks
+from jobq.engine.model.webhook import Secret, signed_headers
+from jobq.engine.queue import announce
+from jobq.engine.queue.announce import Announcer
+from jobq.webhooks import AddressRefused, Guard, deliver_webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.conftest import Until
+
+
+class Receiver:
+    """A service that is told. It answers with ``status``, or as ``answers`` says for the next requests."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.status = 200
+        self.answers: list[Callable[[], Any]] = []
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.got.append((dict(request.headers), body))
+        if self.answers:
+            found = self.answers.pop(0)()
+            return await found if asyncio.iscoroutine(found) else found
+        return web.Response(status=self.status, text="thanks")
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """Type of event and id of job, of each request."""
+        return [(body["type"], body["data"].get("id", "")) for body in (json.loads(raw) for _, raw in self.got)]
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/hook", receiver.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield receiver
+    await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "LOOK", 0.02)
+    monkeypatch.setattr(announce, "LOOK", 0.02)
+    monkeypatch.setattr(webhooks, "BACKOFF", [0.01])
+
+
+@asynccontextmanager
+async def delivering(queue: Queue, allow: str | None = "127.0.0.0/8") -> AsyncIterator[Queue]:
+    """Deliver during the block. The value is the queue of the deliveries."""
+    async with queue.webhook_queue() as deliveries:
+        task = asyncio.create_task(deliver_webhooks(queue, allow=allow))
+        try:
+            yield deliveries
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception():
+                raise task.exception() or AssertionError
+
+
+async def test_a_delivery_is_signed_as_the_standard_says(queue: Queue, receiver: Receiver, until: Until) -> None:
+    hook = await queue.put_webhook("crm", receiver.url, events=["killed"])
+    assert hook.secret is not None
+    async with delivering(queue):
+        job = await queue.enqueue("mail", {"to": "a secret address"}, metadata={"order": 7})
+        await job.kill()
+        await until(lambda: receiver.got, "the delivery")
+    ((headers, body),) = receiver.got
+    found = standardwebhooks.Webhook(hook.secret).verify(body, {name.lower(): value for name, value in headers.items()})
+    assert found["type"] == "job.killed"
+    data = found["data"]
+    assert (data["id"], data["queue"], data["type"], data["metadata"]) == (
+        f"test:{job.id}",
+        "test",
+        "mail",
+        {"order": 7},
+    )
+    assert data["error"]["type"] == "Killed"
+    assert b"secret address" not in body, "payloads are not sent"
+    assert headers["Content-Type"] == "application/json"
+
+
+def test_the_example_of_the_standard() -> None:
+    """From the specification's own tests."""
+    secret = Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    headers = signed_headers([secret], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330_000, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_both_secrets_sign_for_a_day_after_a_rotation(queue: Queue, receiver: Receiver, until: Until) -> None:
+    old = (await queue.put_webhook("crm", receiver.url)).secret
+    assert (await queue.put_webhook("crm", receiver.url)).secret is None, "it keeps its secret"
+    new = (await queue.rotate_webhook("crm")).secret
+    async with delivering(queue):
+        await queue.test_webhook("crm")
+        await until(lambda: receiver.got, "the delivery")
+    ((headers, body),) = receiver.got
+    for secret in (old, new):
+        standardwebhooks.Webhook(secret or "").verify(body, {name.lower(): value for name, value in headers.items()})
+    assert receiver.told == [("webhook.test", "")]
+    later = [Secret(new or ""), Secret(old or "", until=1000)]
+    assert " " not in signed_headers(later, "m", 2000, b"")["webhook-signature"]
+
+
+async def test_only_what_a_webhook_wants_is_delivered(queue: Queue, receiver: Receiver, until: Until) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["removed", "killed"], types=["mail"])
+    async with delivering(queue) as deliveries:
+        other, mail, last = [await queue.enqueue(one) for one in ("other", "mail", "mail")]
+        await other.kill()
+        await mail.kill()
+        await queue.retry(mail.id)
+        await last.kill()
+        await until(lambda: len(receiver.got) == 2, "the deliveries")
+        assert sorted(receiver.told) == sorted(("job.killed", f"test:{one.id}") for one in (mail, last))
+        assert len((await deliveries.page()).jobs) == 2
+
+
+async def test_a_failed_delivery_is_tried_again_and_later_ones_of_the_job_wait(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "AGAIN", 0.01)
+    await queue.put_webhook("crm", receiver.url, events=["killed", "retried"])
+    receiver.answers = [lambda: web.Response(status=500, text="broken\x1b[31m")] * 3
+    async with delivering(queue) as deliveries:
+        job = await queue.enqueue("mail")
+        for _ in range(3):
+            await job.kill()
+            await queue.retry(job.id)
+        await until(lambda: len(receiver.got) >= 9, "the deliveries")
+    told = [kind for kind, _ in receiver.told]
+    assert told == ["job.killed"] * 4 + ["job.retried"] + ["job.killed", "job.retried"] * 2
+    async with deliveries:
+        page = await deliveries.page()
+        failed = next(row for row in page.jobs if row.errors)
+        assert "the address answered 500: broken\\x1b[31m" in failed.errors[0].message
+        ids = {headers["webhook-id"] for headers, _ in receiver.got[:4]}
+        assert ids == {failed.id}, "a receiver can tell that it is the same delivery"
+
+
+async def test_deliveries_are_made_once_although_the_follower_dies(
+    queue: Queue, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies after it has enqueued, and before it stores how far it has come."""
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    jobs = [await queue.enqueue("mail") for _ in range(5)]
+    for job in jobs:
+        await job.kill()
+    async with queue.webhook_queue() as deliveries:
+        for _ in range(3):
+            announcer = Announcer(queue, deliveries)
+            mine = announcer._mine  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            asked = 0
+
+            async def dies(cursor: str = "", *, mine: Any = mine) -> Any:
+                nonlocal asked
+                asked += 1
+                if cursor and asked > 2:
+                    raise MemoryError("the process dies")
+                return await mine(cursor if asked == 1 else "")
+
+            monkeypatch.setattr(announcer, "_mine", dies)
+            with pytest.raises(MemoryError):
+                await announcer.run()
+            # Its time is over.
+            await queue.store.command(b"HDEL", queue.store.keys["webhook_facts"], b"follower")
+        page = await deliveries.page()
+        assert sorted((row.metadata or {})["job"] for row in page.jobs) == sorted(job.id for job in jobs)
+
+
+async def test_one_process_follows_at_a_time(queue: Queue, receiver: Receiver, until: Until) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    async with delivering(queue), delivering(queue):
+        jobs = [await queue.enqueue("mail") for _ in range(10)]
+        for job in jobs:
+            await job.kill()
+        await until(lambda: len(receiver.got) >= 10, "the deliveries")
+        await asyncio.sleep(0.05)
+        assert sorted(job for _, job in receiver.told) == sorted(f"test:{job.id}" for job in jobs)
+
+
+async def test_ends_that_the_stream_has_dropped_are_found_in_the_jobs(
+    queue: Queue, receiver: Receiver, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queue.put_webhook("crm", receiver.url)
+    job = await queue.enqueue("mail")
+    await job.kill()
+    fields = [b"XADD", queue.store.keys["events"], b"MAXLEN", b"~", 1000, b"*", b"removed", b"x"]
+    await queue.store.commands(*([tuple(fields)] * 1300))
+    async with delivering(queue):
+        await until(lambda: receiver.got, "the delivery")
+    assert receiver.told == [("job.killed", f"test:{job.id}")]
+    assert "were dropped before they were passed on to webhooks: 1 ends of jobs" in caplog.text
+
+
+async def test_410_disables_and_a_put_enables_again(
+    queue: Queue, receiver: Receiver, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.status = 410
+    async with delivering(queue):
+        await (await queue.enqueue("mail")).kill()
+
+        async def disabled() -> bool:
+            return not (await queue.get_webhook("crm")).enabled
+
+        await until(disabled, "the webhook to be disabled")
+        assert (await queue.get_webhook("crm")).disabled == "the address answered 410: it is gone"
+        assert "Webhook crm of queue test was disabled" in caplog.text
+        await asyncio.sleep(0.1)  # until the follower has looked
+        await (await queue.enqueue("mail")).kill()
+        await asyncio.sleep(0.05)
+        receiver.status = 200
+        await queue.put_webhook("crm", receiver.url, events=["killed"])
+        await asyncio.sleep(0.1)
+        job = await queue.enqueue("mail")
+        await job.kill()
+        await until(lambda: len(receiver.got) == 2, "the delivery")
+        assert receiver.told[-1] == ("job.killed", f"test:{job.id}")
+
+
+async def test_too_many_failures_disable(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "DISABLED_AFTER", 3)
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.status = 500
+    async with delivering(queue):
+        await (await queue.enqueue("mail")).kill()
+
+        async def disabled() -> bool:
+            return (await queue.get_webhook("crm")).disabled is not None
+
+        await until(disabled, "the webhook to be disabled")
+    found = await queue.get_webhook("crm")
+    assert found.failures == 3
+    assert "3 attempts failed one after the other; the last one: the address answered 500" in (found.disabled or "")
+
+
+async def test_a_redirect_is_not_followed(queue: Queue, receiver: Receiver, until: Until) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    target = receiver.url
+    receiver.answers = [lambda: web.Response(status=307, headers={"Location": target})]
+    async with delivering(queue) as deliveries:
+        job = await queue.test_webhook("crm")
+        await until(lambda: _state(deliveries, job.id, "failed"), "the delivery to fail")
+        row = await deliveries.get(job.id)
+    assert len(receiver.got) == 1
+    assert row.errors[-1].message == "the address answered 307, and redirects are not followed"
+
+
+async def _state(queue: Queue, job: str, state: str) -> bool:
+    return (await queue.get(job)).state == state
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
+async def test_private_addresses_are_refused_when_connecting(
+    queue: Queue, receiver: Receiver, until: Until, host: str
+) -> None:
+    await queue.put_webhook("crm", receiver.url.replace("127.0.0.1", host))
+    async with delivering(queue, allow=None) as deliveries:
+        job = await queue.test_webhook("crm")
+        await until(lambda: _state(deliveries, job.id, "failed"), "the delivery to fail")
+        row = await deliveries.get(job.id)
+    assert receiver.got == []
+    assert "is not public; JOBQ_WEBHOOK_ALLOW can allow its network" in row.errors[-1].message
+
+
+REFUSED = [
+    "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255",
+    "224.0.0.1", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::",
+    "192.0.2.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_addresses_that_are_not_public(address: str) -> None:
+    with pytest.raises(AddressRefused):
+        Guard(None).check(address)
+    Guard(f"{address.partition('%')[0]}").check(address)
+
+
+def test_addresses_that_are_public() -> None:
+    for address in ("8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"):
+        Guard(None).check(address)
+    Guard("10.0.0.0/8, ::1").check("::ffff:10.1.2.3")
+    with pytest.raises(SettingsError, match="give networks such as"):
+        Guard("10.0.0.1/8")
+
+
+async def test_a_slow_or_endless_answer_harms_nothing(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other webhook is told meanwhile."""
+    monkeypatch.setattr(webhooks, "TIMEOUT", 0.5)
+    now = most = 0
+
+    async def endless() -> web.StreamResponse:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            now -= 1
+        return web.Response()
+
+    receiver.answers = []
+    slow = Receiver()
+    slow.answers = [endless] * 100
+    async with AsyncExitStack() as stack:
+        app = web.Application()
+        app.router.add_post("/hook", slow.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        await queue.put_webhook("slow", f"http://127.0.0.1:{runner.addresses[0][1]}/hook", events=["killed"])
+        await queue.put_webhook("fast", receiver.url, events=["killed"])
+        async with delivering(queue) as deliveries:
+            jobs = [await queue.enqueue("mail") for _ in range(20)]
+            for job in jobs:
+                await job.kill()
+            await until(lambda: len(receiver.got) == 20, "the fast one to be told")
+            await until(lambda: _timed_out(deliveries), "a slow delivery to be given up")
+    assert 1 <= most <= 2 * webhooks.AT_ONCE, "aiohttp's server notices a little later that a client has left"
+
+
+async def _timed_out(deliveries: Queue) -> bool:
+    page = await deliveries.page(limit=100)
+    return any("TimeoutError" in error.message for row in page.jobs for error in row.errors)
+
+
+async def test_secrets_are_shown_once(
+    queue: Queue, receiver: Receiver, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = (await queue.put_webhook("crm", receiver.url)).secret or ""
+    found = await queue.get_webhook("crm")
+    assert (found.secret, secret[:6]) == (None, "whsec_")
+    async with delivering(queue) as deliveries:
+        job = await queue.test_webhook("crm")
+        await until(lambda: receiver.got, "the delivery")
+        row = await deliveries.get(job.id)
+    for text in (repr(found), repr(await queue.webhooks()), caplog.text, repr(row), repr(row.payload)):
+        assert secret[6:] not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"name": "a b"}, "webhook name"),
+        ({"name": "a" * 33}, "webhook name"),
+        ({"url": "ftp://x"}, "give https://host/path"),
+        ({"url": "https://"}, "give https://host/path"),
+        ({"url": "https://x:99999/"}, "give https://host/path"),
+        ({"url": "https://u:p@x/"}, "has a user or password"),
+        ({"url": "https://x/\n"}, "give https://host/path"),
+        ({"events": ["done"]}, "give a list of started"),
+        ({"events": ["missed"]}, "give a list of started"),
+        ({"events": []}, "give a list of started"),
+        ({"events": "failed"}, "give a list of started"),
+        ({"types": "mail"}, "give a list of at most 100 types"),
+        ({"secret": "whsec_short"}, "must be 'whsec_'"),
+        ({"secret": "x" * 40}, "must be 'whsec_'"),
+        ({"secret": "whsec_!!!!"}, "must be 'whsec_'"),
+    ],
+)
+async def test_wrong_webhooks_are_refused(queue: Queue, words: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"name": "crm", "url": "https://example.com/hook"} | words
+    with pytest.raises(InvalidJob, match=said):
+        await queue.put_webhook(given.pop("name"), given.pop("url"), **given)
+    assert await queue.webhooks() == []
+
+
+async def test_webhooks_that_do_not_exist(queue: Queue) -> None:
+    for verb in (queue.get_webhook, queue.delete_webhook, queue.rotate_webhook, queue.test_webhook):
+        with pytest.raises(WebhookNotFound, match="there is no webhook 'crm'"):
+            await verb("crm")
+    await queue.put_webhook("crm", "https://example.com/hook")
+    await queue.delete_webhook("crm")
+    assert await queue.webhooks() == []
+
+
+async def test_a_damaged_row_hides_no_other(queue: Queue, connection: Connection) -> None:
+    await queue.put_webhook("crm", "https://example.com/hook")
+    await queue.store.command(b"HSET", queue.store.keys["webhooks"], b"bad", b"{")
+    assert [one.name for one in await queue.webhooks()] == ["crm"]
