@@ -14,7 +14,7 @@ class WebhookRows(Scheduling):
     def follow_events(self, follower: str, ms: int, cursor: str) -> Call[list[Any]]:
         """Follow the events for the webhooks, for ``ms`` from now on. Store how far this has come, unless ``cursor`` is
         empty. Returns 1 if nobody else follows, else 0, and the stored cursor."""
-        return Call("follow", [self.now, follower, ms, cursor], read_as_is)
+        return Call("follow_events", [self.now, follower, ms, cursor], read_as_is)
 
     async def webhooks(self) -> dict[bytes, bytes]:
         """The rows of all webhooks."""
