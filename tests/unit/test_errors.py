@@ -142,6 +142,11 @@ async def _(world: World) -> None:
     await world.queue.get_schedule("nightly")
 
 
+@brings("WebhookNotFound", "there is no webhook 'crm': `jobq webhooks ls` or")
+async def _(world: World) -> None:
+    await world.queue.get_webhook("crm")
+
+
 @brings("JobNotFound", f"no job '{ID}': never enqueued, removed, or past its retention")
 async def _(world: World) -> None:
     await world.queue.get(ID)
