@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class PutWebhook(schema.In):
     """A webhook."""
 
-    url: Annotated[str, Meta(max_length=URL_MAX, description="https://host/path, without user and password")]
+    url: Annotated[str, Meta(max_length=URL_MAX, description="An http or https URL, without user and password")]
     events: (
         Annotated[list[str], Meta(description="Names of events; by default the ends of jobs: completed, failed, ...")]
         | UnsetType

@@ -1,0 +1,95 @@
+"""Webhooks over REST: set, shown without their secret, rotated, tested, removed; and a server that delivers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import standardwebhooks
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from rest import enqueue, problem
+
+from jobq import Queue, Settings, webhooks
+from jobq.engine.queue import announce
+
+if TYPE_CHECKING:
+    from rest import Client, NewClient
+
+    from jobq import Connection
+
+URL = "https://example.com/hook"
+
+
+async def put(client: Client, name: str, **body: Any) -> Any:
+    response = await client.put(f"/webhooks/{name}", json={"url": URL} | body)
+    assert response.status == 200, await response.text()
+    return await response.json()
+
+
+async def test_a_webhook_is_set_shown_rotated_and_removed(client: Client):
+    made = await put(client, "crm", events=["failed"], types=["mail"])
+    assert made["secret"].startswith("whsec_")
+    assert (made["events"], made["types"], made["enabled"]) == (["failed"], ["mail"], True)
+    shown = await (await client.get("/webhooks/crm")).json()
+    assert shown.get("secret") is None
+    assert shown | {"secret": made["secret"]} == made
+    assert (await (await client.get("/webhooks")).json())["webhooks"] == [shown]
+    rotated = await (await client.post("/webhooks/crm/rotate")).json()
+    assert rotated["secret"] not in (None, made["secret"])
+    changed = await put(client, "crm", enabled=False)
+    assert (changed["enabled"], changed.get("secret")) == (False, None)
+    tested = await client.post("/webhooks/crm/test")
+    assert tested.status == 202
+    assert (await tested.json())["id"].startswith("main.webhooks:")
+    assert (await client.delete("/webhooks/crm")).status == 204
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rotate"), ("POST", "/test")):
+        body = await problem(await client.request(method, f"/webhooks/crm{path}"), 404, "webhook-not-found")
+        assert "crm" in body["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"url": "ftp://example.com"},
+        {"url": "https://user:word@example.com"},
+        {"url": URL, "events": ["done"]},
+        {"url": URL, "events": []},
+        {"url": URL, "secret": "whsec_short"},
+        {"url": URL, "name": "crm"},
+        {},
+    ],
+    ids=json.dumps,
+)
+async def test_a_webhook_that_does_not_fit_is_a_422(client: Client, body: Any):
+    response = await client.put("/webhooks/crm", json=body)
+    assert response.status == 422
+    assert "short" not in await response.text(), "a secret is not shown"
+    assert (await (await client.get("/webhooks")).json())["webhooks"] == []
+
+
+async def test_a_server_delivers(connection: Connection, new_client: NewClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(webhooks, "LOOK", 0.02)
+    monkeypatch.setattr(announce, "LOOK", 0.02)
+    got: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
+
+    async def hook(request: web.Request) -> web.Response:
+        got.put_nowait((dict(request.headers), await request.read()))
+        return web.Response()
+
+    receiving = web.Application()
+    receiving.router.add_post("/hook", hook)
+    async with TestServer(receiving) as receiver:
+        queue = Queue("main", connection, settings=Settings(webhook_allow="127.0.0.0/8"))
+        client = await new_client(queue)
+        made = await put(client, "crm", url=str(receiver.make_url("/hook")), events=["killed"])
+        job = await enqueue(client)
+        assert (await client.post(f"/jobs/{job}/kill")).status == 200
+        headers, body = await asyncio.wait_for(got.get(), 20)
+        said = standardwebhooks.Webhook(made["secret"]).verify(body, headers)
+        assert (said["type"], said["data"]["id"]) == ("job.killed", job)
+        async with asyncio.timeout(20):
+            while (await client.get(f"/jobs/main.webhooks:{headers['webhook-id']}")).status != 200:
+                pass
