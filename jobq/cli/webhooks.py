@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -98,10 +98,10 @@ def _one(args: argparse.Namespace, settings: Settings, act: Callable[[Queue], Aw
         if args.json:
             render.say_json(found)
             return
-        facts = {name: value for name, value in msgspec.to_builtins(found).items() if value is not None}
+        facts: dict[str, Any] = {name: of for name, of in msgspec.structs.asdict(found).items() if of is not None}
         facts["created_at"] = render.clock(found.created_at)
         for name, value in facts.items():
-            render.say(f"{name:<10}  {','.join(value) if isinstance(value, list) else value}")
+            render.say(f"{name:<10}  {','.join(value) if name in ('events', 'types') else value}")
         if found.secret is not None:
             render.say("Keep the secret: nobody can read it later.")
 
