@@ -14,9 +14,10 @@ help: ## this list
 run: $(VENV)/run.stamp ## everything at once: embedded server, REST on 127.0.0.1:7800, two workers
 	@exec $(BIN)/jobq dev examples/email.py:queue
 
-# Half of the time tests wait for processes and servers, so several run at once. Each process of pytest has its own server.
+# Half of the time tests wait for processes and servers, so three run at once, also on two cores. Each process of pytest has
+# its own server.
 test: $(VENV)/dev.stamp ## the whole test suite, on servers of its own
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff format $(SOURCES)

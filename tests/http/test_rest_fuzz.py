@@ -92,8 +92,12 @@ async def test_any_path_and_method(client: ClientSession, served: Served, path: 
     await sound(await client.request(method, address(served, f"/{quote(path)}")))
 
 
+# A stream of events does not end. test_rest_events.py reads it.
+ASKED = [route for route in ROUTES if route.query and not route.path.endswith("/events")]
+
+
 @LIMITS
-@given(route=st.sampled_from([route for route in ROUTES if route.query]), names=st.dictionaries(text, text, max_size=3))
+@given(route=st.sampled_from(ASKED), names=st.dictionaries(text, text, max_size=3))
 async def test_queries(client: ClientSession, served: Served, route: Route, names: dict[str, str]):
     assert route.query
     known = route.query.__struct_fields__

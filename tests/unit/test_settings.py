@@ -30,6 +30,7 @@ GIVEN = {
     "reserve": ("priority<0=20", "priority<0=20"),
     "metrics_port": ("9100", 9100),
     "metrics_host": ("0.0.0.0", "0.0.0.0"),
+    "webhook_allow": ("10.0.0.0/8", "10.0.0.0/8"),
     "max_payload": ("1024", 1024),
     "max_result": ("2048", 2048),
     "log_level": ("debug", "debug"),
