@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Case(
             "code does not change what is stored",
             {"meta": {"partitions": "8 8 8 operator"}},
-            lambda s: s.spread(4),
+            lambda s: s.spread(16),
             {},
             [8, 8, 8, "operator"],
         ),

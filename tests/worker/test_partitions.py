@@ -384,3 +384,20 @@ async def test_partitions_take_turns_so_urgent_jobs_wait_for_one_claim_of_each_o
     # Each partition has jobs all the time. At first the lanes learn how much there is.
     for at in range(8, 36):
         assert set(claims[at : at + 4]) == set(range(4)), claims
+
+
+async def test_the_rows_of_idle_partitions_are_written_rarely(spread: Queue, start: Callable[..., Any], until: Any):
+    """Only the row in the first partition says that the worker is alive."""
+    await spread.enqueue("t")
+    written = [0] * 4
+    made = Store.heartbeat
+
+    def heartbeat(self: Store, worker: str, info: bytes) -> Any:
+        written[self.partition] += 1
+        return made(self, worker, info)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "heartbeat", heartbeat)
+        await start(spread, lease=1.5)  # a beat each half second, or five times as often after a failure
+        await until(lambda: written[0] >= 4, "the row of the first partition")
+        assert max(written[1:]) <= 2, written

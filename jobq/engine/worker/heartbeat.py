@@ -46,6 +46,9 @@ RESTART_SECONDS: Final = 1.0
 IDLE_BEATS: Final = 3
 """A worker of many queues writes its row in one without running jobs at each third heartbeat: at the latest every 15
 seconds. After 30 it would not count as alive."""
+PARTITION_BEATS: Final = 60
+"""The same for partitions other than the first one, whose row says that the worker is alive. In the others the row only
+keeps what is recorded of claims, which is removed a day after the last row."""
 LEAVE_SECONDS: Final = 1.0
 """Time to remove the worker's row from each server."""
 
@@ -201,7 +204,8 @@ class Heartbeat(threading.Thread):
         parts: list[tuple[Source, Store, list[tuple[bytes, bytes]], list[Call[Any]]]] = []
         for place, (source, store) in enumerate(stores):
             held = source.held()
-            row = bool(held) or source in self._failing or (place + self._beats) % IDLE_BEATS == 0
+            beats = PARTITION_BEATS if store.partition else IDLE_BEATS
+            row = bool(held) or source in self._failing or (place + self._beats) % beats == 0
             if calls := self._calls(source, store, held, row=row):
                 parts.append((source, store, held, calls))
         renewed = True
