@@ -55,9 +55,8 @@ class Opening(Listening):
         self._aging_ms = aging_ms
         self._charge = charge
         self._events_level = events
-        self._told_events = False
-        self._told_charge = False
-        """Whether a difference was logged. Workers register again and again."""
+        self._told: set[str] = set()
+        """Settings of which a warning said that another value is stored. Workers register again and again."""
         self._clock = clock
         self._offset_ms: float | None = None
 
@@ -137,13 +136,7 @@ class Opening(Listening):
         return stored
 
     async def _declare_charge(self, wanted: str) -> None:
-        """Store what a turn of a group costs, unless a program or an operator has stored it."""
-        meta = self.keys["meta"]
-        if await self.command(b"HSETNX", meta, b"charge", wanted):
-            return
-        stored = (await self.command(b"HGET", meta, b"charge") or b"").decode(errors="replace")
-        if stored != wanted and not self._told_charge:
-            self._told_charge = True
+        if stored := await self._stored_instead("charge", wanted):
             log.warning(
                 f"Groups of queue {self.name} are charged by {stored}, and this program declares {wanted}: the stored"
                 f" one counts. To change it for all: jobq groups charge {wanted} --queue {self.name}",
@@ -151,18 +144,26 @@ class Opening(Listening):
             )
 
     async def _declare_events(self, wanted: str) -> None:
-        """Store which events the queue tells, unless a program or an operator has stored it."""
-        meta = self.keys["meta"]
-        if await self.command(b"HSETNX", meta, b"events", wanted):
-            return
-        stored = (await self.command(b"HGET", meta, b"events") or b"").decode(errors="replace")
-        if stored != wanted and not self._told_events:
-            self._told_events = True
+        if stored := await self._stored_instead("events", wanted):
             log.warning(
                 f"Queue {self.name} tells {stored} as events, and this program declares {wanted}: the stored one"
                 f" counts. To change it for all: jobq events --tell {wanted} --queue {self.name}",
                 queue=self.name,
             )
+
+    async def _stored_instead(self, field: str, wanted: str) -> str | None:
+        """Store what the program declares, unless a program or an operator has stored a value.
+
+        Returns that value if it is another one, but only once, so that the warning is not repeated.
+        """
+        meta = self.keys["meta"]
+        if await self.command(b"HSETNX", meta, field, wanted):
+            return None
+        stored = (await self.command(b"HGET", meta, field) or b"").decode(errors="replace")
+        if stored == wanted or field in self._told:
+            return None
+        self._told.add(field)
+        return stored
 
     def _check_layout(self, layout: int, wanted: int) -> None:
         if layout > wanted:
