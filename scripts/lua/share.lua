@@ -23,6 +23,16 @@ local function bands_of(text)
     return bands
 end
 
+-- The rule may have been changed or removed since the caller read it. A removed rule leaves no share behind.
+local set, declared = string.match(redis.call('HGET', rules, 'queue') or '', '^([^\n]*)\n?(.*)$')
+local stored = (set or '') ~= '' and set or declared or ''
+if stored ~= whole then share = '' end
+if stored == '' and of ~= '' then
+    redis.call('HDEL', meta, 'rule', 'whole')
+    redis.call('ZADD', wake, 0, 't')
+    before, of = '', ''
+end
+
 local back = {}
 -- A call whose reply was lost must not grant its tokens twice.
 if share ~= '' and not (share == before and whole == of) then
@@ -51,5 +61,4 @@ end
 local running = redis.call('ZCARD', active) + redis.call('ZLEXCOUNT', admitted, '[queue\0', '(queue\1')
 -- Held jobs may wait for other limits. So they count as no more than run now, and one.
 local jobs = redis.call('ZCARD', waiting) + math.min(redis.call('ZCARD', held), running + 1)
-local set, declared = string.match(redis.call('HGET', rules, 'queue') or '', '^([^\n]*)\n?(.*)$')
-return { running, jobs, before, of, (set or '') ~= '' and set or declared or '', unpack(back) }
+return { running, jobs, before, of, stored, unpack(back) }

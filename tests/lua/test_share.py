@@ -96,6 +96,20 @@ async def test_balance(bench: Bench, case: Case):
             [2, 0, "4", "9", "9"],
         ),
         Case(
+            "a rule that was removed meanwhile leaves no share behind",
+            {"meta": {"rule": "2", "whole": "5", "balanced": "1"}},
+            lambda s: s.share(1, "3", "5"),
+            WAKE | {"meta": {"balanced": "1"}},
+            [0, 0, "", "", ""],
+        ),
+        Case(
+            "a rule that was changed meanwhile keeps its shares until the next look",
+            {"rules": {"queue": "4\n"}, "meta": {"rule": "2", "whole": "5", "balanced": "1"}},
+            lambda s: s.share(1, "3", "5"),
+            {},
+            [0, 0, "2", "5", "4"],
+        ),
+        Case(
             "a band that is taken away gives its tokens back",
             {
                 "rules": {"queue": "- 10/1000/5\n"},

@@ -410,3 +410,14 @@ async def test_a_damaged_row_hides_no_other(queue: Queue, connection: Connection
     await queue.put_webhook("crm", "https://example.com/hook")
     await queue.store.command(b"HSET", queue.store.keys["webhooks"], b"bad", b"{")
     assert [one.name for one in await queue.webhooks()] == ["crm"]
+
+
+async def test_a_job_with_large_metadata_stops_no_delivery(queue: Queue, receiver: Receiver, until: Until) -> None:
+    async with queue, delivering(queue):
+        await queue.put_webhook("crm", receiver.url)
+        size = queue.max_payload - 100
+        jobs = [await queue.enqueue("t", metadata={"x": "y" * size}), await queue.enqueue("t")]
+        for job in jobs:
+            await queue.kill(job.id)
+        await until(lambda: len(receiver.got) == 2, "both deliveries")
+        assert sorted(told for _, told in receiver.told) == sorted(f"test:{job.id}" for job in jobs)

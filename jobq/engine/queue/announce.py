@@ -15,6 +15,8 @@ from contextlib import aclosing, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from jobq.engine.log import get_logger
 from jobq.engine.model.event import Place, QueueEvent, read_cursor
 from jobq.engine.model.ids import new_id
@@ -24,7 +26,7 @@ from jobq.engine.model.rows import job_row
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import Delivery, timestamp
 from jobq.engine.queue.webhooks import TYPE, read_webhook
-from jobq.errors import InvalidQuery, JobIdTaken, StoreError
+from jobq.errors import InvalidQuery, JobIdTaken, PayloadTooLarge, StoreError
 
 if TYPE_CHECKING:
     from jobq.engine.model.event import EventKind
@@ -150,8 +152,12 @@ class Announcer:
             ids = list(dict.fromkeys(event.job for event in some if event.job is not None))
             rows: dict[str, JobRow] = {}
             if any(event.name != "removed" for event in some):
-                found = await self._queue.store.do(self._queue.store.rows(ids))
-                rows = {one: job_row(self._queue.name, one, row) for one, row in zip(ids, found, strict=False) if row}
+                while ids:
+                    found = await self._queue.store.do(self._queue.store.rows(ids))
+                    for one, row in zip(ids, found, strict=False):  # Large rows make the reply shorter.
+                        if row:
+                            rows[one] = job_row(self._queue.name, one, row)
+                    ids = ids[len(found) :]
             news = [
                 new
                 for event in some
@@ -159,8 +165,18 @@ class Announcer:
                 if (new := self._new(name, hook, event, rows))
             ]
             if news:
-                with suppress(JobIdTaken):  # It exists, and its job has changed since.
-                    await self._deliveries.submit_many(news)
+                await self._submit(news)
+
+    async def _submit(self, news: list[NewJob]) -> None:
+        with suppress(JobIdTaken):  # It exists, and its job has changed since.
+            try:
+                await self._deliveries.submit_many(news)
+            except PayloadTooLarge:
+                # The metadata or the error of a job is large. It must not stop the deliveries of all others.
+                limit = self._deliveries.max_payload
+                await self._deliveries.submit_many(
+                    [_shortened(new) if len(new.payload) > limit else new for new in news]
+                )
 
     def _new(self, name: str, hook: StoredWebhook, event: QueueEvent, rows: dict[str, JobRow]) -> NewJob | None:
         assert event.job is not None
@@ -169,6 +185,8 @@ class Announcer:
             return None
         delivery = f"{name}~{event.id}"
         previous = self._last.pop((name, event.job), None)
+        if previous == delivery:
+            previous = None  # It is enqueued again, and must not wait for itself.
         self._last[name, event.job] = delivery
         if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
@@ -214,6 +232,15 @@ def _order(delivery: str) -> tuple[int, ...]:
     """The order of deliveries in time, from their ids."""
     event = delivery.partition("~")[2]
     return tuple(int(number) for number in re.findall(r"[0-9]{1,15}", event)[:3])
+
+
+def _shortened(new: NewJob) -> NewJob:
+    """A delivery without what is large: metadata, error and progress of the job."""
+    payload: dict[str, Any] = msgspec.json.decode(new.payload)
+    data = payload["body"]["data"]
+    for name in ("metadata", "error", "progress"):
+        data.pop(name, None)
+    return msgspec.structs.replace(new, payload=msgspec.Raw(msgspec.json.encode(payload)))
 
 
 def _body(event: QueueEvent, row: JobRow | None) -> dict[str, Any]:
