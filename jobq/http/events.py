@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from jobq.engine.model.event import CURSOR_MAX, EventLevel, QueueEvent
+from jobq.errors import JobNotFound
 from jobq.http import schema, streams
 from jobq.http.call import ApiCall, decode, given, no_content, reply
 from jobq.http.streams import QUIET, problem_event, stream
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from jobq.engine.model.event import EventKind
+    from jobq.engine.queue.queue import Queue
 
 _encode = msgspec.json.Encoder().encode
 
@@ -70,38 +72,47 @@ async def events(call: ApiCall) -> web.StreamResponse:
     since = given(query.since) if known is None else known
     names = None if query.names is UNSET else cast("list[EventKind]", query.names.split(","))
     batches = queue.event_batches(since=since, job=job, names=names)
-    if job is not None:
-        row = await queue.get(job)
-        if row.finished_at is not None and known is not None:
+    coming: asyncio.Future[list[QueueEvent] | None] | None = None
+    if job is not None and await _has_ended(queue, job, known=since is not None):
+        # Its events come at once, or there is an error, which can still become the answer.
+        coming = asyncio.ensure_future(anext(batches, None))
+        await asyncio.wait([coming], timeout=streams.HEARTBEAT)
+        if coming.done() and coming.result() is None and known is not None:
             # A browser connects again after the end of each stream, until it gets 204.
-            told = [batch async for batch in batches]
-            if not told:
-                return no_content()
-            batches = _again(told)
+            return no_content()
     async with aclosing(batches):
-        return await stream(call, _written(batches))
+        return await stream(call, _written(batches, coming))
 
 
-async def _again(told: list[list[QueueEvent]]) -> AsyncGenerator[list[QueueEvent]]:
-    for batch in told:
-        yield batch
+async def _has_ended(queue: Queue, job: str, *, known: bool) -> bool:
+    """Whether a job has ended. ``known``: the caller has heard of it, so it may be removed already.
+
+    :raises JobNotFound: there is no such job, and it is not known.
+    """
+    try:
+        return (await queue.get(job)).finished_at is not None
+    except JobNotFound:
+        if not known:
+            raise
+        return True
 
 
-async def _written(batches: AsyncGenerator[list[QueueEvent]]) -> AsyncGenerator[bytes]:
-    coming: asyncio.Future[list[QueueEvent]] | None = None
+async def _written(
+    batches: AsyncGenerator[list[QueueEvent]], coming: asyncio.Future[list[QueueEvent] | None] | None
+) -> AsyncGenerator[bytes]:
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(batches))
+            coming = coming or asyncio.ensure_future(anext(batches, None))
             await asyncio.wait([coming], timeout=streams.HEARTBEAT)
             if not coming.done():
                 yield QUIET
                 continue
             try:
                 batch, coming = coming.result(), None
-            except StopAsyncIteration:
-                return
             except Exception as error:  # noqa: BLE001 - the listener is told, and connects again
                 yield problem_event(error)
+                return
+            if batch is None:
                 return
             yield b"".join(map(_piece, batch))
     finally:

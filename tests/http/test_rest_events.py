@@ -66,6 +66,25 @@ async def test_a_stream_of_a_job_ends_with_it(client: Client) -> None:
         assert (await next_event(response))[1] == "killed", "it has ended already"
 
 
+async def test_a_browser_that_connects_again_hears_the_end_of_a_job_that_is_not_kept(client: Client) -> None:
+    job, other = await enqueue(client), await enqueue(client)
+    await client.post(f"/jobs/{other}/kill")
+    async with client.get("/events", params={"job": other}) as response:
+        before, _, _ = await next_event(response)
+    await client.post(f"/jobs/{job}/kill")
+    await client.delete(f"/jobs/{job}")
+    known = {"Last-Event-ID": before}
+    async with client.get("/events", params={"job": job}, headers=known) as response:
+        cursor, name, data = await next_event(response)
+        assert (response.status, name, data["job"]) == (200, "killed", job)
+    for headers in ({}, {"Last-Event-ID": cursor}):
+        response = await client.get("/events", params={"job": job}, headers=headers)
+        if headers:  # Its removal comes behind its end.
+            assert (await next_event(response))[1] == "removed"
+        else:
+            await problem(response, 404, "job-not-found")
+
+
 @pytest.mark.parametrize(
     ("query", "headers", "status", "slug", "words"),
     [

@@ -12,7 +12,9 @@ import pytest
 
 from jobq import Connection, Context, Discard, InvalidJob, InvalidQuery, JobNotFound, Queue, StoreUnavailable, Worker
 from jobq.engine.model.event import Place, read_cursor, read_entry
+from jobq.engine.queue import events as following
 from jobq.engine.queue import reader as reading
+from jobq.engine.queue import session
 from tests.conftest import Server
 
 if TYPE_CHECKING:
@@ -123,9 +125,105 @@ async def test_a_time_is_a_place(queue: Queue, admin: Store) -> None:
         assert (await asyncio.wait_for(coming, 10)).job == "d"
 
 
-@pytest.mark.parametrize("since", ["x", "1-", "1-2.", "-1", "1-2.3.4", "9" * 16, "1 2", "", "1\n"])
+async def test_a_reader_hears_of_partitions_that_are_added_while_it_reads(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "GROWTH", 0.02)
+    monkeypatch.setattr(session, "FRESH_SECONDS", 0.01)
+    async with Queue("test", connection) as operator, Queue("test", connection) as queue:
+        before = await operator.enqueue("any", delay=60)
+        async with aclosing(queue.events()) as events, aclosing(queue.events(since="0")) as earlier:
+            coming = [asyncio.ensure_future(anext(one)) for one in (events, earlier)]
+            await asyncio.sleep(0.02)
+            await operator.set_partitions(3)
+            await operator.kill(before.id)
+            assert {(await asyncio.wait_for(one, 10)).job for one in coming} == {before.id}
+            jobs = [await operator.enqueue("any", id=f"j{n}~{n}", delay=60) for n in (1, 2)]
+            for job in jobs:
+                await job.kill()
+            for one in (events, earlier):
+                assert {event.job for event in await take(one, 2)} == {"j1~1", "j2~2"}
+
+
+async def test_a_reader_that_opened_before_the_partitions_hears_nothing_old(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "GROWTH", 0.02)
+    monkeypatch.setattr(session, "FRESH_SECONDS", 1000)
+    async with Queue("test", connection) as queue, Queue("test", connection) as operator:
+        await operator.enqueue("any", delay=60)
+        await operator.set_partitions(2)
+        old, new = [await operator.enqueue("any", id=f"{name}~1", delay=60) for name in ("old", "new")]
+        await old.kill()
+        assert short(await _all(queue.events(job=old.id))) == [("killed", old.id)]
+        async with aclosing(queue.events()) as events:
+            coming = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0.05)
+            await new.kill()
+            assert (await asyncio.wait_for(coming, 10)).job == new.id
+
+
+async def test_an_event_has_the_same_id_for_all_readers_and_a_cursor_says_what_it_is_for(
+    connection: Connection,
+) -> None:
+    async with Queue("test", connection, partitions=3) as queue:
+        jobs = [await queue.enqueue("any", id=f"j~{n}" if n else "j", delay=60) for n in range(3)]
+        live = [asyncio.ensure_future(_all(job.events())) for job in jobs]
+        await asyncio.sleep(0.05)
+        for job in jobs:
+            await job.kill()
+        of_queue = {event.job: event for event in await take(queue.events(since="0"), 3)}
+        assert len({event.id for event in of_queue.values()}) == 3
+        for job, coming in zip(jobs, live, strict=True):
+            [heard] = await asyncio.wait_for(coming, 10)
+            [later] = await _all(job.events())
+            [of_job] = await _all(job.events(since="0"))
+            event = of_queue[job.id]
+            for one in (heard, later, of_job):
+                assert (one.id, one.at, one.name) == (event.id, event.at, event.name)
+            assert heard.cursor == of_job.cursor
+            for cursor in (heard.cursor, later.cursor):
+                assert await _all(job.events(since=cursor)) == []
+                with pytest.raises(InvalidQuery, match="is a cursor of the events of one job"):
+                    queue.events(since=cursor)
+        # A cursor of the queue has the job's place, too.
+        last = max(of_queue.values(), key=lambda event: read_cursor(event.cursor))
+        assert await _all(jobs[2].events(since=last.cursor)) in ([], [of_queue["j~2"]])
+        with pytest.raises(InvalidQuery, match="is a cursor of another job"):
+            jobs[1].events(since=(await _all(jobs[2].events()))[0].cursor)
+
+
+async def test_an_end_that_the_stream_has_dropped_is_told_with_its_own_time(queue: Queue, admin: Store) -> None:
+    job = await queue.enqueue("any")
+    await job.kill()
+    [told] = await _all(job.events())
+    await admin.command(b"DEL", queue.store.keys["events"])
+    await asyncio.sleep(0.01)
+    first, second = await _all(job.events()), await _all(job.events())
+    assert first == second
+    assert (first[0].name, first[0].at) == ("killed", (await queue.get(job.id)).finished_at)
+    assert first[0].at == told.at
+
+
+async def test_the_end_of_a_job_that_is_not_kept_is_told_behind_a_cursor(queue: Queue, admin: Store) -> None:
+    job, other = await queue.enqueue("any"), await queue.enqueue("any")
+    before = (await tell(admin, queue, "started", job.id)).decode()
+    await job.kill()
+    await queue.remove(job.id)
+    assert short(await _all(job.events(since=before))) == [("killed", job.id)]
+    with pytest.raises(JobNotFound):
+        await _all(job.events())
+    await other.kill()
+    last = (await _all(other.events()))[0].cursor
+    with pytest.raises(JobNotFound):
+        await _all(job.events(since=last))
+
+
+@pytest.mark.parametrize(
+    "since", ["x", "1-", "1-2.p1", "1-2.3.p0", "1-0,1-0.p1", "1-2.", "-1", "1-2.3.4", "9" * 16, "1 2", "", "1\n"]
+)
 async def test_a_wrong_cursor_is_refused_at_once(queue: Queue, since: str) -> None:
-    with pytest.raises(InvalidQuery, match="is no cursor: give the cursor of an event"):
+    with pytest.raises(InvalidQuery, match=r"is no cursor: give the|a cursor of the events of one job: read those"):
         queue.events(since=since)
 
 

@@ -12,7 +12,7 @@ import pytest
 import standardwebhooks
 from aiohttp import web
 
-from jobq import Connection, InvalidJob, Queue, SettingsError, WebhookNotFound, webhooks
+from jobq import Connection, InvalidJob, Queue, SettingsError, State, WebhookNotFound, webhooks
 from jobq.engine.model.webhook import Secret, signed_headers
 from jobq.engine.queue import announce
 from jobq.engine.queue.announce import Announcer
@@ -421,3 +421,13 @@ async def test_a_job_with_large_metadata_stops_no_delivery(queue: Queue, receive
             await queue.kill(job.id)
         await until(lambda: len(receiver.got) == 2, "both deliveries")
         assert sorted(told for _, told in receiver.told) == sorted(f"test:{job.id}" for job in jobs)
+
+
+async def test_all_of_many_large_jobs_are_killed_and_told(queue: Queue, receiver: Receiver, until: Until) -> None:
+    """The rows of so many jobs do not fit into one reply."""
+    await queue.put_webhook("crm", receiver.url)
+    jobs = [await queue.enqueue("t", {"x": "y" * 60_000}) for _ in range(40)]
+    assert await queue.kill_all(State.WAITING) == 40
+    async with delivering(queue):
+        await until(lambda: len(receiver.got) >= 40, "all deliveries")
+    assert sorted(told for _, told in receiver.told) == sorted(f"test:{job.id}" for job in jobs)

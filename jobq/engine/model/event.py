@@ -6,11 +6,14 @@ of its jobs. So reading can continue in the middle of an entry, and no event is 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, get_args
 
 import msgspec
 
+from jobq.engine.model.job import State
+from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.unreadable import as_text
 from jobq.errors import InvalidJob, InvalidQuery
 
@@ -29,7 +32,7 @@ CURSOR_MAX: Final = 8000
 """Characters of a cursor of 256 partitions."""
 WHOLE: Final = 1 << 30
 """More jobs than an entry has."""
-_CURSOR = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15})(?:\.([0-9]{1,4}))?)?")
+_CURSOR = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15})(?:\.([0-9]{1,4}))?(?:\.p([0-9]{1,3}))?)?")
 
 
 class QueueEvent(msgspec.Struct, frozen=True):
@@ -78,11 +81,31 @@ class Place(NamedTuple):
 
 
 def read_cursor(text: str) -> list[Place]:
-    """A cursor, with the places in all partitions. Or unix ms: all events from that time on, in each of them.
+    """A cursor of a queue's events, with the places in all partitions. Or unix ms: all events from that time on, in
+    each of them.
 
     :raises InvalidQuery: it is neither.
     """
-    return [_read_place(one) for one in text[:CURSOR_MAX].split(",")]
+    found = [_read_place(one) for one in text[:CURSOR_MAX].split(",")]
+    if any(partition is not None for _, partition in found):
+        raise InvalidQuery(
+            f"{text!r:.80} is a cursor of the events of one job: read those of that job with it, or give a cursor of"
+            " the queue's events"
+        )
+    return [place for place, _ in found]
+
+
+def read_job_cursor(text: str, partition: int) -> Place:
+    """A cursor of the events of a job in this partition, or of the queue's events, or unix ms.
+
+    :raises InvalidQuery: it is none of them, or belongs to a job in another partition.
+    """
+    if "," in text:
+        return place_in(read_cursor(text), partition)
+    place, other = _read_place(text)
+    if other is not None and other != partition:
+        raise InvalidQuery(f"{text!r:.80} is a cursor of another job: give one of this job, or of the queue's events")
+    return place if other is not None else place_in([place], partition)
 
 
 def place_in(places: list[Place], partition: int) -> Place:
@@ -92,16 +115,18 @@ def place_in(places: list[Place], partition: int) -> Place:
     return places[0] if places[0].is_time else Place(0, 0, 0)
 
 
-def _read_place(text: str) -> Place:
+def _read_place(text: str) -> tuple[Place, int | None]:
+    """A place, and the partition that it names."""
     found = _CURSOR.fullmatch(text)
     if not found:
         raise InvalidQuery(
             f"{text!r:.80} is no cursor: give the cursor of an event, such as '1796000000000-0.3', or a time as unix ms"
         )
-    ms, number, jobs = found.groups()
+    ms, number, jobs, partition = found.groups()
     if number is None:
-        return Place(int(ms), 0, 0)
-    return Place(int(ms), int(number), WHOLE if jobs is None else int(jobs))
+        return Place(int(ms), 0, 0), None
+    place = Place(int(ms), int(number), WHOLE if jobs is None else int(jobs))
+    return place, None if partition is None else int(partition)
 
 
 def read_names(names: Collection[str] | None) -> frozenset[str] | None:
@@ -127,7 +152,28 @@ def check_level(level: EventLevel) -> EventLevel:
     return level
 
 
-def read_entry(queue: str, place: Place, fields: list[bytes], seen: int, job: bytes | None) -> Iterator[QueueEvent]:
+def ending_of(partition: int) -> str:
+    """The ending of the ids of a partition's events. The streams of two partitions may have equal entries."""
+    return f".p{partition}" if partition else ""
+
+
+def end_of(state: State, error: str | None) -> EventKind | None:
+    """The event of a job's end, from its state and the type of its last error. None: it has not ended."""
+    if state is State.FAILED:
+        return "killed" if error == KILLED else "expired" if error == EXPIRED else "failed"
+    return "completed" if state is State.COMPLETED else None
+
+
+def event_of_row(name: EventKind, job: str, queue: str, at: int, cursor: str = "") -> QueueEvent:
+    """An event that the stream does not tell any more. It was found in the job's row, so ``at`` is the job's end."""
+    # A user's id of a job may be as long as an id may be.
+    mark = hashlib.sha256(job.encode()).hexdigest()[:16]
+    return QueueEvent(name, job, queue, at, f"{at}.{mark}", cursor)
+
+
+def read_entry(
+    queue: str, place: Place, fields: list[bytes], seen: int, job: bytes | None, partition: int = 0
+) -> Iterator[QueueEvent]:
     """The events of one entry, without the first ``seen`` jobs. ``job``: only those of this job."""
     name = as_text(fields[0])
     # Most entries do not name the job, and a search in the bytes is much faster than reading them.
@@ -137,8 +183,9 @@ def read_entry(queue: str, place: Place, fields: list[bytes], seen: int, job: by
         pairs = list(zip(fields[1::4], fields[3::4], strict=False))
     else:
         pairs = [(one, b"") for one in fields[1].split(b" ")]
+    ending = ending_of(partition)
     for at, (one, value) in enumerate(pairs, 1):
         if at > seen and (job is None or one == job):
-            cursor = place if at == len(pairs) else place._replace(jobs=at)
+            cursor = str(place if at == len(pairs) else place._replace(jobs=at))
             told = msgspec.Raw(value) if value else None
-            yield QueueEvent(name, as_text(one), queue, place.ms, str(cursor), str(cursor), told)
+            yield QueueEvent(name, as_text(one), queue, place.ms, cursor + ending, cursor, told)

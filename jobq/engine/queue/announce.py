@@ -8,7 +8,6 @@ next one enqueue the same ids again, which Redis knows already: no event is left
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections import OrderedDict
 from contextlib import aclosing, suppress
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.event import Place, QueueEvent, read_cursor
+from jobq.engine.model.event import Place, QueueEvent, end_of, event_of_row, read_cursor
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import State
-from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import job_row
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import Delivery, timestamp
@@ -29,7 +27,6 @@ from jobq.engine.queue.webhooks import TYPE, read_webhook
 from jobq.errors import InvalidQuery, JobIdTaken, PayloadTooLarge, StoreError
 
 if TYPE_CHECKING:
-    from jobq.engine.model.event import EventKind
     from jobq.engine.model.job import NewJob
     from jobq.engine.model.views import JobRow
     from jobq.engine.model.webhook import StoredWebhook
@@ -44,9 +41,6 @@ LOOK = 2.0
 ROWS: Final = 50
 REMEMBERED: Final = 50_000
 """Jobs of which the last delivery is remembered, so that the next one comes after it."""
-FINISHED: Final[dict[State, EventKind]] = {State.COMPLETED: "completed", State.FAILED: "failed"}
-UNRUN: Final[dict[str, EventKind]] = {KILLED: "killed", EXPIRED: "expired"}
-"""The type of the last error -> the event, where it is not "failed"."""
 
 
 class Announcer:
@@ -203,7 +197,7 @@ class Announcer:
             oldest = await part.oldest_event()
             # From that entry on the stream tells them.
             until_ms = max(until_ms, Place.of_entry(oldest).ms if oldest else self._queue.store.now_ms())
-        for state, usual in FINISHED.items():
+        for state in (State.COMPLETED, State.FAILED):
             cursor: str | None = None
             while True:
                 page = await self._queue.briefs(state, limit=200, cursor=cursor)
@@ -211,12 +205,9 @@ class Announcer:
                 for row in recent:
                     if (row.finished_at or 0) > until_ms:
                         continue
-                    kind = row.error.type if row.error and state == State.FAILED else ""
-                    name = UNRUN.get(kind, usual)
-                    at = row.finished_at or 0
-                    # The job may have a long id of its own.
-                    mark = hashlib.sha256(row.id.encode()).hexdigest()[:16]
-                    found.append(QueueEvent(name, row.id, row.queue, at, f"{at}.{mark}", ""))
+                    name = end_of(row.state, row.error.type if row.error else None)
+                    if name is not None:  # Otherwise somebody has retried it.
+                        found.append(event_of_row(name, row.id, row.queue, row.finished_at or 0))
                 cursor = page.cursor
                 if cursor is None or len(recent) < len(page.jobs):
                     break

@@ -16,14 +16,17 @@ from jobq.engine.model.event import (
     Place,
     QueueEvent,
     check_level,
+    end_of,
+    ending_of,
+    event_of_row,
     place_in,
     read_cursor,
     read_entry,
+    read_job_cursor,
     read_names,
 )
-from jobq.engine.model.ids import is_id
-from jobq.engine.model.outcome import EXPIRED, KILLED
-from jobq.engine.model.rows import read_errors
+from jobq.engine.model.ids import is_id, partition_of
+from jobq.engine.model.rows import job_brief
 from jobq.engine.model.times import to_ms, to_unix_ms
 from jobq.errors import JobNotFound, StoreError
 
@@ -40,6 +43,8 @@ log = get_logger("jobq.queue")
 
 LOOK: Final = 30.0
 """Seconds without news after which the state of a job is asked for. A Redis that was emptied tells no event."""
+GROWTH: Final = 5.0
+"""Seconds after which a reader of a whole queue asks whether there are more partitions."""
 
 
 class EventVerbs(ABC):
@@ -87,19 +92,20 @@ class EventVerbs(ABC):
         wanted = read_names(names)
         if job is not None and not is_id(job):
             raise JobNotFound(job[:200])
-        places = None if since is None else self._since(since)
         session = self._sessions.here
-        if job is None:
-            return _follow_all(session, places, wanted)
-        part = self.store.part_of(job)
-        return _follow(session.readers.of(part), part, None if places is None else places[0], job, wanted)
+        if job is not None:
+            place = None if since is None else self._place(since, job)
+            return _follow_job(session, job, place, wanted)
+        places = None
+        if since is not None:
+            places = read_cursor(since) if isinstance(since, str) else [self._place(since, "")]
+        return _follow_all(session, places, wanted)
 
-    def _since(self, since: str | datetime | Seconds) -> list[Place]:
+    def _place(self, since: str | datetime | Seconds, job: str) -> Place:
         if isinstance(since, str):
-            return read_cursor(since)
-        if isinstance(since, datetime):
-            return [Place(max(0, to_unix_ms("since", since)), 0, 0)]
-        return [Place(max(0, self.store.now_ms() - to_ms(since)), 0, 0)]
+            return read_job_cursor(since, partition_of(job))
+        ms = to_unix_ms("since", since) if isinstance(since, datetime) else self.store.now_ms() - to_ms(since)
+        return Place(max(0, ms), 0, 0)
 
     async def set_events(self, level: EventLevel) -> None:
         """Set which events the queue tells: "outcomes", or "all": also "started" and "progress".
@@ -134,6 +140,8 @@ async def _follow_all(
     places: list[str] = []
     following: list[AsyncGenerator[list[QueueEvent]]] = []
     coming: dict[asyncio.Future[list[QueueEvent]], int] = {}
+    # Partitions that are found later are then new, so none of their events is older than this reader.
+    await session.refresh()
     try:
         while True:
             for number, part in enumerate(session.store.parts):
@@ -148,10 +156,9 @@ async def _follow_all(
                 places.append(str(place))
                 following.append(_follow(reader, part, place, None, names))
                 coming[asyncio.ensure_future(anext(following[number]))] = number
-            # From now on a partition that is new has no event that is old.
             since = since or [Place(0, 0)]
-            # There may be more partitions after a while.
-            done, _ = await asyncio.wait(coming, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(coming, timeout=GROWTH, return_when=asyncio.FIRST_COMPLETED)
+            session.look()
             for one in done:
                 number = coming.pop(one)
                 batch = one.result()
@@ -173,8 +180,23 @@ def _of_partition(batch: list[QueueEvent], number: int, places: list[str]) -> li
     told: list[QueueEvent] = []
     for event in batch:
         places[number] = event.cursor
-        told.append(replace(event, id=f"{event.id}.p{number}", cursor=",".join(places)))
+        told.append(replace(event, cursor=",".join(places)))
     return told
+
+
+async def _follow_job(
+    session: Session, job: str, since: Place | None, names: frozenset[str] | None
+) -> AsyncGenerator[list[QueueEvent]]:
+    """The events of one job. In a queue of several partitions their cursors name the partition, so that nobody takes
+    one for a cursor of the whole queue."""
+    number = partition_of(job)
+    if number >= len(session.store.parts):
+        await session.refresh()
+    part = session.store.part_of(job)
+    several = len(session.store.parts) > 1
+    async with aclosing(_follow(session.readers.of(part), part, since, job, names)) as batches:
+        async for batch in batches:
+            yield [replace(event, cursor=f"{event.cursor}.p{number}") for event in batch] if several else batch
 
 
 class _End(NamedTuple):
@@ -182,6 +204,8 @@ class _End(NamedTuple):
 
     event: QueueEvent
     told_by: Place
+    gone: bool
+    """Nothing is stored of the job."""
 
 
 async def _follow(
@@ -190,16 +214,17 @@ async def _follow(
     wanted = None if job is None else job.encode()
     with reader.listening():
         place = await reader.place()
-        cursor = place if since is None else since
-        if cursor.is_time:
-            cursor = min(cursor, place)  # a time that lies ahead
-        doubts, end = -1, None
+        # A time may lie ahead.
+        cursor = place if since is None else min(since, place) if since.is_time else since
+        doubts, end, known = -1, None, False
         # If the job ended before `since`, the caller has been told.
         owed = since is None
         while True:
             news = reader.next_news
             if job is not None and doubts != reader.doubts:
                 end = await _end_of(store, job, first=doubts < 0)
+                if end is not None and end.gone and since is None and doubts < 0:
+                    raise JobNotFound(job)
                 owed |= doubts >= 0
                 doubts = reader.doubts
             missed = cursor > place and cursor.entry != place.entry
@@ -215,13 +240,11 @@ async def _follow(
                     continue
             if missed:
                 owed = True
-                yield [QueueEvent("missed", None, store.name, store.now_ms(), str(cursor), str(cursor))]
-            found: list[QueueEvent] = []
-            for entry in entries:
-                # In the first entry, some jobs may have been read before.
-                seen = cursor.jobs if cursor.entry == entry.place.entry else 0
-                found += read_entry(store.name, entry.place, entry.fields, seen, wanted)
-                cursor = entry.place
+                id_ = f"{cursor}{ending_of(store.partition)}"
+                yield [QueueEvent("missed", None, store.name, store.now_ms(), id_, str(cursor))]
+            found = _events_in(store, entries, cursor, wanted)
+            cursor = entries[-1].place if entries else cursor
+            known |= bool(found)
             ended = next((at for at, event in enumerate(found) if event.name in ENDS), None) if job else None
             if ended is not None:
                 del found[ended + 1 :]
@@ -233,6 +256,9 @@ async def _follow(
             if not entries and not missed:
                 cursor = max(cursor, place)
                 if end is not None and cursor >= end.told_by:
+                    if end.gone and not known and not owed:
+                        # The caller has a place in the stream, and the stream does not name the job behind it.
+                        raise JobNotFound(end.event.job or "")
                     if owed and (names is None or end.event.name in names):
                         yield [end.event]
                     return
@@ -242,30 +268,38 @@ async def _follow(
             place = await reader.place()
 
 
+def _events_in(store: Store, entries: list[Entry], behind: Place, job: bytes | None) -> list[QueueEvent]:
+    """The events of these entries behind a place."""
+    found: list[QueueEvent] = []
+    for entry in entries:
+        # In the first entry, some jobs may have been read before.
+        seen = behind.jobs if behind.entry == entry.place.entry else 0
+        found += read_entry(store.name, entry.place, entry.fields, seen, job, store.partition)
+    return found
+
+
 async def _end_of(store: Store, job: str, *, first: bool) -> _End | None:
     """How the job has ended, if it has.
 
-    :raises JobNotFound: there is no such job when it is asked for ``first``.
     :raises StoreError: Redis is away when it is asked for ``first``.
     """
     try:
-        state, row = await store.do(store.results([job]))
+        [row] = await store.do(store.rows([job], brief=True, expired=True))
         last = Place.of_entry(await store.last_event())
+        if not row:
+            return _End(event_of_row("removed", job, store.name, store.now_ms(), str(last)), last, gone=True)
+        found = job_brief(store.name, job, row)
+        name = end_of(found.state, found.error.type if found.error else None)
+        if name is None or found.finished_at is None:
+            return None
+        # Whoever hears of this end gets the same event, as long as the stream has it.
+        for entry_id, fields in await store.events_at(found.finished_at):
+            place = Place.of_entry(entry_id)
+            for event in read_entry(store.name, place, fields, 0, job.encode(), store.partition):
+                if event.name == name:
+                    return _End(event, last, gone=False)
     except StoreError:
         if first:
             raise
         return None
-    name: EventKind
-    if state == b"completed":
-        name = "completed"
-    elif state == b"failed":
-        errors = read_errors(row)
-        kind = errors[-1].type if errors else ""
-        name = "killed" if kind == KILLED else "expired" if kind == EXPIRED else "failed"
-    elif state == b"gone":
-        if first:
-            raise JobNotFound(job)
-        name = "removed"
-    else:
-        return None
-    return _End(QueueEvent(name, job, store.name, store.now_ms(), str(last), str(last)), last)
+    return _End(event_of_row(name, job, store.name, found.finished_at, str(last)), last, gone=False)

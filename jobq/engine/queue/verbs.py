@@ -366,11 +366,15 @@ class Verbs(EventVerbs):
         async def calls(ids: list[bytes]) -> list[Call[list[str]]]:
             record = _encode(AttemptError(attempt=0, at=store.now_ms(), type=KILLED, message="killed by an operator"))
             kept: dict[int | str, list[str]] = {}
-            for at in range(0, len(ids), CALL):
-                asked = [as_text(job_id) for job_id in ids[at : at + CALL]]
-                for job_id, row in zip(asked, await store.do(store.rows(asked, brief=True)), strict=False):
+            left = [as_text(job_id) for job_id in ids]
+            while left:
+                asked = left[:CALL]
+                # Large rows make the reply shorter.
+                rows = await store.do(store.rows(asked, brief=True))
+                for job_id, row in zip(asked, rows, strict=False):
                     retention = job_row(self.name, job_id, row).retention if row else None
                     kept.setdefault("" if retention is None else retention, []).append(job_id)
+                left = left[len(rows) :]
             return [
                 store.kill(some[at : at + CALL], record, retention)
                 for retention, some in kept.items()

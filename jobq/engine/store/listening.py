@@ -58,6 +58,11 @@ class Listening(Sender):
         # Look afterwards, so that entries that are dropped meanwhile are not overlooked.
         return [(entry_id, fields) for entry_id, fields in entries], await self.trimmed_behind(first)
 
+    async def events_at(self, ms: int) -> list[tuple[bytes, list[bytes]]]:
+        """The entries of one millisecond that are left."""
+        entries = await self.command(b"XRANGE", self.keys["events"], ms, ms, b"COUNT", 256)
+        return [(entry_id, fields) for entry_id, fields in entries]
+
     async def trimmed_behind(self, entry_id: bytes) -> bool:
         """Whether entries after this one may have been dropped from the stream."""
         events = self.keys["events"]

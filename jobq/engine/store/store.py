@@ -397,9 +397,13 @@ class Store(Sharing):
         """Groups that have jobs, behind the name ``after``, as groups.lua returns them. ``only``: this group alone."""
         return Call("groups", [after, page, only], read_as_is)
 
-    def rows(self, ids: Sequence[str | bytes], *, brief: bool = False) -> Call[list[Any]]:
-        """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``."""
-        return Call("rows", [self.now, int(brief), *ids], read_as_is)
+    def rows(self, ids: Sequence[str | bytes], *, brief: bool = False, expired: bool = False) -> Call[list[Any]]:
+        """Read rows of the first of these jobs (see rows.lua). Large rows make the reply shorter than ``ids``.
+
+        ``expired``: also jobs whose own retention is over, as long as they are stored.
+        """
+        # Retentions end at a time, and none has ended at time 0.
+        return Call("rows", [0 if expired else self.now, int(brief), *ids], read_as_is)
 
     def results(self, ids: Sequence[str | bytes]) -> Call[list[bytes]]:
         """Read pairs state, row of the first of these jobs. Large rows make the reply shorter than ``ids``."""
