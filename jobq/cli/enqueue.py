@@ -35,6 +35,7 @@ OPTIONS = (
     "metadata",
     "limits",
     "group",
+    "partition_by",
     "slots",
     "costs",
     "version",

@@ -280,6 +280,7 @@ def _add_jobs(menu: Menu) -> None:
 
 
 def _add_contents(enqueue: argparse.ArgumentParser) -> None:
+    enqueue.add_argument("--partition-by", metavar="TEXT", help="jobs with the same text are in one partition")
     enqueue.add_argument(
         "--payload-version",
         type=values.whole(1),

@@ -216,6 +216,7 @@ def job_lines(row: JobRow, why: Why | None = None) -> list[str]:
         ("deadline", row.deadline_at and f"{clock(row.deadline_at)} ({ago(row.deadline_at)})"),
         ("backoff", row.backoff and _json(msgspec.json.encode(row.backoff))),
         ("key", row.key),
+        ("partition by", row.partition_by),
         ("metadata", row.metadata and _json(msgspec.json.encode(row.metadata))),
         ("unserved", row.unserved and f"{row.unserved} times: no worker that claimed it knew its type"),
         ("progress", _json(row.progress)),

@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import astuple, replace
 
 from jobq.engine.model import job
+from jobq.engine.model.groups import TEMPLATES
 from jobq.engine.model.job import Accepted, Durability, NewJob
 from jobq.engine.model.times import to_unix_ms
 from jobq.engine.model.unique import bind, of_type
@@ -178,7 +179,7 @@ def new_job(queue: Queue, body: schema.Enqueue, idempotency_key: str | None, sco
         options, given = _with_given(queue, options, body, values)
         if task and "unique" in given:
             options = bind(options, body.type, task.signature.defaults)
-        hidden = ("limits_by", "costs_by", "group_by")
+        hidden = ("limits_by", "costs_by", *TEMPLATES.values())
         names = None if queue.tasks else tuple(name for name in given if name not in hidden)
     payload = body.payload if isinstance(body.payload, msgspec.Raw) else _EMPTY
     job_id = None if body.id is UNSET else body.id
@@ -213,8 +214,7 @@ def _with_given(queue: Queue, options: Options, body: Any, values: tuple[Any, ..
     if "costs" in given:
         given["costs"] = given["costs"] or {}
         given["costs_by"] = ()
-    if "group" in given:
-        given["group_by"] = None
+    given |= {template: None for name, template in TEMPLATES.items() if name in given}
     if isinstance(body.metadata, msgspec.Raw):
         given["metadata"] = _metadata(queue, body.metadata)
     if given.get("run_at") is not None:

@@ -103,6 +103,13 @@ _Costs = Annotated[
 _Group = Annotated[
     str, Meta(min_length=1, max_length=VALUE_MAX, description="The group whose turns the job takes, such as a tenant.")
 ]
+_PartitionBy = Annotated[
+    str,
+    Meta(
+        min_length=1, max_length=VALUE_MAX,
+        description="Jobs with the same text are in one partition of the queue, and keep their order there.",
+    ),
+]  # fmt: skip
 _Slots = Annotated[
     int, Meta(ge=1, le=SLOTS_MAX, description="How many jobs it counts as: for its worker and under its limits.")
 ]
@@ -161,6 +168,7 @@ class Enqueue(In):
     deadline: _Deadline | UnsetType | None = UNSET
     deadline_at: _At | UnsetType | None = UNSET
     version: _Version | UnsetType = UNSET
+    partition_by: _PartitionBy | UnsetType | None = UNSET
     id: _Id | UnsetType = UNSET
 
 

@@ -75,5 +75,10 @@ async def test_partitions_are_set_and_shown(client: Client):
     assert (await (await client.get("/jobs/stats")).json())["waiting"] == 3
     assert "main" in await (await client.get("/metrics")).text()
     assert [row["name"] for row in (await (await client.get("/queues")).json())["queues"]] == ["main"]
+    job = {"type": "echo", "payload": {"word": "a"}, "partition_by": "acme", "limits": []}
+    answer = await (await client.post("/jobs/enqueue", json=job)).json()
+    assert (await (await client.get(f"/jobs/{answer['id']}")).json())["partition_by"] == "acme"
+    for wrong in ("", "a" * 201, 7):
+        assert (await client.post("/jobs/enqueue", json=job | {"partition_by": wrong})).status == 422
     for wrong in (0, 257, "3", None):
         assert (await client.put("/partitions", json={"partitions": wrong})).status == 422

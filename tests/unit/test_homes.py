@@ -66,6 +66,42 @@ def test_keys_with_different_homes_are_refused():
         home(limits=["api:a", "api:b"])
 
 
+def test_partition_by_alone_decides():
+    by = home(partition_by="acme")
+    assert by == home(limits=["api:acme"])
+    others = {"key": "k", "limits": ["api:a", "api:b"], "group": "else", "idempotency_key": "r"}
+    assert home(partition_by="acme", **others) == by
+    with pytest.raises(InvalidJob, match="or say with partition_by="):
+        home(limits=["api:a", "api:b"])
+    for wrong in ("", "a" * 201, "a\n", 7):
+        with pytest.raises(InvalidJob, match="partition_by"):
+            home(partition_by=wrong)
+
+
+def test_a_task_says_by_what_its_jobs_are_parted():
+    queue = Queue("test")
+
+    @queue.task(partition_by="{tenant}")
+    async def template(tenant: str | None = None) -> None: ...
+
+    @queue.task(partition_by=lambda tenant: f"t{tenant}", group=lambda tenant: f"g{tenant}")
+    async def function(tenant: int) -> None: ...
+
+    def entry(type: str, payload: object, **options: object) -> tuple[str | None, str]:
+        new = queue.named(queue.new(type, payload, **options))  # pyright: ignore[reportArgumentType]
+        row = encode_entry(new, IdMaker(), 1_000)
+        return row[5], row[2]
+
+    assert entry("template", {"tenant": "a"})[0] == "a"
+    assert entry("template", {})[0] is None
+    assert entry("template", {"tenant": "a"}, partition_by="b")[0] == "b"
+    assert entry("function", {"tenant": 3}) == ("t3", "0 0 0\v@g3")
+    assert entry("function", {"tenant": 3}, partition_by="b", group="g") == ("b", "0 0 0\v@g")
+    for wrong in ("{other}", "{tenant", 7):
+        with pytest.raises(InvalidJob, match="partition_by"):
+            queue.task(partition_by=wrong)(template)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def test_what_is_stored_is_read_or_ignored():
     assert read_spread(b"8 4 16 operator") == Spread(8, 4, 16, "operator")
     assert read_spread(None) == read_spread(b"") == read_spread(b"8 4") == read_spread(b"\xff") == Spread(1, 1, 1, "")

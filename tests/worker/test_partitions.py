@@ -267,6 +267,47 @@ async def test_a_key_is_held_by_one_job_of_the_whole_queue(spread: Queue):
     assert all(job.duplicate for job in many)
 
 
+async def test_partition_by_keeps_jobs_together_and_in_order(spread: Queue, start: Callable[..., Any]):
+    order: dict[str, list[int]] = {}
+
+    @spread.task(partition_by="{account}", limits=[Concurrency(1, by="api"), Concurrency(1, by="account")])
+    async def book(account: str, api: str, n: int) -> None:
+        order.setdefault(account, []).append(n)
+
+    jobs = await book.enqueue_many([{"account": f"a{n % 8}", "api": f"s{n % 3}", "n": n} for n in range(64)])
+    jobs.append(await book.enqueue("a3", "s1", 64))
+    place = {f"a{n}": partition_of(jobs[n].id) for n in range(8)}
+    assert len(set(place.values())) > 1
+    assert all(partition_of(job.id) == place[f"a{n % 8}"] for n, job in enumerate(jobs[:64]))
+    assert partition_of(jobs[64].id) == place["a3"]
+    again = await spread.rerun(jobs[3].id)
+    assert partition_of(again.id) == place["a3"]
+    assert (await spread.get(again.id)).partition_by == "a3"
+    with pytest.raises(InvalidJob, match=r"its keys or partition_by belong to partition"):
+        await book.options(id=f"mine~{(place['a3'] + 1) % 4 or 2}").enqueue("a3", "s1", 65)
+    await start(spread, concurrency=8)
+    await asyncio.gather(*(job.result(timeout=10) for job in [*jobs, again]))
+    assert order["a1"] == [n for n in range(64) if n % 8 == 1]
+    assert order["a3"] == [*[n for n in range(64) if n % 8 == 3], 64, 3]
+
+
+async def test_a_program_without_the_code_parts_jobs_as_the_task_says(
+    spread: Queue, connection: Connection, start: Callable[..., Any]
+):
+    @spread.task(partition_by="{account}")
+    async def book(account: str) -> None: ...
+
+    await start(spread)
+    await wait_until(spread.types, "the published type")
+    job = await book.enqueue("a7")
+    async with Queue("spread", connection) as producer:
+        assert {partition_of((await producer.enqueue("book", {"account": "a7"})).id) for _ in range(4)} == {
+            partition_of(job.id)
+        }
+        other = await producer.enqueue("book", {"account": "a7"}, partition_by="b")
+        assert (await producer.get(other.id)).partition_by == "b"
+
+
 async def test_limits_by_key_are_exact(spread: Queue, start: Callable[..., Any]):
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()

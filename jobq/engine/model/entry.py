@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from jobq.engine.model.costs import costs_of, weight_row
-from jobq.engine.model.groups import group_of
+from jobq.engine.model.groups import name_of
 from jobq.engine.model.job import DELAY_MAX_MS, Spec
 from jobq.engine.model.limits import keys_of
 from jobq.engine.model.unique import key_of, mode_of
@@ -24,9 +24,9 @@ IDEMPOTENCY_TTL_MS: Final = 24 * 3600 * 1000
 _SEPARATOR: Final = "\x1f"
 """Separates the parts of an idempotency key. It is a control character, which none of the parts can contain."""
 
-Entry = tuple[str, bytes, str, str, str]
-"""Id, spec, options in the form of enqueue.lua, fingerprint ('-' if the request has no idempotency key), and uniqueness
-in the form of enqueue_unique.lua ('' if neither the job nor its request has a key)."""
+Entry = tuple[str, bytes, str, str, str, str | None]
+"""Id, spec, options in the form of enqueue.lua, fingerprint ('-' if the request has no idempotency key), uniqueness in
+the form of enqueue_unique.lua ('' if neither the job nor its request has a key), and ``partition_by``."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,6 +50,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         at = 0 if ids.ms == now else now  # The id contains the time, which saves 19 bytes in every row.
     else:
         job_id, at = new.id, now
+    partition_by = name_of(options.partition_from, new.payload) if options.partition_from else options.partition_by
     spec = Spec(
         new.type,
         at,
@@ -66,6 +67,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         None,
         None,
         new.rerun_of,
+        partition_by,
         new.payload,
         options.version,
         options.metadata,
@@ -90,12 +92,10 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     if options.breaker:
         # The name of no rule begins with an exclamation mark.
         keys.insert(0, f"!{new.type}")
-    group = group_of(options.group_by, new.payload) if options.group_by else options.group
+    group = name_of(options.group_by, new.payload) if options.group_by else options.group
     if group:
         keys.insert(0, f"@{group}")
-    costs = options.costs
-    if costs or options.costs_by:
-        costs = costs_of(costs, options.costs_by, new.payload)
+    costs = costs_of(options.costs, options.costs_by, new.payload) if options.costs or options.costs_by else {}
     weight = weight_row(options.slots, costs) if costs or options.slots != 1 else ""
     if options.priority or options.lifo or delay or keys or weight or life:
         words = f"{options.priority} {int(options.lifo)} {delay}"
@@ -108,7 +108,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             fingerprint = _fingerprint(spec, options, keys, uniqueness, weight)
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
-    return job_id, encoded, words, fingerprint, uniqueness
+    return job_id, encoded, words, fingerprint, uniqueness, partition_by
 
 
 def _fingerprint(spec: Spec, options: Options, keys: list[str], uniqueness: str, weight: str) -> str:

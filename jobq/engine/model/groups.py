@@ -22,6 +22,9 @@ QUEUED_MAX: Final = 1_000_000_000
 Charge = Literal["count", "actual"]
 """What a turn of a group costs: one job, or the time that its jobs run."""
 
+TEMPLATES: Final = {"group": "group_by", "partition_by": "partition_from"}
+"""The options of a job that a template or a function of its task may name -> where the template is kept."""
+
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
@@ -71,8 +74,16 @@ def check_group_name(name: str) -> str:
 
     :raises InvalidJob: it is empty, longer than 200 bytes, or has control characters.
     """
+    return check_option_name("group", name)
+
+
+def check_option_name(option: str, name: str) -> str:
+    """Check and return what one of ``TEMPLATES`` names.
+
+    :raises InvalidJob: it is empty, longer than 200 bytes, or has control characters.
+    """
     if not name or unfit(name):
-        raise InvalidJob(f"group {name[:80]!r}: it takes 1 to {VALUE_MAX} bytes without control characters")
+        raise InvalidJob(f"{option} {name[:80]!r}: it takes 1 to {VALUE_MAX} bytes without control characters")
     return name
 
 
@@ -111,8 +122,9 @@ def changed_row(weight: float | UnsetType, paused: bool | UnsetType, max_queued:
     return " ".join(word if name in new else "=" for name, word in zip(given, words, strict=True))
 
 
-def group_by(template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy | str:
-    """What ``group="..."`` of a task declares: a template over the handler's arguments, or a name as it stands.
+def name_by(option: str, template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy | str:
+    """What ``group="..."`` or ``partition_by="..."`` of a task declares: a template over the handler's arguments, or a
+    name as it stands.
 
     ``arguments``: the handler's arguments, with their defaults or ``inspect.Parameter.empty``.
 
@@ -120,14 +132,14 @@ def group_by(template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy 
     """
     names = _FIELD.findall(template)
     if not names and not set("{}") & set(template):
-        return check_group_name(template)
+        return check_option_name(option, template)
     if set("{}") & set(_FIELD.sub("", template)):
-        raise InvalidJob(f"group={template!r:.80}: a brace is too many; a template is such as '{{tenant}}'")
+        raise InvalidJob(f"{option}={template!r:.80}: a brace is too many; a template is such as '{{tenant}}'")
     defaults: dict[str, str] = {}
     for name in names:
         if name not in arguments:
             raise InvalidJob(
-                f"group={template!r:.80} names no argument of {type!r}; there are {', '.join(arguments) or 'none'}"
+                f"{option}={template!r:.80} names no argument of {type!r}; there are {', '.join(arguments) or 'none'}"
             )
         try:
             defaults[name] = value_text(arguments[name])
@@ -136,15 +148,16 @@ def group_by(template: str, type: str, arguments: Mapping[str, Any]) -> GroupBy 
     return GroupBy(template, defaults)
 
 
-def group_of(by: GroupBy, payload: bytes | msgspec.Raw) -> str | None:
-    """The group of a job. A long name is replaced by its hash. A template of one argument that is null gives no group.
+def name_of(by: GroupBy, payload: bytes | msgspec.Raw) -> str | None:
+    """What a template names for a job. A long name is replaced by its hash. A template of one argument that is null
+    names nothing.
 
     :raises InvalidJob: the payload is not an object, so it has no arguments.
     """
     try:
         fields = msgspec.json.decode(payload, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidJob(f"the payload has no arguments to group by: {error}") from None
+        raise InvalidJob(f"the payload has no arguments for {by.template!r:.80}: {error}") from None
 
     def value(match: re.Match[str]) -> str:
         name = match[1]

@@ -129,6 +129,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     expires_at: int | None = None
     deadline_at: int | None = None
     rerun_of: str | None = None
+    partition_by: str | None = None
     payload: msgspec.Raw = msgspec.Raw(b"null")
     version: int = 1
     metadata: dict[str, Any] | None = None
@@ -180,7 +181,7 @@ class CostBy(msgspec.Struct, frozen=True):
 
 
 class GroupBy(msgspec.Struct, frozen=True):
-    """A template of group names, such as "{tenant}". ``defaults``: values of arguments that a payload leaves out."""
+    """A template of names, such as "{tenant}". ``defaults``: values of arguments that a payload leaves out."""
 
     template: str
     defaults: dict[str, str]
@@ -195,6 +196,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     at most; the queue's count and age bound it all the same. ``limits``: the limit keys under which the job counts.
     ``limits_by``: more of them, which an argument of the job completes. ``group``: the group whose turns the job takes.
     ``group_by``: a template of it over the job's arguments. ``slots``: how many jobs it counts as.
+    ``partition_by``: jobs with the same text are in one partition of the queue. ``partition_from``: a template of it.
     ``breaker``: the type has a circuit breaker.
     ``unique``: while what a key is held, and what becomes of a job that finds it held. ``key`` and ``key_ttl`` are its
     short forms.
@@ -229,6 +231,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline: int | None = None
     deadline_at: int | None = None
     version: int = 1
+    partition_by: str | None = None
+    partition_from: GroupBy | None = None
 
 
 PLAIN = Options()

@@ -11,7 +11,7 @@ import msgspec
 from jobq.engine.model.backoff import stored_backoff
 from jobq.engine.model.costs import check_costs
 from jobq.engine.model.encoding import encode
-from jobq.engine.model.groups import check_group_name
+from jobq.engine.model.groups import TEMPLATES, check_option_name
 from jobq.engine.model.job import (
     ATTEMPTS_MAX,
     DELAY_MAX_MS,
@@ -74,6 +74,7 @@ class Given(_Given, total=False):
 
     backoff: Backoff | Sequence[Seconds] | None
     group: str | None
+    partition_by: str | None
 
 
 class QueueGiven(TypedDict, total=False):
@@ -101,12 +102,13 @@ class TaskGiven(_Given, total=False):
     attempt of a job that has no backoff of its own. ``retry_on``: only these exceptions are retried. ``discard_on``:
     these are not retried. Both take one class or several, and include subclasses. All leaves of an exception group
     are checked. ``group``: the group of its jobs, a template over the handler's arguments such as "{tenant}", or a
-    function that takes these arguments. ``version``: that of the payloads that the handler takes. ``@task.upcast``
-    converts older ones.
+    function that takes these arguments. ``partition_by``: the same, for what decides in which partition of the queue
+    its jobs are. ``version``: that of the payloads that the handler takes. ``@task.upcast`` converts older ones.
     """
 
     backoff: Backoff | Sequence[Seconds] | BackoffFunction | None
     group: str | Callable[..., str | None] | None
+    partition_by: str | Callable[..., str | None] | None
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None
     discard_on: type[BaseException] | Sequence[type[BaseException]] | None
     max_snoozes: int
@@ -187,8 +189,9 @@ def merge(base: Options, given: Given) -> Options:
     if "costs" in changes:
         changes["costs"] = _costs(changes["costs"])
         changes.setdefault("costs_by", ())  # not the task's either
-    if "group" in changes:
-        changes.setdefault("group_by", None)
+    for name, template in TEMPLATES.items():
+        if name in changes:
+            changes.setdefault(template, None)
     if changes.get("run_at") is not None:
         changes["run_at"] = to_unix_ms("run_at", changes["run_at"])
         changes.setdefault("delay", 0)  # in place of the task's default
@@ -270,9 +273,10 @@ def check(options: Options) -> None:
         if options.key is not None:
             raise InvalidJob("key and unique are both given: key is the short form of unique=Unique(key=...)")
     check_costs(options.costs)
-    if options.group is not None:
-        _kind("group", options.group, str, "a text")
-        check_group_name(options.group)
+    for name in TEMPLATES:
+        if (value := getattr(options, name)) is not None:
+            _kind(name, value, str, "a text")
+            check_option_name(name, value)
     if options.key is not None:
         check_key("key", options.key)
     elif options.key_ttl is not None:

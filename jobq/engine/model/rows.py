@@ -155,6 +155,7 @@ def job_row(queue: str, job_id: str, row: list[Any]) -> JobRow:
         expires_at=of.expires_at,
         deadline_at=of.deadline_at,
         rerun_of=spec.rerun_of,
+        partition_by=spec.partition_by,
         reruns=of.reruns,
         version=spec.version,
         trace=spec.trace,

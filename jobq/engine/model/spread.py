@@ -49,12 +49,16 @@ def check_partitions(count: int) -> int:
 def home_of(entry: Entry, homes: int) -> int | None:
     """The partition in which the jobs with the keys of this one are; None if it may be in any.
 
-    A deduplication key comes before limit keys, these before a group, and an idempotency key is last. Breakers count
-    in each partition for itself.
+    ``partition_by`` alone decides if it is given. Otherwise a deduplication key comes before limit keys, these before a
+    group, and an idempotency key is last. Breakers count in each partition for itself.
 
     :raises InvalidJob: its keys belong to different partitions.
     """
-    _, _, words, _, uniqueness = entry
+    _, _, words, _, uniqueness, partition_by = entry
+    if partition_by is not None:
+        return home(partition_by, homes)
+    if not words and not uniqueness:
+        return None
     first = words.partition("\v")[2].partition("\v")[0]
     lines = first.split("\n") if first else []
     own, _, request = uniqueness.partition("\n")
@@ -68,7 +72,8 @@ def home_of(entry: Entry, homes: int) -> int | None:
     if len(exact) > 1:
         raise InvalidJob(
             "the keys of the job belong to different partitions of the queue, and each key is exact only in its own:"
-            " take limit keys with the same value (such as limits by one field), or the deduplication key alone"
+            " take limit keys with the same value (such as limits by one field), or the deduplication key alone, or say"
+            ' with partition_by="..." where the job goes: its keys then count among the jobs of that partition'
         )
     if exact:
         return exact.pop()

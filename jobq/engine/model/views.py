@@ -26,7 +26,8 @@ class JobRow(msgspec.Struct, frozen=True):
     ``expires_at``: by when it must have started. ``deadline_at``: by when it must have ended. While a job
     is unfinished, each is None once it does not count any more, such as after a retry by hand.
     ``rerun_of``: the job that it runs again. ``reruns``: the last jobs that run it again, newest first.
-    ``version``: that of the payload. ``trace``: the trace context of its producer.
+    ``version``: that of the payload. ``trace``: the trace context of its producer. ``partition_by``: what decided in
+    which partition it is.
     ``unreadable``: stored values that cannot be read, cut, by the name of their column. Their fields have default
     values.
     """
@@ -70,6 +71,7 @@ class JobRow(msgspec.Struct, frozen=True):
     reruns: list[str] = []
     version: int = 1
     trace: dict[str, str] | None = None
+    partition_by: str | None = None
     unreadable: dict[str, str] = {}
 
     __repr__ = readable

@@ -123,7 +123,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
     :raises InvalidJob: one cannot be encoded.
     :raises StoreError: Redis is away.
     """
-    news = [queue.grouped(queue.current(new)) for new in await queue.type_defaults.complete(news)]
+    news = [queue.named(queue.current(new)) for new in await queue.type_defaults.complete(news)]
     if stored.definition.overlap == "queue_one":
         key = f"{RULE}:{stored.name}"
         news = [
@@ -138,8 +138,8 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
         for entry in entries:
             if home := home_of(entry, homes):
                 raise InvalidJob(
-                    f"the keys, limits or group of its jobs belong to partition {home} of the queue, and all schedules"
-                    " are in partition 0: leave them out, or let the job enqueue another one"
+                    f"the keys, limits, group or partition_by of its jobs belong to partition {home} of the queue, and"
+                    " all schedules are in partition 0: leave them out, or let the job enqueue another one"
                 )
     return entries
 

@@ -207,7 +207,7 @@ class Producer:
         Jobs with keys have a script of their own.
         """
         if len(rows) == 1:
-            job_id, spec, options, _, uniqueness = rows[0]
+            job_id, spec, options, _, uniqueness, _ = rows[0]
             if not uniqueness:
                 return [self._store.enqueue([job_id, spec, options])], [0]
             return [self._store.enqueue_unique([job_id, spec, options, uniqueness])], [0]
@@ -226,11 +226,11 @@ class Producer:
                 page = page[: next((i for i, row in enumerate(page) if bool(row[4]) != kind), len(page))]
             flat: list[Any] = []
             if page[0][4]:
-                for job_id, spec, options, _, uniqueness in page:
+                for job_id, spec, options, _, uniqueness, _ in page:
                     flat += (job_id, spec, options, uniqueness)
                 calls.append(self._store.enqueue_unique(flat))
             else:
-                for job_id, spec, options, _, _ in page:
+                for job_id, spec, options, _, _, _ in page:
                     flat += (job_id, spec, options)
                 calls.append(self._store.enqueue(flat))
             starts.append(at)
@@ -295,7 +295,7 @@ def _held(row: Entry, earlier: str, fingerprint: str, state: str, done: str) -> 
 def _fitting(rows: list[Entry], at: int) -> int:
     """How many of the rows from ``at`` on go into one trip. At least one does."""
     weight = size = 0
-    for count, (_, spec, options, _, uniqueness) in enumerate(rows[at : at + BATCH]):
+    for count, (_, spec, options, _, uniqueness, _) in enumerate(rows[at : at + BATCH]):
         weight += WITH_OPTIONS if options or uniqueness else 1
         size += len(spec)
         if count and (weight > BATCH or size > BATCH_BYTES):

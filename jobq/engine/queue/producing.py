@@ -10,7 +10,7 @@ import msgspec
 
 from jobq.engine.model.encoding import check_sound, encode
 from jobq.engine.model.entry import encode_entry, spread_out
-from jobq.engine.model.groups import check_group_name
+from jobq.engine.model.groups import check_option_name
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_type, merge
@@ -113,8 +113,8 @@ class Producing(Registry, Verbs):
             self.check(new)
         if self.revised:
             new = self.current(new)
-        if self.group_functions:
-            new = self.grouped(new)
+        if self.name_functions:
+            new = self.named(new)
         options = new.options
         if options.limits or options.limits_by or options.breaker:
             await session.declared.check([new], self.rules, self.declared_breakers)
@@ -152,25 +152,27 @@ class Producing(Registry, Verbs):
         options = msgspec.structs.replace(new.options, version=task.versions.current)
         return msgspec.structs.replace(new, type=task.name, payload=payload, options=options)
 
-    def grouped(self, new: NewJob) -> NewJob:
-        """The job, in the group that the function of its task gives it.
+    def named(self, new: NewJob) -> NewJob:
+        """The job, with the group and the ``partition_by`` that functions of its task give it.
 
-        :raises InvalidJob: the function raised, or returned something else than a name.
+        :raises InvalidJob: a function raised, or returned something else than a name.
         """
-        function = self.group_functions.get(new.type)
-        if function is None or new.options.group is not None:
+        functions = self.name_functions.get(new.type, {})
+        missing = {option: fn for option, fn in functions.items() if getattr(new.options, option) is None}
+        if not missing:
             return new
         arguments = self.tasks[new.type].signature.arguments(new.payload)
-        try:
-            group = function(**arguments)
-        except (Exception, SystemExit) as error:  # a SystemExit would end the server that enqueues
-            raise InvalidJob(f"the group function of {new.type!r} raised {error!r:.200}") from error
-        if group is None:
-            return new
-        if not isinstance(group, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users without type checks
-            raise InvalidJob(f"the group function of {new.type!r} returned {group!r:.80}: it takes a text or None")
-        options = msgspec.structs.replace(new.options, group=check_group_name(group))
-        return msgspec.structs.replace(new, options=options)
+        names: dict[str, Any] = {}
+        for option, function in missing.items():
+            try:
+                name = function(**arguments)
+            except (Exception, SystemExit) as error:  # a SystemExit would end the server that enqueues
+                raise InvalidJob(f"the {option} function of {new.type!r} raised {error!r:.200}") from error
+            if name is not None and not isinstance(name, str):
+                raise InvalidJob(f"the {option} function of {new.type!r} returned {name!r:.80}, not a text or None")
+            if name is not None:
+                names[option] = check_option_name(option, name)
+        return msgspec.structs.replace(new, options=msgspec.structs.replace(new.options, **names))
 
     def tell_enqueued(self, new: NewJob, accepted: Accepted) -> None:
         """Call the hooks for an enqueue."""
@@ -242,8 +244,8 @@ class Producing(Registry, Verbs):
                 self.check(new)
         if self.revised:
             news = [self.current(new) for new in news]
-        if self.group_functions:
-            news = [self.grouped(new) for new in news]
+        if self.name_functions:
+            news = [self.named(new) for new in news]
         if limited := [one for one in news if (of := one.options).limits or of.limits_by or of.breaker]:
             await session.declared.check(limited, self.rules, self.declared_breakers)
         ids, now = session.ids, session.store.now_ms()

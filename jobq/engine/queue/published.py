@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger
+from jobq.engine.model.groups import TEMPLATES
 from jobq.engine.model.job import PLAIN
 from jobq.engine.model.options import check_type, over
 from jobq.engine.model.types import difference, encode_published, read_type
@@ -108,8 +109,7 @@ def completed(new: NewJob, defaults: Options) -> NewJob:
         given["limits_by"] = ()
     if "costs" in given:
         given["costs_by"] = ()
-    if "group" in given:
-        given["group_by"] = None
+    given |= {template: None for name, template in TEMPLATES.items() if name in given}
     if given.get("run_at") is not None:
         given["delay"] = 0  # in place of the type's default
     elif given.get("delay"):

@@ -86,6 +86,7 @@ class RerunVerbs(Producing):
             breaker=f"!{old.type}".encode() in (row[_LIMITS] or b"").split(b"\n"),
             # The first job with the key may be unfinished, or a later one has it.
             version=old.version,
+            partition_by=old.partition_by,
             unique=None if old.key is None else StoredUnique(key=old.key, while_="unfinished", on="fail"),
         )
         check(options)

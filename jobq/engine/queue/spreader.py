@@ -106,8 +106,8 @@ class Spreader:
         if home is not None and home != own:
             ending = f"with the ending ~{home}" if home else "without an ending"
             raise InvalidJob(
-                f"id {job_id!r} names partition {own}, and the keys of the job belong to partition {home}: give it an"
-                f" id {ending}, or none"
+                f"id {job_id!r} names partition {own}, and its keys or partition_by belong to partition {home}: give it"
+                f" an id {ending}, or none"
             )
         return own
 

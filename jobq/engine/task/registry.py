@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Un
 import msgspec
 
 from jobq.engine.model.breaker import Breaker
-from jobq.engine.model.groups import group_by
+from jobq.engine.model.groups import TEMPLATES, name_by
 from jobq.engine.model.job import PLAIN, Options
 from jobq.engine.model.limits import Rule, declared_costs, declared_rules, limits_given
 from jobq.engine.model.options import TaskGiven, check_type, merge
@@ -52,8 +52,9 @@ class Registry:
         """Whether a task has aliases, or a version of its payload beyond the first."""
         self.rules: dict[str, Rule] = {}
         """The rules of limits that tasks and the queue declare."""
-        self.group_functions: dict[str, Callable[..., Any]] = {}
-        """The functions that give the groups of jobs, by type. They take the arguments of the job."""
+        self.name_functions: dict[str, dict[str, Callable[..., Any]]] = {}
+        """The functions that give the group of a job, or what decides its partition, by type and option. They take the
+        arguments of the job."""
         self.declared_schedules: dict[str, Definition] = {}
         """The schedules of tasks, which a worker or server of this queue writes when it starts."""
         self.declared_breakers: dict[str, Breaker] = {}
@@ -111,7 +112,7 @@ class Registry:
             if breaker is not None and not isinstance(breaker, Breaker):
                 raise InvalidJob(f"breaker is {breaker!r:.80}: it takes Breaker(rate=..., runs=..., open_for=...)")
             limits = limits_given(options.pop("limits", None))
-            group = options.pop("group", None)
+            names = {option: options.pop(option, None) for option in TEMPLATES}
             defaults = merge(self.default_options, cast("Given", options))
             if limits:
                 arguments = Signature(plain).defaults
@@ -123,33 +124,34 @@ class Registry:
                     costs |= defaults.costs
                     costs_by = tuple(one for one in costs_by if one.unit not in defaults.costs)
                     defaults = msgspec.structs.replace(defaults, costs=costs, costs_by=costs_by)
-            if isinstance(group, str):
-                by = group_by(group, type_, Signature(plain).defaults)
-                change: dict[str, Any] = {"group": by} if isinstance(by, str) else {"group_by": by}
-                defaults = msgspec.structs.replace(defaults, **change)
-            elif group is not None and not callable(group):
-                raise InvalidJob(
-                    f"group is {group!r:.80}: it takes a text, a template such as '{{tenant}}' or a function"
-                )
+            for option, named_by in names.items():
+                if isinstance(named_by, str):
+                    by = name_by(option, named_by, type_, Signature(plain).defaults)
+                    change: dict[str, Any] = {option if isinstance(by, str) else TEMPLATES[option]: by}
+                    defaults = msgspec.structs.replace(defaults, **change)
+                elif named_by is not None and not callable(named_by):
+                    raise InvalidJob(
+                        f"{option} is {named_by!r:.80}: it takes a text, a template such as '{{tenant}}' or a function"
+                    )
             if breaker is not None:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
             if defaults.unique is not None:
                 defaults = bind(defaults, type_, Signature(plain).defaults)
             task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy, _names(aliases))
-            names = (task.name, *task.aliases)
-            for at, named in enumerate(names):
-                if named in names[:at]:
+            known = (task.name, *task.aliases)
+            for at, named in enumerate(known):
+                if named in known[:at]:
                     raise InvalidJob(f"task {task.name!r} has the name {named!r} twice: remove it from aliases=")
                 if named in self.tasks:
                     raise InvalidJob(
                         f"queue {self.name!r} has a handler for {named!r} already:"
                         f" {'remove it from aliases=' if at else 'give one of them a name='}"
                     )
-            self.tasks |= dict.fromkeys(names, task)
+            self.tasks |= dict.fromkeys(known, task)
             if task.aliases or task.versions.current > 1:
                 self.revised = True
-            if callable(group):
-                self.group_functions[task.name] = group
+            if functions := {option: value for option, value in names.items() if callable(value)}:
+                self.name_functions[task.name] = functions
             if breaker is not None:
                 self.declared_breakers[task.name] = breaker
             return task
