@@ -21,7 +21,7 @@ from jobq.engine.model.job import Accepted, Durability, NewJob
 from jobq.engine.model.times import to_unix_ms
 from jobq.engine.model.unique import bind, of_type
 from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, PayloadTooLarge
-from jobq.http import problems, schema
+from jobq.http import bodies, problems, schema
 from jobq.http.call import ApiCall, decode, given, reply
 from jobq.http.strict import PIECE, REFUSALS, check_body, check_json, refusal
 
@@ -278,8 +278,8 @@ def _pages(news: list[NewJob]) -> Iterator[list[NewJob]]:
         yield page
 
 
-def enqueued(queue: Queue, accepted: Accepted) -> schema.Enqueued:
+def enqueued(queue: Queue, accepted: Accepted) -> bodies.Enqueued:
     job_id = f"{queue.name}:{accepted.id}"
-    return schema.Enqueued(
+    return bodies.Enqueued(
         job_id, duplicate=accepted.duplicate, state=accepted.state or UNSET, done=accepted.done or UNSET
     )

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from jobq.engine.model.job import AttemptError, State
 from jobq.engine.queue.results import failure_kind
 from jobq.errors import JobFailed, UnreadableResult
-from jobq.http import problems, schema
+from jobq.http import bodies, problems, schema
 from jobq.http.call import ApiCall, decode, given, no_content, reply
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _priority = msgspec.json.Decoder(schema.SetPriority)
 
 async def show(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
-    return reply(schema.public(await queue.get(job_id), tracebacks=call.tracebacks))
+    return reply(bodies.public(await queue.get(job_id), tracebacks=call.tracebacks))
 
 
 async def page(call: ApiCall) -> web.Response:
@@ -38,14 +38,14 @@ async def page(call: ApiCall) -> web.Response:
         limit=query.limit,
         cursor=given(query.cursor),
     )
-    return reply(schema.Jobs([schema.JobBrief.of(row) for row in found.jobs], found.cursor))
+    return reply(bodies.Jobs([bodies.JobBrief.of(row) for row in found.jobs], found.cursor))
 
 
 async def failed(call: ApiCall) -> web.Response:
     query = call.query(schema.FailedQuery)
     found = await call.queue.page(State.FAILED, limit=query.limit, cursor=given(query.cursor))
-    rows = [schema.FailedJob.of(row, tracebacks=call.tracebacks) for row in found.jobs]
-    return reply(schema.FailedJobs(rows, found.cursor))
+    rows = [bodies.FailedJob.of(row, tracebacks=call.tracebacks) for row in found.jobs]
+    return reply(bodies.FailedJobs(rows, found.cursor))
 
 
 async def stats(call: ApiCall) -> web.Response:
@@ -53,16 +53,16 @@ async def stats(call: ApiCall) -> web.Response:
 
 
 async def workers(call: ApiCall) -> web.Response:
-    return reply(schema.Workers(await call.queue.workers()))
+    return reply(bodies.Workers(await call.queue.workers()))
 
 
 async def types(call: ApiCall) -> web.Response:
-    return reply(schema.Types(await call.queue.types()))
+    return reply(bodies.Types(await call.queue.types()))
 
 
 async def logs(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
-    return reply(schema.Logs(await queue.logs(job_id)))
+    return reply(bodies.Logs(await queue.logs(job_id)))
 
 
 async def result(call: ApiCall) -> web.Response:
@@ -89,21 +89,21 @@ def _outcome(row: JobRow) -> web.Response:
     if row.state is State.FAILED:
         last = row.errors[-1] if row.errors else AttemptError(0, row.finished_at or 0, "unknown", "no record")
         raise failure_kind(last)(row.id, last.type, last.message, last.traceback)
-    return reply(schema.Moved(f"{row.queue}:{row.id}", row.state), 202)
+    return reply(bodies.Moved(f"{row.queue}:{row.id}", row.state), 202)
 
 
 async def pause(call: ApiCall) -> web.Response:
     queue = call.queue
     await queue.pause()
     call.audit("pause", queue)
-    return reply(schema.Paused(queue.name, paused=True))
+    return reply(bodies.Paused(queue.name, paused=True))
 
 
 async def resume(call: ApiCall) -> web.Response:
     queue = call.queue
     await queue.resume()
     call.audit("resume", queue)
-    return reply(schema.Paused(queue.name, paused=False))
+    return reply(bodies.Paused(queue.name, paused=False))
 
 
 async def kill(call: ApiCall) -> web.Response:
@@ -134,14 +134,14 @@ async def promote(call: ApiCall) -> web.Response:
 
 
 def _moved(queue: Queue, job_id: str, state: State) -> web.Response:
-    return reply(schema.Moved(f"{queue.name}:{job_id}", state))
+    return reply(bodies.Moved(f"{queue.name}:{job_id}", state))
 
 
 async def reprioritise(call: ApiCall) -> web.Response:
     queue, job_id = call.job()
     body = decode(_priority, await call.body())
     await queue.reprioritise(job_id, body.priority)
-    return reply(schema.Prioritised(f"{queue.name}:{job_id}", body.priority))
+    return reply(bodies.Prioritised(f"{queue.name}:{job_id}", body.priority))
 
 
 async def retry_many(call: ApiCall) -> web.Response:
@@ -151,7 +151,7 @@ async def retry_many(call: ApiCall) -> web.Response:
         State(query.state), group=group, older_than=_seconds(query.older_than), limit=query.limit
     )
     call.audit("retry many", queue, state=query.state, group=group, count=count)
-    return reply(schema.Count(count))
+    return reply(bodies.Count(count))
 
 
 async def remove_many(call: ApiCall) -> web.Response:
@@ -161,7 +161,7 @@ async def remove_many(call: ApiCall) -> web.Response:
         State(query.state), group=group, older_than=_seconds(query.older_than), limit=query.limit
     )
     call.audit("remove many", queue, state=query.state, group=group, count=count)
-    return reply(schema.Count(count))
+    return reply(bodies.Count(count))
 
 
 async def kill_many(call: ApiCall) -> web.Response:
@@ -169,7 +169,7 @@ async def kill_many(call: ApiCall) -> web.Response:
     group = given(query.group)
     count = await queue.kill_all(State(query.state), group=group, limit=query.limit)
     call.audit("kill many", queue, state=query.state, group=group, count=count)
-    return reply(schema.Count(count))
+    return reply(bodies.Count(count))
 
 
 async def promote_many(call: ApiCall) -> web.Response:
@@ -177,7 +177,7 @@ async def promote_many(call: ApiCall) -> web.Response:
     group = given(query.group)
     count = await queue.promote_all(group=group, limit=query.limit)
     call.audit("promote many", queue, group=group, count=count)
-    return reply(schema.Count(count))
+    return reply(bodies.Count(count))
 
 
 async def reprioritise_many(call: ApiCall) -> web.Response:
@@ -185,7 +185,7 @@ async def reprioritise_many(call: ApiCall) -> web.Response:
     group, body = given(query.group), decode(_priority, await call.body())
     count = await queue.reprioritise_all(State(query.state), body.priority, group=group, limit=query.limit)
     call.audit("reprioritise many", queue, state=query.state, priority=body.priority, group=group, count=count)
-    return reply(schema.Count(count))
+    return reply(bodies.Count(count))
 
 
 def _seconds(ms: int | UnsetType) -> float | None:
@@ -196,20 +196,20 @@ async def queues(call: ApiCall) -> web.Response:
     hub = call.hub
     mine = [queue for queue in hub.queues.values() if call.key.may_reach(queue.name)]
     found = await asyncio.gather(*(queue.stats() for queue in mine))
-    return reply(schema.Queues([_queue(queue, stats, hub.default) for queue, stats in zip(mine, found, strict=True)]))
+    return reply(bodies.Queues([_queue(queue, stats, hub.default) for queue, stats in zip(mine, found, strict=True)]))
 
 
-def _queue(queue: Queue, stats: Stats, default: Queue) -> schema.QueueBrief:
-    return schema.QueueBrief(
+def _queue(queue: Queue, stats: Stats, default: Queue) -> bodies.QueueBrief:
+    return bodies.QueueBrief(
         queue.name, queue is default, stats.paused, sorted(queue.tasks),
         stats.waiting, stats.delayed, stats.active, stats.completed, stats.failed,
     )  # fmt: skip
 
 
 async def alive(_: ApiCall) -> web.Response:
-    return reply(schema.Health())
+    return reply(bodies.Health())
 
 
 async def ready(call: ApiCall) -> web.Response:
     error = await call.hub.readiness.check()
-    return reply(schema.Health()) if error is None else problems.response(error)
+    return reply(bodies.Health()) if error is None else problems.response(error)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from jobq.http import schema
-from jobq.http.routes import ROUTES, Route, problems_of
+from jobq.http import bodies, schema
+from jobq.http.route import Route, problems_of
+from jobq.http.routes import ROUTES
 
 if TYPE_CHECKING:
     from jobq.http.problems import Kind
@@ -62,7 +63,7 @@ def _version() -> str:
 
 
 def _types() -> list[Any]:
-    found: dict[str, Any] = {repr(schema.Problem): schema.Problem}
+    found: dict[str, Any] = {repr(bodies.Problem): bodies.Problem}
     for route in ROUTES:
         for kind in (route.request, route.query, *route.responses.values()):
             if kind not in (None, Any):
@@ -174,7 +175,7 @@ def _short(name: str, components: dict[str, Any]) -> str:
     if "." not in name:
         return name
     last = name.rsplit(".", 1)[1]
-    return last if name.startswith(schema.__name__) else f"{last}Kept" if last not in components else name
+    return last if name.startswith("jobq.http.") else f"{last}Kept" if last not in components else name
 
 
 def _rename(value: Any, names: dict[str, str]) -> Any:

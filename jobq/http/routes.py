@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
-from jobq.engine.model.breaker import BreakerRow
 from jobq.engine.model.event import QueueEvent
-from jobq.engine.model.groups import GroupRow
 from jobq.engine.model.history import Performance
-from jobq.engine.model.limits import LimitRow
 from jobq.engine.model.scale import Scale
 from jobq.engine.model.views import JobRow, Stats
 from jobq.engine.model.webhook import Webhook
 from jobq.engine.model.why import Why
-from jobq.engine.schedule.views import Preview, ScheduleRow
 from jobq.http import (
     aging,
-    breakers,
+    bodies,
     enqueue,
     events,
     groups,
     handlers,
-    limits,
     metrics,
     partitions,
     performance,
     rerun,
-    schedules,
     schema,
     streams,
     webhooks,
@@ -36,48 +28,13 @@ from jobq.http import (
 )
 from jobq.http import problems as p
 from jobq.http.auth import Scope
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from aiohttp import web
-
-    from jobq.http.call import ApiCall
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One route.
-
-    ``responses``: the body type of each success status. ``errors``: problems beyond those that every route can answer
-    with, see ``problems_of``. ``per_queue``: the route also exists under /queues/{queue}, for that queue instead of
-    the default one. ``media``: the content type of its answers.
-    """
-
-    method: str
-    path: str
-    scope: Scope
-    handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]
-    summary: str
-    responses: dict[int, Any]
-    description: str = ""
-    request: Any = None
-    query: type[msgspec.Struct] | None = None
-    errors: tuple[p.Kind, ...] = ()
-    per_queue: bool = True
-    media: str = "application/json"
-
-    def paths(self) -> list[str]:
-        """The paths of the route."""
-        return [self.path, f"/queues/{{queue}}{self.path}"] if self.per_queue else [self.path]
-
+from jobq.http.flow_routes import FLOW_ROUTES
+from jobq.http.route import Route
 
 _STATES = (p.JOB_NOT_FOUND, p.WRONG_STATE)
 _JOB = "/jobs/{id}"
 _WEBHOOK = "/webhooks/{name}"
 _WEBHOOKS = (p.WEBHOOK_NOT_FOUND, p.INVALID_JOB)
-_RULE = "/limits/{rule}"
-_SCHEDULE = "/schedules/{name}"
-_SCHEDULES = (p.SCHEDULE_NOT_FOUND, p.INVALID_JOB)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -91,9 +48,9 @@ ROUTES: tuple[Route, ...] = (
         " An idempotency key is valid for one API key and one queue; in an array it is valid for each position.",
         request=schema.Enqueue | list[schema.Enqueue], query=schema.EnqueueQuery,
         responses={
-            200: schema.Enqueued,
-            201: schema.Enqueued | list[schema.Enqueued],
-            207: list[schema.BulkAnswer],
+            200: bodies.Enqueued,
+            201: bodies.Enqueued | list[bodies.Enqueued],
+            207: list[bodies.BulkAnswer],
         },
         errors=(
             p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.KEY_TAKEN,
@@ -105,13 +62,13 @@ ROUTES: tuple[Route, ...] = (
         summary="List jobs", query=schema.ListQuery,
         description="Unfinished jobs in the order in which they will run, finished jobs newest first. Pass `cursor` to"
         " the next request until it is null. Any page before that may be short or empty.",
-        responses={200: schema.Jobs}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.Jobs}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="DELETE", path="/jobs", scope=Scope.ADMIN, handler=handlers.remove_many,
         summary="Remove many jobs", query=schema.RemoveMany,
         description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",
-        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="GET", path="/jobs/stats", scope=Scope.READ, handler=handlers.stats,
@@ -135,17 +92,17 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path="/jobs/failed/jobs", scope=Scope.READ, handler=handlers.failed,
         summary="Failed jobs: error, attempts, traceback", query=schema.FailedQuery,
         description="Newest first. Tracebacks need the scope `write`.",
-        responses={200: schema.FailedJobs}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.FailedJobs}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="POST", path="/jobs/pause", scope=Scope.ADMIN, handler=handlers.pause,
         summary="Pause the queue",
         description="No worker on any machine takes another job until the queue is resumed. Running jobs continue.",
-        responses={200: schema.Paused},
+        responses={200: bodies.Paused},
     ),
     Route(
         method="POST", path="/jobs/resume", scope=Scope.ADMIN, handler=handlers.resume,
-        summary="Resume the queue", responses={200: schema.Paused},
+        summary="Resume the queue", responses={200: bodies.Paused},
     ),
     Route(
         method="GET", path="/charge", scope=Scope.READ, handler=groups.charge,
@@ -179,26 +136,26 @@ ROUTES: tuple[Route, ...] = (
         method="POST", path="/jobs/kill", scope=Scope.ADMIN, handler=handlers.kill_many,
         summary="Kill many jobs", query=schema.KillMany,
         description="Unfinished jobs of a state, or those of one group. Call again while `count` equals `limit`.",
-        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="POST", path="/jobs/promote", scope=Scope.ADMIN, handler=handlers.promote_many,
         summary="Run delayed jobs now", query=schema.PromoteMany,
         description="All delayed jobs, or those of one group. Call again while `count` equals `limit`.",
-        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="POST", path="/jobs/priority", scope=Scope.ADMIN, handler=handlers.reprioritise_many,
         summary="Give many jobs another priority", query=schema.PrioritiseMany, request=schema.SetPriority,
         description="Jobs of a state that have not started, or those of one group. They keep their order in time."
         " `count` are those that had another priority. Call again while it equals `limit`.",
-        responses={200: schema.Count}, errors=(p.INVALID_QUERY, p.INVALID_JOB),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY, p.INVALID_JOB),
     ),
     Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
         summary="Retry many jobs", query=schema.RetryMany,
         description="Selected by state and age, oldest first. Call again while `count` equals `limit`.",
-        responses={200: schema.Count}, errors=(p.INVALID_QUERY,),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="GET", path=_JOB, scope=Scope.READ, handler=handlers.show,
@@ -215,12 +172,12 @@ ROUTES: tuple[Route, ...] = (
         summary="Wait for the result", query=schema.WaitQuery,
         description="Answers 200 with the value that the handler returned, 202 if the job has not ended after `wait`"
         " ms, and 409 if it failed, expired or was killed.",
-        responses={200: Any, 202: schema.Moved},
+        responses={200: Any, 202: bodies.Moved},
         errors=(p.JOB_NOT_FOUND, p.JOB_FAILED, p.JOB_KILLED, p.JOB_EXPIRED, p.UNREADABLE_RESULT),
     ),
     Route(
         method="GET", path=f"{_JOB}/logs", scope=Scope.READ, handler=handlers.logs,
-        summary="Log lines of a job", responses={200: schema.Logs}, errors=(p.JOB_NOT_FOUND,),
+        summary="Log lines of a job", responses={200: bodies.Logs}, errors=(p.JOB_NOT_FOUND,),
     ),
     Route(
         method="GET", path=f"{_JOB}/why", scope=Scope.READ, handler=why.why,
@@ -237,11 +194,11 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST", path=f"{_JOB}/kill", scope=Scope.WRITE, handler=handlers.kill, summary="Kill a job",
         description="An unfinished job goes to failed; a running handler is stopped.",
-        responses={200: schema.Moved}, errors=_STATES,
+        responses={200: bodies.Moved}, errors=_STATES,
     ),
     Route(
         method="POST", path=f"{_JOB}/retry", scope=Scope.WRITE, handler=handlers.retry,
-        summary="Run a finished job again", responses={200: schema.Moved}, errors=_STATES,
+        summary="Run a finished job again", responses={200: bodies.Moved}, errors=_STATES,
     ),
     Route(
         method="POST", path=f"{_JOB}/rerun", scope=Scope.WRITE, handler=rerun.rerun,
@@ -249,177 +206,30 @@ ROUTES: tuple[Route, ...] = (
         description="With the payload and the options of the earlier job, except for times, unless the body replaces"
         " them. The body may be empty. `rerun_of` of the new job and `reruns` of the earlier one link them. A key that"
         " is held is a 409 that names the holder. `Idempotency-Key` makes it repeatable.",
-        responses={201: schema.Enqueued, 200: schema.Enqueued},
+        responses={201: bodies.Enqueued, 200: bodies.Enqueued},
         errors=(p.JOB_NOT_FOUND, p.INVALID_JOB, p.KEY_TAKEN, p.UNKNOWN_TYPE, p.TOO_LARGE, p.FULL),
     ),
     Route(
         method="POST", path=f"{_JOB}/promote", scope=Scope.WRITE, handler=handlers.promote,
-        summary="Run a delayed job now", responses={200: schema.Moved}, errors=_STATES,
+        summary="Run a delayed job now", responses={200: bodies.Moved}, errors=_STATES,
     ),
     Route(
         method="POST", path=f"{_JOB}/priority", scope=Scope.WRITE, handler=handlers.reprioritise,
         summary="Change a job's priority", request=schema.SetPriority,
-        responses={200: schema.Prioritised}, errors=_STATES,
+        responses={200: bodies.Prioritised}, errors=_STATES,
     ),
     Route(
         method="GET", path="/workers", scope=Scope.READ, handler=handlers.workers,
-        summary="The queue's workers", responses={200: schema.Workers},
+        summary="The queue's workers", responses={200: bodies.Workers},
     ),
     Route(
         method="GET", path="/types", scope=Scope.READ, handler=handlers.types,
         summary="The types that workers and servers publish",
         description="With the default options and the JSON Schema of each type. `differing` lists the types for which"
         " two processes publish different ones.",
-        responses={200: schema.Types},
+        responses={200: bodies.Types},
     ),
-    Route(
-        method="GET", path="/limits", scope=Scope.READ, handler=limits.limits,
-        summary="The rules of limits",
-        description="With the number of jobs that each rule holds and counts now, and who gave it: code or operator.",
-        responses={200: limits.Limits},
-    ),
-    Route(
-        method="GET", path=_RULE, scope=Scope.READ, handler=limits.show_limit,
-        summary="A rule of limits", responses={200: LimitRow}, errors=(p.RULE_NOT_FOUND,),
-    ),
-    Route(
-        method="PUT", path=_RULE, scope=Scope.ADMIN, handler=limits.set_limit,
-        summary="Set a rule of limits", request=limits.SetLimit, query=limits.SetLimitQuery,
-        description="It replaces what code declares, acts at once, also on jobs that wait, and survives deploys."
-        " Running jobs are not stopped. With `dry_run=1` nothing changes, and `would_hold` says how many jobs the rule"
-        " would hold now.",
-        responses={200: limits.LimitSet}, errors=(p.INVALID_JOB,),
-    ),
-    Route(
-        method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,
-        summary="Return to the rule that code declares", query=limits.ResetLimitQuery,
-        description="With `declared=1` what code declared is removed too, for rules that no code declares any more.",
-        responses={200: limits.LimitReset}, errors=(p.RULE_NOT_FOUND,),
-    ),
-    Route(
-        method="GET", path=f"{_RULE}/keys", scope=Scope.READ, handler=limits.limit_keys,
-        summary="The keys of a rule", query=limits.LimitKeysQuery,
-        description="Keys that hold or count jobs now, by default those with most held jobs first; of 1,000 keys.",
-        responses={200: limits.LimitKeys}, errors=(p.RULE_NOT_FOUND,),
-    ),
-    Route(
-        method="POST", path="/limits/{key}/close", scope=Scope.ADMIN, handler=limits.close_limit,
-        summary="Close a limit key for a time", request=limits.CloseLimit,
-        description="None of its jobs starts before the time is over; running jobs go on. The key `queue` stands for"
-        " the whole queue.",
-        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
-    ),
-    Route(
-        method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
-        summary="Open a closed limit key",
-        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
-    ),
-    Route(
-        method="GET", path="/groups", scope=Scope.READ, handler=groups.groups,
-        summary="The groups of the queue", query=groups.GroupsQuery,
-        description="Groups that have jobs or settings, by default those with most held jobs first.",
-        responses={200: groups.Groups},
-    ),
-    Route(
-        method="GET", path="/groups/{group}", scope=Scope.READ, handler=groups.show_group,
-        summary="A group", responses={200: GroupRow}, errors=(p.INVALID_JOB,),
-        description="A group without jobs and settings is shown with its defaults.",
-    ),
-    Route(
-        method="PUT", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.set_group,
-        summary="Set the weight and the bound of a group, pause or resume it", request=groups.SetGroup,
-        description="It replaces all settings of the group and acts at once, also on jobs that wait."
-        " Running jobs are not stopped.",
-        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
-    ),
-    Route(
-        method="PATCH", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.change_group,
-        summary="Change some settings of a group", request=groups.ChangeGroup,
-        description="What the body does not name stays as it is.",
-        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
-    ),
-    Route(
-        method="DELETE", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.reset_group,
-        summary="Remove the settings of a group", responses={204: None}, errors=(p.INVALID_JOB,),
-    ),
-    Route(
-        method="GET", path="/schedules", scope=Scope.READ, handler=schedules.schedules,
-        summary="The schedules, each with its next slot", query=schedules.SchedulesQuery,
-        responses={200: schedules.Schedules},
-    ),
-    Route(
-        method="POST", path="/schedules/preview", scope=Scope.READ, handler=schedules.preview_schedule,
-        summary="When the slots of a schedule would be", request=schedules.PreviewSchedule,
-        description="`times` have the offset of the time zone, and `words` say the expression in English.",
-        responses={200: Preview}, errors=(p.INVALID_JOB,),
-    ),
-    Route(
-        method="POST", path="/schedules/prune", scope=Scope.ADMIN, handler=schedules.prune_schedules,
-        summary="Remove the orphans",
-        description="These are schedules that code declared, and that no program's code declares any more.",
-        responses={200: schedules.SchedulesPruned},
-    ),
-    Route(
-        method="GET", path=_SCHEDULE, scope=Scope.READ, handler=schedules.show_schedule,
-        summary="A schedule", description="With its next five slots, and the last five with their outcome.",
-        responses={200: ScheduleRow}, errors=_SCHEDULES,
-    ),
-    Route(
-        method="PUT", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.put_schedule,
-        summary="Write a schedule", request=schedules.PutSchedule,
-        description="It replaces what code declares, and survives deploys. A paused schedule stays paused.",
-        responses={200: ScheduleRow}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE),
-    ),
-    Route(
-        method="DELETE", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.delete_schedule,
-        summary="Remove a schedule",
-        description="If code declares it, it goes on as the code says. To stop it, pause it.",
-        responses={200: schedules.ScheduleDeleted}, errors=_SCHEDULES,
-    ),
-    Route(
-        method="POST", path=f"{_SCHEDULE}/pause", scope=Scope.ADMIN, handler=schedules.pause_schedule,
-        summary="Pause a schedule", request=schedules.PauseSchedule,
-        description="Deploys do not end a pause.",
-        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
-    ),
-    Route(
-        method="POST", path=f"{_SCHEDULE}/resume", scope=Scope.ADMIN, handler=schedules.resume_schedule,
-        summary="Resume a schedule", description="The slots of the pause are not made up: backfill does that.",
-        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
-    ),
-    Route(
-        method="POST", path=f"{_SCHEDULE}/run", scope=Scope.ADMIN, handler=schedules.run_schedule,
-        summary="Run a schedule now, besides its slots",
-        responses={201: schedules.ScheduleJob}, errors=(*_SCHEDULES, p.FULL),
-    ),
-    Route(
-        method="POST", path=f"{_SCHEDULE}/backfill", scope=Scope.ADMIN, handler=schedules.backfill_schedule,
-        summary="Make up slots that got no job", request=schedules.Backfill,
-        description="Of the slots between `from` and `until`, only those that did not run; 1,000 at most.",
-        responses={200: schedules.ScheduleJobs}, errors=(*_SCHEDULES, p.FULL),
-    ),
-    Route(
-        method="GET", path="/breakers", scope=Scope.READ, handler=breakers.breakers,
-        summary="The circuit breakers of the types", responses={200: breakers.Breakers},
-        description="With their state (closed, open or half-open), the failures among the last runs, and the jobs that"
-        " each one holds.",
-    ),
-    Route(
-        method="POST", path="/breakers/{type}/trip", scope=Scope.ADMIN, handler=breakers.trip_breaker,
-        summary="Open a circuit breaker", request=breakers.TripBreaker,
-        description="No job of the type starts before the time is over. Then one job runs to find out.",
-        responses={200: BreakerRow}, errors=(p.INVALID_JOB, p.UNKNOWN_BREAKER),
-    ),
-    Route(
-        method="POST", path="/breakers/{type}/reset", scope=Scope.ADMIN, handler=breakers.reset_breaker,
-        summary="Close a circuit breaker", responses={200: BreakerRow}, errors=(p.UNKNOWN_BREAKER,),
-    ),
-    Route(
-        method="DELETE", path="/breakers/{type}", scope=Scope.ADMIN, handler=breakers.remove_breaker,
-        summary="Remove a circuit breaker", responses={200: breakers.BreakerRemoved}, errors=(p.UNKNOWN_BREAKER,),
-        description="For a type whose code declares none any more: its held jobs start. If workers or servers that run"
-        " declare it, they write it again within 30 seconds, closed and without outcomes, and `returns` is true.",
-    ),
+    *FLOW_ROUTES,
     Route(
         method="GET", path="/events", scope=Scope.READ, handler=events.events,
         summary="What happens to jobs, live", query=events.EventsQuery,
@@ -478,7 +288,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/queues", scope=Scope.READ, handler=handlers.queues,
-        summary="The queues served here", responses={200: schema.Queues}, per_queue=False,
+        summary="The queues served here", responses={200: bodies.Queues}, per_queue=False,
     ),
     Route(
         method="GET", path="/metrics", scope=Scope.READ, handler=metrics.metrics,
@@ -489,30 +299,11 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/healthz", scope=Scope.PUBLIC, handler=handlers.alive, summary="Alive",
-        description="The process answers.", responses={200: schema.Health}, per_queue=False,
+        description="The process answers.", responses={200: bodies.Health}, per_queue=False,
     ),
     Route(
         method="GET", path="/readyz", scope=Scope.PUBLIC, handler=handlers.ready, summary="Ready",
         description="A script runs on Redis, and no worker of this process has failed.",
-        responses={200: schema.Health}, errors=(p.UNAVAILABLE, p.REFUSED, p.WORKER_FAILED), per_queue=False,
+        responses={200: bodies.Health}, errors=(p.UNAVAILABLE, p.REFUSED, p.WORKER_FAILED), per_queue=False,
     ),
 )  # fmt: skip
-
-
-def problems_of(route: Route, path: str) -> list[p.Kind]:
-    """All problems that the route can answer with at this path."""
-    kinds = [*route.errors, p.MALFORMED_REQUEST]
-    if "{queue}" in path:
-        kinds.append(p.UNKNOWN_QUEUE)
-    if route.request is not None:
-        kinds += [
-            p.INVALID_JSON, p.TIMEOUT, p.TOO_LARGE, p.UNSUPPORTED_MEDIA_TYPE,
-            p.UNKNOWN_FIELD, p.MISSING_FIELD, p.INVALID_FIELD,
-        ]  # fmt: skip
-    if route.query is not None:
-        kinds += [p.UNKNOWN_FIELD, p.MISSING_FIELD, p.INVALID_FIELD, p.INVALID_QUERY]
-    if route.scope is not Scope.PUBLIC:
-        kinds += [p.UNAUTHENTICATED, p.FORBIDDEN, p.MISDIRECTED, p.RATE_LIMITED, p.UNAVAILABLE, p.REFUSED]
-        if route.method != "GET":
-            kinds.append(p.CROSS_ORIGIN)
-    return sorted(set(kinds), key=lambda kind: (kind.status, kind.slug))

@@ -16,7 +16,7 @@ from yarl import URL
 
 from jobq import Connection, Queue
 from jobq.http.app import create_app
-from jobq.http.routes import ROUTES, Route
+from jobq.http.routes import ROUTES
 from jobq.http.schema import Enqueue
 from jobq.http.strict import BadJSON, check_json
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aiohttp import ClientResponse
+
+    from jobq.http.route import Route
 
 LIMITS = settings(
     max_examples=60,

@@ -22,7 +22,8 @@ from jobq import Queue
 from jobq.http import dashboard
 from jobq.http.app import create_app
 from jobq.http.openapi import document
-from jobq.http.routes import ROUTES, problems_of
+from jobq.http.route import problems_of
+from jobq.http.routes import ROUTES
 from jobq.http.serve import serve
 
 if TYPE_CHECKING:

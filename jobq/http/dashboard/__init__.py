@@ -14,9 +14,10 @@ from aiohttp import web
 
 from jobq.engine.log import get_logger
 from jobq.http.auth import Scope
+from jobq.http.bodies import Session
 from jobq.http.call import decode, no_content, reply
 from jobq.http.problems import COMMON_HEADERS, INVALID_FIELD, UNAUTHENTICATED, HttpProblem
-from jobq.http.schema import Login, Session
+from jobq.http.schema import Login
 from jobq.http.sessions import COOKIE
 
 if TYPE_CHECKING:
