@@ -163,7 +163,7 @@ SABOTAGES = [
     Break("demand", "paused groups ask for workers", "'^%S+ 1') then return end", "'^%S+ 1') then group = nil end"),
     Break("demand", "delayed jobs ask for workers early", "delayed, '-inf', now", "delayed, '-inf', '+inf'"),
     Break("demand", "closed keys are open", "keys[n + 4] = till > now and 1 or 0", "keys[n + 4] = 0"),
-    Break("fold", "what is counted now is folded", "if at and tonumber(at) ~= slot then", "if at then"),
+    Break("fold", "what is counted now is folded", "if at and tonumber(at) ~= interval then", "if at then"),
     Break("fold", "counts stay and are added again", "    redis.call('HDEL', metrics, unpack(some))\n", ""),
     Break("fold", "old slots stay", "if unit == 't' or tonumber(at) >=", "if true or tonumber(at) >="),
     Break("fold", "any number of types", "redis.call('HLEN', history) > TYPES", "false"),

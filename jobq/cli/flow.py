@@ -75,7 +75,7 @@ def add_groups(menu: Menu) -> None:
             "'groups ls', 'show', 'set', 'pause', 'resume', 'reset', 'charge': tenants that share the workers fairly",
         )
     )
-    ls = command(of_groups, "ls", "groups:ls", "list the groups, most queued jobs first", shown=True, queue=True)
+    ls = command(of_groups, "ls", "groups:ls", "list the groups, most held jobs first", shown=True, queue=True)
     ls.add_argument("--sort", choices=("waiting", "oldest", "name"), default="waiting", help="the order (waiting)")
     ls.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="at most N groups (default: 20)")
     show = command(of_groups, "show", "groups:show", "show a group", shown=True, queue=True)

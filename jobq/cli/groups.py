@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.groups import GroupRow
     from jobq.settings import Settings
 
-HEAD = ("GROUP", "QUEUED", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED", "MAX QUEUED")
+HEAD = ("GROUP", "HELD", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED", "MAX QUEUED")
 
 
 def ls(args: argparse.Namespace, settings: Settings) -> None:
@@ -49,7 +49,7 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
 
 def _line(row: GroupRow) -> tuple[Any, ...]:
     return (
-        row.group, row.queued, row.active, render.ago(row.oldest), f"{row.weight:g}", "yes" if row.paused else "no",
+        row.group, row.held, row.active, render.ago(row.oldest), f"{row.weight:g}", "yes" if row.paused else "no",
         "any" if row.max_queued is None else row.max_queued,
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/performance", scope=Scope.READ, handler=performance.performance,
         summary="Throughput, failures and latencies of each type", query=performance.PerformanceQuery,
-        description="Of the runs that ended in the last hour, day or week. The window begins with a whole slot, at"
+        description="Of the runs that ended in the last hour, day or week. The window begins with a whole interval, at"
         " `since`. They do not depend on how long finished jobs are kept.",
         responses={200: Performance}, errors=(p.INVALID_QUERY,),
     ),

@@ -4,13 +4,13 @@
 -- KEYS metrics history meta
 -- ARGV now, largest number of types
 -- RETURNS the number of types; a number below the largest means done
---   The rows of history are text. Each line has a unit, the number of its slot and what was counted: "f 5666666 run17=4 run_us=81".
+--   The rows of history are text. Each line has a unit, the number of its interval and what was counted: "f 5666666 run17=4 run_us=81".
 --   Units: f five minutes, kept for one hour; h hours, for a day; q six hours, for a week; t all of the past, with the number 0.
 --   Each count is either in `metrics` or in all four units. So a reader that reads both in one step counts nothing twice.
 local metrics, history, meta = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local most, floor, format, match = tonumber(ARGV[2]), math.floor, string.format, string.match
-local slot = floor(now / 300000)
+local interval = floor(now / 300000)
 local UNITS = { f = { 1, 12 }, h = { 12, 24 }, q = { 72, 28 } }
 local ALL, OTHER, TYPES = '', '\t', 256
 
@@ -29,7 +29,7 @@ end
 local function read(kind)
     local lines = {}
     for unit, at, counts in string.gmatch((redis.call('HGET', history, kind) or '') .. '\n', '([fhqt]) (%d+) ([^\n]*)\n') do
-        if unit == 't' or tonumber(at) >= floor(slot / UNITS[unit][1]) - UNITS[unit][2] then
+        if unit == 't' or tonumber(at) >= floor(interval / UNITS[unit][1]) - UNITS[unit][2] then
             local line = {}
             for what, n in string.gmatch(counts, '(%S+)=(%d+)') do line[what] = tonumber(n) end
             lines[unit .. ' ' .. at] = line
@@ -58,7 +58,7 @@ end
 local kinds, fields = {}, {}
 for _, field in ipairs(redis.call('HKEYS', metrics)) do
     local at, kind = match(field, '^s:(%d+):[%l_]+%d*:(.+)$')
-    if at and tonumber(at) ~= slot then
+    if at and tonumber(at) ~= interval then
         if not fields[kind] and #kinds < most then
             kinds[#kinds + 1], fields[kind] = kind, {}
         end

@@ -3,7 +3,7 @@
 -- KEYS metrics history meta
 -- ARGV now, then types ('': all types together); without any, it lists the types
 -- RETURNS now; how many jobs were enqueued; how many have arrived; when how many had arrived, "ms:number", the latest first;
---   the types, or flat pairs row of history (or nil), flat pairs of what is not in the history yet ("s:slot:what" -> count)
+--   the types, or flat pairs row of history (or nil), flat pairs of what is not in the history yet ("s:interval:what" -> count)
 local metrics, history, meta = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 local facts = redis.call('HMGET', meta, 'fifo', 'moved', 'later', 'arrived')

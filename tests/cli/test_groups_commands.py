@@ -20,12 +20,12 @@ def test_a_group_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert said.code == 1
     assert "group 'a' holds as many jobs as it may" in said.err
     lines = jobq("groups", "ls", "--queue", tasks).out.splitlines()
-    assert lines[0].split()[:6] == ["GROUP", "QUEUED", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED"]
+    assert lines[0].split()[:6] == ["GROUP", "HELD", "ACTIVE", "OLDEST", "WEIGHT", "PAUSED"]
     assert lines[1].split()[:3] == ["a", "1", "0"]
     [row] = [json.loads(line) for line in jobq("groups", "ls", "--json", "--queue", tasks).out.splitlines()]
     assert (row["group"], row["weight"], row["max_queued"]) == ("a", 2.5, 1)
     shown = dict(line.split(maxsplit=1) for line in jobq("groups", "show", "a", "--queue", tasks).out.splitlines()[:6])
-    assert (shown["group"], shown["queued"], shown["weight"], shown["paused"]) == ("a", "1", "2.5", "no")
+    assert (shown["group"], shown["held"], shown["weight"], shown["paused"]) == ("a", "1", "2.5", "no")
     assert json.loads(jobq("groups", "show", "a", "--json", "--queue", tasks).out) == row
     assert json.loads(jobq("groups", "show", "nobody", "--json", "--queue", tasks).out)["weight"] == 1
     assert jobq("groups", "show", "a\nb", "--queue", tasks).code == 1

@@ -194,7 +194,7 @@ async def test_groups_are_shown_and_changed(connection: Connection):
         await page.locator("#yes").click()
         await expect(panel.get_by_role("button", name="Kill all jobs of large")).to_have_count(0)
         [row] = [row for row in await queue.groups() if row.group == "large"]
-        assert (row.queued, row.weight, row.paused) == (0, 2.5, True)
+        assert (row.held, row.weight, row.paused) == (0, 2.5, True)
         assert (await queue.stats()).failed == 2
 
 

@@ -23,7 +23,7 @@ async def test_a_group_is_set_listed_and_reset(client: Client):
     for group in ("a", "b", "a"):
         await enqueue(client, group=group)
     rows = (await get(client, "/groups?sort=waiting"))["groups"]
-    assert [(row["group"], row["queued"], row["weight"], row["max_queued"]) for row in rows] == [
+    assert [(row["group"], row["held"], row["weight"], row["max_queued"]) for row in rows] == [
         ("a", 2, 3.0, 2),
         ("b", 1, 1.0, None),
     ]
@@ -89,7 +89,7 @@ async def test_a_part_of_the_settings_is_changed(client: Client):
     response = await client.put("/groups/a", json={"weight": 2})
     assert await response.json() == {"group": "a", "weight": 2.0, "paused": False, "max_queued": None}
     assert (await client.patch("/groups/a", json={"weight": 0})).status == 422
-    assert (await client.patch("/groups/a", json={"queued": 1})).status == 422
+    assert (await client.patch("/groups/a", json={"held": 1})).status == 422
 
 
 async def test_a_whole_group_is_moved(client: Client):
@@ -117,8 +117,8 @@ async def test_one_group_is_shown_whatever_it_has(client: Client):
     rows = {row["group"]: row for row in (await get(client, "/groups"))["groups"]}
     for group in ("aa", "ab", "abc"):
         assert await get(client, f"/groups/{group}") == rows[group]
-    assert (rows["ab"]["queued"], rows["ab"]["weight"]) == (3, 3.0)
-    none = {"queued": 0, "active": 0, "weight": 1.0, "paused": False, "max_queued": None, "oldest": None}
+    assert (rows["ab"]["held"], rows["ab"]["weight"]) == (3, 3.0)
+    none = {"held": 0, "active": 0, "weight": 1.0, "paused": False, "max_queued": None, "oldest": None}
     for group in ("a", "abb", "b"):
         assert await get(client, f"/groups/{group}") == {"group": group, **none}
     await client.put("/groups/b", json={"paused": True})

@@ -115,7 +115,7 @@ async def test_windows_forget_what_is_older_and_nothing_else(bench: Bench, seed:
                 own = [at for one, at in ended if asked in (ALL, one)]
                 count = found[asked].of(window, bench.now).get("run3", 0)
                 assert sum(at > bench.now - length for at in own) <= count
-                assert count <= sum(at > bench.now - length - window.slot_ms for at in own)
+                assert count <= sum(at > bench.now - length - window.interval_ms for at in own)
                 assert count == sum(at >= window.since(bench.now) for at in own)
                 assert found[asked].of(None, bench.now).get("run3", 0) == len(own)
     size = await bench.admin.command(b"HSTRLEN", bench.store.keys["history"], ALL)

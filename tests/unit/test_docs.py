@@ -55,13 +55,16 @@ def test_each_example_prints_the_output_on_its_page(
         assert done.stdout == output, place
 
 
-def test_each_decision_has_a_number_of_its_own_and_a_status() -> None:
+def test_each_decision_has_a_number_a_status_a_context_and_a_decision() -> None:
     numbers = [page.name[:4] for page in DECISIONS]
     assert len(set(numbers)) == len(numbers)
     for page in DECISIONS:
         lines = page.read_text().splitlines()
         assert lines[0].startswith(f"# {int(page.name[:4])}. "), page.name
         assert re.match(r"Status: (accepted|replaced)\b.*\.$", lines[2]), f"{page.name}: its third line is its status"
+        for part in ("Context", "Decision"):
+            found = re.search(rf"^(\*\*|## ){part}\b", page.read_text(), re.MULTILINE)
+            assert found, f"{page.name} does not say its {part}"
 
 
 def test_links_lead_somewhere() -> None:

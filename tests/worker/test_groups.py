@@ -113,7 +113,7 @@ async def test_groups_are_listed_with_their_jobs_and_settings(queue: Queue):
         await work.enqueue_many([{"tenant": tenant}] * n)
     await queue.set_group("c", weight=2.5, paused=True, max_queued=7)
     rows = await queue.groups()
-    assert [(row.group, row.queued, row.active) for row in rows] == [
+    assert [(row.group, row.held, row.active) for row in rows] == [
         ("b", 3, 0),
         ("a-b", 2, 0),
         ("a", 1, 0),
@@ -130,7 +130,7 @@ async def test_groups_are_read_over_several_pages(queue: Queue, monkeypatch: pyt
     monkeypatch.setattr("jobq.engine.queue.groups.PAGE", 3)
     await queue.enqueue_many([queue.new("t", group=f"g{n % 10}") for n in range(25)])
     rows = await queue.groups(limit=4)
-    assert [(row.group, row.queued) for row in rows] == [(f"g{n}", 3) for n in range(4)]
+    assert [(row.group, row.held) for row in rows] == [(f"g{n}", 3) for n in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ async def test_a_whole_group_is_listed_killed_retried_and_removed(queue: Queue):
     assert len((await queue.page(State.FAILED, limit=100)).jobs) == 15, "the retention of three jobs is over"
     assert await queue.retry_all(group="b") == 0
     assert await queue.retry_all(group="a", limit=5) == 5
-    assert [(row.group, row.queued) for row in await queue.groups()] == [("b", 15), ("a", 5)]
+    assert [(row.group, row.held) for row in await queue.groups()] == [("b", 15), ("a", 5)]
     assert await queue.remove_all(State.HELD, group="b") == 15
-    assert [(row.group, row.queued) for row in await queue.groups()] == [("a", 5)]
+    assert [(row.group, row.held) for row in await queue.groups()] == [("a", 5)]
     with pytest.raises(InvalidQuery, match="cannot kill all failed jobs"):
         await queue.kill_all(State.FAILED)
 

@@ -334,7 +334,7 @@ async def test_groups_are_listed_and_set_for_all_partitions(spread: Queue):
     for name in names:
         await spread.enqueue_many([spread.new("t", n, group=name) for n in range(3)])
     rows = await spread.groups(sort="name")
-    assert [(row.group, row.queued + row.active) for row in rows] == sorted((name, 3) for name in names)
+    assert [(row.group, row.held + row.active) for row in rows] == sorted((name, 3) for name in names)
     await spread.set_group("g3", paused=True)
     assert (await spread.group("g3")).paused
     assert await spread.kill_all(State.HELD, group="g3") == 3

@@ -55,13 +55,13 @@ def parse_group(text: str) -> Group:
 
 
 class GroupRow(msgspec.Struct, frozen=True):
-    """A group as operators see it. ``queued``: jobs that are held; ``active``: jobs that run or are about to.
+    """A group as operators see it. ``held``: its jobs that are held; ``active``: jobs that run or are about to.
 
     ``oldest``: when the first of the held jobs was enqueued, unix ms.
     """
 
     group: str
-    queued: int
+    held: int
     active: int
     weight: float = 1.0
     paused: bool = False

@@ -1,7 +1,7 @@
 """What was counted of the types of a queue, in windows that end now.
 
-The scripts count each five minutes alone. ``fold.lua`` adds them to rows of longer slots when they are over, and drops
-slots that are too old. So the space is bounded, and a window forgets what is older than it.
+The scripts count each five minutes alone. ``fold.lua`` adds them to rows of longer intervals when they are over, and
+drops intervals that are too old. So the space is bounded, and a window forgets what is older than it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ ALL: Final = ""
 """The row of all types together."""
 OTHER: Final = "\t"
 """The row of runs whose type no code knows. It cannot be the name of a type."""
-SLOT_MS: Final = 300_000
+INTERVAL_MS: Final = 300_000
 BITS: Final = range(46)
 """The buckets of the histograms: bit lengths of times in microseconds. The last one means more than a year."""
 
 
 class Window(NamedTuple):
-    """A time that ends now: so many slots of one unit of ``fold.lua``, and the one that has begun."""
+    """A time that ends now: so many intervals of one unit of ``fold.lua``, and the one that has begun."""
 
     unit: str
-    slot_ms: int
-    slots: int
+    interval_ms: int
+    intervals: int
 
     def since(self, now: int) -> int:
         """When it begins, unix ms."""
-        return (now // self.slot_ms - self.slots) * self.slot_ms
+        return (now // self.interval_ms - self.intervals) * self.interval_ms
 
 
 WINDOWS: Final = {
-    "1h": Window("f", SLOT_MS, 12),
+    "1h": Window("f", INTERVAL_MS, 12),
     "24h": Window("h", 3_600_000, 24),
     "7d": Window("q", 21_600_000, 28),
 }
@@ -79,8 +79,8 @@ class TypeNumbers(msgspec.Struct, frozen=True):
 class Performance(msgspec.Struct, frozen=True):
     """The runs of a queue that ended from ``since`` until ``now`` (unix ms), together and by type.
 
-    The window begins with a whole slot, so it is up to one slot longer than its name says: 5 minutes in an hour, one
-    hour in a day, six hours in a week.
+    The window begins with a whole interval, so it is up to one interval longer than its name says: 5 minutes in an
+    hour, one hour in a day, six hours in a week.
     """
 
     queue: str
@@ -102,15 +102,15 @@ class Counts(msgspec.Struct, frozen=True):
         since = window.since(now) if window else 0
         total: dict[str, int] = {}
         for field, count in self.live.items():
-            _, slot, what = field.split(":", 2)
-            if (int(slot) + 1) * SLOT_MS > since:
+            _, interval, what = field.split(":", 2)
+            if (int(interval) + 1) * INTERVAL_MS > since:
                 total[what] = total.get(what, 0) + count
         for line in self.row.split("\n"):
             unit, _, rest = line.partition(" ")
             number, _, words = rest.partition(" ")
             if unit != (window.unit if window else "t") or not number.isdecimal():
                 continue
-            if window is None or int(number) * window.slot_ms >= since:
+            if window is None or int(number) * window.interval_ms >= since:
                 for word in words.split(" "):
                     what, _, count = word.partition("=")
                     if count.isdecimal():

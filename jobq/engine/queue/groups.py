@@ -58,7 +58,7 @@ class GroupVerbs(ABC):
             raise InvalidJob(f"sort is {sort!r:.80}: it takes waiting, oldest or name")
         best: list[tuple[Any, str, GroupRow]] = []
         async for row in self._all_groups():
-            order = -row.queued if sort == "waiting" else row.oldest or 1 << 60 if sort == "oldest" else 0
+            order = -row.held if sort == "waiting" else row.oldest or 1 << 60 if sort == "oldest" else 0
             best.append((order, row.group, row))
             if len(best) >= 2 * limit + PAGE:
                 best = heapq.nsmallest(limit, best)
@@ -152,8 +152,8 @@ async def write_group(store: Store, group: str, row: str) -> None:
             raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
 
 
-def _row(group: bytes, queued: int, active: int, settings: bytes, job_id: bytes, spec: bytes) -> GroupRow:
+def _row(group: bytes, held: int, active: int, settings: bytes, job_id: bytes, spec: bytes) -> GroupRow:
     of = parse_group(as_text(settings))
     at = _AT.search(spec)
     oldest = int(at[1]) if at else time_of(as_text(job_id)) if job_id else None
-    return GroupRow(as_text(group), queued, active, of.weight, of.paused, of.max_queued, oldest)
+    return GroupRow(as_text(group), held, active, of.weight, of.paused, of.max_queued, oldest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
-from jobq.engine.model.history import ALL, SLOT_MS, WINDOWS, Window, numbers
+from jobq.engine.model.history import ALL, INTERVAL_MS, WINDOWS, Window, numbers
 from jobq.engine.model.scale import Load, Scale, read_demand, replicas
 from jobq.engine.queue.performance import read_counted
 from jobq.errors import InvalidQuery
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TARGET_MAX: Final = 86_400.0
 REPLICAS_MAX: Final = 10_000
 SLOTS_MAX: Final = 100_000
-_RECENT: Final = Window("f", SLOT_MS, 1)
+_RECENT: Final = Window("f", INTERVAL_MS, 1)
 
 
 class ScaleVerbs(ABC):

@@ -27,7 +27,7 @@ function pause(row) {
 
 function killAll(row) {
   const queue = page.route.queue;
-  ask("Kill all", `All ${count(row.queued)} held jobs of "${row.group}" go to failed without having run. Running jobs go on.`, async () => {
+  ask("Kill all", `All ${count(row.held)} held jobs of "${row.group}" go to failed without having run. Running jobs go on.`, async () => {
     let killed = 0, more;
     do {
       more = (await api(of(queue, `jobs/kill?state=held&limit=1000&group=${encodeURIComponent(row.group)}`), { method: "POST" })).count;
@@ -42,14 +42,14 @@ function line(row) {
     el("td", { class: "data type" }, row.group),
     el("td", { class: "num" }, count(row.weight)),
     el("td", { class: row.paused ? "bad" : "" }, row.paused ? "paused" : "on"),
-    el("td", { class: "num" }, count(row.queued)),
+    el("td", { class: "num" }, count(row.held)),
     el("td", { class: "num" }, count(row.active)),
     el("td", { class: "tight" }, moment(row.oldest)),
     el("td", { class: "num" }, row.max_queued == null ? "any" : count(row.max_queued)),
     el("td", null, may("admin") && el("span", { class: "buttons" },
       el("button", { "aria-label": `Weight of ${row.group}`, click: () => setWeight(row) }, "Weight"),
       el("button", { "aria-label": `${row.paused ? "Resume" : "Pause"} ${row.group}`, click: () => pause(row) }, row.paused ? "Resume" : "Pause"),
-      row.queued > 0 && el("button", { class: "danger", "aria-label": `Kill all jobs of ${row.group}`, click: () => killAll(row) }, "Kill all"))));
+      row.held > 0 && el("button", { class: "danger", "aria-label": `Kill all jobs of ${row.group}`, click: () => killAll(row) }, "Kill all"))));
 }
 
 function order(name) {
