@@ -253,7 +253,9 @@ class LimitsMachine(RuleBasedStateMachine):
         errors = {
             name: text.rpartition('"type":"')[2].partition('"')[0] for name, text in state.get("errors", {}).items()
         }
-        actual = {name: set(state.get(name, {})) for name in expected if name not in ("errors", "leases")}
+        actual: dict[str, Any] = {
+            name: set(state.get(name, {})) for name in expected if name not in ("errors", "leases")
+        }
         actual["errors"] = {name: errors[name] for name in state.get("failed", {})}
         actual["leases"] = state.get("leases", {})
         assert actual == expected
