@@ -1,6 +1,8 @@
 """What a worker of many queues costs while it is idle, and how soon it starts a job.
 
     python -m benchmarks.scale.many_queues 1 10 200     # numbers of queues
+    NODES=3 python -m benchmarks.scale.many_queues 1 64 # the same on a local cluster of three nodes
+    PARTITIONS=64 python -m benchmarks.scale.many_queues 1
 
 A server and a worker run in processes of their own. For each number it prints the time until the worker waits for jobs,
 commands per second (all, with those inside scripts), connections, memory and CPU of the worker, CPU of the server, and
@@ -17,23 +19,32 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.scale.nodes import Nodes
 from benchmarks.server import Server
 from jobq import Connection, Queue, Worker
 from jobq.engine.server.embedded import find_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "30"))
 WARM_SECONDS = float(os.environ.get("WARM_SECONDS", "12"))
 """Time for what is done at the start. A worker of many queues tidies idle ones less often after some minutes."""
 PICKUPS = 500
+NODES = int(os.environ.get("NODES", "0"))
+"""The nodes of the cluster; 0: one server that is no cluster."""
+PARTITIONS = int(os.environ.get("PARTITIONS", "0")) or None
 TICK = os.sysconf("SC_CLK_TCK")
 
 
 async def work(url: str, count: int) -> None:
     """The worker's process."""
     connection = Connection(url)
-    queues = [Queue(f"q{n}", connection) for n in range(count)]
+    queues = [Queue(f"q{n}", connection, partitions=PARTITIONS) for n in range(count)]
     for queue in queues:
 
         @queue.task
@@ -56,16 +67,33 @@ def rss(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def executed(server: Server) -> int:
-    """Commands that the server has executed, with those inside scripts."""
-    return sum(row["calls"] for row in server.client.info("commandstats").values())
+def executed(clients: list[Any]) -> int:
+    """Commands that the servers have executed, with those inside scripts, without what the nodes tell one another."""
+    stats = [client.info("commandstats") for client in clients]
+    return sum(row["calls"] for one in stats for name, row in one.items() if "replconf" not in name)
+
+
+def connections(clients: list[Any]) -> int:
+    """The connections of jobq to the servers."""
+    return sum(row["name"] == "jobq" for client in clients for row in client.client_list())
+
+
+@contextmanager
+def servers() -> Iterator[tuple[str, list[Any], list[int]]]:
+    """The URL of a server or cluster, clients of its nodes, and their processes."""
+    if NODES:
+        with Nodes(NODES) as nodes:
+            yield nodes.url, nodes.clients, nodes.pids
+        return
+    with Server(str(find_binary())) as server:
+        yield server.url, [server.client], [int(server.client.info("server")["process_id"])]
 
 
 async def pickups(url: str, count: int) -> list[float]:
     """Milliseconds from an enqueue to the start of its handler, sorted."""
     connection = Connection(url)
     found: list[float] = []
-    queues = [Queue(f"q{n}", connection) for n in range(count)]
+    queues = [Queue(f"q{n}", connection, partitions=PARTITIONS) for n in range(count)]
     for queue in queues:
         await queue.open()
     for _ in range(PICKUPS):
@@ -81,29 +109,29 @@ async def pickups(url: str, count: int) -> list[float]:
 
 def measure(count: int) -> dict[str, float]:
     """One worker of this number of queues."""
-    with Server(str(find_binary())) as server:
-        pid = int(server.client.info("server")["process_id"])
+    with servers() as (url, clients, pids):
         began = time.monotonic()
-        worker = subprocess.Popen([sys.executable, "-m", __spec__.name, "work", server.url, str(count)])
+        worker = subprocess.Popen([sys.executable, "-m", __spec__.name, "work", url, str(count)])
         try:
-            # It waits for all of its queues: with one connection, or with one for each of them.
-            while len(server.client.client_list()) < 2 or not server.client.info("clients")["blocked_clients"]:
+            # Its last step is to listen to the control channels.
+            while not any(int(row["sub"]) for client in clients for row in client.client_list()):
                 time.sleep(0.02)
             ready = time.monotonic() - began
             time.sleep(WARM_SECONDS)
-            before = executed(server), cpu(worker.pid), cpu(pid), time.monotonic()
+            before = executed(clients), cpu(worker.pid), sum(map(cpu, pids)), time.monotonic()
             time.sleep(IDLE_SECONDS)
             seconds = time.monotonic() - before[3]
             idle = {
                 "queues": count,
+                "nodes": NODES,
                 "first wait s": ready,
-                "commands/s": (executed(server) - before[0]) / seconds,
+                "commands/s": (executed(clients) - before[0]) / seconds,
                 "worker cpu %": (cpu(worker.pid) - before[1]) / seconds * 100,
-                "server cpu %": (cpu(pid) - before[2]) / seconds * 100,
-                "connections": len(server.client.client_list()) - 1,
+                "server cpu %": (sum(map(cpu, pids)) - before[2]) / seconds * 100,
+                "connections": connections(clients),
                 "worker MB": rss(worker.pid),
             }
-            times = asyncio.run(pickups(server.url, count))
+            times = asyncio.run(pickups(url, count))
             return idle | {
                 "start p50 ms": times[len(times) // 2],
                 "start p99 ms": times[len(times) * 99 // 100],

@@ -28,6 +28,11 @@ def blocked(cluster: LocalCluster, command: bytes) -> int:
     return sum(b" flags=b " in line and b" cmd=" + command in line for line in clients(cluster))
 
 
+def tracking(cluster: LocalCluster) -> int:
+    """The number of connections that are told which keys change."""
+    return sum(b"t" in line.partition(b" flags=")[2].partition(b" ")[0] for line in clients(cluster))
+
+
 async def test_closing_ends_the_waits_and_the_connections_on_all_nodes(cluster: LocalCluster, until: Until):
     """Each queue waits for work and for a result on another node."""
     connection = Connection(cluster.url)
@@ -36,7 +41,7 @@ async def test_closing_ends_the_waits_and_the_connections_on_all_nodes(cluster: 
         worker = await stack.enter_async_context(Worker(*queues))
         worker.start()
         waiting = [asyncio.create_task((await queue.enqueue("work", delay=60)).result(60)) for queue in queues]
-        await until(lambda: blocked(cluster, b"xread") == blocked(cluster, b"bzpopmin") == 3, "all waits")
+        await until(lambda: blocked(cluster, b"xread") == tracking(cluster) == 3, "all waits")
     for waiter in waiting:
         with pytest.raises(StoreUnavailable, match="closed"):
             await waiter

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import hiredis
 from redis import exceptions
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
     from redis.asyncio.sentinel import Sentinel
 
+    from jobq.engine.store.tracking import Trackers
+
+T = TypeVar("T")
 Argument = bytes | str | int | float
 pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
 
@@ -120,6 +123,8 @@ class Connection:
         self._free = self.max_connections
         self._queue: deque[asyncio.Future[None]] = deque()
         self.once = Once()
+        self.tracking: Trackers | None = None
+        """What hears of changed keys in a cluster. It is closed with the connection."""
         self.loaded = False
         """Whether the scripts were loaded once. A server that has lost them since says so, and gets them again."""
         self._closed = False
@@ -135,10 +140,23 @@ class Connection:
         node._loop = self._loop
         return node
 
+    def another(self, timeout: float) -> Connection:
+        """A connection of its own to the same server. It knows that the server is a node of a cluster, if this one
+        does."""
+        other = Connection(self.url, timeout=timeout, max_connections=self.max_connections)
+        if self._cluster is not None:
+            other._cluster = other._new_cluster()
+        return other
+
     @property
     def in_cluster(self) -> bool:
         """Whether it is known to lead to a cluster."""
         return self._cluster is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or is the connection to a node that has no slots any more."""
+        return self._closed
 
     def node_of(self, slot: int) -> Connection:
         """The connection to the node that has the slot. Without a cluster: this one."""
@@ -286,7 +304,7 @@ class Connection:
                 wire = self._idle.pop()
             if wire is None or wire.closed:
                 began = time.monotonic()
-                wire = await self._connect(timeout)
+                wire = await self.take(Wire, timeout)
                 timeout -= time.monotonic() - began
             answers = await wire.trip(payload, replies, timeout)
             for answer in answers:
@@ -306,12 +324,13 @@ class Connection:
                     wire.close()
         return answers
 
-    async def _connect(self, timeout: float) -> Wire:
+    async def take(self, take_over: Callable[[AbstractConnection], T], timeout: float) -> T:
+        """Connect, and let ``take_over`` have the connection."""
         connection = self._pool.make_connection()
         try:
             async with asyncio.timeout(timeout):
                 await connection.connect()
-            return Wire(connection)
+            return take_over(connection)
         finally:
             await connection.disconnect(nowait=True)
 
@@ -384,6 +403,8 @@ class Connection:
         """Close idle connections, in the loop that they belong to."""
         while self._idle:
             self._idle.pop().close()
+        if self.tracking is not None:
+            self.tracking.close()
         if self._cluster is not None:
             self._cluster.close_idle()
 

@@ -50,7 +50,7 @@ class Opening(Listening):
         self.partitions = partitions
         """Over how many partitions the queue is spread when it is registered, if nothing else is stored; 0: it is left
         as it is."""
-        self._registry = Route(connection, registry_key(prefix))
+        self.registry = Route(connection, registry_key(prefix))
         """The registry is one key for all queues, so it is in a slot of its own."""
         self._aging_ms = aging_ms
         self._charge = charge
@@ -190,7 +190,7 @@ class Opening(Listening):
 
     async def is_registered(self) -> bool:
         """Whether the queue is in the registry."""
-        return bool(await self._registry.command(*self._is_registered))
+        return bool(await self.registry.command(*self._is_registered))
 
     @property
     def _is_registered(self) -> tuple[Argument, ...]:
@@ -238,14 +238,14 @@ class Opening(Listening):
         if self._events_level:
             await self._declare_events(self._events_level)
         if not await self.is_registered():
-            await self._registry.command(b"SADD", registry_key(self.prefix), self.name)
+            await self.registry.command(b"SADD", registry_key(self.prefix), self.name)
 
     async def unregister(self) -> None:
         """Remove a dropped queue from the registry, unless it has been used again meanwhile."""
         registry = registry_key(self.prefix)
-        await self._registry.command(b"SREM", registry, self.name)
+        await self.registry.command(b"SREM", registry, self.name)
         if await self.command(b"EXISTS", self.keys["jobs"], self.keys["workers"]):
-            await self._registry.command(b"SADD", registry, self.name)
+            await self.registry.command(b"SADD", registry, self.name)
 
     def follow_clock(self, other: Opening) -> None:
         """Take over what another store knows of the server's clock, until this one reads it."""
@@ -264,11 +264,11 @@ class Opening(Listening):
 
     async def queues(self) -> list[str]:
         """All queues under the prefix, sorted."""
-        return sorted(name.decode() for name in await self._registry.command(b"SMEMBERS", registry_key(self.prefix)))
+        return sorted(name.decode() for name in await self.registry.command(b"SMEMBERS", registry_key(self.prefix)))
 
 
 async def unregistered(stores: Sequence[Opening]) -> list[Opening]:
-    """Those of the stores whose queue is not in the registry. All are on one server, which gets one command.
+    """Those of the stores whose queue is not in the registry. All are on one server or cluster, which gets one command.
 
     :raises StoreError: no answer.
     """
@@ -277,6 +277,6 @@ async def unregistered(stores: Sequence[Opening]) -> list[Opening]:
         by_prefix.setdefault(store.prefix, []).append(store)
     missing: list[Opening] = []
     for prefix, some in by_prefix.items():
-        known = await some[0].command(b"SMISMEMBER", registry_key(prefix), *(store.name for store in some))
+        known = await some[0].registry.command(b"SMISMEMBER", registry_key(prefix), *(store.name for store in some))
         missing += [store for store, one in zip(some, known, strict=True) if not one]
     return missing

@@ -10,6 +10,7 @@ from jobq.engine.store.cluster import is_refusal
 from jobq.engine.store.keys import queue_keys
 from jobq.engine.store.link import Connection, pack, translate
 from jobq.engine.store.route import PAUSES, Route
+from jobq.engine.store.tracking import trackers_of
 from jobq.errors import DurabilityUnavailable, StoreError
 
 if TYPE_CHECKING:
@@ -116,11 +117,13 @@ class Sender(Route):
 
     async def wait_for_wake(self, stores: Sequence[Sender], block: float) -> int | None:
         """Block until one of these queues has a wake token, for up to ``block`` seconds, and take it. All of them are
-        on this one's server. Returns the place of the queue, None if no token came.
+        on this one's server or cluster. Returns the place of the queue, None if no token came.
 
         :raises StoreUnavailable: no answer came, so a token may have been taken.
         :raises StoreError: the server refuses the wait, for example because one of the keys is of another type.
         """
+        if self.connection.in_cluster:
+            return await trackers_of(self.connection).wait(stores, block)
         keys = [store.keys["wake"] for store in stores]
         node = await self.current()
         (token,) = await node.trip(pack((b"BZPOPMIN", *keys, block)), 1, patience=block)

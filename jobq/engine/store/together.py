@@ -1,54 +1,117 @@
 """Calls of several queues of one server in one write, and questions about all of them in one command.
 
-A worker of many queues would otherwise make a trip for each of them every few seconds.
+A worker of many queues would otherwise make a trip for each of them every few seconds. In a cluster the calls for the
+queues of one node go in one write, and the nodes say when the answer to a question changes (see tracking.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Final
 
-from jobq.errors import StoreError
+from jobq.engine.store.cluster import is_refusal
+from jobq.engine.store.tracking import trackers_of
+from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.store.calls import Call
+    from jobq.engine.store.link import Argument, Connection
     from jobq.engine.store.sender import Sender
+
+    Part = tuple[Sender, Sequence[Call[Any]]]
+    """Calls of one queue."""
 
 CALLS_PER_WRITE: Final = 100
 """The most calls of several queues in one write. Other clients are served between two writes."""
 KEYS_PER_COMMAND: Final = 500
 
 
-async def send_together(parts: Sequence[tuple[Sender, Sequence[Call[Any]]]]) -> list[list[Any]]:
-    """Send calls of several queues of one server, many in one write. Returns the answers of each queue. A
+async def send_together(parts: Sequence[Part]) -> list[list[Any]]:
+    """Send calls of several queues of one server or cluster, many in one write. Returns the answers of each queue. A
     ``StoreError`` stands in the place of an answer, also if none came, so one queue does not stop the others.
-
-    In a cluster each queue's calls go to its own node.
     """
-    if parts and parts[0][0].connection.in_cluster:
-        return list(await asyncio.gather(*(_send_alone(store, calls) for store, calls in parts)))
-    answers: list[list[Any]] = []
-    page: list[tuple[Sender, Sequence[Call[Any]]]] = []
+    if not parts or not parts[0][0].connection.in_cluster:
+        answers: list[list[Any]] = []
+        for page in _pages(parts):
+            answers += await _send_page(page)
+        return answers
+    by_node: dict[Connection, list[int]] = {}
+    for place, (store, _) in enumerate(parts):
+        by_node.setdefault(store.node, []).append(place)
+    # Side by side, so that a node that does not answer does not keep the others waiting.
+    found = await asyncio.gather(*(_send_to_node([parts[place] for place in places]) for places in by_node.values()))
+    answer_of = {
+        place: answer
+        for places, some in zip(by_node.values(), found, strict=True)
+        for place, answer in zip(places, some, strict=True)
+    }
+    return [answer_of[place] for place in range(len(parts))]
+
+
+def _pages(parts: Sequence[Part]) -> list[list[Part]]:
+    pages: list[list[Part]] = []
     size = 0
     for store, calls in parts:
-        if page and size + len(calls) > CALLS_PER_WRITE:
-            answers += await _send_page(page)
-            page, size = [], 0
-        page.append((store, calls))
+        if not pages or size + len(calls) > CALLS_PER_WRITE:
+            pages.append([])
+            size = 0
+        pages[-1].append((store, calls))
         size += len(calls)
-    return answers + (await _send_page(page) if page else [])
+    return pages
 
 
-async def _send_alone(store: Sender, calls: Sequence[Call[Any]]) -> list[Any]:
+async def _send_to_node(parts: Sequence[Part]) -> list[list[Any]]:
+    answers: list[list[Any]] = []
+    for page in _pages(parts):
+        answers += await _send_page_to_node(page)
+    return answers
+
+
+async def _send_page_to_node(parts: Sequence[Part]) -> list[list[Any]]:
+    """One write to the node that has the first queue. What it refuses or does not answer is sent again queue by queue,
+    so that a queue whose slot is on the move does not keep the others waiting."""
+    first = parts[0][0].connection
+    deadline = time.monotonic() + first.timeout
+    pieces = [store.packed(call) for store, calls in parts for call in calls]
     try:
-        return await store.trip(*calls)
+        node = await parts[0][0].current()
+        flat: list[Any] | None = await node.trip(b"".join(pieces), len(pieces))
+    except StoreUnavailable:
+        flat = None
+        for _, calls in parts:
+            for call in calls:
+                call.send_again()
+    answers: list[Any] = []
+    at = 0
+    for store, calls in parts:
+        own = flat[at : at + len(calls)] if flat is not None else None
+        at += len(calls)
+        if own is None or any(is_refusal(answer) for answer in own):
+            answers.append(_send_alone(store, calls, deadline))
+        else:
+            answers.append(_read(store, calls, own))
+    return await asyncio.gather(*answers)
+
+
+async def _send_alone(store: Sender, calls: Sequence[Call[Any]], deadline: float) -> list[Any]:
+    """A call that the node executed already is harmless when it is repeated."""
+    try:
+        return await store.trip(*calls, within=max(0.05, deadline - time.monotonic()))
     except StoreError as error:
         return [error] * len(calls)
 
 
-async def _send_page(parts: Sequence[tuple[Sender, Sequence[Call[Any]]]]) -> list[list[Any]]:
+async def _read(store: Sender, calls: Sequence[Call[Any]], answers: list[Any]) -> list[Any]:
+    try:
+        return await store.read(calls, answers, [], 0.0)
+    except StoreError as error:
+        return [error] * len(calls)
+
+
+async def _send_page(parts: Sequence[Part]) -> list[list[Any]]:
     calls = [call for _, some in parts for call in some]
     store_of = {call: store for store, some in parts for call in some}
 
@@ -62,26 +125,42 @@ async def _send_page(parts: Sequence[tuple[Sender, Sequence[Call[Any]]]]) -> lis
     answers: list[list[Any]] = []
     at = 0
     for store, some in parts:
-        own = flat[at : at + len(some)]
+        answers.append(await _read(store, some, flat[at : at + len(some)]))
         at += len(some)
-        try:
-            answers.append(await store.read(some, own, [], 0.0))
-        except StoreError as error:
-            answers.append([error] * len(some))
     return answers
 
 
-async def having(stores: Sequence[Sender], *columns: str) -> list[int]:
-    """The places of the queues that have one of these columns. All are on one server.
+async def send_each(
+    stores: Sequence[Sender], command: Callable[[Sender], tuple[Argument, ...]]
+) -> list[Any | StoreError]:
+    """Send one plain command for each queue of one server, in one write. In a cluster each goes its own way. A
+    command's own error stands in its place.
 
-    If none has, which is what idle queues are like, one command says so for hundreds of them. In a cluster each queue
-    counts as having them, because one command asks about one slot only. So does a queue whose keys may not be read: its
-    next call gets the error.
+    :raises StoreUnavailable: the server does not answer. In a cluster this error stands in its place, too.
+    """
+    if not stores[0].connection.in_cluster:
+        return await stores[0].commands(*map(command, stores))
+
+    async def one(store: Sender) -> Any:
+        try:
+            return await store.command(*command(store))
+        except StoreError as error:
+            return error
+
+    return list(await asyncio.gather(*map(one, stores)))
+
+
+async def having(stores: Sequence[Sender], *columns: str) -> list[int]:
+    """The places of the queues that have one of these columns. All are on one server or cluster.
+
+    If none has, which is what idle queues are like, one command says so for hundreds of them. A cluster is asked only
+    about queues in which something has changed since the last time. A queue whose keys may not be read counts as having
+    them: its next call gets the error.
 
     :raises StoreUnavailable: no answer.
     """
     if stores and stores[0].connection.in_cluster:
-        return list(range(len(stores)))
+        return await trackers_of(stores[0].connection).having(stores, columns)
     keys = [[store.keys[column] for column in columns] for store in stores]
     step = max(1, KEYS_PER_COMMAND // len(columns))
     found: list[int] = []
@@ -96,8 +175,8 @@ async def having(stores: Sequence[Sender], *columns: str) -> list[int]:
 
 
 async def give_wakes_back(stores: Sequence[Sender]) -> None:
-    """Put the tokens of these queues of one server back: they were taken by a worker that cannot use them.
+    """Put the tokens of these queues of one server or cluster back: they were taken by a worker that cannot use them.
 
     :raises StoreUnavailable: no answer.
     """
-    await stores[0].commands(*((b"ZADD", store.keys["wake"], 0, b"t") for store in stores))
+    await send_each(stores, lambda store: (b"ZADD", store.keys["wake"], 0, b"t"))

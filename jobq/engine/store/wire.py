@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 _UNFINISHED: Final = object()
 
 
+def taken_over(connection: AbstractConnection, protocol: asyncio.Protocol) -> asyncio.StreamWriter:
+    """Take the transport of a connected connection for ``protocol``. The caller must keep the writer."""
+    # redis-py has no public access to its transport. If it kept the transport, it would close it when collected.
+    theirs = cast("Any", connection)
+    writer: asyncio.StreamWriter = theirs._writer  # noqa: SLF001
+    theirs._writer = theirs._reader = None  # noqa: SLF001
+    writer.transport.set_protocol(protocol)
+    return writer
+
+
 class Wire(asyncio.Protocol):
     """A connected connection, taken over from redis-py. One trip at a time.
 
@@ -36,12 +46,8 @@ class Wire(asyncio.Protocol):
         self._future: asyncio.Future[list[Any]] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        # redis-py has no public access to its transport. If it kept the transport, it would close it when collected.
-        theirs = cast("Any", connection)
-        self._writer: asyncio.StreamWriter = theirs._writer  # noqa: SLF001
-        theirs._writer = theirs._reader = None  # noqa: SLF001
+        self._writer = taken_over(connection, self)
         self._transport = self._writer.transport
-        self._transport.set_protocol(self)
 
     async def trip(self, payload: bytes, replies: int, timeout: float) -> list[Any]:
         """Write the packed commands and wait for their replies; a command's own error stands in its place.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from jobq.engine.log import get_logger, indented
-from jobq.engine.store import Connection, Store, send_together, unregistered
+from jobq.engine.store import Store, send_together, unregistered
 from jobq.engine.worker.outbox import HAND_BACK_MAX
 from jobq.engine.worker.source import RENEW_PAGE
 from jobq.errors import StoreError
@@ -148,20 +148,17 @@ class Heartbeat(threading.Thread):
                 await stores[0][1].connection.aclose()
 
     def _serve_also(self, source: Source, halt: asyncio.Event) -> None:
-        """Renew for a source, too. Each server has one task, and one connection of the heartbeat's own.
-
-        In a cluster each source has its own task: if one node hangs, the leases on the others must not wait for it.
-        """
+        """Renew for a source, too. Each server or cluster has one task, and connections of the heartbeat's own."""
         if self._group is None or halt.is_set() or any(source is one for stores in self._servers for one, _ in stores):
             return
         shared = source.store.connection
         same = next((stores for stores in self._servers if stores[0][0].store.connection is shared), None)
-        if same is not None and not shared.in_cluster:
+        if same is not None:
             same.append((source, source.new_store(same[0][1].connection)))
             return
-        # A dead connection must be noticed and replaced before the leases run out.
-        timeout = min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25))
-        mine = same[0][1].connection if same is not None else Connection(shared.url, timeout=timeout)
+        # A dead connection must be noticed and replaced before the leases run out. In a cluster, leases on the other
+        # nodes wait for one that hangs, for as long.
+        mine = shared.another(min(shared.timeout, max(self._pool.lease_ms / 6000, 0.25)))
         stores = [(source, source.new_store(mine))]
         self._servers.append(stores)
         self._group.create_task(self._serve(stores, halt))

@@ -42,7 +42,7 @@ class Pool:
         self.sources: list[Source] = []
         self.lanes: list[Lane] = []
         self.wakers: list[Waker] = []
-        """One for each server. In a cluster one for each source."""
+        """One for each server or cluster."""
         self.controls: list[Control] = []
         """One for each server or cluster."""
 

@@ -25,7 +25,7 @@ from jobq.redact import misfit
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from jobq.engine.store import Call, Claimed
+    from jobq.engine.store import Call, Claimed, Connection
     from jobq.engine.worker.pool import Pool
     from jobq.engine.worker.source import Source
 
@@ -53,12 +53,12 @@ class Served(Protocol):
 
     @property
     def sources(self) -> list[Source]:
-        """The sources to sweep. They are on one server."""
+        """The sources to sweep. They are on one server or cluster."""
         ...
 
 
 class Sweeper:
-    """Sweeps the sources of one waker, which are on one server. Idle ones cost it a command or two together.
+    """Sweeps the sources of one waker, which are on one server or cluster. Idle ones cost it a command or two together.
 
     A server that does not answer delays no other one, because each has its own sweeper.
     """
@@ -231,13 +231,20 @@ class Sweeper:
             await self._recount(source)
 
     async def _read_clock(self, sources: list[Source]) -> None:
-        """Read the server's clock once for all of its queues. If it was set, schedules may be due."""
-        first = sources[0]
-        with self._told(first):
-            await first.store.look_at_clock()
-            for source in sources:
-                source.store.follow_clock(first.store)
-                source.firing.check_clock()
+        """Read the clock of each server or node once for all of its queues. If it was set, schedules may be due."""
+        by_node: dict[Connection, list[Source]] = {}
+        for source in sources:
+            by_node.setdefault(source.store.node, []).append(source)
+
+        async def read(some: list[Source]) -> None:
+            first = some[0]
+            with self._told(first):
+                await first.store.look_at_clock()
+                for source in some:
+                    source.store.follow_clock(first.store)
+                    source.firing.check_clock()
+
+        await asyncio.gather(*map(read, by_node.values()))
 
 
 class Duty:

@@ -12,6 +12,7 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobq.engine.store import Connection
     from jobq.engine.worker.source import Source
 
 
@@ -20,10 +21,9 @@ async def leave(sources: Sequence[Source]) -> None:
 
     It gives up after a second. The others check by themselves every few seconds.
     """
-    by_server: dict[int, list[Source]] = {}
+    by_server: dict[Connection, list[Source]] = {}
     for source in sources:
-        connection = source.store.connection
-        by_server.setdefault(id(source if connection.in_cluster else connection), []).append(source)
+        by_server.setdefault(source.store.connection, []).append(source)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
             # Do this concurrently. A server that does not answer must not keep workers of the others asleep.

@@ -1,6 +1,6 @@
 """Waiting for work without polling. A worker with free slots and nothing to claim blocks on the wake tokens.
 
-One connection waits for all queues of a server. A worker of one queue sends a claim of one job behind the wait in the
+One connection waits for all queues of a server, or of a node of a cluster. A worker of one queue sends a claim of one job behind the wait in the
 same write, so the job arrives together with the token and not a trip later. It claims one job only, because a worker
 that disappears while it waits (its machine, its network) still gets that job.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
-from jobq.engine.store import having
+from jobq.engine.store import having, send_each, stop_tracking
 from jobq.engine.worker.claimer import Demand
 from jobq.errors import StoreError, StoreUnavailable
 
@@ -38,11 +38,10 @@ ASK_SECONDS: Final = 0.01
 
 
 class Waker:
-    """Tells the lanes of one server whenever there may be something to claim.
+    """Tells the lanes of one server or cluster whenever there may be something to claim.
 
     It waits for all of its queues while slots are free, also for those that have jobs at the moment. So the wait need
-    not be changed when one of them becomes empty. In a cluster each queue has a waker of its own, because one command
-    waits for one slot only.
+    not be changed when one of them becomes empty.
     """
 
     def __init__(self, slots: Slots) -> None:
@@ -71,8 +70,7 @@ class Waker:
 
     def serves(self, source: Source) -> bool:
         """Whether it can also wait for this queue."""
-        connection = source.store.connection
-        return connection is self._lanes[0].source.store.connection and not connection.in_cluster
+        return source.store.connection is self._lanes[0].source.store.connection
 
     @property
     def sources(self) -> list[Source]:
@@ -110,6 +108,12 @@ class Waker:
 
     async def run(self) -> None:
         """Wait for tokens until cancelled."""
+        try:
+            await self._run()
+        finally:
+            stop_tracking(self._lanes[0].source.store.connection)
+
+    async def _run(self) -> None:
         while True:
             if not (lanes := self._waiting()):
                 self._slots.nobody_listens()
@@ -253,9 +257,9 @@ class Waker:
     async def _set_aside(self, lanes: list[Lane], error: StoreError) -> None:
         """The server refuses the wait. Find the queues whose keys are the reason. They are left out for a while, and
         their lanes look for jobs by themselves. The others are waited for again."""
-        commands = [(b"ZREM", lane.source.store.keys["wake"], b"") for lane in lanes]
+        stores = [lane.source.store for lane in lanes]
         try:
-            answers = await lanes[0].source.store.commands(*commands)
+            answers = await send_each(stores, lambda store: (b"ZREM", store.keys["wake"], b""))
         except StoreError as lost:
             answers, error = [], lost
         broken = [(lane, answer) for lane, answer in zip(lanes, answers, strict=False) if isinstance(answer, Exception)]
@@ -263,7 +267,8 @@ class Waker:
         for lane, answer in broken:
             source = lane.source
             source.waking.backoff.failed(source.loop.time())
-            source.warn("The wait for new jobs failed and is repeated", StoreError(f"Redis: {answer}"))
+            error = answer if isinstance(answer, StoreError) else StoreError(f"Redis: {answer}")
+            source.warn("The wait for new jobs failed and is repeated", error)
             lane.look()
             lane.wake()
         if not broken:
