@@ -321,3 +321,47 @@ async def test_a_user_who_may_not_track_keys_is_told(
         for queue in many:
             await run_one(queue)
     await connection.aclose()
+
+
+async def test_a_blocking_wait_at_a_primary_that_hangs_ends_by_its_deadline(
+    own_cluster: LocalCluster, start, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker of one queue blocks on its wake token. Nothing tells it that the node answers no longer."""
+    monkeypatch.setattr(waker_module, "BLOCK", 0.5)
+    cluster, connection = own_cluster, Connection(own_cluster.url, timeout=0.5)
+    async with with_task(Queue("m0", connection)) as queue:
+        await start(queue, lease=3.0)
+        await run_one(queue)
+        await until(lambda: blocked(cluster, b"bzpopmin") == 1, "the wait")
+        hung = cluster.owner(slot_of("m0"))
+        assert hung.server.process is not None
+        os.kill(hung.server.process.pid, signal.SIGSTOP)
+        await until(lambda: "The wait for new jobs failed and is repeated (queue m0)" in caplog.text, "the deadline")
+        alive = [node for node in cluster.nodes if node is not hung]
+        slot = slot_of("m0")
+        await asyncio.to_thread(
+            wait_for, lambda: all(node.owner_of(slot) != [hung.port] for node in alive), "the replica to take over"
+        )
+        await run_one_at_last(queue)
+        await run_one_at_last(queue)
+    await connection.aclose()
+
+
+@pytest.mark.parametrize("count", [1, 6])
+async def test_the_url_of_one_node_is_enough_for_the_heartbeat(
+    count: int, cluster: LocalCluster, start, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch
+):
+    """Its first renewal finds the other nodes without a failure."""
+    beats = await _beats(monkeypatch)
+    connection = Connection(f"redis://{USER}127.0.0.1:{cluster.nodes[0].port}")
+    async with AsyncExitStack() as stack:
+        queues = [await stack.enter_async_context(with_task(Queue(f"m{n}", connection))) for n in range(count)]
+        await start(*queues, lease=0.6)
+        for queue in queues:
+            await run_one(queue)
+        await until(lambda: beats[0] >= 4, "some renewals")
+        for queue in queues:
+            (row,) = await queue.workers()
+            assert row.alive
+    await connection.aclose()
+    assert "were not renewed" not in caplog.text

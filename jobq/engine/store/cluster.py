@@ -60,6 +60,11 @@ class Cluster:
         """The node that has the slot. If none is known, one that was reached before or is named in the URL."""
         return self._slots[slot] or next(iter(self._nodes.values()), None) or self._at(self._urls.seeds[0])
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a node has said who has which slot."""
+        return self._looked_at > 0
+
     def connections(self) -> list[Connection]:
         """The connections to the nodes."""
         return list(self._nodes.values())

@@ -176,6 +176,14 @@ class Connection:
             await self._cluster.look()
         return self.node_of(slot)
 
+    async def know_nodes(self) -> None:
+        """Ask which node has which slot, unless that is known.
+
+        :raises StoreUnavailable: no node of the cluster answers.
+        """
+        if self._cluster is not None and not self._cluster.is_known:
+            await self._cluster.look()
+
     async def join(self) -> None:
         """The server is a node of a cluster, so ask for the others.
 

@@ -38,6 +38,10 @@ async def send_together(parts: Sequence[Part]) -> list[list[Any]]:
         for page in _pages(parts):
             answers += await _send_page(page)
         return answers
+    try:
+        await parts[0][0].connection.know_nodes()
+    except StoreError as error:
+        return [[error] * len(calls) for _, calls in parts]
     by_node: dict[Connection, list[int]] = {}
     for place, (store, _) in enumerate(parts):
         by_node.setdefault(store.node, []).append(place)

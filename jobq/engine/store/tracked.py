@@ -23,7 +23,7 @@ class TrackedWire(asyncio.Protocol):
     """Commands may be sent at any time. Each answer goes to the function that was given with its command.
 
     Answers and changes are taken in the order in which the server sent them. So a change that comes behind an answer
-    is never taken for an earlier one. ``heard`` gets the kind of a push and its first argument. ``lost`` gets the error.
+    is never taken for an earlier one. ``heard`` gets the kind of a push and its first argument, ``lost`` an error.
     """
 
     def __init__(

@@ -112,7 +112,8 @@ class Tracker:
     async def _connect(self) -> None:
         try:
             wire = await self.node.take(
-                lambda connection: TrackedWire(connection, self._heard, self._lost, self.node.timeout), self.node.timeout
+                lambda connection: TrackedWire(connection, self._heard, self._lost, self.node.timeout),
+                self.node.timeout,
             )
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
             self._lost(translate(error))
@@ -209,8 +210,8 @@ class Trackers:
         task.add_done_callback(self._tasks.discard)
 
     async def wait(self, stores: Sequence[Sender], block: float) -> int | None:
-        """Wait until one of these queues has a wake token, for up to ``block`` seconds, and take it. Returns the place of
-        the queue, None if no token came.
+        """Wait until one of these queues has a wake token, for up to ``block`` seconds, and take it. Returns the place
+        of the queue, None if no token came.
 
         :raises StoreUnavailable: no answer came, so a token may have been taken.
         :raises StoreError: the server refuses to give it.

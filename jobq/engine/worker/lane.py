@@ -316,6 +316,9 @@ class Lane(Settler):
 
     def _lapse(self) -> None:
         self._unreserve()
+        # Wakers stopped waiting for other queues while all slots were reserved.
+        for waker in self._slots.wakers:
+            waker.listen()
         self._slots.offer()
 
     def _unreserve(self) -> None:

@@ -1,8 +1,8 @@
 """Waiting for work without polling. A worker with free slots and nothing to claim blocks on the wake tokens.
 
-One connection waits for all queues of a server, or of a node of a cluster. A worker of one queue sends a claim of one job behind the wait in the
-same write, so the job arrives together with the token and not a trip later. It claims one job only, because a worker
-that disappears while it waits (its machine, its network) still gets that job.
+One connection waits for all queues of a server, or of a node of a cluster. A worker of one queue sends a claim of one
+job behind the wait in the same write, so the job arrives together with the token and not a trip later. It claims one
+job only, because a worker that disappears while it waits (its machine, its network) still gets that job.
 """
 
 from __future__ import annotations
