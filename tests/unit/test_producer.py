@@ -206,7 +206,7 @@ async def test_an_id_that_two_processes_drew_is_drawn_again(queue: Queue, connec
     async with Queue("test", connection, clock=lambda: 1_700_000_000_000) as one:
         for many in (False, True):
             first = await one.submit(NewJob("x", msgspec.Raw(b"1")))
-            ids = one._sessions.here.ids  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            ids = one._sessions.here.entries.ids  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             node = ids._node  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             ids._count -= 1  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             if many:

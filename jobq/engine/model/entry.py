@@ -9,7 +9,7 @@ import msgspec
 
 from jobq.engine.model.costs import costs_of, weight_row
 from jobq.engine.model.groups import name_of
-from jobq.engine.model.job import DELAY_MAX_MS, Spec
+from jobq.engine.model.job import DELAY_MAX_MS, PLAIN, Spec
 from jobq.engine.model.limits import keys_of
 from jobq.engine.model.unique import key_of, mode_of
 from jobq.errors import InvalidJob
@@ -109,6 +109,70 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
     return job_id, encoded, words, fingerprint, uniqueness, partition_by
+
+
+class EntryMaker:
+    """Makes entries with the ids of one maker. The jobs must have been checked.
+
+    Most jobs have the type and the options of the job before them. Their specs differ in the payload and the time
+    alone, so the rest of the spec is encoded once, when the second such job comes.
+    """
+
+    def __init__(self, ids: IdMaker) -> None:
+        self.ids = ids
+        self._options: Options | None = None
+        self._type = ""
+        self._is_common: bool | None = None
+        """Whether the next four attributes make the entry of a job with these options. None: not found out yet."""
+        self._start = self._middle = self._end = b""
+        """The encoded spec: up to its time, then up to its payload, then the rest."""
+        self._words = ""
+
+    def make(self, new: NewJob, now: int) -> Entry:
+        """The entry of a job. ``now``: unix ms by the server's clock.
+
+        :raises InvalidJob: it cannot be encoded as JSON, or ``run_at`` is too far ahead.
+        """
+        if new.options is not self._options or new.type != self._type:
+            self._options, self._type, self._is_common = new.options, new.type, None
+        elif self._is_common is None:
+            self._is_common = self._learn(new.options)
+        if (
+            self._is_common
+            and new.id is None
+            and new.idempotency_key is None
+            and new.schedule is None
+            and not new.offset
+            and new.rerun_of is None
+            and not new.trace
+        ):
+            job_id = self.ids.new(now)
+            start = self._start if self.ids.ms == now else b'%b,"at":%d' % (self._start, now)
+            return job_id, b"".join((start, self._middle, new.payload, self._end)), self._words, "-", "", None
+        return encode_entry(new, self.ids, now)
+
+    def _learn(self, options: Options) -> bool:
+        """Encode what all jobs with these options share. False if they differ in more than the payload and the time."""
+        own = {name: getattr(options, name) for name in _IN_THE_SPEC_ALONE}
+        if options != msgspec.structs.replace(PLAIN, **own):
+            return False
+        try:
+            start = b'{"type":' + _encode(self._type)
+            spec = _encode(Spec(self._type, payload=_HOLE, **own))
+        except (ValueError, UnicodeEncodeError):
+            return False  # encode_entry refuses it, and says why
+        self._start = start
+        self._middle, self._end = spec[len(start) :].split(_HOLE_BYTES)
+        plain = not (options.priority or options.lifo or options.delay)
+        self._words = "" if plain else f"{options.priority} {int(options.lifo)} {options.delay}"
+        return True
+
+
+_IN_THE_SPEC_ALONE: Final = ("priority", "delay", "attempts", "backoff", "timeout", "lifo", "retention", "version")
+"""Options that no other part of an entry needs. Its words contain the priority, the delay and ``lifo`` as well."""
+_HOLE_BYTES: Final = b"\x00"
+"""No JSON contains it."""
+_HOLE: Final = msgspec.Raw(_HOLE_BYTES)
 
 
 def _fingerprint(spec: Spec, options: Options, keys: list[str], uniqueness: str, weight: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import msgspec
 
 from jobq.engine.model.encoding import check_sound, encode
-from jobq.engine.model.entry import encode_entry, spread_out
+from jobq.engine.model.entry import spread_out
 from jobq.engine.model.groups import check_option_name
 from jobq.engine.model.ids import is_id
 from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
@@ -118,7 +118,7 @@ class Producing(Registry, Verbs):
         options = new.options
         if options.limits or options.limits_by or options.breaker:
             await session.declared.check([new], self.rules, self.declared_breakers)
-        entry = encode_entry(new, session.ids, session.store.now_ms())
+        entry = session.entries.make(new, session.store.now_ms())
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
             accepted = await producer.send(entry)
@@ -130,7 +130,7 @@ class Producing(Registry, Verbs):
                 self.tell_enqueued(new, accepted)
             return accepted
         # Another process has drawn the same id.
-        session.ids.redraw()
+        session.entries.ids.redraw()
         return await self.submit(new, durability=durability)
 
     def current(self, new: NewJob) -> NewJob:
@@ -248,8 +248,8 @@ class Producing(Registry, Verbs):
             news = [self.named(new) for new in news]
         if limited := [one for one in news if (of := one.options).limits or of.limits_by or of.breaker]:
             await session.declared.check(limited, self.rules, self.declared_breakers)
-        ids, now = session.ids, session.store.now_ms()
-        rows = [encode_entry(new, ids, now) for new in news]
+        make, now = session.entries.make, session.store.now_ms()
+        rows = [make(new, now) for new in news]
         answers = await session.producer_for(durability).send_many(rows)
         if self.hooks:
             for new, answer in zip(news, answers, strict=True):
@@ -257,7 +257,7 @@ class Producing(Registry, Verbs):
                     self.tell_enqueued(new, answer)
         for place, answer in enumerate(answers):
             if isinstance(answer, JobIdTaken) and news[place].id is None:
-                session.ids.redraw()
+                session.entries.ids.redraw()
                 answers[place] = await self.submit(news[place], durability=durability)
         return list(answers)
 

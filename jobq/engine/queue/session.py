@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakSet
 
 from jobq.engine.log import get_logger
+from jobq.engine.model.entry import EntryMaker
 from jobq.engine.model.ids import IdMaker, OpenIds
 from jobq.engine.model.options import check_durability
 from jobq.engine.queue.limits import Declared
@@ -68,7 +69,7 @@ class Session:
         """Use an open store. ``durability`` is the queue's, which the server is known to give."""
         self.use = use
         self.first = self.store = store
-        self.ids: IdMaker = IdMaker()
+        self.entries = EntryMaker(IdMaker())
         self.pager = Pager(store)
         self.readers = EventReaders()
         self.waiters: Waiters | WaitersOfAll = Waiters(store, self.readers.of(store))
@@ -136,7 +137,7 @@ class Session:
             store.learn(spread)
         elif spread.most > 1:
             self.store = store = Partitions(self.first, self.make, spread)
-            self.ids = OpenIds()
+            self.entries = EntryMaker(OpenIds())
             self.pager = Pager(store)
             self.declared = Declared(store)
             self.waiters = WaitersOfAll(store, self.waiters, self.readers)
