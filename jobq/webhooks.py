@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.limits import Concurrency
-from jobq.engine.model.webhook import Delivery, StoredWebhook, signed_headers
+from jobq.engine.model.webhook import WEBHOOKS_MAX, Delivery, StoredWebhook, signed_headers
 from jobq.engine.queue.announce import Announcer
 from jobq.engine.queue.webhooks import TYPE, read_webhook
 from jobq.engine.task.context import Context, inject
@@ -37,8 +36,8 @@ from jobq.errors import Discard, Retry, SettingsError, Snooze, StoreError
 from jobq.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from ipaddress import IPv4Network, IPv6Network
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Network
 
     from jobq.engine.queue.queue import Queue
 
@@ -47,13 +46,17 @@ log = get_logger("jobq.webhooks")
 LOOK = 5.0
 """Seconds between two looks for the first webhook of a queue."""
 AT_ONCE: Final = 4
-"""Deliveries to one webhook at the same time, so that a slow one does not take all places."""
-CONCURRENCY: Final = 50
+"""Deliveries to one webhook at the same time."""
+CONCURRENCY: Final = AT_ONCE * WEBHOOKS_MAX
+"""Deliveries of a queue at the same time. Each webhook has places of its own, so those that do not answer take none of
+the others'. A delivery that waits costs little: a socket and some KB."""
 ATTEMPTS: Final = 12
 """With the usual backoff these take about an hour and a half."""
 BACKOFF = Backoff()
 TIMEOUT = 15.0
 """Seconds that an answer may take."""
+GRACE = 3.0
+"""Seconds for which a server that stops waits for answers. Other deliveries are handed back, and sent again later."""
 ANSWER_MAX: Final = 1024
 """Bytes of an answer that are read. Its text shows in the error of the delivery."""
 DISABLED_AFTER = 100
@@ -62,7 +65,19 @@ RETRY_MAX: Final = 3600.0
 AGAIN = 1.0
 """Seconds after which a delivery looks again whether the one before it has ended, at first."""
 AGAIN_MAX: Final = 60.0
-_NAT64 = ip_network("64:ff9b::/96")
+_PRIVATE = [
+    ip_network(one)
+    for one in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+    )
+]  # fmt: skip
+"""Special addresses (IANA's registries). Teredo and 6to4 are among them: they lead to any IPv4 address."""
+_PUBLIC6 = IPv6Network("2000::/3")
+"""All public IPv6 addresses. Outside of it are further ways to write or reach an IPv4 address."""
+_NAT64 = IPv6Network("64:ff9b::/96")
+"""In a network without IPv4, names of IPv4 hosts resolve to these addresses. The last 32 bits are the host's."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -94,62 +109,85 @@ class Guard:
         :raises AddressRefused: it is private, and not allowed.
         """
         address = ip_address(host.partition("%")[0])
-        inner = _inside(address)
+        inner = _inner(address)
         if any(
-            one in network for one in {address, inner} for network in self._allowed if one.version == network.version
+            one in network for one in (address, inner) for network in self._allowed if one.version == network.version
         ):
             return
-        if not inner.is_global or inner.is_multicast or (inner is address and not address.is_global):
+        private = any(inner in network for network in _PRIVATE if inner.version == network.version)
+        if private or (isinstance(inner, IPv6Address) and inner not in _PUBLIC6):
             raise AddressRefused(f"the address {address} is not public; JOBQ_WEBHOOK_ALLOW can allow its network")
 
+    def socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """Make the socket of a connection, if its address may be reached. Every connection comes through here, so it
+        does not matter how the address was written, or to what a name resolves a moment later.
 
-def _inside(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 address leads to, if it does."""
+        :raises AddressRefused: it may not.
+        """
+        family, kind, protocol, _, where = address
+        self.check(str(where[0]))
+        return socket.socket(family, kind, protocol)
+
+
+def _among(address: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return any(address in network for network in networks if address.version == network.version)
+
+
+def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address stands for, if it does."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
-        if address.sixtofour is not None:
-            return address.sixtofour
-        if address.teredo is not None:
-            return address.teredo[1]
         if address in _NAT64:
             return IPv4Address(int(address) & 0xFFFFFFFF)
     return address
 
 
-class GuardedResolver(AbstractResolver):
-    """Resolves names, and refuses those that lead to private addresses. aiohttp connects to these very addresses, so a
-    name that resolves to another address a moment later changes nothing."""
+class Resolver(AbstractResolver):
+    """Resolves names in threads of its own. Each name is looked up once at a time. So names whose servers do not answer
+    take one thread each, and none of the threads that other names and the service itself need."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._resolver = ThreadedResolver()
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WEBHOOKS_MAX, "jobq-webhooks")
+        self._asked: dict[tuple[str, int, int], asyncio.Future[list[ResolveResult]]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """The addresses of a host.
 
-        :raises AddressRefused: one of them is private.
+        :raises OSError: it has none.
         """
-        found = await self._resolver.resolve(host, port, family)
-        for one in found:
-            self._guard.check(one["host"])
-        return found
+        key = (host, port, int(family))
+        found = self._asked.get(key)
+        if found is None:
+            found = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
+            self._asked[key] = found
+            found.add_done_callback(lambda done: self._asked.pop(key) and (done.cancelled() or done.exception()))
+        return await asyncio.shield(found)  # Others may wait for it, too.
 
     async def close(self) -> None:
-        """Nothing to close."""
-        await self._resolver.close()
+        """Forget what nobody waits for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return [
+        ResolveResult(
+            hostname=host, host=str(where[0]), port=port, family=family, proto=protocol, flags=socket.AI_NUMERICHOST
+        )
+        for family, _, protocol, _, where in found
+    ]
 
 
 class Deliverer:
     """Delivers the webhooks of one queue."""
 
-    def __init__(self, queue: Queue, deliveries: Queue, session: ClientSession, guard: Guard) -> None:
+    def __init__(self, queue: Queue, deliveries: Queue, session: ClientSession) -> None:
         self._queue = queue
         self._deliveries = deliveries
         self._session = session
-        self._guard = guard
 
     async def deliver(self, delivery: Delivery, ctx: Context) -> int:
         """Send one delivery. Returns the status of the answer."""
@@ -186,15 +224,10 @@ class Deliverer:
         headers = signed_headers(hook.secrets, message_id, self._queue.store.now_ms(), body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"jobq/{jobq_version()}"}
         try:
-            host = urlsplit(hook.url).hostname or ""
-            with suppress(ValueError):  # It is a name, which the resolver checks.
-                self._guard.check(host)
             async with self._session.post(hook.url, data=body, headers=headers, allow_redirects=False) as answer:
                 if answer.status // 100 == 2 or answer.status == 410:
                     return answer.status
                 said = await answer.content.read(ANSWER_MAX)
-        except AddressRefused as error:
-            raise DeliveryFailed(f"not sent: {error}") from None
         except (ClientError, TimeoutError, OSError, ValueError) as error:
             refused = _refusal(error)
             raise DeliveryFailed(f"not sent: {refused or f'{type(error).__name__}: {error}'}"[:500]) from None
@@ -241,20 +274,21 @@ async def deliver_webhooks(
     ``began``: called with the queue of the deliveries when there is a webhook.
 
     :raises SettingsError: ``allow`` cannot be read.
+    :raises Exception: the error that ended the worker of the deliveries.
     """
     guard = Guard(queue.settings.webhook_allow if allow is None else allow)
     while True:
         with suppress(StoreError):  # Others report that Redis is away.
-            if await queue.store.webhooks():
+            if await queue.store.count_webhooks():
                 break
         await asyncio.sleep(LOOK)
-    connector = TCPConnector(resolver=GuardedResolver(guard), limit=CONCURRENCY, use_dns_cache=False)
+    connector = TCPConnector(resolver=Resolver(), limit=CONCURRENCY, use_dns_cache=False, socket_factory=guard.socket)
     timeout = ClientTimeout(total=TIMEOUT, sock_connect=5.0)
     async with (
         ClientSession(connector=connector, timeout=timeout, auto_decompress=False, trust_env=False) as session,
         queue.webhook_queue() as deliveries,
     ):
-        deliverer = Deliverer(queue, deliveries, session, guard)
+        deliverer = Deliverer(queue, deliveries, session)
 
         @deliveries.task(
             name=TYPE,
@@ -270,6 +304,11 @@ async def deliver_webhooks(
 
         if began is not None:
             began(deliveries)
-        async with Worker(deliveries, concurrency=CONCURRENCY) as worker, asyncio.TaskGroup() as tasks:
+        async with Worker(deliveries, concurrency=CONCURRENCY, grace=GRACE) as worker:
             worker.start()
-            tasks.create_task(Announcer(queue, deliveries).run(), name="jobq-webhooks")
+            following = asyncio.create_task(Announcer(queue, deliveries).run(), name="jobq-webhooks")
+            try:
+                await worker.finished()
+            finally:
+                following.cancel()
+                await asyncio.wait([following])

@@ -15,10 +15,12 @@ from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import HUB, ApiCall, Hub, Limits
+from jobq.http.duties import keep_running
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.publish import fire_schedules, publish
 from jobq.http.routes import ROUTES
 from jobq.http.tidy import tidy
+from jobq.webhooks import Guard as AddressGuard
 from jobq.webhooks import deliver_webhooks
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def create_app(
     starts nor stops them, but /readyz answers 503 when one of them has failed.
 
     :raises ValueError: there is no queue, or two have the same name.
-    :raises SettingsError: an API key cannot be read, or the session secret is too short.
+    :raises SettingsError: an API key or the networks of ``webhook_allow`` cannot be read, or the session secret is too
+        short.
     """
     flat = [one for given in queues for one in ([given] if isinstance(given, Queue) else given)]
     if not flat or len({queue.name for queue in flat}) < len(flat):
@@ -66,6 +69,8 @@ def create_app(
     keys = Keyring(parse_keys(given_keys) if isinstance(given_keys, str) else given_keys or ())
     rates = Rate(rate) if (rate := rate or settings.rate) else None
     guard = Guard(keys, _hosts(settings, allowed_hosts), rates, settings.session_secret)
+    for queue in flat:
+        AddressGuard(queue.settings.webhook_allow)
     body = max_body or 4 * max(queue.max_payload for queue in flat)
     hub = Hub(flat, guard, Limits(body, max_bulk, body_seconds), workers)
 
@@ -204,7 +209,7 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
                 await stack.enter_async_context(queue)
             queues = list(hub.queues.values())
             duties = [
-                asyncio.create_task(duty(queue), name=f"jobq-{duty.__name__}")
+                asyncio.create_task(keep_running(duty, queue), name=f"jobq-{duty.__name__}")
                 for queue in queues
                 for duty in (publish, tidy, fire_schedules, webhooks)
             ]

@@ -5,11 +5,18 @@
 -- RETURNS the fence of the worker, which `share` wants; 0 if another worker has the right
 local meta = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
-local ms = tonumber(ARGV[3])
-local fence, till, holder = string.match(redis.call('HGET', meta, 'balancer') or '', '^(%d+) (%d+) (.+)$')
-fence, till = tonumber(fence) or 0, tonumber(till) or 0
--- A time that is further ahead than the right lasts was written by a wrong clock.
-if holder ~= ARGV[2] and till > now and till <= now + ms then return 0 end
-if holder ~= ARGV[2] or till <= now then fence = fence + 1 end
-redis.call('HSET', meta, 'balancer', string.format('%.0f %.0f %s', fence, now + ms, ARGV[2]))
-return fence
+
+-- shared: one at a time
+-- One process at a time has the turn, for `ms` from its last call on. Returns the fence of the turn, or 0 if another process has it.
+local function take_turn(key, field, who, ms)
+    local fence, till, holder = string.match(redis.call('HGET', key, field) or '', '^(%d+) (%d+) (.+)$')
+    fence, till = tonumber(fence) or 0, tonumber(till) or 0
+    -- A time that is further ahead than a turn lasts was written by a wrong clock.
+    if holder ~= who and till > now and till <= now + ms then return 0 end
+    if holder ~= who or till <= now then fence = fence + 1 end
+    redis.call('HSET', key, field, string.format('%.0f %.0f %s', fence, now + ms, who))
+    return fence
+end
+-- end
+
+return take_turn(meta, 'balancer', ARGV[2], tonumber(ARGV[3]))

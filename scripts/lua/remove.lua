@@ -3,7 +3,7 @@
 -- KEYS waiting delayed completed failed blocked expires requests answers unique unique_until events removed parked held held_by admitted unspent openings wake start_by end_by keys limits weights jobs priorities attempts errors results progress logs replaced reruns unserved
 -- ARGV now, request; then ids
 -- RETURNS per id the state before the removal, or '' (unknown id or active job: nothing changed)
-local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, start_by, end_by, keys, limits, weights = unpack(KEYS)
+local waiting, delayed, completed, failed, blocked, expires, requests, answers, unique, unique_until, events, removed, parked, held, held_by, admitted, unspent, openings, wake, start_by, end_by, keys, limits, weights, jobs = unpack(KEYS)
 local unserved = KEYS[#KEYS]
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
@@ -108,6 +108,18 @@ local function unpark(id)
 end
 -- end
 
+-- The types of jobs, for those who hear of the removal: one a line, '' for those that cannot be read. A spec begins with its type.
+-- Specs may be large, so those behind the first MB are not read.
+local function types_of(list)
+    local types, bytes = {}, 0
+    for i, id in ipairs(list) do
+        local spec = bytes < 1000000 and redis.call('HGET', jobs, id) or ''
+        types[i] = string.match(string.sub(spec, 1, 1024), '^{"type":"([^"\\]+)"') or ''
+        bytes = bytes + #spec
+    end
+    return table.concat(types, '\n')
+end
+
 local states, gone, freed = {}, {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
@@ -128,9 +140,10 @@ if #gone > 0 then
     follow(gone)
     release(gone)
     for _, set in ipairs({ expires, start_by, end_by }) do redis.call('ZREM', set, unpack(gone)) end
+    local types = types_of(gone)
     -- From `keys` on, KEYS are the columns.
     for i = 22, #KEYS do redis.call('HDEL', KEYS[i], unpack(gone)) end
-    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '))
+    redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'removed', table.concat(gone, ' '), 'types', types)
     -- The reply to the enqueue of such a job may have been lost. Its repetition must not bring the job back.
     local times = {}
     for i, id in ipairs(gone) do times[2 * i - 1], times[2 * i] = now, id end

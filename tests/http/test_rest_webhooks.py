@@ -12,8 +12,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from rest import enqueue, problem
 
-from jobq import Queue, Settings, webhooks
+from jobq import Queue, Settings, SettingsError, webhooks
 from jobq.engine.queue import announce
+from jobq.http import create_app, duties
 
 if TYPE_CHECKING:
     from rest import Client, NewClient
@@ -93,3 +94,29 @@ async def test_a_server_delivers(connection: Connection, new_client: NewClient, 
         async with asyncio.timeout(20):
             while (await client.get(f"/jobs/main.webhooks:{headers['webhook-id']}")).status != 200:
                 pass
+
+
+async def test_no_error_ends_the_work_of_a_server(
+    connection: Connection, new_client: NewClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(duties, "AGAIN", 0.01)
+    delivering = asyncio.Event()
+    started = 0
+
+    async def fails(*_: Any, **__: Any) -> None:
+        nonlocal started
+        started += 1
+        if started < 3:
+            raise ValueError("nobody thought of this")
+        delivering.set()
+
+    monkeypatch.setattr("jobq.http.app.deliver_webhooks", fails)
+    await new_client(Queue("main", connection))
+    await asyncio.wait_for(delivering.wait(), 20)
+    assert caplog.text.count("The server's work 'webhooks' for queue main failed and starts again in") == 2
+    assert "ValueError: nobody thought of this" in caplog.text
+
+
+def test_networks_that_cannot_be_read_are_refused_at_the_start(connection: Connection):
+    with pytest.raises(SettingsError, match="give networks such as"):
+        create_app(Queue("main", connection, settings=Settings(webhook_allow="10.0.0.1/8")))

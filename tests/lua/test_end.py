@@ -263,7 +263,7 @@ WITHOUT_A: State = {
 @pytest.mark.parametrize("state", ["waiting", "delayed", "completed", "failed", "blocked"])
 async def test_remove_leaves_nothing(state: str, bench: Bench):
     before = ALL_COLUMNS | {state: {"a": 900, "z": 901}}
-    changes = WITHOUT_A | {state: {"z": 901}, "events": [("removed", "a")]}
+    changes = WITHOUT_A | {state: {"z": 901}, "events": [("removed", "a", "types", "")]}
     await bench.check(Case("", before, remove("a"), changes, [state]))
 
 
@@ -296,14 +296,39 @@ async def test_remove_of_the_last_job_leaves_an_empty_database(bench: Bench):
             "many at once, one of them twice",
             also(waiting("a"), held("b"), standing("failed", "c")),
             remove("c", "b", "a", "a"),
-            also(held("b")) | {"waiting": {}, "failed": {}, "events": [("removed", "c a")]},
+            also(held("b")) | {"waiting": {}, "failed": {}, "events": [("removed", "c a", "types", "\n")]},
             ["failed", "", "waiting", ""],
+        ),
+        Case(
+            "the types are told, as far as they can be read",
+            {
+                "jobs": {
+                    "a": '{"type":"send mail","payload":{}}',
+                    "b": '{"type":"a\\"b"}',
+                    "c": "damaged",
+                    "d": '{"type":"x"}',
+                },
+                "failed": {"a": 1, "b": 1, "c": 1, "d": 1},
+            },
+            remove("a", "b", "c", "d"),
+            {"jobs": {}, "failed": {}, "events": [("removed", "a b c d", "types", "send mail\n\n\nx")]},
+            ["failed"] * 4,
+        ),
+        Case(
+            "specs behind the first MB are not read",
+            {
+                "jobs": {"a": '{"type":"x","payload":"' + "y" * 1_000_000 + '"}', "b": '{"type":"x"}'},
+                "failed": {"a": 1, "b": 1},
+            },
+            remove("a", "b"),
+            {"jobs": {}, "failed": {}, "events": [("removed", "a b", "types", "x\n")]},
+            ["failed"] * 2,
         ),
         Case(
             "a key that went over to another job stays with it",
             also(standing("failed", "a"), waiting("b"), {"keys": {"a": "k", "b": "k"}, "unique": {"k": "b -"}}),
             remove("a"),
-            jobs("b") | {"failed": {}, "keys": {"b": "k"}, "events": [("removed", "a")]},
+            jobs("b") | {"failed": {}, "keys": {"b": "k"}, "events": [("removed", "a", "types", "")]},
             ["failed"],
         ),
     ]

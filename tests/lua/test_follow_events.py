@@ -10,48 +10,65 @@ if TYPE_CHECKING:
     from table import Bench
 
 
+HOOKS = {"webhooks": {"crm": "{}"}}
+
+
 @table(
     [
         Case(
-            "the first process follows",
-            {},
-            lambda s: s.follow_events("a", 500, ""),
-            {"webhook_facts": {"follower": "a 1500"}},
+            "the first process gets the turn",
+            HOOKS,
+            lambda s: s.follow_events("a", 500),
+            {"webhook_facts": {"follower": "1 1500 a"}},
             [1, ""],
         ),
         Case(
             "it goes on, and stores its place",
-            {"webhook_facts": {"follower": "a 1200", "cursor": "1-0.0"}},
-            lambda s: s.follow_events("a", 500, "2-0.1"),
-            {"webhook_facts": {"follower": "a 1500", "cursor": "2-0.1"}},
-            [1, "2-0.1"],
+            HOOKS | {"webhook_facts": {"follower": "3 1200 a", "cursor": "1-0.0"}},
+            lambda s: s.follow_events("a", 500, 3, "2-0.1"),
+            {"webhook_facts": {"follower": "3 1500 a", "cursor": "2-0.1"}},
+            [3, "2-0.1"],
         ),
         Case(
             "another process is refused, and stores nothing",
-            {"webhook_facts": {"follower": "a 1001", "cursor": "1-0.0"}},
-            lambda s: s.follow_events("b", 500, "2-0.1"),
+            HOOKS | {"webhook_facts": {"follower": "3 1001 a", "cursor": "1-0.0"}},
+            lambda s: s.follow_events("b", 500, 3, "2-0.1"),
             {},
             [0, "1-0.0"],
         ),
         Case(
             "another process goes on where a dead one stopped",
-            {"webhook_facts": {"follower": "a 1000", "cursor": "1-0.0"}},
-            lambda s: s.follow_events("b", 500, ""),
-            {"webhook_facts": {"follower": "b 1500", "cursor": "1-0.0"}},
-            [1, "1-0.0"],
+            HOOKS | {"webhook_facts": {"follower": "3 1000 a", "cursor": "1-0.0"}},
+            lambda s: s.follow_events("b", 500),
+            {"webhook_facts": {"follower": "4 1500 b", "cursor": "1-0.0"}},
+            [4, "1-0.0"],
+        ),
+        Case(
+            "a process whose turn was over stores no place that it reached before",
+            HOOKS | {"webhook_facts": {"follower": "3 1000 a", "cursor": "5-0.0"}},
+            lambda s: s.follow_events("a", 500, 3, "2-0.1"),
+            {"webhook_facts": {"follower": "4 1500 a", "cursor": "5-0.0"}},
+            [4, "5-0.0"],
+        ),
+        Case(
+            "without webhooks nobody follows, and no place is kept",
+            {"webhook_facts": {"follower": "3 1200 a", "cursor": "1-0.0"}},
+            lambda s: s.follow_events("a", 500, 3, "2-0.1"),
+            {"webhook_facts": {"follower": "3 1200 a"}},
+            [0, ""],
         ),
         Case(
             "a time of a wrong clock keeps nobody away",
-            {"webhook_facts": {"follower": "a 99999999"}},
-            lambda s: s.follow_events("b", 500, ""),
-            {"webhook_facts": {"follower": "b 1500"}},
-            [1, ""],
+            HOOKS | {"webhook_facts": {"follower": "1 99999999 a"}},
+            lambda s: s.follow_events("b", 500),
+            {"webhook_facts": {"follower": "2 1500 b"}},
+            [2, ""],
         ),
         Case(
             "a damaged row keeps nobody away",
-            {"webhook_facts": {"follower": "?"}},
-            lambda s: s.follow_events("b", 500, ""),
-            {"webhook_facts": {"follower": "b 1500"}},
+            HOOKS | {"webhook_facts": {"follower": "?"}},
+            lambda s: s.follow_events("b", 500),
+            {"webhook_facts": {"follower": "1 1500 b"}},
             [1, ""],
         ),
     ]

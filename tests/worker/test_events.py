@@ -15,7 +15,7 @@ from jobq.engine.model.event import Place, read_cursor, read_entry
 from jobq.engine.queue import events as following
 from jobq.engine.queue import reader as reading
 from jobq.engine.queue import session
-from tests.conftest import Server
+from tests.conftest import Server, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,6 +32,17 @@ async def take(events: AsyncGenerator[QueueEvent], count: int) -> list[QueueEven
 
 def short(events: list[QueueEvent]) -> list[tuple[str, str | None]]:
     return [(event.name, event.job) for event in events]
+
+
+async def begun(queue: Queue, readers: int = 1) -> None:
+    """Wait until so many partitions are read, so that all events from now on are told."""
+    of = queue._sessions.here.readers._of  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    await wait_until(
+        lambda: len(of) >= readers and all(one._place is not None for one in of.values()),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        "the readers to have their places",
+    )
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def tell(admin: Store, queue: Queue, *fields: str) -> bytes:
@@ -134,7 +145,7 @@ async def test_a_reader_hears_of_partitions_that_are_added_while_it_reads(
         before = await operator.enqueue("any", delay=60)
         async with aclosing(queue.events()) as events, aclosing(queue.events(since="0")) as earlier:
             coming = [asyncio.ensure_future(anext(one)) for one in (events, earlier)]
-            await asyncio.sleep(0.02)
+            await begun(queue)
             await operator.set_partitions(3)
             await operator.kill(before.id)
             assert {(await asyncio.wait_for(one, 10)).job for one in coming} == {before.id}
@@ -158,7 +169,7 @@ async def test_a_reader_that_opened_before_the_partitions_hears_nothing_old(
         assert short(await _all(queue.events(job=old.id))) == [("killed", old.id)]
         async with aclosing(queue.events()) as events:
             coming = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0.05)
+            await begun(queue, 2)
             await new.kill()
             assert (await asyncio.wait_for(coming, 10)).job == new.id
 
@@ -169,7 +180,7 @@ async def test_an_event_has_the_same_id_for_all_readers_and_a_cursor_says_what_i
     async with Queue("test", connection, partitions=3) as queue:
         jobs = [await queue.enqueue("any", id=f"j~{n}" if n else "j", delay=60) for n in range(3)]
         live = [asyncio.ensure_future(_all(job.events())) for job in jobs]
-        await asyncio.sleep(0.05)
+        await begun(queue, 3)
         for job in jobs:
             await job.kill()
         of_queue = {event.job: event for event in await take(queue.events(since="0"), 3)}
@@ -257,7 +268,7 @@ async def test_events_of_all_partitions_are_told_and_a_cursor_has_a_place_in_eac
         jobs = [await queue.enqueue("any", id=f"j{n}~{n % 3}") for n in range(9)]
         async with aclosing(queue.events()) as events:
             coming = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0.05)
+            await begun(queue, 3)
             for job in jobs:
                 await job.kill()
             told = [await asyncio.wait_for(coming, 10), *await take(events, 8)]
@@ -282,7 +293,7 @@ async def test_a_slow_listener_reads_the_stream_itself_and_misses_nothing(
     monkeypatch.setattr(reading, "KEPT", 8)
     async with aclosing(queue.events()) as slow, aclosing(queue.events()) as fast:
         coming = [asyncio.ensure_future(anext(events)) for events in (slow, fast)]
-        await asyncio.sleep(0.02)
+        await begun(queue)
         for n in range(100):
             await tell(admin, queue, "completed", f"j{n}")
         assert {(await one).job for one in coming} == {"j0"}
@@ -300,7 +311,7 @@ async def test_listeners_share_one_reader(queue: Queue) -> None:
     waiting = [asyncio.ensure_future(anext(events)) for events in listening]
     job = await queue.enqueue("any")
     waiting.append(asyncio.ensure_future(job.result()))
-    await asyncio.sleep(0.02)
+    await begun(queue)
     assert readers() == 1
     await queue.remove(job.id)
     done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
@@ -313,7 +324,7 @@ async def test_listeners_share_one_reader(queue: Queue) -> None:
 async def test_events_of_a_job_end_with_it(queue: Queue, admin: Store) -> None:
     job, other = await queue.enqueue("any"), await queue.enqueue("any")
     coming = asyncio.ensure_future(_all(job.events()))
-    await asyncio.sleep(0.02)
+    await begun(queue)
     await other.kill()
     await job.kill()
     told = await asyncio.wait_for(coming, 10)
@@ -351,7 +362,7 @@ async def test_listeners_wait_while_redis_is_away() -> None:
             job = await queue.enqueue("any")
             async with aclosing(queue.events(since="0")) as events:
                 coming = asyncio.ensure_future(anext(events))
-                await asyncio.sleep(0.02)
+                await begun(queue)
                 server.kill()
                 with pytest.raises(StoreUnavailable):
                     await job.kill()
@@ -367,7 +378,7 @@ async def test_a_queue_that_is_closed_ends_its_listeners(connection: Connection)
     queue = Queue("test", connection)
     async with queue:
         coming = asyncio.ensure_future(anext(queue.events()))
-        await asyncio.sleep(0.02)
+        await begun(queue)
     with pytest.raises(StoreUnavailable, match="the queue was closed"):
         await asyncio.wait_for(coming, 10)
 

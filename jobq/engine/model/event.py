@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, get_args
 
 import msgspec
 
+from jobq.engine.model.ids import partition_of
 from jobq.engine.model.job import State
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.unreadable import as_text
@@ -41,6 +42,7 @@ class QueueEvent(msgspec.Struct, frozen=True):
     ``id``: the same whoever reads it, and no other event of the queue has it. ``cursor``: pass it as ``since`` to
     continue behind this event. ``at``: when it happened, unix ms of the server's clock.
     ``value``: what a handler reported, encoded JSON, for "progress"; None if it has more than 1,024 bytes.
+    ``type``: the job's type, for "removed", because nothing else is stored of it. None if it could not be read.
     For "missed", which says that events were dropped before they were read, ``job`` is None.
     """
 
@@ -51,6 +53,7 @@ class QueueEvent(msgspec.Struct, frozen=True):
     id: str
     cursor: str
     value: msgspec.Raw | None = None
+    type: str | None = None
 
 
 class Place(NamedTuple):
@@ -113,6 +116,23 @@ def place_in(places: list[Place], partition: int) -> Place:
     if partition < len(places):
         return places[partition]
     return places[0] if places[0].is_time else Place(0, 0, 0)
+
+
+def is_behind(event: QueueEvent, places: list[Place]) -> bool:
+    """Whether an event of a job comes behind these places, one for each partition."""
+    since = place_in(places, partition_of(event.job or ""))
+    try:
+        place, _ = _read_place(event.id)
+    except InvalidQuery:  # It was found in the job's row.
+        return event.at > since.ms
+    return place > since
+
+
+def earliest(cursors: Collection[str]) -> str:
+    """The cursor behind which all events lie that lie behind any of these."""
+    every = [read_cursor(cursor) for cursor in cursors]
+    most = max(map(len, every))
+    return ",".join(str(min(place_in(places, number) for places in every)) for number in range(most))
 
 
 def _read_place(text: str) -> tuple[Place, int | None]:
@@ -179,13 +199,16 @@ def read_entry(
     # Most entries do not name the job, and a search in the bytes is much faster than reading them.
     if name not in KINDS or (job is not None and not any(job in word for word in fields[1::2])):
         return
+    types: list[bytes] = []
     if name == "progress":
         pairs = list(zip(fields[1::4], fields[3::4], strict=False))
     else:
         pairs = [(one, b"") for one in fields[1].split(b" ")]
+        types = fields[3].split(b"\n") if fields[2:3] == [b"types"] else []
     ending = ending_of(partition)
     for at, (one, value) in enumerate(pairs, 1):
         if at > seen and (job is None or one == job):
             cursor = str(place if at == len(pairs) else place._replace(jobs=at))
             told = msgspec.Raw(value) if value else None
-            yield QueueEvent(name, as_text(one), queue, place.ms, cursor + ending, cursor, told)
+            kind = as_text(types[at - 1]) if at <= len(types) else None
+            yield QueueEvent(name, as_text(one), queue, place.ms, cursor + ending, cursor, told, kind or None)

@@ -44,6 +44,8 @@ class StoredWebhook(msgspec.Struct, frozen=True):
     secrets: list[Secret]
     enabled: bool
     created_at: int
+    since: str
+    """A cursor of the queue's events: where they stood when it was made or enabled. It is told of none before."""
 
     def __repr__(self) -> str:
         # The secrets must not get into a log or a traceback.

@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from contextlib import aclosing, suppress
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.event import Place, QueueEvent, end_of, event_of_row, read_cursor
+from jobq.engine.model.event import Place, QueueEvent, earliest, end_of, event_of_row, is_behind, read_cursor
 from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import State
 from jobq.engine.model.rows import job_row
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import Delivery, timestamp
 from jobq.engine.queue.webhooks import TYPE, read_webhook
-from jobq.errors import InvalidQuery, JobIdTaken, PayloadTooLarge, StoreError
+from jobq.errors import InvalidJob, InvalidQuery, StoreError
 
 if TYPE_CHECKING:
     from jobq.engine.model.job import NewJob
@@ -37,10 +36,19 @@ log = get_logger("jobq.webhooks")
 LEASE: Final = 10.0
 """Seconds after which another process follows, if this one does not say that it still does."""
 LOOK = 2.0
-"""Seconds between two looks at the webhooks. A new or changed one acts after at most so long."""
+"""Seconds between two looks for events, or for a first webhook."""
+SLOWEST: Final = 60.0
+"""The most seconds until it is tried again after an error that nobody expected."""
 ROWS: Final = 50
 REMEMBERED: Final = 50_000
 """Jobs of which the last delivery is remembered, so that the next one comes after it."""
+
+
+class Told(NamedTuple):
+    """A webhook, and the places in the partitions behind which it is told of events."""
+
+    hook: StoredWebhook
+    since: list[Place]
 
 
 class Announcer:
@@ -50,66 +58,75 @@ class Announcer:
         self._queue = queue
         self._deliveries = deliveries
         self._name = new_id()
-        self._hooks: dict[str, StoredWebhook] = {}
+        self._hooks: dict[str, Told] = {}
         self._last: OrderedDict[tuple[str, str], str] = OrderedDict()
         """Webhook and job -> the last delivery that was enqueued."""
 
     async def run(self) -> None:
-        """Follow until cancelled. While Redis is away, or another process follows, it tries again and again."""
+        """Follow until cancelled. After any error, and while another process follows, it tries again and again."""
+        failures = 0
         while True:
+            wait = LOOK
             try:
                 await self._follow()
+                failures = 0
             except StoreError as error:
                 log.warning(
                     f"Events of queue {self._queue.name} are not passed on to webhooks now; tried again: {error}",
                     queue=self._queue.name, error=str(error),
                 )  # fmt: skip
-            await asyncio.sleep(LOOK)
+            except Exception as error:
+                wait = min(SLOWEST, LOOK * 2 ** min(failures, 10))
+                failures += 1
+                log.exception(
+                    f"The events of queue {self._queue.name} could not be passed on to webhooks; tried again in"
+                    f" {wait:g} s",
+                    queue=self._queue.name, error=str(error), in_s=wait,
+                )  # fmt: skip
+            await asyncio.sleep(wait)
 
-    async def _mine(self, cursor: str = "") -> tuple[bool, str]:
-        """Whether this process follows now, and the stored cursor."""
-        mine, stored = await self._queue.store.do(
-            self._queue.store.follow_events(self._name, int(LEASE * 1000), cursor)
-        )
-        return mine == 1, as_text(stored)
+    async def _turn(self, fence: int = 0, cursor: str = "") -> tuple[int, str]:
+        """The fence of this process's turn to follow, 0 if it has none, and the stored cursor."""
+        store = self._queue.store
+        fence, stored = await store.do(store.follow_events(self._name, int(LEASE * 1000), fence, cursor))
+        return fence, as_text(stored)
 
     async def _look(self) -> None:
         """Read the webhooks that are told of events."""
-        found: dict[str, StoredWebhook] = {}
-        for raw in await self._queue.store.webhooks():
-            row, disabled, _ = await self._queue.store.webhook(name := as_text(raw))
-            hook = read_webhook(row) if row else None
-            if hook is not None and hook.enabled and disabled is None:
-                found[name] = hook
-        self._hooks = found
+        self._hooks = {
+            as_text(name): Told(hook, read_cursor(hook.since))
+            for name, (row, disabled, _) in (await self._queue.store.webhooks()).items()
+            if disabled is None and (hook := read_webhook(row)) is not None and hook.enabled
+        }
 
     async def _follow(self) -> None:
-        mine, cursor = await self._mine()
-        if not mine or not cursor:
+        fence, cursor = await self._turn()
+        if not fence:
             return
         await self._remember()
         await self._look()
         try:
             since = read_cursor(cursor)
-        except InvalidQuery:
-            cursor, since = "0", [Place(0, 0, 0)]  # It is damaged. Deliveries that exist already are not made again.
-        looked = monotonic()
+        except InvalidQuery:  # Nobody has followed yet, or it is damaged. No delivery that exists is made again.
+            if not self._hooks:
+                return
+            cursor = earliest([told.hook.since for told in self._hooks.values()])
+            since = read_cursor(cursor)
         coming: asyncio.Future[list[QueueEvent]] | None = None
         async with aclosing(self._queue.event_batches(since=cursor)) as batches:
             try:
                 while True:
                     coming = coming or asyncio.ensure_future(anext(batches))
                     await asyncio.wait([coming], timeout=LOOK)
-                    if monotonic() - looked >= LOOK:
-                        await self._look()
-                        looked = monotonic()
                     if coming.done():
                         batch, coming = coming.result(), None
+                        # Look now, so that a webhook is told of each event that comes after it was set.
+                        await self._look()
                         await self._announce(batch, min(place.ms for place in since))
                         cursor = batch[-1].cursor
                         since = read_cursor(cursor)
-                    if not (await self._mine(cursor))[0]:
-                        return  # This process stalled, and another one follows.
+                    if (await self._turn(fence, cursor))[0] != fence:
+                        return  # This process stalled and another one follows, or all webhooks were removed.
             finally:
                 if coming is not None:
                     coming.cancel()
@@ -139,15 +156,16 @@ class Announcer:
             return
         if batch[0].name == "missed":
             batch = await self._missed(since_ms)
-        wanted = {name for hook in self._hooks.values() for name in hook.events}
-        told = [event for event in batch if event.name in wanted and event.job is not None]
-        for at in range(0, len(told), ROWS):
-            some = told[at : at + ROWS]
+        wanted = {name for told in self._hooks.values() for name in told.hook.events}
+        chosen = [event for event in batch if event.name in wanted and event.job is not None]
+        for at in range(0, len(chosen), ROWS):
+            some = chosen[at : at + ROWS]
             ids = list(dict.fromkeys(event.job for event in some if event.job is not None))
             rows: dict[str, JobRow] = {}
             if any(event.name != "removed" for event in some):
                 while ids:
-                    found = await self._queue.store.do(self._queue.store.rows(ids))
+                    # Also of jobs whose own retention is over: they are stored for some seconds more.
+                    found = await self._queue.store.do(self._queue.store.rows(ids, expired=True))
                     for one, row in zip(ids, found, strict=False):  # Large rows make the reply shorter.
                         if row:
                             rows[one] = job_row(self._queue.name, one, row)
@@ -155,27 +173,42 @@ class Announcer:
             news = [
                 new
                 for event in some
-                for name, hook in self._hooks.items()
-                if (new := self._new(name, hook, event, rows))
+                for name, told in self._hooks.items()
+                if (new := self._new(name, told, event, rows))
             ]
             if news:
                 await self._submit(news)
 
     async def _submit(self, news: list[NewJob]) -> None:
-        with suppress(JobIdTaken):  # It exists, and its job has changed since.
-            try:
-                await self._deliveries.submit_many(news)
-            except PayloadTooLarge:
-                # The metadata or the error of a job is large. It must not stop the deliveries of all others.
-                limit = self._deliveries.max_payload
-                await self._deliveries.submit_many(
-                    [_shortened(new) if len(new.payload) > limit else new for new in news]
-                )
+        try:
+            # A refusal in place of an answer: the delivery exists, and its job has changed since.
+            await self._deliveries.submit_each(news)
+        except InvalidJob:
+            # One of them does not fit: the metadata or the error of its job is large. It must not stop all others.
+            for new in news:
+                try:
+                    await self._deliveries.submit_each([new])
+                except InvalidJob:
+                    await self._submit_shortened(new)
 
-    def _new(self, name: str, hook: StoredWebhook, event: QueueEvent, rows: dict[str, JobRow]) -> NewJob | None:
+    async def _submit_shortened(self, new: NewJob) -> None:
+        try:
+            await self._deliveries.submit_each([_shortened(new)])
+        except InvalidJob as error:
+            log.warning(
+                f"Delivery {new.id} of queue {self._queue.name} was left out, because it cannot be enqueued: {error}",
+                queue=self._queue.name, delivery=new.id, error=str(error),
+            )  # fmt: skip
+
+    def _new(self, name: str, told: Told, event: QueueEvent, rows: dict[str, JobRow]) -> NewJob | None:
         assert event.job is not None
         row = rows.get(event.job)
-        if event.name not in hook.events or (hook.types is not None and (row is None or row.type not in hook.types)):
+        hook = told.hook
+        kind = event.type if row is None else row.type
+        # If the type is not known any more, tell it: a receiver can pass over an event, but not miss one.
+        if event.name not in hook.events or (hook.types is not None and kind is not None and kind not in hook.types):
+            return None
+        if not is_behind(event, told.since):
             return None
         delivery = f"{name}~{event.id}"
         previous = self._last.pop((name, event.job), None)
@@ -236,7 +269,7 @@ def _shortened(new: NewJob) -> NewJob:
 
 def _body(event: QueueEvent, row: JobRow | None) -> dict[str, Any]:
     """What is delivered. Payloads and results are left out: they may be large, or secret."""
-    data: dict[str, Any] = {"id": f"{event.queue}:{event.job}", "queue": event.queue}
+    data: dict[str, Any] = {"id": f"{event.queue}:{event.job}", "queue": event.queue, "type": event.type}
     if row is not None:
         data |= {"type": row.type, "attempts_made": row.attempts_made, "metadata": row.metadata}
         if row.errors and event.name in ("retried", "failed", "killed", "expired"):

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.model.event import Place
 from jobq.errors import StoreError, StoreUnavailable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from jobq.engine.store import Store
+
+log = get_logger("jobq.queue")
 
 BLOCK: Final = 5.0
 """Seconds that one read of the stream may wait. A half-open connection is noticed after so long."""
@@ -143,9 +146,14 @@ class EventReader:
                 found, full = await self._store.events(self._place.entry, block=BLOCK)
                 # The stream keeps more entries than one reading returns. So none were dropped if this one has fewer.
                 trimmed = full and await self._store.trimmed_behind(self._place.entry)
-            except StoreError as error:
+            except Exception as error:
+                if not isinstance(error, StoreError):
+                    log.exception(
+                        f"The events of queue {self._store.name} could not be read; tried again",
+                        queue=self._store.name,
+                    )
                 failures += 1
-                self._error = error
+                self._error = error if isinstance(error, StoreError) else StoreError(f"events: {error}")
                 self._tell()
                 await asyncio.sleep(pause(failures))
                 continue

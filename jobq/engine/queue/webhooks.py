@@ -61,6 +61,10 @@ class WebhookVerbs(ABC):
         """The verbs underneath."""
 
     @abstractmethod
+    async def refresh_partitions(self) -> None:
+        """Ask how many partitions there are now."""
+
+    @abstractmethod
     def webhook_queue(self) -> Any:
         """The queue of the jobs that deliver."""
 
@@ -85,9 +89,9 @@ class WebhookVerbs(ABC):
         # The rows and jobs of deliveries have this name in them.
         self.webhook_queue()
         store = self.store
-        found, _, _ = await store.webhook(name)
+        found, disabled, _ = await store.webhook(name)
         before = read_webhook(found) if found else None
-        if before is None and len(await store.webhooks()) >= WEBHOOKS_MAX:
+        if before is None and await store.count_webhooks() >= WEBHOOKS_MAX:
             raise InvalidJob(f"queue {self.name!r} has {WEBHOOKS_MAX} webhooks: remove some first")
         told = None
         if secret is not None:
@@ -97,6 +101,7 @@ class WebhookVerbs(ABC):
         else:
             told = new_secret()
             secrets = [Secret(told)]
+        was_told = before is not None and before.enabled and disabled is None
         row = StoredWebhook(
             check_webhook_url(url),
             check_webhook_events(events),
@@ -104,13 +109,17 @@ class WebhookVerbs(ABC):
             secrets,
             bool(enabled),
             before.created_at if before else store.now_ms(),
+            before.since if before is not None and was_told else await self._now(),
         )
         await store.register()
-        # Events from now on count, also if nobody follows them yet.
-        newest = [str(Place.of_entry(await part.last_event())) for part in store.parts]
-        await store.write_webhook(name, _encode(row), ",".join(newest))
+        await store.write_webhook(name, _encode(row))
         log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
         return msgspec.structs.replace(_shown(self.name, name, row, None, None), secret=told)
+
+    async def _now(self) -> str:
+        """A cursor: events from now on, also if nobody follows them yet."""
+        await self.refresh_partitions()
+        return ",".join([str(Place.of_entry(await part.last_event())) for part in self.store.parts])
 
     async def get_webhook(self, name: str) -> Webhook:
         """One webhook.
@@ -123,11 +132,10 @@ class WebhookVerbs(ABC):
     async def webhooks(self) -> list[Webhook]:
         """All webhooks, by name."""
         found: list[Webhook] = []
-        for raw in sorted(await self.store.webhooks()):
-            row, disabled, failures = await self.store.webhook(name := as_text(raw))
+        for name, (row, disabled, failures) in sorted((await self.store.webhooks()).items()):
             # A damaged row must not hide the others.
-            if row and (stored := read_webhook(row)):
-                found.append(_shown(self.name, name, stored, disabled, failures))
+            if stored := read_webhook(row):
+                found.append(_shown(self.name, as_text(name), stored, disabled, failures))
         return found
 
     async def delete_webhook(self, name: str) -> None:

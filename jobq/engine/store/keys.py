@@ -64,7 +64,7 @@ COLUMNS: Final[dict[str, str]] = {
     "schedule_failures": "hash: schedule -> its last jobs that ended in failed",
     "schedule_seen": "zset: schedule -> when code declared it last, unix ms; '': when any program did",
     "webhooks": "hash: webhook -> its address, events and secrets, JSON",
-    "webhook_facts": "hash: follower -> who follows the events for webhooks, and until when; cursor -> how far; "
+    "webhook_facts": "hash: follower -> fence, until when, and who follows the events for webhooks; cursor -> how far; "
     "failures:<webhook> -> failed attempts since the last success; disabled:<webhook> -> why",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
     "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge, "
@@ -74,8 +74,8 @@ COLUMNS: Final[dict[str, str]] = {
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",
     "answers": "hash: id of an operator's request -> its answer, so that a repeated one gets the same",
     "removed": "zset: id of a removed job -> when, unix ms; for two minutes, the newest 10,000",
-    "events": "stream, capped: completed | failed | killed | expired | retried | removed -> ids; with meta events also "
-    "started -> ids, and progress -> id, value -> JSON",
+    "events": "stream, capped: completed | failed | killed | expired | retried | removed -> ids (removed also types -> "
+    "one a line); with meta events also started -> ids, and progress -> id, value -> JSON",
     "workers": "zset: worker -> last heartbeat, unix ms",
     "workers_info": "hash: worker -> what it is, JSON",
     "types": "hash: type -> what workers and servers say of it: when, who, options and schema; one a line",

@@ -11,15 +11,26 @@ from jobq.engine.store.scheduling import Scheduling
 class WebhookRows(Scheduling):
     """The part of a store that keeps webhooks."""
 
-    def follow_events(self, follower: str, ms: int, cursor: str) -> Call[list[Any]]:
-        """Follow the events for the webhooks, for ``ms`` from now on. Store how far this has come, unless ``cursor`` is
-        empty. Returns 1 if nobody else follows, else 0, and the stored cursor."""
-        return Call("follow_events", [self.now, follower, ms, cursor], read_as_is)
+    def follow_events(self, follower: str, ms: int, fence: int = 0, cursor: str = "") -> Call[list[Any]]:
+        """Take the turn to follow the events for the webhooks, for ``ms`` from now on, or extend it. ``cursor``: how
+        far the turn with this ``fence`` has come.
 
-    async def webhooks(self) -> dict[bytes, bytes]:
-        """The rows of all webhooks."""
-        flat = await self.command(b"HGETALL", self.keys["webhooks"])
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+        Returns the fence of the turn, 0 if another process has it or there is no webhook, and the stored cursor.
+        """
+        return Call("follow_events", [self.now, follower, ms, fence, cursor], read_as_is)
+
+    async def webhooks(self) -> dict[bytes, tuple[bytes, bytes | None, bytes | None]]:
+        """All webhooks: the row, why jobq disabled it, and its failed attempts since the last success."""
+        rows, flat = await self.commands((b"HGETALL", self.keys["webhooks"]), (b"HGETALL", self.keys["webhook_facts"]))
+        facts = dict(zip(flat[::2], flat[1::2], strict=True))
+        return {
+            name: (row, facts.get(b"disabled:" + name), facts.get(b"failures:" + name))
+            for name, row in zip(rows[::2], rows[1::2], strict=True)
+        }
+
+    async def count_webhooks(self) -> int:
+        """How many webhooks there are."""
+        return await self.command(b"HLEN", self.keys["webhooks"])
 
     async def webhook(self, name: str) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The row of a webhook, why jobq disabled it, and its failed attempts since the last success."""
@@ -27,19 +38,17 @@ class WebhookRows(Scheduling):
         facts = await self.command(b"HMGET", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
         return row, facts[0], facts[1]
 
-    async def write_webhook(self, name: str, row: bytes, cursor: str) -> None:
-        """Write a webhook. What jobq has noted of it is forgotten. ``cursor``: where the first webhook begins."""
-        facts = self.keys["webhook_facts"]
-        await self.command(b"HSETNX", facts, b"cursor", cursor)
+    async def write_webhook(self, name: str, row: bytes) -> None:
+        """Write a webhook. What jobq has noted of it is forgotten."""
         await self.command(b"HSET", self.keys["webhooks"], name, row)
-        await self.command(b"HDEL", facts, f"disabled:{name}", f"failures:{name}")
+        await self.command(b"HDEL", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
 
     async def remove_webhook(self, name: str) -> bool:
         """Remove a webhook. Returns False if there is none."""
         found = await self.command(b"HDEL", self.keys["webhooks"], name)
         await self.command(b"HDEL", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
-        if not await self.command(b"EXISTS", self.keys["webhooks"]):
-            # The next webhook begins with events of its own time.
+        if not await self.count_webhooks():
+            # The next webhook has a place of its own. Without this one, nobody reads what came before it.
             await self.command(b"HDEL", self.keys["webhook_facts"], b"cursor")
         return found == 1
 
