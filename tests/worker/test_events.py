@@ -34,13 +34,15 @@ def short(events: list[QueueEvent]) -> list[tuple[str, str | None]]:
     return [(event.name, event.job) for event in events]
 
 
-async def begun(queue: Queue, readers: int = 1) -> None:
-    """Wait until so many partitions are read, so that all events from now on are told."""
+async def begun(queue: Queue, readers: int = 1, listeners: int = 1) -> None:
+    """Wait until so many partitions are read for so many listeners each, so that all events from now on are told."""
     of = queue._sessions.here.readers._of  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    await wait_until(
-        lambda: len(of) >= readers and all(one._place is not None for one in of.values()),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        "the readers to have their places",
-    )
+
+    def all_begun() -> bool:
+        known = [one._listeners for one in of.values() if one._place is not None]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        return len(known) >= readers and min(known) >= listeners
+
+    await wait_until(all_begun, "the readers to have their places")
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -293,7 +295,7 @@ async def test_a_slow_listener_reads_the_stream_itself_and_misses_nothing(
     monkeypatch.setattr(reading, "KEPT", 8)
     async with aclosing(queue.events()) as slow, aclosing(queue.events()) as fast:
         coming = [asyncio.ensure_future(anext(events)) for events in (slow, fast)]
-        await begun(queue)
+        await begun(queue, listeners=2)
         for n in range(100):
             await tell(admin, queue, "completed", f"j{n}")
         assert {(await one).job for one in coming} == {"j0"}
@@ -311,7 +313,7 @@ async def test_listeners_share_one_reader(queue: Queue) -> None:
     waiting = [asyncio.ensure_future(anext(events)) for events in listening]
     job = await queue.enqueue("any")
     waiting.append(asyncio.ensure_future(job.result()))
-    await begun(queue)
+    await begun(queue, listeners=51)
     assert readers() == 1
     await queue.remove(job.id)
     done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
