@@ -110,12 +110,9 @@ class Guard:
         """
         address = ip_address(host.partition("%")[0])
         inner = _inner(address)
-        if any(
-            one in network for one in (address, inner) for network in self._allowed if one.version == network.version
-        ):
+        if _among(address, self._allowed) or _among(inner, self._allowed):
             return
-        private = any(inner in network for network in _PRIVATE if inner.version == network.version)
-        if private or (isinstance(inner, IPv6Address) and inner not in _PUBLIC6):
+        if _among(inner, _PRIVATE) or (isinstance(inner, IPv6Address) and inner not in _PUBLIC6):
             raise AddressRefused(f"the address {address} is not public; JOBQ_WEBHOOK_ALLOW can allow its network")
 
     def socket(self, address: tuple[Any, ...]) -> socket.socket:

@@ -132,7 +132,9 @@ def add_webhooks(menu: Menu) -> None:
     command(of, "ls", "webhooks:ls", "list the webhooks", shown=True, queue=True)
     set_ = command(of, "set", "webhooks:set_", "make or change a webhook", shown=True, queue=True)
     set_.add_argument("name", metavar="NAME", help="its name")
-    set_.add_argument("url", metavar="URL", help="an http or https URL, without user and password")
+    set_.add_argument(
+        "url", metavar="URL", help="http or https, without user and password; its address is checked at each delivery"
+    )
     set_.add_argument(
         "--events", type=lambda word: word.split(","), metavar="NAMES", help="such as completed,failed (default: ends)"
     )

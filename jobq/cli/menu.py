@@ -29,6 +29,9 @@ class Menu:
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parser = parser
+        # Otherwise argparse joins the lines of the commands to one paragraph.
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.usage = f"{parser.prog} COMMAND ..."
         self._subparsers: Subparsers = parser.add_subparsers(
             prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS
         )
@@ -41,6 +44,8 @@ class Menu:
 
     def add(self, name: str, run: str, words: str) -> argparse.ArgumentParser:
         """Add a command. ``run``: "module:function" in this package."""
+        if not self._lines:
+            self.group("Commands")
         self._lines.append(f"  {name:<10} {words}")
         self._parser.description = "\n".join([self._intro, *self._lines])
         parser = self._subparsers.add_parser(name, description=words[0].upper() + words[1:] + ".")

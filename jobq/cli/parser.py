@@ -30,7 +30,6 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser. It sets ``args.run`` to "module:function" in this package."""
     parser = Parser(
         prog="jobq",
-        usage="jobq COMMAND ...",
         description="Background jobs over Redis or Valkey.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

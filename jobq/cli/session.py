@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from jobq.cli.target import load_target
 from jobq.engine.queue.connect import acquire
 from jobq.engine.queue.queue import Queue
+from jobq.engine.queue.webhooks import delivers_for
 from jobq.engine.store import Store
 from jobq.engine.worker.forks import restore_signals_in_forks
 from jobq.errors import TargetError, UnknownQueue
@@ -182,11 +183,13 @@ class Queues:
         return self._open[name]
 
     def _choose(self) -> str:
-        if len(self._names) == 1:
-            return self._names[0]
-        if not self._names or "default" in self._names:
+        # jobq makes the queues of deliveries by itself, so they do not count.
+        names = [name for name in self._names if delivers_for(name) not in self._names]
+        if len(names) == 1:
+            return names[0]
+        if not names or "default" in names:
             return "default"
-        raise TargetError(f"there are several queues ({_listed(self._names)}); say which one: --queue NAME")
+        raise TargetError(f"there are several queues ({_listed(names)}); say which one: --queue NAME")
 
     def _unknown(self, name: str) -> str:
         if not self._names:

@@ -44,3 +44,21 @@ def test_wrong_input_is_one_line(jobq: Callable[..., Said], tasks: str):
         answer = jobq("webhooks", "set", *words, "--queue", tasks)
         assert answer.code != 0
         assert said in answer.err
+
+
+def test_the_queue_of_deliveries_is_not_a_second_queue(jobq: Callable[..., Said], tasks: str):
+    """The first webhook makes it. The command line still knows which queue is meant."""
+    jobq("webhooks", "set", "crm", URL, "--queue", tasks)
+    jobq("webhooks", "test", "crm")
+    assert "tasks.webhooks" in jobq("stats").out
+    for words in (("ls",), ("webhooks", "ls"), ("limits", "ls"), ("why",)):
+        said = jobq(*words)
+        assert (said.code, said.err) == (0, ""), words
+    assert jobq("ls", "--queue", "tasks.webhooks").code == 0
+
+
+def test_the_help_of_a_menu_has_a_line_for_each_command(jobq: Callable[..., Said]):
+    for menu, command in (("webhooks", "rotate     make a new secret"), ("schedules", "run        enqueue a job now")):
+        lines = jobq(menu, "--help").out.splitlines()
+        assert lines[0] == f"usage: jobq {menu} COMMAND ..."
+        assert any(line.startswith(f"  {command}") for line in lines)

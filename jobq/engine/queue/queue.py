@@ -31,7 +31,7 @@ from jobq.engine.queue.scale import ScaleVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
 from jobq.engine.queue.session import Session, Sessions
 from jobq.engine.queue.sync import SyncQueue
-from jobq.engine.queue.webhooks import WebhookVerbs
+from jobq.engine.queue.webhooks import WebhookVerbs, delivering_queue
 from jobq.engine.queue.why import WhyVerbs
 from jobq.engine.store import Connection, Store
 from jobq.engine.store.keys import check_queue_name
@@ -245,7 +245,8 @@ class Queue(
 
         :raises InvalidJob: the name of this queue is too long for that.
         """
-        return Queue(f"{self.name}.webhooks", self._redis, prefix=self.prefix, settings=self.settings, clock=self.clock)
+        name = delivering_queue(self.name)
+        return Queue(name, self._redis, prefix=self.prefix, settings=self.settings, clock=self.clock)
 
     def sync(self) -> SyncQueue:
         """The queue for synchronous code: each method waits for its result. See sync.py."""

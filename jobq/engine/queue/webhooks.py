@@ -38,8 +38,19 @@ log = get_logger("jobq.webhooks")
 
 TYPE = "jobq.webhook"
 """The type of the jobs that deliver."""
+_ENDING = ".webhooks"
 _encode = msgspec.json.Encoder().encode
 _row = msgspec.json.Decoder(StoredWebhook)
+
+
+def delivering_queue(name: str) -> str:
+    """The name of the queue of the jobs that deliver the webhooks of a queue."""
+    return f"{name}{_ENDING}"
+
+
+def delivers_for(name: str) -> str | None:
+    """The name of the queue for whose webhooks a queue of this name delivers. None: for none."""
+    return name.removesuffix(_ENDING) if name.endswith(_ENDING) else None
 
 
 def read_webhook(row: bytes) -> StoredWebhook | None:
