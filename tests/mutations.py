@@ -101,6 +101,7 @@ SABOTAGES = [
     Break("spread", "keys move when there are fewer partitions", " or wanted < tonumber(homes)", ""),
     Break("spread", "keys of earlier jobs are not found", "facts[2] and 1 or wanted", "wanted"),
     Break("spread", "partitions with jobs are forgotten", "math.max(wanted, most)", "wanted"),
+    Break("settings", "older settings count as the newest", "elseif number == tonumber(ARGV[1]) then", "else"),
     Break("renew", "fence not checked", "held[i] == ARGV[2 * i + 2]", "true"),
     Break("renew", "XX omitted", "active, 'XX', unpack", "active, unpack"),
     Break("renew", "the lease runs from its end, not from now", "now + tonumber", "now + now + tonumber"),

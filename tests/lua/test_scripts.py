@@ -89,6 +89,7 @@ CALLS: dict[str, Any] = {
     ),
     "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
     "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),
+    "settings": lambda s: s.settings(),
     "share": lambda s: s.share(1, "1", "5"),
     "snooze": lambda s: s.snooze(["a", TOKEN, 500]),
     "spread": lambda s: s.spread(4),

@@ -1,4 +1,4 @@
-"""spread.lua: over how many partitions a queue is spread."""
+"""spread.lua: over how many partitions a queue is spread. settings.lua: which changes have reached each."""
 
 from __future__ import annotations
 
@@ -71,4 +71,48 @@ if TYPE_CHECKING:
     ]
 )
 async def test_spread(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case("a change is counted", {}, lambda s: s.settings(), {"meta": {"settings": "1"}}, 1),
+        Case(
+            "and the next one",
+            {"meta": {"settings": "41"}},
+            lambda s: s.settings(),
+            {"meta": {"settings": "42"}},
+            42,
+        ),
+        Case(
+            "it has reached a partition that has those before it",
+            {"meta": {"settings": "41"}},
+            lambda s: s.settings(41, 42),
+            {"meta": {"settings": "42"}},
+            42,
+        ),
+        Case(
+            "also the first one",
+            {},
+            lambda s: s.settings(0, 1),
+            {"meta": {"settings": "1"}},
+            1,
+        ),
+        Case(
+            "a partition that lacks an earlier one stays behind",
+            {"meta": {"settings": "40"}},
+            lambda s: s.settings(41, 42),
+            {},
+            40,
+        ),
+        Case(
+            "what cannot be read counts as none",
+            {"meta": {"settings": "many"}},
+            lambda s: s.settings(),
+            {"meta": {"settings": "1"}},
+            1,
+        ),
+    ]
+)
+async def test_settings(case: Case, bench: Bench):
     await bench.check(case)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobq import Concurrency, Queue
 from jobq.engine.model.ids import partition_of
 from jobq.engine.queue import session
+from jobq.engine.worker import sweeper
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
@@ -133,3 +134,32 @@ async def test_priority_holds_in_each_partition(admin: Any, connection: Connecti
         await asyncio.gather(*(job.result(timeout=10) for job in urgent))
         for part in range(1, 4):
             assert next(priority for priority, of in order if of == part) == 1
+
+
+async def test_workers_finish_a_call_that_was_cut_between_two_partitions(
+    admin: Any, connection: Connection, start: Any, monkeypatch: pytest.MonkeyPatch, logs: Any
+):
+    monkeypatch.setattr(sweeper, "TIDY_SECONDS", 0.0)
+    monkeypatch.setattr(sweeper, "interval", lambda lease_ms: 0.01)
+    async with Queue("spread", connection, partitions=3) as queue:
+
+        @queue.task()
+        async def run() -> None: ...
+
+        await start(queue)
+        first, *others = queue.store.parts
+        # What a pause and a new rule leave behind whose process dies after the first partition.
+        await first.do(first.settings())
+        await first.do(first.pause())
+        await first.do(first.rule("set", "api", "2"))
+
+        async def finished() -> bool:
+            return all(
+                [
+                    await part.rule_names() == [b"api"] and await part.command(b"HEXISTS", part.keys["meta"], b"paused")
+                    for part in others
+                ]
+            )
+
+        await wait_until(finished, "all partitions to have them")
+        assert logs.all("a call was interrupted")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.aging import AGING_JOBS_MAX, aging_ms, aging_text
+from jobq.engine.queue.changing import changing
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -36,10 +37,32 @@ class AgingVerbs(ABC):
         """
         ms = aging_ms(aging)
         await self.store.register()  # It may be set before the first job of the queue.
-        _, waiting = await self.store.do(self.store.aging(ms))
-        if waiting:
-            raise InvalidJob(
-                f"{waiting} jobs of queue {self.name!r} wait, and aging can change while {AGING_JOBS_MAX} wait at most:"
-                " let the workers finish some of them first"
-            )
+        parts = self.store.parts
+        if len(parts) > 1:
+            # Look first, so that no partition is changed if another one cannot be.
+            for part in parts:
+                await _check_few(part, ms)
+        async with changing(self.store):
+            for part in parts:
+                _, waiting = await part.do(part.aging(ms))
+                if waiting:
+                    raise _too_many(part, waiting)
         log.info(f"Queue {self.name} has {aging_text(ms)} from now on", queue=self.name)
+
+
+async def _check_few(part: Store, ms: int) -> None:
+    stored, waiting, held = await part.commands(
+        (b"HGET", part.keys["meta"], b"aging"),
+        (b"ZCARD", part.keys["waiting"]),
+        (b"ZCARD", part.keys["held"]),
+    )
+    if stored != b"%d" % ms and waiting + held > AGING_JOBS_MAX:
+        raise _too_many(part, waiting + held)
+
+
+def _too_many(part: Store, waiting: int) -> InvalidJob:
+    where = f"partition {part.partition} of queue" if part.partition else "queue"
+    return InvalidJob(
+        f"{waiting} jobs of {where} {part.name!r} wait, and aging can change while {AGING_JOBS_MAX} wait at most: let"
+        " the workers finish some of them first"
+    )

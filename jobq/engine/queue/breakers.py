@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jobq.engine.log import get_logger
 from jobq.engine.model.breaker import BreakerRow, open_ms, read_breaker
 from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.changing import changing
 from jobq.errors import UnknownBreaker
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class BreakerVerbs(ABC):
         """
         await self._check_breaker(type)
         returns = any(row.type == type and row.options.breaker for row in await self.types())
-        await self.store.do(self.store.breaker("remove", type, ""))
+        async with changing(self.store):
+            await self.store.do(self.store.breaker("remove", type, ""))
         return returns
 
     async def _change_breaker(self, verb: str, type: str, text: str) -> BreakerRow:

@@ -28,6 +28,7 @@ from jobq.engine.model.event import (
 from jobq.engine.model.ids import is_id, partition_of
 from jobq.engine.model.rows import job_brief
 from jobq.engine.model.times import to_ms, to_unix_ms
+from jobq.engine.queue.changing import changing
 from jobq.errors import JobNotFound, StoreError
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ class EventVerbs(ABC):
         """
         word = check_level(level)
         await self.store.register()
-        for part in self.store.parts:
-            await part.command(b"HSET", part.keys["meta"], b"events", word)
+        async with changing(self.store):
+            for part in self.store.parts:
+                await part.command(b"HSET", part.keys["meta"], b"events", word)
         log.info(f"Queue {self.name} tells {level} as events from now on", queue=self.name)
 
     async def get_events(self) -> EventLevel:

@@ -19,6 +19,7 @@ from jobq.engine.model.groups import (
 )
 from jobq.engine.model.ids import time_of
 from jobq.engine.model.unreadable import as_text
+from jobq.engine.queue.changing import changing
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -116,10 +117,11 @@ class GroupVerbs(ABC):
         """
         word = check_charge(charge)
         await self.store.register()
-        for part in self.store.parts:
-            await part.command(b"HSET", part.keys["meta"], b"charge", word)
-            if word == "count":
-                await part.command(b"UNLINK", part.keys["billing"])
+        async with changing(self.store):
+            for part in self.store.parts:
+                await part.command(b"HSET", part.keys["meta"], b"charge", word)
+                if word == "count":
+                    await part.command(b"UNLINK", part.keys["billing"])
         log.info(f"Groups of queue {self.name} are charged by {word} from now on", queue=self.name)
 
     async def get_charge(self) -> Charge:
@@ -135,8 +137,9 @@ class GroupVerbs(ABC):
         await self._write(check_group_name(group), "")
 
     async def _write(self, group: str, row: str) -> None:
-        for part in self.store.parts:
-            await write_group(part, group, row)
+        async with changing(self.store):
+            for part in self.store.parts:
+                await write_group(part, group, row)
         # A group may be set before the first job of the queue.
         await self.store.register()
 

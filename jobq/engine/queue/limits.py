@@ -24,6 +24,7 @@ from jobq.engine.model.limits import (
 )
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.breakers import declare_breakers
+from jobq.engine.queue.changing import changing
 from jobq.errors import InvalidJob, UnknownRule
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ class LimitVerbs(ABC):
         new = _rule(rule, concurrency, rate, over)
         # The queue may be new. It is listed from now on, although it has no job yet.
         await self.store.register()
-        await write_rule(self.store, "set", rule, new.text())
+        async with changing(self.store):
+            await write_rule(self.store, "set", rule, new.text())
         return new
 
     async def would_hold(
@@ -274,7 +276,8 @@ class LimitVerbs(ABC):
         :raises UnknownRule: neither code nor an operator gives it.
         """
         await self._check_rule(rule)
-        await write_rule(self.store, "set", rule, "")
+        async with changing(self.store):
+            await write_rule(self.store, "set", rule, "")
         return next((row.declared for row in await self.limits() if row.rule == rule), None)
 
     async def remove_limit(self, rule: str) -> bool:
@@ -287,8 +290,9 @@ class LimitVerbs(ABC):
         """
         await self._check_rule(rule)
         returns = any(row.rule == rule and row.declared and not row.orphan for row in await self.limits())
-        await write_rule(self.store, "declared", rule, "")
-        await write_rule(self.store, "set", rule, "")
+        async with changing(self.store):
+            await write_rule(self.store, "declared", rule, "")
+            await write_rule(self.store, "set", rule, "")
         return returns
 
 

@@ -9,9 +9,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.spread import check_partitions
-from jobq.engine.model.unreadable import as_text
-from jobq.engine.queue.groups import write_group
-from jobq.engine.queue.limits import write_rule
+from jobq.engine.queue.settling import copy_settings, settle
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -94,40 +92,11 @@ class PartitionVerbs(ABC):
         known = len(self.store.parts)
         fresh = [session.make(number) for number in range(known, partitions)]
         for part in fresh:
-            await _copy_settings(session.first, part)
+            await copy_settings(session.first, part)
         after = await session.first.do(session.first.spread(partitions, who="operator"))
         session.learn(after)
-        for part in fresh:
-            # A pause that came meanwhile did not know of them.
-            await _copy_pause(session.first, part)
+        # A call that changed settings meanwhile did not know of them.
+        await settle(self.store)
         if after != before:
             log.info(f"Queue {self.name} is spread over {partitions} partitions from now on", queue=self.name)
         return await self.get_partitions()
-
-
-async def _copy_settings(first: Store, part: Store) -> None:
-    """Give a new partition what operators set of the queue."""
-    await part.register()
-    aging, charge = await first.command(b"HMGET", first.keys["meta"], b"aging", b"charge")
-    if aging is not None:
-        await part.do(part.aging(int(aging)))
-    if charge is not None:
-        await part.command(b"HSET", part.keys["meta"], b"charge", charge)
-    rules = await first.command(b"HGETALL", first.keys["rules"])
-    for name, row in zip(rules[::2], rules[1::2], strict=True):
-        chosen, _, declared = as_text(row).partition("\n")
-        if declared:
-            await write_rule(part, "declared", as_text(name), declared)
-        if chosen:
-            await write_rule(part, "set", as_text(name), chosen)
-    for name, row in (await first.group_rows()).items():
-        await write_group(part, as_text(name), as_text(row))
-    breakers = await first.command(b"HGETALL", first.keys["breakers"])
-    for name, row in zip(breakers[::2], breakers[1::2], strict=True):
-        await part.do(part.breaker("declare", as_text(name), " ".join(as_text(row).split(" ")[:3])))
-    await _copy_pause(first, part)
-
-
-async def _copy_pause(first: Store, part: Store) -> None:
-    if await first.command(b"HEXISTS", first.keys["meta"], b"paused"):
-        await part.do(part.pause())

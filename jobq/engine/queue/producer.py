@@ -49,7 +49,7 @@ class Producer:
     """Sends rows to the store. ``durability``: the confirmation that an enqueue waits for.
 
     ``checked``: the server is known to give it. Otherwise the server is checked before the first trip. ``before`` is
-    called before each trip.
+    called before each trip. ``whole``: the store of all partitions, if this one is not the first.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Producer:
         *,
         checked: bool,
         before: Callable[[], None] | None = None,
+        whole: Store | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._store = store
@@ -69,6 +70,7 @@ class Producer:
         self._flights = 0
         self._checked = checked
         self._before = before
+        self._whole = whole
         self.trips = 0
         """How many have begun."""
         self._registered = False
@@ -170,7 +172,10 @@ class Producer:
             self._registered = True
         replies = await self._do(calls, within)
         if any(reply and not reply[0] for reply in replies):
-            # The queue is new, or was dropped since we registered it. Without an entry it would not be listed.
+            # The queue is new, or was dropped since we registered it. Without an entry it would not be listed, and
+            # without the number of its partitions this one would not be found.
+            if self._whole is not None:
+                await self._whole.register()
             await self._store.register()
         answers, undecided = _read(rows, starts, replies)
         if undecided:

@@ -152,7 +152,7 @@ class Session:
         def make(part: Store) -> Producer:
             # Each node of a cluster may be able to give another durability.
             checked = durability == "none" or not part.connection.in_cluster
-            return Producer(part, durability, self._durability_timeout_ms, checked=checked)
+            return Producer(part, durability, self._durability_timeout_ms, checked=checked, whole=self.first)
 
         return make
 

@@ -16,6 +16,7 @@ from jobq.engine.model.times import to_ms
 from jobq.engine.model.types import read_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.views import BriefPage, JobRow, Page, Stats, WorkerRow
+from jobq.engine.queue.changing import changing
 from jobq.engine.queue.events import EventVerbs
 from jobq.engine.queue.pages import CALL
 from jobq.engine.store import ALIVE_MS
@@ -174,13 +175,17 @@ class Verbs(EventVerbs):
         """Stop claims. Running jobs go on, and no job moves."""
         await self._sessions.here.refresh()  # No partition may be left out.
         await self.store.register()  # A paused queue must be listed, even before its first job.
-        if (await self.store.do(self.store.pause()))[0]:
+        async with changing(self.store):
+            said = await self.store.do(self.store.pause())
+        if said[0]:
             log.info(f"Queue {self.name} was paused", queue=self.name)
 
     async def resume(self) -> None:
         """Allow claims again."""
         await self._sessions.here.refresh()
-        if (await self.store.do(self.store.resume()))[0]:
+        async with changing(self.store):
+            said = await self.store.do(self.store.resume())
+        if said[0]:
             log.info(f"Queue {self.name} was resumed", queue=self.name)
 
     async def drop(self, *, force: bool = False) -> None:
@@ -196,8 +201,12 @@ class Verbs(EventVerbs):
             # Each partition is dropped for itself. So look first whether any of them must not be.
             found = await self.stats()
             jobs = sum(getattr(found, state) for state in State)
-            if jobs or found.workers:
-                raise QueueInUse(self.name, jobs, found.workers, 0)
+            schedules = len(await self.store.schedule_names())
+            if jobs or found.workers or schedules:
+                raise QueueInUse(self.name, jobs, found.workers, schedules)
+        if len(self.store.parts) > 1:
+            # If not all of them are dropped, workers give the others their settings again.
+            await self.store.do(self.store.settings())
         jobs, workers, schedules, dropped = await self.store.do(self.store.drop(force=force))
         if not dropped:
             raise QueueInUse(self.name, jobs, workers, schedules)

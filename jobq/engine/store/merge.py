@@ -46,11 +46,6 @@ def dropped(replies: Replies) -> list[int]:
     return [sum(reply[0] for reply in replies), workers, schedules, min(reply[3] for reply in replies)]
 
 
-def aging(replies: Replies) -> list[int]:
-    """The value that is stored, and how many jobs wait if these are too many for a change."""
-    return [replies[0][0], max(reply[1] for reply in replies)]
-
-
 def stats(replies: Replies) -> list[Any]:
     """Sizes and counts are added. The oldest jobs are those of all partitions."""
     merged = list(replies[0])

@@ -118,6 +118,11 @@ class Opening(Listening):
         """Set over how many partitions the queue is spread, if ``who`` may (see spread.lua). Returns what is stored."""
         return Call("spread", [count, homes, who], read_spread)
 
+    def settings(self, before: int | str = "", after: int = 0) -> Call[int]:
+        """Count one more change of the queue's settings, or note how many have reached this partition, if ``before``
+        is stored there (see settings.lua). Returns what is stored."""
+        return Call("settings", [before, after], int)
+
     async def stored_spread(self) -> Spread:
         """Over how many partitions the queue is spread. A queue for which nothing is stored has one."""
         return read_spread(await self.command(b"HGET", self.keys["meta"], b"partitions"))

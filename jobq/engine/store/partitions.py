@@ -52,7 +52,6 @@ TO_ALL: Final = {
     "pause": Way(merge.changed, "first"),
     "resume": Way(merge.changed, "last"),
     "drop": Way(merge.dropped, "last"),
-    "aging": Way(merge.aging, "last"),
     "breaker": Way(merge.first, "last"),
     "close": Way(merge.latest),
     "lapse": Way(merge.lapsed),
@@ -111,6 +110,13 @@ class Partitions(Store):
     async def register(self) -> None:
         """Register the first partition, which stands for the queue. The others are registered when they are used."""
         await self._first.register()
+
+    async def unregister(self) -> None:
+        """Remove a dropped queue from the registry, unless one of its partitions has been used again meanwhile."""
+        await self._first.unregister()
+        used = await asyncio.gather(*(part.command(b"EXISTS", part.keys["jobs"]) for part in self._parts[1:]))
+        if any(used):
+            await self._first.register()
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
@@ -194,6 +200,9 @@ class Partitions(Store):
             )
             return way.merge(replies)
         replies = await asyncio.gather(*(part.do(one, within=within) for part, one in zip(others, calls, strict=True)))
+        if call.script == "drop" and not all(reply[3] for reply in replies):
+            # The first one knows how many there are. As long as one of them has jobs, it stays.
+            return way.merge([[0, 0, 0, 0], *replies])
         if not before:
             before = [await first.do(call, within=within)]
         return way.merge([*before, *replies])

@@ -17,6 +17,7 @@ from jobq.engine.log import get_logger
 from jobq.engine.model.unreadable import read_spec
 from jobq.engine.queue.late import end_late, late_call, tell_late
 from jobq.engine.queue.published import Publisher
+from jobq.engine.queue.settling import number_of, settle
 from jobq.engine.store import FOLD_PAGE, having, send_together
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
@@ -70,6 +71,8 @@ class Sweeper:
         self._interval = interval(pool.lease_ms)
         self._publishers: dict[Source, Publisher] = {}
         self._duties: dict[Source, Duty] = {}
+        self._settled: dict[Source, tuple[int, int]] = {}
+        """The changes of settings that are known to have reached all partitions, and how many these are."""
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -90,6 +93,7 @@ class Sweeper:
             if now - read > TIDY_SECONDS:
                 read = now
                 await self._read_clock(sources)
+                await self._settle(sources)
 
     async def _publish(self, sources: list[Source]) -> None:
         """Publish the tasks of the queues, a few at a time."""
@@ -229,6 +233,17 @@ class Sweeper:
                 pass
         if store.limited:
             await self._recount(source)
+
+    async def _settle(self, sources: list[Source]) -> None:
+        """Finish calls that were cut between two partitions. Unless settings have changed, one read for each queue of
+        several partitions says that there are none."""
+        for source in sources:
+            parts = source.queue.store.parts
+            if source.store.partition or len(parts) == 1:
+                continue
+            with self._told(source):
+                if self._settled.get(source) != (await number_of(source.store), len(parts)):
+                    self._settled[source] = (await settle(source.queue.store), len(parts))
 
     async def _read_clock(self, sources: list[Source]) -> None:
         """Read the clock of each server or node once for all of its queues. If it was set, schedules may be due."""
