@@ -154,12 +154,11 @@ async def test_workers_finish_a_call_that_was_cut_between_two_partitions(
         await first.do(first.rule("set", "api", "2"))
 
         async def finished() -> bool:
-            return all(
-                [
-                    await part.rule_names() == [b"api"] and await part.command(b"HEXISTS", part.keys["meta"], b"paused")
-                    for part in others
-                ]
-            )
+            for part in others:
+                paused = await part.command(b"HEXISTS", part.keys["meta"], b"paused")
+                if not paused or await part.rule_names() != [b"api"]:
+                    return False
+            return True
 
         await wait_until(finished, "all partitions to have them")
         assert logs.all("a call was interrupted")
