@@ -194,12 +194,11 @@ class Partitions(Store):
         calls = [_copy(call, call.args, part) for part in others]
         before = [await first.do(call, within=within)] if way.order == "first" else []
         if way.order == "all":
-            replies = await asyncio.gather(
-                first.do(call, within=within),
-                *(part.do(one, within=within) for part, one in zip(others, calls, strict=True)),
-            )
-            return way.merge(replies)
-        replies = await asyncio.gather(*(part.do(one, within=within) for part, one in zip(others, calls, strict=True)))
+            everywhere = zip(self._parts, [call, *calls], strict=True)
+            return way.merge(await asyncio.gather(*(part.do(one, within=within) for part, one in everywhere)))
+        replies: list[Any] = await asyncio.gather(
+            *(part.do(one, within=within) for part, one in zip(others, calls, strict=True))
+        )
         if call.script == "drop" and not all(reply[3] for reply in replies):
             # The first one knows how many there are. As long as one of them has jobs, it stays.
             return way.merge([[0, 0, 0, 0], *replies])
