@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from jobq.cli import render
+from jobq.cli.doctor_partitions import Finding, examine_partitions
 from jobq.cli.session import Queues, run, side_by_side
 from jobq.engine.model.job import State
 from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of, refuse_unfit
@@ -30,16 +29,6 @@ ROUND_TRIPS: Final = 5
 FINISHED: Final = (State.COMPLETED, State.FAILED)
 WARNED: Final = 3
 """The exit code if there are only warnings."""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What was looked at, how it is, and what to type. ``queue`` '': it is about the server."""
-
-    check: str
-    level: Literal["ok", "warning", "error"]
-    message: str
-    fix: str = ""
-    queue: str = ""
 
 
 def doctor(args: argparse.Namespace, settings: Settings) -> int:
@@ -175,6 +164,8 @@ async def examine_queue(queue: Queue) -> list[Finding]:
     if missing := sorted(unfinished - known):
         words = f"no living worker knows the types {', '.join(missing[:10])}"
         found.append(Finding("types", "error", words, "jobq work TARGET, with the code of these types", name))
+    if len(queue.store.parts) > 1 or (queue.partitions or 1) > 1:
+        found += await examine_partitions(queue)
     if stats.paused:
         found.append(Finding("paused", "warning", "the queue is paused", f"jobq resume {name}", name))
     if stats.oldest_waiting_ms and stats.oldest_waiting_ms > LAG_MS:

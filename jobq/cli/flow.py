@@ -107,7 +107,14 @@ def add_groups(menu: Menu) -> None:
 
 
 def add_partitions(menu: Menu) -> None:
-    of_partitions = Menu(menu.add("partitions", "", "'partitions show', 'set': one queue over many slots"))
+    of = menu.add("partitions", "", "'partitions show', 'set': one queue over many slots")
+    of.epilog = (
+        "A queue of several partitions is spread over several slots of a cluster, so several nodes execute\n"
+        "its scripts. Below about 50,000 jobs a second one partition is enough.\n\n"
+        "More partitions get jobs at once, and no job moves. Fewer: those beyond the number get no new jobs, and\n"
+        "workers drain them. Jobs with keys, limits or groups stay in the first ones, so there cannot be fewer."
+    )
+    of_partitions = Menu(of)
     command(
         of_partitions,
         "show",

@@ -46,7 +46,8 @@ def _say(args: argparse.Namespace, name: str, row: PartitionRow) -> None:
             }
         )
         return
+    keys = f"jobs with keys in {row.homes} of them" if row.homes else "no job with keys yet"
     render.say(
-        f"{name}: {row.partitions} partitions, jobs with keys in {row.homes} of them, {row.most} at most so far",
+        f"{name}: {render.number_of(row.partitions, 'partition')}, {keys}, {row.most} at most so far",
         *render.table(("PARTITION", "JOBS"), list(enumerate(row.jobs))),
     )

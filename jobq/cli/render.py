@@ -131,9 +131,10 @@ def stats_row(stats: Stats) -> tuple[Any, ...]:
 
 
 def obstacle(stats: Stats) -> str:
-    """What keeps the workers from claiming: the queue is paused, or closed for a time."""
+    """What keeps the workers from claiming: the queue is paused, or closed for a time. And its partitions."""
     closed = f"closed, opens {ago(stats.closed_until)}" if stats.closed_until else ""
-    return ", ".join(word for word in ("paused" if stats.paused else "", closed) if word)
+    parts = number_of(stats.partitions, "partition") if stats.partitions > 1 else ""
+    return ", ".join(word for word in ("paused" if stats.paused else "", closed, parts) if word)
 
 
 NUMBERS_HEAD = (

@@ -24,8 +24,9 @@ class SetPartitions(schema.In):
 
 
 class Partitioned(msgspec.Struct, frozen=True):
-    """The partitions of a queue. `homes`: the first ones, which alone get jobs with keys, limits or a group. `most`:
-    the most that there ever were. `jobs`: how many unfinished jobs each of them has."""
+    """The partitions of a queue. `homes`: the first ones, which alone get jobs with keys, limits, a group or
+    `partition_by`; 0: there was no such job yet. `most`: the most that there ever were. `jobs`: how many unfinished
+    jobs each of them has."""
 
     queue: str
     partitions: int

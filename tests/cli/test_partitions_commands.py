@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_partitions_are_shown_and_set(jobq: Callable[..., Said], tasks: str):
-    assert "1 partitions" in jobq("partitions", "show", "--queue", tasks).out
+    assert "1 partition, jobs with keys in 1" in jobq("partitions", "show", "--queue", tasks).out
     said = jobq("partitions", "set", "3", "--queue", tasks)
     assert said.out.splitlines()[1].split() == ["PARTITION", "JOBS"]
     row = jobq("partitions", "show", "--json", "--queue", tasks).json[0]

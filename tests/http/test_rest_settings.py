@@ -62,7 +62,7 @@ async def test_partitions_are_set_and_shown(client: Client):
     new = {"queue": "main", "partitions": 1, "homes": 1, "most": 1, "jobs": [0]}
     assert await (await client.get("/partitions")).json() == new
     response = await client.put("/partitions", json={"partitions": 3})
-    wanted = {"queue": "main", "partitions": 3, "homes": 1, "most": 3, "jobs": [0, 0, 0]}
+    wanted = {"queue": "main", "partitions": 3, "homes": 0, "most": 3, "jobs": [0, 0, 0]}
     assert (response.status, await response.json()) == (200, wanted)
     ids = [
         (await (await client.post("/jobs/enqueue", json={"type": "echo", "payload": {"word": "a"}})).json())["id"]

@@ -13,25 +13,40 @@ if TYPE_CHECKING:
 @table(
     [
         Case(
-            "a queue that was never used has as many homes",
+            "a queue that was never used has no homes yet",
             {},
             lambda s: s.spread(8),
-            {"meta": {"partitions": "8 8 8 code"}},
-            [8, 8, 8, "code"],
+            {"meta": {"partitions": "8 0 8 code"}},
+            [8, 0, 8, "code"],
         ),
+        Case(
+            "the first job with keys decides them",
+            {"meta": {"layout": "1", "partitions": "8 0 16 operator"}},
+            lambda s: s.spread(0),
+            {"meta": {"layout": "1", "partitions": "8 8 16 operator"}},
+            [8, 8, 16, "operator"],
+        ),
+        Case(
+            "the second one does not",
+            {"meta": {"partitions": "16 8 16 operator"}},
+            lambda s: s.spread(0),
+            {},
+            [16, 8, 16, "operator"],
+        ),
+        Case(
+            "until then there may be fewer partitions",
+            {"meta": {"partitions": "8 0 8 code"}},
+            lambda s: s.spread(2, who="operator"),
+            {"meta": {"partitions": "2 0 8 operator"}},
+            [2, 0, 8, "operator"],
+        ),
+        Case("a queue of one partition has nothing to decide", {}, lambda s: s.spread(0), {}, [1, 1, 1, ""]),
         Case(
             "one that was used keeps its jobs with keys where they are",
             {"meta": {"layout": "1"}},
             lambda s: s.spread(8),
             {"meta": {"layout": "1", "partitions": "8 1 8 code"}},
             [8, 1, 8, "code"],
-        ),
-        Case(
-            "homes that are given",
-            {"meta": {"layout": "1"}},
-            lambda s: s.spread(8, 4),
-            {"meta": {"layout": "1", "partitions": "8 4 8 code"}},
-            [8, 4, 8, "code"],
         ),
         Case(
             "code does not change what is stored",

@@ -215,6 +215,29 @@ async def test_lists_keep_the_order_over_all_partitions(spread: Queue, start: Ca
     assert {row.id for row in page.jobs} == {job.id for job in done}
 
 
+async def test_jobs_that_wait_are_listed_by_priority_and_enqueue(spread: Queue):
+    """Each partition counts its places for itself, and some have counted more jobs than others."""
+    for job in [await spread.enqueue("t", id=f"early{n}~{n % 3 + 1}") for n in range(9) if n % 3 < 2]:
+        await spread.remove(job.id)
+    wanted = [await spread.enqueue("t", {"n": n}, priority=-(n % 2)) for n in range(40)]
+    urgent = [job.id for n, job in enumerate(wanted) if n % 2]
+    others = [job.id for n, job in enumerate(wanted) if not n % 2]
+    page = await spread.page(State.WAITING, limit=100)
+    assert [row.id for row in page.jobs] == urgent + others
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await spread.page(State.WAITING, limit=7, cursor=cursor)
+        found += [row.id for row in page.jobs]
+        cursor = page.cursor
+    assert sorted(found) == sorted(urgent + others)
+    assert set(found[: len(urgent)]) == set(urgent)
+    first = found[0]
+    await spread.kill(first)
+    await spread.retry(first)
+    assert (await spread.page(State.WAITING, limit=100)).jobs[0].id in urgent
+
+
 @pytest.mark.parametrize("state", [State.COMPLETED, State.DELAYED])
 async def test_jobs_of_the_same_moment_are_listed_once(spread: Queue, state: State):
     """Thousands of jobs may have one score, in all partitions."""
@@ -356,9 +379,25 @@ async def test_a_plain_queue_becomes_a_queue_of_partitions_online(admin: Any, co
         assert not any([(await part.do(part.resume()))[0] for part in queue.store.parts])
 
 
+async def test_there_may_be_fewer_partitions_until_the_first_job_with_a_key(admin: Any, connection: Connection):
+    async with Queue("spread", connection, partitions=8) as queue:
+        jobs = [await queue.enqueue("t", n) for n in range(16)]
+        async with Queue("spread", connection) as other:
+            assert (await queue.set_partitions(2)).homes == 0
+            assert (await queue.get_partitions()).most == 8
+            # Another program learns from the first job with a key how many there were.
+            keyed = [await (queue, other)[n % 2].enqueue("t", {"n": n // 2}, unique=Unique(by="n")) for n in range(40)]
+            assert len({job.id for job in keyed}) == 20
+            assert {partition_of(job.id) for job in keyed} == {0, 1}
+            assert (await queue.get_partitions()).homes == 2
+            with pytest.raises(InvalidJob, match="keys cannot move"):
+                await queue.set_partitions(1)
+            assert all([(await other.get(job.id)).id == job.id for job in jobs])
+
+
 async def test_programs_must_agree_unless_an_operator_has_decided(admin: Any, connection: Connection, logs: Any):
     async with Queue("spread", connection, partitions=4) as queue:
-        await queue.enqueue("t")
+        await queue.enqueue("t", key="k")
         with pytest.raises(StoreRefused, match=r"has 4 partitions, and this program declares 8.*jobq partitions set 8"):
             await Queue("spread", connection, partitions=8).open()
         with pytest.raises(InvalidJob, match="in 4 partitions, and keys cannot move"):

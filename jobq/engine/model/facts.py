@@ -40,7 +40,8 @@ class KeyFacts(msgspec.Struct, frozen=True):
     """A limit key of the job. ``count``: places that are taken. ``unspent``: jobs that start soon and take tokens then.
 
     ``ahead``: held jobs that go before. ``stands``: the job's line waits for this key. ``claimed``: when its running
-    jobs were claimed, unix ms. ``breaker``: the type whose circuit breaker it is.
+    jobs were claimed, unix ms. ``breaker``: the type whose circuit breaker it is. ``whole``: the queue's own rule, if
+    ``rule`` is the share of it that a partition has.
     """
 
     key: str
@@ -53,6 +54,7 @@ class KeyFacts(msgspec.Struct, frozen=True):
     arrivals: tuple[Arrival, ...]
     claimed: tuple[int, ...]
     breaker: str | None = None
+    whole: Rule | None = None
 
     @property
     def name(self) -> str:

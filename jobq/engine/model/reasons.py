@@ -194,7 +194,10 @@ def _full(key: KeyFacts, slots: int, ahead: int) -> Reason:
     most = key.rule.concurrency or 0
     needs = f" It needs {slots} places." if slots > 1 else ""
     detail = (
-        f"The rule {_rule(key)} allows no job to run."
+        f'This partition\'s share of the rule "queue" is {most} of {key.whole.concurrency}, and {key.count} run.'
+        f"{needs} Shares move to where jobs wait.{_more(ahead)}"
+        if key.whole is not None and key.whole.concurrency
+        else f"The rule {_rule(key)} allows no job to run."
         if most == 0
         else f"The rule {_rule(key)} is full: {key.count} of {most} run.{needs}{_more(ahead)}"
     )
@@ -230,6 +233,8 @@ def _breaker(key: KeyFacts, now: int) -> Reason:
 
 
 def _rule(key: KeyFacts) -> str:
+    if key.whole is not None:
+        return '"queue", of which this partition has a share,'
     if key.key == "queue":
         return '"queue", which holds for all jobs,'
     return f'"{key.name}"' if key.key == key.name else f'"{key.name}" for the key "{key.key}"'

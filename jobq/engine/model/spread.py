@@ -21,8 +21,9 @@ _STORED: Final = re.compile(r"(\d{1,3}) (\d{1,3}) (\d{1,3}) (code|operator)")
 
 class Spread(msgspec.Struct, frozen=True, gc=False):
     """``count``: partitions that get new jobs. ``homes``: those of them that get jobs with keys, limits or a group.
-    Their number never changes, so no key moves. ``most``: the most partitions that there ever were. All of them may
-    have jobs. ``who``: who said so, "code" or "operator"; '' if nothing is stored."""
+    The first of these jobs decides their number (0: there was none), and then it never changes, so no key moves.
+    ``most``: the most partitions that there ever were. All of them may have jobs. ``who``: who said so, "code" or
+    "operator"; '' if nothing is stored."""
 
     count: int = 1
     homes: int = 1
@@ -44,6 +45,14 @@ def check_partitions(count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PARTITIONS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidJob(f"partitions is {count!r:.40}: it takes a whole number, 1 to {PARTITIONS_MAX}")
     return count
+
+
+def has_home(entry: Entry) -> bool:
+    """Whether the keys of a job, or its ``partition_by``, say where it goes.
+
+    :raises InvalidJob: as for ``home_of``.
+    """
+    return home_of(entry, 1) is not None
 
 
 def home_of(entry: Entry, homes: int) -> int | None:

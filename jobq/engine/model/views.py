@@ -179,6 +179,7 @@ class Stats(msgspec.Struct, frozen=True):
     action. They count as failed too.
 
     ``aging_ms``: how much waiting a step of priority is worth; 0: priorities are absolute.
+    ``partitions``: over how many the queue is spread.
     ``unreadable``: stored counts that are not numbers, by their names.
     """
 
@@ -211,4 +212,5 @@ class Stats(msgspec.Struct, frozen=True):
     run: Latency | None = None
     minutes: list[Minute] = []
     aging_ms: int = 0
+    partitions: int = 1
     unreadable: dict[str, str] = {}

@@ -20,7 +20,7 @@ from jobq.engine.model.ids import IdMaker
 from jobq.engine.model.job import Accepted, AttemptError, NewJob
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
-from jobq.engine.model.spread import home_of
+from jobq.engine.model.spread import has_home, home_of
 from jobq.engine.model.unique import bind
 from jobq.engine.queue.published import completed
 from jobq.engine.schedule.definition import RULE
@@ -134,7 +134,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
         ]
     now = queue.store.now_ms()
     entries = [encode_entry(new, _unused, now) for new in news]
-    if (homes := queue.homes) > 1:
+    if any(has_home(entry) for entry in entries) and (homes := await queue.homes()) > 1:
         for entry in entries:
             if home := home_of(entry, homes):
                 raise InvalidJob(

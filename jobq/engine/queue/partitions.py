@@ -21,8 +21,8 @@ log = get_logger("jobq.queue")
 
 class PartitionRow(msgspec.Struct, frozen=True):
     """The partitions of a queue. ``partitions``: those that get new jobs. ``homes``: the first ones, which alone get
-    jobs with keys, limits or a group. ``most``: the most that there ever were; workers serve all of them. ``jobs``: how
-    many unfinished jobs each of them has."""
+    jobs with keys, limits, a group or ``partition_by``; 0: there was no such job yet. ``most``: the most that there
+    ever were; workers serve all of them. ``jobs``: how many unfinished jobs each of them has."""
 
     partitions: int
     homes: int
@@ -81,7 +81,6 @@ class PartitionVerbs(ABC):
         check_partitions(partitions)
         session = self._sessions.here
         await session.refresh()
-        await self.store.register()
         before = await session.first.stored_spread()
         if partitions < before.homes:
             raise InvalidJob(
@@ -94,6 +93,7 @@ class PartitionVerbs(ABC):
         for part in fresh:
             await copy_settings(session.first, part)
         after = await session.first.do(session.first.spread(partitions, who="operator"))
+        await session.first.register()
         session.learn(after)
         # A call that changed settings meanwhile did not know of them.
         await settle(self.store)

@@ -93,7 +93,7 @@ class Producer:
         if not self._flights:
             self._flights += 1
             try:
-                answer = (await self._trip([row]))[0]
+                answer = (await self.trip([row]))[0]
             finally:
                 self._flights -= 1
                 if self._pending:
@@ -113,7 +113,7 @@ class Producer:
         """
         answers: list[Answer] = []
         for batch in batches(rows):
-            answers += await self._trip(batch)
+            answers += await self.trip(batch)
         return answers
 
     def _start_flight(self) -> None:
@@ -137,7 +137,7 @@ class Producer:
                     self._pending[:0] = [one for one in batch if one[2] > late]
                     continue
                 try:
-                    answers = await self._trip([one[0] for one in batch], max(left, timeout / 5))
+                    answers = await self.trip([one[0] for one in batch], max(left, timeout / 5))
                 except BaseException as error:
                     _fail(batch, error if isinstance(error, Exception) else asyncio.CancelledError())
                     if not isinstance(error, Exception):
@@ -158,7 +158,11 @@ class Producer:
         batch, self._pending = self._pending[:count], self._pending[count:]
         return batch
 
-    async def _trip(self, rows: list[Entry], within: float | None = None) -> list[Answer]:
+    async def trip(self, rows: list[Entry], within: float | None = None) -> list[Answer]:
+        """Enqueue rows that fit into one trip.
+
+        :raises StoreError: some rows may be written. Repeating the same rows is harmless.
+        """
         calls, starts = self._calls(rows)
         self.trips += 1
         if self._before is not None:

@@ -39,11 +39,17 @@ class Producing(Registry, Verbs):
     _checked: Options = PLAIN
     """The options that were checked last. The jobs of one call share their options, so one check is enough."""
 
-    @property
-    def homes(self) -> int:
-        """The partitions that have jobs with keys. 1 if the queue has only one partition."""
+    async def homes(self) -> int:
+        """The partitions that get jobs with keys, which are decided now if they were not. 1 if the queue has only one
+        partition.
+
+        :raises StoreError: Redis is away, or refuses.
+        """
         store = self.store
-        return store.spread_now.homes if isinstance(store, Partitions) else 1
+        if not isinstance(store, Partitions):
+            return 1
+        await store.decide_homes()
+        return store.spread_now.homes
 
     @abstractmethod
     def sync(self) -> SyncQueue:

@@ -194,7 +194,7 @@ class Queue(
         stored = await store.stored_spread()
         wanted = self.partitions
         if not stored.who:
-            return Spread() if wanted is None else Spread(wanted, wanted, wanted)
+            return Spread() if wanted is None else Spread(wanted, 0 if wanted > 1 else 1, wanted)
         if wanted is None or wanted == stored.count:
             return stored
         change = f"jobq partitions set {wanted} --queue {self.name}"

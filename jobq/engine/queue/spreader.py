@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.model.ids import OPEN, in_partition, partition_of
-from jobq.engine.model.spread import home_of
+from jobq.engine.model.spread import has_home, home_of
 from jobq.engine.queue.producer import BATCH, Producer, batches
 from jobq.errors import InvalidJob
 
@@ -42,6 +42,8 @@ class Spreader:
         if not self._registered:
             await self._register()
         self._before()
+        if not self._store.spread_now.homes and has_home(row):
+            await self._store.decide_homes()
         partition = self._place(row)
         if partition is None:
             partition = self._next()
@@ -55,22 +57,34 @@ class Spreader:
         if not self._registered:
             await self._register()
         self._before()
+        if not self._store.spread_now.homes and any(not _is_free(row) and has_home(row) for row in rows):
+            await self._store.decide_homes()
         homes: dict[int, list[int]] = {}
         free: list[int] = []
         for number, row in enumerate(rows):
-            partition = self._place(row)
+            partition = None if _is_free(row) else self._place(row)
             (free if partition is None else homes.setdefault(partition, [])).append(number)
+        if len(free) == len(rows):
+            return [answer for page in batches(rows) for answer in await self._send_page(page)]
         answers: dict[int, Answer] = {}
         for partition, numbers in homes.items():
             sent = await self._of(partition).send_many([_placed(rows[number], partition) for number in numbers])
             answers.update(zip(numbers, sent, strict=True))
         at = 0
         for page in batches([rows[number] for number in free]):
-            partition = self._pass_on()
-            sent = await self._of(partition).send_many([_placed(row, partition) for row in page])
-            answers.update(zip(free[at : at + len(page)], sent, strict=True))
+            answers.update(zip(free[at : at + len(page)], await self._send_page(page), strict=True))
             at += len(page)
         return [answers[number] for number in range(len(rows))]
+
+    async def _send_page(self, page: list[Entry]) -> list[Answer]:
+        """Enqueue a page of rows that may go anywhere, in one trip to the next partition."""
+        partition = self._pass_on()
+        if partition:
+            ending = f"~{partition}"
+            placed = [(job_id[:-1] + ending, a, b, c, d, e) for job_id, a, b, c, d, e in page]
+        else:
+            placed = [(job_id[:-1], a, b, c, d, e) for job_id, a, b, c, d, e in page]
+        return await self._of(partition).trip(placed)
 
     async def drain(self) -> None:
         """Wait for the trips that are on their way."""
@@ -93,8 +107,7 @@ class Spreader:
 
         :raises InvalidJob: its id or its keys name different ones.
         """
-        homes = self._store.spread_now.homes
-        home = home_of(row, homes)
+        home = home_of(row, self._store.spread_now.homes)
         job_id = row[0]
         if job_id.endswith(OPEN):
             return home
@@ -123,6 +136,12 @@ class Spreader:
         self._turn = (self._turn + 1) % self._store.spread_now.count
         self._until = self._of(self._turn).trips + TRIPS
         return self._turn
+
+
+def _is_free(row: Entry) -> bool:
+    """Whether nothing of the row says where it goes. So much is known without looking at its keys."""
+    job_id, _, words, _, uniqueness, partition_by = row
+    return not words and not uniqueness and partition_by is None and job_id[-1] == OPEN
 
 
 def _placed(row: Entry, partition: int) -> Entry:

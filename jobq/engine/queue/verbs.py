@@ -125,7 +125,9 @@ class Verbs(EventVerbs):
 
     async def stats(self) -> Stats:
         """Counts, totals, latencies and the last hour's minutes."""
-        return read_stats(self.name, await self.store.do(self.store.stats()))
+        store = self.store
+        found = read_stats(self.name, await store.do(store.stats()))
+        return msgspec.structs.replace(found, partitions=store.spread_now.count)
 
     async def workers(self) -> list[WorkerRow]:
         """The workers, latest heartbeat first. A worker that has stopped is not listed. One that died is, for a day."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from jobq.engine.model.facts import read_facts
+from jobq.engine.model.limits import QUEUE_RULE, parse_rule
 from jobq.engine.model.reasons import why_job, why_queue
 from jobq.engine.model.rows import job_brief, job_row
+from jobq.engine.model.unreadable import as_text
 from jobq.errors import JobNotFound
 
 if TYPE_CHECKING:
+    from jobq.engine.model.facts import QueueFacts
+    from jobq.engine.model.limits import Rule
     from jobq.engine.model.views import JobRow
     from jobq.engine.model.why import Why
     from jobq.engine.store import Store
@@ -35,8 +41,9 @@ class WhyVerbs(ABC):
         :raises JobNotFound: there is no such job.
         """
         store = self.store
+        whole = await self._whole()
         if job_id is None:
-            return why_queue(read_facts("", await store.do(store.why("")))[0])
+            return why_queue(_shared(read_facts("", await store.do(store.why("")))[0], whole))
         for read in range(1, READS + 1):
             [row], reply = await store.do_all([store.rows([job_id], brief=True), store.why(job_id)])
             if not row:
@@ -45,8 +52,22 @@ class WhyVerbs(ABC):
             queue, job = read_facts(job_id, reply)
             # The job may move between the two readings, though both are sent in one write.
             if job is not None and (job.state is brief.state or read == READS):
-                return why_job(brief, queue, job, _last_start(job_row(self.name, job_id, row)))
+                return why_job(brief, _shared(queue, whole), job, _last_start(job_row(self.name, job_id, row)))
         raise JobNotFound(job_id)
+
+    async def _whole(self) -> Rule | None:
+        """The queue's own rule, if each partition has only a share of it."""
+        first, *others = self.store.parts
+        if not others:
+            return None
+        chosen, _, declared = as_text(await first.command(b"HGET", first.keys["rules"], QUEUE_RULE) or b"").partition(
+            "\n"
+        )
+        return parse_rule(chosen) or parse_rule(declared)
+
+
+def _shared(queue: QueueFacts, whole: Rule | None) -> QueueFacts:
+    return queue if whole is None else replace(queue, own=replace(queue.own, whole=whole))
 
 
 def _last_start(row: JobRow) -> int | None:

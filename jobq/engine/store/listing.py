@@ -6,16 +6,23 @@ So one cursor, the score and the id of the last job, says for each partition whe
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from jobq.engine.model.ids import partition_of
+from jobq.engine.model.ids import partition_of, time_of
 from jobq.engine.store.calls import Call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobq.engine.store.store import Store
+
+
+_PLACES: Final = 1 << 42
+"""Places of each priority in waiting. Each partition counts them for itself."""
+_Listed = tuple[float, int, int, bytes]
+"""A job in the order of a list: its score, its partition, its place there, and its id."""
 
 
 class _Found(NamedTuple):
@@ -47,11 +54,30 @@ async def page_of_all(parts: Sequence[Store], call: Call[Any]) -> Any:
     if len(jobs) > most:
         jobs = jobs[:most]
         at, _, _, job_id = jobs[-1]
-        return [[job[3] for job in jobs], repr(sign * at).encode(), job_id]
+        return [await _ids(parts[0], call, jobs), repr(sign * at).encode(), job_id]
+    ids = await _ids(parts[0], call, jobs)
     if end is None:
-        return [[job[3] for job in jobs], b"", b""]
+        return [ids, b"", b""]
     at, job_id = end[2]
-    return [[job[3] for job in jobs], repr(at).encode(), job_id]
+    return [ids, repr(at).encode(), job_id]
+
+
+async def _ids(first: Store, call: Call[Any], jobs: list[_Listed]) -> list[bytes]:
+    """The ids of the jobs of one page. Those that wait come by priority and enqueue, as in a queue of one partition."""
+    counted = (call.keys or (b"",))[0].endswith((b":waiting", b":held")) and len({job[1] for job in jobs}) > 1
+    if not counted or await first.command(b"HGET", first.keys["meta"], b"aging") not in (None, b"0"):
+        return [job[3] for job in jobs]  # With aging the scores are times.
+    return in_time(jobs)
+
+
+def in_time(jobs: list[_Listed]) -> list[bytes]:
+    """Jobs that wait, by priority and by the time in their ids. Jobs of one partition keep their order, because a
+    retried one may come before older ones. A user's id has no time, and counts as the one before it."""
+    lines: dict[int, list[tuple[float, int, bytes]]] = {}
+    for score, partition, _, job_id in jobs:
+        line = lines.setdefault(partition, [])
+        line.append((score // _PLACES, time_of(job_id) or (line[-1][1] if line else 0), job_id))
+    return [job_id for _, _, job_id in heapq.merge(*lines.values())]
 
 
 async def _look(part: Store, call: Call[Any], score: Any, last: Any) -> _Found:

@@ -114,9 +114,10 @@ class Opening(Listening):
         stored now, and how many jobs wait if these are too many for a change."""
         return Call("aging", [self.now, ms, int(declared), AGING_JOBS_MAX], read_as_is)
 
-    def spread(self, count: int, homes: int | str = "", *, who: str = "code") -> Call[Spread]:
-        """Set over how many partitions the queue is spread, if ``who`` may (see spread.lua). Returns what is stored."""
-        return Call("spread", [count, homes, who], read_spread)
+    def spread(self, count: int, *, who: str = "code") -> Call[Spread]:
+        """Set over how many partitions the queue is spread, if ``who`` may, or decide the homes of jobs with keys (0;
+        see spread.lua). Returns what is stored."""
+        return Call("spread", [count, who], read_spread)
 
     def settings(self, before: int | str = "", after: int = 0) -> Call[int]:
         """Count one more change of the queue's settings, or note how many have reached this partition, if ``before``

@@ -111,6 +111,15 @@ class Partitions(Store):
         """Register the first partition, which stands for the queue. The others are registered when they are used."""
         await self._first.register()
 
+    async def decide_homes(self) -> None:
+        """Learn how many partitions get jobs with keys. The first such job of the queue decides it.
+
+        :raises StoreError: Redis is away, or refuses.
+        """
+        if not self.spread_now.homes:
+            await self._first.register()
+            self.learn(await self._first.do(self._first.spread(0)))
+
     async def unregister(self) -> None:
         """Remove a dropped queue from the registry, unless one of its partitions has been used again meanwhile."""
         await self._first.unregister()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from jobq.engine.model.spread import Spread
 from jobq.engine.store.calls import (
     Call,
     Claimed,
@@ -81,6 +82,9 @@ class Store(Sharing):
 
     late = False
     """The last claim met a job that did not start in time."""
+
+    spread_now = Spread()
+    """Over how many partitions the queue is spread, as far as it is known."""
 
     @property
     def parts(self) -> list[Store]:

@@ -36,6 +36,7 @@ SCRIPTS = (
     "draw.js",
     "limits.js",
     "groups.js",
+    "partitions.js",
     "types.js",
     "schedules.js",
     "actions.js",

@@ -1,6 +1,7 @@
 // The operators' page: its routes, and the requests to REST for each of them.
 import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./draw.js";
 import { drawGroups, readGroups } from "./groups.js";
+import { drawPartitions, readPartitions } from "./partitions.js";
 import { drawLimits } from "./limits.js";
 import { $, el, notes, now, toast, visible } from "./parts.js";
 import { drawSchedules, readSchedules } from "./schedules.js";
@@ -102,11 +103,11 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance] = await Promise.all([
+  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue)]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue), page.stats?.partitions > 1 ? readPartitions(queue) : null]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules, page.groups, page.performance] = [limits, breakers, schedules, groups, performance];
+  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions] = [limits, breakers, schedules, groups, performance, partitions];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
   drawQueues();
@@ -114,6 +115,7 @@ async function loadLists(at) {
   drawWorkers();
   drawLimits();
   drawGroups();
+  drawPartitions();
   drawTypes();
   drawSchedules();
   drawList();
@@ -195,7 +197,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.why] = [null, null, null, null, null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.partitions, page.why] = [null, null, null, null, null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -27,6 +27,7 @@ export function frame() {
         el("div", { class: "row", id: "filter" }), el("div", { id: "rows", mouseleave: settle, focusout: settle }), el("p", { id: "held", class: "soft", role: "status" }), el("div", { class: "buttons", id: "pages" })),
       el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "schedules", "workers"].map(panel))),
     el("section", { class: "panel", id: "limits", hidden: true, "aria-label": "Limits and circuit breakers" }),
+    el("section", { class: "panel", id: "partitions", hidden: true, "aria-label": "Partitions" }),
     el("section", { class: "panel", id: "groups", hidden: true, "aria-label": "Groups" }),
     el("section", { class: "panel", id: "types", hidden: true, "aria-label": "Types" }));
   drawFilter();

@@ -17,6 +17,7 @@ export const page = {
   schedules: null,
   groups: null,
   groupOrder: "waiting",
+  partitions: null, // {partitions, homes, most, jobs}
   performance: null,
   window: "1h", // of the table of types
   rate: null, // finished jobs per second
