@@ -16,6 +16,7 @@ from jobq.redact import redact
 if TYPE_CHECKING:
     import argparse
 
+    from jobq.engine.queue.overview import Glance
     from jobq.engine.queue.queue import Queue
     from jobq.engine.store import Store
     from jobq.settings import Settings
@@ -61,7 +62,10 @@ async def examine(word: str | None, settings: Settings) -> list[Finding]:
                 found += await examine_server(opened.store)
                 found.append(Finding("queues", "warning", redact(opened.nothing), "jobq work TARGET"))
 
-            async def examine_one(queue: Queue) -> list[Finding]:
+            async def examine_one(pair: tuple[Queue, Glance | None]) -> list[Finding]:
+                queue, glance = pair
+                if glance is not None and glance.quiet:
+                    return quiet(queue.name)
                 # The queues of a target may be on several servers. One that cannot be used does not hide the others.
                 seen: list[Finding] = []
                 try:
@@ -74,13 +78,25 @@ async def examine(word: str | None, settings: Settings) -> list[Finding]:
                     seen.append(refused(error, queue.name))
                 return seen
 
-            for seen in await side_by_side(examine_one, queues):
+            seen_of = await opened.glances(queues)
+            if any(seen_of):
+                servers.add(opened.store.connection.url)
+                found += await examine_server(opened.store)
+            for seen in await side_by_side(examine_one, list(zip(queues, seen_of, strict=True))):
                 found += seen
     except UnknownQueue as error:
         found.append(Finding("queues", "error", redact(str(error)), "jobq queues"))
     except JobqError as error:
         found.append(refused(error))
     return found
+
+
+def quiet(name: str) -> list[Finding]:
+    """The findings of a queue in which nothing waits or runs, and on which nobody works."""
+    return [
+        Finding("layout", "ok", "scripts run, and the layout is known", queue=name),
+        Finding("workers", "ok", render.number_of(0, "worker"), queue=name),
+    ]
 
 
 def refused(error: JobqError, queue: str = "") -> Finding:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobq.cli import render
-from jobq.cli.session import Queues, all_queues, one_queue, run, side_by_side, split_id
+from jobq.cli.session import Queues, all_queues, one_queue, run, split_id
 from jobq.engine.model.history import window_of
 from jobq.engine.model.job import LogLine, State
 from jobq.engine.queue.queue import Queue
@@ -86,7 +86,7 @@ def _of_queues(
 ) -> None:
     async def main() -> None:
         async with Queues(settings) as opened:
-            found = await side_by_side(Queue.stats, await opened.all(args.queue))
+            found = await opened.stats(args.queue)
             if args.json:
                 for one in found:
                     render.say_json(as_json(one))

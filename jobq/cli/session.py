@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from jobq.cli.target import load_target
 from jobq.engine.queue.connect import acquire
+from jobq.engine.queue.overview import glances
 from jobq.engine.queue.queue import Queue
 from jobq.engine.queue.webhooks import delivers_for
 from jobq.engine.store import Store
@@ -21,6 +22,8 @@ from jobq.redact import redact
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 
+    from jobq.engine.model.views import Stats
+    from jobq.engine.queue.overview import Glance
     from jobq.engine.store import Connection
     from jobq.settings import Settings
 
@@ -134,6 +137,27 @@ class Queues:
         if word is not None and word not in self._names:
             raise UnknownQueue(self._unknown(word))
         return await side_by_side(self._named, [word] if word else self._names)
+
+    async def stats(self, word: str | None) -> list[Stats]:
+        """The stats of the queues of a name or target. Without a name: of all queues in Redis, which may be thousands.
+
+        :raises UnknownQueue: Redis has no queue of this name.
+        """
+        if word is not None:
+            return await side_by_side(Queue.stats, await self.all(word))
+        queues = await self.closed(None)
+
+        async def read(pair: tuple[Queue, Glance | None]) -> Stats:
+            queue, seen = pair
+            return seen.stats if seen is not None else await (await self._named(queue.name)).stats()
+
+        return await side_by_side(read, list(zip(queues, await self.glances(queues), strict=True)))
+
+    async def glances(self, queues: Sequence[Queue]) -> list[Glance | None]:
+        """What is read of queues of ``closed`` without opening them. None: it must be opened."""
+        if self._connection is None or len(queues) < 2:
+            return [None] * len(queues)
+        return await glances(queues, self._connection)
 
     async def closed(self, word: str | None) -> list[Queue]:
         """As ``all``, but the queues are not open yet. ``open`` opens one, so an error is that of one queue."""

@@ -22,12 +22,14 @@ def read_stats(queue: str, reply: list[Any]) -> Stats:
     }
     closed_until = bad.read("closed", closed, whole, 0)
     this_minute = now // 60_000
+    counted = {name.split(":")[1] for name in metrics if name.startswith("m:")}
     minutes = [
         Minute(
             at=minute * 60_000,
             **{what: metrics.get(f"m:{minute}:{what}", 0) for what in ("completed", "failed", "retried")},
         )
         for minute in range(this_minute - MINUTES_SHOWN + 1, this_minute + 1)
+        if str(minute) in counted
     ]
     last_hour = numbers("", read_counts(history, flat).of(WINDOWS["1h"], now))
     return Stats(

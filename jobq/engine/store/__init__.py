@@ -2,6 +2,7 @@
 
 from jobq.engine.store.calls import Call, Claimed, Settled
 from jobq.engine.store.counting import FOLD_PAGE
+from jobq.engine.store.keys import LAYOUT
 from jobq.engine.store.link import Connection
 from jobq.engine.store.listening import listen_together
 from jobq.engine.store.opening import unregistered
@@ -15,6 +16,7 @@ __all__ = [
     "CLAIM_BYTES",
     "CLAIM_MAX",
     "FOLD_PAGE",
+    "LAYOUT",
     "OVERFLOW_PAGE",
     "Call",
     "Claimed",

@@ -85,10 +85,7 @@ class Opening(Listening):
         :raises StoreRefused: the server is unfit (see fitness.py), the layout is newer than this program's, or it is
             older and cannot be migrated, or the queue has another aging than the program declares.
         """
-        await self.check(durability)
-        if not self.node.loaded:
-            await self.node.once.do("load", self.load)
-            self.node.loaded = True
+        await self.prepare(durability)
         target, migrated_from = wanted, ""
         while (layout := int(await self.do(Call("open", [target, migrated_from], read_as_is)))) < wanted:
             if layout not in migrations:
@@ -108,6 +105,16 @@ class Opening(Listening):
                     f" programs must agree. To change it for all: jobq aging {wanted / 1000:g}s --queue {self.name}"
                 )
         await self.look_at_clock()
+
+    async def prepare(self, durability: str = "none") -> None:
+        """Check the server, and give it the scripts.
+
+        :raises StoreRefused: the server is unfit (see fitness.py).
+        """
+        await self.check(durability)
+        if not self.node.loaded:
+            await self.node.once.do("load", self.load)
+            self.node.loaded = True
 
     def aging(self, ms: int, *, declared: bool = False) -> Call[list[int]]:
         """Set the aging of the queue, unless it is only ``declared`` and another value is stored. Returns what is
