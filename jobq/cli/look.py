@@ -13,13 +13,13 @@ from jobq.cli import render
 from jobq.cli.session import Queues, all_queues, one_queue, run, split_id
 from jobq.engine.model.history import window_of
 from jobq.engine.model.job import LogLine, State
-from jobq.engine.queue.queue import Queue
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
     from jobq.engine.model.views import JobBrief, JobRow, Stats, WorkerRow
+    from jobq.engine.queue.queue import Queue
     from jobq.settings import Settings
 
 PAGE = 200

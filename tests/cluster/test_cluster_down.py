@@ -13,6 +13,7 @@ import pytest
 from jobq import Concurrency, Connection, Context, Queue, Rate, Worker, inject
 from jobq.errors import JobFailed, StoreUnavailable
 from tests.cluster.test_cluster_faults import Load
+from tests.conftest import wait_until
 from tests.local_cluster import LocalCluster, Node, slot_of, start_cluster, wait_for
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ class Monitor:
 
     async def __aexit__(self, *_: object) -> None:
         self._node.ask("PING")
-        while not any(words == ["PING"] for _, words in self.lines[-50:]):
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: any(words == ["PING"] for _, words in self.lines[-50:]), "the last command")
         self._task.cancel()
         self._writer.close()
 

@@ -1,4 +1,4 @@
-"""Reads many queues of one server together. Opening each of them would take several trips and a millisecond of Python."""
+"""Reads many queues of one server together. Opening each of them would take several trips, and Python a millisecond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE: Final = 100
 
 
 class Glance(NamedTuple):
-    """What is read of a queue that is not open. ``had_workers``: it has rows of workers, or had some in the last day."""
+    """What is read of a queue that is not open. ``had_workers``: it has workers, or had some in the last day."""
 
     stats: Stats
     had_workers: bool
