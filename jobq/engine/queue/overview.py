@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from jobq.engine.model.spread import read_spread
 from jobq.engine.model.stats import read_stats
 from jobq.engine.store import LAYOUT, send_each, send_together
-from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +61,7 @@ async def _look(stores: Sequence[Store]) -> list[Glance | None]:
     answers = await send_together([(store, [store.stats()]) for store in stores])
     found: list[Glance | None] = []
     for store, meta, worker, (stats,) in zip(stores, metas, workers, answers, strict=True):
-        broken = any(isinstance(answer, Exception) for answer in (meta, worker)) or isinstance(stats, StoreError)
+        broken = any(isinstance(answer, Exception) for answer in (meta, worker, stats))
         if broken or meta[0] != b"%d" % LAYOUT or read_spread(meta[1]).most > 1:
             found.append(None)
         else:

@@ -134,9 +134,7 @@ async def _send_page(parts: Sequence[Part]) -> list[list[Any]]:
     return answers
 
 
-async def send_each(
-    stores: Sequence[Sender], command: Callable[[Sender], tuple[Argument, ...]]
-) -> list[Any | StoreError]:
+async def send_each(stores: Sequence[Sender], command: Callable[[Sender], tuple[Argument, ...]]) -> list[Any]:
     """Send one plain command for each queue of one server, in one write. In a cluster each goes its own way. A
     command's own error stands in its place.
 
