@@ -111,7 +111,8 @@ end
 local columns = redis.call('EXISTS', priorities) == 1 and redis.call('HMGET', priorities, unpack(due)) or {}
 local fifo = turn('fifo', moved) - moved
 add_up('moved', moved)
-local times = fifo > 2199023255552 and redis.call('ZMSCORE', delayed, unpack(due)) or {}
+local aged = fifo > 2199023255552
+local times = aged and redis.call('ZMSCORE', delayed, unpack(due)) or {}
 local names = limits and redis.call('EXISTS', limits) == 1 and redis.call('HMGET', limits, unpack(due)) or {}
 -- Jobs that were rate limited go to the front. Walk backwards, so that the job that is due first stays first.
 local front = {}
@@ -125,7 +126,9 @@ end
 local ready = {}
 for i = 1, moved do
     local priority, lifo = string.match(columns[i] or '', '^(%-?%d+)(L?)F?$')
-    local number = front[i] or lifo == 'L' and -turn('lifo', 1) or fifo + i
+    -- With aging a LIFO job would go before all others, which could starve. enqueue refuses it. One that came before aging, or from a
+    -- schedule, waits like the others.
+    local number = front[i] or lifo == 'L' and not aged and -turn('lifo', 1) or fifo + i
     -- With aging a job has waited since it was due, however late this call is.
     if times[i] and number > 0 then number = math.min(number, 4398046511104 + 1000 * math.floor(times[i]) + (i - 1) % 1000) end
     local place = score_of(tonumber(priority) or 0, number)

@@ -75,7 +75,9 @@ local function place(id)
     local priority, lifo, front = string.match(redis.call('HGET', priorities, id) or '', '^(%-?%d+)(L?)(F?)$')
     -- A job that was rate limited goes to the front, once.
     if front == 'F' then redis.call('HSET', priorities, id, priority .. lifo) end
-    local number = (lifo == 'L' or front == 'F') and -turn('lifo', 1)
+    -- With aging a LIFO job would go before all others, which could starve.
+    local first = front == 'F' or lifo == 'L' and aging_of(redis.call('HGET', meta, 'aging')) == 0
+    local number = first and -turn('lifo', 1)
     if not number then
         number = turn('fifo', 1)
         add_up('moved', 1)

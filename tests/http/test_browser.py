@@ -134,6 +134,18 @@ async def test_a_type_that_only_workers_of_another_queue_serve_is_reported(conne
         await expect(page.locator("#why")).to_contain_text('No live worker knows the type "send"; they know: report.')
 
 
+async def test_published_types_are_shown_and_those_about_which_two_releases_disagree(connection: Connection):
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        store = queue.store
+        await store.do(store.publish("web-1", ["send", '{"options":{"attempts":5}}', "report", "{}"], started=True))
+        await store.do(store.publish("web-2", ["send", '{"options":{"attempts":9}}'], started=True))
+        await page.goto("/dashboard#/q/main/waiting")
+        types = page.locator("#types")
+        await expect(types).to_contain_text("Published by workers and servers: report, send")
+        await expect(types).to_contain_text("web-2 and web-1 publish different options or schemas of send.")
+
+
 async def test_limits_and_breakers_are_shown_and_changed(connection: Connection):
     queue = Queue("main", connection)
 

@@ -202,6 +202,26 @@ async def test_lifo_is_refused_and_nothing_is_written(aging: Aging):
     assert {**after, "meta": 0} == {**before, "meta": 0}
 
 
+@pytest.mark.parametrize("how", ["due", "promoted", "retried"])
+async def test_a_lifo_job_that_is_older_than_aging_waits_like_the_others(aging: Aging, how: str):
+    store = aging.bench.store
+    await aging.add("lifo", lifo=1, delay=100)
+    if how == "retried":
+        await store.do(store.kill(["lifo"], b"{}"))
+    await aging.set()
+    await aging.add("first")
+    aging.bench.now += 100
+    if how == "promoted":
+        await store.do(store.promote(["lifo"]))
+    elif how == "retried":
+        assert await store.do(store.retry(["lifo"])) == ["failed"]
+    aging.bench.now += 100
+    await store.do(store.forward(10))
+    aging.bench.now += 100
+    await aging.add("last")
+    assert await aging.order() == ["first", "lifo", "last"]
+
+
 async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forgotten(aging: Aging):
     await aging.set()
     await aging.add("a")

@@ -14,7 +14,7 @@ import pytest
 from columns import also
 from table import TOKEN, Bench, held, standing, waiting
 
-from jobq.engine.store import Call, Store, counting, lua, opening, scheduling, sharing, webhooks
+from jobq.engine.store import Call, Store, counting, lua, opening, reading, scheduling, sharing, webhooks
 from jobq.engine.store import store as store_module
 from jobq.engine.store.keys import COLUMNS
 from jobq.errors import StoreFull
@@ -202,7 +202,7 @@ def _methods() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in (
         node
-        for file in (opening, scheduling, counting, sharing, webhooks, store_module)
+        for file in (opening, scheduling, counting, sharing, webhooks, reading, store_module)
         for node in ast.walk(ast.parse(inspect.getsource(file)))
     ):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import structlog
 
-from jobq import Context, Depends, Discard, Queue, RateLimited, Retry, Snooze, inject
+from jobq import Context, Depends, Discard, Queue, RateLimited, Retry, Snooze, TooManyWaiting, inject
 from jobq.engine.task.context import current
 
 
@@ -297,6 +297,17 @@ def raise_(how: str) -> None:
     class Local(Exception): ...
 
     raise Local("of nowhere")
+
+
+def add_or_not(url: str, queue: str) -> str:
+    """Waits for another job, unless too many handlers of the worker wait already."""
+    with Queue(queue, url).sync() as sync:
+        job = sync.enqueue("add", {"a": 1})
+        try:
+            job.result_sync(20)
+        except TooManyWaiting as error:
+            return f"{error.waiting} {error.awaited == job.id} {error.others}"
+    return "it waited"
 
 
 def wait_for_add(url: str, queue: str, a: int, type: str = "add") -> int:

@@ -18,7 +18,7 @@ from test_isolated import _alive, _gone
 
 from jobq import JobFailed, Queue
 from jobq.engine.model.outcome import RemoteTraceback
-from jobq.engine.worker import children
+from jobq.engine.worker import children, lending
 from jobq.errors import ProcessCrashed, RemoteError
 
 
@@ -241,6 +241,16 @@ async def test_an_isolated_handler_that_waits_for_another_job_lends_its_slot(que
     job = await wait.enqueue(url=redis_url, queue=queue.name, a=1)
     assert await job.result(20) == 2
     assert _slots(worker) == 1  # The lent slot was taken back.
+
+
+async def test_an_isolated_handler_catches_that_too_many_wait(queue, process, start, redis_url, monkeypatch):
+    monkeypatch.setattr(lending, "LENT_MAX", 0)
+    parent, add = process(isolated.add_or_not), process(isolated.add)
+    worker = await start(concurrency=2)
+    job = await parent.enqueue(url=redis_url, queue=queue.name)
+    assert await job.result(20) == f"add_or_not {job.id} True 0"
+    assert await (await add.enqueue(a=1)).result(20) == 2, "the child goes on"
+    assert _slots(worker) == 2
 
 
 async def test_a_child_that_dies_while_it_waits_takes_its_slot_back(queue, process, start, redis_url, until):

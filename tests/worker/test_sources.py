@@ -282,6 +282,31 @@ async def test_jobs_start_in_the_order_of_their_enqueues(queue: Queue, start, co
     assert ran == list(range(3000))
 
 
+async def test_a_claim_that_is_answered_while_earlier_jobs_are_handed_back_starts_no_later_job(queue: Queue):
+    from jobq.engine.task.inject import Resources
+    from jobq.engine.worker.children import Children
+    from jobq.engine.worker.pool import Pool
+
+    ran = tasks(queue)
+    first, second = [(await queue.enqueue("note", {"n": n})).id.encode() for n in range(2)]
+    pool = Pool(asyncio.get_running_loop(), 10, 30_000, "w")
+    source = pool.add(queue, 1, Resources(), Children())
+    lane = pool.lanes[0]
+    earlier, later = [await queue.store.do(lane.claim_call(claimer, 1)) for claimer in (source.claimer, source.waking)]
+    assert (earlier.ids, later.ids) == ([first], [second])
+    for run in source.took(earlier, 0.0):
+        run.ended = True
+        source.release(run)
+    lane.claimed(source.waking, 1, [], later)
+    assert (pool.running, ran) == (0, [])
+    for _, call in source.outbox.take().calls(queue.store):
+        assert await queue.store.do(call) == []
+    again = await queue.store.do(queue.store.claim(2, 30_000, "w", "w:2", 1, repeated=False))
+    assert again is not None
+    assert again.ids == [first, second]
+    pool.close()
+
+
 async def test_two_queues_of_one_name_and_place_are_refused(queue: Queue, redis_url):
     with pytest.raises(ValueError, match="given twice"):
         Worker(Queue("one", redis_url), Queue("one", redis_url))

@@ -7,7 +7,8 @@ from jobq.engine.store.link import Connection
 from jobq.engine.store.listening import listen_together
 from jobq.engine.store.opening import unregistered
 from jobq.engine.store.partitions import Partitions
-from jobq.engine.store.store import ALIVE_MS, CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
+from jobq.engine.store.reading import ALIVE_MS
+from jobq.engine.store.store import CLAIM_BYTES, CLAIM_MAX, OVERFLOW_PAGE, Store, give_wake_back
 from jobq.engine.store.together import give_wakes_back, having, send_each, send_together
 from jobq.engine.store.tracking import stop_tracking
 

@@ -38,13 +38,14 @@ from jobq.engine.worker.child_messages import (
     Message,
     Request,
     Wait,
-    decode_request,
+    WaitAnswer,
+    decode_from_worker,
     encode_wait,
     frame,
 )
 from jobq.engine.worker.forks import restore_signals_in_forks
 from jobq.engine.worker.process import STOP_SIGNALS, unblock_stop_signals
-from jobq.errors import InvalidPayload, InvalidResult
+from jobq.errors import InvalidPayload, InvalidResult, TooManyWaiting
 from jobq.redact import misfit
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Channel:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._number = 0
+        self._asks = 0
+        self._answers: dict[int, queue.SimpleQueue[int | None]] = {}
 
     def begin(self, number: int) -> None:
         """A request begins."""
@@ -127,12 +130,30 @@ class Channel:
             if self._number == number:
                 self._send(what, data)
 
-    def wait(self, number: int, kind: Literal["wait", "waited"], data: bytes) -> None:
-        """Report that a handler waits for another job, or no longer waits. A forked copy has no slot to lend."""
+    def begin_wait(self, number: int, of: str, job_id: str) -> int | None:
+        """Report that a handler wants to wait for a job of the queue ``of``. Returns None if it may, else how many
+        handlers wait already. A forked copy has no slot to lend, so it may."""
+        answer: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        with self._lock:
+            if self._pid != os.getpid() or self._number != number:
+                return None
+            self._asks += 1
+            self._answers[self._asks] = answer
+            self._send("wait", encode_wait(Wait(of, job_id, self._asks)))
+        # The worker's event loop answers at once. If it never does, its connection closes and this process ends.
+        return answer.get()
+
+    def end_wait(self, number: int, job_id: str) -> None:
+        """Report that a handler no longer waits for a job."""
         if self._pid == os.getpid():
             with self._lock:
                 if self._number == number:
-                    self._send(kind, data)
+                    self._send("waited", job_id.encode())
+
+    def pass_answer(self, answer: WaitAnswer) -> None:
+        """The worker has answered ``begin_wait``."""
+        if (waiting := self._answers.pop(answer.ask, None)) is not None:
+            waiting.put(answer.others)
 
     def send_line(self, kind: Literal["record", "event"], data: bytes) -> bool:
         """Send log lines, see child_logging.py."""
@@ -150,8 +171,10 @@ class Channel:
         self._sock.close()
 
 
-def listen(sock: socket.socket, requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:
-    """Read requests into the queue, and None after the last one.
+def listen(
+    sock: socket.socket, channel: Channel, requests: queue.SimpleQueue[Request | None], busy: threading.Event
+) -> None:
+    """Read requests into the queue, and None after the last one. Answers to waits go to the channel.
 
     The worker's end of the connection closes when the worker dies. A busy child then ends at once, with the programs
     that its handler started. An idle child closes what it has opened first.
@@ -168,8 +191,12 @@ def listen(sock: socket.socket, requests: queue.SimpleQueue[Request | None], bus
                 last.start()
                 requests.put(None)
                 return
-            busy.set()
-            requests.put(decode_request(stream.read(HEAD.unpack(head)[0])))
+            received = decode_from_worker(stream.read(HEAD.unpack(head)[0]))
+            if isinstance(received, WaitAnswer):
+                channel.pass_answer(received)
+            else:
+                busy.set()
+                requests.put(received)
     except BaseException:  # noqa: BLE001 - a handler may have used up the memory
         # Without this thread the process would wait for requests for ever, even after the end of the worker.
         os._exit(1)
@@ -238,12 +265,17 @@ class RemoteLender:
         self._number = number
 
     def begin_wait(self, context: Context, queue: str, job_id: str) -> None:
-        """The wait begins."""
-        self._channel.wait(self._number, "wait", encode_wait(Wait(queue, job_id)))
+        """The wait begins.
+
+        :raises TooManyWaiting: too many handlers of the worker wait already.
+        """
+        others = self._channel.begin_wait(self._number, queue, job_id)
+        if others is not None:
+            raise TooManyWaiting(f"{context.type} {context.id}", job_id, others)
 
     def end_wait(self, context: Context, job_id: str) -> None:
         """The wait is over."""
-        self._channel.wait(self._number, "waited", job_id.encode())
+        self._channel.end_wait(self._number, job_id)
 
 
 class LoadError(Exception):
@@ -341,7 +373,7 @@ def main() -> None:
     install(channel)
     requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=listen, args=(sock, requests, busy), daemon=True).start()
+    threading.Thread(target=listen, args=(sock, channel, requests, busy), daemon=True).start()
     with asyncio.Runner() as runner:
         resources = Resources()
         while (request := requests.get()) is not None:

@@ -20,7 +20,7 @@ HEAD: Final = struct.Struct("!I")
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, tag=True):
     """From the worker to a child: run this job.
 
     ``number`` counts the requests of one child. ``spec`` is the encoded row. ``levels`` are the levels of the worker's
@@ -40,6 +40,14 @@ class Request(msgspec.Struct, frozen=True):
     levels: dict[str, int]
     snoozes: int = 0
     rate_limited: int = 0
+
+
+class WaitAnswer(msgspec.Struct, frozen=True, tag=True):
+    """From the worker to a child: the answer to the ``Wait`` with this number. ``others``: so many handlers wait for
+    jobs already that this one may not; None: it may."""
+
+    ask: int
+    others: int | None = None
 
 
 class RaisedError(msgspec.Struct, frozen=True):
@@ -73,15 +81,16 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """The handler waits for a job of that queue."""
+    """The handler wants to wait for a job of that queue. ``ask`` counts these messages of one child."""
 
     queue: str
     job_id: str
+    ask: int
 
 
 encode_wait = _encode
 decode_wait = msgspec.msgpack.Decoder(Wait).decode
-decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_from_worker = msgspec.msgpack.Decoder(Request | WaitAnswer).decode
 decode_message = msgspec.msgpack.Decoder(Message).decode
 
 

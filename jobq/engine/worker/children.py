@@ -30,16 +30,18 @@ from jobq.engine.worker.child_messages import (
     MESSAGE_MAX,
     Message,
     Request,
+    WaitAnswer,
     decode_message,
     decode_wait,
     frame,
 )
 from jobq.engine.worker.process import Process
-from jobq.errors import ProcessCrashed
+from jobq.errors import ProcessCrashed, TooManyWaiting
 
 if TYPE_CHECKING:
-    from jobq.engine.task.context import Context
+    from jobq.engine.task.context import Context, Lender
     from jobq.engine.task.task import Task
+    from jobq.engine.worker.child_messages import Wait
 
 log = get_logger("jobq.worker")
 
@@ -132,7 +134,6 @@ class Child:
 
         :raises ProcessCrashed: the child died, or sent invalid messages.
         :raises NeverTakenError: the child died before it took the job.
-        :raises TooManyWaiting: the handler waits for another job, and too many others wait already.
         """
         self._requests += 1
         number = self._requests
@@ -150,17 +151,16 @@ class Child:
                     if message.kind in ("record", "event"):
                         write_received(message.kind, message.data)
                     elif message.number != number:
-                        continue  # This message is from a thread or task that an earlier job left behind.
+                        # This message is from a thread or task that an earlier job left behind.
+                        if message.kind == "wait":
+                            self._writer.write(frame(WaitAnswer(decode_wait(message.data).ask)))
                     elif message.kind == "taken":
                         taken = True
                         starting.reschedule(None)
                     elif message.kind in ("progress", "log", "spent"):
                         _say(context, message)
                     elif message.kind == "wait":
-                        wait = decode_wait(message.data)
-                        if worker is not None:
-                            worker.begin_wait(context, wait.queue, wait.job_id)
-                            awaited.append(wait.job_id)
+                        self._writer.write(frame(_begin_wait(worker, context, decode_wait(message.data), awaited)))
                     elif message.kind == "waited":
                         if worker is not None and (job_id := message.data.decode()) in awaited:
                             awaited.remove(job_id)
@@ -225,6 +225,17 @@ class Child:
             self._kill_group()
         self._writer.close()
         await self._ended
+
+
+def _begin_wait(worker: Lender | None, context: Context, wait: Wait, awaited: list[str]) -> WaitAnswer:
+    """The handler wants to wait for a job. If it may, the job is added to ``awaited``."""
+    if worker is not None:
+        try:
+            worker.begin_wait(context, wait.queue, wait.job_id)
+        except TooManyWaiting as error:
+            return WaitAnswer(wait.ask, error.others)
+        awaited.append(wait.job_id)
+    return WaitAnswer(wait.ask)
 
 
 def _request(number: int, task: Task[Any, Any], context: Context) -> Request:

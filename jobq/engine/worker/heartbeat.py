@@ -343,7 +343,7 @@ class Heartbeat(threading.Thread):
     @staticmethod
     def _release_later(source: Source, runs: list[Run]) -> None:
         for run in runs:
-            source.released(run)
+            source.release(run)
 
     def _answer(self, asked: float) -> None:
         self._answered = time.monotonic()

@@ -99,15 +99,15 @@ class Host(Protocol):
         """The run's slot is free."""
         ...
 
-    def completed(self, run: Any, result: bytes | msgspec.Raw, seconds: float, /) -> None:
+    def complete(self, run: Any, result: bytes | msgspec.Raw, seconds: float, /) -> None:
         """The run returned."""
         ...
 
-    def failed(self, run: Any, error: BaseException, /) -> None:
+    def fail(self, run: Any, error: BaseException, /) -> None:
         """The run failed: another attempt, or the end."""
         ...
 
-    def deferred(self, run: Any, why: str, left_ms: int, /) -> None:
+    def defer(self, run: Any, why: str, left_ms: int, /) -> None:
         """A worker of another version may be able to run the job."""
         ...
 
@@ -115,7 +115,7 @@ class Host(Protocol):
         """The time for which no worker could run the job."""
         ...
 
-    def released(self, run: Any, /) -> None:
+    def release(self, run: Any, /) -> None:
         """Hand the job back, uncharged."""
         ...
 

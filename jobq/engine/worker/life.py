@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import socket
 import time
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.model.views import WorkerRow
-from jobq.engine.queue.breakers import declare_breakers
-from jobq.engine.queue.limits import declare_rules
 from jobq.engine.task.inject import Resources
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.balancer import Balancer
@@ -24,12 +21,13 @@ from jobq.engine.worker.children import Children
 from jobq.engine.worker.exporter import Exporter
 from jobq.engine.worker.heartbeat import Heartbeat
 from jobq.engine.worker.pool import Pool
+from jobq.engine.worker.starting import introduce, open_queues, register_queue, run_startup_hooks, side_by_side
 from jobq.engine.worker.sweeper import Sweeper
 from jobq.engine.worker.tokens import leave
 from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine
 
     from jobq.engine.queue.queue import Queue
     from jobq.engine.worker.reserve import Reserve
@@ -170,9 +168,9 @@ class Life:
             exporter = Exporter(pool, *plan.metrics)
             stack.callback(exporter.close)
             self.metrics_port = exporter.port
-        await _side_by_side(_register(queue) for queue, _ in here)
+        await side_by_side(register_queue(queue) for queue, _ in here)
         for queue, _ in here:
-            await _prepare(queue, stack)
+            await run_startup_hooks(queue, stack)
         # for the queues that join later: they are closed after the last run, like the others
         joined = await stack.enter_async_context(AsyncExitStack())
         stack.push_async_callback(self._resources.aclose)
@@ -183,7 +181,7 @@ class Life:
         heartbeat.start()
         stack.push_async_callback(asyncio.wait, [heartbeat.ended], timeout=HEARTBEAT_SECONDS)
         stack.callback(heartbeat.halt)  # This is a plain call, so a cancellation cannot skip it.
-        await _side_by_side(_introduce(queue, heartbeat, plan.name) for queue, _ in here)
+        await side_by_side(introduce(queue, heartbeat, plan.name) for queue, _ in here)
         served: set[object] = set()
         tasks = [asyncio.create_task(_watch(heartbeat), name="jobq-heartbeat"), *_serve(pool, served)]
         for queue, _ in away:
@@ -234,7 +232,7 @@ class Life:
             await asyncio.sleep(pause(failures))
             try:
                 await open_queues([(queue, weight)], stack)
-                await _register(queue)
+                await register_queue(queue)
                 break
             except StoreUnavailable:
                 continue
@@ -243,9 +241,9 @@ class Life:
                 level = log.debug if str(error) == last else log.error
                 last = str(error)
                 level(f"Queue {queue.name} is not served: {error}", queue=queue.name, error=last)
-        await _prepare(queue, stack)
+        await run_startup_hooks(queue, stack)
         with contextlib.suppress(StoreUnavailable):  # the first claim fails as well, and is repeated
-            await _introduce(queue, heartbeat, self._plan.name)
+            await introduce(queue, heartbeat, self._plan.name)
         added = self._add(queue, weight)
         for source in added:
             heartbeat.add(source)
@@ -266,8 +264,8 @@ class Life:
             try:
                 await queue.refresh_partitions()
                 if len(queue.store.parts) > sum(source.queue is queue for source in pool.sources):
-                    await _register(queue)
-                    await _introduce(queue, heartbeat, self._plan.name)
+                    await register_queue(queue)
+                    await introduce(queue, heartbeat, self._plan.name)
                     break
                 failures = 0
             except StoreError as error:
@@ -356,56 +354,6 @@ class Life:
         )
 
 
-async def open_queues(queues: Sequence[tuple[Queue, int]], stack: AsyncExitStack) -> list[tuple[Queue, int]]:
-    """Open the queues side by side; the stack closes them. Returns those whose server does not answer, if another does.
-
-    :raises StoreUnavailable: no server answers.
-    :raises StoreRefused: a server cannot be used.
-    """
-
-    async def open_one(queue: Queue) -> None:
-        await queue.open()
-        stack.push_async_callback(queue.aclose)
-
-    outcomes = await asyncio.gather(*(open_one(queue) for queue, _ in queues), return_exceptions=True)
-    errors = [outcome for outcome in outcomes if outcome is not None]
-    refused = [error for error in errors if not isinstance(error, StoreUnavailable)]
-    if refused or len(errors) == len(queues):
-        raise (refused or errors)[0]
-    return [pair for pair, outcome in zip(queues, outcomes, strict=True) if outcome is not None]
-
-
-async def _register(queue: Queue) -> None:
-    """Make the queue known, and its rules: a key without a rule has room for any number of jobs."""
-    await queue.register()
-    await declare_rules(queue.store, queue.rules)
-    await declare_breakers(queue.store, queue.declared_breakers)
-
-
-async def _prepare(queue: Queue, stack: AsyncExitStack) -> None:
-    """Call the startup hooks. The stack calls the shutdown hooks."""
-    for hook in queue.startup_hooks:
-        await _call(hook, "startup", queue)
-    for hook in reversed(queue.shutdown_hooks):
-        stack.push_async_callback(_call, hook, "shutdown", queue)
-
-
-async def _introduce(queue: Queue, heartbeat: Heartbeat, worker: str) -> None:
-    """Write the worker's row before the first claim: what is recorded of claims is kept for known workers only."""
-    word = heartbeat.word(queue)
-    await asyncio.gather(*(part.do(part.heartbeat(worker, word)) for part in queue.store.parts))
-
-
-async def _side_by_side(calls: Iterable[Awaitable[None]]) -> None:
-    """Wait for all of them. A worker of hundreds of queues would start late if it waited for one after the other.
-
-    :raises Exception: the first error.
-    """
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if outcome is not None:
-            raise outcome
-
-
 def _log_start(plan: Plan, queues: list[str]) -> None:
     log.info(
         f"The worker started: {plan.name} runs jobs of {', '.join(queues)}, {plan.concurrency} at a time",
@@ -437,24 +385,6 @@ def _serve(pool: Pool, served: set[object]) -> list[asyncio.Task[Any]]:
         if control not in served:
             start(control, "jobq-control", control.run())
     return tasks
-
-
-async def _call(hook: Callable[[], Any], when: str, queue: Queue) -> None:
-    """Call a hook. An error is logged with the hook's name, so that the reader of the log can find it."""
-    try:
-        try:
-            value = hook()
-            if inspect.isawaitable(value):
-                await value
-        except asyncio.CancelledError:
-            if (this := asyncio.current_task()) is None or this.cancelling():
-                raise
-            # Nobody cancelled the worker. Without this it would end as if it had been stopped, without an error.
-            raise RuntimeError("the hook was cancelled by something it awaited") from None
-    except Exception:
-        name = getattr(hook, "__qualname__", repr(hook))
-        log.exception(f"A {when} hook failed: {name} of queue {queue.name}", hook=name, queue=queue.name)
-        raise
 
 
 async def _watch(heartbeat: Heartbeat) -> None:

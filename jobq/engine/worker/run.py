@@ -163,9 +163,9 @@ class Run:
             # A thread may still run. Its outcome will be ignored.
             self.context.lost = True
         if self.reason == "shutdown":
-            self.source.released(self)
+            self.source.release(self)
         elif self.reason == "timeout":
-            self.source.failed(self, self.timeout())
+            self.source.fail(self, self.timeout())
         else:  # The job was killed or lost. Another worker has it, or it has ended.
             self.source.forget(self)
 
@@ -331,7 +331,7 @@ async def hand_back(run: Run, miss: Unserved) -> None:
     left = limit - await source.unserved_ms(run)
     if left > 0:
         run.finish()
-        source.deferred(run, str(miss), left)
+        source.defer(run, str(miss), left)
         return
     error = (InvalidPayload if miss.invalid else Unserved)(
         f"{miss}. No worker could run the job for {limit / 3_600_000:g} h;"
@@ -361,11 +361,11 @@ def conclude(run: Run, error: BaseException | None, result: bytes = b"", seconds
         source.forget(run)
     elif error is None:
         # The handler has finished, even if a timeout or a shutdown has just told it to stop.
-        source.completed(run, result, seconds)
+        source.complete(run, result, seconds)
     elif reason is not None:
         # The handler was stopped, and may raise anything while it ends.
         run.settle_stopped()
     elif issubclass(type(error), asyncio.CancelledError):
-        source.failed(run, RuntimeError("the handler was cancelled by something it awaited"))
+        source.fail(run, RuntimeError("the handler was cancelled by something it awaited"))
     else:
-        source.failed(run, error)
+        source.fail(run, error)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from jobq.engine.log import get_logger
+from jobq.engine.log import debugging, get_logger
 from jobq.engine.worker.claimer import BackOff
-from jobq.engine.worker.outbox import COMPLETED, SETTLE_MAX
-from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from jobq.engine.worker.outbox import COMPLETED, SETTLE_MAX, THROTTLED
+from jobq.engine.worker.run_log import log_breakers
+from jobq.engine.worker.tell import tell_settled
+from jobq.errors import OutcomeRefused, StoreError, StoreFull, StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
-    from jobq.engine.store import Call
+    from jobq.engine.store import Call, Settled
     from jobq.engine.worker.outbox import Outcome, Parcel
     from jobq.engine.worker.source import Source
 
@@ -70,7 +72,7 @@ class Settler:
                 self.source.outbox.put_rows_back(outcome, flat)
         else:
             for outcome, flat in parcel.rows.items():
-                self.source.give_up(outcome, flat, self._error)
+                self._give_up(outcome, flat, self._error)
         return False
 
     def _not_sent(self, parcel: Parcel, error: StoreError) -> None:
@@ -88,7 +90,7 @@ class Settler:
             if not isinstance(answer, StoreError):
                 if outcome is not None:
                     flat = parcel.rows[outcome]
-                    source.settled(outcome, flat, answer, repeated=parcel.repeated or call.again)
+                    self._stored(outcome, flat, answer, repeated=parcel.repeated or call.again)
             elif outcome is None:
                 source.warn("Redis refuses progress or log lines; they are left out", answer)
             else:
@@ -109,12 +111,77 @@ class Settler:
         if outcome is COMPLETED:
             source.outbox.put_counts_back(parcel)
         if not isinstance(error, TRANSIENT) and jobs == 1:
-            source.give_up(outcome, flat, error)
+            self._give_up(outcome, flat, error)
             return
         source.warn("Redis refuses outcomes; they are kept and sent again", error)
         source.outbox.put_rows_back(outcome, flat)
         if not isinstance(error, TRANSIENT):
             self._most = max(1, jobs // 2)
+
+    def _stored(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
+        """The reply to one outcome's script. The worker no longer holds its jobs."""
+        source = self.source
+        runs = source.runs
+        told = [runs.get(job_id) for job_id in flat[:: outcome.width]] if source.hooks else None
+        for job_id, token in zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True):
+            # Do not compare only the id, because this worker may already hold the same job again.
+            run = runs.get(job_id)
+            if run is not None and run.token == token:
+                del runs[job_id]
+        lost: list[bytes]
+        if outcome is THROTTLED:
+            lost, alone = answer
+            for job_id in alone:
+                log.info(
+                    f"Job {job_id.decode()} has no limit keys to close, so only this job waits",
+                    queue=source.name, job_id=job_id.decode(),
+                )  # fmt: skip
+        elif outcome.keep is None:
+            lost = answer
+        else:
+            settled: Settled = answer
+            lost = settled.lost
+            source.standing = max(source.standing, settled.standing - getattr(source.queue, outcome.keep))
+        if changed := [word for word in lost if word.startswith(b"!")]:
+            # No id of a job begins with this mark.
+            lost = [job_id for job_id in lost if job_id not in changed]
+            log_breakers(source.name, changed)
+        if told:
+            tell_settled(source.queue, outcome, told, flat, lost, repeated=repeated)
+        if debugging("jobq.worker"):
+            for job_id in flat[:: outcome.width]:
+                if job_id not in lost:
+                    name = job_id.decode()
+                    log.debug(f"Outcome of job {name}: {outcome.name}", queue=source.name, job_id=name)
+        if lost and not repeated:
+            for job_id in lost:
+                log.warning(
+                    f"The outcome ({outcome.name}) of job {job_id.decode()} came too late: its lease was lost, and"
+                    " another worker may run it",
+                    queue=source.name, job_id=job_id.decode(), outcome=outcome.name,
+                )  # fmt: skip
+
+    def _give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
+        """The server refuses the outcome of one job for good. The job ends in failed with the reason."""
+        source, job_id, token = self.source, flat[0], flat[1]
+        run = source.runs.get(job_id)
+        if run is None or run.token != token:
+            return
+        if outcome.instead:
+            log.error(
+                f"Job {run.name} ends in failed, because the server refuses the outcome ({outcome.name}): {error}",
+                queue=source.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
+            )  # fmt: skip
+            size = sum(len(word) for word in flat if isinstance(word, bytes))
+            why = f"the outcome ({outcome.name}, {size} bytes) could not be stored: {error}"
+            source.fail(run, OutcomeRefused(why))
+        else:
+            log.error(
+                f"Another worker recovers job {run.name} when its lease runs out, because the server refuses the"
+                f" outcome ({outcome.name}): {error}",
+                queue=source.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
+            )  # fmt: skip
+            del source.runs[job_id]
 
     def _trimmed(self, answer: Any) -> None:
         source = self.source

@@ -276,7 +276,7 @@ class Slots:
     def give_back_buffer(self) -> None:
         """Hand back the jobs that have not started."""
         for run in self.buffer.take_all():
-            run.source.released(run)
+            run.source.release(run)
 
     def _overdue(self) -> None:
         """A buffered job waits for too long, because jobs take longer than before. Another worker may be idle."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from jobq.engine.log import debugging, get_logger
+from jobq.engine.log import get_logger
 from jobq.engine.model.history import OTHER
 from jobq.engine.model.outcome import Snoozed, Throttled, judge, put_off
 from jobq.engine.model.unreadable import NEVER_RUN, UNREADABLE, shown_attempts, slots_of
@@ -20,21 +20,20 @@ from jobq.engine.worker.idle import Idle
 from jobq.engine.worker.meter import TripMeter
 from jobq.engine.worker.outbox import COMPLETED, FAILED, RELEASED, RETRIED, SNOOZED, THROTTLED, Outbox, Tally
 from jobq.engine.worker.run import Run, base_context
-from jobq.engine.worker.run_log import log_breakers, log_failure, log_rate_limit, log_snooze, log_stop
-from jobq.engine.worker.tell import tell_settled, tell_start
+from jobq.engine.worker.run_log import log_failure, log_rate_limit, log_snooze, log_stop
+from jobq.engine.worker.tell import tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.engine.worker.unserved import Unserved
-from jobq.errors import LeaseExpired, OutcomeRefused, StoreError
+from jobq.errors import LeaseExpired, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jobq.engine.queue.queue import Queue
-    from jobq.engine.store import Claimed, Connection, Settled, Store
+    from jobq.engine.store import Claimed, Connection, Store
     from jobq.engine.task.context import Context
     from jobq.engine.task.inject import Resources
     from jobq.engine.worker.children import Children
-    from jobq.engine.worker.outbox import Outcome
     from jobq.engine.worker.slots import Slots
 
 log = get_logger("jobq.worker")
@@ -137,7 +136,7 @@ class Source:
         """The run's slot is free."""
         self._slots.freed(run)
 
-    def completed(self, run: Run, result: bytes | msgspec.Raw, seconds: float) -> None:
+    def complete(self, run: Run, result: bytes | msgspec.Raw, seconds: float) -> None:
         """The run returned."""
         spec = run.spec
         assert spec is not None
@@ -166,7 +165,7 @@ class Source:
         tally.wait_us += micros
         self.wake()
 
-    def failed(self, run: Run, error: BaseException) -> None:
+    def fail(self, run: Run, error: BaseException) -> None:
         """The run raised: another one follows, or the end."""
         spec = run.spec or UNREADABLE
         started = self.server_ms(run.started) if run.started else None
@@ -199,7 +198,7 @@ class Source:
         self.wake()
         log_failure(run, spec, failure)
 
-    def deferred(self, run: Run, why: str, left_ms: int = 0) -> None:
+    def defer(self, run: Run, why: str, left_ms: int = 0) -> None:
         """Hand back a job that this worker cannot run and another version may run, uncharged."""
         self.unserved.defer(run, why, left_ms)
 
@@ -207,7 +206,7 @@ class Source:
         """The time for which a job has been delayed because no worker could run it."""
         return await self.unserved.spent_ms(run)
 
-    def released(self, run: Run) -> None:
+    def release(self, run: Run) -> None:
         """Hand the job back, uncharged."""
         self.outbox.rows[RELEASED] += (run.id, run.token)
         self.wake()
@@ -253,72 +252,6 @@ class Source:
             self.wake()
         else:
             self.loop.call_soon_threadsafe(self.wake)
-
-    # -- trips, called by the lane ---------------------------------------------------------------------------------
-
-    def settled(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
-        """The reply to one outcome's script. The worker no longer holds its jobs."""
-        runs = self.runs
-        told = [runs.get(job_id) for job_id in flat[:: outcome.width]] if self.hooks else None
-        for job_id, token in zip(flat[:: outcome.width], flat[1 :: outcome.width], strict=True):
-            # Do not compare only the id, because this worker may already hold the same job again.
-            run = runs.get(job_id)
-            if run is not None and run.token == token:
-                del runs[job_id]
-        lost: list[bytes]
-        if outcome is THROTTLED:
-            lost, alone = answer
-            for job_id in alone:
-                log.info(
-                    f"Job {job_id.decode()} has no limit keys to close, so only this job waits",
-                    queue=self.name, job_id=job_id.decode(),
-                )  # fmt: skip
-        elif outcome.keep is None:
-            lost = answer
-        else:
-            settled: Settled = answer
-            lost = settled.lost
-            self.standing = max(self.standing, settled.standing - getattr(self.queue, outcome.keep))
-        if changed := [word for word in lost if word.startswith(b"!")]:
-            # No id of a job begins with this mark.
-            lost = [job_id for job_id in lost if job_id not in changed]
-            log_breakers(self.name, changed)
-        if told:
-            tell_settled(self.queue, outcome, told, flat, lost, repeated=repeated)
-        if debugging("jobq.worker"):
-            for job_id in flat[:: outcome.width]:
-                if job_id not in lost:
-                    name = job_id.decode()
-                    log.debug(f"Outcome of job {name}: {outcome.name}", queue=self.name, job_id=name)
-        if lost and not repeated:
-            for job_id in lost:
-                log.warning(
-                    f"The outcome ({outcome.name}) of job {job_id.decode()} came too late: its lease was lost, and"
-                    " another worker may run it",
-                    queue=self.name, job_id=job_id.decode(), outcome=outcome.name,
-                )  # fmt: skip
-
-    def give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
-        """The server refuses the outcome of one job for good. The job ends in failed with the reason."""
-        job_id, token = flat[0], flat[1]
-        run = self.runs.get(job_id)
-        if run is None or run.token != token:
-            return
-        if outcome.instead:
-            log.error(
-                f"Job {run.name} ends in failed, because the server refuses the outcome ({outcome.name}): {error}",
-                queue=self.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
-            )  # fmt: skip
-            size = sum(len(word) for word in flat if isinstance(word, bytes))
-            why = f"the outcome ({outcome.name}, {size} bytes) could not be stored: {error}"
-            self.failed(run, OutcomeRefused(why))
-        else:
-            log.error(
-                f"Another worker recovers job {run.name} when its lease runs out, because the server refuses the"
-                f" outcome ({outcome.name}): {error}",
-                queue=self.name, job_id=job_id.decode(), outcome=outcome.name, error=str(error),
-            )  # fmt: skip
-            del self.runs[job_id]
 
     # -- jobs that are held ----------------------------------------------------------------------------------------
 

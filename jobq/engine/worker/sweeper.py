@@ -178,12 +178,12 @@ class Sweeper:
                 run.spec = run.in_time(read_spec(run.raw))
             except msgspec.ValidationError as error:
                 # A newer version wrote it, and knows the number of its attempts.
-                source.deferred(run, f"this version of jobq cannot read the job's row: {misfit(error)}")
+                source.defer(run, f"this version of jobq cannot read the job's row: {misfit(error)}")
                 continue
             except Exception:  # noqa: BLE001 - an unreadable job must also end in failed
                 job_id = run.id.decode()
                 log.warning(f"Job {job_id} cannot be read and ends in failed", queue=source.name, job_id=job_id)
-            source.failed(
+            source.fail(
                 run, LeaseExpired(f"worker {worker} stopped renewing the lease: it died, hung or lost its network")
             )
         return len(claimed.ids)

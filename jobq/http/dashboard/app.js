@@ -103,11 +103,11 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions] = await Promise.all([
+  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions, { types }] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue), page.stats?.partitions > 1 ? readPartitions(queue) : null]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue), page.stats?.partitions > 1 ? readPartitions(queue) : null, api(of(queue, "types"))]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions] = [limits, breakers, schedules, groups, performance, partitions];
+  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions, page.published] = [limits, breakers, schedules, groups, performance, partitions, types];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
   drawQueues();

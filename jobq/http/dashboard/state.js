@@ -19,6 +19,7 @@ export const page = {
   groupOrder: "waiting",
   partitions: null, // {partitions, homes, most, jobs}
   performance: null,
+  published: null, // the types that workers and servers publish
   window: "1h", // of the table of types
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
