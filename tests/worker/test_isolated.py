@@ -227,7 +227,7 @@ def test_a_child_that_lost_the_connection_to_its_parent_ends(monkeypatch):
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     deaf: Any = Deaf()
-    child.listen(deaf, queue_module.SimpleQueue(), threading.Event())
+    child.listen(deaf, child.Channel(deaf), queue_module.SimpleQueue(), threading.Event())
     assert codes == [1]
 
 
