@@ -14,8 +14,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--partitions", type=int, default=1)
     args = parser.parse_args()
-    report = asyncio.run(run(args.seed, args.minutes, say=True))
+    report = asyncio.run(run(args.seed, args.minutes, partitions=args.partitions, say=True))
     print(report.text())
     return int(bool(report.wrong))
 

@@ -66,7 +66,12 @@ async def flaky(fails: int, ctx: Context) -> int:
     return ctx.fence
 
 
-@queue.task(attempts=MANY, backoff=SOON, limits=[Concurrency(2, by="group"), Rate(200, per=1, burst=20)])
+@queue.task(
+    attempts=MANY,
+    backoff=SOON,
+    limits=[Concurrency(2, by="group"), Rate(200, per=1, burst=20)],
+    partition_by="{group}",
+)
 async def bounded(group: int, ms: int, ctx: Context) -> int:
     """Two of a group at once, and all of them at a bounded rate."""
     async with run(ctx):

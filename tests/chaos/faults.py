@@ -6,9 +6,13 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tests.chaos.world import GRACE, LEASE, World
+from jobq.errors import StoreError
+from tests.chaos.world import GRACE, LEASE, PARTITIONS_MOST, World
+
+if TYPE_CHECKING:
+    from jobq import Queue
 
 Fault = Callable[[World], Awaitable[int]]
 BEYOND: Final = LEASE * 1.6
@@ -158,10 +162,8 @@ async def maxmemory(world: World) -> int:
 
 async def _short_jobs_held(world: World) -> set[tuple[str, str]]:
     """Id and token of the active jobs that end, successfully or not, in much less time than the fault lasts."""
-    leases = await world.command("HGETALL", "jobq:{chaos}:leases")
-    held = {job.decode(): token.decode() for job, token in zip(leases[::2], leases[1::2], strict=True)}
     short = ("plain", "flaky", "threaded")
-    return {(job, token) for job, token in held.items() if world.acknowledged.get(job) in short}
+    return {(job, token) for job, token in (await world.leases()).items() if world.acknowledged.get(job) in short}
 
 
 def _able(world: World) -> set[int]:
@@ -237,6 +239,36 @@ async def one_byte_chunks(world: World) -> int:
     return 0
 
 
+# -- operators -----------------------------------------------------------------------------------------------------
+
+
+async def resize(world: World) -> int:
+    """Another number of partitions gets new jobs, while the queue is in use."""
+    await _insist(lambda queue: queue.set_partitions(world.chance.randint(world.partitions, PARTITIONS_MOST)), world)
+    return 0
+
+
+async def pause_cut(world: World) -> int:
+    """A pause reaches the first partition only. Workers finish it, and it is resumed."""
+    first = world.parts[0]
+    await world.direct_queue.store.do(first.settings())
+    await world.direct_queue.store.do(first.pause())
+    await asyncio.sleep(SPELL)
+    await _insist(lambda queue: queue.resume(), world)
+    return 0
+
+
+async def _insist(call: Callable[[Queue], Awaitable[object]], world: World) -> None:
+    """An operator repeats a call that got no answer."""
+    for _ in range(20):
+        try:
+            await call(world.direct_queue)
+            return
+        except StoreError:
+            await asyncio.sleep(0.2)
+    raise AssertionError("an operator's call was refused twenty times")
+
+
 WORKERS_FAULTS: Final[tuple[Fault, ...]] = (
     worker_sigkill, worker_sigstop, worker_sigterm, worker_sigterm_twice, worker_sigterm_twice_sigkill,
 )  # fmt: skip
@@ -244,3 +276,4 @@ OTHER_FAULTS: Final[tuple[Fault, ...]] = (
     redis_sigkill, client_kill, script_flush, client_pause, debug_sleep, foreign_script, maxmemory, misconf, readonly,
     replies_dropped, delay, blackhole, half_open, one_byte_chunks,
 )  # fmt: skip
+PARTITION_FAULTS: Final[tuple[Fault, ...]] = (resize, pause_cut, resize, pause_cut)

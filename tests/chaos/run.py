@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 
 from jobq import Queue, State
-from jobq.engine.store import Store
-from tests.chaos.faults import OTHER_FAULTS, WORKERS_FAULTS, Fault
+from jobq.engine.model.ids import partition_of
+from tests.chaos.faults import OTHER_FAULTS, PARTITION_FAULTS, WORKERS_FAULTS, Fault
 from tests.chaos.invariants import broken
-from tests.chaos.world import ENDS, GRACE, LEASE, World
+from tests.chaos.world import ALL_AT_ONCE, ENDS, GRACE, LEASE, World
 
 SETTLE: Final = 2 * LEASE + LEASE / 3 + 0.5 + 5.0 + 3 * LEASE + 5.0
 """Seconds after the last fault until everything must have ended: two leases (a recovery whose own reply was lost takes
@@ -53,29 +53,30 @@ class Report(msgspec.Struct):
         return "\n".join([*lines, "plan:", *(f"  {line}" for line in self.plan)])
 
 
-def draw_plan(chance: random.Random) -> list[Fault]:
+def draw_plan(chance: random.Random, partitions: int = 1) -> list[Fault]:
     """Every fault once, in random order. Faults of workers are as frequent as all others together."""
-    plan = [*OTHER_FAULTS, *WORKERS_FAULTS, *WORKERS_FAULTS]
+    plan = [*OTHER_FAULTS, *WORKERS_FAULTS, *WORKERS_FAULTS, *(PARTITION_FAULTS if partitions > 1 else ())]
     chance.shuffle(plan)
     return plan
 
 
-async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
+async def run(seed: int, minutes: float, *, partitions: int = 1, say: bool = False) -> Report:
     """Run once. Faults are applied for ``minutes``. ``say`` prints each fault."""
     chance = random.Random(seed)
     report = Report(seed, fsync=chance.choice(["everysec", "always"]))
-    async with World(random.Random(seed + 1), report.fsync) as world:
+    async with World(random.Random(seed + 1), report.fsync, partitions) as world:
         report.log = str(world.log)
         producers = [
             asyncio.create_task(world.produce(0.05)),
             asyncio.create_task(world.produce(0.05)),
             asyncio.create_task(world.produce_rest(0.1)),
         ]
+        watching = asyncio.create_task(world.watch_rule())
         began = time.monotonic()
         plan: list[Fault] = []
         await asyncio.sleep(2.0)
         while time.monotonic() - began < minutes * 60 and not any(producer.done() for producer in producers):
-            plan = plan or draw_plan(chance)
+            plan = plan or draw_plan(chance, partitions)
             together = [plan.pop()]
             if together[0] in OTHER_FAULTS and chance.random() < 0.25:
                 together.append(chance.choice(WORKERS_FAULTS))
@@ -100,6 +101,9 @@ async def run(seed: int, minutes: float, *, say: bool = False) -> Report:
                 report.wrong.append(f"a producer failed: {type(outcome).__name__}: {outcome}")
         await check_slots(world, report, until)
         await settle(world, report, last)
+        watching.cancel()
+        if partitions > 1 and world.most_active > ALL_AT_ONCE:
+            report.wrong.append(f"{world.most_active} jobs were active at once, the rule of the queue is {ALL_AT_ONCE}")
         await judge(world, report)
     if not report.wrong:
         shutil.rmtree(world.folder)
@@ -123,9 +127,9 @@ async def check_slots(world: World, report: Report, until: int) -> None:
 
 async def settle(world: World, report: Report, last: float) -> None:
     """Wait until all jobs have ended."""
-    store = Store(world.direct, "chaos")
     while True:
-        rows = await store.do(store.stats())
+        counts = [await part.do(part.stats()) for part in world.parts]
+        rows = [0, *(sum(one[place] for one in counts) for place in range(1, 8))]
         unfinished = sum(rows[1:4]) + rows[6] + rows[7]
         report.settled_in = time.monotonic() - last
         if not unfinished:
@@ -142,12 +146,17 @@ async def judge(world: World, report: Report) -> None:
     codes = await world.workers.stop(GRACE + 15)
     if any(codes):
         wrong.append(f"workers ended with {codes} after a SIGTERM")
-    wrong += await broken(Store(world.direct, "chaos"), alone=True)
+    known = {key.decode() for part in world.parts for key in part.keys.values()} | {"jobq:queues"}
+    if strangers := {key.decode() for key in await world.command("KEYS", "*")} - known:
+        wrong.append(f"keys that are no column: {sorted(strangers)[:5]}")
+    for part in world.parts:
+        wrong += [f"partition {part.partition}: {line}" for line in await broken(part)]
     report.acknowledged = len(world.acknowledged)
     report.refusals = world.refusals
     for job_id, kind in world.acknowledged.items():
+        keys = world.parts[partition_of(job_id)].keys
         for state in (State.COMPLETED, State.FAILED):
-            if await world.command("ZSCORE", f"jobq:{{chaos}}:{state}", job_id) is not None:
+            if await world.command("ZSCORE", keys[state], job_id) is not None:
                 break
         else:
             wrong.append(f"LOST: {kind} {job_id}")
@@ -158,7 +167,7 @@ async def judge(world: World, report: Report) -> None:
         report.completed += state is State.COMPLETED
         report.failed += state is State.FAILED
     effects = {str(job): fence for job, fence in world.sink.all("SELECT job, fence FROM effects")}
-    results = await world.command("HGETALL", "jobq:{chaos}:results")
+    results = [word for part in world.parts for word in await world.command("HGETALL", part.keys["results"])]
     for job_id, row in zip(results[::2], results[1::2], strict=True):
         _, _, _, *result = msgspec.json.decode(row)
         if not result:

@@ -17,9 +17,12 @@ import psutil
 from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Connection, JobNotFound, NewJob, Options, Queue, State, StoredBackoff
-from jobq.engine.model.ids import new_id
+from jobq.engine.model.entry import encode_entry
+from jobq.engine.model.ids import IdMaker, in_partition, new_id
 from jobq.engine.model.job import StoredUnique
+from jobq.engine.model.spread import home_of
 from jobq.engine.queue.limits import declare_rules
+from jobq.engine.store import Store
 from jobq.engine.store.link import pack, translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
 from jobq.http import create_app
@@ -41,6 +44,9 @@ LEASE = 2.0
 GRACE = 1.0
 WORKERS = 3
 CONCURRENCY = 8
+PARTITIONS_MOST = 6
+ALL_AT_ONCE = 14
+"""The rule of the whole queue, if it has partitions: fewer jobs than the workers have slots."""
 SKEWS = (0, 3600, -3600)
 """Seconds by which the clocks of the workers are wrong."""
 DONE, FAILED = (State.COMPLETED,), (State.FAILED,)
@@ -132,10 +138,13 @@ class Workers:
 
 
 class World:
-    """The whole system. ``fsync``: appendfsync of the server."""
+    """The whole system. ``fsync``: appendfsync of the server. ``partitions``: over how many the queue is spread."""
 
-    def __init__(self, chance: random.Random, fsync: str = "everysec") -> None:
+    def __init__(self, chance: random.Random, fsync: str = "everysec", partitions: int = 1) -> None:
         self.chance = chance
+        self.partitions = partitions
+        self.most_active = 0
+        """The most jobs that were active at once in all partitions."""
         self.folder = Path(tempfile.mkdtemp(prefix="jobq-chaos-"))
         self.server = Server(
             "--appendonly", "yes", "--appendfsync", fsync, "--enable-debug-command", "yes",
@@ -159,9 +168,14 @@ class World:
         self.proxy = await stack.enter_async_context(Proxy(self.server.port))
         self.direct = Connection(self.server.admin_url, timeout=30)
         stack.push_async_callback(self.direct.aclose)
-        self.queue = await stack.enter_async_context(Queue("chaos", Connection(self.proxy.url)))
+        self.queue = await stack.enter_async_context(
+            Queue("chaos", Connection(self.proxy.url), partitions=self.partitions)
+        )
         stack.push_async_callback(self.queue.store.connection.aclose)
+        self.direct_queue = await stack.enter_async_context(Queue("chaos", self.direct))
         await declare_rules(self.queue.store, app_queue.rules)  # the producers do not wait for the first worker
+        if self.partitions > 1:
+            await self.queue.set_limit("queue", concurrency=ALL_AT_ONCE)
         await self.queue.put_schedule("tick", "plain", {"ms": 0}, cron="* * * * * *", catch_up="all", overlap="allow")
         app = create_app(Queue("chaos", self.proxy.url))
         self.rest: TestClient[web.Request, web.Application]
@@ -205,10 +219,34 @@ class World:
             raise translate(answer)
         return answer
 
+    @property
+    def parts(self) -> list[Store]:
+        """Stores of all partitions that there may be, on the server itself."""
+        most = 1 if self.partitions == 1 else PARTITIONS_MOST
+        return [Store(self.direct, "chaos", partition=number) for number in range(most)]
+
+    async def leases(self) -> dict[str, str]:
+        """The active jobs, with their tokens."""
+        found: dict[str, str] = {}
+        for part in self.parts:
+            flat = await self.command("HGETALL", part.keys["leases"])
+            found |= {job.decode(): token.decode() for job, token in zip(flat[::2], flat[1::2], strict=True)}
+        return found
+
     async def held(self, pid: int | None = None) -> int:
         """The number of active jobs of one worker process, or of all."""
-        leases = await self.command("HVALS", "jobq:{chaos}:leases")
-        return sum(pid is None or f"-{pid}-" in lease.decode() for lease in leases)
+        return sum(pid is None or f"-{pid}-" in token for token in (await self.leases()).values())
+
+    async def watch_rule(self) -> None:
+        """Look again and again how many jobs are active in all partitions at one moment."""
+        looks = [pack(("ZCARD", part.keys["active"])) for part in self.parts]
+        payload = b"".join([pack(("MULTI",)), *looks, pack(("EXEC",))])
+        while True:
+            with contextlib.suppress(StoreError):
+                *_, counts = await self.direct.trip(payload, len(looks) + 2)
+                if isinstance(counts, list):
+                    self.most_active = max(self.most_active, sum(counts))
+            await asyncio.sleep(0.02)
 
     # -- producers -------------------------------------------------------------------------------------------------
 
@@ -265,6 +303,11 @@ class World:
             breaker=kind == "breaking",
             slots=2 if kind == "costly" else 1,
             costs={"tokens": payload["tokens"]} if kind == "costly" else {},
+            partition_by=str(payload["group"])
+            if kind == "bounded"
+            else kind
+            if kind in ("costly", "grouped")
+            else None,
         )
         return kind, payload, options
 
@@ -273,7 +316,10 @@ class World:
         while self.producing:
             kind, payload, options = self.draw()
             base = self.queue.new(kind, payload)
-            job = NewJob(kind, base.payload, options, id=new_id())
+            job = NewJob(kind, base.payload, options)
+            place = home_of(encode_entry(job, IdMaker(), 0), await self.queue.homes())
+            place = self.chance.randrange(self.partitions) if place is None else place
+            job = NewJob(kind, base.payload, options, id=in_partition(new_id(), place))
             assert job.id
             while True:
                 try:

@@ -405,3 +405,17 @@ async def test_a_job_is_run_as_a_new_one_with_another_payload(connection: Connec
         # Its page leads back to the earlier job.
         await page.get_by_role("link", name=job.id).click()
         await expect(page.get_by_role("link", name=rerun)).to_be_visible()
+
+
+async def test_partitions_are_shown_and_set(connection: Connection):
+    queue = Queue("main", connection, partitions=3)
+    async with queue, browsing(queue) as page:
+        await queue.enqueue_many([queue.new("send") for _ in range(3)])
+        await page.goto("/dashboard#/q/main/waiting")
+        panel = page.get_by_role("region", name="Partitions")
+        await expect(panel.get_by_role("heading", name="3 partitions")).to_be_visible()
+        await panel.get_by_role("button", name="Set partitions").click()
+        await page.get_by_role("spinbutton", name="Partitions").fill("5")
+        await page.keyboard.press("Enter")
+        await expect(panel.get_by_role("heading", name="5 partitions")).to_be_visible()
+        assert (await queue.get_partitions()).partitions == 5

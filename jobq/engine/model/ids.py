@@ -81,9 +81,10 @@ OPEN: Final = "?"
 class OpenIds(IdMaker):
     """Makes ids for a queue of several partitions. The partition is chosen last, when the job has its keys."""
 
-    def new(self, ms: int) -> str:
-        """A new id without its partition."""
-        return super().new(ms) + OPEN
+    def redraw(self) -> None:
+        """Draw the random digits again. The open end is kept with them, so that making an id costs nothing more."""
+        super().redraw()
+        self._node += OPEN
 
 
 class _Makers(threading.local):
