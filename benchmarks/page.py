@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.goals import LIMIT_REDIS_US, goals
 from benchmarks.run import Report, Spread
+from benchmarks.scale.model import LAST
 from benchmarks.workloads import everything
 
 FIGURES = {
@@ -65,6 +67,7 @@ AGAIN = """\
     python -m benchmarks run --subjects all               # everything; or name workloads
     pip install -r benchmarks/requirements.txt            # for the plots
     python -m benchmarks page                             # this page, from the last run
+    python -m benchmarks.scale.run                        # clusters of 1, 2 and 3 local nodes, and this page again
 """
 
 
@@ -184,6 +187,35 @@ def _flow(report: Report, name: str) -> Iterator[str]:
     yield from _table(head, rows)
 
 
+CLUSTER = """\
+Six queues, {jobs} jobs in each round, one process that enqueues them in bulk, then one that runs them; the plain server
+and the clusters of 1, 2 and 3 local nodes take turns. "Of the plain server" is the median (least-most) of the rounds:
+the goal for one node is 0.95. The prediction is that of the [model](scale.md#many-nodes-a-model), with the costs of the
+plain server. {cpu}, {cores} cores.
+"""
+
+
+def _cluster(jobs: str) -> Iterator[str]:
+    """The clusters of ``python -m benchmarks.scale.run``, if it was run."""
+    measured = json.loads(LAST.read_text()) if LAST.exists() else {}
+    nodes = [row for row in measured.get("nodes", ()) if "drain_of_plain" in row]
+    if not nodes:
+        return
+    yield "## Clusters of local nodes\n"
+    yield CLUSTER.format(jobs=jobs, cpu=measured["machine"]["cpu"], cores=measured["machine"]["cores"])
+    head = ["nodes"]
+    for what in ("bulk enqueue", "drain"):
+        head += [f"{what}, jobs/s", "predicted", "of the plain server"]
+    rows: list[list[str]] = []
+    for row in nodes:
+        line = [str(row["nodes"])]
+        for what in ("enqueue", "drain"):
+            least, middle, most = row[f"{what}_of_plain"]
+            line += [say(row[what]), say(row[f"{what}_predicted"]), f"{say(middle)} ({say(least)}-{say(most)})"]
+        rows.append(line)
+    yield from _table(head, rows)
+
+
 def _time(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -219,6 +251,7 @@ def write(report: Report, docs: Path) -> list[Path]:
             lines += _million(report, workload.name)
         if workload.name in FLOWS:
             lines += _flow(report, workload.name)
+    lines += _cluster("60,000")
     page = docs / "benchmarks.md"
     page.write_text("\n".join([*lines, AGAIN]))
     return [page, *plots]

@@ -1,6 +1,6 @@
 """Measures the costs of the model on one server, and compares the model with local clusters of 1, 2 and 3 nodes.
 
-    python -m benchmarks.scale.run            # writes benchmarks/scale/last.json
+    python -m benchmarks.scale.run     # writes benchmarks/scale/last.json and docs/benchmarks.md; ROUNDS=9 for more
 
 Six queues are filled with bulk enqueues by one process, and drained by one worker process. The rounds of the four
 subjects alternate. All processes share the cores of this machine, so the model counts them, too.
@@ -15,10 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.machine import describe
+from benchmarks.page import write
+from benchmarks.run import load
 from benchmarks.scale.many_queues import cpu
 from benchmarks.scale.model import LAST, Costs, rate
 from benchmarks.scale.nodes import Nodes
@@ -30,6 +33,8 @@ QUEUES = 6
 JOBS = 60_000
 PAGE = 500
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
+PAGE_FROM = Path(__file__).parents[1] / "last.json"
+DOCS = Path(__file__).parents[2] / "docs"
 PAYLOAD = {"text": "x" * 88}
 """100 bytes of JSON."""
 
@@ -129,6 +134,12 @@ def main() -> None:
     entered = medians[0]["enqueue"] / rate(costs.enqueue_server, costs.enqueue_producer, 1, 1, cores).jobs
     left = medians[0]["drain"] / rate(costs.run_server, costs.run_worker, 1, 1, cores).jobs
     rows: list[dict[str, Any]] = []
+
+    def of_plain(nodes: int, what: str) -> list[float]:
+        """The ratio to the plain server in each round: least, median, most."""
+        ratios = sorted(some[what] / plain[what] for some, plain in zip(found[nodes], found[0], strict=True))
+        return [ratios[0], median(ratios), ratios[-1]]
+
     for nodes in (1, 2, 3):
         into = rate(costs.enqueue_server, costs.enqueue_producer, nodes, 1, cores)
         out = rate(costs.run_server, costs.run_worker, nodes, 1, cores)
@@ -138,9 +149,11 @@ def main() -> None:
                 "enqueue": medians[nodes]["enqueue"],
                 "enqueue_predicted": into.jobs * entered,
                 "enqueue_bound": into.bound,
+                "enqueue_of_plain": of_plain(nodes, "enqueue"),
                 "drain": medians[nodes]["drain"],
                 "drain_predicted": out.jobs * left,
                 "drain_bound": out.bound,
+                "drain_of_plain": of_plain(nodes, "drain"),
             }
         )
         print(json.dumps(rows[-1]), flush=True)
@@ -158,6 +171,8 @@ def main() -> None:
         )
         + "\n"
     )
+    for page in write(load(PAGE_FROM), DOCS):
+        print(page)
 
 
 if __name__ == "__main__":

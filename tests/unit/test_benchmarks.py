@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks import page as page_module
 from benchmarks.drive import PAGE, Tally
 from benchmarks.goals import goals
 from benchmarks.page import say, write
@@ -74,6 +76,16 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| bullmq | 4 | 25 |" in text
     assert "over BullMQ | >= 3.5 x | 4 x | yes |" in text
+
+
+def test_the_page_shows_clusters_beside_the_plain_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = tmp_path / "last.json"
+    row = {"nodes": 1, "enqueue": 100.0, "enqueue_predicted": 90.0, "enqueue_of_plain": [0.9, 0.97, 1.0]}
+    row |= {"drain": 50.0, "drain_predicted": 60.0, "drain_of_plain": [0.8, 0.98, 1.1]}
+    last.write_text(json.dumps({"machine": {"cpu": "a core", "cores": 2}, "nodes": [row]}))
+    monkeypatch.setattr(page_module, "LAST", last)
+    page, *_ = write(report(jobq=[100.0]), tmp_path)
+    assert "| 1 | 100 | 90 | 0.97 (0.9-1) | 50 | 60 | 0.98 (0.8-1.1) |" in page.read_text()
 
 
 def test_the_tally_counts_lost_and_repeated_jobs(tmp_path: Path) -> None:
