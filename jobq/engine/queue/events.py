@@ -44,6 +44,8 @@ log = get_logger("jobq.queue")
 
 LOOK: Final = 30.0
 """Seconds without news after which the state of a job is asked for. A Redis that was emptied tells no event."""
+AGAIN = 0.5
+"""Seconds after which the stream is read again, if that failed and the reader of new events has noticed nothing."""
 GROWTH: Final = 5.0
 """Seconds after which a reader of a whole queue asks whether there are more partitions."""
 
@@ -238,7 +240,7 @@ async def _follow(
                 try:
                     entries, missed = await reader.page(cursor)
                 except StoreError:
-                    await reader.news(LOOK, news)
+                    await reader.news(AGAIN, news)
                     continue
             if missed:
                 owed = True
