@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -279,6 +280,55 @@ async def test_schedules_are_shown_paused_resumed_and_run(connection: Connection
         await expect(panel.get_by_role("button", name="Pause nightly")).to_be_visible()
         await expect(panel).to_contain_text("next in")
         assert (await queue.get_schedule("nightly")).paused is None
+
+
+async def test_webhooks_are_shown_disabled_and_enabled(connection: Connection, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobq.webhooks.LOOK", 0.02)
+    monkeypatch.setattr("jobq.engine.queue.announce.LOOK", 0.02)
+    queue = Queue("main", connection)  # No private address is allowed, so no delivery succeeds.
+    async with queue, browsing(queue) as page:
+        await queue.put_webhook("crm", "http://127.0.0.1:9/hook", events=["killed"], types=["send"])
+        await (await queue.enqueue("send", delay=60)).kill()
+        await page.goto("/dashboard")
+        panel = page.locator("#webhooks")
+        await expect(panel).to_contain_text("killed of send")
+        await expect(panel).to_contain_text("failed, tried again later")
+        await panel.get_by_role("button", name="Disable crm").click()
+        await page.locator("#yes").click()
+        await expect(panel.get_by_role("button", name="Enable crm")).to_be_visible()
+        found = await queue.get_webhook("crm")
+        assert (found.enabled, found.events, found.types) == (False, ["killed"], ["send"])
+        await panel.get_by_role("button", name="Enable crm").click()
+        await page.locator("#yes").click()
+        await expect(panel.get_by_role("button", name="Disable crm")).to_be_visible()
+        assert (await queue.get_webhook("crm")).enabled
+        await panel.get_by_role("button", name="Test crm").click()
+        await page.locator("#yes").click()
+        await expect(page.get_by_role("status").filter(has_text="It is being delivered.")).to_be_visible()
+        await panel.get_by_role("link", name="failed, tried again later").click()
+        await expect(page.locator("#about")).to_contain_text("is not public; JOBQ_WEBHOOK_ALLOW can allow its network")
+
+
+async def test_the_page_of_a_job_follows_its_events(connection: Connection):
+    """Without the stream of the queue's numbers the page would ask again after 10 seconds only."""
+    queue, go = Queue("main", connection, events="all"), asyncio.Event()
+
+    @queue.task
+    async def work(ctx: Context = inject) -> str:
+        await go.wait()
+        ctx.progress(42)
+        await asyncio.Event().wait()
+        return "never"
+
+    async with queue, working(queue, grace=0.1), browsing(queue) as page:
+        job = await work.enqueue()
+        await page.route("**/jobs/stats/events", lambda route: route.abort())
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        await expect(page.locator(".state.active")).to_be_visible()
+        go.set()
+        await expect(page.locator("#about")).to_contain_text("42 %")
+        await queue.kill(job.id)
+        await expect(page.locator(".state.failed")).to_be_visible()
 
 
 async def test_login_and_logout(connection: Connection):

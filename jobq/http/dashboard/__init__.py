@@ -38,6 +38,7 @@ SCRIPTS = (
     "groups.js",
     "partitions.js",
     "types.js",
+    "webhooks.js",
     "schedules.js",
     "actions.js",
     "why.js",

@@ -3,9 +3,10 @@ import { drawJob, drawList, drawQueues, drawStats, drawWorkers, frame } from "./
 import { drawGroups, readGroups } from "./groups.js";
 import { drawPartitions, readPartitions } from "./partitions.js";
 import { drawLimits } from "./limits.js";
-import { $, el, notes, now, toast, visible } from "./parts.js";
+import { $, el, notes, now, time, toast, visible } from "./parts.js";
 import { drawSchedules, readSchedules } from "./schedules.js";
 import { drawTypes, readPerformance } from "./types.js";
+import { drawWebhooks, readWebhooks } from "./webhooks.js";
 import { api, hear, jobPath, of, page, Refused, STATES } from "./state.js";
 
 const PAGE = 25;
@@ -34,11 +35,20 @@ function listen(queue) {
   });
 }
 
-// Request the job again when something happens to it, until it has ended.
+// Request the job again when something happens to it, until it has ended. What happened between its request and the start of
+// the stream is among the events of the last seconds. The clocks may differ by two seconds.
 function follow(row) {
-  followed = new EventSource(`events?${new URLSearchParams({ job: `${row.queue}:${row.id}` })}`);
-  for (const name of ["started", "progress", "retried", ...ENDS, "missed"]) followed.addEventListener(name, () => refresh(true));
+  followed = new EventSource(`events?${new URLSearchParams({ job: row.id, since: Math.floor(time() - 5000) })}`);
+  for (const name of ["started", "progress", "retried", ...ENDS, "missed"]) followed.addEventListener(name, refreshSoon);
   for (const name of ENDS) followed.addEventListener(name, unfollow);
+}
+
+// Many events together are answered by one request.
+function refreshSoon() {
+  refreshSoon.timer ??= setTimeout(() => {
+    refreshSoon.timer = null;
+    refresh(true);
+  }, 50);
 }
 
 function unfollow() {
@@ -103,11 +113,12 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions, { types }] = await Promise.all([
+  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions, { types }, webhooks] = await Promise.all([
     api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue), page.stats?.partitions > 1 ? readPartitions(queue) : null, api(of(queue, "types"))]);
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue),
+    page.stats?.partitions > 1 ? readPartitions(queue) : null, api(of(queue, "types")), readWebhooks(queue)]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions, page.published] = [limits, breakers, schedules, groups, performance, partitions, types];
+  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions, page.published, page.webhooks] = [limits, breakers, schedules, groups, performance, partitions, types, webhooks];
   if (rule === page.rule) page.keys = keys;
   [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
   drawQueues();
@@ -117,6 +128,7 @@ async function loadLists(at) {
   drawGroups();
   drawPartitions();
   drawTypes();
+  drawWebhooks();
   drawSchedules();
   drawList();
 }
@@ -197,7 +209,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.partitions, page.why] = [null, null, null, null, null, null, null, null, null];
+    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.partitions, page.webhooks, page.why] = [null, null, null, null, null, null, null, null, null, null];
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

@@ -29,7 +29,8 @@ export function frame() {
     el("section", { class: "panel", id: "limits", hidden: true, "aria-label": "Limits and circuit breakers" }),
     el("section", { class: "panel", id: "partitions", hidden: true, "aria-label": "Partitions" }),
     el("section", { class: "panel", id: "groups", hidden: true, "aria-label": "Groups" }),
-    el("section", { class: "panel", id: "types", hidden: true, "aria-label": "Types" }));
+    el("section", { class: "panel", id: "types", hidden: true, "aria-label": "Types" }),
+    el("section", { class: "panel", id: "webhooks", hidden: true, "aria-label": "Webhooks" }));
   drawFilter();
 }
 

@@ -20,6 +20,7 @@ export const page = {
   partitions: null, // {partitions, homes, most, jobs}
   performance: null,
   published: null, // the types that workers and servers publish
+  webhooks: null,
   window: "1h", // of the table of types
   rate: null, // finished jobs per second
   list: { jobs: [], cursors: [""], next: null },
