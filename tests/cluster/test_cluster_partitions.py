@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 from jobq import Queue, State, Unique, Worker
 from jobq.engine.model.ids import partition_of
+from jobq.engine.queue import announce, events, session
+from jobq.engine.queue.announce import Announcer
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
+    import pytest
+
     from jobq import Connection
     from tests.local_cluster import LocalCluster
 
@@ -46,3 +51,32 @@ async def test_a_queue_of_partitions_is_on_all_nodes(connection: Connection, clu
         assert await queue.remove_all(State.COMPLETED) == 670
         await queue.drop()
         assert await queue.queues() == []
+
+
+async def test_webhooks_of_a_queue_of_partitions_are_told_of_all_of_them(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+):
+    """Also of partitions that are added later. The follower dies once, and the next one goes on."""
+    monkeypatch.setattr(announce, "LOOK", 0.02)
+    monkeypatch.setattr(events, "GROWTH", 0.05)
+    monkeypatch.setattr(session, "FRESH_SECONDS", 0.02)
+    async with Queue("spread", connection, partitions=6) as queue, queue.webhook_queue() as deliveries:
+        await (await queue.enqueue("old", id="old~5", delay=60)).kill()
+        await queue.put_webhook("crm", "https://example.com/hook", events=["killed"])
+        ids: list[str] = []
+
+        async def told() -> bool:
+            rows = (await deliveries.page(limit=200)).jobs
+            return sorted((row.metadata or {})["job"] for row in rows) == sorted(ids)
+
+        for partitions in (6, 9):
+            await queue.set_partitions(partitions)
+            following = asyncio.create_task(Announcer(queue, deliveries).run())
+            for partition in range(partitions):
+                job = await queue.enqueue("t", id=f"j{partitions}" + (f"~{partition}" if partition else ""), delay=60)
+                await job.kill()
+                ids.append(job.id)
+            await wait_until(told, "a delivery for each job, and none for the one of before")
+            following.cancel()
+            await asyncio.wait([following])
+            await queue.store.command(b"HDEL", queue.store.keys["webhook_facts"], b"follower")  # Its turn is over.
