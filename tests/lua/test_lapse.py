@@ -251,7 +251,7 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             "a removed job takes its times along",
             standing("delayed", "a") | {"start_by": {"a": 5000}, "end_by": {"a": 5000}},
             lambda store: store.remove(["a"]),
-            {"delayed": {}, "jobs": {}, "start_by": {}, "end_by": {}, "events": [("removed", "a")]},
+            {"delayed": {}, "jobs": {}, "start_by": {}, "end_by": {}, "events": [("removed", "a", "types", "")]},
             ["delayed"],
         ),
         Case(
