@@ -211,8 +211,9 @@ def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
             duties = [
                 asyncio.create_task(keep_running(duty, queue), name=f"jobq-{duty.__name__}")
                 for queue in queues
-                for duty in (publish, tidy, fire_schedules, webhooks)
+                for duty in (publish, tidy, webhooks)
             ]
+            duties.append(asyncio.create_task(keep_running(fire_schedules, *queues), name="jobq-fire_schedules"))
             yield
             for task in duties:
                 task.cancel()

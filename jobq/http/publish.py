@@ -13,10 +13,14 @@ from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.queue.firing import Firing
 from jobq.engine.queue.published import Publisher
+from jobq.engine.store import listen_together
 from jobq.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobq.engine.queue.queue import Queue
+    from jobq.engine.store import Connection
 
 log = get_logger("jobq.http")
 
@@ -52,37 +56,49 @@ async def publish(queue: Queue) -> None:
         await asyncio.sleep(PUBLISH_SECONDS)
 
 
-async def fire_schedules(queue: Queue) -> None:
-    """Fire the schedules of an open queue until cancelled. A queue without tasks leaves it to others: this process
-    does not know the options of their types."""
-    if not queue.tasks:
-        return
-    firing = Firing(queue)
+async def fire_schedules(*queues: Queue) -> None:
+    """Fire the schedules of open queues until cancelled. A queue without tasks leaves it to others: this process does
+    not know the options of their types. One connection hears of changed schedules of all queues of a Redis server."""
+    firings = {queue: Firing(queue) for queue in queues if queue.tasks}
+    together: dict[Connection, list[Queue]] = {}
+    for queue in firings:
+        together.setdefault(queue.store.connection, []).append(queue)
+    async with asyncio.TaskGroup() as tasks:
+        for some in together.values():
+            tasks.create_task(_listen({queue: firings[queue] for queue in some}))
+        for queue, firing in firings.items():
+            tasks.create_task(firing.run())
+            tasks.create_task(_watch_clock(queue, firing))
 
-    def heard(message: bytes) -> None:
-        if message == b"schedules":
-            firing.look()
+
+async def _listen(firings: dict[Queue, Firing]) -> None:
+    """Tell the firings of the queues of one Redis server when a schedule has changed."""
+    failures = 0
+
+    def heard_by(firing: Firing) -> Callable[[bytes], None]:
+        def heard(message: bytes) -> None:
+            if message == b"schedules":
+                firing.look()
+
+        return heard
 
     async def joined() -> None:
         # Messages may have been missed.
-        firing.look()
-
-    async def listen() -> None:
+        nonlocal failures
         failures = 0
-        while True:
-            with suppress(StoreError):
-                await queue.store.listen(heard, joined)
-            failures = min(failures + 1, 10)
-            await asyncio.sleep(pause(failures))
+        for firing in firings.values():
+            firing.look()
 
-    async def watch_clock() -> None:
-        while True:
-            await asyncio.sleep(PUBLISH_SECONDS)
-            with suppress(StoreError):
-                await queue.store.look_at_clock()
-                firing.check_clock()
+    while True:
+        with suppress(StoreError):
+            await listen_together({queue.store: heard_by(firing) for queue, firing in firings.items()}, joined)
+        failures = min(failures + 1, 10)
+        await asyncio.sleep(pause(failures))
 
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(firing.run())
-        tasks.create_task(listen())
-        tasks.create_task(watch_clock())
+
+async def _watch_clock(queue: Queue, firing: Firing) -> None:
+    while True:
+        await asyncio.sleep(PUBLISH_SECONDS)
+        with suppress(StoreError):
+            await queue.store.look_at_clock()
+            firing.check_clock()

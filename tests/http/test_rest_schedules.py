@@ -11,10 +11,13 @@ from rest import problem
 from jobq import Queue
 from jobq.engine.queue.declaring import declare_schedules
 from jobq.engine.queue.firing import Firing
+from tests.conftest import on_all
 
 if TYPE_CHECKING:
     from rest import Client, NewClient
 
+    from jobq import Connection
+    from jobq.engine.store import Store
     from tests.conftest import Until
 
 BODY = {"type": "report", "payload": {"n": 1}, "cron": "30 2 * * *", "tz": "Europe/Berlin", "priority": -2}
@@ -144,6 +147,36 @@ async def test_a_server_with_tasks_fires_schedules_although_no_worker_lives(
     await call(client, "PUT", "/schedules/mine", {"type": "tick", "every": 1000, "overlap": "allow"})
     await until(lambda: fired("mine", 2), "two slots of a schedule that an operator wrote", 20)
     assert (await queue.stats()).workers == 0
+
+
+async def test_one_connection_hears_of_the_schedules_of_all_queues(
+    connection: Connection, new_client: NewClient, until: Until, admin: Store
+):
+    queues = [Queue(f"q{n}", connection) for n in range(30)]
+    for queue in queues:
+
+        @queue.task
+        async def tick() -> None: ...
+
+    client = await new_client(*queues)
+
+    async def subscriptions() -> list[str]:
+        answers = await on_all(admin.connection, (b"CLIENT", b"LIST"))
+        rows = [row for answer in answers for row in answer.decode().splitlines()]
+        return [word for row in rows for word in row.split() if word.startswith("sub=") and word != "sub=0"]
+
+    async def subscribed() -> bool:
+        return await subscriptions() == ["sub=30"]
+
+    async def ran() -> bool:
+        return (await call(client, "GET", "/queues/q29/schedules/mine"))["count"] > 0
+
+    await until(subscribed, "one subscription to all channels")
+    await call(client, "PUT", "/queues/q29/schedules/mine", {"type": "tick", "every": 1000, "overlap": "allow"})
+    await until(ran, "the schedule of one queue to be heard of", 20)
+    # The server ends the subscription.
+    await admin.command(b"CLIENT", b"KILL", b"TYPE", b"pubsub")
+    await until(subscribed, "the same subscription again")
 
 
 async def test_a_server_without_tasks_leaves_schedules_to_others(queue: Queue, client: Client, until: Until):
