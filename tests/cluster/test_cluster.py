@@ -254,15 +254,41 @@ async def test_a_queue_that_moves_keeps_its_workers_and_listeners(
 
 
 async def test_a_node_that_is_full_refuses_its_own_queues_only(connection: Connection, cluster: LocalCluster):
+    """Workers go on: with the jobs that are there already, and with the queues on other nodes."""
     full = cluster.owner(slot_of("a"))
-    full.ask("CONFIG", "SET", "maxmemory", 1)
-    try:
-        async with Queue("a", connection) as refused, Queue("b", connection) as other:
+    queues = [Queue(name, connection) for name in NAMES]
+    refused, other, third = queues
+    entered, gate = asyncio.Event(), asyncio.Event()
+    for queue in queues:
+
+        @queue.task(name="work", attempts=1)
+        async def work(wait: bool = False) -> str:
+            if wait:
+                entered.set()
+                await gate.wait()
+            return "done"
+
+    async with refused, other, third, Worker(*queues, concurrency=4) as worker:
+        worker.start()
+        running = await refused.enqueue("work", {"wait": True})
+        await entered.wait()
+        await refused.pause()
+        waiting = [await refused.enqueue("work") for _ in range(5)]
+        full.ask("CONFIG", "SET", "maxmemory", 1)
+        try:
             with pytest.raises(StoreFull):
-                await refused.enqueue("work", {})
-            await other.enqueue("work", {})
-    finally:
-        full.ask("CONFIG", "SET", "maxmemory", 0)
+                await refused.enqueue("work")
+            for queue in (other, third):
+                assert await (await queue.enqueue("work")).result(10) == "done"
+            gate.set()
+            await refused.resume()
+            for job in (running, *waiting):
+                assert await job.result(10) == "done"
+            with pytest.raises(StoreFull):
+                await refused.enqueue("work")
+        finally:
+            full.ask("CONFIG", "SET", "maxmemory", 0)
+        assert await (await refused.enqueue("work")).result(10) == "done"
 
 
 async def test_a_node_that_hangs_delays_no_renewal_on_the_others(

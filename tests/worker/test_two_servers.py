@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from jobq import Backoff, Queue, State, StoreRefused, StoreUnavailable, Worker
+from jobq.engine.worker import lane, waker
+from jobq.engine.worker.slots import Slots
+from jobq.engine.worker.timers import DueTimer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +137,49 @@ async def test_jobs_of_a_dead_worker_are_recovered_while_another_server_is_froze
     assert await job.result(20) == "recovered"
     assert [error.type for error in (await job.row()).errors] == ["LeaseExpired"]
     thaw(other)
+
+
+async def test_a_claim_that_a_frozen_server_does_not_answer_stops_no_wait_on_the_other_server(
+    redis_url: str, other, start, monkeypatch
+):
+    """It reserves all slots, for a moment. A job that comes to the other server meanwhile starts after it."""
+    monkeypatch.setattr(waker, "BLOCK", 60.0)
+    monkeypatch.setattr(lane, "RESERVED_SECONDS", 1.0)
+    noted, reserved = asyncio.Event(), asyncio.Event()
+    not_later, reserve = DueTimer.not_later, Slots.reserve
+
+    def note(self: DueTimer, due_ms: int) -> None:
+        not_later(self, due_ms)
+        if due_ms > 0:
+            noted.set()
+
+    def reserve_and_tell(self: Slots, jobs: int) -> None:
+        reserve(self, jobs)
+        if self.free() <= 0:
+            reserved.set()
+
+    async with AsyncExitStack() as stack:
+        urls = [redis_url, redis_url, other.url]
+        first, _, away = queues = [Queue(f"q{n}", url) for n, url in enumerate(urls)]
+        for queue in queues:
+
+            @queue.task
+            async def work() -> str:
+                return "done"
+
+            await stack.enter_async_context(queue)
+        await start(*queues, concurrency=1)
+        for queue in queues:
+            assert await (await queue.enqueue("work")).result(10) == "done"
+        monkeypatch.setattr(DueTimer, "not_later", note)
+        due = await away.enqueue("work", delay=1)
+        await asyncio.wait_for(noted.wait(), 10)
+        monkeypatch.setattr(Slots, "reserve", reserve_and_tell)
+        freeze(other)
+        await asyncio.wait_for(reserved.wait(), 10)
+        assert await (await first.enqueue("work")).result(10) == "done"
+        thaw(other)
+        assert await due.result(10) == "done"
 
 
 async def test_a_worker_starts_while_one_of_its_servers_is_down_and_joins_it_later(
