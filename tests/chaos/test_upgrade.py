@@ -69,6 +69,7 @@ class Releases:
         self._earlier = earlier
         self._url = url
         self._folder = folder
+        self._producers: list[subprocess.Popen[bytes]] = []
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def env(self, release: str) -> dict[str, str]:
@@ -90,9 +91,25 @@ class Releases:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def produce(self, release: str) -> list[str]:
-        """Enqueue with this release. Returns the ids of the jobs."""
-        return self.run(release, "-c", upgrade_app.PRODUCE, str(Path(__file__).parent)).split()
+    def produce(self, release: str) -> Path:
+        """Enqueue with this release until ``end``. Returns the file that gets the ids of the jobs."""
+        path = self._folder / f"produced-{release}"
+        words = [sys.executable, "-c", upgrade_app.PRODUCE, str(Path(__file__).parent)]
+        with path.open("w") as file:
+            process = subprocess.Popen(words, env=self.env(release), cwd=self._folder, stdout=file)
+        self.processes.append(process)
+        self._producers.append(process)
+        return path
+
+    def end(self) -> None:
+        """End the producers."""
+        (self._folder / "stop").touch()
+        assert [process.wait(30) for process in self._producers] == [0, 0]
+
+    def runs(self) -> list[list[str]]:
+        """The id, the release and the process of each run that got to its end."""
+        path = self._folder / upgrade_app.RUNS
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
     def work(self, release: str) -> subprocess.Popen[bytes]:
         """Start a worker of this release."""
@@ -122,53 +139,81 @@ async def queue(releases: Releases) -> Any:
         yield queue
 
 
-async def test_each_release_runs_the_jobs_that_the_other_enqueued(releases: Releases, queue: Queue) -> None:
+async def test_two_releases_run_side_by_side_under_load(releases: Releases, queue: Queue, tmp_path: Path) -> None:
+    """Producers of both never pause, while workers of both are started, stopped and killed."""
     await queue.pause()
-    ids = [job_id for release in ("earlier", "now") for job_id in releases.produce(release)]
-    assert len(set(ids)) == 281, "the key 'once' made one job, though both releases used it twice"
-    for release in ("earlier", "now"):
-        releases.work(release)
-    await wait_until(lambda: _workers(queue, 2), "both workers are there", timeout=60)
+    produced = [releases.produce(release) for release in ("earlier", "now")]
+    await wait_until(lambda: all(path.read_text().count("\n") > 10 for path in produced), "both to produce", timeout=30)
     await queue.resume()
-    await wait_until(lambda: _ended(queue, 281), "all jobs ended", timeout=60)
+    earlier = await started(releases, "earlier")
+    now = await started(releases, "now")
 
-    results: Counter[str] = Counter()
-    for job_id in set(ids):
-        row = await queue.get(job_id)
-        assert row.state is State.COMPLETED, row
-        if row.type == "flaky":
-            assert row.attempts_made == 3
-            assert [re.sub(" by .*", "", line.message) for line in await queue.logs(job_id)] == [
-                "attempt 1", "attempt 2", "attempt 3",
-            ]  # fmt: skip
-        results[msgspec.json.decode(row.result or b"", type=str).split()[0]] += 1
-    assert results["earlier"] > 0
-    assert results["now"] > 0
+    earlier.terminate()
+    assert await asyncio.to_thread(earlier.wait, 30) == 0
+    first = await stuck_job(queue, tmp_path / "first")
+    earlier = await started(releases, "earlier")
+    kill(now)
+    assert await first.result(timeout=30) == "earlier -1", "it has recovered what the other release ran"
+
+    second = await stuck_job(queue, tmp_path / "second")
+    now = await started(releases, "now")
+    kill(earlier)
+    assert await second.result(timeout=30) == "now -1"
+
+    await asyncio.to_thread(releases.end)
+    ids = [path.read_text().split() for path in produced]
+    assert ids[0][0] == ids[1][0], "the key 'once' made one job, though both releases used it"
+    every = {*ids[0], *ids[1], first.id, second.id}
+    await wait_until(lambda: ended(queue, len(every)), f"all {len(every)} jobs to end", timeout=60)
+    await check_jobs(queue, every, Counter(job_id for job_id, _, _ in releases.runs()))
     # The earlier command line can still read the data of this release.
-    assert " 281 " in releases.run("earlier", "-m", "jobq", "stats")
-    assert ids[0].rpartition(":")[2] in releases.run("earlier", "-m", "jobq", "show", f"upgrade:{ids[0]}")
+    assert f" {len(every)} " in releases.run("earlier", "-m", "jobq", "stats")
+    job_id = ids[1][0]
+    assert job_id.rpartition(":")[2] in releases.run("earlier", "-m", "jobq", "show", f"upgrade:{job_id}")
 
 
-@pytest.mark.parametrize(("killed", "left"), [("earlier", "now"), ("now", "earlier")])
-async def test_each_release_recovers_the_running_jobs_of_the_other(
-    releases: Releases, queue: Queue, tmp_path: Path, killed: str, left: str
-) -> None:
-    begun = tmp_path / "begun"
-    process = releases.work(killed)
-    job = await queue.enqueue("stuck", {"begun": str(begun)}, attempts=3)
-    await wait_until(begun.exists, "the first run has begun", timeout=30)
-    kill(process)
-    releases.work(left)
-    assert await job.result(timeout=60) == left
-    row = await job.row()
-    assert [error.type for error in row.errors] == ["LeaseExpired"]
+async def started(releases: Releases, release: str) -> subprocess.Popen[bytes]:
+    """A further worker of this release, which has run some of the jobs."""
+    before = {process for _, _, process in releases.runs()}
+    supervisor = releases.work(release)
+
+    def works() -> bool:
+        return sum(of == release and process not in before for _, of, process in releases.runs()) >= 20
+
+    await wait_until(works, f"jobs to be run by the new worker ({release})", timeout=60)
+    return supervisor
 
 
-async def _workers(queue: Queue, count: int) -> bool:
-    return len(await queue.workers()) == count
+async def stuck_job(queue: Queue, begun: Path) -> Any:
+    """A job whose first run has begun, and will not end."""
+    job = await queue.enqueue("stuck", {"begun": str(begun)}, attempts=5)
+    await wait_until(begun.exists, "the first run to begin", timeout=30)
+    return job
 
 
-async def _ended(queue: Queue, count: int) -> bool:
+async def ended(queue: Queue, count: int) -> bool:
     stats = await queue.stats()
     await asyncio.sleep(0.05)
     return stats.completed + stats.failed == count
+
+
+async def check_jobs(queue: Queue, ids: set[str], ends: Counter[str]) -> None:
+    """Each job has one result. It was run to its end once, unless its worker was killed in or after that run."""
+    results: Counter[str] = Counter()
+    for job_id in ids:
+        row = await queue.get(job_id)
+        assert row.state is State.COMPLETED, row
+        errors = Counter(error.type for error in row.errors)
+        killed = errors.pop("LeaseExpired", 0)
+        assert row.attempts_made == 1 + killed + errors.total(), row
+        assert 1 <= ends[job_id] <= 1 + killed, (row, ends[job_id])
+        if row.type == "flaky":
+            assert 2 <= killed + errors["RuntimeError"] <= 4, row
+            attempts = [re.sub(" by .*", "", line.message) for line in await queue.logs(job_id)]
+            assert set(attempts) <= {f"attempt {n + 1}" for n in range(row.attempts_made)}
+            assert len(attempts) >= row.attempts_made - killed
+        else:
+            assert not errors, row
+        results[msgspec.json.decode(row.result or b"", type=str).split()[0]] += 1
+    assert results["earlier"] > 0
+    assert results["now"] > 0

@@ -6,59 +6,69 @@ import asyncio
 import os
 from pathlib import Path
 
-from jobq import Context, Queue, inject
+from jobq import Backoff, Context, Queue, inject
 
-queue = Queue("upgrade")
+queue = Queue("upgrade", keep_completed=100_000)
 RELEASE = os.environ.get("UPGRADE_RELEASE", "")
+RUNS = Path("runs")
 
 
-@queue.task
-async def plain(n: int) -> str:
+def ended(ctx: Context) -> str:
+    """Note that a run has got to its end. Returns the release that it ran in."""
+    with RUNS.open("a") as file:
+        file.write(f"{ctx.id} {RELEASE} {os.getpid()}\n")
+    return RELEASE
+
+
+@queue.task(attempts=5)
+async def plain(n: int, ctx: Context = inject) -> str:
     """Takes long enough for both workers to get some of the jobs."""
     await asyncio.sleep(0.005)
-    return f"{RELEASE} {n}"
+    return f"{ended(ctx)} {n}"
 
 
-@queue.task(attempts=4)
+@queue.task(attempts=5, backoff=Backoff(type="fixed", delay=0, jitter=0))
 async def flaky(n: int, ctx: Context = inject) -> str:
     """Fails twice, possibly in two releases."""
     ctx.log(f"attempt {ctx.attempt} by {RELEASE}")
     ctx.progress(ctx.attempt)
     if ctx.attempt < 3:
         raise RuntimeError(RELEASE)
-    return f"{RELEASE} {n}"
+    return f"{ended(ctx)} {n}"
 
 
-@queue.task
-def threaded(n: int) -> str:
+@queue.task(attempts=5)
+def threaded(n: int, ctx: Context = inject) -> str:
     """Runs in a thread."""
-    return f"{RELEASE} {n}"
+    return f"{ended(ctx)} {n}"
 
 
-@queue.task(attempts=3)
+@queue.task(attempts=5)
 async def stuck(begun: str, ctx: Context = inject) -> str:
     """The first run reports its start and never ends, until its process is killed."""
     if ctx.attempt == 1:
-        Path(begun).touch()  # noqa: ASYNC240 - nothing else runs in this worker
+        Path(begun).touch()  # noqa: ASYNC240 - nothing else of the test happens in this worker meanwhile
         await asyncio.Event().wait()
-    return RELEASE
+    return f"{ended(ctx)} -1"
 
 
 PRODUCE = """
 import asyncio, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import upgrade_app as app
 
 async def main():
     async with app.queue:
-        jobs = await app.plain.enqueue_many([{"n": n} for n in range(100)])
-        jobs += await app.flaky.options(priority=3).enqueue_many([{"n": n} for n in range(20)])
-        jobs += await app.threaded.options(delay=0.05).enqueue_many([{"n": n} for n in range(20)])
-        jobs.append(await app.plain.options(key="once").enqueue(n=-1))
-        jobs.append(await app.plain.options(key="once").enqueue(n=-1))
-        for job in jobs:
-            print(job.id)
+        once = await app.plain.options(key="once").enqueue(n=-1)
+        print(once.id, flush=True)
+        while not Path("stop").exists():
+            jobs = await app.plain.enqueue_many([{"n": n} for n in range(8)])
+            jobs.append(await app.flaky.options(priority=3).enqueue(n=8))
+            jobs.append(await app.threaded.options(delay=0.05).enqueue(n=9))
+            print(*(job.id for job in jobs), sep="\\n", flush=True)
+            await asyncio.sleep(0.1)
 
 asyncio.run(main())
 """
-"""A program that enqueues jobs of each type and prints their ids."""
+"""A program that enqueues jobs of each type until there is a file "stop", and prints their ids."""
