@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from redis.crc import key_slot
 
 from jobq import Connection, Queue, Worker
-from jobq.engine.model.ids import new_id
+from jobq.engine.model.ids import new_id, partition_of
 from jobq.errors import StoreError
 from tests.cluster.test_cluster import ATOMIC, NAMES
 from tests.conftest import wait_until
@@ -136,6 +137,52 @@ async def test_slots_move_both_ways_under_load(cluster: LocalCluster, at_once: b
         await load.settle()
         runs = [load.runs[job_id] for ids in load.acknowledged.values() for job_id in ids]
         assert set(runs) == {1}, "no lease was lost"
+
+
+async def test_slots_of_partitions_move_under_load(cluster: LocalCluster):
+    """Both ways, while producers spread jobs over all partitions, with and without keys, and a worker runs them."""
+    connection = Connection(cluster.url, timeout=2.0)
+    ran: Counter[int] = Counter()
+    jobs: list[Any] = []
+    stopped = asyncio.Event()
+    async with Queue("spread", connection, partitions=3) as queue:
+
+        @queue.task(attempts=50)
+        async def work(n: int) -> int:
+            ran[n] += 1
+            return n
+
+        async def produce(first: int) -> None:
+            for n in itertools.count(first, 2):
+                if stopped.is_set():
+                    return
+                key = f"key-{n % 7}-{n}" if n % 3 else None
+                jobs.append(await work.options(key=key).enqueue(n))
+                await asyncio.sleep(0)
+
+        async def more() -> None:
+            at = len(jobs)
+            await wait_until(lambda: len(jobs) >= at + 20, "more jobs", timeout=40)
+
+        async with Worker(queue, lease=3, concurrency=20, grace=5) as worker:
+            worker.start()
+            producers = [asyncio.create_task(produce(first)) for first in (0, 1)]
+            await more()
+            for part in queue.store.parts:
+                slot = key_slot(part.keys["waiting"])
+                home = await asyncio.to_thread(cluster.owner, slot)
+                away = next(node for node in cluster.primaries() if node is not home)
+                await asyncio.to_thread(cluster.move, slot, home, away)
+                await more()
+                await asyncio.to_thread(cluster.move, slot, away, home)
+                await more()
+            stopped.set()
+            await asyncio.gather(*producers)
+            results = await asyncio.gather(*(job.result(timeout=30) for job in jobs))
+        assert sorted(results) == sorted(ran)
+        assert set(ran.values()) == {1}, "no lease was lost"
+        assert {partition_of(job.id) for job in jobs} == {0, 1, 2}
+    await connection.aclose()
 
 
 async def test_a_primary_is_killed_under_load(cluster: LocalCluster):
