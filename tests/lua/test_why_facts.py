@@ -10,7 +10,7 @@ from table import held, jobs, place, standing, waiting
 from test_admission import KEYS, RULES, World
 
 from jobq.engine.model.facts import JobFacts, QueueFacts, read_facts
-from jobq.engine.store import store as store_module
+from jobq.engine.store import reading
 
 if TYPE_CHECKING:
     from table import Bench
@@ -106,7 +106,7 @@ def expected_key(state: dict[str, Any], key: str, row: str, at: int) -> tuple[An
 async def test_every_number_is_what_the_sets_say(
     bench: Bench, seed: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(store_module, "WHY_LINES", 1000)
+    monkeypatch.setattr(reading, "WHY_LINES", 1000)
     world = World(bench, seed)
     for name, text in RULES.items():
         await world.rule(name, text)
