@@ -18,7 +18,7 @@ from jobq.engine.store import OVERFLOW_PAGE
 from jobq.errors import GroupFull, IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, StoreUnavailable, twin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from jobq.engine.model.job import Done, Durability
     from jobq.engine.store import Call, Store
@@ -45,11 +45,17 @@ _Waiting = tuple[Entry, "asyncio.Future[Accepted]", float]
 _TOO_LATE: Final = StoreUnavailable("no answer from Redis: the trip before this one used up the time")
 
 
+class PartitionsFound(Exception):
+    """The queue got partitions after this program had opened it. Nothing was written, because the rows have no place
+    yet. The session has another producer now."""
+
+
 class Producer:
     """Sends rows to the store. ``durability``: the confirmation that an enqueue waits for.
 
     ``checked``: the server is known to give it. Otherwise the server is checked before the first trip. ``before`` is
-    called before each trip. ``whole``: the store of all partitions, if this one is not the first.
+    called before each trip. ``whole``: the store of all partitions, if this one is not the first. ``learn`` asks for
+    the number of partitions once the queue is registered, and returns whether there are several.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Producer:
         checked: bool,
         before: Callable[[], None] | None = None,
         whole: Store | None = None,
+        learn: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._store = store
@@ -71,6 +78,7 @@ class Producer:
         self._checked = checked
         self._before = before
         self._whole = whole
+        self._learn = learn
         self.trips = 0
         """How many have begun."""
         self._registered = False
@@ -162,6 +170,7 @@ class Producer:
         """Enqueue rows that fit into one trip.
 
         :raises StoreError: some rows may be written. Repeating the same rows is harmless.
+        :raises PartitionsFound: nothing was written, and the rows must be made again.
         """
         calls, starts = self._calls(rows)
         self.trips += 1
@@ -173,6 +182,10 @@ class Producer:
             self._checked = True
         if not self._registered:
             await self._store.register()
+            # From here on the queue counts as used, so that partitions which are declared later have one home. Those
+            # that were declared since this program opened the queue may have more.
+            if self._learn is not None and await self._learn():
+                raise PartitionsFound
             self._registered = True
         replies = await self._do(calls, within)
         if any(reply and not reply[0] for reply in replies):

@@ -16,6 +16,7 @@ from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_type, merge
 from jobq.engine.model.times import option_ms
 from jobq.engine.model.unique import bind, check_key, job_key
+from jobq.engine.queue.producer import PartitionsFound
 from jobq.engine.queue.verbs import Verbs
 from jobq.engine.store import Partitions
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
@@ -128,6 +129,8 @@ class Producing(Registry, Verbs):
         producer = session.producer if durability is None else session.producer_for(durability)
         try:
             accepted = await producer.send(entry)
+        except PartitionsFound:
+            return await self.submit(new, durability=durability, checked=True)
         except JobIdTaken:
             if new.id is not None:
                 raise
@@ -256,7 +259,10 @@ class Producing(Registry, Verbs):
             await session.declared.check(limited, self.rules, self.declared_breakers)
         make, now = session.entries.make, session.store.now_ms()
         rows = [make(new, now) for new in news]
-        answers = await session.producer_for(durability).send_many(rows)
+        try:
+            answers = await session.producer_for(durability).send_many(rows)
+        except PartitionsFound:
+            return await self.submit_each(news, durability=durability, checked=True)
         if self.hooks:
             for new, answer in zip(news, answers, strict=True):
                 if isinstance(answer, Accepted):

@@ -77,9 +77,11 @@ class Session:
         self.declared = Declared(store)
         self.hook_calls = HookCalls(store.name, hooks)
         self.producer: Producer | Spreader = Producer(
-            store, durability, durability_timeout_ms, checked=True, before=self.look
+            store, durability, durability_timeout_ms, checked=True, before=self.look, learn=self.find_partitions
         )
         self._producers: dict[Durability, Producer | Spreader] = {durability: self.producer}
+        self._alone: list[Producer] = []
+        """The producers from before the queue had partitions."""
         self._durability: Durability = durability
         self._durability_timeout_ms = durability_timeout_ms
         self.is_open = True
@@ -94,7 +96,13 @@ class Session:
         producer = self._producers.get(durability)
         if producer is None:
             check_durability(durability)
-            producer = Producer(self.first, durability, self._durability_timeout_ms, checked=durability == "none")
+            producer = Producer(
+                self.first,
+                durability,
+                self._durability_timeout_ms,
+                checked=durability == "none",
+                learn=self.find_partitions,
+            )
             if isinstance(self.store, Partitions):
                 producer = Spreader(self.store, producer, self._maker(durability), self.look)
             self._producers[durability] = producer
@@ -124,6 +132,14 @@ class Session:
         if stored.who:
             self.learn(stored)
 
+    async def find_partitions(self) -> bool:
+        """Ask for the number of partitions. Returns whether there are several.
+
+        :raises StoreError: Redis does not answer.
+        """
+        await self.refresh()
+        return isinstance(self.store, Partitions)
+
     async def _look(self) -> None:
         try:
             await self.refresh()
@@ -143,7 +159,10 @@ class Session:
             self.waiters = WaitersOfAll(store, self.waiters, self.readers)
             for durability, producer in self._producers.items():
                 assert isinstance(producer, Producer)
-                self._producers[durability] = Spreader(store, producer, self._maker(durability), self.look)
+                # It may have rows that were made without partitions. They must not become rows of the first one.
+                self._alone.append(producer)
+                make = self._maker(durability)
+                self._producers[durability] = Spreader(store, make(self.first), make, self.look)
             self.producer = self._producers[self._durability]
 
     def _maker(self, durability: Durability) -> Callable[[Store], Producer]:
@@ -151,7 +170,8 @@ class Session:
 
         def make(part: Store) -> Producer:
             # Each node of a cluster may be able to give another durability.
-            checked = durability == "none" or not part.connection.in_cluster
+            known = durability == self._durability and not part.connection.in_cluster
+            checked = durability == "none" or known
             return Producer(part, durability, self._durability_timeout_ms, checked=checked, whole=self.first)
 
         return make
@@ -169,7 +189,7 @@ class Session:
             await self.waiters.aclose()
             await self.readers.aclose()
             await self.defaults.aclose()
-            for producer in set(self._producers.values()):
+            for producer in (*self._alone, *self._producers.values()):
                 await producer.drain()
         finally:
             await self.use.release()
