@@ -538,9 +538,9 @@ def test_aging_is_set_and_switched_off(jobq: Callable[..., Said], tasks: str):
 
 def test_partitions_are_set_and_shown(jobq: Callable[..., Said], tasks: str):
     said = jobq("partitions", "set", "3", "--queue", tasks).out
-    assert said.startswith("tasks: 3 partitions, jobs with keys in 1 of them, 3 at most so far\n")
+    assert said.startswith("tasks: 3 partitions, no job with keys yet, 3 at most so far\n")
     row = json.loads(jobq("partitions", "show", "--queue", tasks, "--json").out)
-    assert row == {"queue": "tasks", "partitions": 3, "homes": 1, "most": 3, "jobs": [0, 0, 0]}
+    assert row == {"queue": "tasks", "partitions": 3, "homes": 0, "most": 3, "jobs": [0, 0, 0]}
     ids = [jobq("enqueue", "echo", '{"word": "a"}', "--queue", tasks).out.strip() for _ in range(2)]
     assert [jobq("show", job_id, "--json").json[0]["state"] for job_id in ids] == ["waiting"] * 2
     assert jobq("partitions", "set", "0", "--queue", tasks).code == 2

@@ -97,8 +97,16 @@ class LimitsModel:
             return 1_000_000
         count, per, burst = band
         interval = per / count
-        arrival = max(self.now, self.arrivals.get(key, 0.0))
-        return floor(((burst - 1) * interval - (arrival - self.now) + 0.001) / interval) + 1
+        return floor(((burst - 1) * interval - (self.arrival(key) - self.now) + 0.001) / interval) + 1
+
+    def arrival(self, key: str) -> float:
+        """The theoretical arrival time of a key with a rate. If it is further away than a full burst, then the rule was
+        changed, and one token is free."""
+        count, per, burst = self.rule(key).band or (1, 1, 1)
+        interval, stored = per / count, self.arrivals.get(key, 0.0)
+        if stored > self.now + burst * interval + 1:
+            return self.now + (burst - 1) * interval
+        return max(self.now, stored)
 
     def is_closed(self, key: str) -> bool:
         return self.closed.get(key, 0) > self.now
@@ -224,7 +232,7 @@ class LimitsModel:
                 started.append(job)
                 for key in job.keys:
                     if band := self.rule(key).band:
-                        self.arrivals[key] = max(self.now, self.arrivals.get(key, 0.0)) + band[1] / band[0]
+                        self.arrivals[key] = self.arrival(key) + band[1] / band[0]
         return [job.id for job in started]
 
     def settle(self, verb: str, job_id: str, token: str, delay: int) -> bool:

@@ -137,6 +137,7 @@ class LimitsMachine(RuleBasedStateMachine):
         new = RULES[name][number % len(RULES[name])]
         self.write(name, new)
         self.model.rules[name] = new
+        self.look_who_is_admitted()  # Jobs that have not started are held again, so that the new rule decides.
 
     @rule(key=st.sampled_from(["pool", "tenant:a", "rate", "drop", "latest", "kill"]), ms=st.sampled_from([0, 1, 700]))
     def close(self, key: str, ms: int) -> None:
@@ -181,9 +182,12 @@ class LimitsMachine(RuleBasedStateMachine):
             if not left:
                 break
         assert ids == self.model.trip(want)
-        self.model.admit(set(self.run(dump(Store(self.admin, "limits"))).get("waiting", {})))
+        self.look_who_is_admitted()
         for job_id in ids:
             self.model.jobs[job_id].token = self.tokens[job_id][-1]
+
+    def look_who_is_admitted(self) -> None:
+        self.model.admit(set(self.run(dump(Store(self.admin, "limits"))).get("waiting", {})))
 
     def claimed(self, *, repeated: bool) -> list[str]:
         want, number = self.claim

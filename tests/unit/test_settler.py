@@ -48,18 +48,24 @@ class FakeSource:
     def warn(self, what: str, error: StoreError) -> None:
         self.reports.append(what)
 
-    def give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
-        self.given_up.append((outcome, flat[0]))
-
-    def settled(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
-        self.stored.append(outcome)
-
     def ended(self, outcome: Outcome, jobs: int, size: int = 2) -> None:
         """So many jobs have this outcome."""
         for n in range(jobs):
             self.outbox.rows[outcome] += (b"%d" % n, TOKEN, *[b"x" * size] * (outcome.width - 2))
         if outcome is COMPLETED:
             self.outbox.counts = dict(COUNTS)
+
+
+class NotingSettler(Settler):
+    """Notes in its source which outcomes it has stored or given up."""
+
+    source: Any
+
+    def _stored(self, outcome: Outcome, flat: list[Any], answer: Any, *, repeated: bool) -> None:
+        self.source.stored.append(outcome)
+
+    def _give_up(self, outcome: Outcome, flat: list[Any], error: StoreError) -> None:
+        self.source.given_up.append((outcome, flat[0]))
 
 
 class Again:
@@ -75,7 +81,7 @@ def source() -> Iterator[FakeSource]:
 
 @pytest.fixture
 def settler(source: FakeSource) -> Settler:
-    return Settler(cast("Any", source))
+    return NotingSettler(cast("Any", source))
 
 
 def answered(settler: Settler, parcel: Parcel, answers: list[Any]) -> None:
@@ -121,7 +127,7 @@ def test_one_refused_outcome_does_not_keep_another_from_being_stored(source, set
 @pytest.mark.parametrize(("size", "times"), [(SMALL + 1, REFUSED_TIMES), (2, REFUSED_TIMES_SMALL)])
 async def test_a_job_whose_trips_fail_is_given_up_only_while_redis_answers(size: int, times: int):
     source = FakeSource(asyncio.get_running_loop())
-    settler = Settler(cast("Any", source))
+    settler = NotingSettler(cast("Any", source))
     source.ended(COMPLETED, 2, size)
 
     def trip_fails() -> None:
@@ -146,7 +152,7 @@ async def test_a_job_whose_trips_fail_is_given_up_only_while_redis_answers(size:
 
 async def test_notes_that_redis_refuses_are_left_out_and_the_outcome_stays(caplog: pytest.LogCaptureFixture):
     source = FakeSource(asyncio.get_running_loop())
-    settler = Settler(cast("Any", source))
+    settler = NotingSettler(cast("Any", source))
     source.ended(COMPLETED, 1)
     source.outbox.notes.progress((b"0", TOKEN), b"1")
     settler._refused = REFUSED_TIMES

@@ -272,7 +272,7 @@ async def test_a_lost_reply(queue: Queue, stored: bool, monkeypatch: pytest.Monk
             row[3 if outcome is tell.FAILED else 2] = b"another"
         real(queue, outcome, runs, row, [run.id for run in runs], repeated=True)
 
-    monkeypatch.setattr("jobq.engine.worker.source.tell_settled", as_repeated)
+    monkeypatch.setattr("jobq.engine.worker.settler.tell_settled", as_repeated)
 
     @queue.task
     async def good() -> int:
@@ -293,7 +293,7 @@ async def test_an_outcome_that_came_too_late_is_told_to_nobody(queue: Queue, mon
     heard = Heard(queue, "success")
     real = tell.tell_settled
     monkeypatch.setattr(
-        "jobq.engine.worker.source.tell_settled",
+        "jobq.engine.worker.settler.tell_settled",
         lambda queue, outcome, runs, flat, lost, *, repeated: real(
             queue, outcome, runs, flat, [run.id for run in runs], repeated=False
         ),

@@ -87,7 +87,7 @@ async def test_the_waiting_time_after_a_retry_or_promotion_starts_when_the_job_c
 
 async def test_old_latencies_are_not_counted(queue: Queue, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     # The time between the claim and the start is real, and may be some ms on a busy machine.
-    for module in ("lane", "run"):
+    for module in ("claiming", "lane", "run"):
         monkeypatch.setattr(f"jobq.engine.worker.{module}.perf_counter", lambda: 1.0)
 
     @queue.task
