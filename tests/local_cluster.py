@@ -89,6 +89,11 @@ class Node:
             return []
         return [primary[1] for first, last, primary, *_ in rows if first <= slot <= last]
 
+    def epoch_of(self, other: Node) -> int:
+        """The configuration epoch of a node, as this one knows it."""
+        rows = [line.split() for line in self.ask("CLUSTER", "NODES").decode().splitlines()]
+        return next(int(row[6]) for row in rows if row[0] == other.id)
+
     @property
     def alive(self) -> bool:
         """Whether its process runs."""
@@ -225,6 +230,16 @@ class LocalCluster:
         for node in self.primaries():
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
         wait_for(lambda: self.owner(slot) is target, "the slot to move")
+        wait_for(lambda: self._epochs(target) == {target.epoch_of(target)}, "the nodes to know the target's epoch")
+
+    def _epochs(self, primary: Node) -> set[int]:
+        """The epochs that the primary has, in the eyes of the nodes.
+
+        A primary is told directly that a slot has moved, and may know it before it hears of the new epoch. If it took
+        the slot back at that moment, its own new epoch would not be greater. Then the replicas, which only believe
+        the greater one, would tell it that the slot is still the other's, and undo the move.
+        """
+        return {node.epoch_of(primary) for node in self.nodes if node.alive}
 
     def move_at_once(self, slot: int, source: Node, target: Node) -> None:
         """Move a slot as Valkey 9 can. The source serves it until the target has all of its keys."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import pytest
 from jobq import InvalidJob, InvalidQuery, Misfit, NewJob, Queue, State, Unique
 from jobq.engine.queue.firing import Firing
 from jobq.engine.queue.published import Publisher
+from jobq.engine.store import Store
 from jobq.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
     from tools import Logs
 
+    from jobq import Job
+    from jobq.engine.store.sender import Sender
     from tests.conftest import Until
 
 
@@ -320,3 +325,60 @@ async def test_a_damaged_row_is_found(queue: Queue, old: Queue):
     await queue.store.command(b"HSET", queue.store.keys["jobs"], job.id.encode(), b"garbage")
     report = await queue.check_jobs()
     assert [one.reason for one in report.misfits] == ["this version of jobq cannot read the job's row"]
+
+
+class Crash(Exception):
+    """Stands for the death of the process that migrates."""
+
+
+async def test_a_layout_is_migrated_in_pages_while_a_worker_and_a_producer_are_busy(queue: Queue, start, connection):
+    """Layouts of this test: the second one notes a progress of delayed jobs. Jobs run between any two pages."""
+    ran: Counter[int] = Counter()
+    more = asyncio.Condition()
+
+    @queue.task
+    async def work(n: int) -> int:
+        async with more:
+            ran[n] += 1
+            more.notify_all()
+        return n
+
+    delayed = [await work.options(delay=600).enqueue(n) for n in range(-20, 0)]
+    await start(queue, concurrency=4)
+    jobs: list[Job[int]] = []
+
+    async def produce() -> None:
+        while True:
+            jobs.append(await work.enqueue(len(jobs)))
+
+    pages: list[int] = []
+
+    async def to_2(store: Sender) -> bool:
+        """Five jobs, and the first process dies in its third page."""
+        at = int(await store.command(b"HGET", store.keys["meta"], b"migrated") or 0)
+        ids = await store.command(b"ZRANGE", store.keys["delayed"], at, at + 4)
+        for job_id in ids:
+            await store.command(b"HSET", store.keys["progress"], job_id, b"2")
+            if len(pages) == 2:
+                pages.append(0)
+                raise Crash
+        before = ran.total()
+        async with more:
+            await asyncio.wait_for(more.wait_for(lambda: ran.total() >= before + 10), 20)
+        await store.command(b"HSET", store.keys["meta"], b"migrated", at + 5)
+        pages.append(len(ids))
+        return len(ids) == 5
+
+    producer = asyncio.create_task(produce())
+    with pytest.raises(Crash):
+        await Store(connection, "test").open(wanted=2, migrations={1: to_2})
+    assert await queue.store.command(b"HGET", queue.store.keys["meta"], b"layout") == b"1"
+    await Store(connection, "test").open(wanted=2, migrations={1: to_2})
+    producer.cancel()
+    assert pages == [5, 5, 0, 5, 5, 0]
+    assert await queue.store.command(b"HGET", queue.store.keys["meta"], b"layout") == b"2"
+    assert [bytes((await job.row()).progress or b"") for job in delayed] == [b"2"] * 20
+    for job in delayed:
+        await queue.promote(job.id)
+    assert [await job.result(20) for job in [*jobs, *delayed]] == [*range(len(jobs)), *range(-20, 0)]
+    assert set(ran.values()) == {1}
