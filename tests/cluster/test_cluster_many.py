@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from collections import Counter
@@ -224,6 +225,38 @@ async def test_queues_that_move_are_heard_of_at_their_new_node(
         await asyncio.to_thread(move, slot, *ends)
         await run_one(many[0])
         await run_one(many[1])
+
+
+async def test_a_queue_that_moves_again_and_again_is_heard_of(many, cluster: LocalCluster, start, until: Until):
+    """A node that had the slot before, and gets it back, must also tell that it moves away once more. Another program
+    enqueues, so nothing but the nodes tells the worker where the queue is."""
+    await start(*many, lease=60.0)
+    await until(lambda: tracking(cluster) == 3, "one connection to each node")
+    other = Connection(cluster.url)
+    async with with_task(Queue(many[0].name, other)) as producer:
+        slot = slot_of(producer.name)
+        source = cluster.owner(slot)
+        target = next(node for node in cluster.primaries() if node is not source)
+        for ends in [(source, target), (target, source)] * 2:
+            await asyncio.to_thread(cluster.move, slot, *ends)
+            await until(functools.partial(_hears, ends[1], producer), "the worker to listen at the new node")
+            await run_one(producer)
+    await other.aclose()
+
+
+def _hears(node: Node, queue: Queue) -> bool:
+    (_, listeners) = node.ask("PUBSUB", "SHARDNUMSUB", queue.store.keys["control"])
+    return listeners > 0
+
+
+async def test_a_worker_that_stops_leaves_others_on_its_connection_listening(many, cluster, start, until: Until):
+    await start(*many, concurrency=2)
+    async with Worker(*many, concurrency=2, grace=1.0) as other:
+        other.start()
+        await until(lambda: tracking(cluster) == 3, "one connection to each node")
+        await run_one(many[0])
+    for queue in many:
+        await run_one(queue)
 
 
 async def test_a_slot_on_the_move_does_not_keep_other_queues_waiting(many, cluster: LocalCluster, start, until: Until):

@@ -50,8 +50,8 @@ class Tracker:
         """Keys of which none existed, and which have changed since."""
         self._owner = owner
         self._asked: set[Keys] = set()
-        self._channels: set[bytes] = set()
-        """Channels of slots. The node tells when it has their slot no longer."""
+        self._channels: dict[bytes, Keys] = {}
+        """Channels of slots, with the keys that are asked about. The node tells when it has their slot no longer."""
         self._groups: dict[bytes, set[Keys]] = {}
         self._wire: TrackedWire | None = None
         self._connecting = False
@@ -70,10 +70,10 @@ class Tracker:
             self._connecting = True
             self._owner.start(self._connect())
 
-    def listen(self, channel: bytes) -> None:
-        """Hear when the slot of this channel moves away."""
+    def listen(self, channel: bytes, keys: Keys) -> None:
+        """Hear when the slot of this channel and these keys moves away."""
         if channel not in self._channels:
-            self._channels.add(channel)
+            self._channels[channel] = keys
             if self._wire is not None:
                 self._listen(self._wire, channel)
 
@@ -85,12 +85,8 @@ class Tracker:
             return future
 
         def took(answer: Any) -> None:
-            if future.done():
-                return
-            if isinstance(answer, StoreError):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+            if not future.done():
+                (future.set_exception if isinstance(answer, StoreError) else future.set_result)(answer)
 
         self.changed.discard(keys)
         self.known.pop(keys, None)
@@ -132,12 +128,21 @@ class Tracker:
             self._ask(wire, keys)
 
     def _listen(self, wire: TrackedWire, channel: bytes) -> None:
-        wire.send(pack((b"SSUBSCRIBE", channel)), _ignore)
+        wire.send(pack((b"SSUBSCRIBE", channel)), lambda answer: self._listens(channel, answer))
+
+    def _listens(self, channel: bytes, answer: Any) -> None:
+        if is_refusal(answer):
+            # The node does not have the slot now, so it would not tell that it moves away. It may come back later.
+            keys = self._channels.pop(channel, None)
+            if keys is not None and self.known.pop(keys, None) is not None:
+                self._owner.tell()
 
     def _ask(self, wire: TrackedWire, keys: Keys) -> None:
         wire.send(pack((b"EXISTS", *keys)), lambda answer: self._answered(keys, answer))
 
     def _tracks(self, answer: Any) -> None:
+        if isinstance(answer, StoreError):
+            return  # The connection was lost.
         if isinstance(answer, Exception) and self._wire is not None:
             log.warning(
                 f"A node of the cluster does not tell this user which keys change, so jobs may start up to five seconds"
@@ -168,7 +173,7 @@ class Tracker:
                         self.changed.add(keys)
         elif what in (b"invalidate", b"sunsubscribe"):
             self.known.clear()
-            self._channels.discard(of)
+            self._channels.pop(of, None)
         self._owner.tell()
 
     def _lost(self, error: Exception) -> None:
@@ -197,6 +202,8 @@ class Trackers:
         """Keys that a node could not say anything about -> when they are asked for again."""
         self._following: set[int] = set()
         self._ping_at = 0.0
+        self.waiting = 0
+        """Workers that wait for a token now."""
 
     def tell(self) -> None:
         """Wake those who wait: there is an answer, or a change."""
@@ -216,6 +223,13 @@ class Trackers:
         :raises StoreUnavailable: no answer came, so a token may have been taken.
         :raises StoreError: the server refuses to give it.
         """
+        self.waiting += 1
+        try:
+            return await self._wait(stores, block)
+        finally:
+            self.waiting -= 1
+
+    async def _wait(self, stores: Sequence[Sender], block: float) -> int | None:
         now = asyncio.get_running_loop().time
         end = now() + block
         for node in [node for node in self._of if node.is_closed]:
@@ -239,6 +253,8 @@ class Trackers:
         now = asyncio.get_running_loop().time
         end = now() + ANSWER_SECONDS
         groups = [tuple(store.keys[column] for column in columns) for store in stores]
+        # A worker without free slots does not wait for tokens, and must also notice that a connection is dead.
+        self._ping(now())
         while True:
             news = self._news
             answers = [self._state(store, keys) for store, keys in zip(stores, groups, strict=True)]
@@ -307,7 +323,7 @@ class Trackers:
         known = tracker.known.get(keys)
         if known is None:
             tracker.ask(keys)
-            tracker.listen(store.keys["control"])
+        tracker.listen(store.keys["control"], keys)
         return known is True
 
     async def _pop(self, store: Sender, keys: Keys) -> bool:
@@ -373,8 +389,8 @@ def trackers_of(connection: Connection) -> Trackers:
 
 
 def stop_tracking(connection: Connection) -> None:
-    """Nobody waits any more. Whoever does later makes new connections."""
-    if connection.tracking is not None:
+    """A worker has stopped. If no other one waits, the connections are closed. Whoever waits later makes new ones."""
+    if connection.tracking is not None and not connection.tracking.waiting:
         connection.tracking.close()
 
 
