@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 async def changing(store: Store) -> AsyncGenerator[None]:
     """Around a change of settings in all partitions. If it is cut, the numbers differ, and ``settle`` finishes it.
 
-    A queue of one partition counts too: another program may be giving it more just now.
+    It counts at its begin and at its end. Somebody who copied older settings to a partition in between has noted the
+    number of its begin, so they are copied again. A queue of one partition counts too: another program may be giving
+    it more just now.
 
     :raises StoreError: Redis is away.
     """
     first, *others = store.parts
-    number = await first.do(first.settings())
+    begun = await first.do(first.settings())
     yield
-    await asyncio.gather(*(part.do(part.settings(number - 1, number)) for part in others))
+    ended = await first.do(first.settings())
+    if ended == begun + 1:  # Otherwise somebody else has changed settings, perhaps in another order in each partition.
+        await asyncio.gather(*(part.do(part.settings(begun - 1, ended)) for part in others))

@@ -29,25 +29,28 @@ async def number_of(part: Store) -> int:
     return int(stored) if stored and stored.isdigit() else 0
 
 
-async def settle(store: Store) -> int:
-    """Copy the settings of the first partition to those that are behind. Returns the number of its changes.
+async def settle(store: Store) -> int | None:
+    """Copy the settings of the first partition to those that are behind. Returns the number of its changes, or None if
+    they have not reached all partitions: call it again later.
 
     :raises StoreError: Redis is away.
     """
     first, *others = store.parts
     number, *reached = await asyncio.gather(*(number_of(part) for part in store.parts))
+    settled = True
     for part, before in zip(others, reached, strict=True):
         if before != number:
             log.info(
                 f"The settings of queue {store.name} are copied to partition {part.partition}: a call was interrupted",
                 queue=store.name, partition=part.partition,
             )  # fmt: skip
-            await copy_settings(first, part, before)
-    return number
+            settled &= await copy_settings(first, part, before)
+    return number if settled else None
 
 
-async def copy_settings(first: Store, part: Store, before: int = 0) -> None:
+async def copy_settings(first: Store, part: Store, before: int = 0) -> bool:
     """Give a partition what operators set of the queue, and take away what they removed. ``before``: its number.
+    Returns False if something must be copied later.
 
     :raises StoreError: Redis is away.
     """
@@ -82,9 +85,8 @@ async def copy_settings(first: Store, part: Store, before: int = 0) -> None:
     if aging is not None:
         _, waiting = await part.do(part.aging(int(aging)))
         if waiting:
-            return  # It is tried again when fewer jobs wait.
-    if await number_of(first) == number:
-        await part.do(part.settings(before, number))
+            return False  # It is tried again when fewer jobs wait.
+    return await number_of(first) == number and await part.do(part.settings(before, number)) == number
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[str, str]:

@@ -71,8 +71,9 @@ class Sweeper:
         self._interval = interval(pool.lease_ms)
         self._publishers: dict[Source, Publisher] = {}
         self._duties: dict[Source, Duty] = {}
-        self._settled: dict[Source, tuple[int, int]] = {}
-        """The changes of settings that are known to have reached all partitions, and how many these are."""
+        self._settled: dict[Source, tuple[int | None, int]] = {}
+        """The changes of settings that are known to have reached all partitions (None: some have not), and how many
+        partitions these are."""
 
     async def run(self) -> None:
         """Sweep until cancelled."""
