@@ -191,7 +191,7 @@ class Deliverer:
         name = delivery.webhook
         row, disabled, _ = await self._queue.store.webhook(name)
         hook = read_webhook(row) if row else None
-        if hook is None:
+        if hook is None or delivery.made_at not in (None, hook.created_at):
             raise Discard(f"there is no webhook {name} any more")
         testing = delivery.body.get("type") == "webhook.test"
         if not testing and (disabled is not None or not hook.enabled):
@@ -205,10 +205,10 @@ class Deliverer:
         try:
             status = await self._send(hook, ctx.id, _encode(delivery.body))
         except (DeliveryFailed, Retry) as error:
-            await self._failed(name, str(error), testing=testing)
+            await self._failed(name, hook, str(error), testing=testing)
             raise
         if status == 410:
-            await self._disable(name, "the address answered 410: it is gone")
+            await self._disable(name, hook, "the address answered 410: it is gone")
             raise Discard(f"webhook {name} answered 410, and is disabled")
         await self._queue.store.forget_webhook_failures(name)
         return status
@@ -236,13 +236,17 @@ class Deliverer:
             raise Retry(f"the address answered {answer.status}: {words}", delay=min(float(wait), RETRY_MAX))
         raise DeliveryFailed(f"the address answered {answer.status}: {words}")
 
-    async def _failed(self, name: str, why: str, *, testing: bool) -> None:
+    async def _failed(self, name: str, hook: StoredWebhook, why: str, *, testing: bool) -> None:
         if not testing and await self._queue.store.count_webhook_failure(name) >= DISABLED_AFTER:
             await self._disable(
-                name, f"{DISABLED_AFTER} attempts failed one after the other; the last one: {why}"[:500]
+                name, hook, f"{DISABLED_AFTER} attempts failed one after the other; the last one: {why}"[:500]
             )
 
-    async def _disable(self, name: str, reason: str) -> None:
+    async def _disable(self, name: str, hook: StoredWebhook, reason: str) -> None:
+        row, _, _ = await self._queue.store.webhook(name)
+        now = read_webhook(row) if row else None
+        if now is None or (now.url, now.created_at) != (hook.url, hook.created_at):
+            return  # It was changed while the old address did not answer.
         if await self._queue.store.disable_webhook(name, reason):
             log.warning(
                 f"Webhook {name} of queue {self._queue.name} was disabled, and PUT /webhooks/{name} enables it again:"
@@ -295,9 +299,13 @@ async def deliver_webhooks(
             limits=[Concurrency(AT_ONCE, by="webhook", name="webhook")],
         )
         async def deliver(
-            webhook: str, body: dict[str, Any], previous: str | None = None, ctx: Context = inject
+            webhook: str,
+            body: dict[str, Any],
+            previous: str | None = None,
+            made_at: int | None = None,
+            ctx: Context = inject,
         ) -> int:
-            return await deliverer.deliver(Delivery(webhook, body, previous), ctx)
+            return await deliverer.deliver(Delivery(webhook, body, previous, made_at), ctx)
 
         if began is not None:
             began(deliveries)

@@ -366,6 +366,63 @@ async def test_410_disables_and_a_put_enables_again(
         assert receiver.told[-1] == ("job.killed", f"test:{job.id}")
 
 
+async def test_a_webhook_that_is_made_again_gets_no_deliveries_of_the_one_before_it(
+    queue: Queue, receiver: Receiver, until: Until
+) -> None:
+    """They are tried again for hours, and the new one may have the address of somebody else."""
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def broken() -> web.Response:
+        asked.set()
+        await release.wait()
+        return web.Response(status=500)
+
+    receiver.answers = [broken]
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    async with delivering(queue) as deliveries:
+        await (await queue.enqueue("mail")).kill()
+        await asked.wait()
+        await queue.delete_webhook("crm")
+        await queue.put_webhook("crm", receiver.url, events=["killed"])
+        release.set()
+
+        async def ended() -> bool:
+            found = await deliveries.stats()
+            return found.failed + found.completed == 1
+
+        await until(ended, "the old delivery to end")
+        assert len(receiver.got) == 1
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: len(receiver.got) == 2, "the delivery of the new one")
+
+
+async def test_the_answer_of_an_earlier_address_disables_nothing(
+    queue: Queue, receiver: Receiver, until: Until
+) -> None:
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def gone() -> web.Response:
+        asked.set()
+        await release.wait()
+        return web.Response(status=410)
+
+    receiver.answers = [gone]
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    async with delivering(queue) as deliveries:
+        await (await queue.enqueue("mail")).kill()
+        await asked.wait()
+        await queue.put_webhook("crm", f"{receiver.url}?moved", events=["killed"])
+        release.set()
+
+        async def ended() -> bool:
+            return (await deliveries.stats()).failed == 1
+
+        await until(ended, "the delivery to end")
+        assert (await queue.get_webhook("crm")).enabled
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: len(receiver.got) == 2, "the next delivery")
+
+
 async def test_too_many_failures_disable(
     queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:

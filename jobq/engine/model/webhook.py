@@ -77,11 +77,13 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """The payload of a job that delivers. ``previous``: the delivery for the same job that comes before this one."""
+    """The payload of a job that delivers. ``previous``: the delivery for the same job that comes before this one.
+    ``made_at``: when its webhook was made, so that a later one of the same name does not get it."""
 
     webhook: str
     body: dict[str, Any]
     previous: str | None = None
+    made_at: int | None = None
 
 
 def check_webhook_name(name: str) -> str:

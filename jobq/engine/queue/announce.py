@@ -217,7 +217,7 @@ class Announcer:
         self._last[name, event.job] = delivery
         if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
-        payload = Delivery(name, _body(event, row), previous)
+        payload = Delivery(name, _body(event, row), previous, hook.created_at)
         return self._deliveries.new(
             TYPE, payload, id=delivery, metadata={"webhook": name, "job": event.job, "event": event.name}
         )
