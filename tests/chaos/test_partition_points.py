@@ -51,9 +51,14 @@ async def settings(part: Store) -> dict[str, Any]:
     return {
         "meta": meta,
         "paused": await part.command(b"HEXISTS", part.keys["meta"], b"paused"),
-        "rules": await part.command(b"HGETALL", part.keys["rules"]),
-        "groups": await part.command(b"HGETALL", part.keys["groups"]),
+        "rules": _rows(await part.command(b"HGETALL", part.keys["rules"])),
+        "groups": _rows(await part.command(b"HGETALL", part.keys["groups"])),
     }
+
+
+def _rows(flat: list[bytes]) -> dict[bytes, bytes]:
+    """The server may return the rows of two partitions in another order."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 @EACH

@@ -173,7 +173,8 @@ class Tracker:
                         self.changed.add(keys)
         elif what in (b"invalidate", b"sunsubscribe"):
             self.known.clear()
-            self._channels.pop(of, None)
+            if of is not None:
+                self._channels.pop(of, None)
         self._owner.tell()
 
     def _lost(self, error: Exception) -> None:
