@@ -12,6 +12,8 @@ from jobq.errors import StoreError
 from tests.chaos.world import GRACE, LEASE, PARTITIONS_MOST, World
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
     from jobq import Queue
 
 Fault = Callable[[World], Awaitable[int]]
@@ -51,12 +53,23 @@ async def worker_sigstop(world: World) -> int:
     return held
 
 
+async def _terminate(world: World, process: Process) -> int:
+    """Tell a worker to stop. Returns how many jobs it has at that moment: it is frozen while they are counted."""
+    held = 0
+    with contextlib.suppress(ProcessLookupError):
+        with world.sink.to_itself():
+            process.send_signal(signal.SIGSTOP)
+            await _soon()
+        held = await world.held(process.pid)
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+    return held
+
+
 async def worker_sigterm(world: World) -> int:
     """A worker is told to stop. It hands back the jobs that do not end in its grace."""
     process = world.workers.any(world.chance)
-    held = await world.held(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    held = await _terminate(world, process)
     await process.wait()
     return held
 
@@ -64,9 +77,8 @@ async def worker_sigterm(world: World) -> int:
 async def worker_sigterm_twice(world: World) -> int:
     """A worker is told to stop at once."""
     process = world.workers.any(world.chance)
-    held = await world.held(process.pid)
+    held = await _terminate(world, process)
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
         await _soon()
         process.terminate()
     await process.wait()
@@ -76,9 +88,8 @@ async def worker_sigterm_twice(world: World) -> int:
 async def worker_sigterm_twice_sigkill(world: World) -> int:
     """A worker is told to stop, then to stop at once, and dies while it stops."""
     process = world.workers.any(world.chance)
-    held = await world.held(process.pid)
+    held = await _terminate(world, process)
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
         await asyncio.sleep(world.chance.uniform(0, GRACE))
         process.terminate()
         await asyncio.sleep(world.chance.uniform(0, 0.1))
