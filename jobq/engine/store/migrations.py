@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 Migration = Callable[["Sender"], Awaitable[bool]]
 """Migrates one page and returns whether there is more. It must be repeatable, because a process may die after any page.
-The workers of the older version must have stopped."""
+Programs of the earlier release go on meanwhile, and afterwards until they are restarted. So the scripts of both layouts
+must understand what a page writes."""
 
 MIGRATIONS: Final[dict[int, Migration]] = {}
 """Migrations by the layout that they start from."""
