@@ -221,7 +221,8 @@ def _time(at: int) -> str:
 
 
 def write(report: Report, docs: Path) -> list[Path]:
-    """Write the page, and the plots if matplotlib is installed. Returns the written files."""
+    """Write the page, and the plots if matplotlib is installed; otherwise the page keeps those that there are. Returns the
+    files that belong to it."""
     loads = [load for one in report.measured for load in one.load] or [0.0]
     quiet = sorted(loads)[len(loads) // 2] <= int(report.machine.get("cores") or 1)
     text = INTRO.format(
@@ -234,15 +235,15 @@ def write(report: Report, docs: Path) -> list[Path]:
         **{key: report.machine.get(key, "") for key in MACHINE},
     )
     lines = [text, LIMIT, *_goals(report)]
-    plots: list[Path] = []
     try:
         from benchmarks import plots as drawing
     except ImportError:
-        pass
+        drawn = (docs / "benchmarks" / f"{name}.svg" for name in ("drain", "enqueue", "curves"))
+        plots = [plot for plot in drawn if plot.exists()]
     else:
         plots = drawing.draw(report, docs / "benchmarks")
-        if plots:
-            lines += ["## Throughput\n", *(f"![{plot.stem}](benchmarks/{plot.name})" for plot in plots), ""]
+    if plots:
+        lines += ["## Throughput\n", *(f"![{plot.stem}](benchmarks/{plot.name})" for plot in plots), ""]
     for workload in everything():
         if workload.name.startswith("over-"):
             continue
