@@ -221,8 +221,7 @@ def _time(at: int) -> str:
 
 
 def write(report: Report, docs: Path) -> list[Path]:
-    """Write the page, and the plots if matplotlib is installed; otherwise the page keeps those that there are. Returns the
-    files that belong to it."""
+    """Write the page and the plots, and return the files. Without matplotlib the page keeps the plots it has."""
     loads = [load for one in report.measured for load in one.load] or [0.0]
     quiet = sorted(loads)[len(loads) // 2] <= int(report.machine.get("cores") or 1)
     text = INTRO.format(
