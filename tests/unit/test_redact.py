@@ -11,7 +11,7 @@ import pytest
 from jobq import Connection
 from jobq.engine.model.job import Spec
 from jobq.engine.model.outcome import judge
-from jobq.engine.store.link import translate
+from jobq.engine.store.refusals import translate
 from jobq.errors import InvalidPayload, SettingsError
 from jobq.http.problems import validation_problem
 from jobq.redact import excerpt, redact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobq import Connection
-from jobq.engine.store.link import translate
+from jobq.engine.store.refusals import translate
 from jobq.engine.store.url import make_pool, nodes_of
 from jobq.errors import SettingsError, StoreUnavailable
 

@@ -22,9 +22,10 @@ from redis.backoff import NoBackoff
 
 from jobq.engine.store.cluster import Cluster
 from jobq.engine.store.once import Once
+from jobq.engine.store.refusals import translate
 from jobq.engine.store.url import is_cluster, make_pool, nodes_of
 from jobq.engine.store.wire import Wire
-from jobq.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable
+from jobq.errors import StoreError, StoreUnavailable
 from jobq.redact import redact
 
 if TYPE_CHECKING:
@@ -38,36 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Argument = bytes | str | int | float
 pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
-
-_TRANSIENT = (
-    "BUSY ",
-    "LOADING ",
-    "MASTERDOWN ",
-    "CLUSTERDOWN ",
-    "TRYAGAIN ",
-    "MOVED ",
-    "ASK ",
-    "READONLY ",
-    "MISCONF ",
-    "UNBLOCKED ",
-)
-_REFUSED = ("NOAUTH ", "NOPERM ", "WRONGPASS ")
-
-
-def translate(error: Exception) -> StoreError:
-    """Translate errors of Redis and redis-py into jobq's errors."""
-    text = redact(str(error)) or type(error).__name__
-    if text.startswith("OOM "):
-        return StoreFull("Redis is at maxmemory and accepts no new jobs; free memory or raise maxmemory")
-    refusals = exceptions.AuthenticationError | exceptions.NoPermissionError
-    # redis-py raises a refused login as a ConnectionError. Its cause is the refusal.
-    if isinstance(error, refusals) or isinstance(error.__cause__, refusals) or text.startswith(_REFUSED):
-        return StoreRefused(f"Redis refuses this user: {text}")
-    if text.startswith(_TRANSIENT):
-        return StoreUnavailable(f"Redis cannot write now: {text}")
-    if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError | TimeoutError | EOFError):
-        return StoreUnavailable(f"no answer from Redis: {text}")
-    return StoreError(f"Redis: {text}")
 
 
 class Connection:

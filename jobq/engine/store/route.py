@@ -13,7 +13,8 @@ from hiredis import ReplyError
 from redis.crc import key_slot
 
 from jobq.engine.store.cluster import is_refusal
-from jobq.engine.store.link import pack, translate
+from jobq.engine.store.link import pack
+from jobq.engine.store.refusals import translate
 from jobq.errors import StoreUnavailable
 
 if TYPE_CHECKING:

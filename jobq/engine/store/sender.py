@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobq.engine.store import lua
 from jobq.engine.store.cluster import is_refusal
 from jobq.engine.store.keys import queue_keys
-from jobq.engine.store.link import Connection, pack, translate
+from jobq.engine.store.link import Connection, pack
+from jobq.engine.store.refusals import translate
 from jobq.engine.store.route import PAUSES, Route
 from jobq.engine.store.tracking import trackers_of
 from jobq.errors import DurabilityUnavailable, StoreError

@@ -17,7 +17,8 @@ from redis.crc import key_slot
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.store.cluster import is_refusal
-from jobq.engine.store.link import pack, translate
+from jobq.engine.store.link import pack
+from jobq.engine.store.refusals import translate
 from jobq.engine.store.tracked import TrackedWire
 from jobq.errors import StoreError, StoreRefused, StoreUnavailable
 

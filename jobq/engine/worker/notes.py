@@ -22,9 +22,10 @@ LOG_KEPT: Final = 65_000
 """Bytes of one job's unsent log lines. The server keeps 64 KiB: these, and a line that counts dropped ones."""
 NOTES_MAX: Final = 125
 """The most jobs whose notes one trip carries."""
-NOTES_BYTES: Final = 2 << 20
-"""Bytes of notes in one trip. Earlier lines of a job count as well, because the server moves them. Redis 7.0 works
-for 2 to 8 ms on a trip of this size: 0.13 to 0.3 ms for 64 KiB, the longest where the lines are very short."""
+NOTES_BYTES: Final = 1 << 20
+"""Bytes of notes in one trip. Earlier lines of a job count as well, because the server moves them. Twice as many could
+keep Redis 7.0 for more than 10 ms: when they are sent again, it looks for the first new one among thousands of short
+lines."""
 
 Key = tuple[bytes, bytes]
 """Id and token of a run."""
