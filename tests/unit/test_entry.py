@@ -7,8 +7,7 @@ import pytest
 
 from jobq.engine.model.entry import Entry, EntryMaker, encode_entry
 from jobq.engine.model.ids import IdMaker
-from jobq.engine.model.job import NewJob, Options
-from jobq.engine.model.limits import LimitBy
+from jobq.engine.model.job import LimitBy, NewJob, Options
 from jobq.errors import InvalidJob
 
 NOW = 1_700_000_000_000

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobq.engine.model.job import State
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from jobq.engine.model.facts import JobFacts, KeyFacts, QueueFacts
     from jobq.engine.model.limits import Band
+    from jobq.engine.model.views import JobBrief
 
 
 def latest(moments: Iterable[float | None]) -> float | None:
@@ -104,3 +107,25 @@ def jobs_ahead(queue: QueueFacts, job: JobFacts) -> int:
         found = own + job.others + max(job.urgent, min(job.ahead, own + 1))
     itself = job.state in ("waiting", "held")
     return min(found, queue.waiting + queue.held - itself)
+
+
+def closed_then(job: JobFacts) -> list[KeyFacts]:
+    """The keys of a delayed job that are still closed when it is due."""
+    return [key for key in job.keys if key.closed_until > job.score]
+
+
+def until_start(row: JobBrief, queue: QueueFacts, job: JobFacts) -> float | None:
+    """When the job starts, if nothing that ends at an unknown time is in its way."""
+    waits: list[float | None] = [float(max(0, queue.closed_until - queue.now))]
+    slot = until_slot(queue, job, row.type, row.priority, jobs_ahead(queue, job))
+    if job.state is State.DELAYED:
+        # How long today's load lasts may be unknown, and says little of a later time.
+        due = max(0.0, job.score - queue.now)
+        waits += [until_key(key, job, queue.now, None) for key in closed_then(job)]
+        return latest([*waits, due, slot or 0.0])
+    if job.state is State.BLOCKED:
+        return latest([*waits, until_end(queue, job, row.type), job.score - queue.now, slot or 0.0])
+    if job.state is State.HELD:
+        usual = queue.usual_ms(row.type)
+        waits += [until_key(key, job, queue.now, usual) for key in job.keys]
+    return latest([*waits, slot])

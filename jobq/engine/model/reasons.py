@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from jobq.engine.model.estimate import jobs_ahead, latest, until_end, until_key, until_slot, until_token
+from jobq.engine.model.estimate import closed_then, jobs_ahead, until_start, until_token
 from jobq.engine.model.job import State
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.why import Reason, ReasonCode, Why
+from jobq.engine.model.wording import ago, in_time, many, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts, last_start: int | N
         counted = max((reason.ahead or 0 for reason in found), default=0)
         found += [reason for reason in _line(queue, job, row) if (reason.ahead or 0) > counted]
     elif job.state is State.DELAYED:
-        found += [_closed(key, queue.now) for key in _closed_then(job)]
-    starts = _starts(row, queue, job)
+        found += [_closed(key, queue.now) for key in closed_then(job)]
+    starts = until_start(row, queue, job)
     if not found:
         known = "A worker takes it with its next claim." if starts is not None else "Nothing is in its way."
         found = [Reason(code=ReasonCode.READY, detail=known)]
@@ -60,7 +60,7 @@ def why_job(row: JobBrief, queue: QueueFacts, job: JobFacts, last_start: int | N
     if last_start is not None and last_start > queue.now:
         before = starts is not None and queue.now + starts > last_start
         when = "before it would start" if before else "unless it has started by then"
-        detail = f"It expires {_in(last_start, queue.now)}, {when}."
+        detail = f"It expires {in_time(last_start, queue.now)}, {when}."
         found.append(Reason(code=ReasonCode.EXPIRES, detail=detail, until=last_start))
         starts = None if before else starts
     return Why(job.state, found, None if starts is None else max(0, round(starts)))
@@ -72,14 +72,14 @@ def why_queue(queue: QueueFacts) -> Why:
     if not queue.waiting + queue.held + queue.delayed + queue.active:
         found.append(Reason(code=ReasonCode.NO_JOBS, detail="The queue has no unfinished jobs."))
     elif not queue.waiting + queue.active and queue.held:
-        detail = f"All {_many(queue.held, 'job')} that could run are held by limits, breakers or paused groups."
+        detail = f"All {many(queue.held, 'job')} that could run are held by limits, breakers or paused groups."
         found.append(Reason(code=ReasonCode.ONLY_HELD, detail=detail, count=queue.held))
     elif not queue.waiting + queue.active + queue.held:
-        when = _in(queue.due, queue.now) if queue.due else "later"
-        detail = f"All {_many(queue.delayed, 'unfinished job')} are delayed; the first one is due {when}."
+        when = in_time(queue.due, queue.now) if queue.due else "later"
+        detail = f"All {many(queue.delayed, 'unfinished job')} are delayed; the first one is due {when}."
         found.append(Reason(code=ReasonCode.ONLY_DELAYED, detail=detail, count=queue.delayed, until=queue.due))
     if queue.parked:
-        detail = f"{_many(queue.parked, 'delayed job')} wait for a worker that knows their type.{_served(queue)}"
+        detail = f"{many(queue.parked, 'delayed job')} wait for a worker that knows their type.{_served(queue)}"
         types = _types(queue)
         found.append(Reason(code=ReasonCode.PARKED, detail=detail, count=queue.parked, types=types))
     if queue.waiting or queue.held:
@@ -97,12 +97,12 @@ def _obstacles(queue: QueueFacts, type: str | None) -> Iterator[Reason]:
         yield Reason(code=ReasonCode.QUEUE_PAUSED, detail=detail, since=queue.paused_since or None)
     if queue.closed_until:
         detail = (
-            f"The queue is closed and opens {_in(queue.closed_until, queue.now)}: a handler was rate limited, or an"
+            f"The queue is closed and opens {in_time(queue.closed_until, queue.now)}: a handler was rate limited, or an"
             " operator closed it."
         )
         yield Reason(code=ReasonCode.QUEUE_CLOSED, detail=detail, until=queue.closed_until)
     if not queue.alive:
-        last = f" The last one was heard of {_span(queue.now - queue.last_seen)} ago." if queue.last_seen else ""
+        last = f" The last one was heard of {span(queue.now - queue.last_seen)} ago." if queue.last_seen else ""
         detail = f"No worker is alive: nothing runs until one starts (jobq work TARGET).{last}"
         yield Reason(code=ReasonCode.NO_WORKER, detail=detail, since=queue.last_seen)
     elif type is not None and not queue.serving(type):
@@ -131,8 +131,8 @@ def _slots(queue: QueueFacts, row: JobBrief | None) -> Iterator[Reason]:
     if not queue.alive or not slots or queue.used < slots:
         return
     usual = queue.usual_ms(kind)
-    lately = "" if usual is None else f" Such jobs took {_span(usual)} lately."
-    detail = f"All {_many(slots, 'slot')} of the live workers are busy.{lately}"
+    lately = "" if usual is None else f" Such jobs took {span(usual)} lately."
+    detail = f"All {many(slots, 'slot')} of the live workers are busy.{lately}"
     known = None if usual is None else round(usual)
     yield Reason(code=ReasonCode.SLOTS_BUSY, detail=detail, count=queue.used, limit=slots, type=kind, usual_ms=known)
 
@@ -173,16 +173,11 @@ def _key(key: KeyFacts, job: JobFacts, queue: QueueFacts) -> Iterator[Reason]:
         yield _spent(key, now, wait, key.ahead)
 
 
-def _closed_then(job: JobFacts) -> list[KeyFacts]:
-    """The keys of a delayed job that are still closed when it is due."""
-    return [key for key in job.keys if key.closed_until > job.score]
-
-
 def _closed(key: KeyFacts, now: int) -> Reason:
     if key.name.startswith("!"):
         return _breaker(key, now)
     detail = (
-        f'The key "{key.key}" is closed and opens {_in(key.closed_until, now)}: a handler was rate limited, or an'
+        f'The key "{key.key}" is closed and opens {in_time(key.closed_until, now)}: a handler was rate limited, or an'
         f" operator closed it.{_more(key.ahead)}"
     )
     return Reason(
@@ -209,8 +204,8 @@ def _full(key: KeyFacts, slots: int, ahead: int) -> Reason:
 
 def _spent(key: KeyFacts, now: int, wait: float, ahead: int) -> Reason:
     until = now + round(wait)
-    rates = ", ".join(f"{band.count} {band.unit or 'jobs'} per {_span(band.per)}" for band in key.rule.rate)
-    detail = f"The rate of {_rule(key)} ({rates}) is used up; its next token comes {_in(until, now)}.{_more(ahead)}"
+    rates = ", ".join(f"{band.count} {band.unit or 'jobs'} per {span(band.per)}" for band in key.rule.rate)
+    detail = f"The rate of {_rule(key)} ({rates}) is used up; its next token comes {in_time(until, now)}.{_more(ahead)}"
     return Reason(
         code=ReasonCode.RATE_SPENT, detail=detail, rule=key.name, key=key.key, until=until,
         limit=key.rule.rate[0].count, ahead=ahead,
@@ -222,7 +217,7 @@ def _breaker(key: KeyFacts, now: int) -> Reason:
     if key.closed_until > now:
         detail = (
             f'The circuit breaker of the type "{kind}" is open: too many runs failed, or an operator tripped it. One'
-            f" job runs {_in(key.closed_until, now)} to find out.{_more(key.ahead)}"
+            f" job runs {in_time(key.closed_until, now)} to find out.{_more(key.ahead)}"
         )
         return Reason(code=ReasonCode.BREAKER_OPEN, detail=detail, type=kind, until=key.closed_until, ahead=key.ahead)
     detail = f'The circuit breaker of the type "{kind}" is half-open: one job runs to find out whether it works again.'
@@ -241,7 +236,7 @@ def _rule(key: KeyFacts) -> str:
 
 
 def _more(ahead: int) -> str:
-    return f" {_many(ahead, 'job')} under it {'goes' if ahead == 1 else 'go'} before this one." if ahead else ""
+    return f" {many(ahead, 'job')} under it {'goes' if ahead == 1 else 'go'} before this one." if ahead else ""
 
 
 def _line(queue: QueueFacts, job: JobFacts, row: JobBrief) -> Iterator[Reason]:
@@ -251,8 +246,8 @@ def _line(queue: QueueFacts, job: JobFacts, row: JobBrief) -> Iterator[Reason]:
         name = f'of the group "{job.group}"' if job.group else "without a group"
         others = max(0, job.turn)
         detail = (
-            f"The groups take turns: {_many(job.in_group, 'job')} {name} and {_many(others, 'other group')} come before"
-            f" it, so about {_many(ahead, 'job')} in all."
+            f"The groups take turns: {many(job.in_group, 'job')} {name} and {many(others, 'other group')} come before"
+            f" it, so about {many(ahead, 'job')} in all."
         )
         yield Reason(
             code=ReasonCode.GROUP_TURN, detail=detail, group=job.group or None, ahead=ahead, groups=others,
@@ -260,12 +255,12 @@ def _line(queue: QueueFacts, job: JobFacts, row: JobBrief) -> Iterator[Reason]:
         )  # fmt: skip
     elif ahead:
         urgent = f", {job.urgent} of them with a more urgent priority" if job.urgent else ""
-        detail = f"{_many(ahead, 'job')} {'stands' if ahead == 1 else 'stand'} before it{urgent}{_worth(job.aging)}."
+        detail = f"{many(ahead, 'job')} {'stands' if ahead == 1 else 'stand'} before it{urgent}{_worth(job.aging)}."
         yield Reason(code=ReasonCode.BEHIND, detail=detail, ahead=ahead, urgent=job.urgent, priority=row.priority)
 
 
 def _worth(aging: int) -> str:
-    return f", by priority and by waiting time: a step of priority is worth {_span(aging)} of waiting" if aging else ""
+    return f", by priority and by waiting time: a step of priority is worth {span(aging)} of waiting" if aging else ""
 
 
 # -- the job's own state -----------------------------------------------------------------------------------------------
@@ -283,7 +278,7 @@ def _waits_for(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Iterator[Reas
     if job.state is not State.DELAYED:
         return
     until = int(job.score)
-    when = _in(until, queue.now) if until > queue.now else "now: a live worker moves it to waiting within a second"
+    when = in_time(until, queue.now) if until > queue.now else "now: a live worker moves it to waiting within a second"
     last = row.error
     if job.parked:
         detail = (
@@ -292,13 +287,13 @@ def _waits_for(row: JobBrief, queue: QueueFacts, job: JobFacts) -> Iterator[Reas
         )
         yield Reason(code=ReasonCode.PARKED, detail=detail, until=until, type=row.type, types=_types(queue))
     elif row.unserved and not row.attempts_made and not row.snoozes and not row.rate_limited:
-        detail = f"{_many(row.unserved, 'time')} a worker could not read it. It is offered again {when}."
+        detail = f"{many(row.unserved, 'time')} a worker could not read it. It is offered again {when}."
         yield Reason(code=ReasonCode.PARKED, detail=detail, until=until, type=row.type)
     elif row.rate_limited:
         detail = f"A service refused its last run for a time (RateLimited). It is due again {when}."
         yield Reason(code=ReasonCode.RATE_LIMITED, detail=detail, until=until, count=row.rate_limited)
     elif row.snoozes:
-        detail = f"Its handler has put it off {_many(row.snoozes, 'time')}. That charges no attempt. It is due {when}."
+        detail = f"Its handler has put it off {many(row.snoozes, 'time')}. That charges no attempt. It is due {when}."
         yield Reason(code=ReasonCode.SNOOZED, detail=detail, until=until, count=row.snoozes)
     elif last and row.attempts_made:
         of = "any number" if row.attempts is None else row.attempts
@@ -315,10 +310,10 @@ def _late(queue: QueueFacts, job: JobFacts, last_start: int | None) -> Iterator[
     if last_start is None or last_start > queue.now:
         return
     if job.state is State.ACTIVE:
-        detail = f"Its deadline was {_ago(last_start, queue.now)}: its worker cancels the run, and no attempt follows."
+        detail = f"Its deadline was {ago(last_start, queue.now)}: its worker cancels the run, and no attempt follows."
     else:
         detail = (
-            f"It had to start {_ago(last_start, queue.now)}, so it never starts. A worker or server that runs"
+            f"It had to start {ago(last_start, queue.now)}, so it never starts. A worker or server that runs"
             " ends it as expired within 30 seconds."
         )
     yield Reason(code=ReasonCode.LATE, detail=detail, until=last_start)
@@ -328,12 +323,12 @@ def _running(row: JobBrief, queue: QueueFacts) -> Reason:
     silent = queue.now - (row.lease_until or 0)
     if silent > 0:
         detail = (
-            f"Its worker has not renewed the lease for {_span(silent)}: it is about to be taken from it and run"
+            f"Its worker has not renewed the lease for {span(silent)}: it is about to be taken from it and run"
             " elsewhere."
         )
         return Reason(code=ReasonCode.WORKER_SILENT, detail=detail, worker=row.worker, until=row.lease_until)
     of = "any number" if row.attempts is None else row.attempts
-    age = "" if row.started_at is None else f" for {_span(queue.now - row.started_at)}"
+    age = "" if row.started_at is None else f" for {span(queue.now - row.started_at)}"
     usual = queue.usual_ms(row.type)
     detail = f"It has been running{age} on {row.worker or 'a worker'}: attempt {row.attempts_made} of {of}."
     return Reason(
@@ -345,7 +340,7 @@ def _running(row: JobBrief, queue: QueueFacts) -> Reason:
 def _ended(row: JobBrief) -> Reason:
     attempts = f"{row.attempts_made} of {'any number' if row.attempts is None else row.attempts}"
     if row.state is State.COMPLETED:
-        took = "" if row.duration is None else f" in {_span(row.duration)}"
+        took = "" if row.duration is None else f" in {span(row.duration)}"
         detail = f"It has completed: attempt {attempts}{took}."
         return Reason(code=ReasonCode.COMPLETED, detail=detail, since=row.finished_at, attempt=row.attempts_made)
     code, how = _ENDS.get(row.error.type if row.error else "", (ReasonCode.FAILED, ""))
@@ -361,53 +356,3 @@ def _error(row: JobBrief) -> str:
         return "no record of the error is left"
     text = f"{row.error.type}: {row.error.message}".replace("\n", " ").rstrip(". ")
     return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."
-
-
-# -- the estimate ------------------------------------------------------------------------------------------------------
-
-
-def _starts(row: JobBrief, queue: QueueFacts, job: JobFacts) -> float | None:
-    """In how many ms the job starts, if nothing that ends at an unknown time is in its way."""
-    waits: list[float | None] = [float(max(0, queue.closed_until - queue.now))]
-    slot = until_slot(queue, job, row.type, row.priority, jobs_ahead(queue, job))
-    if job.state is State.DELAYED:
-        # How long today's load lasts may be unknown, and says little of a later time.
-        due = max(0.0, job.score - queue.now)
-        waits += [until_key(key, job, queue.now, None) for key in _closed_then(job)]
-        return latest([*waits, due, slot or 0.0])
-    if job.state is State.BLOCKED:
-        return latest([*waits, until_end(queue, job, row.type), job.score - queue.now, slot or 0.0])
-    if job.state is State.HELD:
-        usual = queue.usual_ms(row.type)
-        waits += [until_key(key, job, queue.now, usual) for key in job.keys]
-    return latest([*waits, slot])
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _span(ms: float) -> str:
-    """A time in the largest unit that fits: 250 ms, 1.5 s, 3 min."""
-    for size, unit in ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")):
-        if ms >= size:
-            return f"{ms / size:.3g} {unit}"
-    return f"{max(0, ms):.0f} ms"
-
-
-def _in(moment: int, now: int) -> str:
-    return f"in {_span(moment - now)} ({_at(moment)})"
-
-
-def _ago(moment: int, now: int) -> str:
-    return f"{_span(now - moment)} ago ({_at(moment)})"
-
-
-def _at(moment: int) -> str:
-    try:
-        return datetime.fromtimestamp(moment / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):
-        return f"{moment} ms"  # a damaged time

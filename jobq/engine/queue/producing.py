@@ -16,8 +16,8 @@ from jobq.engine.model.job import PLAIN, Accepted, Durability, NewJob, Options
 from jobq.engine.model.options import Given, check, check_type, merge
 from jobq.engine.model.times import option_ms
 from jobq.engine.model.unique import bind, check_key, job_key
+from jobq.engine.queue.bulk import BulkVerbs
 from jobq.engine.queue.producer import PartitionsFound
-from jobq.engine.queue.verbs import Verbs
 from jobq.engine.store import Partitions
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Event
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jobq.engine.queue.sync import SyncQueue
 
 
-class Producing(Registry, Verbs):
+class Producing(Registry, BulkVerbs):
     """The producers' methods of a queue."""
 
     max_payload: int

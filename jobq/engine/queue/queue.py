@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.aging import aging_ms
+from jobq.engine.model.declared import queue_rule
 from jobq.engine.model.event import check_level
 from jobq.engine.model.groups import check_charge
-from jobq.engine.model.limits import queue_rule
 from jobq.engine.model.options import check_durability, count_of, queue_options
 from jobq.engine.model.spread import Spread, check_partitions
 from jobq.engine.model.times import time_given

@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
 
 from jobq.engine.queue.bridge import Openable, bridge
+from jobq.engine.queue.bulk import BulkVerbs
 from jobq.engine.queue.checking import CheckVerbs
 from jobq.engine.queue.events import EventVerbs
 from jobq.engine.queue.schedules import ScheduleVerbs
@@ -161,11 +162,11 @@ class SyncQueue:
     retry = _waiting(Verbs.retry)
     promote = _waiting(Verbs.promote)
     reprioritise = _waiting(Verbs.reprioritise)
-    retry_all = _waiting(Verbs.retry_all)
-    remove_all = _waiting(Verbs.remove_all)
-    kill_all = _waiting(Verbs.kill_all)
-    promote_all = _waiting(Verbs.promote_all)
-    reprioritise_all = _waiting(Verbs.reprioritise_all)
+    retry_all = _waiting(BulkVerbs.retry_all)
+    remove_all = _waiting(BulkVerbs.remove_all)
+    kill_all = _waiting(BulkVerbs.kill_all)
+    promote_all = _waiting(BulkVerbs.promote_all)
+    reprioritise_all = _waiting(BulkVerbs.reprioritise_all)
     put_schedule = _waiting(ScheduleVerbs.put_schedule)
     get_schedule = _waiting(ScheduleVerbs.get_schedule)
     schedules = _waiting(ScheduleVerbs.schedules)

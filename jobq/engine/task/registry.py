@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Un
 import msgspec
 
 from jobq.engine.model.breaker import Breaker
+from jobq.engine.model.declared import declared_costs, declared_rules, limits_given
 from jobq.engine.model.groups import TEMPLATES, name_by
 from jobq.engine.model.job import PLAIN, Options
-from jobq.engine.model.limits import Rule, declared_costs, declared_rules, limits_given
+from jobq.engine.model.limits import Rule
 from jobq.engine.model.options import TaskGiven, check_type, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
