@@ -15,9 +15,9 @@ run: $(VENV)/run.stamp ## everything at once: embedded server, REST on 127.0.0.1
 	@exec $(BIN)/jobq dev examples/email.py:queue
 
 # Half of the time tests wait for processes and servers, so three run at once, also on two cores. Each process of pytest has
-# its own server.
-test: $(VENV)/dev.stamp ## the whole test suite, on servers of its own
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
+# its own server. `make test ALL=1` also runs the slow ones.
+test: $(VENV)/dev.stamp ## the test suite, on servers of its own; ALL=1 with its slow parts
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(if $(ALL),,-m "not chaos and not slow") $(ARGS)
 
 format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff format $(SOURCES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -99,9 +99,18 @@ def _add_routes(app: web.Application, hub: Hub) -> None:
             _add(app, route.method, re.sub(r"{(\w+)}", r"{\1:[^/]+}", path), door)
 
 
-def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
+@cache
+def _documents(*, keys: bool) -> tuple[dict[str, Any], bytes, str]:
+    """The OpenAPI document, the page that shows it, and the page's Content-Security-Policy.
+
+    All applications of a process share them, because making them takes tens of ms.
+    """
     described = openapi.document(keys=keys)
-    page, policy = docs.page(described)
+    return described, *docs.page(described)
+
+
+def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
+    described, page, policy = _documents(keys=keys)
     html_headers = problems.COMMON_HEADERS | {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": policy,

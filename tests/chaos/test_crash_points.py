@@ -379,6 +379,7 @@ async def run_once(server: Server, at: int, fault: Fault) -> int:
     return faulty.trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 @pytest.mark.parametrize("retries", [True, False], ids=["store-retries", "fault-reaches-engine"])
 async def test_no_job_is_lost_when_any_trip_fails_or_its_process_dies(

@@ -139,6 +139,7 @@ async def queue(releases: Releases) -> Any:
         yield queue
 
 
+@pytest.mark.slow
 async def test_two_releases_run_side_by_side_under_load(releases: Releases, queue: Queue, tmp_path: Path) -> None:
     """Producers of both never pause, while workers of both are started, stopped and killed."""
     await queue.pause()

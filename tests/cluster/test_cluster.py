@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Until
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a", "b", "c"]
 """Queues on three different nodes."""
 ATOMIC = server_kind() == "valkey" and server_version() >= (9, 0)

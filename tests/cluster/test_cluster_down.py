@@ -19,6 +19,8 @@ from tests.local_cluster import LocalCluster, Node, slot_of, start_cluster, wait
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own_cluster() -> Iterator[LocalCluster]:

@@ -23,6 +23,8 @@ from tests.local_cluster import LocalCluster, Node, slot_of, start_cluster, wait
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 
 REGISTRY = key_slot(b"jobq:queues")
 """The slot of the list of queues."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.local_cluster import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 APP = """
 from jobq import Queue
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MANY = 30
 
-pytestmark = pytest.mark.usefixtures("patient")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patient")]
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from jobq import Queue, State, Unique, Worker
 from jobq.engine.model.ids import partition_of
 from jobq.engine.queue import announce, events, session
@@ -12,10 +14,10 @@ from jobq.engine.queue.announce import Announcer
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
-    import pytest
-
     from jobq import Connection
     from tests.local_cluster import LocalCluster
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_queue_of_partitions_is_on_all_nodes(connection: Connection, cluster: LocalCluster):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tests.conftest import Until
     from tests.local_cluster import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 
 def clients(cluster: LocalCluster) -> list[bytes]:
     """The connections of jobq to any node."""

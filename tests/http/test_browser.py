@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 AXE = Path(os.environ.get("JOBQ_TEST_AXE", "node_modules/axe-core/axe.min.js"))
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install -y chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install -y chromium"),
+]
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",

@@ -96,6 +96,7 @@ async def others(port: int) -> AsyncIterator[list[float]]:
             await asyncio.wait([task])
 
 
+@pytest.mark.slow
 async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
     connection: Connection, files: None, slow: Slow, until: Until, monkeypatch: pytest.MonkeyPatch
 ):

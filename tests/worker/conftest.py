@@ -10,6 +10,7 @@ import pytest
 from tools import Gate, Logs
 
 from jobq import Queue, Worker
+from jobq.engine.worker import life
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,3 +42,9 @@ def logs(caplog: pytest.LogCaptureFixture) -> Logs:
     """The log of the engine, at debug and above."""
     caplog.set_level(logging.DEBUG, logger="jobq")
     return Logs(caplog)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that stops while its Redis is away gives up after a moment. By default that takes seconds."""
+    monkeypatch.setattr(life, "SETTLE_SECONDS", 0.1)

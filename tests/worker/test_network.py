@@ -170,6 +170,7 @@ async def test_waiting_for_a_result_survives_a_reconnect(proxy: Proxy, far: Queu
     assert await waiting == "done"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_stop_while_redis_is_away_is_bounded(proxy: Proxy, far: Queue, queue: Queue, gate):
     @far.task
     async def slow() -> None:

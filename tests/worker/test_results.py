@@ -24,6 +24,7 @@ from jobq.engine.queue import results
 from tests.conftest import Server
 
 
+@pytest.mark.slow
 async def test_five_thousand_waiters_share_one_connection_and_do_not_poll(queue: Queue, start, until, admin):
     @queue.task
     async def echo(n: int) -> int:

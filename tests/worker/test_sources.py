@@ -14,7 +14,7 @@ from tools import blocked
 
 from jobq import Connection, Context, JobFailed, Queue, State, Worker, inject
 from jobq.engine.task import context
-from jobq.engine.worker import notes
+from jobq.engine.worker import heartbeat, notes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,6 +50,7 @@ def tasks(*queues: Queue) -> list[int]:
     return ran
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "frozen"])
 async def test_one_server_away_does_not_starve_the_other(queue: Queue, start, until, admin, other, how):
     async with AsyncExitStack() as stack:
@@ -74,6 +75,7 @@ async def test_one_server_away_does_not_starve_the_other(queue: Queue, start, un
         assert sorted(ran) == list(range(JOBS))
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_frozen_server_keeps_no_slot_from_the_other(queue: Queue, start, until, other):
     """Its claim, for all slots, was sent when the server froze. The slots must not wait for the reply."""
     async with AsyncExitStack() as stack:
@@ -269,7 +271,9 @@ async def test_progress_in_a_loop_is_merged_to_its_last_value(queue: Queue, star
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
-async def test_jobs_start_in_the_order_of_their_enqueues(queue: Queue, start, concurrency):
+async def test_jobs_start_in_the_order_of_their_enqueues(queue: Queue, start, concurrency, monkeypatch):
+    # If a busy machine stopped this process for a second, the worker would hand back jobs that it has claimed ahead.
+    monkeypatch.setattr(heartbeat, "STALL_SECONDS", 60.0)
     ran: list[int] = []
 
     @queue.task

@@ -58,6 +58,7 @@ async def lease_end(admin) -> float:
     return float(end) / 1000
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", ["frozen", "dead"])
 async def test_leases_are_renewed_while_another_server_is_away(
     queue: Queue, away, other, admin, gate, start, until, connection, fault
@@ -81,15 +82,16 @@ async def test_leases_are_renewed_while_another_server_is_away(
     before = await lease_end(admin)
 
     async def renewed() -> bool:
-        return await lease_end(admin) > before + 8
+        return await lease_end(admin) > before + 4
 
-    await until(renewed, "four leases", timeout=30)
+    await until(renewed, "two leases", timeout=30)
     row = await job.row()
     assert (row.state, row.attempts_made, row.errors) == (State.ACTIVE, 1, [])
     assert gate.arrivals.empty(), "the job was started a second time"
     thaw(other)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", ["frozen", "dead"])
 async def test_a_stop_settles_and_leaves_on_the_healthy_server_while_the_other_is_away(
     queue: Queue, away, other, gate, until, fault
