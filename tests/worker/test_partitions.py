@@ -47,6 +47,17 @@ async def sizes(queue: Queue) -> list[int]:
     return (await queue.get_partitions()).jobs
 
 
+async def test_every_unfinished_job_of_a_partition_is_counted(spread: Queue):
+    """Before partitions are taken away, an operator looks here at what must still be drained."""
+    await spread.set_limit("busy", concurrency=1)
+    later = await spread.enqueue("t", delay=3600)
+    for n in range(3):
+        await spread.enqueue("t", n, limits=["busy"])
+    counted = await sizes(spread)
+    assert (sum(counted), (await spread.stats()).held) == (4, 3)
+    assert counted[partition_of(later.id)] >= 1
+
+
 async def test_jobs_are_spread_and_their_ids_name_the_partition(spread: Queue):
     pages = [await spread.enqueue_many([spread.new("t", n) for n in range(250)]) for _ in range(8)]
     assert await sizes(spread) == [500] * 4

@@ -9,6 +9,7 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.spread import check_partitions
+from jobq.engine.model.stats import read_stats
 from jobq.engine.queue.settling import copy_settings, settle
 from jobq.errors import InvalidJob
 
@@ -67,7 +68,8 @@ class PartitionVerbs(ABC):
         session = self._sessions.here
         await session.refresh()
         stored = await session.first.stored_spread()
-        jobs = [sum(reply[1:5]) for reply in [await part.do(part.demand()) for part in self.store.parts]]
+        found = [read_stats(self.name, await part.do(part.stats())) for part in self.store.parts]
+        jobs = [one.waiting + one.delayed + one.held + one.active + one.blocked for one in found]
         return PartitionRow(stored.count, stored.homes, stored.most, jobs)
 
     async def set_partitions(self, partitions: int) -> PartitionRow:
