@@ -176,7 +176,7 @@ def test_valid_type_names_are_accepted(name: str):
 
 @pytest.mark.parametrize("name", ["", "a" * 129, "two\nlines", "\x00", "\ud800"])
 def test_invalid_type_names_are_refused(name: str):
-    with pytest.raises(InvalidJob, match=r"type '.*': it takes 1 to 128 printable characters"):
+    with pytest.raises(InvalidJob, match=r"type '.*: it takes 1 to 128 printable characters"):
         check_type(name)
 
 
@@ -187,7 +187,7 @@ def test_valid_queue_names_are_accepted(name: str):
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a:b", "a{b}", "a b", "a\n", "\u00e9", "a" * 129])
 def test_invalid_queue_names_are_refused(name: str):
-    with pytest.raises(InvalidJob, match=r"queue name '.*': 1 to 128 letters, digits, '\.', '_' or '-', starting with"):
+    with pytest.raises(InvalidJob, match=r"queue name '.*: 1 to 128 letters, digits, '\.', '_' or '-', starting with"):
         Queue(name, "unix:///nowhere")
 
 

@@ -82,8 +82,8 @@ def check_option_name(option: str, name: str) -> str:
 
     :raises InvalidJob: it is empty, longer than 200 bytes, or has control characters.
     """
-    if not name or unfit(name):
-        raise InvalidJob(f"{option} {name[:80]!r}: it takes 1 to {VALUE_MAX} bytes without control characters")
+    if not isinstance(name, str) or not name or unfit(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJob(f"{option} {name!r:.80}: it takes 1 to {VALUE_MAX} bytes without control characters")
     return name
 
 

@@ -187,8 +187,8 @@ def check_rule_name(name: str) -> str:
 
     :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
     """
-    if not _RULE_NAME.fullmatch(name):
-        raise InvalidJob(f"rule {name[:80]!r}: 1 to 128 letters, digits, '.', '_' or '-'")
+    if not isinstance(name, str) or not _RULE_NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJob(f"rule {name!r:.80}: 1 to 128 letters, digits, '.', '_' or '-'")
     return name
 
 

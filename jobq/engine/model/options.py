@@ -349,5 +349,5 @@ def check_type(name: str) -> None:
 
     :raises InvalidJob: it is something else.
     """
-    if not 1 <= len(name) <= NAME_MAX or not name.isprintable():
-        raise InvalidJob(f"type {name[:80]!r}: it takes 1 to {NAME_MAX} printable characters")
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_MAX or not name.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJob(f"type {name!r:.80}: it takes 1 to {NAME_MAX} printable characters")

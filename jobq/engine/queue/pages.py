@@ -108,8 +108,8 @@ class Pager:
 
         :raises InvalidQuery: the cursor cannot be read, or the limit is out of range.
         """
-        if not 1 <= limit <= LIMIT:
-            raise InvalidQuery(f"limit is {limit}: it takes 1 to {LIMIT}")
+        if not isinstance(limit, int) or not 1 <= limit <= LIMIT:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidQuery(f"limit is {limit!r:.80}: it takes 1 to {LIMIT}")
         states = list(State) if state is None else [read_state(state)]
         at = read_cursor(cursor) if cursor else Cursor(states[0])
         if at.state not in states:

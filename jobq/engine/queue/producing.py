@@ -369,4 +369,7 @@ class Producing(Registry, BulkVerbs):
     async def _enqueue_many(
         self, jobs: Iterable[NewJob], durability: Durability | None, spread: Seconds | None
     ) -> list[Job[Any]]:
+        jobs = list(jobs)
+        if strange := next((one for one in jobs if not isinstance(one, NewJob)), None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidJob(f"{strange!r:.80} is no job: make each with queue.new(type, payload, ...)")
         return await self.send_many(jobs, durability=durability, spread=spread)

@@ -96,8 +96,8 @@ def check_schedule_name(name: str) -> str:
 
     :raises InvalidJob: it has other characters, or is too long.
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidJob(f"schedule {name[:80]!r}: 1 to {NAME_MAX} letters, digits, '.', '_' or '-'")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJob(f"schedule {name!r:.80}: 1 to {NAME_MAX} letters, digits, '.', '_' or '-'")
     return name
 
 

@@ -94,9 +94,9 @@ def check_queue_name(name: str) -> str:
 
     :raises InvalidJob: it holds anything but letters, digits and ``._-``, or is longer than 128.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidJob(
-            f"queue name {name[:80]!r}: 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
+            f"queue name {name!r:.80}: 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit"
         )
     return name
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from jobq.engine.model.job import PRIORITY_MAX, PRIORITY_MIN
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _CONDITION = re.compile(r"priority\s*<\s*(-?\d{1,4})")
 _TAKES: Final = "it takes one condition and a number of slots, such as {'priority<0': 20} or priority<0=20"
@@ -34,7 +32,10 @@ def read_reserve(given: Mapping[str, int] | str | None, concurrency: int) -> Res
     """
     if not given:
         return None
-    pairs = [given.rpartition("=")[::2]] if isinstance(given, str) else list(given.items())
+    if isinstance(given, str):
+        pairs = [given.rpartition("=")[::2]]
+    else:
+        pairs = list(given.items()) if isinstance(given, Mapping) else []  # pyright: ignore[reportUnnecessaryIsInstance]
     found = _CONDITION.fullmatch(str(pairs[0][0]).strip()) if len(pairs) == 1 else None
     if found is None:
         raise ValueError(f"reserve is {given!r:.80}: {_TAKES}")
