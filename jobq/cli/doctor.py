@@ -26,6 +26,7 @@ SLOW_MS: Final = 20.0
 SKEW_MS: Final = 5_000
 NEAR_FULL: Final = 0.85
 LAG_MS: Final = 300_000
+SAMPLED_DELAYED: Final = 300
 ROUND_TRIPS: Final = 5
 FINISHED: Final = (State.COMPLETED, State.FAILED)
 WARNED: Final = 3
@@ -180,6 +181,8 @@ async def examine_queue(queue: Queue) -> list[Finding]:
     if missing := sorted(unfinished - known):
         words = f"no living worker knows the types {', '.join(missing[:10])}"
         found.append(Finding("types", "error", words, "jobq work TARGET, with the code of these types", name))
+    if alive and stats.delayed:
+        found += await examine_payloads(queue, known)
     if len(queue.store.parts) > 1 or (queue.partitions or 1) > 1:
         found += await examine_partitions(queue)
     if stats.paused:
@@ -191,3 +194,15 @@ async def examine_queue(queue: Queue) -> list[Finding]:
         words = f"stored counts cannot be read: {', '.join(stats.unreadable)}"
         found.append(Finding("counts", "warning", words, queue=name))
     return found
+
+
+async def examine_payloads(queue: Queue, known: set[str]) -> list[Finding]:
+    """Whether workers handed back jobs of types that they know."""
+    # Such jobs are offered again within minutes, so they are among the first delayed ones.
+    rows = (await queue.briefs(State.DELAYED, limit=SAMPLED_DELAYED)).jobs
+    unread = [row for row in rows if row.unserved and not row.attempts_made and row.type in known]
+    if not unread:
+        return []
+    words = f"workers could not read {render.number_of(len(unread), 'job')}, such as {queue.name}:{unread[0].id}"
+    fix = "jobq check TARGET, with the code of the workers, says which payloads do not fit"
+    return [Finding("payloads", "error", words, fix, queue.name)]

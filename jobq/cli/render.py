@@ -219,7 +219,7 @@ def job_lines(row: JobRow, why: Why | None = None) -> list[str]:
         ("key", row.key),
         ("partition by", row.partition_by),
         ("metadata", row.metadata and _json(msgspec.json.encode(row.metadata))),
-        ("unserved", row.unserved and f"{row.unserved} times: no worker that claimed it knew its type"),
+        ("handed back", row.unserved and f"{row.unserved} times: a worker could not read its payload, or run its type"),
         ("progress", _json(row.progress)),
         ("result", _json(row.result)),
         *((f"{column}: unreadable:", repr(raw)) for column, raw in row.unreadable.items()),

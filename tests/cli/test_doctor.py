@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobq import WorkerRow
+from jobq import Queue, State, Worker, WorkerRow
 from jobq.cli.doctor import examine_queue, examine_server, refused
 from jobq.cli.target import load_target
 from jobq.errors import StoreUnavailable
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,29 @@ def test_types_without_workers(jobq: Callable[..., Said], tasks: str):
         return [finding.message for finding in found if finding.check == "types"]
 
     assert asyncio.run(look()) == ["no living worker knows the types unknown"]
+
+
+def test_jobs_whose_payloads_no_worker_can_read(jobq: Callable[..., Said], tasks: str):
+    async def look() -> list[str]:
+        [queue] = load_target(tasks)
+        async with queue:
+            async with Queue(queue.name) as producer:  # it does not have the handler's code
+                job = await producer.enqueue("echo", {"word": 1})
+            async with Worker(queue) as worker:
+                worker.start()
+                await wait_until(lambda: _handed_back(queue, job.id))
+                found = await examine_queue(queue)
+            assert [one.message for one in found if one.check == "payloads"] == [
+                f"workers could not read 1 job, such as tasks:{job.id}"
+            ]
+        return [one.check for one in found if one.level == "error"]
+
+    assert asyncio.run(look()) == ["payloads"]
+
+
+async def _handed_back(queue: Queue, job_id: str) -> bool:
+    row = await queue.get(job_id)
+    return row.state is State.DELAYED and row.unserved > 0
 
 
 def test_a_server_without_queues_is_looked_at(jobq: Callable[..., Said]):

@@ -45,9 +45,9 @@ def test_a_reserve_that_is_no_text_or_mapping_is_refused(strange: Any):
 
 @pytest.mark.parametrize("strange", ["5", None, 2.5, 0, 1001])
 async def test_the_limit_of_a_page_is_a_whole_number(strange: Any):
-    store: Any = None
+    unused: Any = None
     with pytest.raises(InvalidQuery, match="limit is"):
-        await Pager(store).page(Any, State.WAITING, None, strange, None)
+        await Pager(unused).page(unused, State.WAITING, None, strange, None)
 
 
 @pytest.mark.parametrize("strange", [{"type": "t", "payload": 1}, "t", ("t", 1)])
