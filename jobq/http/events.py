@@ -71,9 +71,13 @@ async def events(call: ApiCall) -> web.StreamResponse:
     known = call.request.headers.get("Last-Event-ID")
     since = given(query.since) if known is None else known
     names = None if query.names is UNSET else cast("list[EventKind]", query.names.split(","))
-    batches = queue.event_batches(since=since, job=job, names=names)
+    # A client may act as soon as the answer begins, and has to hear of what follows. So the place is taken before.
+    now = await queue.event_cursor() if since is None else None
+    ended = job is not None and await _has_ended(queue, job, known=since is not None)
+    # What a job that ended before did comes from its row, not from the stream.
+    batches = queue.event_batches(since=since if ended or since is not None else now, job=job, names=names)
     coming: asyncio.Future[list[QueueEvent] | None] | None = None
-    if job is not None and await _has_ended(queue, job, known=since is not None):
+    if ended:
         # Its events come at once, or there is an error, which can still become the answer.
         coming = asyncio.ensure_future(anext(batches, None))
         await asyncio.wait([coming], timeout=streams.HEARTBEAT)

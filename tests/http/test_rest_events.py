@@ -10,6 +10,7 @@ import pytest
 from rest import enqueue, problem
 
 from jobq import Queue
+from jobq.engine.queue.reader import EventReader
 from jobq.http import streams as live
 from jobq.http.auth import Scope, new_key
 
@@ -82,6 +83,25 @@ async def test_a_browser_that_connects_again_hears_the_end_of_a_job_that_is_not_
             assert (await next_event(response))[1] == "removed"
         else:
             await problem(response, 404, "job-not-found")
+
+
+async def test_what_follows_the_beginning_of_an_answer_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, may_read = EventReader._read, asyncio.Event()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+    async def late(reader: EventReader) -> None:
+        await may_read.wait()
+        await read(reader)
+
+    monkeypatch.setattr(EventReader, "_read", late)
+    first, second = await enqueue(client), await enqueue(client)
+    async with client.get("/events") as whole, client.get("/events", params={"job": second}) as one:
+        # The answers have begun, and the events come before their reader does anything.
+        await client.post(f"/jobs/{first}/kill")
+        await client.post(f"/jobs/{second}/kill")
+        await client.post(f"/jobs/{second}/retry")
+        may_read.set()
+        assert [(await next_event(whole))[2]["job"] for _ in range(2)] == [first, second]
+        assert (await next_event(one))[1] == "killed"
 
 
 @pytest.mark.parametrize(

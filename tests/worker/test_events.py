@@ -265,6 +265,83 @@ async def test_a_place_that_the_stream_does_not_have_any_more_is_told(queue: Que
         assert short(await take(events, 1)) == [("completed", "a")]
 
 
+async def test_a_reader_that_has_not_come_to_a_place_yet_misses_nothing(
+    queue: Queue, admin: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read = asyncio.Event()
+    async with aclosing(queue.events()) as earlier, aclosing(queue.events(since="1")) as busy:
+        coming = [asyncio.ensure_future(anext(events)) for events in (earlier, busy)]
+        await begun(queue, listeners=2)
+        of = queue._sessions.here.readers.of(queue.store)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        asked: Any = queue.store.events
+
+        async def late(*args: Any, **options: Any) -> Any:
+            found = await asked(*args, **options)
+            await may_read.wait()
+            return found
+
+        monkeypatch.setattr(queue.store, "events", late)
+        await tell(admin, queue, "completed", "a")
+        assert [(await one).job for one in coming] == ["a", "a"]
+        await tell(admin, queue, "completed", "b")
+        cursor = await queue.event_cursor()
+        known = of._place  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        assert known is not None
+        assert known < read_cursor(cursor)[0], "the reader is behind"
+        async with aclosing(queue.events(since=cursor)) as events:
+            first = asyncio.ensure_future(anext(events))
+            await begun(queue, listeners=3)
+            await tell(admin, queue, "completed", "c")
+            may_read.set()
+            assert (await asyncio.wait_for(first, 10)).job == "c"
+
+
+async def test_a_page_that_could_not_be_read_is_read_again(
+    queue: Queue, admin: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of new events waits in its own call, and notices nothing of an answer that was lost."""
+    monkeypatch.setattr(following, "AGAIN", 0.01)
+    await tell(admin, queue, "completed", "a")
+    page, failed = reading.EventReader.page, 0
+
+    async def lost(reader: reading.EventReader, place: Place) -> Any:
+        nonlocal failed
+        if failed < 3:
+            failed += 1
+            raise StoreUnavailable("the answer was lost")
+        return await page(reader, place)
+
+    monkeypatch.setattr(reading.EventReader, "page", lost)
+    async with aclosing(queue.events(since="1")) as events:
+        assert short(await take(events, 1)) == [("completed", "a")]
+    assert failed == 3
+
+
+async def test_an_unexpected_error_of_the_reader_is_logged_and_it_reads_on(
+    queue: Queue, admin: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "pause", lambda _: 0.01)
+    async with aclosing(queue.events()) as events:
+        coming = asyncio.ensure_future(anext(events))
+        await begun(queue)
+        read, failed = queue.store.events, 0
+
+        async def broken(*args: Any, **options: Any) -> Any:
+            nonlocal failed
+            if not failed:
+                failed += 1
+                raise ValueError("no entry")
+            return await read(*args, **options)
+
+        monkeypatch.setattr(queue.store, "events", broken)
+        told = [await tell(admin, queue, "completed", name) for name in "abc"]
+        assert short([await asyncio.wait_for(coming, 10), *await take(events, len(told) - 1)]) == [
+            ("completed", name) for name in "abc"
+        ]
+        await wait_until(lambda: failed == 1, "the error")
+    assert "The events of queue test could not be read; tried again" in caplog.text
+
+
 async def test_events_of_all_partitions_are_told_and_a_cursor_has_a_place_in_each(connection: Connection) -> None:
     async with Queue("test", connection, partitions=3) as queue:
         jobs = [await queue.enqueue("any", id=f"j{n}~{n % 3}") for n in range(9)]

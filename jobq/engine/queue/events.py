@@ -110,6 +110,15 @@ class EventVerbs(ABC):
         ms = to_unix_ms("since", since) if isinstance(since, datetime) else self.store.now_ms() - to_ms(since)
         return Place(max(0, ms), 0, 0)
 
+    async def event_cursor(self) -> str:
+        """The cursor of this moment: ``events(since=...)`` with it tells all that happens from now on.
+
+        :raises StoreError: Redis is away.
+        """
+        session = self._sessions.here
+        await session.refresh()
+        return ",".join([str(Place.of_entry(await part.last_event())) for part in session.store.parts])
+
     async def set_events(self, level: EventLevel) -> None:
         """Set which events the queue tells: "outcomes", or "all": also "started" and "progress".
 
@@ -231,17 +240,14 @@ async def _follow(
                     raise JobNotFound(job)
                 owed |= doubts >= 0
                 doubts = reader.doubts
-            missed = cursor > place and cursor.entry != place.entry
-            entries: list[Entry] = []
-            if missed:
-                # The stream does not have this entry. Redis was emptied, or has lost its newest entries.
-                cursor = place
-            else:
-                try:
-                    entries, missed = await reader.page(cursor)
-                except StoreError:
-                    await reader.news(AGAIN, news)
-                    continue
+            try:
+                gone = cursor > place and await _is_gone(store, cursor)
+                if gone:
+                    cursor = place
+                entries, missed = ([], True) if gone else await reader.page(cursor)
+            except StoreError:
+                await reader.news(AGAIN, news)
+                continue
             if missed:
                 owed = True
                 id_ = f"{cursor}{ending_of(store.partition)}"
@@ -270,6 +276,16 @@ async def _follow(
                     end = await _end_of(store, job, first=False)
                     owed = True
             place = await reader.place()
+
+
+async def _is_gone(store: Store, cursor: Place) -> bool:
+    """Whether the stream does not have the entry of a place that the reader has not come to: Redis was emptied, or has
+    lost its newest entries.
+
+    :raises StoreError: Redis is away.
+    """
+    newest = Place.of_entry(await store.last_event())
+    return cursor > newest and cursor.entry != newest.entry
 
 
 def _events_in(store: Store, entries: list[Entry], behind: Place, job: bytes | None) -> list[QueueEvent]:

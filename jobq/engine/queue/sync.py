@@ -143,6 +143,7 @@ class SyncQueue:
     rotate_webhook = _waiting(WebhookVerbs.rotate_webhook)
     test_webhook = _waiting(WebhookVerbs.test_webhook)
     set_events = _waiting(EventVerbs.set_events)
+    event_cursor = _waiting(EventVerbs.event_cursor)
     get_events = _waiting(EventVerbs.get_events)
     get = _waiting(Verbs.get)
     page = _waiting(Verbs.page)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.event import Place
 from jobq.engine.model.options import check_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import (
@@ -72,8 +71,8 @@ class WebhookVerbs(ABC):
         """The verbs underneath."""
 
     @abstractmethod
-    async def refresh_partitions(self) -> None:
-        """Ask how many partitions there are now."""
+    async def event_cursor(self) -> str:
+        """The cursor of this moment."""
 
     @abstractmethod
     def webhook_queue(self) -> Any:
@@ -120,17 +119,12 @@ class WebhookVerbs(ABC):
             secrets,
             bool(enabled),
             before.created_at if before else store.now_ms(),
-            before.since if before is not None and was_told else await self._now(),
+            before.since if before is not None and was_told else await self.event_cursor(),
         )
         await store.register()
         await store.write_webhook(name, _encode(row))
         log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
         return msgspec.structs.replace(_shown(self.name, name, row, None, None), secret=told)
-
-    async def _now(self) -> str:
-        """A cursor: events from now on, also if nobody follows them yet."""
-        await self.refresh_partitions()
-        return ",".join([str(Place.of_entry(await part.last_event())) for part in self.store.parts])
 
     async def get_webhook(self, name: str) -> Webhook:
         """One webhook.
