@@ -266,13 +266,18 @@ def _refusal(error: BaseException) -> str | None:
 
 
 async def deliver_webhooks(
-    queue: Queue, *, allow: str | None = None, began: Callable[[Queue], None] | None = None
+    queue: Queue,
+    *,
+    allow: str | None = None,
+    began: Callable[[Queue], None] | None = None,
+    failed: Callable[[], None] | None = None,
 ) -> None:
     """Deliver events of an open queue to its webhooks, until cancelled. A queue without webhooks costs one call every
     few seconds.
 
     ``allow``: networks of private addresses that may be reached; by default ``settings.webhook_allow``.
-    ``began``: called with the queue of the deliveries when there is a webhook.
+    ``began``: called with the queue of the deliveries when there is a webhook. ``failed``: called when events could not
+    be passed on because of an error that nobody expected. The log has it, and it is tried again.
 
     :raises SettingsError: ``allow`` cannot be read.
     :raises Exception: the error that ended the worker of the deliveries.
@@ -311,7 +316,7 @@ async def deliver_webhooks(
             began(deliveries)
         async with Worker(deliveries, concurrency=CONCURRENCY, grace=GRACE) as worker:
             worker.start()
-            following = asyncio.create_task(Announcer(queue, deliveries).run(), name="jobq-webhooks")
+            following = asyncio.create_task(Announcer(queue, deliveries, failed).run(), name="jobq-webhooks")
             try:
                 await worker.finished()
             finally:

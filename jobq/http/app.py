@@ -15,9 +15,9 @@ from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
 from jobq.http.call import HUB, ApiCall, Hub, Limits
-from jobq.http.duties import keep_running
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
-from jobq.http.publish import fire_schedules, publish
+from jobq.http.publish import fire_schedules as fire
+from jobq.http.publish import publish
 from jobq.http.routes import ROUTES
 from jobq.http.tidy import tidy
 from jobq.webhooks import Guard as AddressGuard
@@ -205,28 +205,36 @@ async def _expect(request: web.Request) -> web.Response | None:
 
 
 def _queues_of(hub: Hub) -> Callable[[web.Application], AsyncIterator[None]]:
+    duties = hub.duties
+
     async def opened(_: web.Application) -> AsyncIterator[None]:
         def began(deliveries: Queue) -> None:
             # The routes show its jobs from now on.
             hub.queues.setdefault(deliveries.name, deliveries)
 
         async def webhooks(queue: Queue) -> None:
-            await deliver_webhooks(queue, began=began)
+            await deliver_webhooks(queue, began=began, failed=lambda: duties.failed("webhooks", queue.name))
+
+        async def fire_schedules(*queues: Queue) -> None:
+            await fire(*queues, failed=lambda queue: duties.failed("fire_schedules", queue.name))
 
         async with AsyncExitStack() as stack:
             for queue in hub.queues.values():
                 await stack.enter_async_context(queue)
             queues = list(hub.queues.values())
-            duties = [
-                asyncio.create_task(keep_running(duty, queue), name=f"jobq-{duty.__name__}")
+            tasks = [
+                asyncio.create_task(duties.keep_running(duty, queue), name=f"jobq-{duty.__name__}")
                 for queue in queues
                 for duty in (publish, tidy, webhooks)
             ]
-            duties.append(asyncio.create_task(keep_running(fire_schedules, *queues), name="jobq-fire_schedules"))
+            tasks += [
+                asyncio.create_task(duties.keep_running(fire_schedules, *queues), name="jobq-fire_schedules"),
+                asyncio.create_task(duties.watch_loop(), name="jobq-watch-loop"),
+            ]
             yield
-            for task in duties:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*duties, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     return opened
 

@@ -186,6 +186,14 @@ class Health(msgspec.Struct, frozen=True):
     ok: bool = True
 
 
+class Ready(msgspec.Struct, frozen=True):
+    """``ok`` is always true. ``failing``: the server's own duties that have failed within the last minutes, such as
+    "webhooks". The server's log has the errors. Each is tried again, and the routes are served meanwhile."""
+
+    failing: list[str]
+    ok: bool = True
+
+
 class Problem(msgspec.Struct, frozen=True):
     """RFC 9457. ``type`` is stable; some types carry more fields."""
 

@@ -15,6 +15,7 @@ from jobq.engine.model.ids import is_id
 from jobq.errors import JobNotFound
 from jobq.http.answer import Answer
 from jobq.http.auth import ApiKey, Scope
+from jobq.http.duties import Duties
 from jobq.http.problems import (
     COMMON_HEADERS,
     FORBIDDEN,
@@ -61,6 +62,7 @@ class Hub:
         self.default = queues[0]
         self.guard = guard
         self.limits = limits
+        self.duties = Duties()
         self.feeds = Feeds()
         self.readiness = Readiness(queues, workers)
         self.unwrap: Callable[[web.Request], web.Request] | None = None

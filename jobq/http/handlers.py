@@ -212,4 +212,4 @@ async def alive(_: ApiCall) -> web.Response:
 
 async def ready(call: ApiCall) -> web.Response:
     error = await call.hub.readiness.check()
-    return reply(bodies.Health()) if error is None else problems.response(error)
+    return reply(bodies.Ready(call.hub.duties.failing)) if error is None else problems.response(error)

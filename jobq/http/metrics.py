@@ -1,12 +1,14 @@
 """GET /metrics: the numbers of the queues in the text format of Prometheus.
 
-Everything is read from the engine, so every server shows the same numbers. Labels are queues, states, outcomes and
-published types. Their number is bounded. Groups, keys and names that clients choose are never labels.
+All but the numbers of the process itself are read from the engine, so every server shows the same. Labels are queues,
+states, outcomes, duties and published types. Their number is bounded. Groups, keys and names that clients choose are
+never labels.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aiohttp import web
@@ -19,7 +21,7 @@ from jobq.errors import StoreError
 from jobq.http.problems import COMMON_HEADERS, NOT_INSTALLED, HttpProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from jobq.engine.model.views import Stats, WorkerRow
     from jobq.engine.queue.queue import Queue
     from jobq.http.call import ApiCall
+    from jobq.http.duties import Duties
 
 log = get_logger("jobq.metrics")
 
@@ -188,6 +191,28 @@ def metrics_of(readings: dict[str, Reading | None]) -> Iterator[Metric]:
         yield gauge(name, words, _rows(known_memory, lambda one, field=field: one.memory[field]))
 
 
+def metrics_of_server(duties: Duties, queues: Collection[str]) -> Iterator[Metric]:
+    """The metrics of this process. ``queues``: whose numbers the caller may see."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    # Several processes may share a port, and each scrape is answered by one of them.
+    process = str(os.getpid())
+    words = "By how much timers of the event loop were late."
+    lag = HistogramMetricFamily("jobq_server_loop_lag_seconds", words, labels=["process"])
+    lag.add_metric([process], buckets=duties.lag.buckets, sum_value=duties.lag.sum)
+    yield lag
+    words = "How often the server's own work failed and began again."
+    failures = CounterMetricFamily("jobq_server_duty_failures", words, labels=["queue", "duty", "process"])
+    words = "1 if the server's own work has failed within the last minutes."
+    failing = GaugeMetricFamily("jobq_server_duty_failing", words, labels=["queue", "duty", "process"])
+    for (duty, queue), count in duties.failures.items():
+        if queue in queues:
+            failures.add_metric([queue, duty, process], count)
+            failing.add_metric([queue, duty, process], duties.is_failing(duty, queue))
+    yield failures
+    yield failing
+
+
 def _rows(readings: Mapping[str, T], value: Callable[[T], float]) -> list[tuple[list[str], float]]:
     return [([name], float(value(one))) for name, one in readings.items()]
 
@@ -241,7 +266,8 @@ async def metrics(call: ApiCall) -> web.Response:
         raise HttpProblem(NOT_INSTALLED, "metrics need prometheus-client: pip install 'jobq[metrics]'") from None
     mine = [queue for queue in call.hub.queues.values() if call.key.may_reach(queue.name)]
     found = await asyncio.gather(*(_try(queue) for queue in mine))
-    body = text_of(metrics_of({queue.name: reading for queue, reading in zip(mine, found, strict=True)}))
+    readings = {queue.name: reading for queue, reading in zip(mine, found, strict=True)}
+    body = text_of([*metrics_of(readings), *metrics_of_server(call.hub.duties, readings)])
     return web.Response(body=body, headers=COMMON_HEADERS | {"Content-Type": CONTENT_TYPE})
 
 

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from jobq.engine.log import get_logger
@@ -56,10 +57,15 @@ async def publish(queue: Queue) -> None:
         await asyncio.sleep(PUBLISH_SECONDS)
 
 
-async def fire_schedules(*queues: Queue) -> None:
+async def fire_schedules(*queues: Queue, failed: Callable[[Queue], None] | None = None) -> None:
     """Fire the schedules of open queues until cancelled. A queue without tasks leaves it to others: this process does
-    not know the options of their types. One connection hears of changed schedules of all queues of a Redis server."""
-    firings = {queue: Firing(queue) for queue in queues if queue.tasks}
+    not know the options of their types. One connection hears of changed schedules of all queues of a Redis server.
+
+    ``failed``: called after an error that nobody expected. It is tried again.
+    """
+    firings = {
+        queue: Firing(queue, None if failed is None else partial(failed, queue)) for queue in queues if queue.tasks
+    }
     together: dict[Connection, list[Queue]] = {}
     for queue in firings:
         together.setdefault(queue.store.connection, []).append(queue)

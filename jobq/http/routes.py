@@ -303,7 +303,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path="/readyz", scope=Scope.PUBLIC, handler=handlers.ready, summary="Ready",
-        description="A script runs on Redis, and no worker of this process has failed.",
-        responses={200: bodies.Health}, errors=(p.UNAVAILABLE, p.REFUSED, p.WORKER_FAILED), per_queue=False,
+        description="A script runs on Redis, and no worker of this process has failed. `failing` names what else has"
+        " failed of the server's own work. It stays ready, because another server would fail in the same way.",
+        responses={200: bodies.Ready}, errors=(p.UNAVAILABLE, p.REFUSED, p.WORKER_FAILED), per_queue=False,
     ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,10 @@ from rest import enqueue, problem
 
 from jobq import Queue, Settings, SettingsError, webhooks
 from jobq.engine.queue import announce
+from jobq.engine.queue.firing import Firing
 from jobq.http import create_app, duties
+from jobq.http.call import HUB
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from rest import Client, NewClient
@@ -99,6 +103,7 @@ async def test_a_server_delivers(connection: Connection, new_client: NewClient, 
 async def test_no_error_ends_the_work_of_a_server(
     connection: Connection, new_client: NewClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    """It is in the log, at /readyz and in /metrics, until it has worked for a minute."""
     monkeypatch.setattr(duties, "AGAIN", 0.01)
     delivering = asyncio.Event()
     started = 0
@@ -111,10 +116,50 @@ async def test_no_error_ends_the_work_of_a_server(
         delivering.set()
 
     monkeypatch.setattr("jobq.http.app.deliver_webhooks", fails)
-    await new_client(Queue("main", connection))
+    client = await new_client(Queue("main", connection), Queue("other", connection))
     await asyncio.wait_for(delivering.wait(), 20)
-    assert caplog.text.count("The server's work 'webhooks' for queue main failed and starts again in") == 2
+    assert caplog.text.count("The server's work 'webhooks' for queue main failed and starts again in") >= 1
     assert "ValueError: nobody thought of this" in caplog.text
+    ready = await client.get("/readyz")
+    assert (ready.status, await ready.json()) == (200, {"failing": ["webhooks"], "ok": True})
+    lines = (await (await client.get("/metrics")).text()).splitlines()
+    failed = sum(
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith("jobq_server_duty_failures_total{") and 'duty="webhooks"' in line
+    )
+    assert failed == 2
+    assert f'jobq_server_duty_failing{{duty="tidy",process="{os.getpid()}",queue="main"}} 0.0' in lines
+    assert any(line.startswith('jobq_server_duty_failing{duty="webhooks"') and line.endswith(" 1.0") for line in lines)
+    monkeypatch.setattr(duties, "STEADY", -1000.0)
+    client.app[HUB].duties.failed("webhooks", "main")
+    client.app[HUB].duties.failed("webhooks", "other")
+    assert await (await client.get("/readyz")).json() == {"failing": [], "ok": True}
+
+
+@pytest.mark.parametrize("place", ["announce", "firing"])
+async def test_what_a_duty_tries_again_by_itself_is_shown_too(
+    connection: Connection, new_client: NewClient, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    monkeypatch.setattr(announce, "LOOK", 0.01)
+
+    async def fails(*_: Any) -> None:
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(announce.Announcer, "_follow", fails)
+    monkeypatch.setattr(Firing, "fire_due", fails)
+    queue = Queue("main", connection)
+    if place == "firing":
+
+        @queue.task(name="any")
+        async def handle() -> None: ...
+
+    else:
+        async with queue:
+            await queue.put_webhook("crm", URL)
+    client = await new_client(queue)
+    expected = {"announce": "webhooks", "firing": "fire_schedules"}[place]
+    await wait_until(lambda: client.app[HUB].duties.failing == [expected], "the failure")
 
 
 def test_networks_that_cannot_be_read_are_refused_at_the_start(connection: Connection):

@@ -26,6 +26,8 @@ from jobq.engine.queue.webhooks import TYPE, read_webhook
 from jobq.errors import InvalidJob, InvalidQuery, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobq.engine.model.job import NewJob
     from jobq.engine.model.views import JobRow
     from jobq.engine.model.webhook import StoredWebhook
@@ -52,9 +54,13 @@ class Told(NamedTuple):
 
 
 class Announcer:
-    """Follows the events of an open queue, and enqueues deliveries in ``deliveries``, which is open too."""
+    """Follows the events of an open queue, and enqueues deliveries in ``deliveries``, which is open too.
 
-    def __init__(self, queue: Queue, deliveries: Queue) -> None:
+    ``failed``: called after an error that nobody expected.
+    """
+
+    def __init__(self, queue: Queue, deliveries: Queue, failed: Callable[[], None] | None = None) -> None:
+        self._told = failed
         self._queue = queue
         self._deliveries = deliveries
         self._name = new_id()
@@ -83,6 +89,8 @@ class Announcer:
                     f" {wait:g} s",
                     queue=self._queue.name, error=str(error), in_s=wait,
                 )  # fmt: skip
+                if self._told is not None:
+                    self._told()
             await asyncio.sleep(wait)
 
     async def _turn(self, fence: int = 0, cursor: str = "") -> tuple[int, str]:

@@ -29,7 +29,7 @@ from jobq.engine.schedule.state import judge, read_row, slot_id, unfinished, wri
 from jobq.errors import InvalidJob, StoreError, UnreadableResult
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from jobq.engine.model.entry import Entry
     from jobq.engine.queue.producing import Producing
@@ -156,10 +156,11 @@ def group(stored: Stored, planned: Plan, entries: Iterable[Entry], checked: Sequ
 
 
 class Firing:
-    """Fires the schedules of one queue while ``run`` runs."""
+    """Fires the schedules of one queue while ``run`` runs. ``failed``: called after an error that nobody expected."""
 
-    def __init__(self, queue: Producing) -> None:
+    def __init__(self, queue: Producing, failed: Callable[[], None] | None = None) -> None:
         self._queue = queue
+        self._told = failed
         self._wanted = asyncio.Event()
         self._said: set[str] = set()
         self._read: tuple[float, int] | None = None
@@ -350,6 +351,8 @@ class Firing:
             )
         else:
             log.error(f"The schedules of queue {name} could not be fired; tried again", queue=name, exc_info=error)
+            if self._told is not None:
+                self._told()
 
 
 def _calls(groups: list[list[Any]]) -> Iterable[tuple[int, int]]:
