@@ -28,7 +28,7 @@ from jobq.engine.model.scale import Scale
 from jobq.engine.model.types import TypeRow, Variant
 from jobq.engine.model.unique import Unique, debounce, latest, singleton, throttle
 from jobq.engine.model.views import BriefPage, JobBrief, JobRow, Latency, Minute, Page, Stats, WorkerRow
-from jobq.engine.model.webhook import Webhook
+from jobq.engine.model.webhook import Webhook, WebhookDelivery
 from jobq.engine.model.why import Reason, ReasonCode, Why
 from jobq.engine.queue.checking import CheckReport, Misfit
 from jobq.engine.queue.partitions import PartitionRow
@@ -200,6 +200,7 @@ __all__ = [
     "Unserved",
     "Variant",
     "Webhook",
+    "WebhookDelivery",
     "WebhookNotFound",
     "Why",
     "Worker",

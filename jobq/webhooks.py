@@ -28,7 +28,7 @@ from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.limits import Concurrency
 from jobq.engine.model.webhook import WEBHOOKS_MAX, Delivery, StoredWebhook, signed_headers
 from jobq.engine.queue.announce import Announcer
-from jobq.engine.queue.webhooks import TYPE, read_webhook
+from jobq.engine.queue.webhooks import AT_ONCE, RULE, TYPE, disable_webhook, read_webhook
 from jobq.engine.task.context import Context, inject
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.worker import Worker
@@ -45,8 +45,6 @@ log = get_logger("jobq.webhooks")
 
 LOOK = 5.0
 """Seconds between two looks for the first webhook of a queue."""
-AT_ONCE: Final = 4
-"""Deliveries to one webhook at the same time."""
 CONCURRENCY: Final = AT_ONCE * WEBHOOKS_MAX
 """Deliveries of a queue at the same time. Each webhook has places of its own, so those that do not answer take none of
 the others'. A delivery that waits costs little: a socket and some KB."""
@@ -191,7 +189,7 @@ class Deliverer:
         name = delivery.webhook
         row, disabled, _ = await self._queue.store.webhook(name)
         hook = read_webhook(row) if row else None
-        if hook is None or delivery.made_at not in (None, hook.created_at):
+        if row is None or hook is None or delivery.made_at not in (None, hook.created_at):
             raise Discard(f"there is no webhook {name} any more")
         testing = delivery.body.get("type") == "webhook.test"
         if not testing and (disabled is not None or not hook.enabled):
@@ -205,10 +203,10 @@ class Deliverer:
         try:
             status = await self._send(hook, ctx.id, _encode(delivery.body))
         except (DeliveryFailed, Retry) as error:
-            await self._failed(name, hook, str(error), testing=testing)
+            await self._failed(name, row, str(error), testing=testing)
             raise
         if status == 410:
-            await self._disable(name, hook, "the address answered 410: it is gone")
+            await disable_webhook(self._queue, name, row, "the address answered 410: it is gone")
             raise Discard(f"webhook {name} answered 410, and is disabled")
         await self._queue.store.forget_webhook_failures(name)
         return status
@@ -236,23 +234,10 @@ class Deliverer:
             raise Retry(f"the address answered {answer.status}: {words}", delay=min(float(wait), RETRY_MAX))
         raise DeliveryFailed(f"the address answered {answer.status}: {words}")
 
-    async def _failed(self, name: str, hook: StoredWebhook, why: str, *, testing: bool) -> None:
+    async def _failed(self, name: str, row: bytes, why: str, *, testing: bool) -> None:
         if not testing and await self._queue.store.count_webhook_failure(name) >= DISABLED_AFTER:
-            await self._disable(
-                name, hook, f"{DISABLED_AFTER} attempts failed one after the other; the last one: {why}"[:500]
-            )
-
-    async def _disable(self, name: str, hook: StoredWebhook, reason: str) -> None:
-        row, _, _ = await self._queue.store.webhook(name)
-        now = read_webhook(row) if row else None
-        if now is None or (now.url, now.created_at) != (hook.url, hook.created_at):
-            return  # It was changed while the old address did not answer.
-        if await self._queue.store.disable_webhook(name, reason):
-            log.warning(
-                f"Webhook {name} of queue {self._queue.name} was disabled, and PUT /webhooks/{name} enables it again:"
-                f" {reason}",
-                queue=self._queue.name, webhook=name,
-            )  # fmt: skip
+            reason = f"{DISABLED_AFTER} attempts failed one after the other; the last one: {why}"
+            await disable_webhook(self._queue, name, row, reason[:500])
 
 
 def _refusal(error: BaseException) -> str | None:
@@ -301,7 +286,7 @@ async def deliver_webhooks(
             attempts=ATTEMPTS,
             backoff=BACKOFF,
             timeout=2 * TIMEOUT,
-            limits=[Concurrency(AT_ONCE, by="webhook", name="webhook")],
+            limits=[Concurrency(AT_ONCE, by="webhook", name=RULE)],
         )
         async def deliver(
             webhook: str,

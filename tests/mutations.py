@@ -202,6 +202,8 @@ SABOTAGES = [
     Break("claim", "a cost is one token", "(band.unit and cost_of(rows[i], band.unit) or 1)", "1"),
     Break("claim", "an earlier run counts", "if row and match(row, '\\n%S+ %d+ %d') then", "if false then"),
     Break("claim", "a debt is forgotten", "if band.unit then redis.call('HSET'", "if false then redis.call('HSET'"),
+    Break("disable_webhook", "a changed one is disabled", "~= ARGV[2] then return 0", "== '' then return 0"),
+    Break("disable_webhook", "the last reason wins", "'HSETNX'", "'HSET'"),
     Break("follow_events", "two follow at once", "till <= now + ms then return 0", "false then return 0"),
     Break("follow_events", "a follower cannot go on", "if holder ~= who and till > now", "if till > now"),
     Break("follow_events", "a clock that was set back stops all", "till > now and till <= now + ms", "till > now"),

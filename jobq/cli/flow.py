@@ -135,7 +135,8 @@ def add_partitions(menu: Menu) -> None:
 
 
 def add_webhooks(menu: Menu) -> None:
-    of = Menu(menu.add("webhooks", "", "'webhooks ls', 'show', 'set', 'rm', 'rotate', 'test': addresses that are told"))
+    words = "'webhooks ls', 'show', 'set', 'rm', 'rotate', 'test', 'deliveries': addresses that are told"
+    of = Menu(menu.add("webhooks", "", words))
     command(of, "ls", "webhooks:ls", "list the webhooks", shown=True, queue=True)
     set_ = command(of, "set", "webhooks:set_", "make or change a webhook", shown=True, queue=True)
     set_.add_argument("name", metavar="NAME", help="its name")
@@ -158,6 +159,9 @@ def add_webhooks(menu: Menu) -> None:
         command(of, verb, f"webhooks:{verb}", words, shown=True, queue=True).add_argument(
             "name", metavar="NAME", help="the webhook"
         )
+    last = command(of, "deliveries", "webhooks:deliveries", "list its last deliveries", shown=True, queue=True)
+    last.add_argument("name", metavar="NAME", help="the webhook")
+    last.add_argument("--limit", type=values.whole(1), default=20, metavar="N", help="how many (default: 20)")
 
 
 def add_events(menu: Menu) -> None:

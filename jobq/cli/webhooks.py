@@ -1,4 +1,4 @@
-"""Commands of webhooks: webhooks ls, show, set, rm, rotate and test."""
+"""Commands of webhooks: webhooks ls, show, set, rm, rotate, test and deliveries."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def ls(args: argparse.Namespace, settings: Settings) -> None:
             for one in found:
                 render.say_json(one)
         elif found:
-            head = ("WEBHOOK", "ENABLED", "FAILURES", "EVENTS", "URL")
+            head = ("WEBHOOK", "ENABLED", "FAILURES", "WAITING", "EVENTS", "URL")
             rows = [
-                (one.name, "yes" if one.enabled else "no", one.failures, ",".join(one.events), one.url) for one in found
+                (one.name, "yes" if one.enabled else "no", one.failures, one.waiting, ",".join(one.events), one.url)
+                for one in found
             ]
             render.say(*render.table(head, rows))
         else:
@@ -87,6 +88,28 @@ def test(args: argparse.Namespace, settings: Settings) -> None:
             render.say_json({"id": full_id})
         else:
             render.say(f"job {full_id} delivers it; jobq show {full_id} says how it went")
+
+    run(main())
+
+
+def deliveries(args: argparse.Namespace, settings: Settings) -> None:
+    """``jobq webhooks deliveries``."""
+
+    async def main() -> None:
+        async with one_queue(args.queue, settings) as queue:
+            found = await queue.webhook_deliveries(args.name, limit=args.limit)
+        if args.json:
+            for one in found:
+                render.say_json(one)
+        elif found:
+            head = ("DELIVERY", "EVENT", "STATE", "ATTEMPTS", "LAST", "ANSWER")
+            rows = [
+                (one.id, one.event, one.state, one.attempts_made, render.clock(one.at), one.status or one.error or "")
+                for one in found
+            ]
+            render.say(*render.table(head, rows))
+        else:
+            render.say(f"nothing was delivered to {args.name} yet; jobq webhooks test {args.name} tries it")
 
     run(main())
 

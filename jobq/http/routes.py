@@ -277,6 +277,12 @@ ROUTES: tuple[Route, ...] = (
         summary="Remove a webhook", responses={204: None}, errors=_WEBHOOKS,
     ),
     Route(
+        method="GET", path=f"{_WEBHOOK}/deliveries", scope=Scope.ADMIN, handler=webhooks.webhook_deliveries,
+        summary="The last deliveries of a webhook", query=webhooks.DeliveriesQuery,
+        responses={200: webhooks.WebhookDeliveries}, errors=_WEBHOOKS,
+        description="Those that were tried, newest first. They are searched among the newest 2,000 of each state.",
+    ),
+    Route(
         method="POST", path=f"{_WEBHOOK}/rotate", scope=Scope.ADMIN, handler=webhooks.rotate_webhook,
         summary="Give a webhook a new secret", responses={200: Webhook}, errors=_WEBHOOKS,
         description="The answer has it. For 24 hours deliveries are signed with the earlier one, too.",

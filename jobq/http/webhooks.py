@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from jobq.engine.model.webhook import URL_MAX, USUAL, Webhook
+from jobq.engine.model.webhook import URL_MAX, USUAL, Webhook, WebhookDelivery
+from jobq.engine.queue.webhooks import DELIVERIES_MAX
 from jobq.http import schema
 from jobq.http.call import ApiCall, decode, no_content, reply
 
@@ -34,6 +35,18 @@ class Webhooks(msgspec.Struct, frozen=True):
     webhooks: list[Webhook]
 
 
+class DeliveriesQuery(schema.In):
+    """How many."""
+
+    limit: Annotated[int, Meta(ge=1, le=DELIVERIES_MAX)] = 20
+
+
+class WebhookDeliveries(msgspec.Struct, frozen=True):
+    """The last deliveries of a webhook that were tried, newest first."""
+
+    deliveries: list[WebhookDelivery]
+
+
 class WebhookTested(msgspec.Struct, frozen=True):
     """The job that delivers the test."""
 
@@ -49,6 +62,11 @@ async def webhooks(call: ApiCall) -> web.Response:
 
 async def show_webhook(call: ApiCall) -> web.Response:
     return reply(await call.queue.get_webhook(_name(call)))
+
+
+async def webhook_deliveries(call: ApiCall) -> web.Response:
+    limit = call.query(DeliveriesQuery).limit
+    return reply(WebhookDeliveries(await call.queue.webhook_deliveries(_name(call), limit=limit)))
 
 
 async def put_webhook(call: ApiCall) -> web.Response:

@@ -29,6 +29,8 @@ def test_a_webhook_from_its_beginning_to_its_end(jobq: Callable[..., Said], task
     assert rotated["secret"] not in made.out
     [tested] = jobq("webhooks", "test", "crm", "--json", *at).json
     assert tested["id"].startswith("tasks.webhooks:")
+    assert "nothing was delivered to crm yet" in jobq("webhooks", "deliveries", "crm", *at).out
+    assert jobq("webhooks", "deliveries", "crm", "--json", *at).json == []
     assert jobq("webhooks", "rm", "crm", *at).out == "webhook crm of queue tasks was removed\n"
     gone = jobq("webhooks", "show", "crm", *at)
     assert gone.code != 0

@@ -49,8 +49,10 @@ async def test_a_webhook_is_set_shown_rotated_and_removed(client: Client):
     tested = await client.post("/webhooks/crm/test")
     assert tested.status == 202
     assert (await tested.json())["id"].startswith("main.webhooks:")
+    assert await (await client.get("/webhooks/crm/deliveries?limit=5")).json() == {"deliveries": []}
+    await problem(await client.get("/webhooks/crm/deliveries?limit=201"), 422, "invalid-field")
     assert (await client.delete("/webhooks/crm")).status == 204
-    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rotate"), ("POST", "/test")):
+    for method, path in (("GET", ""), ("GET", "/deliveries"), ("DELETE", ""), ("POST", "/rotate"), ("POST", "/test")):
         body = await problem(await client.request(method, f"/webhooks/crm{path}"), 404, "webhook-not-found")
         assert "crm" in body["detail"]
 

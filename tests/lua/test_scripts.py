@@ -46,6 +46,7 @@ CALLS: dict[str, Any] = {
     "enqueue_unique": lambda s: s.enqueue_unique(["n", "N", "", "unfinished 0 kill_running -1 -1 1 k"]),
     "expire": lambda s: s.expire(10),
     "fail": lambda s: s.fail(["a", TOKEN, 1, "e", 500]),
+    "disable_webhook": lambda s: s.disable_webhook("w", b"row", "gone"),
     "follow_events": lambda s: s.follow_events("f", 10_000, 1, "1-0"),
     "fold": lambda s: s.fold(),
     "forward": lambda s: s.forward(10),

@@ -14,9 +14,10 @@ import pytest
 import standardwebhooks
 from aiohttp import web
 
-from jobq import Connection, InvalidJob, Queue, SettingsError, State, WebhookNotFound, Worker, webhooks
+from jobq import Connection, InvalidJob, InvalidQuery, Queue, SettingsError, State, WebhookNotFound, Worker, webhooks
 from jobq.engine.model.webhook import Secret, signed_headers
 from jobq.engine.queue import announce
+from jobq.engine.queue import webhooks as webhook_verbs
 from jobq.engine.queue.announce import Announcer
 from jobq.webhooks import AddressRefused, Guard, deliver_webhooks
 
@@ -666,3 +667,104 @@ async def test_all_of_many_large_jobs_are_killed_and_told(queue: Queue, receiver
     async with delivering(queue):
         await until(lambda: len(receiver.got) >= 40, "all deliveries")
     assert sorted(told for _, told in receiver.told) == sorted(f"test:{job.id}" for job in jobs)
+
+
+async def test_a_webhook_that_is_slower_than_its_events_is_disabled_and_says_why(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of its deliveries succeeds, so failures never disable it."""
+    monkeypatch.setattr(webhook_verbs, "BACKLOG", 6)
+    answer = asyncio.Event()
+
+    async def slow() -> web.Response:
+        await answer.wait()
+        return web.Response()
+
+    receiver.answers = [slow] * 100
+    await queue.put_webhook("slow", receiver.url, events=["killed"])
+    await queue.put_webhook("other", receiver.url, events=["removed"])
+    async with delivering(queue) as deliveries:
+
+        async def waiting() -> int:
+            return (await queue.get_webhook("slow")).waiting
+
+        jobs = [await queue.enqueue("mail") for _ in range(40)]
+        for number, job in enumerate(jobs):
+            await job.kill()
+            if number == 9:
+                await until(lambda: len(receiver.got) == webhook_verbs.AT_ONCE, "all places to be taken")
+                await until(waiting, "the others to wait")
+
+        async def disabled() -> bool:
+            return (await queue.get_webhook("slow")).disabled is not None
+
+        await until(disabled, "the webhook to be disabled")
+        found = await queue.get_webhook("slow")
+        assert "deliveries wait, because it is slower than its events come: choose fewer" in (found.disabled or "")
+        assert (await queue.get_webhook("other")).enabled
+        assert "Webhook slow of queue test was disabled" in caplog.text
+        answer.set()
+
+        async def unfinished() -> bool:
+            stats = await deliveries.stats()
+            return stats.held + stats.waiting + stats.active + stats.delayed == 0
+
+        await until(unfinished, "the deliveries to end")
+        assert (await deliveries.stats()).failed > 0, "they can be retried"
+        assert await waiting() == 0
+
+
+async def test_a_change_between_the_look_at_a_webhook_and_its_end_wins(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address answered 410. Meanwhile an operator has given the webhook another one."""
+    receiver.status = 410
+    await queue.put_webhook("crm", receiver.url)
+    disable = webhook_verbs.disable_webhook
+    done = asyncio.Event()
+
+    async def changed_first(of: Any, name: str, row: bytes, reason: str) -> None:
+        await queue.put_webhook("crm", "https://example.com/new")
+        await disable(of, name, row, reason)
+        done.set()
+
+    monkeypatch.setattr(webhooks, "disable_webhook", changed_first)
+    async with delivering(queue):
+        await (await queue.enqueue("mail")).kill()
+        await asyncio.wait_for(done.wait(), 10)
+    found = await queue.get_webhook("crm")
+    assert (found.enabled, found.disabled, found.url) == (True, None, "https://example.com/new")
+
+
+async def test_the_last_deliveries_of_a_webhook_are_listed(queue: Queue, receiver: Receiver, until: Until) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    await queue.put_webhook("other", receiver.url, events=["killed"])
+    receiver.answers = [lambda: web.Response(status=500, text="not now")] * 2
+    async with delivering(queue):
+        job = await queue.enqueue("mail")
+        await job.kill()
+
+        async def delivered() -> bool:
+            lists = [await queue.webhook_deliveries(name) for name in ("crm", "other")]
+            return all(one and one[0].state == State.COMPLETED for one in lists)
+
+        await until(delivered, "the deliveries")
+        test = await queue.test_webhook("crm")
+
+        async def tested() -> bool:
+            return len(await queue.webhook_deliveries("crm")) == 2
+
+        await until(tested, "the test")
+    first, second = await queue.webhook_deliveries("crm")
+    assert (first.id, first.event, first.job) == (f"test.webhooks:{test.id}", "test", None)
+    assert (second.event, second.job, second.status) == ("killed", job.id, 200)
+    assert first.at >= second.at
+    assert await queue.webhook_deliveries("crm", limit=1) == [first]
+    [other] = await queue.webhook_deliveries("other")
+    assert sum(one.attempts_made for one in (second, other)) == 4, "both first attempts failed"
+    assert "answered 500: not now" in (second.error or other.error or "")
+    for limit in (0, 201):
+        with pytest.raises(InvalidQuery, match="it takes 1 to 200"):
+            await queue.webhook_deliveries("crm", limit=limit)
+    with pytest.raises(WebhookNotFound):
+        await queue.webhook_deliveries("nobody")

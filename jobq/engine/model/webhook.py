@@ -15,10 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from jobq.engine.model.event import KINDS
+from jobq.engine.model.job import State  # noqa: TC001 - msgspec reads it at run time
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from jobq.engine.model.views import JobRow
 
 USUAL: Final = ("completed", "failed", "killed", "expired")
 ROTATION_MS: Final = 24 * 3600 * 1000
@@ -57,7 +60,8 @@ class Webhook(msgspec.Struct, frozen=True):
 
     ``events``: the names of the events that it is told of. ``types``: only those of jobs of these types; None: all.
     ``enabled``: whether it is told of events. ``disabled``: why jobq has stopped that by itself.
-    ``failures``: failed attempts since the last delivery that succeeded. ``created_at``: unix ms.
+    ``failures``: failed attempts since the last delivery that succeeded. ``waiting``: deliveries that wait for one of
+    its places. ``created_at``: unix ms.
     ``secret``: only in the answer that makes it. Nobody can read it later.
     """
 
@@ -70,10 +74,38 @@ class Webhook(msgspec.Struct, frozen=True):
     created_at: int
     disabled: str | None = None
     failures: int = 0
+    waiting: int = 0
     secret: str | None = None
 
     def __repr__(self) -> str:
         return f"<Webhook {self.queue}:{self.name}>"
+
+
+class WebhookDelivery(msgspec.Struct, frozen=True):
+    """A delivery of a webhook that was tried. ``id``: that of its job, with the queue. ``event``: such as "completed",
+    or "test". ``job``: about which job it is; None for a test. ``at``: when it ended or was tried last, unix ms.
+    ``status``: of the answer that accepted it. ``error``: of the last attempt that failed."""
+
+    id: str
+    event: str
+    job: str | None
+    state: State
+    attempts_made: int
+    at: int
+    status: int | None = None
+    error: str | None = None
+
+
+def delivery_of(row: JobRow) -> WebhookDelivery:
+    """A delivery, from the row of its job."""
+    about = row.metadata or {}
+    last = row.errors[-1] if row.errors else None
+    at = row.finished_at or row.started_at or (last.at if last else row.enqueued_at)
+    status = int(bytes(row.result)) if row.result is not None and bytes(row.result).isdigit() else None
+    return WebhookDelivery(
+        f"{row.queue}:{row.id}", str(about.get("event", "")), about.get("job"), row.state, row.attempts_made, at,
+        status, None if last is None else last.message,
+    )  # fmt: skip
 
 
 class Delivery(msgspec.Struct, frozen=True):

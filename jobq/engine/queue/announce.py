@@ -22,6 +22,7 @@ from jobq.engine.model.job import State
 from jobq.engine.model.rows import job_row
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import Delivery, timestamp
+from jobq.engine.queue import webhooks
 from jobq.engine.queue.webhooks import TYPE, read_webhook
 from jobq.errors import InvalidJob, InvalidQuery, StoreError
 
@@ -51,6 +52,7 @@ class Told(NamedTuple):
 
     hook: StoredWebhook
     since: list[Place]
+    row: bytes
 
 
 class Announcer:
@@ -102,10 +104,25 @@ class Announcer:
     async def _look(self) -> None:
         """Read the webhooks that are told of events."""
         self._hooks = {
-            as_text(name): Told(hook, read_cursor(hook.since))
+            as_text(name): Told(hook, read_cursor(hook.since), row)
             for name, (row, disabled, _) in (await self._queue.store.webhooks()).items()
             if disabled is None and (hook := read_webhook(row)) is not None and hook.enabled
         }
+
+    async def _bound(self) -> None:
+        """Disable webhooks that are slower than their events come. Their deliveries would fill Redis."""
+        if not self._hooks:
+            return
+        held = [await part.command(b"ZCARD", part.keys["held"]) for part in self._deliveries.store.parts]
+        if sum(held) < webhooks.BACKLOG:
+            return
+        for name, count in (await webhooks.waiting_deliveries(self._deliveries)).items():
+            if count >= webhooks.BACKLOG and (told := self._hooks.pop(name, None)) is not None:
+                reason = (
+                    f"{count} deliveries wait, because it is slower than its events come: choose fewer events or types,"
+                    " or let it answer before it does its work"
+                )
+                await webhooks.disable_webhook(self._queue, name, told.row, reason)
 
     async def _follow(self) -> None:
         fence, cursor = await self._turn()
@@ -130,6 +147,7 @@ class Announcer:
                         batch, coming = coming.result(), None
                         # Look now, so that a webhook is told of each event that comes after it was set.
                         await self._look()
+                        await self._bound()
                         await self._announce(batch, min(place.ms for place in since))
                         cursor = batch[-1].cursor
                         since = read_cursor(cursor)

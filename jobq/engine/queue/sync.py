@@ -141,6 +141,7 @@ class SyncQueue:
     webhooks = _waiting(WebhookVerbs.webhooks)
     delete_webhook = _waiting(WebhookVerbs.delete_webhook)
     rotate_webhook = _waiting(WebhookVerbs.rotate_webhook)
+    webhook_deliveries = _waiting(WebhookVerbs.webhook_deliveries)
     test_webhook = _waiting(WebhookVerbs.test_webhook)
     set_events = _waiting(EventVerbs.set_events)
     event_cursor = _waiting(EventVerbs.event_cursor)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jobq.engine.log import get_logger
+from jobq.engine.model.job import State
 from jobq.engine.model.options import check_type
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import (
@@ -18,17 +19,19 @@ from jobq.engine.model.webhook import (
     Secret,
     StoredWebhook,
     Webhook,
+    WebhookDelivery,
     check_secret,
     check_webhook_events,
     check_webhook_name,
     check_webhook_url,
+    delivery_of,
     new_secret,
     timestamp,
 )
-from jobq.errors import InvalidJob, WebhookNotFound
+from jobq.errors import InvalidJob, InvalidQuery, WebhookNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from jobq.engine.store import Store
     from jobq.engine.task.handle import Job
@@ -37,6 +40,17 @@ log = get_logger("jobq.webhooks")
 
 TYPE = "jobq.webhook"
 """The type of the jobs that deliver."""
+RULE: Final = "webhook"
+"""The limit of the jobs that deliver: so many at a time for each webhook."""
+AT_ONCE: Final = 4
+"""Deliveries to one webhook at the same time."""
+BACKLOG = 50_000
+"""Deliveries that may wait for the places of one webhook. They take about 1 KB of Redis each."""
+DELIVERIES_MAX: Final = 200
+"""Deliveries that one call returns."""
+PAGE: Final = 200
+SCANNED: Final = 2000
+"""Deliveries of each state among which the last ones of a webhook are searched."""
 _ENDING = ".webhooks"
 _encode = msgspec.json.Encoder().encode
 _row = msgspec.json.Decoder(StoredWebhook)
@@ -58,6 +72,21 @@ def read_webhook(row: bytes) -> StoredWebhook | None:
         return _row.decode(row)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+async def disable_webhook(queue: WebhookVerbs, name: str, row: bytes, reason: str) -> None:
+    """Tell a webhook nothing more. ``row``: as it was read. One that was changed meanwhile is left alone."""
+    if await queue.store.do(queue.store.disable_webhook(name, row, reason)):
+        log.warning(
+            f"Webhook {name} of queue {queue.name} was disabled, and PUT /webhooks/{name} enables it again: {reason}",
+            queue=queue.name, webhook=name,
+        )  # fmt: skip
+
+
+async def waiting_deliveries(deliveries: Any) -> dict[str, int]:
+    """How many deliveries wait for the places of each webhook. ``deliveries``: the queue of the jobs that deliver."""
+    reply = await deliveries.store.do(deliveries.store.limits(RULE))
+    return {as_text(key).partition(":")[2]: held for key, held in zip(reply[::5], reply[1::5], strict=True)}
 
 
 class WebhookVerbs(ABC):
@@ -124,7 +153,7 @@ class WebhookVerbs(ABC):
         await store.register()
         await store.write_webhook(name, _encode(row))
         log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
-        return msgspec.structs.replace(_shown(self.name, name, row, None, None), secret=told)
+        return msgspec.structs.replace(await self._shown(name, row, None, None), secret=told)
 
     async def get_webhook(self, name: str) -> Webhook:
         """One webhook.
@@ -132,16 +161,43 @@ class WebhookVerbs(ABC):
         :raises WebhookNotFound: there is none of this name.
         """
         row, disabled, failures = await self._stored(name)
-        return _shown(self.name, name, row, disabled, failures)
+        return await self._shown(name, row, disabled, failures)
 
     async def webhooks(self) -> list[Webhook]:
         """All webhooks, by name."""
-        found: list[Webhook] = []
-        for name, (row, disabled, failures) in sorted((await self.store.webhooks()).items()):
-            # A damaged row must not hide the others.
-            if stored := read_webhook(row):
-                found.append(_shown(self.name, as_text(name), stored, disabled, failures))
-        return found
+        rows = await self.store.webhooks()
+        waiting = await self._waiting() if rows else {}
+        # A damaged row must not hide the others.
+        return [
+            _shown(self.name, as_text(name), stored, disabled, failures, waiting)
+            for name, (row, disabled, failures) in sorted(rows.items())
+            if (stored := read_webhook(row))
+        ]
+
+    async def webhook_deliveries(self, name: str, *, limit: int = 20) -> list[WebhookDelivery]:
+        """The last deliveries of a webhook that were tried, newest first. They are searched among the newest 2,000 of
+        each state.
+
+        :raises WebhookNotFound: there is none of this name.
+        :raises InvalidQuery: the limit is not from 1 to 200.
+        """
+        if not 1 <= limit <= DELIVERIES_MAX:
+            raise InvalidQuery(f"limit is {limit}: it takes 1 to {DELIVERIES_MAX}")
+        await self._stored(name)
+        found: list[WebhookDelivery] = []
+        async with self.webhook_queue() as deliveries:
+            for state in (State.ACTIVE, State.DELAYED, State.COMPLETED, State.FAILED):
+                cursor: str | None = None
+                seen = 0
+                for _ in range(SCANNED // PAGE):
+                    page = await deliveries.page(state, type=TYPE, limit=PAGE, cursor=cursor)
+                    mine = [row for row in page.jobs if row.metadata and row.metadata.get("webhook") == name]
+                    found += [delivery_of(row) for row in mine if row.attempts_made]
+                    seen += len(mine)
+                    cursor = page.cursor
+                    if cursor is None or seen >= limit:
+                        break
+        return sorted(found, key=lambda one: one.at, reverse=True)[:limit]
 
     async def delete_webhook(self, name: str) -> None:
         """Remove a webhook. Deliveries that are left fail.
@@ -162,7 +218,7 @@ class WebhookVerbs(ABC):
         row = msgspec.structs.replace(row, secrets=[Secret(secret), Secret(row.secrets[0].secret, now + ROTATION_MS)])
         await self.store.command(b"HSET", self.store.keys["webhooks"], name, _encode(row))
         log.info(f"Webhook {name} of queue {self.name} has a new secret", queue=self.name, webhook=name)
-        return msgspec.structs.replace(_shown(self.name, name, row, disabled, failures), secret=secret)
+        return msgspec.structs.replace(await self._shown(name, row, disabled, failures), secret=secret)
 
     async def test_webhook(self, name: str) -> Job[Any]:
         """Deliver an event "webhook.test". Returns the job that delivers it, in the queue ``webhook_queue()``.
@@ -172,7 +228,16 @@ class WebhookVerbs(ABC):
         await self._stored(name)
         body = {"type": "webhook.test", "timestamp": timestamp(self.store.now_ms()), "data": {"queue": self.name}}
         async with self.webhook_queue() as deliveries:
-            return await deliveries.enqueue(TYPE, Delivery(name, body), attempts=1)
+            return await deliveries.enqueue(
+                TYPE, Delivery(name, body), attempts=1, metadata={"webhook": name, "event": "test"}
+            )
+
+    async def _waiting(self) -> dict[str, int]:
+        async with self.webhook_queue() as deliveries:
+            return await waiting_deliveries(deliveries)
+
+    async def _shown(self, name: str, row: StoredWebhook, disabled: bytes | None, failures: bytes | None) -> Webhook:
+        return _shown(self.name, name, row, disabled, failures, await self._waiting())
 
     async def _stored(self, name: str) -> tuple[StoredWebhook, bytes | None, bytes | None]:
         found, disabled, failures = await self.store.webhook(check_webhook_name(name))
@@ -190,9 +255,17 @@ def _types(types: Collection[str]) -> list[str]:
     return sorted(set(types))
 
 
-def _shown(queue: str, name: str, row: StoredWebhook, disabled: bytes | None, failures: bytes | None) -> Webhook:
+def _shown(
+    queue: str,
+    name: str,
+    row: StoredWebhook,
+    disabled: bytes | None,
+    failures: bytes | None,
+    waiting: Mapping[str, int],
+) -> Webhook:
     count = int(failures) if failures and failures.isdigit() else 0
     reason = None if disabled is None else as_text(disabled)
     return Webhook(
-        name, queue, row.url, row.events, row.types, row.enabled and reason is None, row.created_at, reason, count
-    )
+        name, queue, row.url, row.events, row.types, row.enabled and reason is None, row.created_at, reason, count,
+        waiting.get(name, 0),
+    )  # fmt: skip

@@ -60,6 +60,7 @@ class WebhookRows(Scheduling):
         """Note that a delivery succeeded."""
         await self.command(b"HDEL", self.keys["webhook_facts"], f"failures:{name}")
 
-    async def disable_webhook(self, name: str, reason: str) -> bool:
-        """Disable a webhook. Returns False if it was disabled already."""
-        return await self.command(b"HSETNX", self.keys["webhook_facts"], f"disabled:{name}", reason) == 1
+    def disable_webhook(self, name: str, row: bytes, reason: str) -> Call[int]:
+        """Note that jobq tells a webhook nothing more, if it still has the row that was read. Returns 1, or 0 if it was
+        changed or disabled meanwhile."""
+        return Call("disable_webhook", [name, row, reason], read_as_is)

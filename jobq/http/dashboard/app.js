@@ -105,6 +105,8 @@ function failed(error) {
   else live(false, "the server does not answer");
 }
 
+const OF_A_QUEUE = ["stats", "workers", "rate", "rule", "schedules", "groups", "performance", "partitions", "webhooks", "why"];
+
 async function loadLists(at) {
   const { queue, state, type } = page.route;
   const list = page.list;
@@ -113,14 +115,28 @@ async function loadLists(at) {
   const cursor = list.cursors.at(-1);
   if (cursor) query.set("cursor", cursor);
   const rule = page.rule;
-  const [found, { workers }, why, { queues }, { limits }, { breakers }, { keys }, schedules, groups, performance, partitions, { types }, webhooks] = await Promise.all([
-    api(of(queue, `jobs?${query}`)), api(of(queue, "workers")), api(of(queue, "why")), api("queues"), api(of(queue, "limits")), api(of(queue, "breakers")),
-    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)), readSchedules(queue), readGroups(queue), readPerformance(queue),
-    page.stats?.partitions > 1 ? readPartitions(queue) : null, api(of(queue, "types")), readWebhooks(queue)]);
+  const own = (name) => api(of(queue, name)).then((answer) => answer[name]);
+  const parts = {
+    workers: own("workers"),
+    why: api(of(queue, "why")),
+    queues: api("queues").then((answer) => answer.queues),
+    limits: own("limits"),
+    breakers: own("breakers"),
+    schedules: readSchedules(queue),
+    groups: readGroups(queue),
+    performance: readPerformance(queue),
+    partitions: page.stats?.partitions > 1 ? readPartitions(queue) : null,
+    published: own("types"),
+    webhooks: readWebhooks(queue),
+  };
+  const [found, { keys }, ...read] = await Promise.all([
+    api(of(queue, `jobs?${query}`)),
+    rule === null ? { keys: [] } : api(of(queue, `limits/${encodeURIComponent(rule)}/keys`)),
+    ...Object.values(parts)]);
   if (at !== shown) return;
-  [page.limits, page.breakers, page.schedules, page.groups, page.performance, page.partitions, page.published, page.webhooks] = [limits, breakers, schedules, groups, performance, partitions, types, webhooks];
+  Object.keys(parts).forEach((name, number) => { page[name] = read[number]; });
   if (rule === page.rule) page.keys = keys;
-  [list.jobs, list.next, page.workers, page.queues, page.why] = [found.jobs, found.cursor, workers, queues, why];
+  [list.jobs, list.next] = [found.jobs, found.cursor];
   drawQueues();
   drawStats();
   drawWorkers();
@@ -209,7 +225,7 @@ function show() {
     return;
   } else {
     frame();
-    if (before !== route.queue) [page.stats, page.workers, page.rate, page.rule, page.schedules, page.groups, page.performance, page.partitions, page.webhooks, page.why] = [null, null, null, null, null, null, null, null, null, null];
+    if (before !== route.queue) for (const name of OF_A_QUEUE) page[name] = null;
     if (before !== route.queue || stream === null) listen(route.queue);
     drawStats();
   }

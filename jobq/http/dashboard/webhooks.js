@@ -1,9 +1,10 @@
 // Draws the webhooks of a queue, with their last deliveries and the buttons of admins.
 import { ask } from "./actions.js";
 import { $, count, el, moment, patch, toast } from "./parts.js";
-import { api, hrefOf, may, of, page, Refused } from "./state.js";
+import { api, hrefOf, may, of, page, Refused, tell } from "./state.js";
 
 const SHOWN = 50; // deliveries of a state among which the last one of each webhook is searched
+const opened = new Map(); // queue -> the webhook whose last deliveries are shown
 const delivering = (queue) => `${queue}.webhooks`;
 
 export async function readWebhooks(queue) {
@@ -11,7 +12,9 @@ export async function readWebhooks(queue) {
   const { webhooks } = await api(of(queue, "webhooks"));
   if (!webhooks.length) return [];
   const last = await readLast(queue);
-  return webhooks.map((row) => ({ ...row, last: last.get(row.name) }));
+  const open = webhooks.find(({ name }) => name === opened.get(queue));
+  const deliveries = open && (await api(of(queue, `webhooks/${encodeURIComponent(open.name)}/deliveries`))).deliveries;
+  return webhooks.map((row) => ({ ...row, last: last.get(row.name), deliveries: row === open ? deliveries : null }));
 }
 
 // The last attempt of each webhook. The id of a delivery begins with the name of its webhook.
@@ -36,12 +39,29 @@ export function drawWebhooks() {
   const node = $("webhooks");
   node.hidden = !webhooks?.length;
   if (node.hidden) return;
-  const names = [["webhook"], ["state"], ["events"], ["address"], ["last attempt"], ["failures in a row", "num"], [""]];
+  const names = [["webhook"], ["state"], ["events"], ["address"], ["last attempt"], ["failures in a row", "num"], ["waiting", "num"], [""]];
   patch(node, el("h2", null, "Webhooks"),
     el("div", { class: "scroll" }, el("table", null,
       el("thead", null, el("tr", null, names.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
       el("tbody", null, webhooks.map((row) => line(route.queue, row))))),
+    lastDeliveries(webhooks),
     el("p", null, el("a", { href: hrefOf(delivering(route.queue), "failed") }, "Failed deliveries")));
+}
+
+// The last deliveries of the webhook whose button was pressed.
+function lastDeliveries(webhooks) {
+  const row = webhooks.find(({ deliveries }) => deliveries);
+  if (!row) return null;
+  const names = [["delivery"], ["event"], ["job"], ["answer"], ["attempts", "num"], ["last attempt"]];
+  return el("div", { class: "scroll" }, el("h3", null, `Last deliveries of ${row.name}`), el("table", null,
+    el("thead", null, el("tr", null, names.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
+    el("tbody", null, row.deliveries.map((one) => el("tr", { key: one.id },
+      el("td", { class: "data" }, el("a", { href: `#/job/${encodeURIComponent(one.id)}` }, one.id.split(":").at(-1))),
+      el("td", null, one.event),
+      el("td", { class: "data" }, one.job ?? ""),
+      el("td", { class: one.state === "completed" ? "good" : "bad" }, one.status ? String(one.status) : one.error ?? one.state),
+      el("td", { class: "num" }, count(one.attempts_made)),
+      el("td", null, moment(one.at)))))));
 }
 
 function line(queue, row) {
@@ -53,7 +73,9 @@ function line(queue, row) {
     el("td", { class: "data wide" }, row.url),
     el("td", null, row.last ? attempt(row.last) : el("span", { class: "soft" }, "none")),
     el("td", { class: "num" }, count(row.failures)),
+    el("td", { class: "num" }, count(row.waiting)),
     el("td", null, el("span", { class: "buttons" },
+      el("button", { "aria-label": `Deliveries ${row.name}`, "aria-expanded": String(!!row.deliveries), click: () => open(queue, row) }, "Deliveries"),
       button(queue, row, "Test", "An event webhook.test is delivered now.", (path) => api(`${path}/test`, { method: "POST" }), "It is being delivered."),
       row.enabled
         ? button(queue, row, "Disable", "It is told of nothing until it is enabled. Deliveries that wait fail.", set(row, false), "The webhook is disabled.")
@@ -62,6 +84,11 @@ function line(queue, row) {
 
 const attempt = ({ at, job }) => [el("a", { href: `#/job/${encodeURIComponent(job.id)}`, class: job.state === "completed" ? "good" : "bad" },
   job.state === "completed" ? "delivered" : job.state === "failed" ? "failed" : "failed, tried again later"), " ", moment(at)];
+
+function open(queue, row) {
+  opened.set(queue, row.deliveries ? null : row.name);
+  tell("changed");
+}
 
 const set = (row, enabled) => (path) => api(path, { method: "PUT", body: { url: row.url, events: row.events, types: row.types, enabled } });
 
