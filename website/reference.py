@@ -11,7 +11,8 @@ import griffe
 import jobq
 from jobq import Settings, errors
 from jobq.cli.parser import build_parser
-from jobq.http.metrics import metrics_of
+from jobq.http.duties import Duties
+from jobq.http.metrics import metrics_of, metrics_of_server
 from jobq.http.problems import KINDS, TABLE
 from website.folders import DOCS
 
@@ -184,7 +185,7 @@ def metrics() -> str:
         "| Metric | Kind | Labels | |\n|---|---|---|---|",
     ]
     rows: list[str] = []
-    for family in metrics_of({}):
+    for family in [*metrics_of({}), *metrics_of_server(Duties(), ())]:
         labels = ", ".join(vars(family)["_labelnames"])
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append(f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
