@@ -15,6 +15,13 @@ local function aging_of(text)
 end
 -- end
 
+-- shared: counted
+-- What operators set was changed in this partition. See settings.lua. A damaged count starts again.
+local function counted()
+    if type(redis.pcall('HINCRBY', meta, 'changes', 1)) == 'table' then redis.call('HSET', meta, 'changes', 1) end
+end
+-- end
+
 local text = redis.call('HGET', meta, 'aging')
 local before, wanted = aging_of(text), tonumber(ARGV[2])
 local stored = text and before
@@ -22,6 +29,7 @@ if stored and (ARGV[3] == '1' or stored == wanted) then return { stored, 0 } end
 local number = redis.call('ZCARD', waiting) + redis.call('ZCARD', held)
 if wanted ~= before and number > tonumber(ARGV[4]) then return { before, number } end
 redis.call('HSET', meta, 'aging', format('%.0f', wanted))
+counted()
 if wanted == before then return { wanted, 0 } end
 
 -- shared: hold

@@ -20,6 +20,13 @@ local function free_slots(id, weight, names)
 end
 -- end
 
+-- shared: counted
+-- What operators set was changed in this partition. See settings.lua. A damaged count starts again.
+local function counted()
+    if type(redis.pcall('HINCRBY', meta, 'changes', 1)) == 'table' then redis.call('HSET', meta, 'changes', 1) end
+end
+-- end
+
 if cursor == '' then
     if row ~= '' and redis.call('HEXISTS', groups, name) == 0 and redis.call('HLEN', groups) >= most then return 'full' end
     if string.find(row, '=', 1, true) then
@@ -33,6 +40,7 @@ if cursor == '' then
         end)
     end
     if row == '' then redis.call('HDEL', groups, name) else redis.call('HSET', groups, name, row) end
+    counted()
     redis.call('HSET', meta, 'limited', 1)
     redis.call('ZADD', openings, '-inf', key)
     redis.call('ZADD', wake, 0, 't')

@@ -2,8 +2,8 @@
 -- limits: reads the rules of limits, or the keys of one rule that hold or count jobs now, or that are closed.
 -- KEYS rules held_by admitted arrivals lines open_lines full_lines reopens active closed meta
 -- ARGV now, rule ('': all rules), largest number of keys, largest number of lines to look at
--- RETURNS flat groups of six: rule, its two lines, held jobs, admitted jobs, closed keys, and when the last of these opens (unix
---   ms, or ''); or for a rule's keys of five: key, held jobs, admitted jobs, when its next token is free (unix ms, or '' if nothing
+-- RETURNS flat groups of six: rule, its two lines, held jobs, admitted jobs, closed keys ("by handlers, by
+--   operators", two numbers), and when the last of these opens (unix ms, or ''); or for a rule's keys of five: key, held jobs, admitted jobs, when its next token is free (unix ms, or '' if nothing
 --   waits for one), and until when it is closed (unix ms, or '')
 -- Of the closed keys it looks at those that open last, as many as it may return.
 -- Each line of held jobs counts under the key that it waits for. A line that waits for nothing, because no worker was free to
@@ -44,10 +44,12 @@ end
 
 local rows = {}
 if rule == '' then
-    local count, last = {}, {}
+    local count, set, last = {}, {}, {}
     for i = 1, #shut, 2 do
         local name = string.match(shut[i], '^[^:]*')
-        count[name], last[name] = (count[name] or 0) + 1, last[name] or shut[i + 1]
+        -- See close.lua.
+        local of = tonumber(shut[i + 1]) % 1 == 0 and count or set
+        of[name], last[name] = (of[name] or 0) + 1, last[name] or shut[i + 1]
     end
     local found = redis.call('HGETALL', rules)
     for i = 1, #found, 2 do
@@ -57,13 +59,13 @@ if rule == '' then
         for key, jobs in pairs(free) do
             if string.match(key, '^[^:]*') == name then rows[n + 3] = rows[n + 3] + jobs end
         end
-        rows[n + 5], rows[n + 6] = count[name] or 0, last[name] or ''
+        rows[n + 5], rows[n + 6] = (count[name] or 0) .. ' ' .. (set[name] or 0), last[name] or ''
         rows[n + 4] = number(admitted, '[' .. name .. '\0', '(' .. name .. '\1') + number(admitted, '[' .. name .. ':', '(' .. name .. ';')
         -- The rule of the whole queue holds no job, and counts the slots of all that are active.
         if name == 'queue' then
             rows[n + 4] = rows[n + 4] + redis.call('ZCARD', active)
             local till = redis.call('HGET', meta, 'closed') or ''
-            if (tonumber(till) or 0) > now then rows[n + 5], rows[n + 6] = 1, till end
+            if (tonumber(till) or 0) > now then rows[n + 5], rows[n + 6] = '0 1', till end
         end
     end
     return rows

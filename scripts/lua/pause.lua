@@ -17,7 +17,15 @@ if recorded then
 end
 -- end
 
+-- shared: counted
+-- What operators set was changed in this partition. See settings.lua. A damaged count starts again.
+local function counted()
+    if type(redis.pcall('HINCRBY', meta, 'changes', 1)) == 'table' then redis.call('HSET', meta, 'changes', 1) end
+end
+-- end
+
 local states = { redis.call('HSETNX', meta, 'paused', string.format('%.0f', now)) == 1 and 'running' or '' }
+if states[1] ~= '' then counted() end
 -- shared: record
 redis.call('HSET', answers, ARGV[2], table.concat(states, '\n') .. '\n')
 redis.call('ZADD', requests, now, ARGV[2])

@@ -9,11 +9,19 @@
 local rules, limits, weights, waiting, held, held_by, admitted, unspent, openings, arrivals, full_lines, reopens, meta, wake = unpack(KEYS)
 local layer, name, text, most, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
+-- shared: counted
+-- What operators set was changed in this partition. See settings.lua. A damaged count starts again.
+local function counted()
+    if type(redis.pcall('HINCRBY', meta, 'changes', 1)) == 'table' then redis.call('HSET', meta, 'changes', 1) end
+end
+-- end
+
 if cursor == '' then
     local row = redis.call('HGET', rules, name)
     if not row and text ~= '' and redis.call('HLEN', rules) >= most then return 'full' end
     local set, declared = string.match(row or '', '^([^\n]*)\n?(.*)$')
     local before = set ~= '' and set or declared
+    if layer == 'set' or text ~= (declared or '') then counted() end
     if layer == 'set' then set = text else declared = text end
     if set == '' and declared == '' then
         redis.call('HDEL', rules, name)

@@ -1,17 +1,11 @@
 #!lua flags=allow-oom
--- settings: counts the changes of what operators set of a queue, in its first partition, or notes in another one how many have
---   reached it. Workers copy the settings to partitions that are behind, so a call that was cut between two partitions is finished.
+-- settings: notes in a partition that it has what operators have set in the first one.
 -- KEYS meta
--- ARGV before ('': count one more change), after
--- RETURNS the number that is stored now
--- It is stored only if `before` is: somebody who copied older settings must not say that newer ones have arrived. A repeated count
--- costs one more copy.
+-- ARGV the changes that the first partition has counted, those that this one has counted
+-- RETURNS 1 if it was noted, 0 if this partition was changed meanwhile (nothing changed)
+-- Each partition counts the changes of its settings, in the scripts that make them. The note holds until one of the two counts changes.
+-- So workers find a partition that a call did not reach, or reached too late, and copy the settings of the first one to it.
 local meta = unpack(KEYS)
-local number = tonumber(redis.call('HGET', meta, 'settings')) or 0
-if ARGV[1] == '' then
-    number = number + 1
-elseif number == tonumber(ARGV[1]) then
-    number = tonumber(ARGV[2])
-end
-redis.call('HSET', meta, 'settings', string.format('%.0f', number))
-return number
+if (redis.call('HGET', meta, 'changes') or '0') ~= ARGV[2] then return 0 end
+redis.call('HSET', meta, 'settled', ARGV[1] .. ' ' .. ARGV[2])
+return 1

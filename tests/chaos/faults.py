@@ -262,7 +262,7 @@ async def resize(world: World) -> int:
 async def pause_cut(world: World) -> int:
     """A pause reaches the first partition only. Workers finish it, and it is resumed."""
     first = world.parts[0]
-    await world.direct_queue.store.do(first.settings())
+    await world.direct_queue.store.do(first.setting())
     await world.direct_queue.store.do(first.pause())
     await asyncio.sleep(SPELL)
     await _insist(lambda queue: queue.resume(), world)

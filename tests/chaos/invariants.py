@@ -16,7 +16,7 @@ PER_JOB = ("priorities", "attempts", "errors", "results", "progress", "logs", "u
 META = {"layout", "fifo", "lifo", "fence", "paused", "swept", "reap_from", "longest_lease", "rebase", "rule", "limited",
         "virtual", "planned", "closed", "clock", "scheduled_at", "over", "running", "moved", "later",
          "arrived", "aging", "aged", "charge", "balancer", "balanced", "whole", "events",
-         "partitions", "settings"}  # fmt: skip
+         "partitions", "changes", "settled"}  # fmt: skip
 EVENTS_MOST = 1200
 """The stream is capped at about 1000 entries. Redis removes whole nodes of 100."""
 

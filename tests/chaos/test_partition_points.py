@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Concurrency, Queue, Rate
+from jobq.engine.model.breaker import state_of
 from jobq.engine.queue.settling import settle
 from jobq.engine.store import route as route_module
 from jobq.errors import JobqError, StoreUnavailable
@@ -43,17 +44,39 @@ async def set_all(queue: Queue) -> None:
     await queue.reset_limit("api")
     await queue.reset_group("g")
     await queue.remove_limit("declared")
+    await queue.close_limit("api2:a", 600)
+    await queue.close_limit("queue", 600)
+    await queue.close_limit("api2:a", 300)
+    await queue.close_limit("api2:b", 300)
+    await queue.open_limit("api2:b")
+    await queue.trip_breaker("call", 600)
+    await queue.reset_breaker("call")
+    await queue.trip_breaker("call", 900)
 
 
 async def settings(part: Store) -> dict[str, Any]:
     """All that operators set, as a partition has it."""
-    meta = await part.command(b"HMGET", part.keys["meta"], b"aging", b"charge", b"events", b"settings")
+    meta = await part.command(b"HMGET", part.keys["meta"], b"aging", b"charge", b"events")
+    closed = await part.command(b"ZRANGE", part.keys["closed"], 0, -1, b"WITHSCORES")
+    till = await part.command(b"HGET", part.keys["meta"], b"closed")
     return {
         "meta": meta,
+        # In minutes from now, because each partition closes them by its own clock.
+        "closed": {key: _minutes(part, ms) for key, ms in _rows(closed).items()},
+        "queue": till and _minutes(part, till),
+        "breakers": {
+            # Each partition declares them for itself.
+            name: row if state_of(row)[0] else row.rpartition(b" 0")[0]
+            for name, row in _rows(await part.command(b"HGETALL", part.keys["breakers"])).items()
+        },
         "paused": await part.command(b"HEXISTS", part.keys["meta"], b"paused"),
         "rules": _rows(await part.command(b"HGETALL", part.keys["rules"])),
         "groups": _rows(await part.command(b"HGETALL", part.keys["groups"])),
     }
+
+
+def _minutes(part: Store, till: bytes) -> int:
+    return round((float(till) - part.now_ms()) / 60_000)
 
 
 def _rows(flat: list[bytes]) -> dict[bytes, bytes]:
@@ -69,7 +92,10 @@ async def test_settings_that_reached_some_partitions_reach_all(
         name = f"settings{next(_numbers)}"
         async with Queue(name, connection, partitions=3, limits=[Concurrency(5)]) as queue:
             await queue.set_limit("declared", concurrency=1)
+            await queue.set_limit("api2", concurrency=1)
             await queue.enqueue("t", limits=["declared"], group="g")
+            for part in queue.store.parts:
+                await part.do(part.breaker("declare", "call", "0.500000 4 1000"))
         faulty = FaultyConnection(server.url, at=at, fault=fault)
         with suppress(StoreUnavailable):
             async with Queue(name, faulty) as operator:
@@ -78,7 +104,8 @@ async def test_settings_that_reached_some_partitions_reach_all(
         async with Queue(name, connection) as queue:
             await settle(queue.store)
             first, *others = [await settings(part) for part in queue.store.parts]
-            assert all(other == first for other in others), f"{fault} at trip {at}: {faulty.hit}"
+            for other in others:
+                assert other == first, f"{fault} at trip {at}: {faulty.hit}"
             await queue.store.do(queue.store.drop(force=True))
             await queue.store.unregister()
         return faulty.trips

@@ -244,7 +244,7 @@ async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forg
             "nothing waits",
             {},
             lambda s: s.aging(STEP),
-            {"meta": {"aging": "60000", "aged": str(2**42 + 1_000_000), "fifo": str(2**42)}},
+            {"meta": {"aging": "60000", "aged": str(2**42 + 1_000_000), "fifo": str(2**42), "changes": "1"}},
             [60_000, 0],
         ),
         Case("it was set to this", {"meta": {"aging": "60000"}}, lambda s: s.aging(60_000), {}, [60_000, 0]),
@@ -266,7 +266,7 @@ async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forg
             "off is stored, so that code which declares it is refused",
             {},
             lambda s: s.aging(0),
-            {"meta": {"aging": "0"}},
+            {"meta": {"aging": "0", "changes": "1"}},
             [0, 0],
         ),
         Case(
@@ -287,6 +287,7 @@ async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forg
                     "aging": "60000",
                     "fifo": str(2**42 + 9),
                     "aged": str(2**42 + 1_000_000),
+                    "changes": "1",
                 },
                 "wake": {"t": 0},
             },
@@ -296,7 +297,11 @@ async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forg
             "another worth of a priority",
             {"waiting": {"a": aged(5), "b": aged(4, 2)}, "priorities": {"b": "2"}, "meta": {"aging": "60000"}},
             lambda s: s.aging(10),
-            {"waiting": {"a": aged(5), "b": aged(4, 2, 10)}, "meta": {"aging": "10", "fifo": "0"}, "wake": {"t": 0}},
+            {
+                "waiting": {"a": aged(5), "b": aged(4, 2, 10)},
+                "meta": {"aging": "10", "fifo": "0", "changes": "1"},
+                "wake": {"t": 0},
+            },
             [10, 0],
         ),
         Case(
@@ -309,7 +314,7 @@ async def test_a_clock_that_was_set_back_keeps_the_order_and_a_wrong_one_is_forg
             lambda s: s.aging(0),
             {
                 "waiting": {"a": place(2), "b": place(1, 2)},
-                "meta": {"aging": "0", "fifo": "2"},
+                "meta": {"aging": "0", "fifo": "2", "changes": "1"},
                 "wake": {"t": 0},
             },
             [0, 0],

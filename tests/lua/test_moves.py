@@ -155,13 +155,19 @@ async def test_reprioritise(case: Case, bench: Bench):
 
 @table(
     [
-        Case("pause is a flag", waiting("a"), lambda store: store.pause(), {"meta": {"paused": "1000"}}, ["running"]),
+        Case(
+            "pause is a flag",
+            waiting("a"),
+            lambda store: store.pause(),
+            {"meta": {"paused": "1000", "changes": "1"}},
+            ["running"],
+        ),
         Case("paused already", {"meta": {"paused": "7"}}, lambda store: store.pause(), {}, [""]),
         Case(
             "sixteen digits stay",
             {},
             lambda store: store.pause(),
-            {"meta": {"paused": "1722470400123456"}},
+            {"meta": {"paused": "1722470400123456", "changes": "1"}},
             ["running"],
             now=1722470400123456,
         ),
@@ -169,7 +175,7 @@ async def test_reprioritise(case: Case, bench: Bench):
             "resume takes it away, and one worker is told",
             waiting("a") | {"meta": {"paused": "7", "fifo": "1"}},
             lambda store: store.resume(),
-            {"meta": {"fifo": "1"}} | WAKE,
+            {"meta": {"fifo": "1", "changes": "1"}} | WAKE,
             ["paused"],
         ),
         Case("running already", waiting("a"), lambda store: store.resume(), WAKE, [""]),

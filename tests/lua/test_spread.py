@@ -91,43 +91,58 @@ async def test_spread(case: Case, bench: Bench):
 
 @table(
     [
-        Case("a change is counted", {}, lambda s: s.settings(), {"meta": {"settings": "1"}}, 1),
         Case(
-            "and the next one",
-            {"meta": {"settings": "41"}},
-            lambda s: s.settings(),
-            {"meta": {"settings": "42"}},
-            42,
-        ),
-        Case(
-            "it has reached a partition that has those before it",
-            {"meta": {"settings": "41"}},
-            lambda s: s.settings(41, 42),
-            {"meta": {"settings": "42"}},
-            42,
-        ),
-        Case(
-            "also the first one",
-            {},
-            lambda s: s.settings(0, 1),
-            {"meta": {"settings": "1"}},
+            "a partition notes that it has the settings of the first one",
+            {"meta": {"changes": "3"}},
+            lambda s: s.settings(b"41", b"3"),
+            {"meta": {"changes": "3", "settled": "41 3"}},
             1,
         ),
         Case(
-            "a partition that lacks an earlier one stays behind",
-            {"meta": {"settings": "40"}},
-            lambda s: s.settings(41, 42),
+            "also one in which nothing was ever set",
             {},
-            40,
+            lambda s: s.settings(b"1", b"0"),
+            {"meta": {"settled": "1 0"}},
+            1,
         ),
         Case(
-            "what cannot be read counts as none",
-            {"meta": {"settings": "many"}},
-            lambda s: s.settings(),
-            {"meta": {"settings": "1"}},
-            1,
+            "not if it was changed meanwhile",
+            {"meta": {"changes": "4"}},
+            lambda s: s.settings(b"41", b"3"),
+            {},
+            0,
         ),
     ]
 )
 async def test_settings(case: Case, bench: Bench):
+    await bench.check(case)
+
+
+@table(
+    [
+        Case(
+            "a word is set and counted",
+            {"meta": {"changes": "41"}},
+            lambda s: s.setting("charge", "actual"),
+            {"meta": {"changes": "42", "charge": "actual"}},
+            "OK",
+        ),
+        Case(
+            "it is removed",
+            {"meta": {"charge": "actual", "layout": "1"}},
+            lambda s: s.setting("charge"),
+            {"meta": {"changes": "1", "layout": "1"}},
+            "OK",
+        ),
+        Case("only counted", {}, lambda s: s.setting(), {"meta": {"changes": "1"}}, "OK"),
+        Case(
+            "a damaged count starts again",
+            {"meta": {"changes": "many"}},
+            lambda s: s.setting(),
+            {"meta": {"changes": "1"}},
+            "OK",
+        ),
+    ]
+)
+async def test_setting(case: Case, bench: Bench):
     await bench.check(case)

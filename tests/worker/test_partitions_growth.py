@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from jobq import Concurrency, Queue, State
-from jobq.engine.model.aging import AGING_JOBS_MAX
+from jobq import Concurrency, Queue
 from jobq.engine.model.ids import partition_of
 from jobq.engine.queue import session
-from jobq.engine.queue.changing import changing
-from jobq.engine.queue.settling import number_of, settle
-from jobq.engine.worker import sweeper
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
@@ -138,90 +133,3 @@ async def test_priority_holds_in_each_partition(admin: Any, connection: Connecti
         await asyncio.gather(*(job.result(timeout=10) for job in urgent))
         for part in range(1, 4):
             assert next(priority for priority, of in order if of == part) == 1
-
-
-async def test_a_copy_of_older_settings_does_not_count_as_the_newest(admin: Any, connection: Connection):
-    """A worker meets a call that has just begun. It writes what it read before the call wrote."""
-    async with Queue("spread", connection, partitions=2) as queue:
-        await queue.resume()
-        first, other = queue.store.parts
-        async with changing(queue.store):
-            number = await number_of(first)
-            await queue.store.do(queue.store.pause())
-            await other.do(other.resume())
-            await other.do(other.settings(await number_of(other), number))
-        assert await settle(queue.store) == await number_of(first)
-        assert await other.command(b"HEXISTS", other.keys["meta"], b"paused")
-
-
-async def test_two_changes_at_once_leave_the_same_in_all_partitions(admin: Any, connection: Connection):
-    async with Queue("spread", connection, partitions=2) as queue:
-        await queue.resume()
-        first, other = queue.store.parts
-        async with AsyncExitStack() as one, AsyncExitStack() as two:
-            await one.enter_async_context(changing(queue.store))
-            await two.enter_async_context(changing(queue.store))
-            await first.do(first.pause())
-            await first.do(first.resume())
-            await other.do(other.resume())
-            await other.do(other.pause())
-            await one.aclose()
-        assert await settle(queue.store) == await number_of(first)
-        assert not await other.command(b"HEXISTS", other.keys["meta"], b"paused")
-
-
-async def test_settings_that_a_partition_refuses_are_copied_later(
-    admin: Any, connection: Connection, start: Any, monkeypatch: pytest.MonkeyPatch, logs: Any
-):
-    """While more than a thousand jobs wait in a partition, its aging cannot change."""
-    monkeypatch.setattr(sweeper, "TIDY_SECONDS", 0.0)
-    monkeypatch.setattr(sweeper, "interval", lambda lease_ms: 0.01)
-    async with Queue("spread", connection, partitions=2) as queue:
-
-        @queue.task()
-        async def run() -> None: ...
-
-        await queue.pause()
-        first, other = queue.store.parts
-        jobs = await queue.enqueue_many([queue.new("run", id=f"job{n}~1") for n in range(AGING_JOBS_MAX + 1)])
-        await first.do(first.settings())
-        await first.do(first.aging(60_000))
-        await start(queue)
-        await wait_until(lambda: logs.all("a call was interrupted"), "the first try")
-        assert await number_of(other) != await number_of(first)
-        await queue.remove_all(State.WAITING)
-        assert len(jobs) > AGING_JOBS_MAX
-
-        async def settled() -> bool:
-            return await number_of(other) == await number_of(first)
-
-        await wait_until(settled, "the next try")
-        assert (await other.do(other.aging(60_000, declared=True)))[0] == 60_000
-
-
-async def test_workers_finish_a_call_that_was_cut_between_two_partitions(
-    admin: Any, connection: Connection, start: Any, monkeypatch: pytest.MonkeyPatch, logs: Any
-):
-    monkeypatch.setattr(sweeper, "TIDY_SECONDS", 0.0)
-    monkeypatch.setattr(sweeper, "interval", lambda lease_ms: 0.01)
-    async with Queue("spread", connection, partitions=3) as queue:
-
-        @queue.task()
-        async def run() -> None: ...
-
-        await start(queue)
-        first, *others = queue.store.parts
-        # What a pause and a new rule leave behind whose process dies after the first partition.
-        await first.do(first.settings())
-        await first.do(first.pause())
-        await first.do(first.rule("set", "api", "2"))
-
-        async def finished() -> bool:
-            for part in others:
-                paused = await part.command(b"HEXISTS", part.keys["meta"], b"paused")
-                if not paused or await part.rule_names() != [b"api"]:
-                    return False
-            return True
-
-        await wait_until(finished, "all partitions to have them")
-        assert logs.all("a call was interrupted")

@@ -87,3 +87,12 @@ def read_breaker(name: str, row: str, now: int, held: int = 0, active: int = 0) 
         )
     except ValueError:
         return None
+
+
+def state_of(row: bytes) -> tuple[int, int]:
+    """When the state of a breaker began (0: with its declaration), and until when it is open. Of two the larger one
+    holds. A damaged row has none."""
+    words = row.split(b" ")
+    if len(words) != 6 or not words[3].isdigit() or not words[4].isdigit() or words[4].startswith(b"0"):
+        return 0, 0
+    return int(words[4]), int(words[3])

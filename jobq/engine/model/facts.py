@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -245,7 +246,7 @@ def _arrival(spent: bytes | None, debt: bytes | None) -> Arrival:
 def _closed(till: bytes | None, now: int) -> int:
     """Until when something is closed; 0 if it is open. A damaged time, or one that has passed, counts as open."""
     moment = _number(till)
-    return int(moment) if now < moment < now + 1e12 else 0
+    return ceil(moment) if now < moment < now + 1e12 else 0
 
 
 def _number(raw: bytes | None) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.breaker import BreakerRow, open_ms, read_breaker
+from jobq.engine.model.breaker import BreakerRow, open_ms, read_breaker, state_of
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.queue.changing import changing
+from jobq.engine.store import send_each
 from jobq.errors import UnknownBreaker
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class BreakerVerbs(ABC):
 
     async def _change_breaker(self, verb: str, type: str, text: str) -> BreakerRow:
         await self._check_breaker(type)
-        await self.store.do(self.store.breaker(verb, type, text))
+        first = self.store.parts[0]
+        await pass_breaker_on(self.store, type, as_text(await first.do(first.breaker(verb, type, text))))
         found = await self.breakers()
         for row in found:
             if row.type == type:
@@ -101,6 +104,36 @@ class BreakerVerbs(ABC):
             raise UnknownBreaker(type, sorted(names | set(self.declared_breakers)))
         await self.store.register()
         await declare_breakers(self.store, {type: self.declared_breakers[type]})
+
+
+async def pass_breaker_on(store: Store, type: str, row: str) -> None:
+    """Give the state of a breaker to all partitions. The state that began last holds.
+
+    :raises StoreError: Redis is away. Workers pass on what has not reached all partitions.
+    """
+    state = " ".join(row.split(" ")[3:5])
+    if len(store.parts) > 1 and state:
+        await asyncio.gather(*(part.do(part.breaker("follow", type, state)) for part in store.parts))
+
+
+async def agree_on_breakers(store: Store) -> None:
+    """Pass on the states of breakers that have not reached all partitions, because a program died meanwhile.
+
+    :raises StoreError: Redis is away.
+    """
+    if len(store.parts) == 1 or not await store.breaker_names():
+        return
+    answers = await send_each(store.parts, lambda part: (b"HGETALL", part.keys["breakers"]))
+    states: dict[str, list[tuple[int, int, str]]] = {}
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+        for name, row in zip(answer[::2], answer[1::2], strict=True):
+            states.setdefault(as_text(name), []).append((*state_of(row), as_text(row)))
+    for name, found in states.items():
+        since, till, row = max(found)
+        if any(state[:2] != (since, till) for state in found):
+            await pass_breaker_on(store, name, row)
 
 
 async def declare_breakers(store: Store, breakers: Mapping[str, Breaker]) -> None:

@@ -1,10 +1,11 @@
-"""Counts what operators set of a queue, so that a call that was cut between two partitions is finished by workers."""
+"""Around a change of what operators set, which goes to all partitions of a queue."""
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+
+from jobq.engine.queue.settled import note_settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -14,17 +15,11 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def changing(store: Store) -> AsyncGenerator[None]:
-    """Around a change of settings in all partitions. If it is cut, the numbers differ, and ``settle`` finishes it.
-
-    It counts at its begin and at its end. Somebody who copied older settings to a partition in between has noted the
-    number of its begin, so they are copied again. A queue of one partition counts too: another program may be giving
-    it more just now.
+    """Around a change of settings, which is made in the first partition first. When it has reached all partitions, they
+    note this. Where there is no note, ``settle`` finishes it.
 
     :raises StoreError: Redis is away.
     """
-    first, *others = store.parts
-    begun = await first.do(first.settings())
     yield
-    ended = await first.do(first.settings())
-    if ended == begun + 1:  # Otherwise somebody else has changed settings, perhaps in another order in each partition.
-        await asyncio.gather(*(part.do(part.settings(begun - 1, ended)) for part in others))
+    if len(store.parts) > 1:
+        await note_settled(store)

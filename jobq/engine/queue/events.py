@@ -130,7 +130,7 @@ class EventVerbs(ABC):
         await self.store.register()
         async with changing(self.store):
             for part in self.store.parts:
-                await part.command(b"HSET", part.keys["meta"], b"events", word)
+                await part.do(part.setting("events", word))
         log.info(f"Queue {self.name} tells {level} as events from now on", queue=self.name)
 
     async def get_events(self) -> EventLevel:

@@ -119,7 +119,7 @@ class GroupVerbs(ABC):
         await self.store.register()
         async with changing(self.store):
             for part in self.store.parts:
-                await part.command(b"HSET", part.keys["meta"], b"charge", word)
+                await part.do(part.setting("charge", word))
                 if word == "count":
                     await part.command(b"UNLINK", part.keys["billing"])
         log.info(f"Groups of queue {self.name} are charged by {word} from now on", queue=self.name)
@@ -153,6 +153,15 @@ async def write_group(store: Store, group: str, row: str) -> None:
     while cursor := await store.do(store.group(group, row, cursor)):
         if cursor == b"full":
             raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
+
+
+async def walk_group(store: Store, group: str, row: str) -> None:
+    """Let the jobs of one partition that already wait see the settings of a group that are written there."""
+    if row.split(" ")[1:2] != ["1"]:
+        return  # Only the jobs of a paused group are looked at.
+    cursor: bytes | str = f"@{group}\0"  # Behind the call that writes the settings, before the first job.
+    while cursor := await store.do(store.group(group, row, cursor)):
+        pass
 
 
 def _row(group: bytes, held: int, active: int, settings: bytes, job_id: bytes, spec: bytes) -> GroupRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import structs
@@ -90,6 +91,15 @@ async def write_rule(store: Store, layer: Literal["set", "declared"], name: str,
         while cursor := await part.do(part.rule(layer, name, text, cursor)):
             if cursor == b"full":
                 raise InvalidJob(f"rule {name!r} is one too many: a queue has 1,000 rules at most")
+
+
+async def walk_rule(store: Store, name: str, text: str) -> None:
+    """Let the jobs of one partition that already wait see a rule that is written there."""
+    if name == QUEUE_RULE:
+        return
+    cursor: bytes | str = f"a{name}\0"  # Behind the call that writes the rule, before the first job.
+    while cursor := await store.do(store.rule("set", name, text, cursor)):
+        pass
 
 
 class LimitVerbs(ABC):
@@ -225,7 +235,7 @@ class LimitVerbs(ABC):
         ms = closing_ms(time)
         await self._check_closable(key)
         await self._check_listed(key)
-        await self.store.do(self.store.close(key, ms))
+        await self._close(key, ms)
 
     async def open_limit(self, key: str) -> None:
         """Open a limit key, or "queue" for the whole queue, before its closing time is over.
@@ -234,7 +244,11 @@ class LimitVerbs(ABC):
         :raises UnknownRule: the key has no rule.
         """
         await self._check_closable(key)
-        await self.store.do(self.store.close(key, 0))
+        await self._close(key, 0)
+
+    async def _close(self, key: str, ms: int) -> None:
+        async with changing(self.store):
+            await self.store.do(self.store.close(key, ms))
 
     async def _check_closable(self, key: str) -> None:
         if key != QUEUE_RULE:
@@ -321,7 +335,7 @@ def _rule(name: str, concurrency: int | None, rate: Rate | Sequence[Rate | Band]
 
 
 def _time(raw: bytes) -> int | None:
-    return int(float(raw)) if raw else None
+    return ceil(float(raw)) if raw else None
 
 
 def _key_row(key: bytes, held: int, active: int, token: bytes, till: bytes) -> LimitKeyRow:
@@ -330,11 +344,11 @@ def _key_row(key: bytes, held: int, active: int, token: bytes, till: bytes) -> L
     return LimitKeyRow(as_text(key), held, active, opens, closed)
 
 
-def _limit_row(name: bytes, stored: bytes, held: int, active: int, closed: int, till: bytes) -> LimitRow:
+def _limit_row(name: bytes, stored: bytes, held: int, active: int, closed: bytes, till: bytes) -> LimitRow:
     first, _, second = as_text(stored).partition("\n")
     chosen, declared = parse_rule(first), parse_rule(second)
     effective = chosen or declared or Rule()
     return LimitRow(
         as_text(name), effective.concurrency, effective.rate, held, active, "operator" if first else "code", declared,
-        closed, _time(till), over=effective.over,
+        sum(map(int, closed.split())), _time(till), over=effective.over,
     )  # fmt: skip

@@ -93,7 +93,7 @@ class PartitionVerbs(ABC):
         known = len(self.store.parts)
         fresh = [session.make(number) for number in range(known, partitions)]
         for part in fresh:
-            await copy_settings(session.first, part)
+            await copy_settings(session.first, part, new=True)
         after = await session.first.do(session.first.spread(partitions, who="operator"))
         await session.first.register()
         session.learn(after)

@@ -1,93 +1,93 @@
 """What operators set of a queue must be the same in all of its partitions.
 
-A call that sets something can be cut between two partitions. So the first partition counts the changes, and each other
-one notes how many have reached it. Workers compare these numbers, and copy the settings of the first partition to those
-that are behind.
+A call that sets something can be cut between two partitions, or be so slow that another one overtakes it. The first
+partition is right. Workers look for partitions that do not follow it, and copy its settings to them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jobq.engine.log import get_logger
-from jobq.engine.model.unreadable import as_text
-from jobq.engine.queue.groups import write_group
-from jobq.engine.queue.limits import write_rule
+from jobq.engine.queue.breakers import agree_on_breakers
+from jobq.engine.queue.groups import walk_group, write_group
+from jobq.engine.queue.limits import walk_rule, write_rule
+from jobq.engine.queue.settled import Settings, counts_of, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from jobq.engine.store import Store
 
 log = get_logger("jobq.queue")
 
-
-async def number_of(part: Store) -> int:
-    """How many changes of settings there were, or how many have reached this partition."""
-    stored = await part.command(b"HGET", part.keys["meta"], b"settings")
-    return int(stored) if stored and stored.isdigit() else 0
+TRIES: Final = 3
+"""How often the settings are copied to a partition, if they are changed meanwhile. Then they are copied later."""
 
 
-async def settle(store: Store) -> int | None:
-    """Copy the settings of the first partition to those that are behind. Returns the number of its changes, or None if
-    they have not reached all partitions: call it again later.
+async def settle(store: Store) -> bytes | None:
+    """Copy the settings of the first partition to those that do not follow it. Returns the changes that it has counted,
+    or None if not all partitions follow: call it again later.
 
     :raises StoreError: Redis is away.
     """
     first, *others = store.parts
-    number, *reached = await asyncio.gather(*(number_of(part) for part in store.parts))
-    settled = True
-    for part, before in zip(others, reached, strict=True):
-        if before != number:
-            log.info(
-                f"The settings of queue {store.name} are copied to partition {part.partition}: a call was interrupted",
-                queue=store.name, partition=part.partition,
-            )  # fmt: skip
-            settled &= await copy_settings(first, part, before)
-    return number if settled else None
+    counted, *rest = await counts_of(store.parts)
+    behind = [part for part, counts in zip(others, rest, strict=True) if not counts.follows(counted)]
+    settled = all(await asyncio.gather(*(copy_settings(first, part) for part in behind)))
+    await agree_on_breakers(store)
+    return counted.changes if settled else None
 
 
-async def copy_settings(first: Store, part: Store, before: int = 0) -> bool:
-    """Give a partition what operators set of the queue, and take away what they removed. ``before``: its number.
+async def copy_settings(first: Store, part: Store, *, new: bool = False) -> bool:
+    """Give a partition what operators set of the queue, and take away what they removed. ``new``: it gets no jobs yet.
     Returns False if something must be copied later.
 
     :raises StoreError: Redis is away.
     """
-    number = await number_of(first)
     await part.register()
-    meta = first.keys["meta"]
-    aging, charge, events, paused = await first.command(b"HMGET", meta, b"aging", b"charge", b"events", b"paused")
-    for name, value in ((b"charge", charge), (b"events", events)):
-        if value is None:
-            await part.command(b"HDEL", part.keys["meta"], name)
-        else:
-            await part.command(b"HSET", part.keys["meta"], name, value)
-    await part.do(part.resume() if paused is None else part.pause())
-    rules = _pairs(await first.command(b"HGETALL", first.keys["rules"]))
-    known = _pairs(await part.command(b"HGETALL", part.keys["rules"]))
-    for name in {*rules, *known}:
-        chosen, _, declared = rules.get(name, "").partition("\n")
-        if declared != known.get(name, "").partition("\n")[2]:
-            await write_rule(part, "declared", name, declared)
-        # Also if it is there: it may not have reached all jobs that wait.
-        if chosen or known.get(name, "").partition("\n")[0]:
-            await write_rule(part, "set", name, chosen)
-    groups = _pairs(await first.command(b"HGETALL", first.keys["groups"]))
-    for name in {*groups, *_pairs(await part.command(b"HGETALL", part.keys["groups"]))}:
-        await write_group(part, name, groups.get(name, ""))
-    breakers = _pairs(await first.command(b"HGETALL", first.keys["breakers"]))
-    for name, row in breakers.items():
-        # Whether it is open is judged in each partition.
-        await part.do(part.breaker("declare", name, " ".join(row.split(" ")[:3])))
-    for name in _pairs(await part.command(b"HGETALL", part.keys["breakers"])).keys() - breakers.keys():
-        await part.do(part.breaker("remove", name, ""))
-    if aging is not None:
-        _, waiting = await part.do(part.aging(int(aging)))
-        if waiting:
+    for attempt in range(TRIES):
+        counted, own = await counts_of([first, part])
+        wanted, known = await settings_of(first), await settings_of(part)
+        if attempt and wanted.same(known):
+            return bool(await part.do(part.settings(counted.changes, own.changes)))
+        if not (new or attempt or wanted.same(known)):
+            log.info(
+                f"The settings of queue {first.name} are copied to partition {part.partition}: a call was interrupted",
+                queue=first.name, partition=part.partition,
+            )  # fmt: skip
+        if not await _copy(part, wanted, known):
             return False  # It is tried again when fewer jobs wait.
-    return await number_of(first) == number and await part.do(part.settings(before, number)) == number
+    return False
 
 
-def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
-    return {as_text(name): as_text(row) for name, row in zip(flat[::2], flat[1::2], strict=True)}
+async def _copy(part: Store, wanted: Settings, known: Settings) -> bool:
+    """Write what differs. Returns False if the aging could not be set."""
+    for name in {*wanted.words, *known.words}:
+        if wanted.words.get(name) != known.words.get(name):
+            await part.do(part.setting(name, wanted.words.get(name, "")))
+    await part.do(part.pause() if wanted.paused else part.resume())
+    for name in {*wanted.rules, *known.rules}:
+        row, before = wanted.rules.get(name, ""), known.rules.get(name, "")
+        (chosen, _, declared), (had, _, of_code) = row.partition("\n"), before.partition("\n")
+        if declared != of_code:
+            await write_rule(part, "declared", name, declared)
+        if chosen != had:
+            await write_rule(part, "set", name, chosen)
+        elif chosen:
+            # It may not have reached all jobs that wait.
+            await walk_rule(part, name, chosen)
+    for name in {*wanted.groups, *known.groups}:
+        if wanted.groups.get(name) != known.groups.get(name):
+            await write_group(part, name, wanted.groups.get(name, ""))
+        else:
+            await walk_group(part, name, wanted.groups[name])
+    for name in {*wanted.breakers, *known.breakers}:
+        if wanted.breakers.get(name) != known.breakers.get(name):
+            rule = wanted.breakers.get(name, "")
+            await part.do(part.breaker("declare" if rule else "remove", name, rule))
+    for key in {*wanted.late(known), *(known.closed.keys() - wanted.closed.keys())}:
+        await part.do(part.close(key, wanted.closed.get(key, 0), "until"))
+    if wanted.aging is not None and wanted.aging != known.aging:
+        _, waiting = await part.do(part.aging(int(wanted.aging)))
+        return not waiting
+    return True

@@ -204,7 +204,7 @@ class Verbs(EventVerbs):
                 raise QueueInUse(self.name, jobs, found.workers, schedules)
         if len(self.store.parts) > 1:
             # If not all of them are dropped, workers give the others their settings again.
-            await self.store.do(self.store.settings())
+            await self.store.do(self.store.setting())
         jobs, workers, schedules, dropped = await self.store.do(self.store.drop(force=force))
         if not dropped:
             raise QueueInUse(self.name, jobs, workers, schedules)

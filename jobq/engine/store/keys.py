@@ -68,7 +68,7 @@ COLUMNS: Final[dict[str, str]] = {
     "failures:<webhook> -> failed attempts since the last success; disabled:<webhook> -> why",
     "meta": "hash: layout, fifo, lifo, fence, paused, swept, reap_from, longest_lease, rebase, rule, limited, "
     "virtual, planned, closed, scheduled_at, clock, over, running, moved, later, arrived, aging, aged, charge, "
-    "partitions, settings, balancer, balanced, whole, events",
+    "partitions, changes, settled, balancer, balanced, whole, events",
     "wake": "zset: at most one token, which means that there is work. Idle workers block on it",
     "claims": "hash: worker:lane -> its last claim, so that a repeated one gets the same answer",
     "requests": "zset: id of an operator's request -> when it was executed, unix ms; for two minutes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jobq.engine.model.breaker import state_of
 from jobq.engine.model.history import read_arrivals, whole
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def groups(page: int) -> Callable[[Replies], list[Any]]:
 
 def limits(width: int) -> Callable[[Replies], list[Any]]:
     """Rows of limits.lua for each rule (six words) or key (five words). Numbers of jobs are added."""
-    counted = range(2, 5) if width == 6 else range(1, 3)
+    counted = range(2, 4) if width == 6 else range(1, 3)
 
     def merge(replies: Replies) -> list[Any]:
         rows: dict[bytes, list[Any]] = {}
@@ -141,24 +142,37 @@ def limits(width: int) -> Callable[[Replies], list[Any]]:
                     continue
                 for place in counted:
                     row[place] += reply[at + place]
-                for place in range(counted.stop, width):
+                if width == 6:
+                    row[4] = _closed(row[4], reply[at + 4])
+                for place in range(width - 1 if width == 6 else 3, width):
                     row[place] = latest([row[place], reply[at + place]])
         return [word for row in rows.values() for word in row]
 
     return merge
 
 
+def _closed(one: bytes, other: bytes) -> bytes:
+    """Keys that handlers and operators have closed. What operators close is closed in all partitions."""
+    handlers, operators = zip(map(int, one.split()), map(int, other.split()), strict=True)
+    return b"%d %d" % (sum(handlers), max(operators))
+
+
 def breakers(replies: Replies) -> list[Any]:
-    """Each partition has its own breaker of a type. The one shown is open in most of them: the one that holds most."""
+    """The state of a breaker that began last holds in all partitions. The outcomes shown are those of the one in which
+    most of the last runs failed, because it opens next."""
     rows: dict[bytes, list[Any]] = {}
     for _, flat in replies:
         for name, row, held, active in zip(*[iter(flat)] * 4, strict=True):
-            known = rows.setdefault(name, [name, row, 0, 0, -1])
-            if held > known[4]:
-                known[1], known[4] = row, held
+            known = rows.setdefault(name, [name, row, 0, 0])
+            known[1] = max(known[1], row, key=_order)
             known[2] += held
             known[3] += active
-    return [replies[0][0], [word for row in rows.values() for word in row[:4]]]
+    return [replies[0][0], [word for row in rows.values() for word in row]]
+
+
+def _order(row: bytes) -> tuple[tuple[int, int], int, int]:
+    outcomes = row.rpartition(b" ")[2]
+    return state_of(row), outcomes.count(b"1"), len(outcomes)
 
 
 def why(replies: Replies) -> list[Any]:

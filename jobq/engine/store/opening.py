@@ -126,10 +126,14 @@ class Opening(Listening):
         see spread.lua). Returns what is stored."""
         return Call("spread", [count, who], read_spread)
 
-    def settings(self, before: int | str = "", after: int = 0) -> Call[int]:
-        """Count one more change of the queue's settings, or note how many have reached this partition, if ``before``
-        is stored there (see settings.lua). Returns what is stored."""
-        return Call("settings", [before, after], int)
+    def setting(self, field: str = "", value: str = "") -> Call[Any]:
+        """Set one word that operators set, '' to remove it. Without a field it only counts as a change."""
+        return Call("setting", [field, value], read_as_is)
+
+    def settings(self, changes: bytes, own: bytes) -> Call[int]:
+        """Note that this partition has the settings of the first one, at these counts of changes in both (see
+        settings.lua). Returns 0 if it was changed meanwhile."""
+        return Call("settings", [changes, own], int)
 
     async def stored_spread(self) -> Spread:
         """Over how many partitions the queue is spread. A queue for which nothing is stored has one."""

@@ -52,8 +52,9 @@ TO_ALL: Final = {
     "pause": Way(merge.changed, "first"),
     "resume": Way(merge.changed, "last"),
     "drop": Way(merge.dropped, "last"),
-    "breaker": Way(merge.first, "last"),
-    "close": Way(merge.latest),
+    # The first one is right: workers copy to the others what a call that was interrupted has changed there.
+    "breaker": Way(merge.first, "first"),
+    "close": Way(merge.latest, "first"),
     "lapse": Way(merge.lapsed),
     "trim": Way(merge.largest),
     "expire": Way(merge.largest),

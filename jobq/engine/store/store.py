@@ -7,7 +7,7 @@ So a call whose reply was lost is sent again a few times, with growing pauses, b
 from __future__ import annotations
 
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jobq.engine.model.spread import Spread
 from jobq.engine.store.calls import (
@@ -299,13 +299,14 @@ class Store(Reading):
         cursor for the next call, b"" at the end, or b"full"."""
         return Call("group", [name, row, GROUP_ROWS_MAX, cursor, page], read_as_is)
 
-    def close(self, key: str, ms: int) -> Call[bytes]:
-        """Close a limit key or "queue" for ``ms`` from now on, or open it (0). Returns until when it was closed, or
-        b""."""
-        return Call("close", [self.now, key, ms], read_as_is)
+    def close(self, key: str, time: float, how: Literal["for", "longer", "until"] = "for") -> Call[bytes]:
+        """Close a limit key or "queue" for so many ms, or until a time, or open it (0; see close.lua). Returns until
+        when it was closed, or b""."""
+        return Call("close", [self.now, key, how, time], read_as_is)
 
     def breaker(self, verb: str, type: str, text: str) -> Call[bytes]:
-        """Declare, trip, reset or remove the breaker of a type (see breaker.lua). Returns its row, or b""."""
+        """Declare, trip, reset or remove the breaker of a type, or take over its state (see breaker.lua). Returns its
+        row, or b""."""
         return Call("breaker", [self.now, verb, type, text, BREAKERS_MAX], read_as_is)
 
     def breakers(self) -> Call[list[Any]]:

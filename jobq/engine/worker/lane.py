@@ -15,7 +15,7 @@ from jobq.engine.queue.late import late_call
 from jobq.engine.store import CLAIM_MAX
 from jobq.engine.worker.claimer import Demand
 from jobq.engine.worker.claiming import Claiming
-from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, Parcel
+from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, THROTTLED, Parcel
 from jobq.engine.worker.tokens import pass_on
 from jobq.errors import StoreError
 
@@ -226,7 +226,7 @@ class Lane(Claiming):
         first = len(steps) + trims
         self._releasing = RELEASED in parcel.rows
         try:
-            answers = await self._measured(calls)
+            answers = await self._measured(parcel, calls)
         except BaseException as error:
             if claimer is not None:
                 self._not_claimed(claimer, late=late, recalls=recalls)
@@ -256,7 +256,9 @@ class Lane(Claiming):
                 self._recalled(want, answers[first + late])
             self.claimed(claimer, want, answers[first + late + recalls : -1], answers[-1])
 
-    async def _measured(self, calls: list[Call[Any]]) -> list[Any]:
+    async def _measured(self, parcel: Parcel, calls: list[Call[Any]]) -> list[Any]:
+        if THROTTLED in parcel.rows:
+            await self.source.whole.close(parcel.rows[THROTTLED])
         meter, began = self.source.meter, perf_counter()
         try:
             answers = await self.source.store.trip(*calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
+from jobq.engine.model.unreadable import as_text
 from jobq.engine.worker.claimer import BackOff
 from jobq.engine.worker.outbox import COMPLETED, SETTLE_MAX, THROTTLED
 from jobq.engine.worker.run_log import log_breakers
@@ -146,6 +147,7 @@ class Settler:
             # No id of a job begins with this mark.
             lost = [job_id for job_id in lost if job_id not in changed]
             log_breakers(source.name, changed)
+            source.whole.tell([as_text(word[1:].rpartition(b" ")[0]) for word in changed])
         if told:
             tell_settled(source.queue, outcome, told, flat, lost, repeated=repeated)
         if debugging("jobq.worker"):

@@ -24,6 +24,7 @@ from jobq.engine.worker.run_log import log_failure, log_rate_limit, log_snooze, 
 from jobq.engine.worker.tell import tell_start
 from jobq.engine.worker.timers import DueTimer
 from jobq.engine.worker.unserved import Unserved
+from jobq.engine.worker.whole import Whole
 from jobq.errors import LeaseExpired, StoreError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Source:
         """At the last trip jobs were held, or waited for the queue's own limits. The end of a job may let one start."""
         self.recalls = False
         """Jobs of types that this worker knows may be parked: the next claim recalls them first."""
-        self.unserved = Unserved(self)
+        self.unserved, self.whole = Unserved(self), Whole(queue, self.store)
         self.firing = Firing(queue)
         """Enqueues the jobs of schedules. It needs no slot, so slots come in time while all are taken."""
         self.timer = DueTimer(self.loop, self._due)

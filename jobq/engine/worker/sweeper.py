@@ -15,9 +15,11 @@ import msgspec
 
 from jobq.engine.log import get_logger
 from jobq.engine.model.unreadable import read_spec
+from jobq.engine.queue.breakers import agree_on_breakers
 from jobq.engine.queue.late import end_late, late_call, tell_late
 from jobq.engine.queue.published import Publisher
-from jobq.engine.queue.settling import number_of, settle
+from jobq.engine.queue.settled import counts_of
+from jobq.engine.queue.settling import settle
 from jobq.engine.store import FOLD_PAGE, having, send_together
 from jobq.engine.worker.lane import TRIM_PAGE
 from jobq.errors import LeaseExpired, StoreError
@@ -38,6 +40,8 @@ PUBLISH_SECONDS: Final = 30.0
 PUBLISH_AT_ONCE: Final = 8
 """Queues whose types are published at the same time."""
 TIDY_SECONDS: Final = 15.0
+ALL_LOOKS: Final = 4
+"""After so many times all partitions of a queue are asked for their settings."""
 QUIET_SECONDS: Final = 240.0
 """The longest time after which a queue of many is tidied, in which this worker runs no jobs and finds nothing."""
 RECOUNT_PAGES: Final = 4
@@ -71,9 +75,10 @@ class Sweeper:
         self._interval = interval(pool.lease_ms)
         self._publishers: dict[Source, Publisher] = {}
         self._duties: dict[Source, Duty] = {}
-        self._settled: dict[Source, tuple[int | None, int]] = {}
+        self._settled: dict[Source, tuple[bytes | None, int]] = {}
         """The changes of settings that are known to have reached all partitions (None: some have not), and how many
         partitions these are."""
+        self._looks = 0
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -237,14 +242,19 @@ class Sweeper:
 
     async def _settle(self, sources: list[Source]) -> None:
         """Finish calls that were cut between two partitions. Unless settings have changed, one read for each queue of
-        several partitions says that there are none."""
+        several partitions says that there are none. Once a minute all partitions are asked: a call that was overtaken
+        by another one may have changed one of them late."""
+        self._looks += 1
         for source in sources:
             parts = source.queue.store.parts
             if source.store.partition or len(parts) == 1:
                 continue
             with self._told(source):
-                if self._settled.get(source) != (await number_of(source.store), len(parts)):
+                [counts] = await counts_of(parts[:1])
+                if self._settled.get(source) != (counts.changes, len(parts)) or self._looks % ALL_LOOKS == 0:
                     self._settled[source] = (await settle(source.queue.store), len(parts))
+                else:
+                    await agree_on_breakers(source.queue.store)
 
     async def _read_clock(self, sources: list[Source]) -> None:
         """Read the clock of each server or node once for all of its queues. If it was set, schedules may be due."""
