@@ -6,8 +6,9 @@
 --   claims (0: the caller does not claim now, 1: it claims once, 2: it claims as long as there are jobs)
 -- RETURNS the number of admitted jobs (0 while the queue is paused); ms until the next token of a key is free (-1: nothing waits for a token);
 --   1 if held jobs remain that this call did not look at, 2 if overflow must be called first (nothing changed), else 0
--- Only jobs that a claim of `want` jobs would take are admitted. The others stay in held, so that a more urgent job of the same
--- key can still go before them.
+-- Jobs stay in held until a claim could take them, so that a more urgent job of the same key can still go before them. Without groups the
+-- jobs that are in waiting already are not counted: a call admits jobs that come before the `want`-th one of these, so up to `want` more than the
+-- claim takes. If a more urgent job arrives meanwhile, such a job goes back to held.
 -- Held jobs with the same group and keys form a line: if the first of them cannot be admitted, none can. A line is open, or it
 -- waits for one of its keys, which is full. The groups of open lines take turns by start-time fair queueing (Goyal et al. 1996): a
 -- group's turn has a priority and a start tag, and each job moves the tag of its group on by 1 / weight. Jobs without a group form
@@ -239,8 +240,9 @@ local function fits(key, id)
     return not full or k.count + min(slots_of(id), full) <= full
 end
 
--- Keys that enter openings (true) or leave it (false), and the times at which keys open again, when this call writes.
-local openable, reopening = {}, {}
+-- Keys that enter openings (true) or leave it (false), and the times at which keys open again, when this call writes. `opens`: keys that
+-- lines wait for have room.
+local openable, reopening, opens = {}, {}, false
 
 -- The key has no room. If it is closed, it opens at a known time. If a band is the reason, it opens again when the next token is
 -- free. If all tokens that the bucket can have are promised to jobs that have not started, a claim opens it. If its concurrency is
@@ -289,7 +291,7 @@ local function line_of(name)
         -- All fields are named here, so that the table gets its size at once.
         line = {
             name = name, group = group, keys = keys, stored = nil, spot = nil, moved = nil, place = nil, jobs = nil, at = nil,
-            job = nil, first = nil, id = nil, early = nil, more = nil, size = nil, last = nil,
+            job = nil, first = nil, id = nil, early = nil, more = nil, size = nil, last = nil, filed = nil,
         }
         known_lines[name] = line
     end
@@ -441,7 +443,7 @@ local function flush()
     for key, stays in pairs(openable) do
         if stays then put[#put + 1], put[#put + 2] = '-inf', key else out[#out + 1] = key end
     end
-    openable = {}
+    openable, opens = {}, opens or #put > 0
     change(openings, out, put)
     put = {}
     for key, at in pairs(reopening) do put[#put + 1], put[#put + 2] = format('%.4f', at), key end
@@ -449,10 +451,14 @@ local function flush()
     change(reopens, NONE, put)
 end
 
--- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused.
+-- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused. If a line waits for
+-- such a key, it `yields`: that one goes before later jobs. `refused`: the filings of the first lines that this call sent to a key.
+local refused, yields = {}, false
 local function mark(keys, full)
     for _, key in ipairs(keys) do
-        if key ~= full and room(key) > 0 then openable[key] = true end
+        if key ~= full and room(key) > 0 and (refused[key] or #redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1) > 0) then
+            openable[key], yields = true, true
+        end
     end
 end
 
@@ -512,18 +518,34 @@ local function put_back(line, job)
     look(line)
 end
 
--- All places of a key are taken. If one of them belongs to a job that has not started and is less urgent than the first job of
+-- All places or tokens of a key are taken. If some of them belong to a job that has not started and is less urgent than the first job of
 -- `line`, that job goes back to held. Between groups only the priority decides. The same happens to such jobs when the rule was
 -- lowered below the number of admitted jobs.
 local crowd = redis.call('EXISTS', waiting) == 1
+local function is_crowded(k, id)
+    local full = k.rule.concurrency
+    return full and (full == 0 or k.count > full - min(slots_of(id), full)) or false
+end
+-- Whether a job lacks tokens that are promised to others, and lacks none that were spent.
+local function is_short(k, id)
+    local short = false
+    for i, band in ipairs(k.rule.bands) do
+        local need, have = needs(band, id), tokens_of(k, i, band)
+        if have < need then
+            if have + (band.unit and k.promised[band.unit] or k.tokens) < need then return false end
+            short = true
+        end
+    end
+    return short
+end
 local function displace(key, line)
     local k = facts(key)
-    local full = k.rule.concurrency
-    if not crowd or not full then return end
-    local free = full - min(slots_of(line.id), full)
-    if full > 0 and k.count <= free then return end
+    local full = k.rule.concurrency or huge
+    local crowded = crowd and is_crowded(k, line.id)
+    if not crowded and not (crowd and is_short(k, line.id)) then return end
+    local taken = crowded and admitted or unspent
     local ids, seen, unstarted = {}, {}, {}
-    for _, member in ipairs(redis.call('ZRANGE', admitted, from(key), to(key), 'BYLEX', 'LIMIT', 0, heavy and 256 or 64)) do
+    for _, member in ipairs(redis.call('ZRANGE', taken, from(key), to(key), 'BYLEX', 'LIMIT', 0, heavy and 256 or 64)) do
         local other = match(member, '^[^%z]*', #key + 2)
         if not seen[other] then ids[#ids + 1], seen[other] = other, true end
     end
@@ -539,7 +561,7 @@ local function displace(key, line)
         local place = job[1] + LOWEST
         local later = place > line.first
         if other.group ~= '' or line.group ~= '' then later = band_of(place) > band_of(line.first) end
-        if full > 0 and k.count <= free or (not lowered and not later) then break end
+        if not is_crowded(k, line.id) and not is_short(k, line.id) or (not lowered and not later) then break end
         local slots = slots_of(job[2])
         if other.group ~= '' then redis.call('ZREM', admitted, '@' .. other.group .. '\0' .. job[2]) end
         for _, name in ipairs(other.keys) do
@@ -601,73 +623,81 @@ end
 
 -- A token, the end of a job or another rule opened these keys. As many of their lines open as the key has room for, the most urgent
 -- ones of the groups whose turn comes first. A key stays in openings while it has room and lines that wait for it.
-local opened = redis.call('ZRANGE', reopens, '-inf', format('%.3f', now + 0.001), 'BYSCORE', 'LIMIT', 0, max(1, looks))
-local due = {}
-if #opened > 0 then redis.call('ZREM', reopens, unpack(opened)) end
-for _, key in ipairs(opened) do
-    due[key] = true
-    openable[key] = true
-end
-for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
-    if not due[key] then opened[#opened + 1] = key end
-end
--- Usually no line waits for a key, or few do.
-local nobody = #opened > 0 and redis.call('EXISTS', full_lines) == 0
-for _, key in ipairs(opened) do
-    if looks < 1 and not nobody then break end
-    -- Some more are read than open, because the turn that a line was filed under may have passed.
-    local more = virtual and 16 or 1
-    local found = nobody and NONE or redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1 + more)
-    local most = #found > 0 and room(key) or 0
-    if not nobody then looks = looks - 1 end
-    if #found == 0 then openable[key] = false
-    elseif most < 1 then close(key)
-    else
-        local page, filed = min(most, 64, looks + 2), {}
-        if page > 1 and #found > more then found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, page + more) end
-        looks = looks + 1 - #found
-        for _, member in ipairs(found) do
-            local text, first, name = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
-            if not name or #first ~= 16 then
-                redis.call('ZREM', full_lines, member)
-            else
-                local line = line_of(name)
-                -- Its group keeps the tag that it was filed with, so that others which come back at once do not go before it.
-                local turn = virtual and format('%04d%016d', band_of(tonumber(first)), max(tonumber(sub(text, 5)) or 0, group_of(line.group).start, floor(virtual) - LATE)) or text
-                filed[#filed + 1] = { order = turn .. first, first = first, line = line, stale = turn ~= text, turn = turn }
-                stands(line, 'f' .. member)
-            end
-        end
-        table.sort(filed, function(a, b) return a.order < b.order end)
-        for i, one in ipairs(filed) do
-            if i <= page then
-                open(one.line, tonumber(one.first))
-            elseif one.stale then
-                stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line.name)
-            end
-        end
-        if #filed <= page or page >= most then openable[key] = false end
+local function open_keys()
+    opens, yields = false, false
+    local opened = redis.call('ZRANGE', reopens, '-inf', format('%.3f', now + 0.001), 'BYSCORE', 'LIMIT', 0, max(1, looks))
+    local due = {}
+    if #opened > 0 then redis.call('ZREM', reopens, unpack(opened)) end
+    for _, key in ipairs(opened) do
+        due[key] = true
+        openable[key] = true
     end
-end
+    for _, key in ipairs(redis.call('ZRANGE', openings, 0, max(0, looks - 1))) do
+        if not due[key] then opened[#opened + 1] = key end
+    end
+    -- Usually no line waits for a key, or few do.
+    local nobody = #opened > 0 and redis.call('EXISTS', full_lines) == 0
+    for _, key in ipairs(opened) do
+        if looks < 1 and not nobody then break end
+        -- Some more are read than open, because the turn that a line was filed under may have passed.
+        local more = virtual and 16 or 1
+        local found = nobody and NONE or redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1 + more)
+        local most = #found > 0 and room(key) or 0
+        if not nobody then looks = looks - 1 end
+        if #found == 0 then openable[key] = false
+        elseif most < 1 then close(key)
+        else
+            local page, filed = min(most, 64, looks + 2), {}
+            if page > 1 and #found > more then found = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, page + more) end
+            looks = looks + 1 - #found
+            for _, member in ipairs(found) do
+                local text, first, name = match(member, '^%z([^%z]*)%z(%d+)%z(.*)$', #key + 1)
+                if not name or #first ~= 16 then
+                    redis.call('ZREM', full_lines, member)
+                else
+                    local line = line_of(name)
+                    -- Its group keeps the tag that it was filed with, so that others which come back at once do not go before it.
+                    local turn = virtual and format('%04d%016d', band_of(tonumber(first)), max(tonumber(sub(text, 5)) or 0, group_of(line.group).start, floor(virtual) - LATE)) or text
+                    filed[#filed + 1] = { order = turn .. first, first = first, line = line, stale = turn ~= text, turn = turn }
+                    stands(line, 'f' .. member)
+                end
+            end
+            table.sort(filed, function(a, b) return a.order < b.order end)
+            for i, one in ipairs(filed) do
+                if i <= page then
+                    one.line.filed = tonumber(one.first)
+                open(one.line, one.line.filed)
+                elseif one.stale then
+                    stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line.name)
+                end
+            end
+            if #filed <= page or page >= most then openable[key] = false else opens = true end
+        end
+    end
 
--- The groups of these lines get their turns, or better ones.
-learn(opening_groups)
-for _, name in ipairs(opening_groups) do
-    local g, o = groups_of[name], opening[name]
-    if not g.place then
-        set_turn(g, o.place, o.only)
-    else
-        local band, start = band_of(o.place), start_of(g)
-        local better = band < g.band or band == g.band and (start < g.tag or start == g.tag and o.place < g.place)
-        local only = o.only and o.only == g.only and o.only or nil
-        if better then set_turn(g, o.place, only)
-        elseif only ~= g.only then
-            g.only = only
-            if not g.moved then g.moved, moved_groups[#moved_groups + 1] = true, g end
+    -- The groups of these lines get their turns, or better ones.
+    learn(opening_groups)
+    for _, name in ipairs(opening_groups) do
+        local g, o = groups_of[name], opening[name]
+        -- Its lines are read again.
+        g.own = nil
+        if not g.place then
+            set_turn(g, o.place, o.only)
+        else
+            local band, start = band_of(o.place), start_of(g)
+            local better = band < g.band or band == g.band and (start < g.tag or start == g.tag and o.place < g.place)
+            local only = o.only and o.only == g.only and o.only or nil
+            if better then set_turn(g, o.place, only)
+            elseif only ~= g.only then
+                g.only = only
+                if not g.moved then g.moved, moved_groups[#moved_groups + 1] = true, g end
+            end
         end
     end
+    opening, opening_groups = {}, {}
+    flush()
 end
-flush()
+open_keys()
 
 -- Groups that are charged for run time pay while their jobs run. A call looks at the runs that were not looked at for longest. A run
 -- that has ended is found in its set, whatever ended it, so nothing can be left unpaid. `billing` has members "id NUL tag NUL
@@ -772,14 +802,16 @@ end
 local function filing(line) return format('%04d%016d', band_of(line.first), start_of(group_of(line.group))) .. '\0' .. digits(line.first) end
 
 -- Whether another line waits for the key whose turn is earlier. Its job may need more slots than are free, and jobs that need fewer
--- must not overtake it for ever.
-local refused = {}
+-- must not overtake it for ever. Or this line was filed under a job that was killed or removed since, and so it opened too early.
 local function ahead(key, line)
-    if not heavy then return false end
+    local stale = line.filed and line.first > line.filed
+    if not heavy and not stale then return false end
     local order = filing(line)
     if refused[key] and refused[key] < order then return true end
     local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
-    return member and sub(member, #key + 2) < order
+    local other = member and sub(member, #key + 2) < order
+    if other and not heavy then openable[key], yields = true, true end
+    return other
 end
 
 -- The first key that has no room for the next job of a line; and whether it is full. Otherwise another line has its turn there.
@@ -812,7 +844,7 @@ local function serve_early()
     end
     for _, name in ipairs(names) do
         local line = name and line_of(name)
-        if n >= want or looks < 1 then break end
+        if n >= want or looks < 1 or yields then break end
         if line and line.spot and byte(line.spot) == 111 then
             if not line.jobs then read_jobs(line) end
             if line.first > horizon then break end
@@ -864,7 +896,7 @@ local function serve(g, rival, until_place)
             own = read_lines(g.name)
             g.own, line = own, own[1]
         end
-        if not line or n >= want or looks < 1 then break end
+        if not line or n >= want or looks < 1 or yields then break end
         if not line.jobs then
             if line.place and virtual and start_of(g) > rival then break end
             read_jobs(line, only and page_size or 2)
@@ -953,71 +985,80 @@ if not virtual and redis.call('ZCARD', open_lines) > 16 then
     local none = group_of('')
     if none.place and redis.call('ZCOUNT', held, '-inf', format('(%d', none.place - LOWEST)) <= want then serve_early() end
 end
-local more = read_turns()
-while more do
-    local g, head = order[at_order], heads[at_head]
-    if not g or last and before(last, g) then
-        more = last and read_turns()
-    elseif n >= want or looks < 1 then
-        left = 1
-        break
-    else
-        local start = start_of(g)
-        if start > g.tag then
-            -- Virtual time has passed this turn.
-            looks = looks - 1
-            at_order = at_order + 1
-            queue_up(g, g.place, g.only)
-        elseif head and (head.band < g.band or head.band == g.band and (head.counted or g.name ~= '' and start_of(group_of('')) <= start)) then
-            at_head, n = at_head + 1, n + 1
-            if not head.counted then
-                local none = group_of('')
-                planned = head.score
-                begin_bill(head.id, '')
-                serve_one(none, head.band, not none.place)
-                if none.place then
-                    set_turn(none, none.place, none.only)
-                    for i = at_order, #order do
-                        if order[i] == none then
-                            remove(order, i)
-                            queue_up(none, none.place, none.only)
-                            break
+local more = not yields and read_turns()
+while true do
+    while more do
+        local g, head = order[at_order], heads[at_head]
+        if not g or last and before(last, g) then
+            more = last and read_turns()
+        elseif n >= want or looks < 1 then
+            left = 1
+            break
+        else
+            local start = start_of(g)
+            if start > g.tag then
+                -- Virtual time has passed this turn.
+                looks = looks - 1
+                at_order = at_order + 1
+                queue_up(g, g.place, g.only)
+            elseif head and (head.band < g.band or head.band == g.band and (head.counted or g.name ~= '' and start_of(group_of('')) <= start)) then
+                at_head, n = at_head + 1, n + 1
+                if not head.counted then
+                    local none = group_of('')
+                    planned = head.score
+                    begin_bill(head.id, '')
+                    serve_one(none, head.band, not none.place)
+                    if none.place then
+                        set_turn(none, none.place, none.only)
+                        for i = at_order, #order do
+                            if order[i] == none then
+                                remove(order, i)
+                                queue_up(none, none.place, none.only)
+                                break
+                            end
                         end
                     end
                 end
-            end
-        else
-            -- The turn lasts until the start tag of the next group.
-            local rival, until_place, n_before, place, band = huge, horizon, n, g.place, g.band
-            if virtual then
-                local other = order[at_order + 1] or last
-                if other and other.band == band then rival = max(floor(virtual) - LATE, other.tag) end
-                if head and not head.counted and head.band == band then
-                    if g.name == '' then until_place = head.place else rival = min(rival, start_of(group_of(''))) end
-                end
-            end
-            local again, only = serve(g, rival, until_place)
-            if not again then
-                set_turn(g, nil)
-                at_order = at_order + 1
-            elseif n > n_before or looks < 1 or band_of(again) > band or again > place then
-                at_order = at_order + 1
-                queue_up(g, again, only)
             else
-                -- The jobs of waiting come first.
-                set_turn(g, again, only)
-                if g.name ~= '' or not (head and virtual and head.band == band) then break end
-                at_head, n = at_head + 1, n + 1
-                planned = head.score
-                begin_bill(head.id, '')
-                serve_one(g, head.band)
-                at_order = at_order + 1
-                queue_up(g, again, only)
+                -- The turn lasts until the start tag of the next group.
+                local rival, until_place, n_before, place, band = huge, horizon, n, g.place, g.band
+                if virtual then
+                    local other = order[at_order + 1] or last
+                    if other and other.band == band then rival = max(floor(virtual) - LATE, other.tag) end
+                    if head and not head.counted and head.band == band then
+                        if g.name == '' then until_place = head.place else rival = min(rival, start_of(group_of(''))) end
+                    end
+                end
+                local again, only = serve(g, rival, until_place)
+                if yields then
+                    set_turn(g, again, only)
+                    break
+                elseif not again then
+                    set_turn(g, nil)
+                    at_order = at_order + 1
+                elseif n > n_before or looks < 1 or band_of(again) > band or again > place then
+                    at_order = at_order + 1
+                    queue_up(g, again, only)
+                else
+                    -- The jobs of waiting come first.
+                    set_turn(g, again, only)
+                    if g.name ~= '' or not (head and virtual and head.band == band) then break end
+                    at_head, n = at_head + 1, n + 1
+                    planned = head.score
+                    begin_bill(head.id, '')
+                    serve_one(g, head.band)
+                    at_order = at_order + 1
+                    queue_up(g, again, only)
+                end
             end
         end
     end
+    flush()
+    if n >= want or looks < 1 or not opens then break end
+    -- A line left room under a key. The next line may use it, and its jobs go before later ones.
+    open_keys()
+    more = read_turns()
 end
-flush()
 if #finished > 0 then redis.call('ZADD', finish, unpack(finished)) end
 if #bills > 0 then redis.call('ZADD', billing, unpack(bills)) end
 

@@ -30,6 +30,21 @@ local function arrive(line)
     mended = mended + 1
 end
 
+-- Whether an open line lists a key. It leaves the key's room to the lines that wait for it, once it is served. If there are more open
+-- lines than a page, some of them are served soon, and a later walk looks again.
+local open_keys
+local function is_of_an_open_line(key)
+    if not open_keys then
+        open_keys = {}
+        local found = redis.call('ZRANGE', open_lines, '-', '+', 'BYLEX', 'LIMIT', 0, page)
+        for _, member in ipairs(found) do
+            for one in string.gmatch(match(member, '^[^%z]*%z%d+%z(.*)$') or '', '[^\n]+') do open_keys[one] = true end
+        end
+        if #found == page then open_keys = setmetatable({}, { __index = function() return true end }) end
+    end
+    return open_keys[key]
+end
+
 if cursor == '' or sub(cursor, 1, 1) == 'a' then
     -- A place belongs to a waiting or active job, a token to a waiting one.
     for _, member in ipairs(members(admitted, 'a')) do
@@ -100,7 +115,7 @@ elseif sub(cursor, 1, 1) == 'f' then
                     local set, declared = match(row, '^([^\n]*)\n?(.*)$')
                     shut = match(set ~= '' and set or declared, '^%d+') == '0'
                 end
-                if not shut then
+                if not shut and not is_of_an_open_line(key) then
                     redis.call('ZADD', openings, '-inf', key)
                     mended = mended + 1
                 end

@@ -1,9 +1,9 @@
 #!lua
 -- retry: moves finished jobs back to waiting, or to held if they have limits. Their attempts start at 0 again, and the errors of earlier attempts are kept.
--- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals start_by end_by events
+-- KEYS failed completed waiting delayed active blocked priorities attempts results progress unserved expires keys unique unique_until meta wake requests answers limits held held_by arrivals start_by end_by events seats
 -- ARGV now, request; then ids
 -- RETURNS per id the state before; '' (unknown id or unfinished job: nothing changed); or "key <id>": job <id> holds its key now
-local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals, start_by, end_by, events = unpack(KEYS)
+local failed, completed, waiting, delayed, active, blocked, priorities, attempts, results, progress, unserved, expires, keys, unique, unique_until, meta, wake, requests, answers, limits, held, held_by, arrivals, start_by, end_by, events, seats = unpack(KEYS)
 local now = tonumber(ARGV[1]) if not now then local t = redis.call('TIME') now = t[1] * 1000 + math.floor(t[2] / 1000) end
 
 local match = string.match
@@ -158,6 +158,16 @@ local function hold(id, line, place)
 end
 -- end
 
+-- A job that was killed, or expired, while it was held left its seats behind. They would count again.
+local function leave_seats(id, names)
+    if redis.call('EXISTS', seats) == 0 then return end
+    for key in string.gmatch(names, '[^\n]+') do
+        local member = key .. '\0' .. id
+        redis.call('ZREM', seats, member)
+        redis.call('ZREMRANGEBYLEX', seats, '[' .. member .. '\0', '(' .. member .. '\1')
+    end
+end
+
 local states, moved = {}, {}
 for i = 3, #ARGV do
     local id, state = ARGV[i], ''
@@ -179,7 +189,12 @@ for i = 3, #ARGV do
             redis.call('HSET', attempts, id, string.format('0 %.0f', now))
             for _, key in ipairs(own) do take(key, id) end
             local names = redis.call('HGET', limits, id)
-            if names then hold(id, names, place(id)) else redis.call('ZADD', waiting, place(id), id) end
+            if names then
+                leave_seats(id, names)
+                hold(id, names, place(id))
+            else
+                redis.call('ZADD', waiting, place(id), id)
+            end
             moved[#moved + 1] = id
         end
     end

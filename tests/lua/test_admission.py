@@ -280,6 +280,30 @@ async def test_a_more_urgent_job_takes_the_place_of_one_that_has_not_started(ben
     assert await world.all_that_can() == ["late"]
 
 
+async def test_a_more_urgent_job_takes_the_token_of_one_that_has_not_started(bench: Bench):
+    world = await trips(bench, ("r", "- 1/1000/1"))
+    await world.enqueue("late", "r", priority=5)
+    await bench.do(bench.store.admit(5, 50, 1))
+    await world.enqueue("urgent", "r", priority=-5)
+    assert await world.all_that_can() == ["urgent"]
+    await world.check(settled=True)
+    bench.now += 1000
+    assert await world.all_that_can() == ["late"]
+
+
+async def test_a_token_that_was_spent_is_taken_from_nobody(bench: Bench):
+    """One band is short of tokens that are spent. Then it is in vain to take those of another band away."""
+    world = await trips(bench, ("r", "- 1/1000/2"), ("s", "- 1/1000/1"))
+    await world.enqueue("ran", "s")
+    assert await world.all_that_can() == ["ran"]
+    for number in range(2):
+        await world.enqueue(f"late{number}", "r", priority=5)
+    await bench.do(bench.store.admit(5, 50, 1))
+    await world.enqueue("urgent", "s", "r", priority=-5)
+    await bench.do(bench.store.admit(5, 50, 1))
+    assert list((await bench.dump())["waiting"]) == ["late0", "late1"]
+
+
 async def test_a_job_that_is_less_urgent_displaces_nobody(bench: Bench):
     world = await trips(bench, ("one", "1"))
     await world.enqueue("first", "one")
@@ -318,6 +342,33 @@ async def test_many_open_lines_let_more_urgent_jobs_go_first(bench: Bench):
         await world.enqueue(f"plain{n}", priority=-1)
     assert await bench.do(bench.store.admit(4, 50, 1)) == [0, -1, 0]
     assert await world.trip(6) == ["plain0", "plain1", "plain2", "plain3", "held1", "held2"]
+
+
+@pytest.mark.parametrize("group", ["", "g"])
+async def test_a_key_that_one_line_leaves_open_is_used_before_later_jobs_start(bench: Bench, group: str):
+    """The first line that waits for the key is refused by another rule. The next one starts in the same trip, before
+    jobs without limits that came later."""
+    world = await trips(bench, ("pool", "1"), ("rate", "- 1/60000/1"))
+    for job_id, keys in {"a": ("pool",), "b": ("rate",), "c": ("pool", "rate"), "d": ("pool",), "e": ("pool",)}.items():
+        await world.enqueue(job_id, *keys, group=group)
+    assert await world.trip(2) == ["a", "b"]
+    assert await world.all_that_can() == []
+    await world.enqueue("later", group=group)
+    await world.end("a", "complete")
+    assert await world.trip(1) == ["d"]
+
+
+async def test_the_order_under_a_key_holds_after_a_job_that_waits_for_it_was_killed(bench: Bench):
+    """The line of the killed job waits for the key at its place. Its next job came later than that of another line."""
+    world = await trips(bench, ("one", "1"), ("two", "2"))
+    for job_id, keys in {"runs": ("one",), "killed": ("one", "two"), "next": ("one",), "last": ("one", "two")}.items():
+        await world.enqueue(job_id, *keys)
+    assert await world.all_that_can() == ["runs"]
+    await bench.store.do(bench.store.kill(["killed"], b"{}"))
+    await world.end("runs", "complete")
+    assert await world.trip(1) == ["next"]
+    await world.end("next", "complete")
+    assert await world.trip(1) == ["last"]
 
 
 async def test_a_line_stays_open_no_longer_than_jobs_are_held(bench: Bench):

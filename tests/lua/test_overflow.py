@@ -491,3 +491,14 @@ async def test_the_worker_of_a_killed_job_is_told(world: World, heard: list[byte
     await world.add("b", "r")
     await until(lambda: heard, "the message")
     assert heard == [f"kill a {world.tokens['a']}".encode()]
+
+
+async def test_a_job_that_was_killed_while_it_was_held_counts_for_nothing_when_it_is_retried(bench: Bench):
+    world = World(bench)
+    await world.rule("r", "2 drop")
+    assert await world.add("killed", "r") == ""
+    await bench.store.do(bench.store.kill(["killed"], b"{}"))
+    assert await world.add("first", "r") == ""
+    assert await bench.do(bench.store.retry(["killed"])) == ["failed"]
+    assert await world.add("second", "r") == ""
+    assert await world.add("third", "r") == "dropped"

@@ -69,6 +69,29 @@ async def test_a_sound_queue_is_left_as_it_is(bench: Bench, page: int, sound: St
 
 
 @pytest.mark.parametrize("page", [1, 2, 100])
+async def test_a_key_of_an_open_line_is_no_difference(bench: Bench, page: int):
+    """The end of a job opened the key and one line under it, and the claim took another job. The open line is looked
+    at again, and then the key is, too."""
+    store, tokens = bench.store, {}
+    store.limited = True  # as a worker learns at its first claim
+    for job_id, keys in {"a": "r", "b": "s", "e": "s", "c": "r", "d": "q\nr"}.items():
+        await store.do(store.enqueue([job_id, b"{}", f"0 0 0\v{keys}"]))
+    for name in ("q", "r", "s"):
+        assert await store.do(store.rule("set", name, "1", "")) == b""
+    for number in (1, 2):
+        await store.do(store.admit(2, 50, 1))
+        claimed = await store.do(store.claim(2, 30_000, "w", "w:0", number, repeated=False))
+        tokens |= {raw.decode(): claimed.token.decode() for raw in claimed.ids} if claimed else {}
+    assert set(tokens) == {"a", "b"}
+    for job_id, token in tokens.items():
+        await store.do(store.complete([job_id, token, b"r", ""], []))
+    await store.do(store.admit(1, 50, 1))
+    state = await bench.dump()
+    assert (set(state["waiting"]), len(state["open_lines"]), len(state["full_lines"])) == ({"e"}, 1, 1)
+    assert await recount(bench, page) == 0
+
+
+@pytest.mark.parametrize("page", [1, 2, 100])
 @pytest.mark.parametrize("member", ["r\0gone", "r:x\0h"])
 async def test_a_place_that_belongs_to_no_job_is_given_back(bench: Bench, member: str, page: int):
     await bench.seed(also(SOUND, {"admitted": {member: 0}}))
