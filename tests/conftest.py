@@ -26,7 +26,7 @@ import pytest
 from jobq import Connection, Queue
 from jobq.engine.server.keeper import ALLOCATOR
 from jobq.engine.store import Store, lua
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 
 RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 USER = "jobq:least-rights@" if os.environ.get("JOBQ_TEST_ACL") else ""
@@ -185,7 +185,7 @@ async def admin(server: Server) -> AsyncIterator[Store]:
     """The queue "test" for the default user, on the session's server, which is emptied first."""
     connection = Connection(server.admin_url)
     admin = Store(connection, "test")
-    await connection.find(admin.slot)
+    await connection.find(admin.hash_slot)
     await on_all(connection, (b"FLUSHALL",), (b"ACL", b"LOG", b"RESET"))
     yield admin
     refused = [row for answer in await on_all(connection, (b"ACL", b"LOG")) for row in answer]

@@ -19,7 +19,7 @@ from benchmarks.server import Server
 from jobq import Connection
 from jobq.engine.server.embedded import find_binary
 from jobq.engine.store import Store, having, send_together
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 
 WORKERS = 1000
 QUEUES = 10_000

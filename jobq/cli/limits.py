@@ -60,7 +60,7 @@ def show(args: argparse.Namespace, settings: Settings) -> None:
             ("closed", f"{row.closed} keys, all open {render.ago(row.closed_until)}" if row.closed else "no keys"),
             ("code", f"{_shown(declared.concurrency)} at once, rate {_rates(declared.rate)}" if declared else "-"),
         ]  # fmt: skip
-        render.say(*(f"{name:<11} {words}" for name, words in facts))
+        render.say(*(f"{name:<11} {text}" for name, text in facts))
         if keys:
             render.say("", *render.table(KEYS_HEAD, [_key(key) for key in keys]))
 
@@ -198,5 +198,5 @@ def _shown(concurrency: int | None) -> str:
 
 def _rates(rate: tuple[Band, ...]) -> str:
     """As ``--rate`` takes them."""
-    words = [f"{band.count}/{render.span(band.per / 1000)}/{band.burst}{band.unit and '/'}{band.unit}" for band in rate]
-    return ", ".join(words) or "any"
+    bands = [f"{band.count}/{render.span(band.per / 1000)}/{band.burst}{band.unit and '/'}{band.unit}" for band in rate]
+    return ", ".join(bands) or "any"

@@ -18,6 +18,13 @@ class Parser(argparse.ArgumentParser):
         # A new flag could change the meaning of an abbreviated one.
         super().__init__(allow_abbrev=False, **given)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refuse unknown arguments here, so that the error names the command that they were given to."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Print the error and where to read more, and exit with 2."""
         render.complain(f"{message}; see '{self.prog} --help'")
@@ -42,22 +49,22 @@ class Menu:
         """Begin a group."""
         self._lines += ["", f"{title}:"]
 
-    def add(self, name: str, run: str, words: str) -> argparse.ArgumentParser:
+    def add(self, name: str, run: str, summary: str) -> argparse.ArgumentParser:
         """Add a command. ``run``: "module:function" in this package."""
         if not self._lines:
             self.group("Commands")
-        self._lines.append(f"  {name:<10} {words}")
+        self._lines.append(f"  {name:<10} {summary}")
         self._parser.description = "\n".join([self._intro, *self._lines])
-        parser = self._subparsers.add_parser(name, description=words[0].upper() + words[1:] + ".")
+        parser = self._subparsers.add_parser(name, description=summary[0].upper() + summary[1:] + ".")
         parser.set_defaults(run=run, json=False)
         return parser
 
 
 def command(
-    menu: Menu, name: str, run: str, words: str, *, shown: bool = False, queue: bool = False
+    menu: Menu, name: str, run: str, summary: str, *, shown: bool = False, queue: bool = False
 ) -> argparse.ArgumentParser:
     """Add a command with the settings that all commands have. ``shown``: it prints data, and takes --json."""
-    parser = menu.add(name, run, words)
+    parser = menu.add(name, run, summary)
     if shown:
         parser.add_argument("--json", action="store_true", help="print JSON, one document a line")
     if queue:

@@ -44,10 +44,10 @@ def say_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def complain(words: str) -> None:
+def complain(text: str) -> None:
     """Write one line to stderr. Its reader may be gone."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"jobq: {printable(' '.join(words.split()))}\n")
+        sys.stderr.write(f"jobq: {printable(' '.join(text.split()))}\n")
         sys.stderr.flush()
 
 
@@ -66,11 +66,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
-        words = (
+        cells = (
             word.rjust(width) if to_right else word.ljust(width)
             for word, width, to_right in zip(row, widths, right, strict=True)
         )
-        return "  ".join(words).rstrip()
+        return "  ".join(cells).rstrip()
 
     return [line(row) for row in [head, *cells]]
 
@@ -276,7 +276,7 @@ def idle(row: WorkerRow) -> str:
 
 
 @contextmanager
-def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int], None], None, None]:
+def progress(text: str, total: int, *, quiet: bool) -> Generator[Callable[[int], None], None, None]:
     """A progress bar on stderr. Without rich it is a counter, and without a terminal nothing."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
@@ -287,7 +287,7 @@ def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int]
     except ImportError:
 
         def count(done: int) -> None:
-            sys.stderr.write(f"\r{words}: {done} of {total}")
+            sys.stderr.write(f"\r{text}: {done} of {total}")
             sys.stderr.flush()
 
         yield count
@@ -295,5 +295,5 @@ def progress(words: str, total: int, *, quiet: bool) -> Generator[Callable[[int]
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(words, total=total)
+        task = bar.add_task(text, total=total)
         yield lambda done: bar.update(task, completed=done)

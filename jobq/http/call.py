@@ -16,6 +16,7 @@ from jobq.errors import JobNotFound
 from jobq.http.answer import Answer
 from jobq.http.auth import ApiKey, Scope
 from jobq.http.duties import Duties
+from jobq.http.feeds import Feeds
 from jobq.http.problems import (
     COMMON_HEADERS,
     FORBIDDEN,
@@ -29,7 +30,6 @@ from jobq.http.problems import (
     validation_problem,
 )
 from jobq.http.ready import Readiness
-from jobq.http.streams import Feeds
 from jobq.http.strict import check_body
 
 if TYPE_CHECKING:

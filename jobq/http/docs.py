@@ -111,13 +111,13 @@ def _kind(shape: dict[str, Any], schemas: dict[str, Any]) -> str:
         return escape(" | ".join(map(str, shape["enum"])))
     if shape.get("type") == "array":
         return f"array of {_kind(shape['items'], schemas)}"
-    words = [shape.get("type", "any JSON")]
+    parts = [shape.get("type", "any JSON")]
     low, high = shape.get("minimum"), shape.get("maximum")
     if low is not None and high is not None:
-        words.append(f"{low} to {high}")
+        parts.append(f"{low} to {high}")
     if "default" in shape and shape["default"] is not None:
-        words.append(f"(default {shape['default']})")
-    return escape(" ".join(words))
+        parts.append(f"(default {shape['default']})")
+    return escape(" ".join(parts))
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

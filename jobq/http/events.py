@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from jobq.engine.model.event import CURSOR_MAX, EventLevel, QueueEvent
 from jobq.errors import JobNotFound
-from jobq.http import schema, streams
+from jobq.http import feeds, schema
 from jobq.http.call import ApiCall, decode, given, no_content, reply
-from jobq.http.streams import QUIET, problem_event, stream
+from jobq.http.feeds import QUIET, problem_event
+from jobq.http.streams import stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -80,7 +81,7 @@ async def events(call: ApiCall) -> web.StreamResponse:
     if ended:
         # Its events come at once, or there is an error, which can still become the answer.
         coming = asyncio.ensure_future(anext(batches, None))
-        await asyncio.wait([coming], timeout=streams.HEARTBEAT)
+        await asyncio.wait([coming], timeout=feeds.HEARTBEAT)
         if coming.done() and coming.result() is None and known is not None:
             # A browser connects again after the end of each stream, until it gets 204.
             return no_content()
@@ -107,7 +108,7 @@ async def _written(
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(batches, None))
-            await asyncio.wait([coming], timeout=streams.HEARTBEAT)
+            await asyncio.wait([coming], timeout=feeds.HEARTBEAT)
             if not coming.done():
                 yield QUIET
                 continue

@@ -128,14 +128,16 @@ def metrics_of(readings: dict[str, Reading | None]) -> Iterator[Metric]:
     """The metrics of the queues. None: the queue could not be read."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    def gauge(name: str, words: str, rows: Iterable[tuple[list[str], float]], labels: tuple[str, ...] = ()) -> Metric:
-        family = GaugeMetricFamily(f"jobq_{name}", words, labels=["queue", *labels])
+    def gauge(name: str, summary: str, rows: Iterable[tuple[list[str], float]], labels: tuple[str, ...] = ()) -> Metric:
+        family = GaugeMetricFamily(f"jobq_{name}", summary, labels=["queue", *labels])
         for values, number in rows:
             family.add_metric(values, number)
         return family
 
-    def counter(name: str, words: str, rows: Iterable[tuple[list[str], float]], labels: tuple[str, ...] = ()) -> Metric:
-        family = CounterMetricFamily(f"jobq_{name}", words, labels=["queue", *labels])
+    def counter(
+        name: str, summary: str, rows: Iterable[tuple[list[str], float]], labels: tuple[str, ...] = ()
+    ) -> Metric:
+        family = CounterMetricFamily(f"jobq_{name}", summary, labels=["queue", *labels])
         for values, number in rows:
             family.add_metric(values, number)
         return family
@@ -143,8 +145,8 @@ def metrics_of(readings: dict[str, Reading | None]) -> Iterator[Metric]:
     yield gauge("up", "1 if the server could read the queue, 0 if not.", _rows(readings, lambda one: one is not None))
     known = {name: one for name, one in readings.items() if one is not None}
 
-    def simple(name: str, words: str, value: Callable[[Reading], float]) -> Metric:
-        return gauge(name, words, _rows(known, value))
+    def simple(name: str, summary: str, value: Callable[[Reading], float]) -> Metric:
+        return gauge(name, summary, _rows(known, value))
 
     jobs = [
         ([name, kind, str(state)], float(count))
@@ -152,13 +154,13 @@ def metrics_of(readings: dict[str, Reading | None]) -> Iterator[Metric]:
         for state, kinds in one.jobs.items()
         for kind, count in kinds.items()
     ]
-    words = "Jobs by type and state. Above 300 jobs of a state the types are estimated from a sample."
-    yield gauge("jobs", words, jobs, ("type", "state"))
+    summary = "Jobs by type and state. Above 300 jobs of a state the types are estimated from a sample."
+    yield gauge("jobs", summary, jobs, ("type", "state"))
     exact = [([name, str(state)], float(_size(one.stats, state))) for name, one in known.items() for state in State]
     yield gauge("state_jobs", "Jobs by state, exactly.", exact, ("state",))
     yield counter("enqueued", "New jobs.", _rows(known, lambda one: one.enqueued))
-    for name, what, words in _TOTALS:
-        yield counter(name, words, _rows(known, lambda one, what=what: getattr(one.stats, f"{what}_total")))
+    for name, what, summary in _TOTALS:
+        yield counter(name, summary, _rows(known, lambda one, what=what: getattr(one.stats, f"{what}_total")))
     rows = [(name, numbers(kind, counts)) for name, one in known.items() for kind, counts in one.types.items()]
     ended = [
         ([name, row.type, outcome], float(count))
@@ -186,9 +188,9 @@ def metrics_of(readings: dict[str, Reading | None]) -> Iterator[Metric]:
                  lambda one: one.scale.replicas)  # fmt: skip
     yield simple("backlog", "Jobs that could start now. Jobs that a limit holds are left out.",
                  lambda one: one.scale.backlog)  # fmt: skip
-    for name, field, words in _MEMORY:
+    for name, field, summary in _MEMORY:
         known_memory = {queue: one for queue, one in known.items() if field in one.memory}
-        yield gauge(name, words, _rows(known_memory, lambda one, field=field: one.memory[field]))
+        yield gauge(name, summary, _rows(known_memory, lambda one, field=field: one.memory[field]))
 
 
 def metrics_of_server(duties: Duties, queues: Collection[str]) -> Iterator[Metric]:
@@ -221,10 +223,10 @@ def _size(stats: Stats, state: State) -> int:
     return getattr(stats, str(state))
 
 
-def _histograms(what: str, words: str, known: dict[str, Reading]) -> Metric:
+def _histograms(what: str, summary: str, known: dict[str, Reading]) -> Metric:
     from prometheus_client.core import HistogramMetricFamily
 
-    family = HistogramMetricFamily(f"jobq_{what}_seconds", words, labels=["queue", "type"])
+    family = HistogramMetricFamily(f"jobq_{what}_seconds", summary, labels=["queue", "type"])
     for name, one in known.items():
         for kind, counts in one.types.items():
             buckets = histogram(counts, what)

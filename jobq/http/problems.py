@@ -10,7 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from jobq import errors
 from jobq.engine.log import get_logger
-from jobq.http.shapes import fields_at, words_at
+from jobq.http.shapes import choices_at, fields_at
 from jobq.http.strict import BadJSON
 
 if TYPE_CHECKING:
@@ -216,8 +216,8 @@ def validation_problem(error: msgspec.ValidationError, struct: type[msgspec.Stru
             allowed = f"; the fields are: {', '.join(known)}" if known else ""
             return HttpProblem(kind, f"{does} {field[:200]!r}{allowed}", field=field[:200], **_known(known))
     message = message[:_DETAIL_MAX]
-    if message.startswith("Invalid enum value") and (words := words_at(struct, path)):
-        message += f"; it takes {', '.join(words)}"
+    if message.startswith("Invalid enum value") and (choices := choices_at(struct, path)):
+        message += f"; it takes {', '.join(choices)}"
     if not path:
         return HttpProblem(INVALID_FIELD, message)
     return HttpProblem(INVALID_FIELD, f"{path}: {message}", field=path)

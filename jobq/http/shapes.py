@@ -19,7 +19,7 @@ def fields_at(struct: type | None, path: str) -> list[str]:
     return [field.encode_name for field in found[0].fields] if found else []
 
 
-def words_at(struct: type | None, path: str) -> list[str]:
+def choices_at(struct: type | None, path: str) -> list[str]:
     """The texts that are allowed at this place. Empty if it is not known."""
     literals = [one for one in _at(struct, path) if isinstance(one, inspect.LiteralType)]
     return [str(word) for literal in literals for word in literal.values]

@@ -3,7 +3,7 @@
 -- KEYS waiting active jobs leases attempts delayed meta wake claims; limits weights admitted unspent spent debts rules full_lines reopens openings arrivals turns control held held_by closed keys running start_by end_by events
 --   Leave out the keys after the semicolon until a reply says that the queue has limits.
 -- ARGV now, want (free slots of the worker), lease ms, worker, lane, request, repeated (1: the reply to this request may have been lost),
---   room (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
+--   more (1: the worker could take more than `want`, and claims again by itself), bytes of specs after which the claim stops,
 --   slots that the worker has in all; if it reserves slots: the priority below which jobs are urgent, how many slots the others may
 --   take now, how many slots the others may take in all (with all KEYS)
 -- RETURNS {} when nothing is waiting; "limits" when the queue has limits, or tells all events, and the keys for that are left out (nothing

@@ -164,8 +164,8 @@ end
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'completed', table.concat(ids, ' '))
     count('completed', n)
     -- Each five minutes are counted alone. So windows decay: fold adds them to the history when they are over.
-    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
-    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
+    local window = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(window .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', completed)
 return lost

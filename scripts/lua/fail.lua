@@ -191,8 +191,8 @@ follow(ids)
 if #ids > 0 then
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'failed', table.concat(ids, ' '))
     count('failed', #ids)
-    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
-    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
+    local window = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(window .. ARGV[i], ARGV[i + 1]) end
 end
 lost[1] = redis.call('ZCARD', failed)
 return lost

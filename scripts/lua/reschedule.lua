@@ -159,7 +159,7 @@ if #retried > 0 then
     redis.call('ZADD', wake, 0, 't')
     redis.call('XADD', events, 'MAXLEN', '~', 1000, '*', 'retried', table.concat(retried, ' '))
     count('retried', #retried)
-    local slot = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
-    for i = 3, first - 1, 2 do add(slot .. ARGV[i], ARGV[i + 1]) end
+    local window = 's:' .. string.format('%.0f', math.floor(now / 300000)) .. ':'
+    for i = 3, first - 1, 2 do add(window .. ARGV[i], ARGV[i + 1]) end
 end
 return lost

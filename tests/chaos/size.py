@@ -19,7 +19,7 @@ from jobq.engine.model.ids import new_id
 from jobq.engine.model.job import AttemptError
 from jobq.engine.model.outcome import MESSAGE_MAX, TRACEBACK_MAX
 from jobq.engine.store import lua
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.engine.worker.lane import CLAIM_MAX, FORWARD_MAX
 from jobq.engine.worker.notes import LOG_LINE_MAX
 from jobq.engine.worker.outbox import FAIL_MAX, HAND_BACK_MAX

@@ -12,7 +12,7 @@ import pytest
 
 from jobq import Connection, Queue
 from jobq.engine.store import fitness
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.errors import DurabilityUnavailable, StoreRefused
 from tests.chaos.proxy import Proxy
 from tests.conftest import Server, server_kind

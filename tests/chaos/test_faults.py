@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jobq import Connection, Context, Queue, Worker
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.errors import StoreError, StoreFull, StoreUnavailable
 from tests.chaos.invariants import broken
 from tests.chaos.proxy import Proxy

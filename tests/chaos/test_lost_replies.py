@@ -12,7 +12,7 @@ from jobq.engine.model.ids import new_id
 from jobq.engine.queue.late import end_late
 from jobq.engine.store import lua
 from jobq.engine.store import route as route_module
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.errors import StoreUnavailable, WrongState
 from jobq.testing import drain
 from tests.chaos.faulty import Fault, FaultyConnection

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobq import Backoff, Connection, Context, Discard, Queue, State, Worker, inject
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.errors import JobFailed, StoreError, StoreRefused
 from tests.conftest import documented_rules
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobq import Connection, NewJob, Queue, Worker
 from jobq.engine.model.ids import new_id
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.errors import StoreError
 from tests.chaos.conftest import free_port
 from tests.conftest import server_binary, server_kind

@@ -23,7 +23,7 @@ from jobq.engine.model.job import StoredUnique
 from jobq.engine.model.spread import home_of
 from jobq.engine.queue.limits import declare_rules
 from jobq.engine.store import Store
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
 from jobq.errors import StoreError, StoreFull, StoreUnavailable, WrongState
 from jobq.http import create_app

@@ -355,7 +355,8 @@ def test_wrong_usage_prints_one_line_that_refers_to_help(jobq, words):
 
 def test_flags_are_not_abbreviated(jobq):
     """A new flag with the same beginning could change the meaning of an abbreviation."""
-    assert "unrecognized arguments: --queu x" in jobq("ls", "--queu", "x").err
+    assert jobq("ls", "--queu", "x").err == "jobq: unrecognized arguments: --queu x; see 'jobq ls --help'\n"
+    assert jobq("queue", "rm", "x", "-y").err == "jobq: unrecognized arguments: -y; see 'jobq queue rm --help'\n"
 
 
 def test_an_unknown_variable_is_named(jobq, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from jobq import Connection, Queue
 from jobq.engine.queue.overview import glances
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from tests.conftest import CLUSTER
 
 if TYPE_CHECKING:

@@ -134,7 +134,7 @@ INCR = (b"HINCRBY", b"jobq:{moved}:count", b"n", 1)
 async def test_moved_is_followed_and_remembered(route: Route, cluster: LocalCluster, ends: tuple[Node, Node]):
     assert await route.commands(INCR, INCR) == [1, 2]
     before = route.node
-    await asyncio.to_thread(cluster.move, route.slot, *ends)
+    await asyncio.to_thread(cluster.move, route.hash_slot, *ends)
     assert await route.commands(INCR, INCR) == [3, 4]
     assert route.node is not before
     assert route.node.url.endswith(str(ends[1].port))
@@ -161,7 +161,7 @@ async def test_ask_is_followed_and_not_remembered(route: Route, cluster: LocalCl
         heard.append(asyncio.run_coroutine_threadsafe(route.commands(INCR, INCR), loop).result(10))
         assert route.node is before
 
-    await asyncio.to_thread(cluster.move, route.slot, *ends, between=between)
+    await asyncio.to_thread(cluster.move, route.hash_slot, *ends, between=between)
     assert heard == [[2, 3], [4, 5]], "first at the source, then at the target"
     assert await route.commands(INCR) == [6]
 
@@ -178,7 +178,7 @@ async def test_tryagain_is_waited_out(route: Route, cluster: LocalCluster, ends:
         loop.call_soon_threadsafe(lambda: calls.append(loop.create_task(route.command(b"EXISTS", one, other))))
         wait_for(lambda: calls, "the call")
 
-    await asyncio.to_thread(cluster.move, route.slot, *ends, between=between)
+    await asyncio.to_thread(cluster.move, route.hash_slot, *ends, between=between)
     assert await asyncio.gather(*calls) == [2, 2, 2]
 
 
@@ -200,8 +200,8 @@ async def test_no_command_is_executed_twice_while_a_slot_moves(
     counting = [asyncio.create_task(count()) for _ in range(4)]
     move = cluster.move_at_once if at_once else cluster.move
     for _ in range(3):
-        await asyncio.to_thread(move, route.slot, source, target)
-        await asyncio.to_thread(move, route.slot, target, source)
+        await asyncio.to_thread(move, route.hash_slot, source, target)
+        await asyncio.to_thread(move, route.hash_slot, target, source)
     moving = False
     await asyncio.gather(*counting)
     assert counted > 20

@@ -11,7 +11,7 @@ from rest import enqueue, problem
 
 from jobq import Queue
 from jobq.engine.queue.reader import EventReader
-from jobq.http import streams as live
+from jobq.http import feeds
 from jobq.http.auth import Scope, new_key
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ async def test_wrong_input_says_what_to_do(
 
 
 async def test_a_quiet_stream_has_a_heartbeat_and_is_counted(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(live, "MOST", 1)
+    monkeypatch.setattr(feeds, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(feeds, "MOST", 1)
     async with client.get("/events") as response:
         async with asyncio.timeout(10):
             while await response.content.readline() != b": nothing new\n":

@@ -18,7 +18,7 @@ from aiohttp import ClientSession
 from rest import serving
 
 from jobq import Connection, Queue
-from jobq.http import streams as live
+from jobq.http import feeds
 from jobq.http.app import create_app
 from jobq.http.serve import Deadlines, free_port
 
@@ -100,10 +100,10 @@ async def others(port: int) -> AsyncIterator[list[float]]:
 async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
     connection: Connection, files: None, slow: Slow, until: Until, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(live, "INTERVAL", 0.05)
-    make = live.Feed._event  # noqa: SLF001 # pyright: ignore
+    monkeypatch.setattr(feeds, "INTERVAL", 0.05)
+    make = feeds.Feed._event  # noqa: SLF001 # pyright: ignore
 
-    async def padded(feed: live.Feed) -> bytes:  # The buffers of the kernel are soon full.
+    async def padded(feed: feeds.Feed) -> bytes:  # The buffers of the kernel are soon full.
         return b": %b\n" % (b"x" * 50_000) + await make(feed)
 
     app = create_app(Queue("main", connection), body_seconds=3)
@@ -115,7 +115,7 @@ async def test_500_slow_clients_are_disconnected_and_do_not_delay_others(
         for stream in streams:
             await until(lambda stream=stream: begins(stream, b"HTTP/1.1 200"), "every stream to begin")
         memory = psutil.Process().memory_info().rss
-        monkeypatch.setattr(live.Feed, "_event", padded)
+        monkeypatch.setattr(feeds.Feed, "_event", padded)
         slow_ones = len(took)
         for client in heads + bodies:
             assert b" 408 " in (await end_of(client))[:20]

@@ -13,6 +13,7 @@ from aiohttp import ClientResponse, ClientSession
 from rest import deaf, enqueue, problem, serving
 
 from jobq import Connection, Queue
+from jobq.http import feeds
 from jobq.http import streams as live
 from jobq.http.app import create_app
 from jobq.http.auth import Scope, new_key
@@ -41,7 +42,7 @@ class Counted(Queue):
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events every few ms instead of every second."""
-    monkeypatch.setattr(live, "INTERVAL", 0.01)
+    monkeypatch.setattr(feeds, "INTERVAL", 0.01)
 
 
 async def next_event(response: ClientResponse) -> tuple[str, Any]:
@@ -81,15 +82,15 @@ async def test_each_queue_has_its_own(new_client: NewClient, connection: Connect
 
 
 async def test_the_first_event_comes_at_once(client: Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live, "INTERVAL", 3600.0)
+    monkeypatch.setattr(feeds, "INTERVAL", 3600.0)
     async with client.get("/jobs/stats/events") as first, client.get("/jobs/stats/events") as second:
         await next_event(first)
         await next_event(second)
 
 
 async def test_events_keep_the_interval(new_client: NewClient, connection: Connection, monkeypatch: pytest.MonkeyPatch):
-    assert live.INTERVAL == 1.0
-    monkeypatch.setattr(live, "INTERVAL", 0.1)
+    assert feeds.INTERVAL == 1.0
+    monkeypatch.setattr(feeds, "INTERVAL", 0.1)
     queue = Counted("main", connection)
     client = await new_client(queue)
     async with client.get("/jobs/stats/events") as response:
@@ -126,7 +127,7 @@ async def test_head_is_answered_without_a_stream(client: Client):
 
 
 async def test_streams_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch, until: Until):
-    monkeypatch.setattr(live, "MOST", 2)
+    monkeypatch.setattr(feeds, "MOST", 2)
     async with client.get("/jobs/stats/events") as one, client.get("/jobs/stats/events") as two:
         await next_event(one)
         await next_event(two)
@@ -155,8 +156,8 @@ async def test_a_stream_ends_after_its_life(client: Client, often: None, monkeyp
 
 
 async def test_a_quiet_stream_has_a_heartbeat(client: Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live, "INTERVAL", 60.0)
-    monkeypatch.setattr(live, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(feeds, "INTERVAL", 60.0)
+    monkeypatch.setattr(feeds, "HEARTBEAT", 0.02)
     async with client.get("/jobs/stats/events") as response:
         await next_event(response)
         async with asyncio.timeout(10):
@@ -188,7 +189,7 @@ async def test_listeners_get_a_problem_event_while_redis_is_away(new_client: New
 
 async def test_streams_end_at_once_when_the_server_stops(connection: Connection, monkeypatch: pytest.MonkeyPatch):
     """Not even after the next event, or after the timeout of the server."""
-    monkeypatch.setattr(live, "INTERVAL", 3600.0)
+    monkeypatch.setattr(feeds, "INTERVAL", 3600.0)
     async with AsyncExitStack() as stack:
         app = create_app(Queue("main", connection))
         served = await stack.enter_async_context(serving(app, deadlines=Deadlines(close=3600)))
@@ -205,12 +206,12 @@ async def test_streams_end_at_once_when_the_server_stops(connection: Connection,
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events of 200 kB, so that the buffers of the kernel are soon full."""
-    make = live.Feed._event  # noqa: SLF001 # pyright: ignore
+    make = feeds.Feed._event  # noqa: SLF001 # pyright: ignore
 
-    async def padded(feed: live.Feed) -> bytes:
+    async def padded(feed: feeds.Feed) -> bytes:
         return b": %b\n" % (b"x" * 200_000) + await make(feed)
 
-    monkeypatch.setattr(live.Feed, "_event", padded)
+    monkeypatch.setattr(feeds.Feed, "_event", padded)
 
 
 async def test_a_listener_that_does_not_read_is_disconnected_by_serve(

@@ -28,7 +28,7 @@ from test_machine import PROFILES
 
 from jobq import Connection
 from jobq.engine.store import Store
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from tests.chaos.invariants import broken_in
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from queue_model import FINISHED, NOTHING, Model, Row
 
 from jobq import Connection
 from jobq.engine.store import Store
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 
 if TYPE_CHECKING:
     from conftest import Server

@@ -86,7 +86,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
         if run_at - now > DELAY_MAX_MS:
             raise InvalidJob("run_at is more than ten years ahead")
         delay = f"={run_at}"
-    words = uniqueness = ""
+    options_row = uniqueness = ""
     fingerprint = "-"
     keys = keys_of(options.limits, options.limits_by, new.payload) if options.limits or options.limits_by else []
     if options.breaker:
@@ -98,9 +98,9 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
     costs = costs_of(options.costs, options.costs_by, new.payload) if options.costs or options.costs_by else {}
     weight = weight_row(options.slots, costs) if costs or options.slots != 1 else ""
     if options.priority or options.lifo or delay or keys or weight or life:
-        words = f"{options.priority} {int(options.lifo)} {delay}"
+        options_row = f"{options.priority} {int(options.lifo)} {delay}"
         if keys or weight or life:
-            words = "\v".join((words, "\n".join(keys), weight, life)).rstrip("\v")
+            options_row = "\v".join((options_row, "\n".join(keys), weight, life)).rstrip("\v")
     if key is not None or new.idempotency_key is not None:
         # Keys of jobs and keys of requests are in one table. The first letter distinguishes them.
         uniqueness = "" if key is None else f"{_rule_of(options)} {len(_encode(new.type)) + 8} k:{key}"
@@ -108,7 +108,7 @@ def encode_entry(new: NewJob, ids: IdMaker, now: int) -> Entry:
             fingerprint = _fingerprint(spec, options, keys, uniqueness, weight)
             request = _SEPARATOR.join((*new.idempotency_scope, new.idempotency_key))
             uniqueness += f"\n{IDEMPOTENCY_TTL_MS} {fingerprint} i:{request}"
-    return job_id, encoded, words, fingerprint, uniqueness, partition_by
+    return job_id, encoded, options_row, fingerprint, uniqueness, partition_by
 
 
 class EntryMaker:
@@ -126,7 +126,7 @@ class EntryMaker:
         """Whether the next four attributes make the entry of a job with these options. None: not found out yet."""
         self._start = self._middle = self._end = b""
         """The encoded spec: up to its time, then up to its payload, then the rest."""
-        self._words = ""
+        self._options_row = ""
 
     def make(self, new: NewJob, now: int) -> Entry:
         """The entry of a job. ``now``: unix ms by the server's clock.
@@ -148,7 +148,7 @@ class EntryMaker:
         ):
             job_id = self.ids.new(now)
             start = self._start if self.ids.ms == now else b'%b,"at":%d' % (self._start, now)
-            return job_id, b"".join((start, self._middle, new.payload, self._end)), self._words, "-", "", None
+            return job_id, b"".join((start, self._middle, new.payload, self._end)), self._options_row, "-", "", None
         return encode_entry(new, self.ids, now)
 
     def _learn(self, options: Options) -> bool:
@@ -164,12 +164,12 @@ class EntryMaker:
         self._start = start
         self._middle, self._end = spec[len(start) :].split(_HOLE_BYTES)
         plain = not (options.priority or options.lifo or options.delay)
-        self._words = "" if plain else f"{options.priority} {int(options.lifo)} {options.delay}"
+        self._options_row = "" if plain else f"{options.priority} {int(options.lifo)} {options.delay}"
         return True
 
 
 _IN_THE_SPEC_ALONE: Final = ("priority", "delay", "attempts", "backoff", "timeout", "lifo", "retention", "version")
-"""Options that no other part of an entry needs. Its words contain the priority, the delay and ``lifo`` as well."""
+"""Options that no other part of an entry needs. Its row of options has the priority, the delay and ``lifo`` as well."""
 _HOLE_BYTES: Final = b"\x00"
 """No JSON contains it."""
 _HOLE: Final = msgspec.Raw(_HOLE_BYTES)
@@ -178,8 +178,8 @@ _HOLE: Final = msgspec.Raw(_HOLE_BYTES)
 def _fingerprint(spec: Spec, options: Options, keys: list[str], uniqueness: str, weight: str) -> str:
     """Two requests are the same if everything but the time is equal."""
     within = (options.expires, options.expires_at, options.deadline, options.deadline_at)
-    words = "\n".join((*keys, uniqueness, weight, *(str(time) for time in within if time is not None)))
-    same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None, trace=None)) + words.encode()
+    rest = "\n".join((*keys, uniqueness, weight, *(str(time) for time in within if time is not None)))
+    same = _encode(msgspec.structs.replace(spec, at=0, expires_at=None, deadline_at=None, trace=None)) + rest.encode()
     return hashlib.blake2b(same, digest_size=9).hexdigest()
 
 
@@ -213,10 +213,10 @@ def _with_life(spec: Spec, options: Options, now: int) -> tuple[Spec, str]:
     enqueue.lua."""
     start_by = options.expires_at if options.expires is None else now + options.expires
     end_by = options.deadline_at if options.deadline is None else now + options.deadline
-    words = f"{'-' if start_by is None else start_by} {'-' if end_by is None else end_by}"
+    life = f"{'-' if start_by is None else start_by} {'-' if end_by is None else end_by}"
     if spec.rerun_of is not None:
-        words += f" {spec.rerun_of}"
-    return msgspec.structs.replace(spec, expires_at=start_by, deadline_at=end_by), words
+        life += f" {spec.rerun_of}"
+    return msgspec.structs.replace(spec, expires_at=start_by, deadline_at=end_by), life
 
 
 def _rule_of(options: Options) -> str:

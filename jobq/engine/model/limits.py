@@ -158,8 +158,8 @@ def check_over(over: Any) -> Over:
 
 
 def _shown(*values: Any, over: Over | None) -> str:
-    words = [*zip(("by", "name", "unit", "cost"), values, strict=False), ("over", over)]
-    return "".join(f", {word}={value!r}" for word, value in words if value is not None)
+    given = [*zip(("by", "name", "unit", "cost"), values, strict=False), ("over", over)]
+    return "".join(f", {name}={value!r}" for name, value in given if value is not None)
 
 
 def _number(what: str, value: Any, least: int = 1) -> int:

@@ -63,12 +63,12 @@ def home_of(entry: Entry, homes: int) -> int | None:
 
     :raises InvalidJob: its keys belong to different partitions.
     """
-    _, _, words, _, uniqueness, partition_by = entry
+    _, _, options_row, _, uniqueness, partition_by = entry
     if partition_by is not None:
         return home(partition_by, homes)
-    if not words and not uniqueness:
+    if not options_row and not uniqueness:
         return None
-    first = words.partition("\v")[2].partition("\v")[0]
+    first = options_row.partition("\v")[2].partition("\v")[0]
     lines = first.split("\n") if first else []
     own, _, request = uniqueness.partition("\n")
     # The value of a limit key decides, so all keys with the value of one field are together.

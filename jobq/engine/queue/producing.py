@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
     from jobq.engine.model.job import Seconds
-    from jobq.engine.queue.sync import SyncQueue
+    from jobq.engine.task.handle import Blocking
 
 
 class Producing(Registry, BulkVerbs):
@@ -53,7 +53,7 @@ class Producing(Registry, BulkVerbs):
         return store.spread_now.homes
 
     @abstractmethod
-    def sync(self) -> SyncQueue:
+    def sync(self) -> Blocking:
         """The queue for synchronous code."""
 
     def check(self, new: NewJob) -> None:

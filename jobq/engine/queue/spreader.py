@@ -140,8 +140,8 @@ class Spreader:
 
 def _is_free(row: Entry) -> bool:
     """Whether nothing of the row says where it goes. So much is known without looking at its keys."""
-    job_id, _, words, _, uniqueness, partition_by = row
-    return not words and not uniqueness and partition_by is None and job_id[-1] == OPEN
+    job_id, _, options_row, _, uniqueness, partition_by = row
+    return not options_row and not uniqueness and partition_by is None and job_id[-1] == OPEN
 
 
 def _placed(row: Entry, partition: int) -> Entry:

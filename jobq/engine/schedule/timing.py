@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from jobq.engine.schedule.cron import LATEST, cron_of, zone
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from jobq.engine.schedule.definition import Definition
+    from collections.abc import Sequence
 
 COUNTED: Final = 1000
 """The most slots that are counted one by one. A schedule with one slot a second may have millions of them."""
@@ -20,13 +20,32 @@ SHOWN_TRIES: Final = 8000
 """The most times that are computed for one answer to a reader. A hostile schedule would hold the event loop."""
 
 
+class Times(Protocol):
+    """What a definition says of its times."""
+
+    @property
+    def cron(self) -> Sequence[str]: ...
+    @property
+    def exclude(self) -> Sequence[str]: ...
+    @property
+    def tz(self) -> str: ...
+    @property
+    def every(self) -> int | None: ...
+    @property
+    def at(self) -> Sequence[int]: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def until(self) -> int | None: ...
+
+
 class Timing:
     """The slots of a definition.
 
     :raises InvalidJob: an expression or the time zone cannot be read.
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Times) -> None:
         self._tz = zone(definition.tz)
         self._crons = [cron_of(text, self._tz) for text in definition.cron]
         self._excluded = [cron_of(text, self._tz) for text in definition.exclude]

@@ -273,10 +273,10 @@ def _await_ready(data_dir: Path, sockets: str, hold: socket.socket, patience: _P
         if not patience.lasts():
             log = data_dir / "server.log"
             raise NoServer(f"the server on {data_dir} is not ready in {START_WITHIN:.0f} s; see {log}")
-    words = _read_line(hold)
-    if words.startswith("failed"):
-        raise NoServer(f"the server on {data_dir} does not start, {words}; see {data_dir / 'server.log'}")
-    if words != "ready":
+    reply = _read_line(hold)
+    if reply.startswith("failed"):
+        raise NoServer(f"the server on {data_dir} does not start, {reply}; see {data_dir / 'server.log'}")
+    if reply != "ready":
         raise ConnectionResetError("the keeper is gone")
     return f"unix://{sockets}.server", hold
 

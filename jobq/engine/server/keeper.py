@@ -171,9 +171,9 @@ class Keeper:
         self.users.discard(user)
         return user
 
-    def _tell_all(self, words: str) -> None:
+    def _tell_all(self, text: str) -> None:
         for user in self.users:
-            tell(user, words)
+            tell(user, text)
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -181,10 +181,10 @@ class Keeper:
         return "it wrote no log"
 
 
-def tell(user: socket.socket, words: str) -> None:
+def tell(user: socket.socket, text: str) -> None:
     """Send one line. An error is ignored: the end of file will tell that the user is gone."""
     with contextlib.suppress(OSError):
-        user.sendall(words.encode() + b"\n")
+        user.sendall(text.encode() + b"\n")
 
 
 def answers(path: Path) -> bool:

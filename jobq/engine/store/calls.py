@@ -9,7 +9,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.packing import Argument
 
 T = TypeVar("T")
 

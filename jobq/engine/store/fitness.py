@@ -40,11 +40,11 @@ def _version(text: str) -> tuple[int, int]:
 def facts_of(answers: Sequence[Any], questions: Sequence[tuple[bytes, ...]] = QUESTIONS) -> dict[str, str]:
     """The server's facts by name, without those that this user may not read or that the server does not report."""
     facts: dict[str, str] = {}
-    for words, answer in zip(questions, answers, strict=True):
+    for question, answer in zip(questions, answers, strict=True):
         if isinstance(answer, bytes):
             lines = answer.decode(errors="replace").splitlines()
             facts |= {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
-        elif words[0] == b"CONFIG" and isinstance(answer, list):
+        elif question[0] == b"CONFIG" and isinstance(answer, list):
             pairs = [cast("bytes", word).decode(errors="replace") for word in cast("list[Any]", answer)]
             facts |= dict(zip(pairs[::2], pairs[1::2], strict=False))
     return facts
@@ -64,8 +64,8 @@ def check_fitness(answers: Sequence[Any], connection: Connection, durability: st
     refuse_unfit(facts, durability)
     if not connection.looked_at:
         connection.looked_at = True
-        for words in doubts(facts, durability):
-            log.warning(words, server=redact(connection.url))
+        for doubt in doubts(facts, durability):
+            log.warning(doubt, server=redact(connection.url))
 
 
 def refuse_unfit(facts: dict[str, str], durability: str) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import hiredis
 from redis import exceptions
@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 
 from jobq.engine.store.cluster import Cluster
 from jobq.engine.store.once import Once
+from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
 from jobq.engine.store.url import is_cluster, make_pool, nodes_of
 from jobq.engine.store.wire import Wire
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
     from redis.asyncio.sentinel import Sentinel
 
-    from jobq.engine.store.tracking import Trackers
-
 T = TypeVar("T")
-Argument = bytes | str | int | float
-pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis.pack_command)
+
+
+class Tracking(Protocol):
+    """What hears of changed keys in a cluster."""
+
+    def close(self) -> None:
+        """Close its connections."""
+        ...
 
 
 class Connection:
@@ -46,8 +51,8 @@ class Connection:
 
     ``timeout`` (seconds) bounds every trip, with the time to get a free connection and to connect. So no call hangs.
 
-    For a cluster it has a connection to each node, and ``node_of`` returns the one for a slot. ``max_connections`` is
-    then per node. A URL of one server also leads to a cluster, if that server is one of its nodes.
+    For a cluster it has a connection to each node, and ``node_of`` returns the one for a hash slot. Then
+    ``max_connections`` is per node. A URL of one server also leads to a cluster, if that server is one of its nodes.
 
     Sockets belong to one event loop of one process. ``here`` gives each loop its own; after a fork the child forgets
     those of its parent, and touches none of them.
@@ -66,7 +71,7 @@ class Connection:
         self.looked_at = False
         """Whether the server was checked, and warnings about its settings were logged."""
         self.doubted = False
-        """Whether the last trip failed. In a cluster, another node may have the slots of this one now."""
+        """Whether the last trip failed. In a cluster, another node may have the hash slots of this one now."""
         self._begin()
         self._all.add(self)
 
@@ -85,7 +90,7 @@ class Connection:
         if self.url.startswith("unix:"):
             options.pop("socket_keepalive")
         self._pool = make_pool(self.url, options)
-        self._cluster = self._new_cluster() if is_cluster(self.url) else None
+        self._cluster: Cluster[Connection] | None = self._new_cluster() if is_cluster(self.url) else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._others: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._users = 0
@@ -94,7 +99,7 @@ class Connection:
         self._free = self.max_connections
         self._queue: deque[asyncio.Future[None]] = deque()
         self.once = Once()
-        self.tracking: Trackers | None = None
+        self.tracking: Tracking | None = None
         """What hears of changed keys in a cluster. It is closed with the connection."""
         self.loaded = False
         """Whether the scripts were loaded once. A server that has lost them since says so, and gets them again."""
@@ -103,7 +108,7 @@ class Connection:
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r})"
 
-    def _new_cluster(self) -> Cluster:
+    def _new_cluster(self) -> Cluster[Connection]:
         return Cluster(nodes_of(self.url), self._connect_to_node)
 
     def _connect_to_node(self, url: str) -> Connection:
@@ -126,29 +131,29 @@ class Connection:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed, or is the connection to a node that has no slots any more."""
+        """Whether it was closed, or is the connection to a node that has no hash slots any more."""
         return self._closed
 
-    def node_of(self, slot: int) -> Connection:
-        """The connection to the node that has the slot. Without a cluster: this one."""
-        return self if self._cluster is None else self._cluster.node(slot)
+    def node_of(self, hash_slot: int) -> Connection:
+        """The connection to the node that has the hash slot. Without a cluster: this one."""
+        return self if self._cluster is None else self._cluster.node(hash_slot)
 
     def nodes(self) -> list[Connection]:
-        """The connections to the nodes that have slots, as far as is known. Without a cluster: this one."""
+        """The connections to the nodes that have hash slots, as far as is known. Without a cluster: this one."""
         return [self] if self._cluster is None else self._cluster.connections()
 
-    async def find(self, slot: int) -> Connection:
-        """The same after a failure: ask first which node has the slot now.
+    async def find(self, hash_slot: int) -> Connection:
+        """The same after a failure: ask first which node has the hash slot now.
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
         self.doubted = False
         if self._cluster is not None:
             await self._cluster.look()
-        return self.node_of(slot)
+        return self.node_of(hash_slot)
 
     async def know_nodes(self) -> None:
-        """Ask which node has which slot, unless that is known.
+        """Ask which node has which hash slot, unless that is known.
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
@@ -165,13 +170,13 @@ class Connection:
             self._cluster = self._new_cluster()
         await self._cluster.look()
 
-    async def follow(self, slot: int, sender: Connection, refusal: str) -> tuple[Connection, bool]:
+    async def follow(self, hash_slot: int, sender: Connection, refusal: str) -> tuple[Connection, bool]:
         """Where to send a command that ``sender`` refused, and whether ASKING must come before it.
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
         self._cluster = self._cluster or self._new_cluster()
-        return await self._cluster.follow(slot, sender, refusal)
+        return await self._cluster.follow(hash_slot, sender, refusal)
 
     def here(self) -> Connection:
         """The connection for the event loop that runs now: this one in the first loop, a twin in each further one.

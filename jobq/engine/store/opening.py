@@ -19,8 +19,9 @@ from jobq.errors import StoreRefused, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobq.engine.store.link import Argument, Connection
+    from jobq.engine.store.link import Connection
     from jobq.engine.store.migrations import Migration
+    from jobq.engine.store.packing import Argument
 
 
 log = get_logger("jobq.store")

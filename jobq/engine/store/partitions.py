@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jobq.engine.model.spread import Spread
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.packing import Argument
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from jobq.engine.store.sharing import Sharing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.packing import Argument
 
 ALIVE_MS: Final = 30_000
 """A worker without a heartbeat for longer is not counted as alive."""

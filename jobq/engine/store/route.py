@@ -1,6 +1,6 @@
-"""Sends commands to the node that has their slot. Repeats those whose reply was lost, and follows a moving slot.
+"""Sends commands to the node that has their hash slot. Repeats those whose reply was lost, and follows a moving slot.
 
-A server that is no cluster has all slots. Nothing here costs it more than the look at its answers.
+A server that is no cluster has all hash slots. Nothing here costs it more than the look at its answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hiredis import ReplyError
 from redis.crc import key_slot
 
 from jobq.engine.store.cluster import is_refusal
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
 from jobq.errors import StoreUnavailable
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jobq.engine.store.calls import Call
-    from jobq.engine.store.link import Argument, Connection
+    from jobq.engine.store.link import Connection
+    from jobq.engine.store.packing import Argument
 
 PAUSES: Final = (0.02, 0.1, 0.3, 0.6)
 """Seconds between the attempts to send one call."""
@@ -29,16 +30,16 @@ _ASKING: Final = pack((b"ASKING",))
 
 
 class Route:
-    """The way to the slot of ``key``."""
+    """The way to the hash slot of ``key``."""
 
     def __init__(self, connection: Connection, key: bytes) -> None:
         self.connection = connection
-        self.slot = key_slot(key)
+        self.hash_slot = key_slot(key)
 
     @property
     def node(self) -> Connection:
-        """The connection to the node that has the slot, as far as is known."""
-        return self.connection.node_of(self.slot)
+        """The connection to the node that has the hash slot, as far as is known."""
+        return self.connection.node_of(self.hash_slot)
 
     async def send(
         self,
@@ -63,14 +64,14 @@ class Route:
             return []
         # One deadline for all sendings. A refused connection is tried again soon; after a silence of a whole timeout
         # callers have waited enough.
-        connection, slot = self.connection, self.slot
+        connection, hash_slot = self.connection, self.hash_slot
         began = time.monotonic()
         limit = connection.timeout if within is None else within
         for pause in (*PAUSES, None):
             try:
-                node = connection.node_of(slot)
+                node = connection.node_of(hash_slot)
                 if node.doubted:
-                    node = await connection.find(slot)
+                    node = await connection.find(hash_slot)
                 answers = await node.trip(b"".join(pieces), len(pieces), patience=patience, within=within)
                 for answer in answers:
                     # The first test alone costs little. Every answer passes here.
@@ -93,12 +94,12 @@ class Route:
         raise AssertionError("the last attempt returns or raises")
 
     async def current(self) -> Connection:
-        """The connection to the node that has the slot. If the last trip to it failed, the others are asked first.
+        """The connection to the node that has the hash slot. If the last trip to it failed, the others are asked first.
 
         :raises StoreUnavailable: no node of the cluster answers.
         """
-        node = self.connection.node_of(self.slot)
-        return await self.connection.find(self.slot) if node.doubted else node
+        node = self.connection.node_of(self.hash_slot)
+        return await self.connection.find(self.hash_slot) if node.doubted else node
 
     async def follow(
         self, node: Connection, pieces: list[bytes], answers: list[Any], patience: float = 0.0
@@ -139,7 +140,7 @@ class Route:
                 raise translate(cast("Exception", answers[refused[0]]))
             if pause:
                 await asyncio.sleep(pause)
-            node, asking = await self.connection.follow(self.slot, node, refusal)
+            node, asking = await self.connection.follow(self.hash_slot, node, refusal)
             if waits and refused[-1] != last:
                 refused.append(last)  # WAIT counts the writes of its own connection.
             sent = [part for i in refused for part in ((_ASKING, pieces[i]) if asking else (pieces[i],))]

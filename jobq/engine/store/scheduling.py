@@ -10,7 +10,7 @@ from jobq.engine.store.opening import Opening
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.packing import Argument
 
 SCHEDULES_MAX: Final = 100_000
 """Schedules that a queue can have."""

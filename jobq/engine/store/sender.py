@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobq.engine.store import lua
 from jobq.engine.store.cluster import is_refusal
 from jobq.engine.store.keys import queue_keys
-from jobq.engine.store.link import Connection, pack
+from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
 from jobq.engine.store.route import PAUSES, Route
 from jobq.engine.store.tracking import trackers_of
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobq.engine.store.calls import Call
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.link import Connection
+    from jobq.engine.store.packing import Argument
 
 T = TypeVar("T")
 

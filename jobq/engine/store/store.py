@@ -29,7 +29,7 @@ from jobq.engine.store.reading import ALIVE_MS, LINES_COUNTED, Reading
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from jobq.engine.store.link import Argument
+    from jobq.engine.store.packing import Argument
 
 CLAIM_MAX: Final = 125
 """Jobs per claim: as many as one ``CALL`` of a producer, for the same reason."""
@@ -147,18 +147,18 @@ class Store(Reading):
         request: int,
         *,
         repeated: bool,
-        room: bool = False,
+        more: bool = False,
         size: int = CLAIM_MAX,
         reserve: tuple[int, int, int] | None = None,
     ) -> Call[Claimed | None]:
         """Claim jobs for up to ``want`` slots in the order of their priorities; fewer if their specs exceed
         ``CLAIM_BYTES``.
 
-        ``room``: the worker could take more than ``want``. ``size``: the slots that it has in all.
+        ``more``: the worker could take more than ``want``. ``size``: the slots that it has in all.
         ``reserve``: the priority below which jobs are urgent, and how many slots the others may take, now and in all.
         """
         args: list[Argument] = [
-            self.now, want, lease_ms, worker, lane, request, int(repeated), int(room), CLAIM_BYTES, size,
+            self.now, want, lease_ms, worker, lane, request, int(repeated), int(more), CLAIM_BYTES, size,
             *(reserve or ()),
         ]  # fmt: skip
         return Call("claim", args, self._read_claim, repeat=repeat_claim, short=not (self.limited or reserve))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jobq.engine.store.calls import Call
-    from jobq.engine.store.link import Argument, Connection
+    from jobq.engine.store.link import Connection
+    from jobq.engine.store.packing import Argument
     from jobq.engine.store.sender import Sender
 
     Part = tuple[Sender, Sequence[Call[Any]]]

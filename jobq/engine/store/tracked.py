@@ -23,20 +23,20 @@ class TrackedWire(asyncio.Protocol):
     """Commands may be sent at any time. Each answer goes to the function that was given with its command.
 
     Answers and changes are taken in the order in which the server sent them. So a change that comes behind an answer
-    is never taken for an earlier one. ``heard`` gets the kind of a push and its first argument, ``lost`` an error.
+    is never taken for an earlier one. ``heard`` gets the kind of a push and its first argument, ``broke`` an error.
     """
 
     def __init__(
         self,
         connection: AbstractConnection,
         heard: Callable[[bytes, Any], None],
-        lost: Callable[[Exception], None],
+        broke: Callable[[Exception], None],
         timeout: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._reader: Any = hiredis.Reader(notEnoughData=_UNFINISHED)
         self._heard = heard
-        self._lost = lost
+        self._broke = broke
         self._timeout = timeout
         self._takers: deque[tuple[float, Callable[[Any], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +91,7 @@ class TrackedWire(asyncio.Protocol):
     def fail(self, error: Exception) -> None:
         """Close it, and tell everybody who waits for an answer."""
         if not self._ended:
-            self._lost(error)
+            self._broke(error)
             self.close()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Hears from the nodes of a cluster when keys change, so that idle queues need not be asked about again and again.
 
-One command asks about one slot, so a worker of many queues in a cluster would need a blocked connection, or a command
-every few seconds, for each of them. Redis and Valkey tell a client when a key changes that it has read (CLIENT
+One command asks about one hash slot, so a worker of many queues in a cluster would need a blocked connection, or a
+command every few seconds, for each of them. Redis and Valkey tell a client when a key changes that it has read (CLIENT
 TRACKING). One connection to each node hears it for all queues there. docs/decisions/0087 says more.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis import exceptions
 from redis.crc import key_slot
@@ -17,19 +17,19 @@ from redis.crc import key_slot
 from jobq.engine.log import get_logger
 from jobq.engine.model.backoff import pause
 from jobq.engine.store.cluster import is_refusal
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
 from jobq.engine.store.tracked import TrackedWire
 from jobq.errors import StoreError, StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from jobq.engine.store.link import Connection
-    from jobq.engine.store.sender import Sender
+    from jobq.engine.store.packing import Argument
 
     Keys = tuple[bytes, ...]
-    """Keys of one slot, about which one EXISTS asks."""
+    """Keys of one hash slot, about which one EXISTS asks."""
 
 log = get_logger("jobq.store")
 
@@ -38,7 +38,25 @@ ANSWER_SECONDS: Final = 1.0
 PING_SECONDS: Final = 5.0
 """Each node is asked so often for a sign of life. A connection through which nothing comes any more is also silent."""
 MOVING_SECONDS: Final = 0.1
-"""A queue whose slot is on the move is asked so often, because no node tells its changes then."""
+"""A queue whose hash slot is on the move is asked so often, because no node tells its changes then."""
+
+
+class Waiting(Protocol):
+    """The interface of a store that waits for its wake token."""
+
+    @property
+    def keys(self) -> Mapping[str, bytes]:
+        """Column name -> full key."""
+        ...
+
+    @property
+    def node(self) -> Connection:
+        """The connection to the node that has the queue, as far as is known."""
+        ...
+
+    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
+        """Send a plain command."""
+        ...
 
 
 class Tracker:
@@ -52,7 +70,7 @@ class Tracker:
         self._owner = owner
         self._asked: set[Keys] = set()
         self._channels: dict[bytes, Keys] = {}
-        """Channels of slots, with the keys that are asked about. The node tells when it has their slot no longer."""
+        """Channels of hash slots, with the keys that are asked about. The node tells when it has their slot no more."""
         self._groups: dict[bytes, set[Keys]] = {}
         self._wire: TrackedWire | None = None
         self._connecting = False
@@ -72,7 +90,7 @@ class Tracker:
             self._owner.start(self._connect())
 
     def listen(self, channel: bytes, keys: Keys) -> None:
-        """Hear when the slot of this channel and these keys moves away."""
+        """Hear when the hash slot of this channel and these keys moves away."""
         if channel not in self._channels:
             self._channels[channel] = keys
             if self._wire is not None:
@@ -109,11 +127,11 @@ class Tracker:
     async def _connect(self) -> None:
         try:
             wire = await self.node.take(
-                lambda connection: TrackedWire(connection, self._heard, self._lost, self.node.timeout),
+                lambda connection: TrackedWire(connection, self._heard, self._broke, self.node.timeout),
                 self.node.timeout,
             )
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
-            self._lost(translate(error))
+            self._broke(translate(error))
             return
         finally:
             self._connecting = False
@@ -133,7 +151,7 @@ class Tracker:
 
     def _listens(self, channel: bytes, answer: Any) -> None:
         if is_refusal(answer):
-            # The node does not have the slot now, so it would not tell that it moves away. It may come back later.
+            # The node does not have the hash slot now, so it would not tell that it moves away. It may come back later.
             keys = self._channels.pop(channel, None)
             if keys is not None and self.known.pop(keys, None) is not None:
                 self._owner.tell()
@@ -166,7 +184,7 @@ class Tracker:
             self._owner.tell()
 
     def _heard(self, what: bytes, of: Any) -> None:
-        """The node tells that keys have changed, or that a slot has moved away."""
+        """The node tells that keys have changed, or that a hash slot has moved away."""
         if what == b"invalidate" and of is not None:
             for key in of:
                 for keys in self._groups.get(key, ()):
@@ -178,7 +196,7 @@ class Tracker:
                 self._channels.pop(of, None)
         self._owner.tell()
 
-    def _lost(self, error: Exception) -> None:
+    def _broke(self, error: Exception) -> None:
         self._wire = None
         self.known.clear()
         self.changed.clear()
@@ -186,7 +204,7 @@ class Tracker:
         self._failures += 1
         if not self._owner.closed:
             self.node.doubted = True
-            self._owner.lost(self.node, pause(self._failures))
+            self._owner.disconnected(self.node, pause(self._failures))
 
 
 class Trackers:
@@ -218,7 +236,7 @@ class Trackers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def wait(self, stores: Sequence[Sender], block: float) -> int | None:
+    async def wait(self, stores: Sequence[Waiting], block: float) -> int | None:
         """Wait until one of these queues has a wake token, for up to ``block`` seconds, and take it. Returns the place
         of the queue, None if no token came.
 
@@ -231,7 +249,7 @@ class Trackers:
         finally:
             self.waiting -= 1
 
-    async def _wait(self, stores: Sequence[Sender], block: float) -> int | None:
+    async def _wait(self, stores: Sequence[Waiting], block: float) -> int | None:
         now = asyncio.get_running_loop().time
         end = now() + block
         for node in [node for node in self._of if node.is_closed]:
@@ -250,7 +268,7 @@ class Trackers:
             elif await self._pop(stores[place], groups[place]):
                 return place
 
-    async def having(self, stores: Sequence[Sender], columns: Sequence[str]) -> list[int]:
+    async def having(self, stores: Sequence[Waiting], columns: Sequence[str]) -> list[int]:
         """The places of the queues that have one of these columns, or of which that is not known."""
         now = asyncio.get_running_loop().time
         end = now() + ANSWER_SECONDS
@@ -286,20 +304,20 @@ class Trackers:
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
-    def _tracker(self, store: Sender) -> Tracker | None:
+    def _tracker(self, store: Waiting) -> Tracker | None:
         node = store.node
         if node in self._resting:
             return None
         if node.doubted:
-            # Perhaps another node has its slots now.
-            self.lost(node, 0.0)
+            # Perhaps another node has its hash slots now.
+            self.disconnected(node, 0.0)
             return None
         tracker = self._of.get(node)
         if tracker is None:
             tracker = self._of[node] = Tracker(node, self)
         return tracker
 
-    def _state(self, store: Sender, keys: Keys) -> bool | None:
+    def _state(self, store: Waiting, keys: Keys) -> bool | None:
         """Whether any of the keys exists; None if it is not known. Then it is asked for."""
         if (until := self._moving.get(keys)) is not None:
             if asyncio.get_running_loop().time() < until:
@@ -313,7 +331,7 @@ class Trackers:
             tracker.ask(keys)
         return known
 
-    def _may_have(self, store: Sender, keys: Keys) -> bool:
+    def _may_have(self, store: Waiting, keys: Keys) -> bool:
         """Whether to try to take the token of this queue."""
         if (until := self._moving.get(keys)) is not None:
             return asyncio.get_running_loop().time() >= until
@@ -328,7 +346,7 @@ class Trackers:
         tracker.listen(store.keys["control"], keys)
         return known is True
 
-    async def _pop(self, store: Sender, keys: Keys) -> bool:
+    async def _pop(self, store: Waiting, keys: Keys) -> bool:
         tracker = self._tracker(store)
         if tracker is not None and self._moving.pop(keys, None) is None:
             answer = await tracker.pop(keys)
@@ -336,7 +354,7 @@ class Trackers:
                 raise translate(answer)
             if not isinstance(answer, Exception):
                 return bool(answer)
-        # The slot is on the move. This way follows it.
+        # The hash slot is on the move. This way follows it.
         token = await store.command(b"ZPOPMIN", keys[0])
         return bool(token)
 
@@ -345,26 +363,26 @@ class Trackers:
     def refused(self, node: Connection, keys: Keys, answer: Exception) -> None:
         """The node did not answer a question."""
         if str(answer).startswith("MOVED "):
-            slot = key_slot(keys[0])
-            if slot not in self._following:
-                self._following.add(slot)
-                self.start(self._follow(slot, node, str(answer)))
+            hash_slot = key_slot(keys[0])
+            if hash_slot not in self._following:
+                self._following.add(hash_slot)
+                self.start(self._follow(hash_slot, node, str(answer)))
             return
         self._moving[keys] = asyncio.get_running_loop().time() + MOVING_SECONDS
         asyncio.get_running_loop().call_later(MOVING_SECONDS, self.tell)
 
-    async def _follow(self, slot: int, node: Connection, refusal: str) -> None:
+    async def _follow(self, hash_slot: int, node: Connection, refusal: str) -> None:
         try:
-            await self._connection.follow(slot, node, refusal)
+            await self._connection.follow(hash_slot, node, refusal)
         except StoreError as error:
-            log.debug("The slots of the cluster could not be read", error=str(error))
+            log.debug("The hash slots of the cluster could not be read", error=str(error))
             await asyncio.sleep(MOVING_SECONDS)
         finally:
-            self._following.discard(slot)
+            self._following.discard(hash_slot)
         self.tell()
 
-    def lost(self, node: Connection, rest: float) -> None:
-        """The connection to a node was lost, or none could be made. Ask which node has its slots now."""
+    def disconnected(self, node: Connection, rest: float) -> None:
+        """The connection to a node broke, or none could be made. Ask which node has its hash slots now."""
         self.tell()
         if node not in self._resting:
             self._resting.add(node)
@@ -376,7 +394,7 @@ class Trackers:
             node.doubted = False
             await self._connection.find(0)
         except StoreError as error:
-            log.debug("The slots of the cluster could not be read", error=str(error))
+            log.debug("The hash slots of the cluster could not be read", error=str(error))
             await asyncio.sleep(pause(3))
         finally:
             self._resting.discard(node)
@@ -385,14 +403,15 @@ class Trackers:
 
 def trackers_of(connection: Connection) -> Trackers:
     """The trackers of a connection to a cluster."""
-    if connection.tracking is None or connection.tracking.closed:
-        connection.tracking = Trackers(connection)
-    return connection.tracking
+    tracking = connection.tracking
+    if not isinstance(tracking, Trackers) or tracking.closed:
+        tracking = connection.tracking = Trackers(connection)
+    return tracking
 
 
 def stop_tracking(connection: Connection) -> None:
     """A worker has stopped. If no other one waits, the connections are closed. Whoever waits later makes new ones."""
-    if connection.tracking is not None and not connection.tracking.waiting:
+    if isinstance(connection.tracking, Trackers) and not connection.tracking.waiting:
         connection.tracking.close()
 
 

@@ -1,4 +1,4 @@
-"""The handle of an enqueued job, and the interface of a queue that tasks and handles use."""
+"""The handle of an enqueued job, and the interface of a queue that handles use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from jobq.engine.model.event import EventKind, QueueEvent
     from jobq.engine.model.job import Accepted, Done, Durability, NewJob, Seconds, State
     from jobq.engine.model.views import JobRow
-    from jobq.engine.task.events import Hooks
 
 R = TypeVar("R")
 
 
 class Sender(Protocol):
-    """The interface of a queue that its tasks and the handles of its jobs use."""
+    """The interface of a queue that the handles of its jobs use."""
 
     @property
     def name(self) -> str:
@@ -33,11 +32,6 @@ class Sender(Protocol):
     @property
     def unknown_fields(self) -> Literal["refuse", "ignore"]:
         """Whether an enqueue refuses or ignores fields of a payload that the handler has no argument for."""
-        ...
-
-    @property
-    def hooks(self) -> Hooks:
-        """Its hooks, and those of its tasks."""
         ...
 
     async def submit(self, new: NewJob, *, durability: Durability | None = None) -> Accepted:

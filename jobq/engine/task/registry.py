@@ -20,7 +20,7 @@ from jobq.engine.schedule.definition import RULE, ScheduleGiven, check_schedule_
 from jobq.engine.task.events import Hook, add_hook
 from jobq.engine.task.inject import behind, name_of, parameters_of
 from jobq.engine.task.signature import Signature
-from jobq.engine.task.task import Task
+from jobq.engine.task.task import Owner, Task
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from jobq.engine.model.options import Given
     from jobq.engine.schedule.definition import Definition
     from jobq.engine.task.events import EventName, Hooks
-    from jobq.engine.task.handle import Sender
     from jobq.engine.task.tracer import Tracer
 
 P = ParamSpec("P")
@@ -138,7 +137,7 @@ class Registry:
                 defaults = msgspec.structs.replace(defaults, breaker=True)
             if defaults.unique is not None:
                 defaults = bind(defaults, type_, Signature(plain).defaults)
-            task: Task[..., Any] = Task(cast("Sender", self), plain, type_, defaults, isolate, policy, _names(aliases))
+            task: Task[..., Any] = Task(cast("Owner", self), plain, type_, defaults, isolate, policy, _names(aliases))
             known = (task.name, *task.aliases)
             for at, named in enumerate(known):
                 if named in known[:at]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
 import msgspec
 
@@ -14,7 +14,7 @@ from jobq.engine.model.options import Given, check_type, merge
 from jobq.engine.model.unique import bind, job_key
 from jobq.engine.task.awaited import no_loop, warns_unless_awaited
 from jobq.engine.task.events import Hook, add_hook
-from jobq.engine.task.handle import Job
+from jobq.engine.task.handle import Job, Sender
 from jobq.engine.task.hooks import schema_of
 from jobq.engine.task.inject import behind, name_of
 from jobq.engine.task.signature import Signature, misfit_of_type
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from jobq.engine.model.job import Seconds
     from jobq.engine.model.policy import RetryPolicy
-    from jobq.engine.task.events import EventName
-    from jobq.engine.task.handle import Sender
+    from jobq.engine.task.events import EventName, Hooks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +40,15 @@ SAID_MAX: Final = 100
 Kind = Literal["async", "thread", "process"]
 
 
+class Owner(Sender, Protocol):
+    """The interface of a queue that its tasks use."""
+
+    @property
+    def hooks(self) -> Hooks:
+        """Its hooks, and those of its tasks."""
+        ...
+
+
 class Task(Generic[P, R]):
     """Made by ``@queue.task``. Calling it calls the handler, in this process, without any queue.
 
@@ -49,7 +57,7 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        queue: Sender,
+        queue: Owner,
         fn: Callable[P, Any],
         name: str,
         defaults: Options,

@@ -54,7 +54,7 @@ class Claiming(Settler):
         return source.store.claim(
             want, source.lease_ms, source.worker, claimer.name, request,
             repeated=repeated,
-            room=slots.free() > want,
+            more=slots.free() > want,
             size=slots.size,
             reserve=(slots.kept.below, max(0, slots.for_others), slots.size_for_others) if keeps else None,
         )  # fmt: skip

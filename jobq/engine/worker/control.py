@@ -61,4 +61,4 @@ class Control:
         for source in self._sources:
             if source.runs:
                 with contextlib.suppress(StoreError):  # The next renewal finds the lost leases, too.
-                    await source.look_for_lost()
+                    await source.look_for_lost_leases()

@@ -60,10 +60,10 @@ class WorkerCollector:
         yield errors
 
     @staticmethod
-    def _histograms(name: str, words: str, rows: Iterable[tuple[str, Histogram]]) -> Metric:
+    def _histograms(name: str, summary: str, rows: Iterable[tuple[str, Histogram]]) -> Metric:
         from prometheus_client.core import HistogramMetricFamily
 
-        family = HistogramMetricFamily(f"jobq_worker_{name}", words, labels=["queue"])
+        family = HistogramMetricFamily(f"jobq_worker_{name}", summary, labels=["queue"])
         for queue, found in rows:
             family.add_metric([queue], buckets=found.buckets, sum_value=found.sum)
         return family

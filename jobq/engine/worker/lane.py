@@ -161,9 +161,9 @@ class Lane(Claiming):
         """
         source, slots = self.source, self._slots
         chosen, self._chosen = self._chosen, False
-        lost = [claimer for claimer in (source.claimer, source.waking) if claimer.unanswered]
-        if lost:
-            return next((claimer for claimer in lost if not self._rests(claimer.backoff)), None)
+        unanswered = [claimer for claimer in (source.claimer, source.waking) if claimer.unanswered]
+        if unanswered:
+            return next((claimer for claimer in unanswered if not self._rests(claimer.backoff)), None)
         if source.demand is not Demand.READY or slots.stopping or self._rests(source.claimer.backoff):
             return None
         if len(source.outbox.rows[RELEASED]) > RELEASED.width * HAND_BACK_MAX:

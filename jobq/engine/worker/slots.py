@@ -73,7 +73,7 @@ class Listener(Protocol):
         """Slots are free: wait for the wake tokens of queues that have nothing to claim."""
         ...
 
-    def room(self) -> None:
+    def freed(self) -> None:
         """A slot is free again, and nobody has waited for tokens meanwhile."""
         ...
 
@@ -127,7 +127,7 @@ class Slots:
 
     @property
     def size(self) -> int:
-        """The slots of this worker, without those that waiting handlers lend, and those that lost threads keep."""
+        """The slots of this worker, without those that waiting handlers lend, and those that left-over threads keep."""
         return max(1, min(self._own, self.concurrency))
 
     @property
@@ -168,11 +168,11 @@ class Slots:
         run = self.buffer.first()
         if run is None:
             return False
-        room = self.concurrency
+        free = self.concurrency
         if self.kept.slots and not run.urgent:
             urgent = [run for run in self._urgent if run.task is not None and not run.ended]
-            room -= max(0, self.kept.slots - len(urgent) - self._more(urgent))
-        return not taken or taken + self._needs(run) <= room
+            free -= max(0, self.kept.slots - len(urgent) - self._more(urgent))
+        return not taken or taken + self._needs(run) <= free
 
     def reserve(self, jobs: int) -> None:
         """Keep slots free for the jobs of a claim that is on its way. A negative number releases them."""
@@ -270,7 +270,7 @@ class Slots:
         if self._full:
             self._full = False
             for waker in self.wakers:
-                waker.room()
+                waker.freed()
             self.offer()
 
     def give_back_buffer(self) -> None:

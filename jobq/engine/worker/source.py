@@ -342,13 +342,13 @@ class Source:
             self.grown.set()
 
     def recall(self) -> None:
-        """Parked jobs may be of types that this worker knows: recall them as soon as there is room."""
+        """Parked jobs may be of types that this worker knows: recall them as soon as a slot is free."""
         if self.tasks:
             self.recalls = True
             self.demand = self.demand.came()
             self.wake()
 
-    async def look_for_lost(self) -> None:
+    async def look_for_lost_leases(self) -> None:
         """Catch up on messages of the control channel that were missed.
 
         :raises StoreError: no answer.

@@ -89,7 +89,7 @@ class Waker:
             if lane.lacked is not None:
                 lane.listen()
 
-    def room(self) -> None:
+    def freed(self) -> None:
         """A slot is free again, and nobody has waited for tokens meanwhile."""
         if len(self._lanes) == 1:
             self._lanes[0].look()
@@ -260,8 +260,8 @@ class Waker:
         stores = [lane.source.store for lane in lanes]
         try:
             answers = await send_each(stores, lambda store: (b"ZREM", store.keys["wake"], b""))
-        except StoreError as lost:
-            answers, error = [], lost
+        except StoreError as unsent:
+            answers, error = [], unsent
         broken = [(lane, answer) for lane, answer in zip(lanes, answers, strict=False) if isinstance(answer, Exception)]
         self._aside |= bool(broken)
         for lane, answer in broken:
