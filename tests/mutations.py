@@ -177,6 +177,8 @@ SABOTAGES = [
     Break("fold", "counts stay and are added again", "    redis.call('HDEL', metrics, unpack(some))\n", ""),
     Break("fold", "old slots stay", "if unit == 't' or tonumber(at) >=", "if true or tonumber(at) >="),
     Break("fold", "any number of types", "redis.call('HLEN', history) > TYPES", "false"),
+    Break("fold", "a type that runs leaves room", "last < floor(interval / UNITS.q[1])", "last < floor(interval)"),
+    Break("fold", "a type that is counted now leaves room", " or fields[rows[i]]", ""),
     Break("fold", "a note at each call", "now - last >= 30000", "true"),
     Break("fold", "old notes stay", "and tonumber(at) > now - 480000", ""),
     Break("numbers", "all types together are left out", "ipairs({ kind, '' })", "ipairs({ kind })"),

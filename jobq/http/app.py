@@ -14,7 +14,7 @@ from aiohttp import web
 from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
-from jobq.http.call import HUB, ApiCall, Hub, Limits
+from jobq.http.call import HUB, ROOT, ApiCall, Hub, Limits
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.publish import fire_schedules as fire
 from jobq.http.publish import publish
@@ -93,8 +93,8 @@ def _hosts(settings: Settings, given: Iterable[str] | None) -> Iterable[str] | N
 
 def _add_routes(app: web.Application, hub: Hub) -> None:
     for route in ROUTES:
-        door = _door(hub, route.scope, route.handler)
         for path in route.paths():
+            door = _door(hub, route.scope, route.handler, path)
             # aiohttp's own pattern does not match braces. A client may send any id, and the answer must be 404.
             _add(app, route.method, re.sub(r"{(\w+)}", r"{\1:[^/]+}", path), door)
 
@@ -127,10 +127,10 @@ def _add_documents(app: web.Application, hub: Hub, *, keys: bool) -> None:
     async def show_docs(_: ApiCall) -> web.Response:
         return web.Response(body=page, headers=html_headers)
 
-    _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi))
-    _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs))
+    _add(app, "GET", "/openapi.json", _door(hub, Scope.PUBLIC, show_openapi, "/openapi.json"))
+    _add(app, "GET", "/docs", _door(hub, Scope.PUBLIC, show_docs, "/docs"))
     for door in dashboard.DOORS:
-        _add(app, door.method, door.path, _door(hub, door.scope, door.handler))
+        _add(app, door.method, door.path, _door(hub, door.scope, door.handler, door.path))
     # This answers requests that match no route: 404, or 405 with the methods that the path takes.
     app.router.add_route("*", r"/{path:[\s\S]*}", _door(hub, Scope.PUBLIC, _no_route), expect_handler=_expect)
 
@@ -142,9 +142,11 @@ def _add(app: web.Application, method: str, path: str, door: Any) -> None:
         app.router.add_route(method, path, door, expect_handler=_expect)
 
 
-def _door(hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.StreamResponse]]) -> Any:
+def _door(
+    hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.StreamResponse]], path: str | None = None
+) -> Any:
     """The coroutine that aiohttp calls for a route. It admits the request, calls the handler, and answers every
-    exception with a problem.
+    exception with a problem. ``path``: that of the route, if it has one.
 
     A stack of middlewares would be slower, and enqueue is a hot path.
     """
@@ -160,10 +162,17 @@ def _door(hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.Str
         except Exception as error:  # noqa: BLE001 - each becomes a problem; unknown ones are logged
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 return web.Response(status=400)  # The client left during its request, so nobody reads this.
-            return problems.response(error)
+            return problems.response(error, None if path is None else _docs(request, path))
 
     setattr(door, SCOPE, scope)
     return door
+
+
+def _docs(request: web.Request, path: str) -> str:
+    """The path of the documentation page, for a request to a route with this path. The application may be mounted under
+    a prefix, which stands before the segments of the route."""
+    before = request.rel_url.raw_path.split("/")[: -path.count("/")]
+    return f"{request.get(ROOT, '')}{'/'.join(before)}/docs"
 
 
 def _patterns() -> list[tuple[re.Pattern[str], set[str]]]:

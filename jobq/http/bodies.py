@@ -195,12 +195,14 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """RFC 9457. ``type`` is stable; some types carry more fields."""
+    """RFC 9457. ``type`` is stable; some types carry more fields. ``help``: a path on this server, which describes the
+    problem."""
 
     type: str
     title: str
     status: int
     detail: str
+    help: str | UnsetType = UNSET
 
 
 def last_error(row: JobRow) -> str | None:

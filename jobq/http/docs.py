@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from base64 import b64encode
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from jobq.errors import JobqError
+from jobq.http.problems import KINDS, TABLE
+
 _INTRO = """<header><h1>jobq</h1>
 <p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> is the same for machines.</p>
 <p>Requests and answers are JSON. Times are unix ms, durations ms. Every error is a problem (RFC 9457): let your code
-decide by its <code>type</code>, and show its <code>detail</code>. A job's id is <code>queue:id</code>. The routes under
-Jobs serve the default queue; each also exists under <code>/queues/{queue}</code> for any other queue.</p>
+decide by its <code>type</code>, and show its <code>detail</code>; its <code>help</code> leads to a section below. A
+job's id is <code>queue:id</code>. The routes under Jobs serve the default queue; each also exists under
+<code>/queues/{queue}</code> for any other queue.</p>
 <pre>curl --json '{"type": "send", "payload": {"to": "user@example.com"}}' localhost:7800/jobs/enqueue
 curl 'localhost:7800/jobs/{id}/result?wait=5000'
 curl localhost:7800/jobs/stats</pre></header>
@@ -32,7 +37,7 @@ def page(document: dict[str, Any]) -> tuple[bytes, str]:
     html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>jobq REST</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body>{_INTRO}<main>{''.join(sections)}{_structs(schemas)}</main></body></html>\n"
+        f"<style>{style}</style></head><body>{_INTRO}<main>{''.join(sections)}{_problems()}{_structs(schemas)}</main></body></html>\n"
     )
     return html.encode(), policy
 
@@ -73,6 +78,19 @@ def _answer(response: dict[str, Any], schemas: dict[str, Any]) -> str:
         return "<br>".join(_code(line.removeprefix("- ")) for line in response["description"].splitlines())
     kind = " ".join(_kind(one["schema"], schemas) for one in content.values())
     return f"{escape(response['description'])} {kind}"
+
+
+def _problems() -> str:
+    """All kinds of problems. The ``help`` of a problem leads here."""
+    parts = ["<h2>Problems</h2>"]
+    for kind in sorted(KINDS):
+        causes = [one for one, row in TABLE.items() if row.kind == kind and issubclass(one, JobqError)]
+        about = "".join(_prose(inspect.cleandoc(one.__doc__ or "").replace("``", "`")) for one in causes)
+        title = f'<h3 class="name"><code>{escape(kind.slug)}</code></h3>'
+        first = f"<p>{kind.status}: {escape(kind.title)}. <code>{escape(kind.type)}</code></p>"
+        python = f"<p>In Python: {', '.join(f'<code>{one.__name__}</code>' for one in causes)}</p>" if causes else ""
+        parts.append(f'<section id="{escape(kind.slug)}">{title}{first}{about}{python}</section>')
+    return "".join(parts)
 
 
 def _structs(schemas: dict[str, Any]) -> str:

@@ -155,9 +155,12 @@ TABLE: dict[type[BaseException], _Row] = {
 }
 
 
-def response(error: Exception) -> web.Response:
-    """The answer to an exception: a problem of the table, or 500 with a traceback in the log."""
+def response(error: Exception, docs: str | None = None) -> web.Response:
+    """The answer to an exception: a problem of the table, or 500 with a traceback in the log. ``docs``: the path of
+    the page of this server that describes all kinds of problems."""
     kind, body, headers = describe(error)
+    if docs is not None:
+        body["help"] = f"{docs}#{kind.slug}"
     return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
 
 

@@ -67,11 +67,32 @@ for _, field in ipairs(redis.call('HKEYS', metrics)) do
     end
 end
 if #kinds == 0 then return 0 end
+-- Removes a type that has not run for a week, so that a new one has room. Its runs of all time then count as other ones.
+local old
+local function make_room()
+    if not old then
+        old = {}
+        local rows = redis.call('HGETALL', history)
+        for i = 1, #rows, 2 do
+            local last = tonumber(match(rows[i + 1], 'q (%d+) [^\n]*\nt 0 ') or '') or 0
+            local kept = rows[i] == ALL or rows[i] == OTHER or fields[rows[i]]
+            if not kept and last < floor(interval / UNITS.q[1]) - UNITS.q[2] then old[#old + 1] = rows[i] end
+        end
+    end
+    local kind = table.remove(old)
+    if not kind then return false end
+    local lines = read(OTHER)
+    for what, n in pairs(read(kind)['t 0'] or {}) do add(lines, 't 0', what, n) end
+    write(OTHER, lines)
+    redis.call('HDEL', history, kind)
+    return true
+end
+
 local all = read(ALL)
 for _, kind in ipairs(kinds) do
     local some = fields[kind]
     -- Only code has names of types. The bound is for code that makes names at random.
-    if redis.call('HEXISTS', history, kind) == 0 and redis.call('HLEN', history) > TYPES then kind = OTHER end
+    if redis.call('HEXISTS', history, kind) == 0 and redis.call('HLEN', history) > TYPES and not make_room() then kind = OTHER end
     local lines = read(kind)
     for i, n in ipairs(redis.call('HMGET', metrics, unpack(some))) do
         local at, what = match(some[i], '^s:(%d+):([%l_]+%d*):')

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -16,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rest import problem
 
 from jobq import Backoff, Queue, Worker
+from jobq.cli.parser import build_parser
 from jobq.testing import drain
 
 if TYPE_CHECKING:
@@ -202,11 +207,13 @@ async def worker_samples(queue: Queue, jobs: int = 3) -> Samples:
         for handle in handles:
             await handle.result(10)
 
-        def fetch() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics", timeout=10) as response:
-                return response.read().decode()
+        return samples(await asyncio.to_thread(fetch, worker.metrics_port or 0))
 
-        return samples(await asyncio.to_thread(fetch))
+
+def fetch(port: int) -> str:
+    """What a worker serves."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        return response.read().decode()
 
 
 async def test_a_worker_serves_its_own_numbers(queue: Queue) -> None:
@@ -290,3 +297,64 @@ def test_the_dashboard_uses_metrics_that_exist(everything: Samples) -> None:
             assert used(target["expr"]) <= set(everything), panel["title"]
             assert target["expr"].count("(") == target["expr"].count(")")
     assert used(json.dumps(dashboard["templating"])) <= set(everything)
+
+
+def promtool(*words: str, given: str = "") -> None:
+    """Let Prometheus' own program check something."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run([program, *words], input=given, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_accepts_the_alert_rules() -> None:
+    promtool("check", "rules", str(ROOT / "deploy" / "prometheus" / "jobq-alerts.yml"))
+
+
+async def test_prometheus_accepts_the_metrics_of_a_server_and_of_a_worker(queue: Queue, new_client: NewClient) -> None:
+    client = await new_client(queue)
+    await queue.enqueue("good")
+    await drain(queue)
+    promtool("check", "metrics", given=await (await client.get("/metrics")).text())
+    async with Worker(queue, metrics_port=0) as worker:
+        worker.start()
+        await (await queue.enqueue("good")).result(10)
+        promtool("check", "metrics", given=await asyncio.to_thread(fetch, worker.metrics_port or 0))
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of the page in this language."""
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+async def test_the_recipes_for_scaling_ask_for_what_exists(queue: Queue, new_client: NewClient) -> None:
+    client = await new_client(queue)
+    found = [yaml.safe_load(one) for one in blocks("yaml")]
+    (scaled,) = [one for one in found if one.get("kind") == "ScaledObject"]
+    assert scaled["spec"]["minReplicaCount"] == 0
+    (trigger,) = scaled["spec"]["triggers"]
+    assert (trigger["type"], trigger["metricType"]) == ("metrics-api", "AverageValue")
+    asked = urlsplit(trigger["metadata"]["url"])
+    answer = await get(client, f"{asked.path}?{asked.query}")
+    assert isinstance(answer[trigger["metadata"]["valueLocation"]], int)
+    assert float(trigger["metadata"]["targetValue"]) == 1
+    assert scaled["spec"]["maxReplicaCount"] == int(parse_qs(asked.query)["max"][0])
+    (external,) = [one for one in found if "metrics" in one]
+    (metric,) = external["metrics"]
+    samples = await scrape(client)
+    assert samples[metric["external"]["metric"]["name"]] == [
+        (metric["external"]["metric"]["selector"]["matchLabels"], 0)
+    ]
+    (query,) = re.findall(r"`query: (max\(.*?\))`", (ROOT / "docs" / "monitoring.md").read_text())
+    assert used(query) <= set(samples)
+
+
+def test_the_commands_of_alerts_can_be_typed() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "jobq-alerts.yml").read_text())
+    words = [rule["annotations"]["description"] for group in rules["groups"] for rule in group["rules"]]
+    commands = [found[1] for one in words if (found := re.search(r"Type: jobq (.*)$", one))]
+    assert len(commands) >= 3
+    for command in commands:
+        build_parser().parse_args(shlex.split(re.sub(r"\{\{.*?\}\}", "mail", command)))

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from rest import problem
 
 from jobq import Connection, Queue, errors
-from jobq.http import problems
+from jobq.http import create_app, problems
 from jobq.http.problems import KINDS, TABLE, HttpProblem
 from jobq.http.strict import BadJSON
 
@@ -89,6 +89,20 @@ def test_unknown_exceptions_are_500_and_reveal_nothing(caplog: pytest.LogCapture
 def test_lone_surrogates_in_a_problem_are_escaped():
     response = problems.response(HttpProblem(problems.NOT_FOUND, "a\udc80b"))
     assert json.loads(response.body)["detail"] == "a\\udc80b"  # pyright: ignore
+
+
+async def test_a_problem_leads_to_its_description_on_the_same_server(client: Client, connection: Connection):
+    page = await (await client.get("/docs")).text()
+    for kind in KINDS:
+        assert f'<section id="{kind.slug}">' in page
+    for path in ("/jobs/main:nobody", "/queues/main/jobs/nobody", "/jobs/a%2Fb"):
+        assert (await problem(await client.get(path), 404, "job-not-found"))["help"] == "/docs#job-not-found"
+    outer = web.Application()
+    outer.add_subapp("/api/q", create_app(Queue("main", connection)))
+    async with TestClient(TestServer(outer)) as mounted:
+        found = await problem(await mounted.get("/api/q/jobs/nobody"), 404, "job-not-found")
+        assert found["help"] == "/api/q/docs#job-not-found"
+        assert (await mounted.get(found["help"])).status == 200
 
 
 async def test_aiohttps_own_errors_are_problems_too(client: Client):

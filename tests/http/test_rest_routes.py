@@ -358,7 +358,7 @@ async def test_the_same_routes_exist_under_each_queue(new_client: NewClient, con
 
 async def test_health(client: Client):
     assert await get(client, "/healthz") == {"ok": True}
-    assert await get(client, "/readyz") == {"ok": True}
+    assert await get(client, "/readyz") == {"failing": [], "ok": True}
 
 
 async def test_head_is_get_without_a_body(client: Client):

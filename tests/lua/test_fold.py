@@ -88,6 +88,32 @@ async def test_types_beyond_the_bound_are_counted_together(bench: Bench):
     assert history[ALL].endswith("t 0 run3=300")
 
 
+async def test_types_that_have_not_run_for_a_week_leave_room_for_new_ones(bench: Bench):
+    week = 7 * 24 * HOUR
+    await bench.seed({"metrics": {f"s:0:run3:t{n:03}": "2" for n in range(300)}})
+    bench.now = FIVE
+    while await bench.do(bench.store.fold()):
+        pass
+    kept = f"s:{week // FIVE}:run3:t000"
+    bench.now = week + 5 * HOUR
+    await bench.admin.command(b"HSET", bench.store.keys["metrics"], kept, 1, kept.replace("t000", "new"), 1)
+    assert await bench.do(bench.store.fold()) == 2
+    history = (await bench.dump())["history"]
+    assert "new" not in history, "the week and the slot that it began in are not over"
+    assert history[OTHER].endswith("t 0 run3=89")
+    bench.now += 6 * HOUR
+    at = bench.now // FIVE - 1
+    fields = [word for n in range(5) for word in (f"s:{at}:run3:new{n}", "1")]
+    await bench.admin.command(b"HSET", bench.store.keys["metrics"], *fields, f"s:{at}:run3:t001", "1")
+    assert await bench.do(bench.store.fold()) == 6
+    history = (await bench.dump())["history"]
+    assert {f"new{n}" for n in range(5)} <= set(history)
+    assert {"t000", "t001"} <= set(history), "they have run"
+    assert len(history) == 258
+    assert history[OTHER].endswith("t 0 run3=99"), "the earlier runs of five types are among the other ones"
+    assert history[ALL].endswith("t 0 run3=608")
+
+
 async def numbers(bench: Bench, *types: str) -> dict[str, Counts]:
     *_, flat = await bench.store.do(bench.store.numbers(types))
     return {name: read_counts(row, live) for name, row, live in zip(types, flat[::2], flat[1::2], strict=True)}
