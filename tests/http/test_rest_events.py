@@ -143,3 +143,42 @@ async def test_which_events_are_told_is_set_by_admins(new_client: NewClient, con
     wrong = await client.put("/events", json={"events": "some"}, headers=headers[Scope.ADMIN])
     assert (await problem(wrong, 422, "invalid-field"))["field"] == "events"
     await problem(await client.get("/events"), 401, "unauthenticated")
+
+
+async def test_a_cursor_of_a_job_is_refused_by_the_stream_of_its_queue(
+    new_client: NewClient, connection: Connection
+) -> None:
+    queue = Queue("main", connection, partitions=2)
+    client = await new_client(queue)
+    job = await queue.enqueue("any", id="j~1")
+    await job.kill()
+    async with client.get("/events", params={"job": f"main:{job.id}"}) as response:
+        cursor, _, _ = await next_event(response)
+    assert cursor.endswith(".p1")
+    for given in ({"params": {"since": cursor}}, {"headers": {"Last-Event-ID": cursor}}):
+        found = await problem(await client.get("/events", **given), 422, "invalid-query")  # type: ignore[arg-type]
+        assert "is a cursor of the events of one job: read those of that job with it" in found["detail"]
+    other = await problem(
+        await client.get("/events", params={"job": "main:other~0", "since": cursor}), 422, "invalid-query"
+    )
+    assert "is a cursor of another job" in other["detail"]
+
+
+async def test_a_cursor_from_before_there_were_partitions_goes_on_in_all_of_them(
+    new_client: NewClient, connection: Connection
+) -> None:
+    queue = Queue("main", connection)
+    client = await new_client(queue)
+    first = await queue.enqueue("any")
+    await first.kill()
+    async with client.get("/events", params={"since": "0"}) as response:
+        cursor, _, data = await next_event(response)
+    assert (data["job"], "," in cursor) == (f"main:{first.id}", False)
+    await queue.set_partitions(2)
+    jobs = {f"main:{(await queue.enqueue('any', id=f'j~{n}')).id}" for n in (0, 1)}
+    for job in jobs:
+        await client.post(f"/jobs/{job}/kill")
+    async with client.get("/events", headers={"Last-Event-ID": cursor}) as response:
+        told = [await next_event(response) for _ in jobs]
+    assert {data["job"] for _, _, data in told} == jobs
+    assert "," in told[-1][0], "its cursor has a place in each partition"

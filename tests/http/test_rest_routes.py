@@ -383,7 +383,7 @@ def test_every_route_of_the_issue_is_in_the_table():
         GET /performance, GET /scale, GET /metrics,
         GET /queues, GET /workers, GET /types, GET /events, PUT /events, GET /jobs/stats/events,
         GET /webhooks, GET /webhooks/{name}, PUT /webhooks/{name}, DELETE /webhooks/{name},
-        POST /webhooks/{name}/rotate, POST /webhooks/{name}/test,
+        GET /webhooks/{name}/deliveries, POST /webhooks/{name}/rotate, POST /webhooks/{name}/test,
         GET /healthz, GET /readyz"""
     table = {f"{route.method} {route.path}" for route in ROUTES}
     assert table == {" ".join(line.split()) for line in wanted.split(",")}

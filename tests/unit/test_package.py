@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,8 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("hatch_vcs")
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {"embedded", "uvloop", "cli", "otel"}
@@ -24,6 +27,25 @@ def build(kind: str, source: Path, folder: Path) -> Path:
     subprocess.run(words, cwd=source, check=True, capture_output=True, env=env)
     (made,) = folder.iterdir()
     return made
+
+
+def version_of(package: Path) -> str:
+    """The version in the name of a wheel or an sdist."""
+    return package.name.removesuffix(".tar.gz").split("-")[1]
+
+
+def git(folder: Path, *words: str) -> str:
+    who = [
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.com",
+        "-c",
+        "commit.gpgsign=false",
+        "-c",
+        "tag.gpgsign=false",
+    ]
+    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +71,7 @@ def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_program_its_scripts_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"jobq", "jobq-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"jobq", f"jobq-{version_of(wheel)}.dist-info"}
     lua = {path.name for path in (ROOT / "scripts" / "lua").glob("*.lua")}
     assert {Path(name).name for name in names if name.startswith("jobq/_lua/") and name.endswith(".lua")} == lua
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "jobq").rglob("*.py")}
@@ -90,3 +112,23 @@ def test_two_builds_are_the_same_bytes(wheel: Path, unpacked: Path, tmp_path: Pa
     assert build("wheel", unpacked, tmp_path / "again").read_bytes() == wheel.read_bytes()
     first = build("sdist", unpacked, tmp_path / "first")
     assert build("sdist", unpacked, tmp_path / "second").read_bytes() == first.read_bytes()
+
+
+def test_the_version_is_that_of_the_tag_wherever_it_is_built(unpacked: Path, wheel: Path, tmp_path: Path):
+    assert version_of(wheel) == version_of(build("wheel", unpacked, tmp_path / "sdist")), "an sdist keeps its version"
+    clone = tmp_path / "clone"
+    shutil.copytree(unpacked, clone, ignore=shutil.ignore_patterns("PKG-INFO", "tests", "docs", "benchmarks"))
+    assert version_of(build("wheel", clone, tmp_path / "plain")) == "0.1.0.dev0", "there is no git"
+    git(clone, "init", "-q")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-q", "-m", "one")
+    untagged = version_of(build("wheel", clone, tmp_path / "untagged"))
+    assert untagged.startswith("0.1.0.dev1+g"), untagged
+    git(clone, "tag", "-a", "v0.3.0", "-m", "jobq 0.3.0")
+    assert version_of(build("wheel", clone, tmp_path / "tagged")) == "0.3.0"
+    git(clone, "archive", "--prefix=jobq/", "-o", str(tmp_path / "jobq.tar"), "v0.3.0")
+    subprocess.run(["tar", "-x", "-f", str(tmp_path / "jobq.tar"), "-C", str(tmp_path)], check=True)
+    assert version_of(build("wheel", tmp_path / "jobq", tmp_path / "archive")) == "0.3.0"
+    (clone / "README.md").write_text("changed")
+    git(clone, "commit", "-q", "-a", "-m", "two")
+    assert version_of(build("wheel", clone, tmp_path / "later")).startswith("0.3.1.dev1+g")
