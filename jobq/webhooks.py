@@ -16,6 +16,7 @@ import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +29,7 @@ from jobq.engine.model.backoff import Backoff
 from jobq.engine.model.limits import Concurrency
 from jobq.engine.model.webhook import WEBHOOKS_MAX, Delivery, StoredWebhook, signed_headers
 from jobq.engine.queue.announce import Announcer
-from jobq.engine.queue.webhooks import AT_ONCE, RULE, TYPE, disable_webhook, read_webhook
+from jobq.engine.queue.webhooks import AT_ONCE, RULE, TYPE, disable_webhook, pause_webhook, read_webhook
 from jobq.engine.task.context import Context, inject
 from jobq.engine.version import jobq_version
 from jobq.engine.worker.worker import Worker
@@ -48,17 +49,22 @@ LOOK = 5.0
 CONCURRENCY: Final = AT_ONCE * WEBHOOKS_MAX
 """Deliveries of a queue at the same time. Each webhook has places of its own, so those that do not answer take none of
 the others'. A delivery that waits costs little: a socket and some KB."""
-ATTEMPTS: Final = 12
-"""With the usual backoff these take about an hour and a half."""
-BACKOFF = Backoff()
+ATTEMPTS: Final = 10
+BACKOFF = Backoff(delays=[5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400])
+"""The schedule that the specification of Standard Webhooks gives as an example. The attempts take three days."""
 TIMEOUT = 15.0
 """Seconds that an answer may take."""
 GRACE = 3.0
 """Seconds for which a server that stops waits for answers. Other deliveries are handed back, and sent again later."""
 ANSWER_MAX: Final = 1024
 """Bytes of an answer that are read. Its text shows in the error of the delivery."""
-DISABLED_AFTER = 100
-"""Failed attempts without a delivery that succeeded, after which a webhook is disabled."""
+PAUSED_AFTER = 10
+"""Failed attempts without a delivery that succeeded, after which deliveries wait between attempts: an address that is
+away gets few requests, and deliveries keep most of their attempts."""
+PAUSE = 10.0
+PAUSE_MAX = 600.0
+DISABLED_AFTER = timedelta(days=3)
+"""A webhook is disabled if all attempts fail for so long."""
 RETRY_MAX: Final = 3600.0
 AGAIN = 1.0
 """Seconds after which a delivery looks again whether the one before it has ended, at first."""
@@ -187,7 +193,7 @@ class Deliverer:
     async def deliver(self, delivery: Delivery, ctx: Context) -> int:
         """Send one delivery. Returns the status of the answer."""
         name = delivery.webhook
-        row, disabled, _ = await self._queue.store.webhook(name)
+        row, disabled, *_ = await self._queue.store.webhook(name)
         hook = read_webhook(row) if row else None
         if row is None or hook is None or delivery.made_at not in (None, hook.created_at):
             raise Discard(f"there is no webhook {name} any more")
@@ -203,12 +209,14 @@ class Deliverer:
         try:
             status = await self._send(hook, ctx.id, _encode(delivery.body))
         except (DeliveryFailed, Retry) as error:
-            await self._failed(name, row, str(error), testing=testing)
+            if not testing:
+                await self._failed(name, row, error)
             raise
         if status == 410:
             await disable_webhook(self._queue, name, row, "the address answered 410: it is gone")
             raise Discard(f"webhook {name} answered 410, and is disabled")
-        await self._queue.store.forget_webhook_failures(name)
+        if await self._queue.store.forget_webhook_failures(name):
+            await pause_webhook(self._deliveries, name, 0)
         return status
 
     async def _is_unfinished(self, delivery: str) -> bool:
@@ -234,10 +242,17 @@ class Deliverer:
             raise Retry(f"the address answered {answer.status}: {words}", delay=min(float(wait), RETRY_MAX))
         raise DeliveryFailed(f"the address answered {answer.status}: {words}")
 
-    async def _failed(self, name: str, row: bytes, why: str, *, testing: bool) -> None:
-        if not testing and await self._queue.store.count_webhook_failure(name) >= DISABLED_AFTER:
-            reason = f"{DISABLED_AFTER} attempts failed one after the other; the last one: {why}"
+    async def _failed(self, name: str, row: bytes, error: DeliveryFailed | Retry) -> None:
+        count, failing_ms = await self._queue.store.count_webhook_failure(name)
+        if count >= PAUSED_AFTER and failing_ms >= DISABLED_AFTER.total_seconds() * 1000:
+            reason = f"all {count} attempts of {DISABLED_AFTER.days} days failed; the last one: {error}"
             await disable_webhook(self._queue, name, row, reason[:500])
+        elif isinstance(error, Retry) and error.delay:
+            await pause_webhook(self._deliveries, name, error.delay)
+        elif count >= PAUSED_AFTER:
+            # Up to AT_ONCE attempts fail at the same time.
+            doubled = min((count - PAUSED_AFTER) // AT_ONCE, 10)
+            await pause_webhook(self._deliveries, name, min(PAUSE * 2**doubled, PAUSE_MAX))
 
 
 def _refusal(error: BaseException) -> str | None:

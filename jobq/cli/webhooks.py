@@ -123,8 +123,10 @@ def _one(args: argparse.Namespace, settings: Settings, act: Callable[[Queue], Aw
             return
         facts: dict[str, Any] = {name: of for name, of in msgspec.structs.asdict(found).items() if of is not None}
         facts["created_at"] = render.clock(found.created_at)
+        if found.failing_since is not None:
+            facts["failing_since"] = render.clock(found.failing_since)
         for name, value in facts.items():
-            render.say(f"{name:<10}  {','.join(value) if name in ('events', 'types') else value}")
+            render.say(f"{name:<13}  {','.join(value) if name in ('events', 'types') else value}")
         if found.secret is not None:
             render.say("Keep the secret: nobody can read it later.")
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -424,10 +425,11 @@ async def test_the_answer_of_an_earlier_address_disables_nothing(
         await until(lambda: len(receiver.got) == 2, "the next delivery")
 
 
-async def test_too_many_failures_disable(
+async def test_an_address_that_fails_for_days_is_disabled(
     queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "DISABLED_AFTER", 3)
+    monkeypatch.setattr(webhooks, "PAUSED_AFTER", 3)
+    monkeypatch.setattr(webhooks, "DISABLED_AFTER", timedelta(0))
     await queue.put_webhook("crm", receiver.url, events=["killed"])
     receiver.status = 500
     async with delivering(queue):
@@ -438,8 +440,64 @@ async def test_too_many_failures_disable(
 
         await until(disabled, "the webhook to be disabled")
     found = await queue.get_webhook("crm")
-    assert found.failures == 3
-    assert "3 attempts failed one after the other; the last one: the address answered 500" in (found.disabled or "")
+    assert (found.failures, found.failing_since is not None) == (3, True)
+    assert "all 3 attempts of 0 days failed; the last one: the address answered 500" in (found.disabled or "")
+
+
+@pytest.mark.parametrize("mended", ["test", "set"])
+async def test_an_address_that_is_away_gets_few_requests_and_later_all_deliveries(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch, mended: str
+) -> None:
+    """An outage of minutes in a busy queue must neither disable a webhook nor use up the attempts of its deliveries."""
+    monkeypatch.setattr(webhooks, "PAUSED_AFTER", 2)
+    monkeypatch.setattr(webhooks, "PAUSE", 3600.0)
+    monkeypatch.setattr(webhooks, "PAUSE_MAX", 3600.0)
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.status = 500
+    jobs = [await queue.enqueue("mail") for _ in range(20)]
+    async with delivering(queue) as deliveries:
+        for job in jobs:
+            await job.kill()
+
+        async def paused() -> bool:
+            told = (await queue.get_webhook("crm")).waiting == len(jobs)
+            return told and not (await deliveries.stats()).active
+
+        await until(paused, "all deliveries to wait")
+        assert len(receiver.got) < webhooks.PAUSED_AFTER + webhook_verbs.AT_ONCE
+        assert (await queue.get_webhook("crm")).enabled
+        receiver.status = 200
+        receiver.got.clear()
+        if mended == "test":
+            await queue.test_webhook("crm")
+        else:
+            await queue.put_webhook("crm", receiver.url, events=["killed"])
+        await until(lambda: len(set(receiver.told)) == len(jobs) + (mended == "test"), "all deliveries")
+        found = await queue.get_webhook("crm")
+        assert (found.failures, found.failing_since) == (0, None)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_address_that_asks_for_a_pause_gets_it(
+    queue: Queue, receiver: Receiver, until: Until, status: int
+) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.answers = [lambda: web.Response(status=status, headers={"Retry-After": "3600"})]
+    async with delivering(queue):
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: receiver.got, "the first delivery")
+
+        async def failed() -> bool:
+            return (await queue.get_webhook("crm")).failures == 1
+
+        await until(failed, "its failure")
+        await (await queue.enqueue("mail")).kill()
+
+        async def waits() -> bool:
+            return (await queue.get_webhook("crm")).waiting == 1
+
+        await until(waits, "the second one to wait")
+    assert len(receiver.got) == 1
 
 
 async def test_a_redirect_is_not_followed(queue: Queue, receiver: Receiver, until: Until) -> None:
@@ -700,7 +758,9 @@ async def test_a_webhook_that_is_slower_than_its_events_is_disabled_and_says_why
 
         await until(disabled, "the webhook to be disabled")
         found = await queue.get_webhook("slow")
-        assert "deliveries wait, because it is slower than its events come: choose fewer" in (found.disabled or "")
+        assert "deliveries wait, because it fails or is slower than its events come: choose fewer" in (
+            found.disabled or ""
+        )
         assert (await queue.get_webhook("other")).enabled
         assert "Webhook slow of queue test was disabled" in caplog.text
         answer.set()

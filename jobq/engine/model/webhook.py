@@ -60,8 +60,8 @@ class Webhook(msgspec.Struct, frozen=True):
 
     ``events``: the names of the events that it is told of. ``types``: only those of jobs of these types; None: all.
     ``enabled``: whether it is told of events. ``disabled``: why jobq has stopped that by itself.
-    ``failures``: failed attempts since the last delivery that succeeded. ``waiting``: deliveries that wait for one of
-    its places. ``created_at``: unix ms.
+    ``failures``: failed attempts since the last delivery that succeeded. ``failing_since``: when the first of them was,
+    unix ms. ``waiting``: deliveries that wait for one of its places. ``created_at``: unix ms.
     ``secret``: only in the answer that makes it. Nobody can read it later.
     """
 
@@ -74,6 +74,7 @@ class Webhook(msgspec.Struct, frozen=True):
     created_at: int
     disabled: str | None = None
     failures: int = 0
+    failing_since: int | None = None
     waiting: int = 0
     secret: str | None = None
 

@@ -104,9 +104,9 @@ class Announcer:
     async def _look(self) -> None:
         """Read the webhooks that are told of events."""
         self._hooks = {
-            as_text(name): Told(hook, read_cursor(hook.since), row)
-            for name, (row, disabled, _) in (await self._queue.store.webhooks()).items()
-            if disabled is None and (hook := read_webhook(row)) is not None and hook.enabled
+            as_text(name): Told(hook, read_cursor(hook.since), facts.row)
+            for name, facts in (await self._queue.store.webhooks()).items()
+            if facts.disabled is None and facts.row and (hook := read_webhook(facts.row)) and hook.enabled
         }
 
     async def _bound(self) -> None:
@@ -119,8 +119,8 @@ class Announcer:
         for name, count in (await webhooks.waiting_deliveries(self._deliveries)).items():
             if count >= webhooks.BACKLOG and (told := self._hooks.pop(name, None)) is not None:
                 reason = (
-                    f"{count} deliveries wait, because it is slower than its events come: choose fewer events or types,"
-                    " or let it answer before it does its work"
+                    f"{count} deliveries wait, because it fails or is slower than its events come: choose fewer events"
+                    " or types, or let it answer before it does its work"
                 )
                 await webhooks.disable_webhook(self._queue, name, told.row, reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -28,12 +29,14 @@ from jobq.engine.model.webhook import (
     new_secret,
     timestamp,
 )
-from jobq.errors import InvalidJob, InvalidQuery, WebhookNotFound
+from jobq.errors import InvalidJob, InvalidQuery, UnknownRule, WebhookNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from jobq.engine.model.job import Seconds
     from jobq.engine.store import Store
+    from jobq.engine.store.webhooks import WebhookFacts
     from jobq.engine.task.handle import Job
 
 log = get_logger("jobq.webhooks")
@@ -83,6 +86,13 @@ async def disable_webhook(queue: WebhookVerbs, name: str, row: bytes, reason: st
         )  # fmt: skip
 
 
+async def pause_webhook(deliveries: Any, name: str, time: Seconds) -> None:
+    """Let deliveries to a webhook wait for so long, or no longer (0). ``deliveries``: the queue of their jobs."""
+    key = f"{RULE}:{name}"
+    with suppress(UnknownRule):  # No process has delivered anything yet.
+        await (deliveries.close_limit(key, time) if time else deliveries.open_limit(key))
+
+
 async def waiting_deliveries(deliveries: Any) -> dict[str, int]:
     """How many deliveries wait for the places of each webhook. ``deliveries``: the queue of the jobs that deliver."""
     reply = await deliveries.store.do(deliveries.store.limits(RULE))
@@ -128,7 +138,7 @@ class WebhookVerbs(ABC):
         # The rows and jobs of deliveries have this name in them.
         self.webhook_queue()
         store = self.store
-        found, disabled, _ = await store.webhook(name)
+        found, disabled, *_ = await store.webhook(name)
         before = read_webhook(found) if found else None
         if before is None and await store.count_webhooks() >= WEBHOOKS_MAX:
             raise InvalidJob(f"queue {self.name!r} has {WEBHOOKS_MAX} webhooks: remove some first")
@@ -152,16 +162,18 @@ class WebhookVerbs(ABC):
         )
         await store.register()
         await store.write_webhook(name, _encode(row))
+        if before is not None:
+            async with self.webhook_queue() as deliveries:
+                await pause_webhook(deliveries, name, 0)
         log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
-        return msgspec.structs.replace(await self._shown(name, row, None, None), secret=told)
+        return msgspec.structs.replace(await self._shown(name, row), secret=told)
 
     async def get_webhook(self, name: str) -> Webhook:
         """One webhook.
 
         :raises WebhookNotFound: there is none of this name.
         """
-        row, disabled, failures = await self._stored(name)
-        return await self._shown(name, row, disabled, failures)
+        return await self._shown(name, *await self._stored(name))
 
     async def webhooks(self) -> list[Webhook]:
         """All webhooks, by name."""
@@ -169,9 +181,9 @@ class WebhookVerbs(ABC):
         waiting = await self._waiting() if rows else {}
         # A damaged row must not hide the others.
         return [
-            _shown(self.name, as_text(name), stored, disabled, failures, waiting)
-            for name, (row, disabled, failures) in sorted(rows.items())
-            if (stored := read_webhook(row))
+            _shown(self.name, as_text(name), stored, facts, waiting)
+            for name, facts in sorted(rows.items())
+            if facts.row and (stored := read_webhook(facts.row))
         ]
 
     async def webhook_deliveries(self, name: str, *, limit: int = 20) -> list[WebhookDelivery]:
@@ -213,12 +225,12 @@ class WebhookVerbs(ABC):
 
         :raises WebhookNotFound: there is none of this name.
         """
-        row, disabled, failures = await self._stored(name)
+        row, facts = await self._stored(name)
         secret, now = new_secret(), self.store.now_ms()
         row = msgspec.structs.replace(row, secrets=[Secret(secret), Secret(row.secrets[0].secret, now + ROTATION_MS)])
         await self.store.command(b"HSET", self.store.keys["webhooks"], name, _encode(row))
         log.info(f"Webhook {name} of queue {self.name} has a new secret", queue=self.name, webhook=name)
-        return msgspec.structs.replace(await self._shown(name, row, disabled, failures), secret=secret)
+        return msgspec.structs.replace(await self._shown(name, row, facts), secret=secret)
 
     async def test_webhook(self, name: str) -> Job[Any]:
         """Deliver an event "webhook.test". Returns the job that delivers it, in the queue ``webhook_queue()``.
@@ -229,22 +241,22 @@ class WebhookVerbs(ABC):
         body = {"type": "webhook.test", "timestamp": timestamp(self.store.now_ms()), "data": {"queue": self.name}}
         async with self.webhook_queue() as deliveries:
             return await deliveries.enqueue(
-                TYPE, Delivery(name, body), attempts=1, metadata={"webhook": name, "event": "test"}
+                TYPE, Delivery(name, body), attempts=1, limits=[], metadata={"webhook": name, "event": "test"}
             )
 
     async def _waiting(self) -> dict[str, int]:
         async with self.webhook_queue() as deliveries:
             return await waiting_deliveries(deliveries)
 
-    async def _shown(self, name: str, row: StoredWebhook, disabled: bytes | None, failures: bytes | None) -> Webhook:
-        return _shown(self.name, name, row, disabled, failures, await self._waiting())
+    async def _shown(self, name: str, row: StoredWebhook, facts: WebhookFacts | None = None) -> Webhook:
+        return _shown(self.name, name, row, facts, await self._waiting())
 
-    async def _stored(self, name: str) -> tuple[StoredWebhook, bytes | None, bytes | None]:
-        found, disabled, failures = await self.store.webhook(check_webhook_name(name))
-        row = read_webhook(found) if found else None
+    async def _stored(self, name: str) -> tuple[StoredWebhook, WebhookFacts]:
+        facts = await self.store.webhook(check_webhook_name(name))
+        row = read_webhook(facts.row) if facts.row else None
         if row is None:
             raise WebhookNotFound(name)
-        return row, disabled, failures
+        return row, facts
 
 
 def _types(types: Collection[str]) -> list[str]:
@@ -256,16 +268,10 @@ def _types(types: Collection[str]) -> list[str]:
 
 
 def _shown(
-    queue: str,
-    name: str,
-    row: StoredWebhook,
-    disabled: bytes | None,
-    failures: bytes | None,
-    waiting: Mapping[str, int],
+    queue: str, name: str, row: StoredWebhook, facts: WebhookFacts | None, waiting: Mapping[str, int]
 ) -> Webhook:
-    count = int(failures) if failures and failures.isdigit() else 0
-    reason = None if disabled is None else as_text(disabled)
+    reason = None if facts is None or facts.disabled is None else as_text(facts.disabled)
     return Webhook(
-        name, queue, row.url, row.events, row.types, row.enabled and reason is None, row.created_at, reason, count,
-        waiting.get(name, 0),
+        name, queue, row.url, row.events, row.types, row.enabled and reason is None, row.created_at, reason,
+        facts.failures if facts else 0, facts.failing_since if facts else None, waiting.get(name, 0),
     )  # fmt: skip

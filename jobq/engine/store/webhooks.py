@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from jobq.engine.store.calls import Call, read_as_is
 from jobq.engine.store.scheduling import Scheduling
+
+
+class WebhookFacts(NamedTuple):
+    """What is stored of a webhook. ``disabled``: why jobq disabled it. ``failures``: failed attempts since the last
+    success. ``failing_since``: when the first of them was, unix ms."""
+
+    row: bytes | None
+    disabled: bytes | None
+    failures: int
+    failing_since: int | None
+
+
+_Default = TypeVar("_Default")
+_FACTS = ("disabled", "failures", "failing")
 
 
 class WebhookRows(Scheduling):
@@ -19,12 +33,12 @@ class WebhookRows(Scheduling):
         """
         return Call("follow_events", [self.now, follower, ms, fence, cursor], read_as_is)
 
-    async def webhooks(self) -> dict[bytes, tuple[bytes, bytes | None, bytes | None]]:
-        """All webhooks: the row, why jobq disabled it, and its failed attempts since the last success."""
+    async def webhooks(self) -> dict[bytes, WebhookFacts]:
+        """All webhooks."""
         rows, flat = await self.commands((b"HGETALL", self.keys["webhooks"]), (b"HGETALL", self.keys["webhook_facts"]))
         facts = dict(zip(flat[::2], flat[1::2], strict=True))
         return {
-            name: (row, facts.get(b"disabled:" + name), facts.get(b"failures:" + name))
+            name: _facts(row, [facts.get(b"%s:%s" % (fact.encode(), name)) for fact in _FACTS])
             for name, row in zip(rows[::2], rows[1::2], strict=True)
         }
 
@@ -32,35 +46,54 @@ class WebhookRows(Scheduling):
         """How many webhooks there are."""
         return await self.command(b"HLEN", self.keys["webhooks"])
 
-    async def webhook(self, name: str) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """The row of a webhook, why jobq disabled it, and its failed attempts since the last success."""
+    async def webhook(self, name: str) -> WebhookFacts:
+        """A webhook. Its row is None if there is none."""
         row = await self.command(b"HGET", self.keys["webhooks"], name)
-        facts = await self.command(b"HMGET", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
-        return row, facts[0], facts[1]
+        return _facts(row, await self.command(b"HMGET", self.keys["webhook_facts"], *_fields(name)))
 
     async def write_webhook(self, name: str, row: bytes) -> None:
         """Write a webhook. What jobq has noted of it is forgotten."""
         await self.command(b"HSET", self.keys["webhooks"], name, row)
-        await self.command(b"HDEL", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
+        await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name))
 
     async def remove_webhook(self, name: str) -> bool:
         """Remove a webhook. Returns False if there is none."""
         found = await self.command(b"HDEL", self.keys["webhooks"], name)
-        await self.command(b"HDEL", self.keys["webhook_facts"], f"disabled:{name}", f"failures:{name}")
+        await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name))
         if not await self.count_webhooks():
             # The next webhook has a place of its own. Without this one, nobody reads what came before it.
             await self.command(b"HDEL", self.keys["webhook_facts"], b"cursor")
         return found == 1
 
-    async def count_webhook_failure(self, name: str) -> int:
-        """Count a failed attempt. Returns the number since the last success."""
-        return await self.command(b"HINCRBY", self.keys["webhook_facts"], f"failures:{name}", 1)
+    async def count_webhook_failure(self, name: str) -> tuple[int, int]:
+        """Count a failed attempt. Returns the number since the last success, and for how many ms attempts fail."""
+        facts, now = self.keys["webhook_facts"], self.now_ms()
+        _, count, since = await self.commands(
+            (b"HSETNX", facts, f"failing:{name}", now),
+            (b"HINCRBY", facts, f"failures:{name}", 1),
+            (b"HGET", facts, f"failing:{name}"),
+        )
+        return count, now - _number(since, now)
 
-    async def forget_webhook_failures(self, name: str) -> None:
-        """Note that a delivery succeeded."""
-        await self.command(b"HDEL", self.keys["webhook_facts"], f"failures:{name}")
+    async def forget_webhook_failures(self, name: str) -> bool:
+        """Note that a delivery succeeded. Returns whether attempts before it had failed."""
+        return await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name)[1:]) > 0
 
     def disable_webhook(self, name: str, row: bytes, reason: str) -> Call[int]:
         """Note that jobq tells a webhook nothing more, if it still has the row that was read. Returns 1, or 0 if it was
         changed or disabled meanwhile."""
         return Call("disable_webhook", [name, row, reason], read_as_is)
+
+
+def _fields(name: str) -> list[str]:
+    return [f"{fact}:{name}" for fact in _FACTS]
+
+
+def _facts(row: bytes | None, found: list[bytes | None]) -> WebhookFacts:
+    disabled, failures, failing = found
+    return WebhookFacts(row, disabled, _number(failures, 0), _number(failing, None))
+
+
+def _number(text: bytes | None, default: _Default) -> int | _Default:
+    """A stored number. A damaged one hides nothing else."""
+    return int(text) if text is not None and text.isdigit() else default
