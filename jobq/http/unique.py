@@ -40,8 +40,8 @@ _By = Annotated[tuple[_Field, ...], Meta(max_length=BY_MAX, description="The fie
 
 
 class Unique(msgspec.Struct, forbid_unknown_fields=True, rename={"while_": "while", "for_": "for"}):
-    """While what one job holds the key, and what happens to a job that finds it held. ``key`` and ``key_ttl`` are its
-    short forms. ``by``: the fields of the payload that make the key, in place of ``key``. Without both, the key is that
+    """How long a job holds the key, and what happens to another job with it. ``key`` and ``key_ttl`` are its short
+    forms. ``by``: the fields of the payload that make the key, in place of ``key``. Without both, the key is that
     of the type: made as its task says, or one for all of its jobs."""
 
     key: Key | None = None

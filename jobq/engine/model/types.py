@@ -25,7 +25,7 @@ class Published(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """What a publisher publishes differently. ``seen``: when it did so last, unix ms."""
+    """How the row of another publisher differs. ``seen``: when it did so last, unix ms."""
 
     publisher: str
     seen: int

@@ -1,4 +1,4 @@
-"""Uniqueness: while which jobs a key is held, and what becomes of a job that finds its key held.
+"""Uniqueness: how long a job holds its key, and what happens to another job with that key meanwhile.
 
 unique=Unique(by=("user_id",), while_="queued", on="replace", delay=5, max_wait=60)
 """
@@ -30,7 +30,7 @@ TABLE: Final[dict[str, tuple[Conflict, ...]]] = {
     "ended": ("return", "fail", "replace", "replace_all", "extend", "keep_last", "kill_running"),
     "enqueued": ("return", "fail", "replace", "replace_all", "extend"),
 }
-"""For each time in which a key is held, what may happen to a job that finds it held."""
+"""For each value of ``while_``: what may happen to a job whose key is held by another job."""
 _PUTS_OFF: Final = ("replace", "replace_all", "extend")
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -46,7 +46,7 @@ class Unique:
     or "unfinished" (both). ``for_``: the key is held for a time from the enqueue; with ``while_="unfinished"`` until a
     time after the job's end. The default is "unfinished".
 
-    ``on``: what happens to a job that finds its key held. "return": nothing, and the answer is the holder. "fail":
+    ``on``: what happens to a job whose key another one holds. "return": nothing, and the answer is the holder. "fail":
     ``KeyTaken`` is raised. "replace": the holder gets the new payload and metadata, if it waits. "replace_all": its
     options too. "extend": the holder is put off. "keep_last": while the holder runs, the newest job waits for its end;
     a holder that waits gets the new payload. "kill_running": a running holder is killed, and the new job is enqueued.
@@ -128,7 +128,7 @@ def stored_unique(given: Any) -> StoredUnique:
 
 
 def mode_of(unique: StoredUnique) -> str:
-    """While what the key is held, as enqueue_unique.lua names it."""
+    """How long the key is held, as enqueue_unique.lua names it."""
     if unique.for_ is None:
         return unique.while_ or "unfinished"
     return "enqueued" if unique.while_ is None else "ended"

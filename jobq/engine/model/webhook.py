@@ -48,7 +48,7 @@ class StoredWebhook(msgspec.Struct, frozen=True):
     enabled: bool
     created_at: int
     since: str
-    """A cursor of the queue's events: where they stood when it was made or enabled. It is told of none before."""
+    """The cursor of the queue's events when it was made or enabled. It is told of no event before."""
 
     def __repr__(self) -> str:
         # The secrets must not get into a log or a traceback.

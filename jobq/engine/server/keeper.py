@@ -148,7 +148,7 @@ class Keeper:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _on_signal(self, _: int, __: object) -> None:
-        """The wake-up is all that is needed; without a handler there would be none."""
+        """It does nothing, but a signal without a handler would not wake this process."""
 
     def _woken(self, reader: socket.socket) -> None:
         reader.recv(64)

@@ -1,4 +1,4 @@
-"""Lists the jobs of all partitions of a queue in one order: by score, then by partition, then as it has them.
+"""Lists the jobs of all partitions of a queue in one order: by score, by partition, and as each partition has them.
 
 So one cursor, the score and the id of the last job, says for each partition where the next page begins.
 """

@@ -45,7 +45,7 @@ repeat its enqueue because the reply was lost."""
 YOUNG: Final = 50_000
 """The most jobs that are kept in this way, so that memory stays bounded in a fast queue."""
 NO_BOUND: Final = 1 << 53
-"""More jobs than fit, and more ms than the clock says."""
+"""A bound that no number of jobs and no time in ms reaches."""
 TYPES_MAX: Final = 256
 """The most published types of a queue. Tasks of further types still work."""
 COMPARED_MS: Final = 120_000

@@ -80,8 +80,8 @@ class WebhookRows(Scheduling):
         return await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name)[1:]) > 0
 
     def disable_webhook(self, name: str, row: bytes, reason: str) -> Call[int]:
-        """Note that jobq tells a webhook nothing more, if it still has the row that was read. Returns 1, or 0 if it was
-        changed or disabled meanwhile."""
+        """Disable a webhook, if it still has the row that was read. Returns 1, or 0 if it was changed or disabled
+        meanwhile."""
         return Call("disable_webhook", [name, row, reason], read_as_is)
 
 

@@ -92,7 +92,7 @@ class HookCalls:
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(AT_A_TIME)
         self._left_out = 0
-        # What a hook starts must not carry the context of the run that was told first.
+        # Tasks that hooks start must not inherit the context variables of a run.
         self._variables = contextvars.copy_context()
 
     def wanted(self, name: EventName) -> bool:

@@ -186,7 +186,7 @@ class Outbox:
         self.repeated = False
 
     def __bool__(self) -> bool:
-        # most outcomes are the first one: no more is looked at then
+        # Most outcomes are completed, and then nothing else is looked at.
         return bool(self.rows[COMPLETED] or self.notes or any(self.rows.values()))
 
     def take(self, most: int = SETTLE_MAX) -> Parcel:
