@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import shutil
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import pytest
 
 from jobq import Connection, Queue, Worker
-from jobq.errors import StoreUnavailable
+from jobq.engine.store.wire import taken_over
+from jobq.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,3 +217,8 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(behind_tls: str)
     with pytest.raises(StoreUnavailable, match="certificate"):
         await connection.trip(PING, 1)
     await connection.aclose()
+
+
+def test_a_redis_py_whose_transport_is_not_found_is_named() -> None:
+    with pytest.raises(StoreError, match=r"redis-py \d+\.\S+ keeps the transport .* install a version"):
+        taken_over(cast("Any", object()), asyncio.Protocol())

@@ -10,6 +10,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import hiredis
+import redis
+
+from jobq.errors import StoreError
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -18,10 +21,18 @@ _UNFINISHED: Final = object()
 
 
 def taken_over(connection: AbstractConnection, protocol: asyncio.Protocol) -> asyncio.StreamWriter:
-    """Take the transport of a connected connection for ``protocol``. The caller must keep the writer."""
+    """Take the transport of a connected connection for ``protocol``. The caller must keep the writer.
+
+    :raises StoreError: this version of redis-py keeps its transport elsewhere.
+    """
     # redis-py has no public access to its transport. If it kept the transport, it would close it when collected.
     theirs = cast("Any", connection)
-    writer: asyncio.StreamWriter = theirs._writer  # noqa: SLF001
+    writer: asyncio.StreamWriter | None = getattr(theirs, "_writer", None)
+    if writer is None:
+        raise StoreError(
+            f"redis-py {redis.__version__} keeps the transport of its connections where jobq does not find it: install"
+            " a version that jobq's dependencies allow (pip check)"
+        )
     theirs._writer = theirs._reader = None  # noqa: SLF001
     writer.transport.set_protocol(protocol)
     return writer
