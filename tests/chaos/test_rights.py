@@ -115,3 +115,43 @@ async def test_passwords_are_never_shown(
         assert PASSWORD not in shown
         assert QUOTED not in shown
         await connection.aclose()
+
+
+async def test_a_channel_that_is_refused_leaves_the_others_heard(
+    new_server: NewServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user may listen to one of three queues. Its kills are heard at once, and the other queues work."""
+    server = new_server("--appendonly", "yes")
+    rules = [rule for rule in documented_rules() if not rule.startswith("&")]
+    url = await make_user(server, *rules, "resetchannels", "&jobq:{heard}:control")
+    started, ended = asyncio.Event(), asyncio.Event()
+    heard, *others = [Queue(name, url) for name in ("heard", "unheard", "silent")]
+
+    @heard.task
+    async def long() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    for queue in others:
+
+        @queue.task
+        async def short() -> int:
+            return 1
+
+    # Without the channel the worker would hear of the kill at the next renewal, in a minute.
+    async with heard, others[0], others[1], Worker(heard, *others, lease=180) as worker:
+        worker.start()
+        for queue in others:
+            assert await (await queue.enqueue("short")).result(timeout=20) == 1
+        job = await long.enqueue()
+        await asyncio.wait_for(started.wait(), 20)
+        await heard.kill(job.id)
+        await asyncio.wait_for(ended.wait(), 20)
+    said = [record.getMessage() for record in caplog.records if "may not listen" in record.getMessage()]
+    assert sorted(message.split(",")[0] for message in said) == [
+        "This user may not listen to the channel jobq:{silent}:control",
+        "This user may not listen to the channel jobq:{unheard}:control",
+    ]

@@ -32,6 +32,8 @@ class Proxy:
         self.refused = 0
         """The number of connections that were tried while the server was away."""
         self.port = 0
+        self._passing = asyncio.Event()
+        self._passing.set()
 
     @property
     def url(self) -> str:
@@ -62,6 +64,14 @@ class Proxy:
     def lose_requests(self, request: bytes, times: int) -> None:
         """This number of connections that send ``request`` are cut before it reaches the server."""
         self._refused, self.refusals = request, times
+
+    def hold_replies(self) -> None:
+        """Let requests pass, and keep all replies back."""
+        self._passing.clear()
+
+    def pass_replies(self) -> None:
+        """Let replies pass again."""
+        self._passing.set()
 
     def cut(self) -> None:
         """Cut all connections."""
@@ -113,6 +123,7 @@ class Proxy:
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                await self._passing.wait()
                 if doomed.is_set():
                     writer.write(data[: self._cut_after])
                     self.lost.set()

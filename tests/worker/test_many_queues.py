@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from proxy import Proxy
 from tools import blocked, commands
 
 from jobq import Connection, Queue, Worker
@@ -346,3 +347,49 @@ async def test_a_lost_connection_loses_no_job(many, start, until, admin, monkeyp
                 await admin.command(b"CLIENT", b"KILL", b"ID", row.split()[0].removeprefix("id="))
         await run_one(many[7 * n])
     await until(lambda: caught_up >= 2, "a new subscription")
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_worker_that_stops_loses_no_token_while_its_jobs_run(redis_url, connection, start, until, admin):
+    """The server gave it the token, and the answer does not arrive. Its own job runs on, so another worker gets it."""
+    gates = {"first": asyncio.Event(), "other": asyncio.Event()}
+    running = {name: asyncio.Event() for name in gates}
+
+    async def slow(name: str) -> None:
+        running[name].set()
+        await gates[name].wait()
+
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(Proxy(redis_url))
+        theirs = Connection(proxy.url)
+        stack.push_async_callback(theirs.aclose)
+        stopping = [await stack.enter_async_context(with_task(Queue(f"t{n}", theirs))) for n in range(2)]
+        others = [await stack.enter_async_context(with_task(Queue(f"t{n}", connection))) for n in range(2)]
+        for queue in (stopping[0], others[0]):
+            queue.task(slow)
+        # The other worker has no free slot at first, so the token goes to the one that stops.
+        await start(*others, concurrency=1)
+        await until(lambda: blocked(admin, 1), "it to have looked at both queues")
+        await others[0].enqueue("slow", {"name": "other"})
+        await running["other"].wait()
+        first = Worker(*stopping, concurrency=2, grace=60)
+        await stack.enter_async_context(first)
+        first.start()
+        await others[0].enqueue("slow", {"name": "first"})
+        await running["first"].wait()
+        await until(lambda: blocked(admin, 1), "the first worker to wait")
+        proxy.hold_replies()
+        job = await others[1].enqueue("work", {"n": 1})
+
+        async def taken() -> bool:
+            return not await admin.command(b"EXISTS", others[1].store.keys["wake"])
+
+        await until(taken, "the server to give the token away")
+        gates["other"].set()
+        await until(lambda: blocked(admin, 1), "the other worker to wait")
+        first.stop()
+        try:
+            assert await job.result(20) == 1
+        finally:
+            proxy.pass_replies()
+            gates["first"].set()
