@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from jobq.cli import render
-from jobq.cli.doctor_partitions import Finding, examine_partitions
+from jobq.cli.doctor_partitions import Finding, examine_partitions, memory_of
 from jobq.cli.session import Queues, run, side_by_side
 from jobq.engine.model.job import State
 from jobq.engine.store.fitness import QUESTIONS, doubts, facts_of, refuse_unfit
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SLOW_MS: Final = 20.0
 """A round trip that takes longer slows down every worker."""
 SKEW_MS: Final = 5_000
-NEAR_FULL: Final = 0.85
 LAG_MS: Final = 300_000
 SAMPLED_DELAYED: Final = 300
 ROUND_TRIPS: Final = 5
@@ -129,16 +128,7 @@ async def examine_server(store: Store) -> list[Finding]:
         fix = f"redis-cli -u URL CONFIG SET {what}, then CONFIG REWRITE"
         check = "eviction" if "maxmemory-policy" in words else "persistence"
         found.append(Finding(check, "warning", words, fix))
-    used, most = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
-    if most and used > NEAR_FULL * most:
-        words = f"the server uses {used >> 20} of {most >> 20} MiB; at maxmemory enqueues are refused"
-        found.append(
-            Finding(
-                "memory", "error", words, "redis-cli -u URL CONFIG SET maxmemory BYTES, or keep fewer finished jobs"
-            )
-        )
-    else:
-        found.append(Finding("memory", "ok", f"{used >> 20} MiB" + (f" of {most >> 20} MiB" if most else "")))
+    found.append(memory_of(facts))
     times: list[float] = []
     skew = 0.0
     for _ in range(ROUND_TRIPS):

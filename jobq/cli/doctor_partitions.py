@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from jobq.cli import render
+from jobq.engine.store.fitness import facts_of
 
 if TYPE_CHECKING:
     from jobq.engine.queue.queue import Queue
 
 MANY: Final = 10_000
 """Fewer jobs in a partition are no reason to worry about an uneven spread."""
+NEAR_FULL: Final = 0.85
+"""A server that uses so much of its maxmemory is nearly full."""
 UNEVEN: Final = 3
 """A partition with so many times its share of the jobs is reported."""
 
@@ -25,6 +29,32 @@ class Finding(msgspec.Struct, frozen=True):
     message: str
     fix: str = ""
     queue: str = ""
+
+
+def memory_of(facts: dict[str, str], queue: str = "", node: str = "") -> Finding:
+    """How full a server is, or the ``node`` of a cluster that has partitions of this queue."""
+    used, most = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
+    check, server = (f"memory of {node}", f"node {node}") if node else ("memory", "the server")
+    if most and used > NEAR_FULL * most:
+        words = f"{server} uses {used >> 20} of {most >> 20} MiB; at maxmemory enqueues are refused"
+        fix = "redis-cli -u URL CONFIG SET maxmemory BYTES, or keep fewer finished jobs"
+        return Finding(check, "error", words, fix, queue)
+    return Finding(check, "ok", f"{used >> 20} MiB" + (f" of {most >> 20} MiB" if most else ""), queue=queue)
+
+
+async def examine_nodes(queue: Queue) -> list[Finding]:
+    """The memory of each node of a cluster that has partitions of this queue."""
+    nodes = {part.node: part for part in queue.store.parts}
+    question = ((b"INFO", b"memory"),)
+    return [
+        memory_of(facts_of(await part.commands(*question), question), queue.name, _address(node.url))
+        for node, part in nodes.items()
+    ]
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}"
 
 
 async def examine_partitions(queue: Queue) -> list[Finding]:
@@ -57,4 +87,6 @@ async def examine_partitions(queue: Queue) -> list[Finding]:
         words = f"partition {row.jobs.index(most)} has {most:,} of {total:,} unfinished jobs"
         fix = "look whether one key, group or partition_by has most of the jobs"
         found.append(Finding("uneven partitions", "warning", words, fix, name))
+    if queue.store.connection.in_cluster:
+        found += await examine_nodes(queue)
     return found

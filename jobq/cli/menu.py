@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and where to read more, and exit with 2."""
+        if message.startswith("unrecognized arguments: --queue"):
+            message += "; commands about whole queues take the name alone, as in 'jobq stats NAME'"
         render.complain(f"{message}; see '{self.prog} --help'")
         self.exit(2)
 

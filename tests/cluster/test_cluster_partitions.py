@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobq import Queue, State, Unique, Worker
+from jobq.cli.doctor_partitions import examine_partitions
 from jobq.engine.model.ids import partition_of
 from jobq.engine.queue import announce, events, session
 from jobq.engine.queue.announce import Announcer
@@ -53,6 +54,21 @@ async def test_a_queue_of_partitions_is_on_all_nodes(connection: Connection, clu
         assert await queue.remove_all(State.COMPLETED) == 670
         await queue.drop()
         assert await queue.queues() == []
+
+
+async def test_doctor_looks_at_each_node_that_has_partitions(connection: Connection, cluster: LocalCluster):
+    async with Queue("spread", connection, partitions=8) as queue:
+        await queue.enqueue("t")
+        nodes = cluster.primaries()
+        full = nodes[1]
+        used = int(full.ask("INFO", "memory").decode().partition("used_memory:")[2].split()[0])
+        full.ask("CONFIG", "SET", "maxmemory", int(used * 1.05))
+        try:
+            found = {one.check: one for one in await examine_partitions(queue) if one.check.startswith("memory of ")}
+        finally:
+            full.ask("CONFIG", "SET", "maxmemory", 0)
+        assert set(found) == {f"memory of 127.0.0.1:{node.port}" for node in nodes}
+        assert {check for check, one in found.items() if one.level == "error"} == {f"memory of 127.0.0.1:{full.port}"}
 
 
 async def test_webhooks_of_a_queue_of_partitions_are_told_of_all_of_them(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobq import Concurrency, Queue
 from jobq.engine.model.ids import partition_of
+from jobq.engine.model.spread import home
 from jobq.engine.queue import session
 from tests.conftest import wait_until
 
@@ -133,3 +134,23 @@ async def test_priority_holds_in_each_partition(admin: Any, connection: Connecti
         await asyncio.gather(*(job.result(timeout=10) for job in urgent))
         for part in range(1, 4):
             assert next(priority for priority, of in order if of == part) == 1
+
+
+async def test_a_queue_that_is_made_again_with_other_homes_is_known_after_a_while(
+    admin: Any, connection: Connection, monkeypatch: pytest.MonkeyPatch
+):
+    """A program that has it open asks how many partitions there are when it enqueues, from time to time."""
+    monkeypatch.setattr(session, "FRESH_SECONDS", 0.0)
+    async with Queue("spread", connection, partitions=4) as program:
+        await program.enqueue("t", key="a")
+        async with Queue("spread", connection) as operator:
+            await operator.drop(force=True)
+        async with Queue("spread", connection, partitions=2) as again:
+            await again.enqueue("t", key="a")
+            names = [f"k{n}" for n in range(20)]
+
+            async def known() -> bool:
+                jobs = [await program.enqueue("t", key=name, key_ttl=0.001) for name in names]
+                return [partition_of(job.id) for job in jobs] == [home(name, 2) for name in names]
+
+            await wait_until(known, "the program to use the new homes")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from jobq.engine.model.facts import read_facts
+from jobq.engine.model.ids import partition_of
 from jobq.engine.model.limits import QUEUE_RULE, parse_rule
 from jobq.engine.model.reasons import why_job, why_queue
 from jobq.engine.model.rows import job_brief, job_row
@@ -52,8 +53,17 @@ class WhyVerbs(ABC):
             queue, job = read_facts(job_id, reply)
             # The job may move between the two readings, though both are sent in one write.
             if job is not None and (job.state is brief.state or read == READS):
+                queue = await self._with_workers(queue, job_id)
                 return why_job(brief, _shared(queue, whole), job, _last_start(job_row(self.name, job_id, row)))
         raise JobNotFound(job_id)
+
+    async def _with_workers(self, queue: QueueFacts, job_id: str) -> QueueFacts:
+        """The facts of the job's partition, with the workers of the queue. Only their rows in the first one are new."""
+        if not partition_of(job_id) or len(self.store.parts) == 1:
+            return queue
+        first = self.store.parts[0]
+        known = read_facts("", await first.do(first.why("")))[0]
+        return replace(queue, workers=known.workers, alive=known.alive, last_seen=known.last_seen)
 
     async def _whole(self) -> Rule | None:
         """The queue's own rule, if each partition has only a share of it."""

@@ -46,6 +46,7 @@ class Tracking(Protocol):
         """Close its connections."""
         ...
 
+
 log = get_logger("jobq.store")
 
 

@@ -297,9 +297,9 @@ class Life:
             # Do this before the lanes end, because they repeat the last claim of a waker, which may have taken a job.
             task.cancel()
         await asyncio.wait(wakers, timeout=1.0)
-        # A waker may have been about to hear of a token. Running jobs may take long, so another worker gets it now.
-        await leave(pool.sources)
         if pool.running:
+            # A waker may have been about to hear of a token. These jobs may take long, so another worker gets it now.
+            await leave(pool.sources)
             log.info(
                 f"The worker stops: {pool.running} jobs still run, and have {self._plan.grace:g} s to end",
                 running=pool.running, grace_s=self._plan.grace,

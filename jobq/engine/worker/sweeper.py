@@ -94,7 +94,7 @@ class Sweeper:
             sources = self._served.sources
             await self._recover(sources)
             now = perf_counter()
-            if due := [source for source in sources if self._duty(source).due <= now]:
+            if due := [source for source in sources if self._duty(source).is_due(source, now)]:
                 await self._tidy_all(due)
             if now - read > TIDY_SECONDS:
                 read = now
@@ -128,7 +128,10 @@ class Sweeper:
         return self._publishers[source]
 
     def _duty(self, source: Source) -> Duty:
-        return self._duties.setdefault(source, Duty())
+        duty = self._duties.get(source)
+        if duty is None:
+            duty = self._duties[source] = Duty(alone=len(self._served.sources) == 1)
+        return duty
 
     @staticmethod
     @contextmanager
@@ -274,21 +277,35 @@ class Sweeper:
 
 
 class Duty:
-    """When a queue is tidied next."""
+    """When a queue is tidied next. ``alone``: the worker serves no other queue.
 
-    def __init__(self) -> None:
-        self.due = float("-inf")
-        self._pause = TIDY_SECONDS
-        self._jobs = -1.0
+    A worker of many queues that starts does not tidy all of them at once, because other workers may have done so. It
+    tidies those in which it runs jobs soon, and the others one after the other.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._last = perf_counter()
+        self._pause = TIDY_SECONDS if alone else QUIET_SECONDS
+        self._due = float("-inf") if alone else self._last + random.uniform(0, QUIET_SECONDS)
+        self._jobs = 0.0
+
+    def is_due(self, source: Source, now: float) -> bool:
+        """Whether to tidy it now."""
+        return now >= self._due or (now >= self._last + TIDY_SECONDS and _jobs_of(source) != self._jobs)
 
     def done(self, source: Source, *, quiet: bool) -> None:
         """The queue was tidied. ``quiet``: nothing was found. Then it is tidied less and less often, until this worker
         runs jobs of it."""
-        meter = source.meter
-        jobs = meter.settled.sum + meter.claimed.sum
+        jobs = _jobs_of(source)
         self._pause = min(2 * self._pause, QUIET_SECONDS) if quiet and jobs == self._jobs else TIDY_SECONDS
         self._jobs = jobs
-        self.due = perf_counter() + self._pause
+        self._last = perf_counter()
+        self._due = self._last + self._pause
+
+
+def _jobs_of(source: Source) -> float:
+    meter = source.meter
+    return meter.settled.sum + meter.claimed.sum
 
 
 def checked(answer: Any) -> Any:
