@@ -430,3 +430,12 @@ async def test_damaged_values_do_not_hide_the_others(redis_url: str):
             await queue.store.command(b"ZADD", queue.store.keys[column], score, member)
         assert (await codes(queue, job))[0] is C.QUEUE_PAUSED
         assert (await codes(queue))[0] is C.QUEUE_PAUSED
+
+
+async def test_one_job_is_spoken_of_as_one(queue: Queue):
+    await queue.enqueue("t", delay=60)
+    (*_, only) = (await queue.why()).reasons
+    assert only.detail.startswith("The only unfinished job is delayed; it is due in ")
+    await queue.enqueue("t", delay=60)
+    (*_, both) = (await queue.why()).reasons
+    assert both.detail.startswith("All 2 unfinished jobs are delayed; the first one is due in ")

@@ -72,14 +72,19 @@ def why_queue(queue: QueueFacts) -> Why:
     if not queue.waiting + queue.held + queue.delayed + queue.active:
         found.append(Reason(code=ReasonCode.NO_JOBS, detail="The queue has no unfinished jobs."))
     elif not queue.waiting + queue.active and queue.held:
-        detail = f"All {many(queue.held, 'job')} that could run are held by limits, breakers or paused groups."
+        which = "The only job" if queue.held == 1 else f"All {queue.held:,} jobs"
+        are = "is" if queue.held == 1 else "are"
+        detail = f"{which} that could run {are} held by limits, breakers or paused groups."
         found.append(Reason(code=ReasonCode.ONLY_HELD, detail=detail, count=queue.held))
     elif not queue.waiting + queue.active + queue.held:
         when = in_time(queue.due, queue.now) if queue.due else "later"
-        detail = f"All {many(queue.delayed, 'unfinished job')} are delayed; the first one is due {when}."
+        detail = f"All {queue.delayed:,} unfinished jobs are delayed; the first one is due {when}."
+        if queue.delayed == 1:
+            detail = f"The only unfinished job is delayed; it is due {when}."
         found.append(Reason(code=ReasonCode.ONLY_DELAYED, detail=detail, count=queue.delayed, until=queue.due))
     if queue.parked:
-        detail = f"{many(queue.parked, 'delayed job')} wait for a worker that knows their type.{_served(queue)}"
+        waits = "waits" if queue.parked == 1 else "wait"
+        detail = f"{many(queue.parked, 'delayed job')} {waits} for a worker that knows the type.{_served(queue)}"
         types = _types(queue)
         found.append(Reason(code=ReasonCode.PARKED, detail=detail, count=queue.parked, types=types))
     if queue.waiting or queue.held:
@@ -132,7 +137,12 @@ def _slots(queue: QueueFacts, row: JobBrief | None) -> Iterator[Reason]:
         return
     usual = queue.usual_ms(kind)
     lately = "" if usual is None else f" Such jobs took {span(usual)} lately."
-    detail = f"All {many(slots, 'slot')} of the live workers are busy.{lately}"
+    busy = (
+        "The only slot of the live workers is busy."
+        if slots == 1
+        else f"All {slots:,} slots of the live workers are busy."
+    )
+    detail = busy + lately
     known = None if usual is None else round(usual)
     yield Reason(code=ReasonCode.SLOTS_BUSY, detail=detail, count=queue.used, limit=slots, type=kind, usual_ms=known)
 

@@ -60,7 +60,7 @@ export function drawStats() {
       fact("oldest waiting", stats.oldest_waiting_ms == null ? "-" : span(stats.oldest_waiting_ms)),
       fact("next delayed due", stats.next_due_ms == null ? "-" : stats.next_due_ms ? `in ${span(stats.next_due_ms)}` : "now"),
       fact("since the queue began", `${count(stats.completed_total)} completed, ${count(stats.failed_total)} failed, ${count(stats.retried_total)} retried${stats.snoozed_total ? `, ${count(stats.snoozed_total)} snoozed` : ""}${stats.rate_limited_total ? `, ${count(stats.rate_limited_total)} rate limited` : ""}${stats.expired_total ? `, ${count(stats.expired_total)} expired` : ""}${stats.duplicates_total ? `, ${count(stats.duplicates_total)} not added because another job held the key` : ""}${stats.dropped_total ? `, ${count(stats.dropped_total)} dropped by limits` : ""}${stats.replaced_oldest_total ? `, ${count(stats.replaced_oldest_total)} replaced under limits` : ""}${stats.killed_running_total ? `, ${count(stats.killed_running_total)} killed for a newer job` : ""}`),
-      stats.unserved_total ? fact("type unknown", `${plural(stats.unserved_total, "time")} to the worker that took the job`) : null));
+      stats.unserved_total ? fact("handed back", `${plural(stats.unserved_total, "time")}: the worker did not know the type or could not read the payload`) : null));
 }
 
 function drawChart() {
