@@ -62,7 +62,7 @@ class Announcer:
     """
 
     def __init__(self, queue: Queue, deliveries: Queue, failed: Callable[[], None] | None = None) -> None:
-        self._told = failed
+        self._failed = failed
         self._queue = queue
         self._deliveries = deliveries
         self._name = new_id()
@@ -91,8 +91,8 @@ class Announcer:
                     f" {wait:g} s",
                     queue=self._queue.name, error=str(error), in_s=wait,
                 )  # fmt: skip
-                if self._told is not None:
-                    self._told()
+                if self._failed is not None:
+                    self._failed()
             await asyncio.sleep(wait)
 
     async def _turn(self, fence: int = 0, cursor: str = "") -> tuple[int, str]:
