@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from website.folders import DOCS
 from website.pages import MOVED, place
+from website.reference import python_names
 
 TEMPLATE = Path(__file__).with_name("zensical.toml")
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+)\)")
@@ -23,11 +24,12 @@ class Entry(NamedTuple):
     """What docs/README.md says about it."""
 
 
+PYTHON = "reference/python/index.md"
 Nav = dict[str, list[Entry]]
 """The pages of each section."""
 
 GENERATED = [
-    Entry("Python", "reference/python/index.md", "everything that `from jobq import ...` offers"),
+    Entry("Python", PYTHON, "everything that `from jobq import ...` offers"),
     Entry("REST", "reference/rest.md", "every route, its parameters, bodies and problems"),
     Entry("Settings", "reference/settings.md", "every variable and flag"),
     Entry("Metrics", "reference/metrics.md", "what `GET /metrics` shows"),
@@ -61,10 +63,22 @@ def config(nav: Nav) -> str:
     """The text of zensical.toml."""
     sections = ['{ "Home" = "index.md" }']
     for section, pages in nav.items():
-        rows = ", ".join(f"{{ {json.dumps(title)} = {json.dumps(target)} }}" for title, target, _ in pages)
+        rows = ", ".join(_row(title, target) for title, target, _ in pages)
         sections.append(f"{{ {json.dumps(section)} = [{rows}] }}")
     text = TEMPLATE.read_text(encoding="utf-8")
     return text.replace("[project]\n", f"[project]\nnav = [{', '.join(sections)}]\n", 1)
+
+
+def _row(title: str, target: str) -> str:
+    """A row of the navigation. The page of Python's names has a page below it for each name."""
+    if target != PYTHON:
+        return _leaf(title, target)
+    below = [_leaf("All names", PYTHON), *(_leaf(name, f"reference/python/{name}.md") for name in python_names())]
+    return f"{{ {json.dumps(title)} = [{', '.join(below)}] }}"
+
+
+def _leaf(title: str, target: str) -> str:
+    return f"{{ {json.dumps(title)} = {json.dumps(target)} }}"
 
 
 def _place(target: str) -> str:

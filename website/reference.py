@@ -37,10 +37,11 @@ def pages() -> dict[str, str]:
     made |= {f"errors/{kind.__name__}.md": error(kind) for kind in kinds()}
     package = griffe.load("jobq", allow_inspection=False)
     rows: list[str] = []
+    mine = python_names()
     for name in sorted(jobq.__all__, key=str.lower):
         found = package[name]
         thing = found.final_target if isinstance(found, griffe.Alias) else found
-        if name in {kind.__name__ for kind in kinds()}:
+        if name not in mine:
             rows.append(f"| [{name}](../../errors/{name}.md) | {first(thing)} |")
         else:
             rows.append(f"| [{name}]({name}.md) | {first(thing)} |")
@@ -48,6 +49,11 @@ def pages() -> dict[str, str]:
     head = "# Python\n\nEverything that `from jobq import ...` offers.\n\n| Name | |\n|---|---|\n"
     made["reference/python/index.md"] = head + "\n".join(rows) + "\n"
     return made
+
+
+def python_names() -> list[str]:
+    """The names that have a page in the reference of Python. Errors have pages of their own."""
+    return sorted(set(jobq.__all__) - {kind.__name__ for kind in kinds()}, key=str.lower)
 
 
 # -- Python ------------------------------------------------------------------------------------------------------------
