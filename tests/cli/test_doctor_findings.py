@@ -41,7 +41,7 @@ async def working(queue: Queue) -> AsyncIterator[None]:
 
 
 async def test_memory_near_its_bound_is_an_error(admin: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NEAR_FULL", 1e-9)
+    monkeypatch.setattr(doctor_partitions, "NEAR_FULL", 1e-9)
     await admin.command(b"CONFIG", b"SET", b"maxmemory", str(1 << 40))
     try:
         found = by_check(await examine_server(admin))["memory"]
@@ -94,7 +94,7 @@ async def test_a_job_that_waits_for_long_and_counts_that_cannot_be_read(
 
 
 async def test_partitions_that_differ_are_drained_unserved_or_uneven(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, admin: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Queue("test", connection, partitions=2) as queue:
         await queue.register()
@@ -116,7 +116,7 @@ async def test_partitions_that_differ_are_drained_unserved_or_uneven(
             found = by_check(await examine_partitions(queue))
             assert "partition workers" not in found
             assert found["uneven partitions"].message == f"partition 1 has 4 of {len(jobs)} unfinished jobs"
-            await part.command(b"DEL", part.keys["workers"])
+            await admin.command(b"DEL", part.keys["workers"])
             found = by_check(await examine_partitions(queue))
         assert found["partition workers"].level == "error"
         assert found["partition workers"].message.startswith("no worker serves partitions 1, which have jobs")

@@ -114,6 +114,22 @@ async def test_types_that_have_not_run_for_a_week_leave_room_for_new_ones(bench:
     assert history[ALL].endswith("t 0 run3=608")
 
 
+async def test_a_type_that_runs_again_after_a_week_keeps_its_row(bench: Bench):
+    bench.now = 8 * 24 * HOUR
+    at, now = bench.now // FIVE - 1, bench.now // (6 * HOUR)
+    recent = {f"t{n}": f"q {now} run3=1\nt 0 run3=1" for n in range(255)}
+    await bench.seed(
+        {
+            "history": recent | {ALL: "t 0 run3=260", "old": "q 0 run3=5\nt 0 run3=5"},
+            "metrics": {f"s:{at}:run3:new": "1", f"s:{at}:run3:old": "1"},
+        }
+    )
+    assert await bench.do(bench.store.fold()) == 2
+    history = (await bench.dump())["history"]
+    assert history["old"].endswith("t 0 run3=6")
+    assert history[OTHER].endswith("t 0 run3=1")
+
+
 async def numbers(bench: Bench, *types: str) -> dict[str, Counts]:
     *_, flat = await bench.store.do(bench.store.numbers(types))
     return {name: read_counts(row, live) for name, row, live in zip(types, flat[::2], flat[1::2], strict=True)}
