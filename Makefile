@@ -15,9 +15,10 @@ run: $(VENV)/run.stamp ## everything at once: embedded server, REST on 127.0.0.1
 	@exec $(BIN)/jobq dev examples/email.py:queue
 
 # Half of the time tests wait for processes and servers, so three run at once, also on two cores. Each process of pytest has
-# its own server. `make test ALL=1` also runs the slow ones.
+# its own server. `make test ALL=1` also runs the slow ones. Tests start hundreds of processes, and without bytecode on disk
+# each of them would compile jobq first.
 test: $(VENV)/dev.stamp ## the test suite, on servers of its own; ALL=1 with its slow parts
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(if $(ALL),,-m "not chaos and not slow") $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(if $(ALL),,-m "not chaos and not slow") $(ARGS)
 
 format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff format $(SOURCES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import griffe
@@ -26,6 +27,12 @@ RENAMED = {"redis": "redis_url", "host": "http_host", "port": "http_port"}
 _RAISES = re.compile(r"^:raises ([\w., ]+): ", re.MULTILINE)
 
 
+@cache
+def read_package() -> Any:
+    """The package, read without being imported. It takes seconds."""
+    return griffe.load("jobq", allow_inspection=False)
+
+
 def pages() -> dict[str, str]:
     """The pages, by their place."""
     made = {
@@ -35,7 +42,7 @@ def pages() -> dict[str, str]:
         "reference/problems.md": problems(),
     }
     made |= {f"errors/{kind.__name__}.md": error(kind) for kind in kinds()}
-    package = griffe.load("jobq", allow_inspection=False)
+    package = read_package()
     rows: list[str] = []
     mine = python_names()
     for name in sorted(jobq.__all__, key=str.lower):
@@ -148,7 +155,7 @@ def _words(member: Any) -> str:
 
 def settings() -> str:
     """Every setting with its variable, its flag, its default and its docstring."""
-    package = griffe.load("jobq", allow_inspection=False)
+    package = read_package()
     fields = package["settings.Settings"].members
     helps = flags()
     rows: list[str] = []

@@ -114,6 +114,7 @@ async def ends_in_failed(connection: Connection, name: str, payload: dict[str, A
         return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -131,6 +132,7 @@ async def test_a_child_that_eats_memory_or_dies(connection: Connection, name: st
         assert re.match(reason, f"{error.type}: {error.message}")
 
 
+@pytest.mark.slow
 async def test_a_child_that_the_kernel_kills_for_its_memory(connection: Connection, group: str) -> None:
     """Uses the real OOM killer. The error says what SIGKILL usually means."""
     row = await ends_in_failed(connection, "caged", {"group": group})

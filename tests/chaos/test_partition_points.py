@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jobq.engine.store import Store
     from tests.conftest import Server
 
+pytestmark = pytest.mark.slow
+
 _numbers = itertools.count()
 EACH = pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
 

@@ -86,6 +86,7 @@ def test_the_commands_that_dev_shows_can_be_run(start, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_keeps_the_data(start, tmp_path):
     dev, rest = begin_dev(start)
     job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}, "delay": 3_600_000})["id"]
@@ -111,6 +112,7 @@ def test_ctrl_c_twice_does_not_wait_for_jobs(start, tmp_path):
     assert of_directory(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_dev_leaves_nothing_behind_either(start, tmp_path):
     dev, rest = begin_dev(start)
     get(f"{rest}/jobs/enqueue", {"type": "report", "payload": {"rows": 100_000}})
@@ -131,6 +133,7 @@ def test_a_killed_worker_process_is_replaced(start):
     assert "sent" in get(f"{rest}/jobs/{job}/result?wait=10000")
 
 
+@pytest.mark.slow
 def test_a_second_process_joins_the_embedded_server(start, tmp_path):
     dev, rest = begin_dev(start)
     job = get(f"{rest}/jobs/enqueue", {"type": "email", "payload": {"to": "a@example.com"}})["id"]
@@ -175,6 +178,7 @@ def test_a_command_that_cannot_start_prints_one_line(start, words, error):
     assert process.end() == 2
 
 
+@pytest.mark.slow
 def test_a_taken_port(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -199,6 +203,7 @@ def test_a_session_holds_in_each_of_several_processes(start, redis_url):
             assert answer.status == 200
 
 
+@pytest.mark.slow
 def test_serve_on_one_port_with_several_processes(start, tmp_path):
     port = free_port()
     serve = start("serve", "--queue", "mail", "--queue", "other", "--processes", "2", "--port", str(port))
@@ -278,6 +283,7 @@ def test_a_burst_does_not_wait_for_a_paused_queue(start, tasks, redis_url, jobq)
     assert jobq("stats", "tasks", "--json").json[0]["waiting"] == 1
 
 
+@pytest.mark.slow
 def test_dev_reloads_rest_and_workers(start, tasks, tmp_path):
     port = free_port()
     dev = start("dev", tasks, "--reload", "--port", str(port), "--processes", "1")
@@ -335,6 +341,7 @@ def test_a_worker_that_redis_refuses_later_is_not_started_again_and_again(start,
         admin.execute_command("ACL", "LOG", "RESET")
 
 
+@pytest.mark.slow
 def test_a_stuck_thread_does_not_keep_a_worker_process_alive(start, tasks):
     work = start("work", tasks, "--grace", "0.1")
     work.wait_line("worker started")

@@ -19,40 +19,45 @@ from website.pages import Pages, for_python_markdown, prose
 from website.reference import kinds
 
 NAV = read_nav()
-PAGES = Pages().texts
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """The pages, by their place. They are made by the process that tests them, and not wherever tests are collected."""
+    return Pages().texts
 
 
 def test_every_page_is_listed():
     assert missing(NAV) == [], "add a line to docs/README.md, which is the navigation of the site"
 
 
-def test_the_navigation_names_only_pages_that_exist():
-    assert {one.place for pages in NAV.values() for one in pages} - PAGES.keys() == set()
+def test_the_navigation_names_only_pages_that_exist(texts: dict[str, str]):
+    assert {one.place for pages in NAV.values() for one in pages} - texts.keys() == set()
 
 
-def test_the_reference_has_every_name_setting_route_and_error():
+def test_the_reference_has_every_name_setting_route_and_error(texts: dict[str, str]):
     for name in jobq.__all__:
-        assert f"[{name}]" in PAGES["reference/python/index.md"]
+        assert f"[{name}]" in texts["reference/python/index.md"]
     for field in Settings.__struct_fields__:
-        assert f"JOBQ_{field.upper()}`" in PAGES["reference/settings.md"]
+        assert f"JOBQ_{field.upper()}`" in texts["reference/settings.md"]
     for route in ROUTES:
-        assert f"## {route.method} {route.path}\n" in PAGES["reference/rest.md"]
+        assert f"## {route.method} {route.path}\n" in texts["reference/rest.md"]
     for kind in kinds():
-        assert "**When**" in PAGES[f"errors/{kind.__name__}.md"] or kind is JobqError
+        assert "**When**" in texts[f"errors/{kind.__name__}.md"] or kind is JobqError
     for problem in KINDS:
-        assert f"## {problem.slug}\n" in PAGES["reference/problems.md"]
-    assert "| `jobq_wait_seconds` | histogram | queue, type |" in PAGES["reference/metrics.md"]
+        assert f"## {problem.slug}\n" in texts["reference/problems.md"]
+    assert "| `jobq_wait_seconds` | histogram | queue, type |" in texts["reference/metrics.md"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if issubclass(kind, JobqError) and kind is not JobqError])
-def test_the_page_that_an_error_names_exists(kind: type[JobqError]):
-    assert f"{kind.page().removesuffix('/')}.md" in PAGES
+def test_the_page_that_an_error_names_exists(kind: type[JobqError], texts: dict[str, str]):
+    assert f"{kind.page().removesuffix('/')}.md" in texts
 
 
-def test_language_models_get_a_list_of_the_pages():
+def test_language_models_get_a_list_of_the_pages(texts: dict[str, str]):
     assert "- [Quickstart](quickstart/): a running service" in llms.index(NAV)
-    assert "# Limits\n" in llms.full(NAV, PAGES)
+    assert "# Limits\n" in llms.full(NAV, texts)
 
 
 def anchors(text: str) -> set[str]:
@@ -62,14 +67,20 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", one).replace(" ", "-") for one in words}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("source/")])
-def test_every_link_and_anchor_leads_somewhere(page: str):
-    text = "\n".join(re.sub(r"`[^`]*`", "", line) for line, is_code in prose(PAGES[page]) if not is_code)
-    for target, anchor in LINK.findall(text):
-        found = os.path.normpath(PurePosixPath(page).parent / target) if target else page
-        assert found in PAGES or found.endswith(".svg"), f"{page} links to {target}"
-        if anchor:
-            assert anchor in anchors(PAGES[found]), f"{page} links to {target}#{anchor}"
+def test_every_link_and_anchor_leads_somewhere(texts: dict[str, str]):
+    places = {page: anchors(text) for page, text in texts.items()}
+    lost: list[str] = []
+    for page in texts:
+        if page.startswith("source/"):
+            continue
+        text = "\n".join(re.sub(r"`[^`]*`", "", line) for line, is_code in prose(texts[page]) if not is_code)
+        for target, anchor in LINK.findall(text):
+            found = os.path.normpath(PurePosixPath(page).parent / target) if target else page
+            if found not in texts and not found.endswith(".svg"):
+                lost.append(f"{page} links to {target}")
+            elif anchor and anchor not in places[found]:
+                lost.append(f"{page} links to {target}#{anchor}")
+    assert lost == []
 
 
 def test_lists_are_written_as_python_markdown_reads_them():
