@@ -65,6 +65,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_result: Annotated[int, Meta(ge=1)] = 1 << 20
     """Bytes of JSON that a handler may return. A larger result fails the job, because it would slow down every
     reader."""
+    max_rules: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    """Rules of limits that a queue may have."""
+    max_limit_keys: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Limit keys that a job may have. Each one costs Redis something at every move of the job."""
+    max_schedules: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    """Schedules that a queue may have."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

@@ -33,6 +33,9 @@ GIVEN = {
     "webhook_allow": ("10.0.0.0/8", "10.0.0.0/8"),
     "max_payload": ("1024", 1024),
     "max_result": ("2048", 2048),
+    "max_rules": ("3", 3),
+    "max_limit_keys": ("9", 9),
+    "max_schedules": ("5", 5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

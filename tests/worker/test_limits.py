@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Breaker, Concurrency, InvalidJob, Queue, Rate, State, UnknownBreaker, UnknownRule, Worker
+from jobq import Breaker, Concurrency, InvalidJob, Queue, Rate, Settings, State, UnknownBreaker, UnknownRule, Worker
 from jobq.engine.store.keys import registry_key
 
 if TYPE_CHECKING:
@@ -519,3 +519,29 @@ async def test_a_program_changes_what_its_code_declares_before_anything_was_enqu
     assert await queue.reset_limit("tenant") is not None
     assert (await queue.trip_breaker("work")).state == "open"
     assert (await queue.reset_breaker("work")).state == "closed"
+
+
+async def test_limits_on_numbers_are_settings(redis_url: str):
+    few = Settings(redis_url=redis_url, max_rules=2, max_limit_keys=2, max_schedules=1)
+    async with Queue("test", settings=few) as queue:
+        with pytest.raises(InvalidJob, match=r"limits gives a job 3 keys: it takes 2 at most \(JOBQ_MAX_LIMIT_KEYS\)"):
+
+            @queue.task(limits=["a", "b", "c"])
+            async def many_keys() -> None: ...
+
+        for name in ("a", "b"):
+            await queue.set_limit(name, concurrency=1)
+        with pytest.raises(InvalidJob, match=r"'c' is one too many: a queue has 2 rules at most \(JOBQ_MAX_RULES\)"):
+            await queue.set_limit("c", concurrency=1)
+        with pytest.raises(InvalidJob, match="limits gives a job 3 keys"):
+            await queue.enqueue("t", limits=["a:1", "a:2", "b"])
+        with pytest.raises(InvalidJob, match="limits gives a job 3 keys"):
+            await queue.put_schedule("s", "t", every=60, limits=["a:1", "a:2", "b"])
+        await queue.put_schedule("s", "t", every=60, limits=["a:1", "b"])
+        with pytest.raises(InvalidJob, match=r"a queue has 1 schedules at most \(JOBQ_MAX_SCHEDULES\)"):
+            await queue.put_schedule("second", "t", every=60)
+    more = Settings(redis_url=redis_url, max_limit_keys=9)
+    async with Queue("test", settings=more) as queue:
+        await queue.enqueue("t", limits=[f"a:{n}" for n in range(9)])
+        with pytest.raises(InvalidJob, match="limits gives a job 10 keys"):
+            await queue.enqueue("t", limits=[f"a:{n}" for n in range(10)])

@@ -9,7 +9,6 @@ from jobq.engine.model.costs import cost as cost_number
 from jobq.engine.model.costs import cost_by
 from jobq.engine.model.job import LimitBy
 from jobq.engine.model.limits import (
-    KEYS_MAX,
     QUEUE_RULE,
     Concurrency,
     Rate,
@@ -125,6 +124,4 @@ def declared_rules(
         name: check_rule(Rule(counts[0] if counts else None, tuple(bands), overs.get(name, "wait")))
         for name, (counts, bands) in parts.items()
     }
-    if len(keys) + len(by) > KEYS_MAX:
-        raise InvalidJob(f"limits gives a job {len(keys) + len(by)} keys: it takes {KEYS_MAX} at most")
     return rules, tuple(keys), tuple(by.values())

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 QUEUE_RULE: Final = "queue"
 """The rule with this name applies to every job of the queue."""
-KEYS_MAX: Final = 8
-"""Limit keys of one job."""
+KEYS_MAX: Final = 64
+"""Limit keys of one job, whatever the setting ``max_limit_keys`` says."""
 BANDS_MAX: Final = 8
 COUNT_MAX: Final = 1_000_000_000
 PERIOD_MAX_MS: Final = 366 * 24 * 3600 * 1000
@@ -214,6 +214,15 @@ def check_rule(rule: Rule) -> Rule:
         if not 1 <= band.per <= PERIOD_MAX_MS:
             raise InvalidJob(f"per is {band.per}: it takes 1 to {PERIOD_MAX_MS} ms (366 days)")
     return rule
+
+
+def check_key_count(count: int, most: int) -> None:
+    """How many limit keys a job has. ``most``: the setting ``max_limit_keys``.
+
+    :raises InvalidJob: they are too many.
+    """
+    if count > most:
+        raise InvalidJob(f"limits gives a job {count} keys: it takes {most} at most (JOBQ_MAX_LIMIT_KEYS)")
 
 
 def check_limit_key(key: str) -> None:

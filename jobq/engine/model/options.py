@@ -27,7 +27,7 @@ from jobq.engine.model.job import (
     StoredBackoff,
     StoredUnique,
 )
-from jobq.engine.model.limits import KEYS_MAX, check_limit_key
+from jobq.engine.model.limits import KEYS_MAX, check_key_count, check_limit_key
 from jobq.engine.model.times import option_ms, to_unix_ms
 from jobq.engine.model.unique import check_key, check_unique, of_type, stored_unique
 from jobq.errors import InvalidJob
@@ -265,8 +265,7 @@ def check(options: Options) -> None:
     for key in options.limits:
         _kind("one of limits", key, str, "a text such as 'stripe' or 'tenant:a'")
         check_limit_key(key)
-    if len(options.limits) + len(options.limits_by) > KEYS_MAX:
-        raise InvalidJob(f"limits gives the job more than {KEYS_MAX} keys")
+    check_key_count(len(options.limits) + len(options.limits_by), KEYS_MAX)
     if options.unique is not None:
         _kind("unique", options.unique, StoredUnique, "a StoredUnique, as Unique(...).stored() gives")
         check_unique(options.unique)

@@ -70,7 +70,10 @@ async def change_schedule(store: Store, name: str, change: Callable[[Stored | No
         if answer == b"ok":
             return True
         if answer == b"full":
-            raise InvalidJob(f"schedule {name!r} is one too many: a queue has 100,000 schedules at most")
+            raise InvalidJob(
+                f"schedule {name!r} is one too many: a queue has {store.schedules_max:,} schedules at most"
+                " (JOBQ_MAX_SCHEDULES)"
+            )
         await asyncio.sleep(random.uniform(0, 0.02))
     raise StoreUnavailable(f"schedule {name!r} was changed by others {TRIES} times in a row: repeat the call")
 

@@ -16,6 +16,7 @@ from jobq.engine.model.limits import (
     LimitRow,
     Rate,
     Rule,
+    check_key_count,
     check_limit_key,
     check_queue_rule,
     check_rule,
@@ -64,8 +65,11 @@ class Declared:
         """Check that every limit key of these jobs has a rule. ``rules`` and ``breakers`` are those of the code.
 
         :raises UnknownRule: one has none.
+        :raises InvalidJob: a job has too many keys.
         :raises StoreError: Redis is away.
         """
+        for new in news:
+            check_key_count(len(new.options.limits) + len(new.options.limits_by), self._store.limit_keys_max)
         wanted = {key.partition(":")[0] for new in news for key in new.options.limits}
         wanted |= {by.rule for new in news for by in new.options.limits_by}
         if wanted - self._rules:
@@ -90,7 +94,9 @@ async def write_rule(store: Store, layer: Literal["set", "declared"], name: str,
         cursor: bytes | str = ""
         while cursor := await part.do(part.rule(layer, name, text, cursor)):
             if cursor == b"full":
-                raise InvalidJob(f"rule {name!r} is one too many: a queue has 1,000 rules at most")
+                raise InvalidJob(
+                    f"rule {name!r} is one too many: a queue has {store.rules_max:,} rules at most (JOBQ_MAX_RULES)"
+                )
 
 
 async def walk_rule(store: Store, name: str, text: str) -> None:

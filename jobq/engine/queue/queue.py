@@ -228,7 +228,7 @@ class Queue(
     def new_store(self, connection: Connection, partition: int = 0) -> Store:
         """A store of a partition on another connection. A worker's heartbeat thread has its own."""
         clock = self.clock
-        return Store(
+        store = Store(
             connection,
             self.name,
             prefix=self.prefix,
@@ -239,6 +239,9 @@ class Queue(
             partitions=0 if partition else self.partitions or 0,
             events=self.events_level,
         )
+        store.rules_max, store.schedules_max = self.settings.max_rules, self.settings.max_schedules
+        store.limit_keys_max = self.settings.max_limit_keys
+        return store
 
     def webhook_queue(self) -> Queue:
         """The queue of the jobs that deliver events to webhooks.

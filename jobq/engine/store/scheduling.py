@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from jobq.engine.store.calls import Call, read_as_is, read_states
 from jobq.engine.store.opening import Opening
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from jobq.engine.store.packing import Argument
 
-SCHEDULES_MAX: Final = 100_000
-"""Schedules that a queue can have."""
-
 
 class Scheduling(Opening):
     """The part of a store that reads, writes and fires schedules."""
+
+    schedules_max = 100_000
+    """Schedules that the queue may have. A queue sets it from its settings."""
 
     def schedule_due(self, limit: int, lent_ms: int, *, planned: bool = False) -> Call[list[Any]]:
         """Read schedules that are due, as schedule_due.lua returns them. For ``lent_ms`` other callers do not see them.
@@ -38,10 +38,12 @@ class Scheduling(Opening):
         state: Argument,
         definitions: Argument,
         due: Argument,
-        most: int = SCHEDULES_MAX,
+        most: int | None = None,
     ) -> Call[bytes]:
         """Write or remove a schedule, if its row still has this head. Returns b"ok", b"stale" or b"full"."""
-        return Call("schedule_write", [self.now, name, head, state, definitions, due, most], read_as_is)
+        return Call(
+            "schedule_write", [self.now, name, head, state, definitions, due, most or self.schedules_max], read_as_is
+        )
 
     def schedule_seen(self, names: Iterable[Argument]) -> Call[list[Any]]:
         """Note that code declares these schedules. Returns how many schedules there are, and which of these have no

@@ -52,8 +52,6 @@ COMPARED_MS: Final = 120_000
 """The time for which a published type is compared with those of other publishers, which publish twice a minute."""
 BREAKERS_MAX: Final = 1000
 """Circuit breakers of a queue."""
-RULES_MAX: Final = 1000
-"""Rules of limits that a queue can have."""
 OVERFLOW_PAGE: Final = 50
 """Jobs about which one call of overflow decides. Each may end another job."""
 GROUP_ROWS_MAX: Final = 10_000
@@ -63,6 +61,9 @@ MINUTES_KEPT: Final = 2 * 60
 
 class Store(Reading):
     """The scripts of one queue, as methods."""
+
+    rules_max, limit_keys_max = 1000, 8
+    """Rules of limits that the queue may have, and limit keys of a job. A queue sets them from its settings."""
 
     limited = False
     """The queue is known to have limits. Until a reply says so, calls leave out the keys of limits, so that a queue
@@ -291,7 +292,7 @@ class Store(Reading):
     def rule(self, layer: str, name: str, text: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
         """Write a rule of limits ("set" by an operator, or "declared" by code), '' to remove it. Returns a cursor for
         the next call, b"" at the end, or b"full"."""
-        args: list[Argument] = [layer, name, text, RULES_MAX, cursor, page, int(self.partition > 0)]
+        args: list[Argument] = [layer, name, text, self.rules_max, cursor, page, int(self.partition > 0)]
         return Call("rule", args, read_as_is)
 
     def group(self, name: str, row: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:

@@ -11,7 +11,7 @@ from jobq.engine.model.breaker import Breaker
 from jobq.engine.model.declared import declared_costs, declared_rules, limits_given
 from jobq.engine.model.groups import TEMPLATES, name_by
 from jobq.engine.model.job import PLAIN, Options
-from jobq.engine.model.limits import Rule
+from jobq.engine.model.limits import Rule, check_key_count
 from jobq.engine.model.options import TaskGiven, check_type, merge
 from jobq.engine.model.outcome import type_name
 from jobq.engine.model.policy import retry_policy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jobq.engine.schedule.definition import Definition
     from jobq.engine.task.events import EventName, Hooks
     from jobq.engine.task.tracer import Tracer
+    from jobq.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +42,7 @@ class Registry:
     """The part of a queue with which handlers are registered."""
 
     name: str
+    settings: Settings
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     default_options: Options = PLAIN
     """The options of jobs for which neither their call nor their task says anything."""
@@ -117,6 +119,7 @@ class Registry:
             if limits:
                 arguments = Signature(plain).defaults
                 rules, keys, by = declared_rules(limits, type_, arguments)
+                check_key_count(len(keys) + len(by), self.settings.max_limit_keys)
                 costs, costs_by = declared_costs(limits, type_, arguments)
                 self.declare(rules)
                 defaults = msgspec.structs.replace(defaults, limits=keys, limits_by=by)
