@@ -163,6 +163,25 @@ def glutton(ctx: Context) -> None:
 
 
 @queue.task(attempts=MANY, backoff=SOON)
+async def hasty(fails: int, ctx: Context) -> int:
+    """Must start in time, or it expires. Once it has started it may run again."""
+    async with run(ctx):
+        if ctx.attempt <= fails:
+            raise RuntimeError("as planned")
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON)
+async def urgent(ms: int, ctx: Context) -> int:
+    """Must end in time. Its run is cancelled then, and no other one follows."""
+    async with run(ctx):
+        await asyncio.sleep(ms / 1000)
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON)
 async def victim(ctx: Context) -> None:
     """Runs until it is killed."""
     async with run(ctx):

@@ -15,7 +15,7 @@ from jobq import Queue, State
 from jobq.engine.model.ids import partition_of
 from tests.chaos.faults import OTHER_FAULTS, PARTITION_FAULTS, WORKERS_FAULTS, Fault
 from tests.chaos.invariants import broken
-from tests.chaos.world import ALL_AT_ONCE, ENDS, GRACE, LEASE, World
+from tests.chaos.world import ALL_AT_ONCE, ENDS, GRACE, LATE, LEASE, World
 
 SETTLE: Final = 2 * LEASE + LEASE / 3 + 0.5 + 5.0 + 3 * LEASE + 5.0
 """Seconds after the last fault until everything must have ended: two leases (a recovery whose own reply was lost takes
@@ -32,6 +32,7 @@ class Report(msgspec.Struct):
     acknowledged: int = 0
     completed: int = 0
     failed: int = 0
+    late: int = 0
     extra: int = 0
     allowed: int = 0
     refused_effects: int = 0
@@ -44,7 +45,8 @@ class Report(msgspec.Struct):
         """The report as text. The plan comes last."""
         lines = [
             f"seed {self.seed}, appendfsync {self.fsync}: {self.acknowledged} acknowledged, {self.completed} completed,"
-            f" {self.failed} failed as planned, {self.extra} extra starts of {self.allowed} in flight at faults,"
+            f" {self.failed} failed as planned ({self.late} of them late),"
+            f" {self.extra} extra starts of {self.allowed} in flight at faults,"
             f" {self.refused_effects} late effects refused, all ended {self.settled_in:.1f} s after the last fault",
             f"producers were told: {self.refusals}",
         ]
@@ -164,8 +166,20 @@ async def judge(world: World, report: Report) -> None:
         if state not in ENDS[kind]:
             row = await world.queue.get(job_id)
             wrong.append(f"{kind} {job_id} ended in {state}: {row.errors[-1:]}")
+        if state is State.FAILED and kind in LATE:
+            report.late += 1
+            error = (await world.queue.get(job_id)).errors[-1]
+            started = world.sink.all("SELECT 1 FROM runs WHERE job = ?", job_id)
+            # The next attempt of a run that failed may lie behind the deadline.
+            late = error.type in LATE[kind] or (kind == "urgent" and "after the job's deadline" in error.message)
+            if not late or (kind == "hasty" and started):
+                wrong.append(f"{kind} {job_id} was not late: {error}, started: {bool(started)}")
         report.completed += state is State.COMPLETED
         report.failed += state is State.FAILED
+    for job_id, earlier in world.reruns.items():
+        row = await world.queue.get(job_id)
+        if row.rerun_of != earlier or job_id not in (await world.queue.get(earlier)).reruns:
+            wrong.append(f"{job_id} runs {earlier} again, and they do not say so")
     effects = {str(job): fence for job, fence in world.sink.all("SELECT job, fence FROM effects")}
     results = [word for part in world.parts for word in await world.command("HGETALL", part.keys["results"])]
     for job_id, row in zip(results[::2], results[1::2], strict=True):

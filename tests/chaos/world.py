@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from jobq import Connection, JobNotFound, NewJob, Options, Queue, State, StoredBackoff
 from jobq.engine.model.entry import encode_entry
-from jobq.engine.model.ids import IdMaker, in_partition, new_id
+from jobq.engine.model.ids import IdMaker, in_partition, new_id, partition_of
 from jobq.engine.model.job import StoredUnique
 from jobq.engine.model.spread import home_of
 from jobq.engine.queue.limits import declare_rules
@@ -56,10 +56,14 @@ ENDS = {
     "grouped": DONE, "breaking": DONE, "costly": DONE,
     "isolated": DONE, "blocker": DONE, "segfault": FAILED,
     "glutton": FAILED, "victim": FAILED,
+    # if it started and ended in time
+    "hasty": DONE + FAILED, "urgent": DONE + FAILED,
     # in a loop that somebody else blocks it may end by itself before it is given up
     "stubborn": FAILED + DONE,
 }  # fmt: skip
 """The end of each type of job, which no fault may change."""
+LATE = {"hasty": ("Expired",), "urgent": ("Expired", "DeadlineExceeded")}
+"""The errors of jobs that may end because they are late."""
 
 
 LIMITS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
@@ -157,6 +161,8 @@ class World:
         self.log = self.folder / "workers.log"
         self.acknowledged: dict[str, str] = {}
         """The type of each job whose enqueue was acknowledged."""
+        self.reruns: dict[str, str] = {}
+        """Each job that runs another one again, and that one."""
         self.refusals: dict[str, int] = {}
         """Number of errors that producers got, by class."""
         self.producing = True
@@ -274,8 +280,10 @@ class World:
                 "segfault",
                 "glutton",
                 "victim",
+                "hasty",
+                "urgent",
             ],
-            [50, 15, 10, 10, 5, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3],
+            [50, 15, 10, 10, 5, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3, 4, 3],
         )[0]
         payload: dict[str, Any] = {
             "plain": {"ms": chance.choice([0, 1, 20, 300])},
@@ -288,11 +296,15 @@ class World:
             "isolated": {"ms": 20},
             "blocker": {"ms": int(LEASE * 3000)},
             "stubborn": {"ms": 7000},
+            "hasty": {"fails": chance.choice([0, 1])},
+            "urgent": {"ms": chance.choice([0, 20, 1200])},
         }.get(kind, {})
         unique = chance.choice(UNIQUE) if kind == "plain" and chance.random() < 0.3 else None
         options = Options(
             priority=chance.choice([0, 0, 0, -5, 7]),
             delay=chance.choice([0, 0, 0, 50, 1000]),
+            expires=chance.choice([1050, 1500, 4000]) if kind == "hasty" else None,
+            deadline=chance.choice([1050, 1500, 4000]) if kind == "urgent" else None,
             attempts={"stubborn": 1, "segfault": 2, "glutton": 2}.get(kind, 100),
             backoff=StoredBackoff("fixed", 100),
             timeout=300 if kind == "stubborn" else None,
@@ -332,7 +344,23 @@ class World:
             self.acknowledged[accepted.id] = kind  # a duplicate is the job that holds the key
             if kind == "victim":
                 self.kills.append(asyncio.create_task(self.kill(job.id)))
+            elif kind in ("flaky", "bounded", "grouped", "costly", "hasty") and self.chance.random() < 0.1:
+                await self.run_again(accepted.id, kind)
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
+
+    async def run_again(self, job_id: str, kind: str) -> None:
+        """Run an earlier job again, whatever its state is. A call without an answer is repeated with the same id."""
+        again = in_partition(new_id(), partition_of(job_id))
+        while True:
+            try:
+                await self.queue.rerun(job_id, id=again, key=None)
+                break
+            except StoreError as error:
+                self.refused(error)
+                await asyncio.sleep(0.2)
+        # The times of the first enqueue are not kept, so it does not expire.
+        self.acknowledged[again] = "flaky" if kind == "hasty" else kind
+        self.reruns[again] = job_id
 
     async def produce_rest(self, pause: float) -> None:
         """Enqueue over REST until told to stop. A call without an answer is repeated with the same Idempotency-Key."""
@@ -342,8 +370,9 @@ class World:
                 continue
             body: dict[str, Any] = {"type": kind, "payload": payload, "attempts": options.attempts}
             body |= {"priority": options.priority, "delay": options.delay, "backoff": {"type": "fixed", "delay": 100}}
-            if options.timeout:
-                body["timeout"] = options.timeout
+            for name in ("timeout", "expires", "deadline"):
+                if getattr(options, name):
+                    body[name] = getattr(options, name)
             headers = {"Idempotency-Key": new_id()}
             while True:
                 async with self.rest.post("/jobs/enqueue", json=body, headers=headers) as response:

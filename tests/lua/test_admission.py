@@ -428,6 +428,36 @@ async def test_a_key_whose_tokens_are_all_promised_opens_when_a_job_starts(bench
     assert await world.all_that_can() == ["j2"]
 
 
+async def test_a_worker_is_called_for_a_key_that_a_claim_opens(bench: Bench):
+    """The claim takes all jobs of waiting. Only the next token of the key says that there is work."""
+    world = await trips(bench, ("rate", "- 1/100/2"))
+    for n in range(3):
+        await world.enqueue(f"j{n}", "rate")
+    for _ in range(2):
+        await bench.do(bench.store.admit(10, 50, 1))
+    await bench.admin.command(b"DEL", bench.store.keys["wake"])
+    claimed = await bench.store.do(bench.store.claim(2, 30_000, "w", "w:0", 1, repeated=False))
+    assert claimed is not None
+    assert claimed.ids == [b"j0", b"j1"]
+    assert "wake" in await bench.dump()
+
+
+@pytest.mark.parametrize(
+    ("column", "damaged"),
+    [("full_lines", "r\0x"), ("full_lines", "r\0" + "0" * 20 + "\x001\0r"), ("open_lines", "g\0x"), ("turns", "0x")],
+)
+async def test_a_damaged_member_of_an_index_is_removed_and_stops_nothing(bench: Bench, column: str, damaged: str):
+    world = await trips(bench, ("r", "1"), ("s", "1"))
+    for job_id, keys in {"a": ("r",), "b": ("s",), "c": ("r",), "d": ("s",)}.items():
+        await world.enqueue(job_id, *keys, group="g")
+    assert await world.all_that_can() == ["a", "b"]
+    await bench.admin.command(b"ZADD", bench.store.keys[column], 0, damaged.encode())
+    for job_id in ("a", "b"):
+        await world.end(job_id, "complete")
+    assert await world.all_that_can() == ["c", "d"]
+    assert column not in await bench.dump()
+
+
 async def test_looks_bound_the_work_of_a_call(bench: Bench):
     """Jobs of an open key that are all refused by another one: each call looks at some, and says that more are left."""
     world = await trips(bench, ("open", "100"), ("full", "0"))

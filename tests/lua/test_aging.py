@@ -150,7 +150,8 @@ async def test_urgent_jobs_without_a_group_pay_for_their_turns(aging: Aging):
     assert 36 <= len([job for job in got if job[0] == "g"]) <= 42
 
 
-async def test_a_job_of_waiting_is_counted_once(aging: Aging):
+@pytest.mark.parametrize("want", [1, 3])
+async def test_a_job_of_waiting_is_counted_once(aging: Aging, want: int):
     """Calls that claim nothing must not let the jobs without a group pay again."""
     await aging.set()
     for n in range(20):
@@ -159,7 +160,10 @@ async def test_a_job_of_waiting_is_counted_once(aging: Aging):
     await aging.order(most=2)
     store = aging.bench.store
     for _ in range(30):
-        await store.do(store.admit(1, 250, 0))
+        await store.do(store.admit(want, 250, 0))
+    before = await aging.bench.dump()
+    await store.do(store.admit(want, 250, 0))
+    assert await aging.bench.dump() == before
     got = await aging.order(most=20)
     assert 9 <= len([job for job in got if job[0] == "c"]) <= 11
 

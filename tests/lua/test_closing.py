@@ -138,6 +138,18 @@ async def test_jobs_that_were_admitted_before_their_key_was_closed_do_not_start(
     assert await world.all_that_can() == ["j0", "j1", "j2"]
 
 
+async def test_a_job_with_several_slots_that_goes_back_to_held_leaves_none_of_its_places(bench: Bench):
+    await bench.do(bench.store.rule("set", "r", "9"))
+    bench.store.limited = True
+    await bench.do(bench.store.enqueue(["large", b"{}", "0 0 0\vr\v3"]))
+    await bench.do(bench.store.admit(3, 50, 1))
+    assert len((await bench.dump())["admitted"]) == 3
+    await bench.do(bench.store.close("r", 50))
+    assert await bench.store.do(bench.store.claim(3, 30_000, "w", "w:0", 1, repeated=False)) is None
+    state = await bench.dump()
+    assert (list(state["held"]), "admitted" in state) == (["large"], False)
+
+
 async def test_only_an_operator_makes_a_closing_time_shorter(bench: Bench):
     world = await closing(bench, ("r", "2"))
     for n in range(2):

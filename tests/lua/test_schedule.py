@@ -86,6 +86,11 @@ CASES = [
          lambda s: s.schedule_fire(keyed("j", "enqueued 50")),
          fired() | also(jobs("e"), {"jobs": {"j": "J"}, "keys": {"e": "k", "j": "\tk"}})
          | {"delayed": {"j": 1000}, "unique": {"k": "j -"}, "unique_until": {"k": 1050}} | WAKE, ["fired"]),
+    Case("the time of an earlier job with the key is over, and the new one has none",
+         also(ONE, waiting("e"), HELD_BY_E, {"unique_until": {"k": 1000}}),
+         lambda s: s.schedule_fire(keyed("j", "unfinished 0")),
+         fired() | also(jobs("e"), {"jobs": {"j": "J"}, "keys": {"e": "k", "j": "k"}})
+         | {"delayed": {"j": 1000}, "unique": {"k": "j -"}, "unique_until": {}} | WAKE, ["fired"]),
     Case("the time of the key is not over, though its job has ended",
          also(ONE, standing("completed", "e"), HELD_BY_E, {"unique_until": {"k": 1001}}),
          lambda s: s.schedule_fire(keyed("j", "enqueued 50")), SKIP, ["skipped"]),

@@ -9,6 +9,8 @@ from table import Case, table
 if TYPE_CHECKING:
     from table import Bench
 
+    from tests.conftest import Until
+
 
 @table(
     [
@@ -146,3 +148,10 @@ async def test_settings(case: Case, bench: Bench):
 )
 async def test_setting(case: Case, bench: Bench):
     await bench.check(case)
+
+
+async def test_everybody_who_listens_hears_of_another_number_of_partitions(
+    bench: Bench, heard: list[bytes], until: Until
+):
+    await bench.do(bench.store.spread(8))
+    await until(lambda: heard == [b"partitions"])

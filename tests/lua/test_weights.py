@@ -407,8 +407,19 @@ async def test_a_debt_is_paid_back_at_the_rate_of_now_and_despite_a_clock_that_w
     bench.now -= 9_000_000
     await bench.do(bench.store.rule("set", "model", "- 1000/1000/10/tokens"))
     assert await world.trip() == []
-    bench.now += 991
+    bench.now += 500
+    assert await world.trip() == [], "what was written when the clock was set back counts from then on"
+    bench.now += 491
     assert await world.trip() == ["next"]
+
+
+async def test_costs_of_jobs_that_were_admitted_and_have_not_started_count(bench: Bench):
+    world = Costs(bench, count=10, per=1000, burst=10)
+    await world.begin()
+    for job in ("a", "b"):
+        await world.enqueue(job, 6)
+        await bench.do(bench.store.admit(5, 50, 1))
+        assert list((await bench.dump())["waiting"]) == ["a"]
 
 
 async def test_cheap_jobs_of_other_lines_do_not_overtake_an_expensive_one(bench: Bench):
