@@ -14,7 +14,7 @@ from aiohttp import web
 from jobq.engine.queue.queue import Queue
 from jobq.http import dashboard, docs, openapi, problems
 from jobq.http.auth import ANYONE, ApiKey, Keyring, Scope, is_loopback, parse_keys
-from jobq.http.call import HUB, ROOT, ApiCall, Hub, Limits
+from jobq.http.call import HUB, ApiCall, Hub, Limits, docs_of
 from jobq.http.guard import LOCAL_NAMES, Guard, Rate
 from jobq.http.publish import fire_schedules as fire
 from jobq.http.publish import publish
@@ -162,17 +162,10 @@ def _door(
         except Exception as error:  # noqa: BLE001 - each becomes a problem; unknown ones are logged
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 return web.Response(status=400)  # The client left during its request, so nobody reads this.
-            return problems.response(error, None if path is None else _docs(request, path))
+            return problems.response(error, None if path is None else docs_of(request, path.count("/")))
 
     setattr(door, SCOPE, scope)
     return door
-
-
-def _docs(request: web.Request, path: str) -> str:
-    """The path of the documentation page, for a request to a route with this path. The application may be mounted under
-    a prefix, which stands before the segments of the route."""
-    before = request.rel_url.raw_path.split("/")[: -path.count("/")]
-    return f"{request.get(ROOT, '')}{'/'.join(before)}/docs"
 
 
 def _patterns() -> list[tuple[re.Pattern[str], set[str]]]:

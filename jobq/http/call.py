@@ -94,6 +94,13 @@ HUB: Final = web.AppKey("jobq_hub", Hub)
 """The key of the hub in an application of ``create_app``."""
 
 
+def docs_of(request: web.Request, segments: int) -> str:
+    """The path of the documentation page. ``segments``: how many segments the path of the route has. The application
+    may be mounted under a prefix, which stands before them."""
+    before = request.rel_url.raw_path.split("/")[:-segments]
+    return f"{request.get(ROOT, '')}{'/'.join(before)}/docs"
+
+
 class ApiCall:
     """An admitted request and its API key."""
 

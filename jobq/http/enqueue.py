@@ -22,7 +22,7 @@ from jobq.engine.model.times import to_unix_ms
 from jobq.engine.model.unique import bind, of_type
 from jobq.errors import IdempotencyConflict, InvalidJob, JobIdTaken, KeyTaken, PayloadTooLarge
 from jobq.http import bodies, problems, schema
-from jobq.http.call import ApiCall, decode, given, reply
+from jobq.http.call import ApiCall, decode, docs_of, given, reply
 from jobq.http.strict import PIECE, REFUSALS, check_body, check_json, refusal
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
                 new = replace(new, offset=spread * place // len(items))
             queue.check(new)
         except (InvalidJob, problems.HttpProblem) as error:
-            answers.append(problems.describe(error)[1])
+            answers.append(_problem(call, error))
         else:
             news[place] = new
             answers.append(None)
@@ -92,9 +92,14 @@ async def _enqueue_many(call: ApiCall, body: bytes, durability: Durability | Non
     each = key is not None or any(_alone(new) for new in news.values())
     submitted = await _submit_many(queue, list(news.values()), durability, each=each)
     for place, answer in zip(news, submitted, strict=True):
-        answers[place] = enqueued(queue, answer) if isinstance(answer, Accepted) else problems.describe(answer)[1]
+        answers[place] = enqueued(queue, answer) if isinstance(answer, Accepted) else _problem(call, answer)
     refused = sum(isinstance(answer, dict) for answer in answers)
     return reply(answers, 207 if refused else 201)
+
+
+def _problem(call: ApiCall, error: Exception) -> dict[str, Any]:
+    kind, body, _ = problems.describe(error)
+    return body | problems.help_of(kind, docs_of(call.request, 4 if "queue" in call.request.match_info else 2))
 
 
 def _alone(new: NewJob) -> bool:

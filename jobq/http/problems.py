@@ -159,9 +159,13 @@ def response(error: Exception, docs: str | None = None) -> web.Response:
     """The answer to an exception: a problem of the table, or 500 with a traceback in the log. ``docs``: the path of
     the page of this server that describes all kinds of problems."""
     kind, body, headers = describe(error)
-    if docs is not None:
-        body["help"] = f"{docs}#{kind.slug}"
+    body |= help_of(kind, docs)
     return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
+
+
+def help_of(kind: Kind, docs: str | None) -> dict[str, str]:
+    """The member that leads to the description of a problem. ``docs``: the path of the page, if it is known."""
+    return {} if docs is None else {"help": f"{docs}#{kind.slug}"}
 
 
 def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]:

@@ -103,6 +103,9 @@ async def test_a_problem_leads_to_its_description_on_the_same_server(client: Cli
         found = await problem(await mounted.get("/api/q/jobs/nobody"), 404, "job-not-found")
         assert found["help"] == "/api/q/docs#job-not-found"
         assert (await mounted.get(found["help"])).status == 200
+        for path in ("/jobs/enqueue", "/queues/main/jobs/enqueue"):
+            [one] = await (await mounted.post(f"/api/q{path}", json=[{"type": 7}])).json()
+            assert one["help"] == "/api/q/docs#invalid-field"
 
 
 async def test_aiohttps_own_errors_are_problems_too(client: Client):
