@@ -20,11 +20,10 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from jobq.engine.log import get_logger
 from jobq.engine.store.cluster import Cluster
 from jobq.engine.store.once import Once
-from jobq.engine.store.packing import pack
 from jobq.engine.store.refusals import translate
+from jobq.engine.store.subscription import Subscription
 from jobq.engine.store.url import is_cluster, make_pool, nodes_of
 from jobq.engine.store.wire import Wire
 from jobq.errors import StoreError, StoreUnavailable
@@ -45,18 +44,6 @@ class Tracking(Protocol):
     def close(self) -> None:
         """Close its connections."""
         ...
-
-
-log = get_logger("jobq.store")
-
-
-async def _subscribed(connection: AbstractConnection) -> Exception | None:
-    """The refusal of one SUBSCRIBE, or None."""
-    try:
-        await connection.read_response()
-    except exceptions.NoPermissionError as error:
-        return error
-    return None
 
 
 class Connection:
@@ -117,8 +104,7 @@ class Connection:
         self.loaded = False
         """Whether the scripts were loaded once. A server that has lost them since says so, and gets them again."""
         self._closed = False
-        self._unheard: set[bytes] = set()
-        """Channels that this user may not listen to."""
+        self._subscription = Subscription(self.timeout)
 
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r})"
@@ -349,50 +335,12 @@ class Connection:
         """
         connection = self._pool.make_connection()
         try:
-            async with asyncio.timeout(self.timeout):
-                await connection.connect()
-                # One command for each, because a user who may not listen to one of them would hear nothing of all.
-                pieces = [pack((b"SUBSCRIBE", channel)) for channel in channels]
-                await connection.send_packed_command(b"".join(pieces), check_health=False)
-                errors = [await _subscribed(connection) for _ in channels]
-            refusals = [error for error in errors if error is not None]
-            if len(refusals) == len(channels):
-                raise refusals[0]
-            for channel, error in zip(channels, errors, strict=True):
-                self._tell_refusal(channel, error)
-            await joined()
-            while True:
-                message = await self._hear(connection)
-                if message is None and not is_current():
-                    return
-                if message is None:
-                    # A half-open socket is also silent. So send a PING and wait for the reply.
-                    await connection.send_packed_command(pack((b"PING",)), check_health=False)
-                    message = await self._hear(connection)
-                if message is None:
-                    raise TimeoutError("the server did not answer a PING")
-                if message[0] == b"message":
-                    heard(message[1], message[2])
+            await self._subscription.listen(connection, channels, heard, joined, is_current)
         except (exceptions.RedisError, OSError, TimeoutError, EOFError) as error:
             self.doubted = True
             raise translate(error) from error
         finally:
             await connection.disconnect(nowait=True)
-
-    def _tell_refusal(self, channel: bytes, error: Exception | None) -> None:
-        """Log once that this user may not listen to a channel."""
-        if error is not None and channel not in self._unheard:
-            self._unheard.add(channel)
-            name = channel.decode(errors="replace")
-            log.warning(
-                f"This user may not listen to the channel {name}, so kills and changed schedules of its queue are seen"
-                f" late. Give the user the channel (&{name}): {error}",
-                channel=name, error=str(error),
-            )  # fmt: skip
-
-    async def _hear(self, connection: AbstractConnection) -> Any:
-        """The next message, or None after a timeout. It does not cancel the read, which would end the subscription."""
-        return cast("Any", await connection.read_response(timeout=self.timeout, disconnect_on_error=False))
 
     async def aclose(self) -> None:
         """Close idle connections. Trips that are under way close theirs."""
