@@ -13,6 +13,10 @@ import pytest
 import uvicorn
 from aiohttp import ClientSession, CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
 from fastapi import FastAPI
 from rest import problem, working
 from starlette.applications import Starlette
@@ -47,8 +51,28 @@ async def serving(app: Any, until: Until, **options: Any) -> AsyncIterator[str]:
         await running
 
 
+def in_django(bridge: Bridge) -> Any:
+    """As docs/embedding.md says: Django does not use the lifespan, so jobq gets it."""
+    if not settings.configured:
+        settings.configure(SECRET_KEY="for tests", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__)
+    django = get_asgi_application()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or scope["path"].startswith("/ops/jobq/"):
+            await bridge({**scope, "root_path": "/ops/jobq"}, receive, send)
+        else:
+            await django(scope, receive, send)
+
+    return application
+
+
+urlpatterns = [path("hello", lambda request: HttpResponse(b"hello from Django at " + request.path.encode()))]
+
+
 def mounted(kind: str, bridge: Bridge) -> Any:
     """The bridge mounted in another application, under /ops/jobq."""
+    if kind == "django":
+        return in_django(bridge)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -68,7 +92,18 @@ def folders() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("jobq-asgi-*"))
 
 
-@pytest.mark.parametrize("kind", ["fastapi", "starlette"])
+async def test_the_rest_of_a_django_application_is_djangos(connection: Connection, until: Until):
+    bridge = asgi(Queue("main", connection))
+    async with serving(mounted("django", bridge), until) as base, ClientSession() as session:
+        async with session.get(f"{base}/hello") as response:
+            assert await response.text() == "hello from Django at /hello"
+        async with session.get(f"{base}/nothing") as response:
+            assert (response.status, response.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
+        async with session.get(f"{base}/ops/jobq/jobs/stats") as response:
+            assert (await response.json())["waiting"] == 0
+
+
+@pytest.mark.parametrize("kind", ["fastapi", "starlette", "django"])
 async def test_rest_under_a_prefix(connection: Connection, until: Until, kind: str):
     queue = Queue("main", connection)
 
