@@ -115,6 +115,12 @@ PLACED: dict[str, tuple[State, Callable[[Store], Call[Any]]]] = {
     "enqueue, one": ({}, lambda s: s.enqueue(["n", "N", ""])),
     "enqueue, several": ({}, lambda s: s.enqueue(["n", "N", "", "o", "O", ""])),
     "enqueue, with options": ({}, lambda s: s.enqueue(["n", "N", "0 0 0", "o", "O", "1 0 0"])),
+    "enqueue_unique": (
+        {},
+        lambda s: s.enqueue_unique(
+            ["n", "N", "", "unfinished 0 return -1 -1 0 k", "o", "O", "", "unfinished 0 return -1 -1 0 l"]
+        ),
+    ),
     "forward": (standing("delayed", "n", "o"), lambda s: s.forward(10)),
     "promote": (standing("delayed", "n", "o"), lambda s: s.promote(["n", "o"])),
     "retry": (standing("failed", "n", "o"), lambda s: s.retry(["n", "o"])),

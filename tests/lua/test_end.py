@@ -365,6 +365,20 @@ async def test_a_repeated_enqueue_does_not_bring_back_a_removed_job(
     assert (await bench.do(call))[:3] == [1, "m", "-"], "and it can be repeated more than once"
 
 
+@pytest.mark.parametrize(("repeated", "removed_at"), [(True, 901), (True, 900), (False, 901)])
+async def test_a_repeated_enqueue_with_a_key_does_not_bring_back_a_removed_job(
+    repeated: bool, removed_at: int, bench: Bench
+):
+    """An enqueue that was sent once is no repetition: its id may be used again."""
+    await bench.seed({"removed": {"n": removed_at}})
+    call = bench.store.enqueue_unique(["n", SENT_AT_900, "", "unfinished 0 return -1 -1 0 k"])
+    if repeated:
+        call.send_again()
+    known = repeated and removed_at > 900
+    assert await bench.do(call) == ([1, "n", "-", "", "returned"] if known else [])
+    assert ("jobs" in await bench.dump()) is not known
+
+
 @pytest.mark.parametrize("options", ["", "0 0 0"])
 async def test_an_enqueue_that_was_sent_once_may_use_the_id_of_a_removed_job(options: str, bench: Bench):
     await bench.seed({"removed": {"n": NOW}})
