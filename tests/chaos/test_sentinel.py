@@ -78,11 +78,15 @@ async def ask(port: int, *words: str | int) -> object:
 @pytest.mark.chaos
 # redis-py does not close a socket of its Sentinel clients if a connect is cancelled during a failover.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-async def test_failover_under_load(new_server: NewServer, folder: Path, until: Until) -> None:
-    """The master is killed while jobs are enqueued with durability="replicated". No acknowledged job is lost."""
+@pytest.mark.parametrize(("by_hand", "count"), [(False, 2), (True, 1), (True, 2)])
+async def test_failover_under_load(
+    new_server: NewServer, folder: Path, until: Until, by_hand: bool, count: int
+) -> None:
+    """The master is killed, or an operator replaces it, while jobs are enqueued with durability="replicated". No
+    acknowledged job is lost."""
     master = new_server("--repl-diskless-sync-delay", "0")
-    replicas = [new_server("--replicaof", f"127.0.0.1 {master.port}") for _ in range(2)]
-    await until(lambda: ask_copies(master.port), "the replicas", timeout=20)
+    replicas = [new_server("--replicaof", f"127.0.0.1 {master.port}") for _ in range(count)]
+    await until(lambda: ask_copies(master.port, count), "the replicas", timeout=20)
     sentinels = Sentinels(folder, master)
     try:
 
@@ -97,7 +101,7 @@ async def test_failover_under_load(new_server: NewServer, folder: Path, until: U
             )
 
         await until(known, "the sentinels to know everybody", timeout=20)
-        queue = Queue("failover", sentinels.url, durability="replicated", durability_timeout=1)
+        queue = Queue("failover", sentinels.url, durability="replicated", durability_timeout=1, keep_completed=20_000)
 
         @queue.task(attempts=20)
         async def work() -> int:
@@ -121,7 +125,25 @@ async def test_failover_under_load(new_server: NewServer, folder: Path, until: U
             worker.start()
             producing = asyncio.create_task(produce())
             await until(lambda: len(acknowledged) > 50, "the first jobs")
-            master.kill()
+            if by_hand:
+                # Many jobs wait and run, and the master stays alive. It becomes a replica.
+                many = [NewJob("work", id=new_id()) for _ in range(5_000)]
+                acknowledged += [one.id for one in await queue.submit_many(many)]
+                if count > 1:
+                    # The old master lives on, and the other replica would confirm jobs that it takes meanwhile.
+                    assert await ask(master.port, "CLIENT", "PAUSE", 10_000, "WRITE") == b"OK"
+                assert await ask(sentinels.ports[0], "SENTINEL", "FAILOVER", "jobs") == b"OK"
+
+                async def replaced() -> bool:
+                    try:
+                        role = await ask(master.port, "ROLE")
+                    except StoreError:
+                        return False
+                    return isinstance(role, list) and role[0] == b"slave"
+
+                await until(replaced, "the failover", timeout=40)
+            else:
+                master.kill()
             before = len(acknowledged)
             await until(lambda: len(acknowledged) > before + 50, "jobs after the failover", timeout=40)
             running = False
@@ -139,11 +161,11 @@ async def test_failover_under_load(new_server: NewServer, folder: Path, until: U
         gc.collect()
 
 
-async def ask_copies(port: int) -> bool:
-    """Whether two replicas confirm a write."""
+async def ask_copies(port: int, count: int) -> bool:
+    """Whether so many replicas confirm a write."""
     connection = Connection(f"redis://127.0.0.1:{port}", timeout=20)
     try:
-        _, copies = await connection.trip(pack(("SETEX", "probe", 1, "x")) + pack(("WAIT", 2, 1000)), 2)
-        return copies == 2
+        _, copies = await connection.trip(pack(("SETEX", "probe", 1, "x")) + pack(("WAIT", count, 1000)), 2)
+        return copies == count
     finally:
         await connection.aclose()

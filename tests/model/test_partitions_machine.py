@@ -180,14 +180,10 @@ class PartitionsMachine(RuleBasedStateMachine):
             assert self.take(part, want) == ([] if self.paused or self.closed else expected)
 
     def take(self, part: Store, want: int) -> list[str]:
-        for _ in range(2):
-            self.request += 1
-            if part.limited:
-                self.run(part.do(part.admit(want, 250, 1)))
-            limited = part.limited
-            claimed = self.run(part.do(part.claim(want, LEASE, "w", "0", self.request, repeated=False)))
-            if limited == part.limited:
-                break
+        part.limited = True  # as a worker learns at its first claim
+        self.request += 1
+        self.run(part.do(part.admit(want, 250, 1)))
+        claimed = self.run(part.do(part.claim(want, LEASE, "w", "0", self.request, repeated=False)))
         ids = [job_id.decode() for job_id in claimed.ids] if claimed else []
         for job_id in ids:
             self.jobs[job_id].state, self.jobs[job_id].token = "active", claimed.token

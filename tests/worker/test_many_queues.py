@@ -246,6 +246,25 @@ async def test_an_idle_worker_of_many_queues_sends_little(many, start, until, ad
     assert calls["bzpopmin"] <= 30, calls
 
 
+async def test_a_worker_that_starts_tidies_only_the_queues_that_it_works_on(many, start, until, monkeypatch):
+    """It tidies the others at a random moment of the next minutes."""
+    monkeypatch.setattr(sweeper_module, "TIDY_SECONDS", 0.0)
+    monkeypatch.setattr(sweeper_module, "QUIET_SECONDS", 1e9)
+    monkeypatch.setattr(sweeper_module, "interval", lambda lease_ms: 0.01)
+    tidied: Counter[str] = Counter()
+    made = Store.rebase  # Only the sweeper calls it.
+
+    def rebase(self: Store, page: int) -> Any:
+        tidied[self.name] += 1
+        return made(self, page)
+
+    monkeypatch.setattr(Store, "rebase", rebase)
+    await start(*many)
+    await run_one(many[7])
+    await until(lambda: tidied["q7"] >= 1, "the queue that had a job")
+    assert tidied.keys() == {"q7"}
+
+
 @pytest.mark.usefixtures("patient")
 async def test_the_rows_of_an_idle_worker_stay_alive_in_every_queue(many, start, until):
     worker = await start(*many, lease=0.6)
