@@ -25,7 +25,7 @@ from jobq.engine.model.spread import home
 from jobq.engine.queue import session
 from jobq.engine.queue.settled import counts_of, settings_of
 from jobq.engine.queue.settling import settle
-from jobq.engine.store.link import pack
+from jobq.engine.store.packing import pack
 from tests.chaos.invariants import broken
 
 if TYPE_CHECKING:
