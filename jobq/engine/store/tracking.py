@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions
 from redis.crc import key_slot
@@ -23,10 +23,10 @@ from jobq.engine.store.tracked import TrackedWire
 from jobq.errors import StoreError, StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from jobq.engine.store.link import Connection
-    from jobq.engine.store.packing import Argument
+    from jobq.engine.store.waiting import Waiting
 
     Keys = tuple[bytes, ...]
     """Keys of one hash slot, about which one EXISTS asks."""
@@ -39,24 +39,6 @@ PING_SECONDS: Final = 5.0
 """Each node is asked so often for a sign of life. A connection through which nothing comes any more is also silent."""
 MOVING_SECONDS: Final = 0.1
 """A queue whose hash slot is on the move is asked so often, because no node tells its changes then."""
-
-
-class Waiting(Protocol):
-    """The interface of a store that waits for its wake token."""
-
-    @property
-    def keys(self) -> Mapping[str, bytes]:
-        """Column name -> full key."""
-        ...
-
-    @property
-    def node(self) -> Connection:
-        """The connection to the node that has the queue, as far as is known."""
-        ...
-
-    async def command(self, *words: Argument, patience: float = 0.0) -> Any:
-        """Send a plain command."""
-        ...
 
 
 class Tracker:
