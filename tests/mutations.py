@@ -251,6 +251,11 @@ SABOTAGES = [
         "recount", "a line without jobs is kept",
         "            redis.call('HDEL', lines, '=' .. line)\n        elseif", "        elseif",
     ),
+    Break("admit", "later jobs go before the next line of a key", "or looks < 1 or not opens then", "or true then"),
+    Break("admit", "a promised token stays promised", "not (crowd and is_short(k, line.id))", "true"),
+    Break("admit", "a line opens at the place of a killed job", "line.filed and line.first > line.filed", "false"),
+    Break("recount", "a key of an open line is a difference", " and not is_of_an_open_line(key)", ""),
+    Break("retry", "seats of before count again", "                leave_seats(id, names)\n", ""),
     Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
     Break("admit", "a small job overtakes", "if ahead(key, line) then return key, false end", ""),
     *[

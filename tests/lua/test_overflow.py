@@ -493,12 +493,13 @@ async def test_the_worker_of_a_killed_job_is_told(world: World, heard: list[byte
     assert heard == [f"kill a {world.tokens['a']}".encode()]
 
 
-async def test_a_job_that_was_killed_while_it_was_held_counts_for_nothing_when_it_is_retried(bench: Bench):
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_job_that_was_killed_while_it_was_held_counts_for_nothing_when_it_is_retried(bench: Bench, slots: int):
     world = World(bench)
-    await world.rule("r", "2 drop")
-    assert await world.add("killed", "r") == ""
+    await world.rule("r", f"{2 * slots} drop")
+    assert await world.add("killed", "r", slots=slots) == ""
     await bench.store.do(bench.store.kill(["killed"], b"{}"))
-    assert await world.add("first", "r") == ""
+    assert await world.add("first", "r", slots=slots) == ""
     assert await bench.do(bench.store.retry(["killed"])) == ["failed"]
-    assert await world.add("second", "r") == ""
-    assert await world.add("third", "r") == "dropped"
+    assert await world.add("second", "r", slots=slots) == ""
+    assert await world.add("third", "r", slots=slots) == "dropped"
