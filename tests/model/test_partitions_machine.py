@@ -117,7 +117,7 @@ class PartitionsMachine(RuleBasedStateMachine):
 
     @rule(priority=PRIORITIES, stale=st.booleans(), number=st.sampled_from([1, 1, 3]))
     def enqueue(self, priority: int, stale: bool, number: int) -> None:
-        queue, count = (self.other, self.known) if stale else (self.queue, self.count)
+        queue, count = (self.other, self.most) if stale else (self.queue, self.count)
         news = [queue.new("t", priority=priority) for _ in range(number)]
         for job in self.here(lambda: queue.enqueue_many(news)):
             self.add(job.id, priority)
@@ -125,7 +125,7 @@ class PartitionsMachine(RuleBasedStateMachine):
 
     @rule(priority=PRIORITIES, stale=st.booleans(), key=KEYS)
     def enqueue_with_a_key(self, priority: int, stale: bool, key: str) -> None:
-        queue, count = (self.other, self.known) if stale else (self.queue, self.count)
+        queue, count = (self.other, self.most) if stale else (self.queue, self.count)
         job = self.here(lambda: queue.enqueue("t", priority=priority, key=key))
         self.decide(count)
         holder = next(
@@ -139,7 +139,7 @@ class PartitionsMachine(RuleBasedStateMachine):
 
     @rule(priority=PRIORITIES, stale=st.booleans())
     def enqueue_under_a_limit(self, priority: int, stale: bool) -> None:
-        queue, count = (self.other, self.known) if stale else (self.queue, self.count)
+        queue, count = (self.other, self.most) if stale else (self.queue, self.count)
         job = self.here(lambda: queue.enqueue("t", priority=priority, limits=["pool"]))
         self.decide(count)
         self.add(job.id, priority, pool=True)
