@@ -666,7 +666,7 @@ local function open_keys()
             for i, one in ipairs(filed) do
                 if i <= page then
                     one.line.filed = tonumber(one.first)
-                open(one.line, one.line.filed)
+                    open(one.line, one.line.filed)
                 elseif one.stale then
                     stand(one.line, 'f' .. key .. '\0' .. one.turn .. '\0' .. one.first .. '\0' .. one.line.name)
                 end
