@@ -428,7 +428,7 @@ async def test_events_of_a_job_end_if_redis_was_emptied(
     monkeypatch.setattr("jobq.engine.queue.events.LOOK", 0.02)
     job = await queue.enqueue("any")
     coming = asyncio.ensure_future(_all(job.events()))
-    await asyncio.sleep(0.01)
+    await begun(queue)
     await admin.command(b"FLUSHALL")
     assert short(await asyncio.wait_for(coming, 10)) == [("removed", job.id)]
 
