@@ -16,6 +16,7 @@ from jobq.errors import JobqError, StoreUnavailable
 from tests.chaos.faulty import Fault, FaultyConnection
 from tests.chaos.invariants import broken
 from tests.chaos.test_crash_points import at_each_trip
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from jobq import Connection
@@ -104,10 +105,14 @@ async def test_settings_that_reached_some_partitions_reach_all(
                 await set_all(operator)
         await faulty.aclose()
         async with Queue(name, connection) as queue:
-            await settle(queue.store)
-            first, *others = [await settings(part) for part in queue.store.parts]
-            for other in others:
-                assert other == first, f"{fault} at trip {at}: {faulty.hit}"
+
+            async def agreed() -> bool:
+                await settle(queue.store)
+                first, *others = [await settings(part) for part in queue.store.parts]
+                return all(other == first for other in others)
+
+            # What was sent to other partitions before the fault may be executed only now. Workers then settle again.
+            await wait_until(agreed, f"all partitions to agree: {fault} at trip {at}: {faulty.hit}")
             await queue.store.do(queue.store.drop(force=True))
             await queue.store.unregister()
         return faulty.trips
