@@ -80,7 +80,7 @@ class Supervisor:
         self._replaced: set[asyncio.subprocess.Process] = set()
         """Processes that ``restart`` has told to end."""
         self._running: set[asyncio.subprocess.Process] = set()
-        self._deadlines: list[asyncio.TimerHandle] = []
+        self._deadlines: list[tuple[float, asyncio.TimerHandle]] = []
         self._code = 0
 
     async def run(self) -> int:
@@ -97,7 +97,7 @@ class Supervisor:
         finally:
             os.close(lifeline)
             os.close(ours)
-            for deadline in self._deadlines:
+            for _, deadline in self._deadlines:
                 deadline.cancel()
         return self._code
 
@@ -184,8 +184,9 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
         loop = asyncio.get_running_loop()
-        self._deadlines = [deadline for deadline in self._deadlines if deadline.when() > loop.time()]
-        self._deadlines.append(loop.call_later(within, self._kill, processes))
+        # Timers of uvloop that are due within half a ms cannot tell their time.
+        self._deadlines = [pair for pair in self._deadlines if pair[0] > loop.time()]
+        self._deadlines.append((loop.time() + within, loop.call_later(within, self._kill, processes)))
 
     def _kill(self, processes: set[asyncio.subprocess.Process]) -> None:
         for process in processes & self._running:

@@ -1,10 +1,15 @@
-"""The deadlines of runs: one timer for all of them. The loop is a fake whose clock the tests advance."""
+"""Timers of workers. The deadlines of runs share one; its loop is a fake whose clock the tests advance."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
-from jobq.engine.worker.timers import BETWEEN_TIMEOUTS, Deadlines
+import pytest
+
+import jobq
+from jobq.engine.worker.timers import BETWEEN_TIMEOUTS, Deadlines, DueTimer
 
 
 class Handle:
@@ -103,3 +108,26 @@ def test_nothing_is_stopped_after_the_end_of_the_worker():
     timers.close()
     loop.go(200.0)
     assert not run.stopped
+
+
+@pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
+def test_a_job_that_is_due_at_once_is_heard_of_twice(loops: str):
+    """uvloop gives a timer that is due within half a ms no time. A worker that asked for it failed."""
+    make = asyncio.new_event_loop if loops == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    looks: list[float] = []
+
+    async def main() -> None:
+        timer = DueTimer(asyncio.get_running_loop(), lambda: looks.append(1))
+        timer.not_later(0)
+        timer.not_later(0)
+        timer.not_later(1000)
+        await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        runner.run(main())
+    assert looks == [1]
+
+
+def test_no_timer_is_asked_for_its_time():
+    """Remember the time beside the timer: see above."""
+    assert [str(path) for path in Path(jobq.__file__).parent.rglob("*.py") if ".when()" in path.read_text()] == []

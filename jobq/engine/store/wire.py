@@ -45,7 +45,8 @@ class Wire(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_answers", "_deadline", "_future", "_loop", "_reader", "_timer", "_transport", "_want", "_writer", "closed",
+        "_answers", "_deadline", "_future", "_loop", "_reader", "_timer", "_timer_at", "_transport", "_want", "_writer",
+        "closed",
     )  # fmt: skip
 
     def __init__(self, connection: AbstractConnection) -> None:
@@ -57,6 +58,7 @@ class Wire(asyncio.Protocol):
         self._future: asyncio.Future[list[Any]] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._writer = taken_over(connection, self)
         self._transport = self._writer.transport
 
@@ -75,9 +77,11 @@ class Wire(asyncio.Protocol):
         # One timer serves all trips of a connection. A timer for each trip would cost more than the rest of it.
         self._deadline = deadline = self._loop.time() + timeout
         timer = self._timer
-        if timer is None or timer.when() > deadline:
+        if timer is None or self._timer_at > deadline:
             if timer is not None:
                 timer.cancel()
+            # Timers of uvloop that are due within half a ms cannot tell their time.
+            self._timer_at = deadline
             self._timer = self._loop.call_at(deadline, self._overdue)
         try:
             return await future
@@ -89,6 +93,7 @@ class Wire(asyncio.Protocol):
         if self._future is None:
             return
         if self._deadline > self._loop.time():
+            self._timer_at = self._deadline
             self._timer = self._loop.call_at(self._deadline, self._overdue)
         else:
             self._fail(TimeoutError("the server did not answer in time"))

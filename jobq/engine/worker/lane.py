@@ -45,6 +45,7 @@ class Lane(Claiming):
         self.weight = source.weight
         self._sleeper: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
         self._chosen = False
         self._flying = False
         self._closed = False
@@ -144,9 +145,11 @@ class Lane(Claiming):
         """Whether it is too early for another try. The lane is woken at the right time."""
         if not backoff.failures or backoff.until <= self._loop.time():
             return False
-        if self._alarm is None or self._alarm.cancelled() or self._alarm.when() > backoff.until:
+        if self._alarm is None or self._alarm.cancelled() or self._alarm_at > backoff.until:
             if self._alarm is not None:
                 self._alarm.cancel()
+            # Timers of uvloop that are due within half a ms cannot tell their time.
+            self._alarm_at = backoff.until
             self._alarm = self._loop.call_at(backoff.until, self._rested)
         return True
 

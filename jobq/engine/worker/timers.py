@@ -74,6 +74,7 @@ class DueTimer:
         self._loop = loop
         self._look = look
         self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0
         self._hesitant_until = 0.0
 
     def set(self, due_ms: int) -> None:
@@ -85,11 +86,13 @@ class DueTimer:
     def not_later(self, due_ms: int) -> None:
         """A job is due in this number of ms. Check then, or earlier if another job is due before it."""
         due = min(due_ms / 1000, LONGEST)
+        at = self._loop.time() + due
         if self._timer is not None:
-            if self._timer.when() <= self._loop.time() + due:
+            # Timers of uvloop that are due within half a ms cannot tell their time.
+            if self._at <= at:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_later(due, self._due)
+        self._at, self._timer = at, self._loop.call_later(due, self._due)
 
     def hesitate(self) -> None:
         """Let other workers claim due jobs first, because there are jobs that this worker cannot read."""
@@ -105,6 +108,7 @@ class DueTimer:
         self._timer = None
         if self._loop.time() < self._hesitant_until:
             # This is probably a job that this worker handed back. A worker that can read it should get it first.
+            self._at = self._loop.time() + HESITATE
             self._timer = self._loop.call_later(HESITATE, self._after_hesitation)
         else:
             self._look()
