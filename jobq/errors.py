@@ -1,7 +1,7 @@
 """All exceptions that jobq raises.
 
 JobqError
-  x InvalidJob              the enqueue's arguments do not fit; nothing was written
+  x InvalidJob              a job or a setting does not fit; nothing was written
     + UnknownType           the queue has no task of this type
     + UnknownRule           nobody declared or set the rule of this name
     + GroupFull             the group of the job holds as many jobs as it may
@@ -81,7 +81,8 @@ class JobqError(Exception):
 
 
 class InvalidJob(JobqError, ValueError):
-    """The job cannot be enqueued as given; nothing was written."""
+    """A job cannot be enqueued as given, or a limit, a group, a schedule, a webhook or a setting of the queue cannot be
+    used as given. Nothing was written."""
 
 
 class UnknownRule(InvalidJob):

@@ -14,7 +14,7 @@ from jobq import Settings, errors
 from jobq.cli.parser import build_parser
 from jobq.http.duties import Duties
 from jobq.http.metrics import metrics_of, metrics_of_server
-from jobq.http.problems import KINDS, TABLE
+from jobq.http.problems import KINDS, causes
 from website.folders import DOCS
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def problems() -> str:
         " `urn:jobq:problem:wrong-state` is described [here](#wrong-state). [REST](rest.md) lists them by route.",
     ]
     for kind in sorted(KINDS):
-        made = [one.__name__ for one, row in TABLE.items() if row.kind == kind and issubclass(one, errors.JobqError)]
+        made = [one.__name__ for one in causes(kind)]
         parts += [f"## {kind.slug}", f"{kind.status}: {kind.title}."]
         if made:
             parts.append("In Python: " + ", ".join(f"[{name}](../errors/{name}.md)" for name in made) + ".")
@@ -249,11 +249,10 @@ def error(kind: type[Exception]) -> str:
         parts.append(f"**When**: {when}" + (f"\n\n**What to do**: {what}" if what else ""))
     if bases:
         parts.append("**It is also a** " + ", ".join(f"`{base}`" for base in bases) + ".")
-    row = next((TABLE[base] for base in kind.__mro__ if base in TABLE), None)
-    if row is not None:
-        parts.append(
-            f"**Over REST**: {row.kind.status}, [`{row.kind.type}`](../reference/problems.md#{row.kind.slug})."
-        )
+    known = ([one for one in KINDS if base in causes(one)] for base in kind.__mro__)
+    if found := next(filter(None, known), None):
+        links = ", ".join(f"[`{one.type}`](../reference/problems.md#{one.slug})" for one in found)
+        parts.append(f"**Over REST**: {found[0].status}, {links}.")
     parts.append("[All errors](all.md), [errors by occasion](../errors.md)")
     return "\n\n".join(parts) + "\n"
 

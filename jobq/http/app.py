@@ -94,7 +94,7 @@ def _hosts(settings: Settings, given: Iterable[str] | None) -> Iterable[str] | N
 def _add_routes(app: web.Application, hub: Hub) -> None:
     for route in ROUTES:
         for path in route.paths():
-            door = _door(hub, route.scope, route.handler, path)
+            door = _door(hub, route.scope, route.handler, path, route.invalid or problems.INVALID_JOB)
             # aiohttp's own pattern does not match braces. A client may send any id, and the answer must be 404.
             _add(app, route.method, re.sub(r"{(\w+)}", r"{\1:[^/]+}", path), door)
 
@@ -143,10 +143,14 @@ def _add(app: web.Application, method: str, path: str, door: Any) -> None:
 
 
 def _door(
-    hub: Hub, scope: Scope, handler: Callable[[ApiCall], Awaitable[web.StreamResponse]], path: str | None = None
+    hub: Hub,
+    scope: Scope,
+    handler: Callable[[ApiCall], Awaitable[web.StreamResponse]],
+    path: str | None = None,
+    invalid: problems.Kind = problems.INVALID_JOB,
 ) -> Any:
     """The coroutine that aiohttp calls for a route. It admits the request, calls the handler, and answers every
-    exception with a problem. ``path``: that of the route, if it has one.
+    exception with a problem. ``path``: that of the route, if it has one. ``invalid``: see ``Route``.
 
     A stack of middlewares would be slower, and enqueue is a hot path.
     """
@@ -162,7 +166,8 @@ def _door(
         except Exception as error:  # noqa: BLE001 - each becomes a problem; unknown ones are logged
             if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 return web.Response(status=400)  # The client left during its request, so nobody reads this.
-            return problems.response(error, None if path is None else docs_of(request, path.count("/")))
+            docs = None if path is None else docs_of(request, path.count("/"))
+            return problems.response(error, docs, invalid)
 
     setattr(door, SCOPE, scope)
     return door

@@ -9,8 +9,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from jobq.errors import JobqError
-from jobq.http.problems import KINDS, TABLE
+from jobq.http.problems import KINDS, causes
 
 _INTRO = """<header><h1>jobq</h1>
 <p class="lead">The REST interface. <a href="openapi.json">openapi.json</a> is the same for machines.</p>
@@ -84,11 +83,11 @@ def _problems() -> str:
     """All kinds of problems. The ``help`` of a problem leads here."""
     parts = ["<h2>Problems</h2>"]
     for kind in sorted(KINDS):
-        causes = [one for one, row in TABLE.items() if row.kind == kind and issubclass(one, JobqError)]
-        about = "".join(_prose(inspect.cleandoc(one.__doc__ or "").replace("``", "`")) for one in causes)
+        made = causes(kind)
+        about = "".join(_prose(inspect.cleandoc(one.__doc__ or "").replace("``", "`")) for one in made)
         title = f'<h3 class="name"><code>{escape(kind.slug)}</code></h3>'
         first = f"<p>{kind.status}: {escape(kind.title)}. <code>{escape(kind.type)}</code></p>"
-        python = f"<p>In Python: {', '.join(f'<code>{one.__name__}</code>' for one in causes)}</p>" if causes else ""
+        python = f"<p>In Python: {', '.join(f'<code>{one.__name__}</code>' for one in made)}</p>" if made else ""
         parts.append(f'<section id="{escape(kind.slug)}">{title}{first}{about}{python}</section>')
     return "".join(parts)
 

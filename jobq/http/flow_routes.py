@@ -15,7 +15,7 @@ from jobq.http.route import Route
 
 _RULE: Final = "/limits/{rule}"
 _SCHEDULE: Final = "/schedules/{name}"
-_SCHEDULES: Final = (p.SCHEDULE_NOT_FOUND, p.INVALID_JOB)
+_SCHEDULES: Final = (p.SCHEDULE_NOT_FOUND,)
 
 FLOW_ROUTES: Final[tuple[Route, ...]] = (
     Route(
@@ -34,7 +34,7 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
         description="It replaces what code declares, acts at once, also on jobs that wait, and survives deploys."
         " Running jobs are not stopped. With `dry_run=1` nothing changes, and `would_hold` says how many jobs the rule"
         " would hold now.",
-        responses={200: limits.LimitSet}, errors=(p.INVALID_JOB,),
+        responses={200: limits.LimitSet}, invalid=p.INVALID_LIMIT,
     ),
     Route(
         method="DELETE", path=_RULE, scope=Scope.ADMIN, handler=limits.reset_limit,
@@ -53,12 +53,12 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
         summary="Close a limit key for a time", request=limits.CloseLimit,
         description="None of its jobs starts before the time is over; running jobs go on. The key `queue` stands for"
         " the whole queue.",
-        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
+        responses={200: limits.LimitClosed}, errors=(p.RULE_NOT_FOUND,), invalid=p.INVALID_LIMIT,
     ),
     Route(
         method="POST", path="/limits/{key}/open", scope=Scope.ADMIN, handler=limits.open_limit,
         summary="Open a closed limit key",
-        responses={200: limits.LimitClosed}, errors=(p.INVALID_JOB, p.RULE_NOT_FOUND),
+        responses={200: limits.LimitClosed}, errors=(p.RULE_NOT_FOUND,), invalid=p.INVALID_LIMIT,
     ),
     Route(
         method="GET", path="/groups", scope=Scope.READ, handler=groups.groups,
@@ -68,7 +68,7 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET", path="/groups/{group}", scope=Scope.READ, handler=groups.show_group,
-        summary="A group", responses={200: GroupRow}, errors=(p.INVALID_JOB,),
+        summary="A group", responses={200: GroupRow}, invalid=p.INVALID_GROUP,
         description="A group without jobs and settings is shown with its defaults.",
     ),
     Route(
@@ -76,17 +76,17 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
         summary="Set the weight and the bound of a group, pause or resume it", request=groups.SetGroup,
         description="It replaces all settings of the group and acts at once, also on jobs that wait."
         " Running jobs are not stopped.",
-        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
+        responses={200: groups.GroupSet}, invalid=p.INVALID_GROUP,
     ),
     Route(
         method="PATCH", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.change_group,
         summary="Change some settings of a group", request=groups.ChangeGroup,
         description="What the body does not name stays as it is.",
-        responses={200: groups.GroupSet}, errors=(p.INVALID_JOB,),
+        responses={200: groups.GroupSet}, invalid=p.INVALID_GROUP,
     ),
     Route(
         method="DELETE", path="/groups/{group}", scope=Scope.ADMIN, handler=groups.reset_group,
-        summary="Remove the settings of a group", responses={204: None}, errors=(p.INVALID_JOB,),
+        summary="Remove the settings of a group", responses={204: None}, invalid=p.INVALID_GROUP,
     ),
     Route(
         method="GET", path="/schedules", scope=Scope.READ, handler=schedules.schedules,
@@ -97,7 +97,7 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
         method="POST", path="/schedules/preview", scope=Scope.READ, handler=schedules.preview_schedule,
         summary="When the slots of a schedule would be", request=schedules.PreviewSchedule,
         description="`times` have the offset of the time zone, and `words` say the expression in English.",
-        responses={200: Preview}, errors=(p.INVALID_JOB,),
+        responses={200: Preview}, invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="POST", path="/schedules/prune", scope=Scope.ADMIN, handler=schedules.prune_schedules,
@@ -108,41 +108,41 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
     Route(
         method="GET", path=_SCHEDULE, scope=Scope.READ, handler=schedules.show_schedule,
         summary="A schedule", description="With its next five slots, and the last five with their outcome.",
-        responses={200: ScheduleRow}, errors=_SCHEDULES,
+        responses={200: ScheduleRow}, errors=_SCHEDULES, invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="PUT", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.put_schedule,
         summary="Write a schedule", request=schedules.PutSchedule,
         description="It replaces what code declares, and survives deploys. A paused schedule stays paused.",
-        responses={200: ScheduleRow}, errors=(p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE),
+        responses={200: ScheduleRow}, errors=(p.UNKNOWN_RULE, p.UNKNOWN_TYPE), invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="DELETE", path=_SCHEDULE, scope=Scope.ADMIN, handler=schedules.delete_schedule,
         summary="Remove a schedule",
         description="If code declares it, it goes on as the code says. To stop it, pause it.",
-        responses={200: schedules.ScheduleDeleted}, errors=_SCHEDULES,
+        responses={200: schedules.ScheduleDeleted}, errors=_SCHEDULES, invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/pause", scope=Scope.ADMIN, handler=schedules.pause_schedule,
         summary="Pause a schedule", request=schedules.PauseSchedule,
         description="Deploys do not end a pause.",
-        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
+        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES, invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/resume", scope=Scope.ADMIN, handler=schedules.resume_schedule,
         summary="Resume a schedule", description="The slots of the pause are not made up: backfill does that.",
-        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES,
+        responses={200: schedules.SchedulePaused}, errors=_SCHEDULES, invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/run", scope=Scope.ADMIN, handler=schedules.run_schedule,
         summary="Run a schedule now, besides its slots",
-        responses={201: schedules.ScheduleJob}, errors=(*_SCHEDULES, p.FULL),
+        responses={201: schedules.ScheduleJob}, errors=(*_SCHEDULES, p.FULL), invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="POST", path=f"{_SCHEDULE}/backfill", scope=Scope.ADMIN, handler=schedules.backfill_schedule,
         summary="Make up slots that got no job", request=schedules.Backfill,
         description="Of the slots between `from` and `until`, only those that did not run; 1,000 at most.",
-        responses={200: schedules.ScheduleJobs}, errors=(*_SCHEDULES, p.FULL),
+        responses={200: schedules.ScheduleJobs}, errors=(*_SCHEDULES, p.FULL), invalid=p.INVALID_SCHEDULE,
     ),
     Route(
         method="GET", path="/breakers", scope=Scope.READ, handler=breakers.breakers,
@@ -154,7 +154,7 @@ FLOW_ROUTES: Final[tuple[Route, ...]] = (
         method="POST", path="/breakers/{type}/trip", scope=Scope.ADMIN, handler=breakers.trip_breaker,
         summary="Open a circuit breaker", request=breakers.TripBreaker,
         description="No job of the type starts before the time is over. Then one job runs to find out.",
-        responses={200: BreakerRow}, errors=(p.INVALID_JOB, p.UNKNOWN_BREAKER),
+        responses={200: BreakerRow}, errors=(p.UNKNOWN_BREAKER,),
     ),
     Route(
         method="POST", path="/breakers/{type}/reset", scope=Scope.ADMIN, handler=breakers.reset_breaker,

@@ -71,6 +71,11 @@ UNKNOWN_FIELD = Kind("unknown-field", 422, "There is no such field")
 MISSING_FIELD = Kind("missing-field", 422, "A field is missing")
 INVALID_FIELD = Kind("invalid-field", 422, "A field has a value that is not allowed")
 INVALID_JOB = Kind("invalid-job", 422, "The job cannot be enqueued as given")
+INVALID_LIMIT = Kind("invalid-limit", 422, "The limit cannot be used as given")
+INVALID_GROUP = Kind("invalid-group", 422, "The group cannot be used as given")
+INVALID_SCHEDULE = Kind("invalid-schedule", 422, "The schedule cannot be used as given")
+INVALID_WEBHOOK = Kind("invalid-webhook", 422, "The webhook cannot be used as given")
+INVALID_SETTING = Kind("invalid-setting", 422, "The setting of the queue cannot be changed as given")
 UNKNOWN_BREAKER = Kind("unknown-breaker", 404, "The type has no circuit breaker")
 UNKNOWN_RULE = Kind("unknown-rule", 422, "A limit key of the job has no rule")
 UNKNOWN_TYPE = Kind("unknown-type", 422, "The queue has no such job type")
@@ -90,6 +95,11 @@ REFUSED = Kind("redis-unfit", 503, "The Redis server cannot be used as it is")
 WORKER_FAILED = Kind("worker-failed", 503, "A worker in this process has failed")
 BUSY = Kind("busy", 503, "Too many connections", _SOON)
 UNCONFIRMED = Kind("unconfirmed", 504, "The jobs are enqueued, but the copies asked for are not confirmed")
+
+INVALID: tuple[Kind, ...] = (
+    INVALID_JOB, INVALID_LIMIT, INVALID_GROUP, INVALID_SCHEDULE, INVALID_WEBHOOK, INVALID_SETTING,
+)  # fmt: skip
+"""The kinds that stand for ``InvalidJob``. Each route has one of them, see ``Route``."""
 
 KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isinstance(kind, Kind))
 
@@ -155,12 +165,19 @@ TABLE: dict[type[BaseException], _Row] = {
 }
 
 
-def response(error: Exception, docs: str | None = None) -> web.Response:
+def response(error: Exception, docs: str | None = None, invalid: Kind = INVALID_JOB) -> web.Response:
     """The answer to an exception: a problem of the table, or 500 with a traceback in the log. ``docs``: the path of
-    the page of this server that describes all kinds of problems."""
-    kind, body, headers = describe(error)
+    the page of this server that describes all kinds of problems. ``invalid``: see ``Route``."""
+    kind, body, headers = describe(error, invalid)
     body |= help_of(kind, docs)
     return web.Response(status=body["status"], body=encode(body), headers=_HEADERS | dict(kind.headers) | dict(headers))
+
+
+def causes(kind: Kind) -> list[type[errors.JobqError]]:
+    """The exceptions that are answered with this kind."""
+    if kind in INVALID:
+        return [errors.InvalidJob]
+    return [one for one, row in TABLE.items() if row.kind == kind and issubclass(one, errors.JobqError)]
 
 
 def help_of(kind: Kind, docs: str | None) -> dict[str, str]:
@@ -168,8 +185,10 @@ def help_of(kind: Kind, docs: str | None) -> dict[str, str]:
     return {} if docs is None else {"help": f"{docs}#{kind.slug}"}
 
 
-def describe(error: Exception) -> tuple[Kind, dict[str, Any], Mapping[str, str]]:
+def describe(error: Exception, invalid: Kind = INVALID_JOB) -> tuple[Kind, dict[str, Any], Mapping[str, str]]:
     """The kind of problem for an exception, its body and its extra headers."""
+    if type(error) is errors.InvalidJob:
+        return invalid, _body(invalid, str(error), {}), {}
     if isinstance(error, HttpProblem):
         return error.kind, _body(error.kind, error.detail, error.fields), error.headers
     if isinstance(error, msgspec.ValidationError):

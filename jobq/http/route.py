@@ -22,7 +22,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     ``responses``: the body type of each success status. ``errors``: problems beyond those that every route can answer
     with, see ``problems_of``. ``per_queue``: the route also exists under /queues/{queue}, for that queue instead of
-    the default one. ``media``: the content type of its answers.
+    the default one. ``media``: the content type of its answers. ``invalid``: the problem that stands for ``InvalidJob``
+    here. The engine also raises it for settings, and a client wants to know what of its request was refused.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     request: Any = None
     query: type[msgspec.Struct] | None = None
     errors: tuple[p.Kind, ...] = ()
+    invalid: p.Kind | None = None
     per_queue: bool = True
     media: str = "application/json"
 
@@ -46,6 +48,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 def problems_of(route: Route, path: str) -> list[p.Kind]:
     """All problems that the route can answer with at this path."""
     kinds = [*route.errors, p.MALFORMED_REQUEST]
+    if route.invalid is not None:
+        kinds.append(route.invalid)
     if "{queue}" in path:
         kinds.append(p.UNKNOWN_QUEUE)
     if route.request is not None:

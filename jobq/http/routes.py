@@ -34,7 +34,7 @@ from jobq.http.route import Route
 _STATES = (p.JOB_NOT_FOUND, p.WRONG_STATE)
 _JOB = "/jobs/{id}"
 _WEBHOOK = "/webhooks/{name}"
-_WEBHOOKS = (p.WEBHOOK_NOT_FOUND, p.INVALID_JOB)
+_WEBHOOKS = (p.WEBHOOK_NOT_FOUND,)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -53,9 +53,10 @@ ROUTES: tuple[Route, ...] = (
             207: list[bodies.BulkAnswer],
         },
         errors=(
-            p.INVALID_JOB, p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.KEY_TAKEN,
+            p.UNKNOWN_RULE, p.UNKNOWN_TYPE, p.IDEMPOTENCY_CONFLICT, p.JOB_ID_TAKEN, p.KEY_TAKEN,
             p.TOO_LARGE, p.FULL, p.DURABILITY_REFUSED, p.UNCONFIRMED,
         ),
+        invalid=p.INVALID_JOB,
     ),
     Route(
         method="GET", path="/jobs", scope=Scope.READ, handler=handlers.page,
@@ -120,7 +121,7 @@ ROUTES: tuple[Route, ...] = (
         summary="Set how much waiting a step of priority is worth", request=aging.SetAging,
         description="It acts at once, and jobs that wait count as enqueued now. It is refused while more than 1,000"
         " jobs wait. Programs that declare another value are refused when they start. `GET /jobs/stats` shows it.",
-        responses={200: aging.AgingSet}, errors=(p.INVALID_JOB,),
+        responses={200: aging.AgingSet}, invalid=p.INVALID_SETTING,
     ),
     Route(
         method="GET", path="/partitions", scope=Scope.READ, handler=partitions.partitions,
@@ -130,7 +131,7 @@ ROUTES: tuple[Route, ...] = (
         method="PUT", path="/partitions", scope=Scope.ADMIN, handler=partitions.set_partitions,
         summary="Set over how many partitions a queue is spread", request=partitions.SetPartitions,
         description="It acts while the queue is in use, and no job moves. There are never fewer than `homes`.",
-        responses={200: partitions.Partitioned}, errors=(p.INVALID_JOB,),
+        responses={200: partitions.Partitioned}, invalid=p.INVALID_SETTING,
     ),
     Route(
         method="POST", path="/jobs/kill", scope=Scope.ADMIN, handler=handlers.kill_many,
@@ -149,7 +150,7 @@ ROUTES: tuple[Route, ...] = (
         summary="Give many jobs another priority", query=schema.PrioritiseMany, request=schema.SetPriority,
         description="Jobs of a state that have not started, or those of one group. They keep their order in time."
         " `count` are those that had another priority. Call again while it equals `limit`.",
-        responses={200: bodies.Count}, errors=(p.INVALID_QUERY, p.INVALID_JOB),
+        responses={200: bodies.Count}, errors=(p.INVALID_QUERY,),
     ),
     Route(
         method="POST", path="/jobs/retry", scope=Scope.ADMIN, handler=handlers.retry_many,
@@ -207,7 +208,7 @@ ROUTES: tuple[Route, ...] = (
         " them. The body may be empty. `rerun_of` of the new job and `reruns` of the earlier one link them. A key that"
         " is held is a 409 that names the holder. `Idempotency-Key` makes it repeatable.",
         responses={201: bodies.Enqueued, 200: bodies.Enqueued},
-        errors=(p.JOB_NOT_FOUND, p.INVALID_JOB, p.KEY_TAKEN, p.UNKNOWN_TYPE, p.TOO_LARGE, p.FULL),
+        errors=(p.JOB_NOT_FOUND, p.KEY_TAKEN, p.UNKNOWN_TYPE, p.TOO_LARGE, p.FULL), invalid=p.INVALID_JOB,
     ),
     Route(
         method="POST", path=f"{_JOB}/promote", scope=Scope.WRITE, handler=handlers.promote,
@@ -263,34 +264,34 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.show_webhook,
-        summary="A webhook", responses={200: Webhook}, errors=_WEBHOOKS,
+        summary="A webhook", responses={200: Webhook}, errors=_WEBHOOKS, invalid=p.INVALID_WEBHOOK,
     ),
     Route(
         method="PUT", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.put_webhook,
         summary="Make or change a webhook", request=webhooks.PutWebhook, responses={200: Webhook},
-        errors=(p.INVALID_JOB,),
+        invalid=p.INVALID_WEBHOOK,
         description="It is told of events from now on, in the format of Standard Webhooks. The answer that makes it has"
         " its `secret`; nobody can read that later. It also enables a webhook that jobq has disabled.",
     ),
     Route(
         method="DELETE", path=_WEBHOOK, scope=Scope.ADMIN, handler=webhooks.delete_webhook,
-        summary="Remove a webhook", responses={204: None}, errors=_WEBHOOKS,
+        summary="Remove a webhook", responses={204: None}, errors=_WEBHOOKS, invalid=p.INVALID_WEBHOOK,
     ),
     Route(
         method="GET", path=f"{_WEBHOOK}/deliveries", scope=Scope.ADMIN, handler=webhooks.webhook_deliveries,
         summary="The last deliveries of a webhook", query=webhooks.DeliveriesQuery,
-        responses={200: webhooks.WebhookDeliveries}, errors=_WEBHOOKS,
+        responses={200: webhooks.WebhookDeliveries}, errors=_WEBHOOKS, invalid=p.INVALID_WEBHOOK,
         description="Those that were tried, newest first. They are searched among the newest 2,000 of each state.",
     ),
     Route(
         method="POST", path=f"{_WEBHOOK}/rotate", scope=Scope.ADMIN, handler=webhooks.rotate_webhook,
-        summary="Give a webhook a new secret", responses={200: Webhook}, errors=_WEBHOOKS,
+        summary="Give a webhook a new secret", responses={200: Webhook}, errors=_WEBHOOKS, invalid=p.INVALID_WEBHOOK,
         description="The answer has it. For 24 hours deliveries are signed with the earlier one, too.",
     ),
     Route(
         method="POST", path=f"{_WEBHOOK}/test", scope=Scope.ADMIN, handler=webhooks.test_webhook,
-        summary="Deliver a test event", responses={202: webhooks.WebhookTested}, errors=_WEBHOOKS,
-        description="`id` is the job that delivers it.",
+        summary="Deliver a test event", description="`id` is the job that delivers it.",
+        responses={202: webhooks.WebhookTested}, errors=_WEBHOOKS, invalid=p.INVALID_WEBHOOK,
     ),
     Route(
         method="GET", path="/queues", scope=Scope.READ, handler=handlers.queues,

@@ -123,4 +123,4 @@ async def test_one_group_is_shown_whatever_it_has(client: Client):
         assert await get(client, f"/groups/{group}") == {"group": group, **none}
     await client.put("/groups/b", json={"paused": True})
     assert (await get(client, "/groups/b"))["paused"] is True
-    await problem(await client.get(f"/groups/{'x' * 201}"), 422, "invalid-job")
+    await problem(await client.get(f"/groups/{'x' * 201}"), 422, "invalid-group")

@@ -141,7 +141,7 @@ async def test_only_a_key_of_a_rule_can_be_closed(client: Client):
     await put(client, "/limits/tenant", {"concurrency": 5})
     body = await problem(await client.post("/limits/tenent:a/close", json={"time": 1}), 404, "rule-not-found")
     assert (body["rule"], body["known"]) == ("tenent", ["tenant"])
-    await problem(await client.post("/limits/tenant:/close", json={"time": 1}), 422, "invalid-job")
+    await problem(await client.post("/limits/tenant:/close", json={"time": 1}), 422, "invalid-limit")
     for wrong in ({}, {"time": 0}, {"time": "5m"}, {"time": 10**15}):
         assert (await client.post("/limits/tenant/close", json=wrong)).status in (400, 422)
 

@@ -15,6 +15,7 @@ from rest import problem
 from jobq import Connection, Queue, errors
 from jobq.http import create_app, problems
 from jobq.http.problems import KINDS, TABLE, HttpProblem
+from jobq.http.routes import ROUTES
 from jobq.http.strict import BadJSON
 
 if TYPE_CHECKING:
@@ -144,6 +145,61 @@ async def test_unknown_type_names_those_that_are_known(new_client: NewClient, co
     assert (await problem(response, 422, "unknown-type"))["known"] == ["send"]
     response = await client.post("/jobs/enqueue", json={"type": "send", "payload": {"too": "x"}})
     assert "too" in (await problem(response, 422, "invalid-job"))["detail"]
+
+
+CRON = {"type": "a", "cron": "0 0 1 * *"}
+REFUSED = [
+    ("POST", "/jobs/enqueue", {"type": "a\n"}, problems.INVALID_JOB),
+    ("PUT", "/limits/a:b", {"concurrency": 1}, problems.INVALID_LIMIT),
+    ("PUT", "/limits/a:b?dry_run=1", {"concurrency": 1}, problems.INVALID_LIMIT),
+    ("POST", "/limits/a:/close", {"time": 1}, problems.INVALID_LIMIT),
+    ("POST", "/limits/a:/open", None, problems.INVALID_LIMIT),
+    ("GET", f"/groups/{'x' * 201}", None, problems.INVALID_GROUP),
+    ("PUT", f"/groups/{'x' * 201}", {"weight": 1}, problems.INVALID_GROUP),
+    ("PATCH", f"/groups/{'x' * 201}", {"weight": 1}, problems.INVALID_GROUP),
+    ("DELETE", f"/groups/{'x' * 201}", None, problems.INVALID_GROUP),
+    ("POST", "/schedules/preview", {"cron": "61 * * * *"}, problems.INVALID_SCHEDULE),
+    ("GET", "/schedules/a~b", None, problems.INVALID_SCHEDULE),
+    ("PUT", "/schedules/a", CRON | {"tz": "Mars/Olympus"}, problems.INVALID_SCHEDULE),
+    ("DELETE", "/schedules/a~b", None, problems.INVALID_SCHEDULE),
+    ("POST", "/schedules/a~b/pause", {}, problems.INVALID_SCHEDULE),
+    ("POST", "/schedules/a~b/resume", None, problems.INVALID_SCHEDULE),
+    ("POST", "/schedules/a~b/run", None, problems.INVALID_SCHEDULE),
+    ("POST", "/schedules/a~b/backfill", {"from": 1, "until": 2}, problems.INVALID_SCHEDULE),
+    ("GET", "/webhooks/a~b", None, problems.INVALID_WEBHOOK),
+    ("PUT", "/webhooks/a", {"url": "ftp://example.com"}, problems.INVALID_WEBHOOK),
+    ("PUT", "/webhooks/a", {"url": "http://example.com", "events": ["no"]}, problems.INVALID_WEBHOOK),
+    ("DELETE", "/webhooks/a~b", None, problems.INVALID_WEBHOOK),
+    ("GET", "/webhooks/a~b/deliveries", None, problems.INVALID_WEBHOOK),
+    ("POST", "/webhooks/a~b/rotate", None, problems.INVALID_WEBHOOK),
+    ("POST", "/webhooks/a~b/test", None, problems.INVALID_WEBHOOK),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "kind"), REFUSED)
+async def test_what_is_refused_is_named_by_its_kind(
+    client: Client, method: str, path: str, body: Any, kind: problems.Kind
+):
+    """They were all "The job cannot be enqueued as given"."""
+    for prefix in ("", "/queues/main"):
+        answer = await problem(await client.request(method, prefix + path, json=body), 422, kind.slug)
+        assert answer["title"] == kind.title
+        assert answer["help"] == f"/docs#{kind.slug}"
+
+
+async def test_a_setting_that_the_queue_refuses_is_named_as_such(client: Client):
+    assert (await client.put("/partitions", json={"partitions": 4})).status == 200
+    assert (await client.post("/jobs/enqueue", json={"type": "a", "key": "k"})).status == 201  # now keys have homes
+    for path in ("/partitions", "/queues/main/partitions"):
+        answer = await problem(await client.put(path, json={"partitions": 1}), 422, "invalid-setting")
+        assert answer["title"] == problems.INVALID_SETTING.title
+
+
+def test_every_route_that_has_such_a_kind_has_its_case():
+    tried = {(method, kind) for method, _, _, kind in REFUSED} | {("PUT", problems.INVALID_SETTING)}
+    routes = {(route.method, route.invalid) for route in ROUTES if route.invalid is not None}
+    assert routes == tried
+    assert {kind for _, kind in routes} == set(problems.INVALID)
 
 
 async def test_a_wrong_state_is_answered_with_the_state_and_the_allowed_ones(client: Client):

@@ -82,22 +82,22 @@ async def test_preview(client: Client):
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"cron": "0 0 30 2 *"}, "invalid-job"),
-        ({"cron": "* * * * * * *"}, "invalid-job"),
+        ({"cron": "0 0 30 2 *"}, "invalid-schedule"),
+        ({"cron": "* * * * * * *"}, "invalid-schedule"),
         ({"cron": "*" * 257}, "invalid-field"),
-        ({"cron": ["* * * * *"] * 17}, "invalid-job"),
-        ({"tz": "Mars/Olympus"}, "invalid-job"),
-        ({"tz": "../etc/passwd"}, "invalid-job"),
-        ({"every": 60_000}, "invalid-job"),
-        ({"cron": None}, "invalid-job"),
+        ({"cron": ["* * * * *"] * 17}, "invalid-schedule"),
+        ({"tz": "Mars/Olympus"}, "invalid-schedule"),
+        ({"tz": "../etc/passwd"}, "invalid-schedule"),
+        ({"every": 60_000}, "invalid-schedule"),
+        ({"cron": None}, "invalid-schedule"),
         ({"overlap": "never"}, "invalid-field"),
         ({"limits": ["nobody"]}, "unknown-rule"),
-        ({"id": "mine"}, "invalid-job"),
-        ({"run_at": "2030-01-31T08:00:00Z"}, "invalid-job"),
+        ({"id": "mine"}, "invalid-schedule"),
+        ({"run_at": "2030-01-31T08:00:00Z"}, "invalid-schedule"),
         ({"nothing": 1}, "unknown-field"),
         ({"priority": 9999}, "invalid-field"),
-        ({"from": 2_000_000_000_000, "until": 1_900_000_000_000}, "invalid-job"),
-        ({"until": 1_000}, "invalid-job"),
+        ({"from": 2_000_000_000_000, "until": 1_900_000_000_000}, "invalid-schedule"),
+        ({"until": 1_000}, "invalid-schedule"),
     ],
 )
 async def test_what_cannot_be_used_is_a_422(client: Client, change: dict[str, Any], kind: str):
@@ -199,7 +199,7 @@ async def test_a_server_without_tasks_leaves_schedules_to_others(queue: Queue, c
 
 
 async def test_names_that_cannot_be_used(client: Client):
-    await problem(await client.put("/schedules/a~b", json=BODY), 422, "invalid-job")
+    await problem(await client.put("/schedules/a~b", json=BODY), 422, "invalid-schedule")
     for verb in ("resume", "run"):
         await problem(await client.post(f"/schedules/s/{verb}"), 404, "schedule-not-found")
     await problem(await client.post("/schedules/s/backfill", json={"from": 0, "until": 1}), 404, "schedule-not-found")
