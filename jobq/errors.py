@@ -58,12 +58,10 @@ Raised by handlers to control their own job:
 
 from __future__ import annotations
 
-from datetime import UTC, timedelta
-from email.utils import parsedate_to_datetime
-from time import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from jobq.duration import to_seconds
+from jobq.duration import read_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -428,7 +426,7 @@ class RateLimited(Exception):
         retry_after: float | timedelta | str,
         scope: Literal["job", "key", "queue"] = "key",
     ) -> None:
-        delay = _header(retry_after.strip()[:100]) if isinstance(retry_after, str) else retry_after
+        delay = read_retry_after(retry_after) if isinstance(retry_after, str) else retry_after
         if not _is_time(delay):
             raise ValueError(
                 "RateLimited takes retry_after= as seconds from 0 on, a timedelta, a text such as '30' or '5m', or an"
@@ -440,19 +438,6 @@ class RateLimited(Exception):
         self.delay = delay
         self.scope = scope
         super().__init__(message)
-
-
-def _header(text: str) -> float | None:
-    """Seconds of a text such as "5m", or until an HTTP date: "Fri, 31 Dec 1999 23:59:59 GMT". None if it is neither."""
-    seconds = to_seconds(text)
-    if seconds is not None:
-        return seconds
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    # A date without a zone is in UTC. One that is over means: now.
-    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time())
 
 
 def _is_time(value: object) -> bool:

@@ -24,8 +24,9 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from jobq.duration import read_retry_after
 from jobq.engine.log import get_logger
-from jobq.engine.model.backoff import Backoff
+from jobq.engine.model.backoff import Backoff, delay_ms, stored_backoff
 from jobq.engine.model.limits import Concurrency
 from jobq.engine.model.webhook import WEBHOOKS_MAX, Delivery, StoredWebhook, signed_headers
 from jobq.engine.queue.announce import Announcer
@@ -69,6 +70,8 @@ RETRY_MAX: Final = 3600.0
 AGAIN = 1.0
 """Seconds after which a delivery looks again whether the one before it has ended, at first."""
 AGAIN_MAX: Final = 60.0
+SNOOZES_MAX: Final = 1_000_000
+"""The one before it may be tried for days, and that one may have waited for an earlier one in the same way."""
 _PRIVATE = [
     ip_network(one)
     for one in (
@@ -86,7 +89,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class DeliveryFailed(Exception):
-    """An address did not accept a delivery."""
+    """An address did not accept a delivery. ``wait``: the seconds for which it wants no other one."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        self.wait = wait
+        super().__init__(message)
 
 
 class AddressRefused(OSError):
@@ -208,14 +215,19 @@ class Deliverer:
             )
         try:
             status = await self._send(hook, ctx.id, _encode(delivery.body))
-        except (DeliveryFailed, Retry) as error:
+        except DeliveryFailed as error:
             if not testing:
                 await self._failed(name, row, error)
+            # An address may ask for a second again and again. So its time only makes the backoff longer, or a delivery
+            # would have used all of its attempts after some seconds.
+            if error.wait * 1000 > delay_ms(stored_backoff(BACKOFF), ctx.attempt):
+                raise Retry(str(error), delay=error.wait) from None
             raise
         if status == 410:
             await disable_webhook(self._queue, name, row, "the address answered 410: it is gone")
             raise Discard(f"webhook {name} answered 410, and is disabled")
-        if await self._queue.store.forget_webhook_failures(name):
+        # A failure that came at the same moment may have closed the key after it was forgotten. A test opens it always.
+        if await self._queue.store.forget_webhook_failures(name) or testing:
             await pause_webhook(self._deliveries, name, 0)
         return status
 
@@ -224,7 +236,8 @@ class Deliverer:
         return (await store.do(store.results([delivery])))[0] == b"pending"
 
     async def _send(self, hook: StoredWebhook, message_id: str, body: bytes) -> int:
-        headers = signed_headers(hook.secrets, message_id, self._queue.store.now_ms(), body)
+        # The worker of the deliveries reads the clock again and again. Nobody may do so for the queue itself.
+        headers = signed_headers(hook.secrets, message_id, self._deliveries.store.now_ms(), body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"jobq/{jobq_version()}"}
         try:
             async with self._session.post(hook.url, data=body, headers=headers, allow_redirects=False) as answer:
@@ -237,18 +250,16 @@ class Deliverer:
         words = printable(said.decode(errors="replace"))[:200]
         if answer.status // 100 == 3:
             raise DeliveryFailed(f"the address answered {answer.status}, and redirects are not followed")
-        wait = answer.headers.get("Retry-After", "")
-        if answer.status in (429, 503) and wait.isascii() and wait.isdigit():
-            raise Retry(f"the address answered {answer.status}: {words}", delay=min(float(wait), RETRY_MAX))
-        raise DeliveryFailed(f"the address answered {answer.status}: {words}")
+        wait = read_retry_after(answer.headers.get("Retry-After", "")) if answer.status in (429, 503) else None
+        raise DeliveryFailed(f"the address answered {answer.status}: {words}", min(wait or 0.0, RETRY_MAX))
 
-    async def _failed(self, name: str, row: bytes, error: DeliveryFailed | Retry) -> None:
+    async def _failed(self, name: str, row: bytes, error: DeliveryFailed) -> None:
         count, failing_ms = await self._queue.store.count_webhook_failure(name)
         if count >= PAUSED_AFTER and failing_ms >= DISABLED_AFTER.total_seconds() * 1000:
             reason = f"all {count} attempts of {DISABLED_AFTER.days} days failed; the last one: {error}"
             await disable_webhook(self._queue, name, row, reason[:500])
-        elif isinstance(error, Retry) and error.delay:
-            await pause_webhook(self._deliveries, name, error.delay)
+        elif error.wait:
+            await pause_webhook(self._deliveries, name, error.wait)
         elif count >= PAUSED_AFTER:
             # Up to AT_ONCE attempts fail at the same time.
             doubled = min((count - PAUSED_AFTER) // AT_ONCE, 10)
@@ -301,6 +312,7 @@ async def deliver_webhooks(
             attempts=ATTEMPTS,
             backoff=BACKOFF,
             timeout=2 * TIMEOUT,
+            max_snoozes=SNOOZES_MAX,
             limits=[Concurrency(AT_ONCE, by="webhook", name=RULE)],
         )
         async def deliver(

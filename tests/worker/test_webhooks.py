@@ -7,8 +7,10 @@ import json
 import logging
 import socket
 import threading
+import time
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -477,12 +479,17 @@ async def test_an_address_that_is_away_gets_few_requests_and_later_all_deliverie
         assert (found.failures, found.failing_since) == (0, None)
 
 
-@pytest.mark.parametrize("status", [429, 503])
+def _in_an_hour() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize(("status", "when"), [(429, str), (503, str), (503, _in_an_hour)])
 async def test_an_address_that_asks_for_a_pause_gets_it(
-    queue: Queue, receiver: Receiver, until: Until, status: int
+    queue: Queue, receiver: Receiver, until: Until, status: int, when: Callable[..., str]
 ) -> None:
     await queue.put_webhook("crm", receiver.url, events=["killed"])
-    receiver.answers = [lambda: web.Response(status=status, headers={"Retry-After": "3600"})]
+    header = when() or "3600"
+    receiver.answers = [lambda: web.Response(status=status, headers={"Retry-After": header})]
     async with delivering(queue):
         await (await queue.enqueue("mail")).kill()
         await until(lambda: receiver.got, "the first delivery")
@@ -498,6 +505,96 @@ async def test_an_address_that_asks_for_a_pause_gets_it(
 
         await until(waits, "the second one to wait")
     assert len(receiver.got) == 1
+
+
+async def test_an_address_that_asks_for_a_second_again_and_again_leaves_deliveries_their_attempts(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A maintenance of a minute with "Retry-After: 1" used up all attempts of three days in ten seconds."""
+    monkeypatch.setattr(webhooks, "BACKOFF", [3600])
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.answers = [lambda: web.Response(status=503, headers={"Retry-After": "1"})]
+    async with delivering(queue) as deliveries:
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: _size(deliveries, "delayed", 1), "the second attempt to wait")
+        [row] = (await deliveries.page(State.DELAYED)).jobs
+        assert row.run_at is not None
+        assert row.run_at - deliveries.store.now_ms() > 2_000_000
+    assert len(receiver.got) == 1
+
+
+async def test_a_webhook_that_is_made_again_does_not_wait_for_the_pause_of_the_one_before_it(
+    queue: Queue, receiver: Receiver, until: Until
+) -> None:
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    receiver.answers = [lambda: web.Response(status=503, headers={"Retry-After": "3600"})]
+    async with delivering(queue) as deliveries:
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: _closed(deliveries), "the webhook to be paused")
+        await queue.delete_webhook("crm")
+        await queue.put_webhook("crm", receiver.url, events=["killed"])
+        job = await queue.enqueue("mail")
+        await job.kill()
+        await until(lambda: receiver.told[1:] == [("job.killed", f"{queue.name}:{job.id}")], "the delivery")
+
+
+async def test_a_test_ends_a_pause_although_no_failure_is_noted(queue: Queue, receiver: Receiver, until: Until) -> None:
+    """A failure and a success at the same moment: the failure may close the webhook after it was forgotten."""
+    await queue.put_webhook("crm", receiver.url, events=["killed"])
+    async with delivering(queue) as deliveries:
+        await (await queue.enqueue("mail")).kill()
+        await until(lambda: receiver.got, "a delivery")
+        await deliveries.close_limit("webhook:crm", 3600)
+        await queue.test_webhook("crm")
+
+        async def opened() -> bool:
+            return not await _closed(deliveries)
+
+        await until(opened, "the webhook to go on")
+
+
+async def test_a_delivery_waits_for_the_one_before_it_however_long_that_takes(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts take three days. A later delivery for the same job looks each minute, and gave up after a thousand
+    looks."""
+    monkeypatch.setattr(webhooks, "AGAIN", 0.0)
+    monkeypatch.setattr(webhooks, "BACKOFF", [3600])
+    await queue.put_webhook("crm", receiver.url, events=["killed", "removed"])
+    receiver.answers = [lambda: web.Response(status=500)]
+    async with delivering(queue) as deliveries:
+        job = await queue.enqueue("mail")
+        await job.kill()
+        await until(lambda: _size(deliveries, "delayed", 1), "the second attempt to wait")
+        await queue.remove(job.id)
+
+        async def waited() -> bool:
+            return (await deliveries.stats()).snoozed_total > 1010
+
+        await until(waited, "the second delivery to have looked more than a thousand times")
+        assert (await deliveries.stats()).failed == 0
+
+
+async def test_deliveries_are_signed_with_the_time_of_the_server(
+    queue: Queue, receiver: Receiver, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a worker of the queue does not read the clock again. After a machine was suspended, receivers
+    refused all that it signed."""
+    monkeypatch.setattr(queue.store, "now_ms", lambda: 0)
+    await queue.put_webhook("crm", receiver.url)
+    async with delivering(queue):
+        await queue.test_webhook("crm")
+        await until(lambda: receiver.got, "the delivery")
+    assert abs(int(receiver.got[0][0]["webhook-timestamp"]) - time.time()) < 60
+
+
+async def _closed(deliveries: Queue) -> bool:
+    keys = await deliveries.limit_keys("webhook") if await deliveries.limits() else []
+    return any(key.closed_until for key in keys)
+
+
+async def _size(deliveries: Queue, state: str, size: int) -> bool:
+    return getattr(await deliveries.stats(), state) == size
 
 
 async def test_a_redirect_is_not_followed(queue: Queue, receiver: Receiver, until: Until) -> None:

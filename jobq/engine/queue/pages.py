@@ -205,11 +205,11 @@ class Pager:
             raise InvalidQuery(f"cannot {verb} all {state} jobs: it takes {', '.join(allowed)}")
         if older_than is not None and state in _BY_PRIORITY:
             raise InvalidQuery(f"{state} jobs stand in order of priority, not of age: leave the age out")
-        now = self._store.now_ms()
-        # Jobs that finish from now on are left alone.
-        highest = "" if state in _BY_PRIORITY else str(now - to_ms(older_than or 0))
-        if state is State.DELAYED and older_than is None:
-            highest = ""
+        highest = ""
+        if state not in _BY_PRIORITY and (state is not State.DELAYED or older_than is not None):
+            # Jobs that finish from now on are left alone. An estimate of the time may be early, and leaves out what
+            # has just finished.
+            highest = str(await self._store.server_ms() - to_ms(older_than or 0))
         moved = 0
         cursor: tuple[str, bytes] = ("", b"")
         while limit is None or moved < limit:

@@ -162,9 +162,9 @@ class WebhookVerbs(ABC):
         )
         await store.register()
         await store.write_webhook(name, _encode(row))
-        if before is not None:
-            async with self.webhook_queue() as deliveries:
-                await pause_webhook(deliveries, name, 0)
+        # Also if it is new: an earlier one of this name may have been paused.
+        async with self.webhook_queue() as deliveries:
+            await pause_webhook(deliveries, name, 0)
         log.info(f"Webhook {name} of queue {self.name} was set", queue=self.name, webhook=name)
         return msgspec.structs.replace(await self._shown(name, row), secret=told)
 

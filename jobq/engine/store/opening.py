@@ -269,6 +269,13 @@ class Opening(Listening):
         """Take over what another store knows of the server's clock, until this one reads it."""
         self._offset_ms = other._offset_ms
 
+    async def server_ms(self) -> int:
+        """The server's time at this moment, unix ms."""
+        if self._clock:
+            return int(self._clock())
+        seconds, micros = await self.command(b"TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
     async def look_at_clock(self) -> None:
         """Read the server's clock. The error is half the round trip at most."""
         before = time.monotonic()

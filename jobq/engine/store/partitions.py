@@ -104,6 +104,10 @@ class Partitions(Store):
         """An estimate of the server's time, unix ms."""
         return self._first.now_ms()
 
+    async def server_ms(self) -> int:
+        """The latest time of the partitions' servers at this moment, unix ms."""
+        return max(await asyncio.gather(*(part.server_ms() for part in self._parts)))
+
     async def look_at_clock(self) -> None:
         """Read the server's clock."""
         await self._first.look_at_clock()
