@@ -71,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Limit keys that a job may have. Each one costs Redis something at every move of the job."""
     max_schedules: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     """Schedules that a queue may have."""
+    max_breakers: Annotated[int, Meta(ge=1, le=3000)] = 1000
+    """Circuit breakers that a queue may have. They are read all at once."""
+    max_groups: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
+    """Groups with settings of their own that a queue may have. The number of groups itself is not bounded."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
 

@@ -36,6 +36,8 @@ GIVEN = {
     "max_rules": ("3", 3),
     "max_limit_keys": ("9", 9),
     "max_schedules": ("5", 5),
+    "max_breakers": ("4", 4),
+    "max_groups": ("6", 6),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }

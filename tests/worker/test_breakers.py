@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Breaker, Context, InvalidJob, Queue, RateLimited, Snooze, UnknownBreaker, inject
+from jobq import Breaker, Context, InvalidJob, Queue, RateLimited, Settings, Snooze, UnknownBreaker, inject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,3 +184,15 @@ def test_only_a_task_takes_one():
         queue.new("send", **given)
     assert repr(Breaker(rate=0.25, open_for="1m")) == "Breaker(rate=0.25, runs=20, open_for=60)"
     assert len({Breaker(), Breaker(), Breaker(runs=3)}) == 2
+
+
+async def test_the_number_of_breakers_is_a_setting(redis_url: str, caplog: pytest.LogCaptureFixture):
+    async with Queue("test", settings=Settings(redis_url=redis_url, max_breakers=1)) as queue:
+        for name in ("first", "second"):
+
+            @queue.task(name=name, breaker=Breaker())
+            async def work() -> None: ...
+
+            await work.enqueue()
+        assert [row.type for row in await queue.breakers()] == ["first"]
+    assert "second was not declared: a queue has 1 breakers at most (JOBQ_MAX_BREAKERS)" in caplog.text

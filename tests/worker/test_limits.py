@@ -522,7 +522,7 @@ async def test_a_program_changes_what_its_code_declares_before_anything_was_enqu
 
 
 async def test_limits_on_numbers_are_settings(redis_url: str):
-    few = Settings(redis_url=redis_url, max_rules=2, max_limit_keys=2, max_schedules=1)
+    few = Settings(redis_url=redis_url, max_rules=2, max_limit_keys=2, max_schedules=1, max_groups=1)
     async with Queue("test", settings=few) as queue:
         with pytest.raises(InvalidJob, match=r"limits gives a job 3 keys: it takes 2 at most \(JOBQ_MAX_LIMIT_KEYS\)"):
 
@@ -540,6 +540,11 @@ async def test_limits_on_numbers_are_settings(redis_url: str):
         await queue.put_schedule("s", "t", every=60, limits=["a:1", "b"])
         with pytest.raises(InvalidJob, match=r"a queue has 1 schedules at most \(JOBQ_MAX_SCHEDULES\)"):
             await queue.put_schedule("second", "t", every=60)
+        await queue.set_group("acme", weight=2)
+        await queue.set_group("acme", weight=3)
+        with pytest.raises(InvalidJob, match=r"1 groups of a queue have settings at most \(JOBQ_MAX_GROUPS\)"):
+            await queue.set_group("globex", weight=2)
+        await queue.enqueue("t", group="globex")  # only settings are bounded, not groups
     more = Settings(redis_url=redis_url, max_limit_keys=9)
     async with Queue("test", settings=more) as queue:
         await queue.enqueue("t", limits=[f"a:{n}" for n in range(9)])

@@ -144,6 +144,7 @@ async def declare_breakers(store: Store, breakers: Mapping[str, Breaker]) -> Non
     for name, breaker in breakers.items():
         if await store.do(store.breaker("declare", name, breaker.text())) == b"full":
             log.warning(
-                f"The breaker of type {name} was not declared: a queue has 1,000 breakers at most",
+                f"The breaker of type {name} was not declared: a queue has {store.breakers_max:,} breakers at most"
+                " (JOBQ_MAX_BREAKERS)",
                 queue=store.name, type=name,
             )  # fmt: skip

@@ -101,7 +101,7 @@ class GroupVerbs(ABC):
 
         What is not named stays as it is. Running jobs are not stopped. Returns all settings of the group.
 
-        :raises InvalidJob: the name or a number does not fit, or 10,000 groups have settings already.
+        :raises InvalidJob: the name or a number does not fit, or too many groups have settings (``JOBQ_MAX_GROUPS``).
         """
         check_group_name(group)
         await self._write(group, changed_row(weight, paused, max_queued))
@@ -152,7 +152,10 @@ async def write_group(store: Store, group: str, row: str) -> None:
     cursor: bytes | str = ""
     while cursor := await store.do(store.group(group, row, cursor)):
         if cursor == b"full":
-            raise InvalidJob(f"group {group[:80]!r} is one too many: 10,000 groups have settings at most")
+            raise InvalidJob(
+                f"group {group[:80]!r} is one too many: {store.groups_max:,} groups of a queue have settings at most"
+                " (JOBQ_MAX_GROUPS)"
+            )
 
 
 async def walk_group(store: Store, group: str, row: str) -> None:

@@ -239,8 +239,10 @@ class Queue(
             partitions=0 if partition else self.partitions or 0,
             events=self.events_level,
         )
-        store.rules_max, store.schedules_max = self.settings.max_rules, self.settings.max_schedules
-        store.limit_keys_max = self.settings.max_limit_keys
+        most = self.settings
+        store.rules_max, store.limit_keys_max = most.max_rules, most.max_limit_keys
+        store.schedules_max, store.breakers_max = most.max_schedules, most.max_breakers
+        store.groups_max = most.max_groups
         return store
 
     def webhook_queue(self) -> Queue:

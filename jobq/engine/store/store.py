@@ -50,20 +50,17 @@ TYPES_MAX: Final = 256
 """The most published types of a queue. Tasks of further types still work."""
 COMPARED_MS: Final = 120_000
 """The time for which a published type is compared with those of other publishers, which publish twice a minute."""
-BREAKERS_MAX: Final = 1000
-"""Circuit breakers of a queue."""
 OVERFLOW_PAGE: Final = 50
 """Jobs about which one call of overflow decides. Each may end another job."""
-GROUP_ROWS_MAX: Final = 10_000
-"""Groups with settings of their own that a queue can have."""
 MINUTES_KEPT: Final = 2 * 60
 
 
 class Store(Reading):
     """The scripts of one queue, as methods."""
 
-    rules_max, limit_keys_max = 1000, 8
-    """Rules of limits that the queue may have, and limit keys of a job. A queue sets them from its settings."""
+    rules_max, limit_keys_max, breakers_max, groups_max = 1000, 8, 1000, 10_000
+    """Rules of limits that the queue may have, limit keys of a job, circuit breakers, and groups with settings. A queue
+    sets them from its settings."""
 
     limited = False
     """The queue is known to have limits. Until a reply says so, calls leave out the keys of limits, so that a queue
@@ -298,7 +295,7 @@ class Store(Reading):
     def group(self, name: str, row: str, cursor: str | bytes = "", page: int = 250) -> Call[bytes]:
         """Write the settings of a group ("weight paused most", with "=" for what stays), '' to remove them. Returns a
         cursor for the next call, b"" at the end, or b"full"."""
-        return Call("group", [name, row, GROUP_ROWS_MAX, cursor, page], read_as_is)
+        return Call("group", [name, row, self.groups_max, cursor, page], read_as_is)
 
     def close(self, key: str, time: float, how: Literal["for", "longer", "until"] = "for") -> Call[bytes]:
         """Close a limit key or "queue" for so many ms, or until a time, or open it (0; see close.lua). Returns until
@@ -308,7 +305,7 @@ class Store(Reading):
     def breaker(self, verb: str, type: str, text: str) -> Call[bytes]:
         """Declare, trip, reset or remove the breaker of a type, or take over its state (see breaker.lua). Returns its
         row, or b""."""
-        return Call("breaker", [self.now, verb, type, text, BREAKERS_MAX], read_as_is)
+        return Call("breaker", [self.now, verb, type, text, self.breakers_max], read_as_is)
 
     def breakers(self) -> Call[list[Any]]:
         """All breakers, as breakers.lua returns them."""
