@@ -148,17 +148,21 @@ def test_a_forked_child_has_a_loop_and_a_connection_of_its_own(app):
         assert job.result_sync(10) == 2
 
 
-def test_a_script_ends_cleanly(redis_url, tmp_path):
+@pytest.mark.parametrize("whose", ["given", "started by the script"])
+def test_a_script_ends_cleanly(redis_url, tmp_path, whose):
+    """With a server that the script itself started, its exit printed a traceback."""
+    url = redis_url if whose == "given" else None
     script = tmp_path / "script.py"
     script.write_text(
         "from jobq import Queue\n"
-        f"queue = Queue('app', {redis_url!r})\n"
+        f"queue = Queue('app', {url!r})\n"
         "@queue.task\n"
         "def double(n: int) -> int: return 2 * n\n"
         "print(double.enqueue_sync(1).duplicate)\n"
     )
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", str(script)],
+        env=os.environ | {"JOBQ_DATA_DIR": str(tmp_path / "data")},
         capture_output=True,
         text=True,
         timeout=60,

@@ -75,7 +75,14 @@ class EmbeddedServer:
         """Stop using the server. The last user waits until the server has written its data and ended (15 s at most)."""
         hold, self._hold = self._hold, None
         if hold:
-            await asyncio.to_thread(_let_go, hold)
+            # Without a thread: a program that ends closes the queues of its synchronous code, and can start none then.
+            with hold, contextlib.suppress(OSError):
+                hold.setblocking(False)
+                hold.shutdown(socket.SHUT_WR)
+                async with asyncio.timeout(STOP_WITHIN):
+                    # read to the end: "stays" or "stopped", perhaps after the "ready" of a server that was restarted
+                    while await asyncio.get_running_loop().sock_recv(hold, 64):
+                        pass
 
 
 def find_binary(env: Mapping[str, str] | None = None) -> Path:
@@ -279,15 +286,6 @@ def _await_ready(data_dir: Path, sockets: str, hold: socket.socket, patience: _P
     if reply != "ready":
         raise ConnectionResetError("the keeper is gone")
     return f"unix://{sockets}.server", hold
-
-
-def _let_go(hold: socket.socket) -> None:
-    with hold, contextlib.suppress(OSError):
-        hold.settimeout(STOP_WITHIN)
-        hold.shutdown(socket.SHUT_WR)
-        # read to the end: "stays" or "stopped", perhaps after the "ready" of a server that was restarted
-        while hold.recv(64):
-            pass
 
 
 def _read_line(hold: socket.socket) -> str:
