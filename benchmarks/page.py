@@ -251,7 +251,7 @@ def write(report: Report, docs: Path) -> list[Path]:
             lines += _million(report, workload.name)
         if workload.name in FLOWS:
             lines += _flow(report, workload.name)
-    lines += _cluster("60,000")
+    lines += _cluster("240,000")
     page = docs / "benchmarks.md"
     page.write_text("\n".join([*lines, AGAIN]))
     return [page, *plots]
