@@ -84,7 +84,7 @@ def add_groups(menu: Menu) -> None:
         of_groups, "set", "groups:set_", "change settings of a group; the others stay", shown=True, queue=True
     )
     set_.add_argument("group", metavar="GROUP", help="the group")
-    set_.add_argument("--weight", type=float, metavar="N", help="its share, compared with others (at first 1)")
+    set_.add_argument("--weight", type=values.number, metavar="N", help="its share, compared with others (at first 1)")
     set_.add_argument(
         "--paused", action=argparse.BooleanOptionalAction, default=None, help="whether none of its jobs starts"
     )

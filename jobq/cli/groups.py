@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
+from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     import argparse
@@ -58,10 +59,12 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
     """``jobq groups set``."""
 
     async def main() -> None:
+        most: Any = None if args.most == "any" else args.most
+        given = {"weight": args.weight, "paused": args.paused, "max_queued": most}
+        named = {name for name in given if getattr(args, "most" if name == "max_queued" else name) is not None}
+        if not named:
+            raise InvalidJob("nothing is to be set: give --weight, --paused, --no-paused or --max-queued")
         async with one_queue(args.queue, settings) as queue:
-            most: Any = None if args.most == "any" else args.most
-            given = {"weight": args.weight, "paused": args.paused, "max_queued": most}
-            named = {name for name in given if getattr(args, "most" if name == "max_queued" else name) is not None}
             new = await queue.set_group(args.group, **{name: given[name] for name in named})
             if args.json:
                 render.say_json({"queue": queue.name, "group": args.group, "settings": new})

@@ -29,6 +29,11 @@ class Parser(argparse.ArgumentParser):
         """Print the error and where to read more, and exit with 2."""
         if message.startswith("unrecognized arguments: --queue"):
             message += "; commands about whole queues take the name alone, as in 'jobq stats NAME'"
+        argument, missing, _ = message.partition(": expected one argument")
+        if missing:
+            # A value such as -5m looks like an option.
+            option = argument.rpartition(" ")[2].rpartition("/")[2]
+            message = f"{argument}: a value is missing; one that begins with '-' is written {option}=VALUE"
         render.complain(f"{message}; see '{self.prog} --help'")
         self.exit(2)
 

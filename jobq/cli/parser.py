@@ -337,7 +337,9 @@ def _http_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", dest="http_port", type=values.whole(1), metavar="PORT", help="default: 7800")
     group.add_argument("--api-keys", metavar="KEYS", help="name:sha256:scope[:queues[:expires]],...")
     group.add_argument("--allowed-hosts", metavar="NAMES", help="names that the Host header may have, comma separated")
-    group.add_argument("--rate", type=float, metavar="N", help="calls per second for each key (default: no limit)")
+    group.add_argument(
+        "--rate", type=values.number, metavar="N", help="calls per second for each key (default: no limit)"
+    )
     group.add_argument("--max-payload", type=values.whole(1), metavar="BYTES", help="largest payload (default: 1 MiB)")
 
 

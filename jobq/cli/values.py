@@ -88,11 +88,20 @@ def rate(word: str) -> Rate:
     per, _, rest = rest.partition("/")
     burst, _, unit = rest.partition("/")
     try:
+        if word.endswith("/"):
+            integer("")
         return Rate(integer(count), per=seconds(per), burst=integer(burst or "1"), unit=unit or None)
     except (argparse.ArgumentTypeError, InvalidJob) as error:
         raise argparse.ArgumentTypeError(
             f"{word!r}: it takes COUNT/TIME, COUNT/TIME/BURST or COUNT/TIME/BURST/UNIT, such as 100/1m/20"
         ) from error
+
+
+def number(word: str) -> float:
+    """A number of 0 or more. ``float`` takes much more, such as nan."""
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", word):
+        raise argparse.ArgumentTypeError(f"{word!r:.80} is not a number of 0 or more; write it like 2 or 0.5")
+    return float(word)
 
 
 def cost(word: str) -> tuple[str, int]:

@@ -255,9 +255,8 @@ def key_of(unique: StoredUnique, type: str, payload: bytes | msgspec.Raw) -> str
             # The order of an object's fields does not count.
             values.append(_encode(fields[field]).decode())
         elif default is None:
-            raise InvalidJob(
-                f"the payload has no {field!r:.80}, which unique.by names; it has {', '.join(fields)[:200]}"
-            )
+            has = ", ".join(fields)[:200] or "no fields"
+            raise InvalidJob(f"the payload has no {field!r:.80}, which unique.by names; it has {has}")
         else:
             values.append(default)
     # As a JSON list, two lists of values never make the same text.

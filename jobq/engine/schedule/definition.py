@@ -152,7 +152,7 @@ def check_definition(definition: Definition) -> Definition:
     :raises InvalidJob: a number is out of its range, an expression or zone cannot be read, or no slot ever comes.
     """
     check_type(definition.type)
-    kinds = [name for name in ("cron", "every", "at") if getattr(definition, name)]
+    kinds = [name for name in ("cron", "every", "at") if getattr(definition, name) not in (None, ())]
     if len(kinds) != 1:
         raise InvalidJob(f"a schedule takes one of cron, every and at, and has {' and '.join(kinds) or 'none of them'}")
     for name in ("cron", "exclude"):

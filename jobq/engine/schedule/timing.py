@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from jobq.engine.schedule.cron import LATEST, cron_of, zone
+from jobq.engine.schedule.cron import LATEST, Cron, cron_of, zone
 from jobq.errors import InvalidJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from zoneinfo import ZoneInfo
 
 COUNTED: Final = 1000
 """The most slots that are counted one by one. A schedule with one slot a second may have millions of them."""
@@ -48,7 +49,7 @@ class Timing:
     def __init__(self, definition: Times) -> None:
         self._tz = zone(definition.tz)
         self._crons = [cron_of(text, self._tz) for text in definition.cron]
-        self._excluded = [cron_of(text, self._tz) for text in definition.exclude]
+        self._excluded = [_excluded(text, self._tz) for text in definition.exclude]
         self._every = None if definition.every is None else definition.every // 1000
         self._at = sorted({-(-moment // 1000) for moment in definition.at})
         self._from = None if definition.start is None else -(-definition.start // 1000)
@@ -139,6 +140,13 @@ class Timing:
             if slot is not None and (found is None or slot < found):
                 found = slot
         return found
+
+
+def _excluded(text: str, tz: ZoneInfo) -> Cron:
+    try:
+        return cron_of(text, tz)
+    except InvalidJob as error:
+        raise InvalidJob(f"exclude: {error}") from None
 
 
 def span(seconds: int) -> str:
