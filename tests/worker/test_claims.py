@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,6 +158,31 @@ async def test_running_jobs_continue_during_a_pause(queue: Queue, start, gate):
     await queue.pause()
     gate.open()
     assert await job.result(5) == 1
+
+
+@pytest.mark.parametrize("how", ["due", "closed"])
+async def test_jobs_that_may_run_from_the_same_moment_on_start_in_their_order_on_one_idle_slot(
+    queue: Queue, start, until, admin, how: str
+):
+    """The lane claims the first one and leaves the token to others. The waker of the same worker takes it, so its claim
+    gets the second one. The replies come over two connections."""
+    order: list[int] = []
+
+    @queue.task
+    async def note(n: int) -> None:
+        order.append(n)
+        await asyncio.sleep(0.02)  # meanwhile no other job can start
+
+    await start(concurrency=1)
+    await until(lambda: blocked(admin, 1), "an idle worker")
+    if how == "closed":
+        await queue.close_limit("queue", 60)
+    at: dict[str, Any] = {"run_at": datetime.now(UTC) + timedelta(seconds=1)} if how == "due" else {}
+    jobs = [await note.options(priority=n, **at).enqueue(n=n) for n in (2, 1, 3)]
+    if how == "closed":
+        await queue.close_limit("queue", 0.1)
+    await asyncio.gather(*(job.result(10) for job in jobs))
+    assert order == [1, 2, 3]
 
 
 async def test_a_delayed_job_starts_at_its_time_on_an_idle_worker_that_does_not_poll(queue: Queue, start, until, admin):

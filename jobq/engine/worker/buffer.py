@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from jobq.engine.worker.run import Run
 
@@ -28,9 +28,22 @@ class Buffer:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def extend(self, runs: Iterable[Run]) -> None:
-        """Put runs at the end."""
+    def extend(self, runs: Sequence[Run]) -> None:
+        """Put the runs of a claim at the end, but before those of a later claim of their queue. The replies of a lane
+        and of its waker may arrive in another order than their claims were executed."""
+        later: list[Run] = []
+        while runs and (last := self._last()) is not None and last.source is runs[0].source and _later(last, runs[0]):
+            # The heartbeat thread may have taken it meanwhile.
+            if self.remove(last):
+                later.append(last)
         self._runs.extend(runs)
+        self._runs.extend(reversed(later))
+
+    def _last(self) -> Run | None:
+        try:
+            return self._runs[-1]
+        except IndexError:
+            return None
 
     def pop(self) -> Run | None:
         """Take the first run, or return None if there is none. Do not check first: the heartbeat thread empties the
@@ -84,3 +97,8 @@ class Buffer:
         """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _later(one: Run, other: Run) -> bool:
+    """Whether a run was claimed after another one of its queue. The fence of a queue grows with each claim."""
+    return int(one.token.partition(b" ")[0]) > int(other.token.partition(b" ")[0])

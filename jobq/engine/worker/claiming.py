@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from jobq.engine.log import debugging, get_logger
 from jobq.engine.queue.late import tell_late
@@ -16,10 +16,15 @@ from jobq.errors import StoreError
 if TYPE_CHECKING:
     from jobq.engine.store import Call
     from jobq.engine.worker.claimer import Claimer
+    from jobq.engine.worker.run import Run
     from jobq.engine.worker.slots import Slots
     from jobq.engine.worker.source import Source
 
 log = get_logger("jobq.worker")
+
+RESERVED_SECONDS: Final = 0.25
+"""How long a claim keeps slots from other sources, and from jobs of later claims, while it is on its way. Its server
+may have stopped answering."""
 
 
 class Claiming(Settler):
@@ -34,6 +39,8 @@ class Claiming(Settler):
         """So many free slots were too few for the next job."""
         self.has_token = False
         """The waker took a token of this queue, and no claim has been sent since."""
+        self._asked = 0.0
+        """When the lane sent its last claim (``perf_counter``)."""
 
     @abstractmethod
     def wake(self, *, chosen: bool = False) -> None:
@@ -47,6 +54,8 @@ class Claiming(Settler):
         """
         source, slots = self.source, self._slots
         self.has_token = False  # The claim puts it back if jobs are left.
+        if claimer is source.claimer:
+            self._asked = perf_counter()
         repeated, keeps = claimer.unanswered, slots.kept.slots > 0
         request = claimer.sent(want, repeated=repeated)
         if slots.stopping or (claimer is source.waking and (keeps or self.lacked is not None)):
@@ -69,6 +78,7 @@ class Claiming(Settler):
             claimer.failed(self._loop.time())
             source.demand = source.demand.failed()
             source.warn("Redis refuses a claim; it is repeated", claimed)
+            slots.admit(())
             self.wake()
             return
         claimer.answered()
@@ -83,14 +93,9 @@ class Claiming(Settler):
                 for run in runs:
                     job_id = run.id.decode()
                     log.debug(f"Job {job_id} was claimed", queue=source.name, job_id=job_id, attempt=run.attempt)
-            if source.outbox.rows[RELEASED] or (claimer is source.waking and self._releasing):
-                # Since this claim was sent, earlier jobs are being handed back. These jobs must not overtake them.
-                for run in runs:
-                    run.ended = True
-                    run.reason = "shutdown"
-                    source.release(run)
-            else:
-                slots.admit(runs)
+            self._start(claimer, runs)
+        else:
+            slots.admit(())  # Start what has waited for this answer.
         source.meter.claimed.add(len(claimed.ids) if claimed is not None else 0)
         if got:
             source.idle.over()
@@ -119,6 +124,21 @@ class Claiming(Settler):
             for waker in slots.wakers:
                 waker.listen()
             slots.offer()
+
+    def _start(self, claimer: Claimer, runs: list[Run]) -> None:
+        source = self.source
+        woken = claimer is source.waking
+        if source.outbox.rows[RELEASED] or (woken and self._releasing):
+            # Since this claim was sent, earlier jobs are being handed back. These jobs must not overtake them.
+            for run in runs:
+                run.ended = True
+                run.reason = "shutdown"
+                source.release(run)
+            return
+        # If the lane leaves jobs in the queue, its claim puts the token back, and the waker of this very worker may get
+        # it. Then its job comes behind those of the lane, whose answer is read from another connection.
+        wait = woken and source.claimer.flying and perf_counter() - self._asked < RESERVED_SECONDS
+        self._slots.admit(runs, wait=wait)
 
     def _recalled(self, want: int, answer: Any) -> None:
         source = self.source

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jobq.engine.queue.late import late_call
 from jobq.engine.store import CLAIM_MAX
 from jobq.engine.worker.claimer import Demand
-from jobq.engine.worker.claiming import Claiming
+from jobq.engine.worker.claiming import RESERVED_SECONDS, Claiming
 from jobq.engine.worker.outbox import HAND_BACK_MAX, RELEASED, THROTTLED, Parcel
 from jobq.engine.worker.tokens import pass_on
 from jobq.errors import StoreError
@@ -33,8 +33,6 @@ ADMIT_LOOKS: Final = 250
 """Held jobs that one trip looks at. Each costs Redis a few microseconds."""
 TRIM_PAGE: Final = 250
 """Jobs per trim: as many as a trip settles, so that finished jobs do not accumulate."""
-RESERVED_SECONDS: Final = 0.25
-"""How long a claim keeps slots from the other sources while it is on its way. Its server may have stopped answering."""
 
 
 class Lane(Claiming):
@@ -278,6 +276,7 @@ class Lane(Claiming):
         source.demand = source.demand.failed()
         source.recalls |= recalls
         source.store.late |= late
+        self._slots.admit(())  # Start what has waited for this answer.
 
     def _claim_calls(self, claimer: Claimer, want: int, *, late: bool, recalls: bool) -> Iterator[Call[Any]]:
         """A claim, behind the calls that move jobs to where it takes them.

@@ -219,13 +219,15 @@ class Slots:
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
-    def admit(self, runs: Iterable[Run]) -> None:
-        """Start claimed jobs. Those without a free slot wait in the buffer."""
+    def admit(self, runs: Sequence[Run], *, wait: bool = False) -> None:
+        """Start claimed jobs. Those without a free slot wait in the buffer. ``wait``: all of them do, because the
+        answer of an earlier claim is expected at any moment."""
         self.buffer.extend(runs)
         if self.stopping:
             self.give_back_buffer()
-        else:
-            self._fill()
+        elif self.buffer:
+            if not wait:
+                self._fill()
             self.buffer.watch()
 
     def _fill(self) -> None:
