@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from jobq.engine.model.groups import QUEUED_MAX, WEIGHT_MAX, WEIGHT_MIN, Charge, GroupRow
 from jobq.http import schema
 from jobq.http.call import ApiCall, decode, no_content, reply
+from jobq.http.strict import BadJSON
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -82,6 +83,9 @@ async def show_group(call: ApiCall) -> web.Response:
 
 
 async def set_group(call: ApiCall) -> web.Response:
+    if not call.request.body_exists:
+        # All fields are optional. A client that forgot the body would reset the group.
+        raise BadJSON("the body is empty; send the settings, and {} for those of a new group")
     return await _write(call, decode(_set, await call.body()))
 
 

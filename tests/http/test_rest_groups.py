@@ -124,3 +124,12 @@ async def test_one_group_is_shown_whatever_it_has(client: Client):
     await client.put("/groups/b", json={"paused": True})
     assert (await get(client, "/groups/b"))["paused"] is True
     await problem(await client.get(f"/groups/{'x' * 201}"), 422, "invalid-group")
+
+
+async def test_a_put_without_a_body_changes_nothing(client: Client):
+    await client.put("/groups/a", json={"weight": 3})
+    body = await problem(await client.put("/groups/a"), 400, "invalid-json")
+    assert "send the settings" in body["detail"]
+    assert (await get(client, "/groups/a"))["weight"] == 3
+    assert (await client.put("/groups/a", json={})).status == 200
+    assert (await get(client, "/groups/a"))["weight"] == 1
