@@ -80,6 +80,32 @@ async def bounded(group: int, ms: int, ctx: Context) -> int:
     return ctx.fence
 
 
+async def pause(ms: int, ctx: Context) -> int:
+    """Take some time, then take effect."""
+    async with run(ctx):
+        await asyncio.sleep(ms / 1000)
+        sink().effect(ctx)
+    return ctx.fence
+
+
+@queue.task(attempts=MANY, backoff=SOON, limits=[Concurrency(2, over="drop")], partition_by="all")
+async def dropping(ms: int, ctx: Context) -> int:
+    """One more than two of them is dropped."""
+    return await pause(ms, ctx)
+
+
+@queue.task(attempts=MANY, backoff=SOON, limits=[Concurrency(2, over="replace_oldest")], partition_by="all")
+async def replacing(ms: int, ctx: Context) -> int:
+    """The oldest one that has not started ends for one more than two."""
+    return await pause(ms, ctx)
+
+
+@queue.task(attempts=MANY, backoff=SOON, limits=[Concurrency(2, over="kill_running")], partition_by="all")
+async def preempting(ms: int, ctx: Context) -> int:
+    """A running one ends for one more than two."""
+    return await pause(ms, ctx)
+
+
 @queue.task(attempts=MANY, backoff=SOON, group="{tenant}")
 async def grouped(tenant: str, ms: int, ctx: Context) -> int:
     """Takes its turn among tenants."""

@@ -15,7 +15,7 @@ from jobq import Queue, State
 from jobq.engine.model.ids import partition_of
 from tests.chaos.faults import OTHER_FAULTS, PARTITION_FAULTS, WORKERS_FAULTS, Fault
 from tests.chaos.invariants import broken
-from tests.chaos.world import ALL_AT_ONCE, ENDS, GRACE, LATE, LEASE, World
+from tests.chaos.world import ALL_AT_ONCE, ENDED_BY_LIMITS, ENDS, GRACE, LATE, LEASE, OVER, World
 
 SETTLE: Final = 2 * LEASE + LEASE / 3 + 0.5 + 5.0 + 3 * LEASE + 5.0
 """Seconds after the last fault until everything must have ended: two leases (a recovery whose own reply was lost takes
@@ -33,6 +33,7 @@ class Report(msgspec.Struct):
     completed: int = 0
     failed: int = 0
     late: int = 0
+    over: int = 0
     extra: int = 0
     allowed: int = 0
     refused_effects: int = 0
@@ -45,7 +46,7 @@ class Report(msgspec.Struct):
         """The report as text. The plan comes last."""
         lines = [
             f"seed {self.seed}, appendfsync {self.fsync}: {self.acknowledged} acknowledged, {self.completed} completed,"
-            f" {self.failed} failed as planned ({self.late} of them late),"
+            f" {self.failed} failed as planned ({self.late} of them late, {self.over} over a limit),"
             f" {self.extra} extra starts of {self.allowed} in flight at faults,"
             f" {self.refused_effects} late effects refused, all ended {self.settled_in:.1f} s after the last fault",
             f"producers were told: {self.refusals}",
@@ -155,6 +156,7 @@ async def judge(world: World, report: Report) -> None:
         wrong += [f"partition {part.partition}: {line}" for line in await broken(part)]
     report.acknowledged = len(world.acknowledged)
     report.refusals = world.refusals
+    by_limits = dict.fromkeys(ENDED_BY_LIMITS, 0)
     for job_id, kind in world.acknowledged.items():
         keys = world.parts[partition_of(job_id)].keys
         for state in (State.COMPLETED, State.FAILED):
@@ -174,8 +176,20 @@ async def judge(world: World, report: Report) -> None:
             late = error.type in LATE[kind] or (kind == "urgent" and "after the job's deadline" in error.message)
             if not late or (kind == "hasty" and started):
                 wrong.append(f"{kind} {job_id} was not late: {error}, started: {bool(started)}")
+        if state is State.FAILED and kind in OVER:
+            report.over += 1
+            error = (await world.queue.get(job_id)).errors[-1]
+            by_limits[error.type] = by_limits.get(error.type, 0) + 1
+            if error.type not in OVER[kind] or f"the rule {kind} " not in error.message:
+                wrong.append(f"{kind} {job_id} did not end by its rule: {error}")
+            if error.type == "Dropped" and world.sink.all("SELECT 1 FROM runs WHERE job = ?", job_id):
+                wrong.append(f"{job_id} was dropped, and it had started")
         report.completed += state is State.COMPLETED
         report.failed += state is State.FAILED
+    for type_, counted in ENDED_BY_LIMITS.items():
+        said = [await world.command("HGET", part.keys["metrics"], counted) for part in world.parts]
+        if sum(int(number or 0) for number in said) != by_limits[type_]:
+            wrong.append(f"{counted}: {said} are counted, {by_limits[type_]} jobs have the error {type_}")
     for job_id, earlier in world.reruns.items():
         row = await world.queue.get(job_id)
         if row.rerun_of != earlier or job_id not in (await world.queue.get(earlier)).reruns:

@@ -58,17 +58,27 @@ ENDS = {
     "glutton": FAILED, "victim": FAILED,
     # if it started and ended in time
     "hasty": DONE + FAILED, "urgent": DONE + FAILED,
+    # if it had room, and no other one took its place
+    "dropping": DONE + FAILED, "replacing": DONE + FAILED, "preempting": DONE + FAILED,
     # in a loop that somebody else blocks it may end by itself before it is given up
     "stubborn": FAILED + DONE,
 }  # fmt: skip
 """The end of each type of job, which no fault may change."""
 LATE = {"hasty": ("Expired",), "urgent": ("Expired", "DeadlineExceeded")}
 """The errors of jobs that may end because they are late."""
-
-
+OVER = {"dropping": ("Dropped",), "replacing": ("Replaced",), "preempting": ("Killed", "Replaced")}
+"""The errors of jobs that may end because of a limit. If none of its jobs runs, kill_running replaces the oldest."""
+ENDED_BY_LIMITS = {"Dropped": "dropped", "Replaced": "replaced_oldest", "Killed": "killed_running"}
+"""Their errors, and what is counted."""
+FREQUENT = {
+    "plain": 50, "flaky": 15, "bounded": 10, "grouped": 10, "breaking": 5, "costly": 10, "threaded": 10, "isolated": 5,
+    "blocker": 0.3, "stubborn": 0.5, "segfault": 0.5, "glutton": 0.3, "victim": 3, "hasty": 4, "urgent": 3,
+    "dropping": 5, "replacing": 5, "preempting": 5,
+}  # fmt: skip
+"""How frequent each type is."""
 LIMITS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
     "bounded": lambda payload: ("bounded", f"bounded.group:{payload['group']}"),
-    "costly": lambda _: ("costly",),
+    **{name: lambda _, name=name: (name,) for name in ("costly", *OVER)},
 }
 """The limit keys of the jobs of a type."""
 UNIQUE = (
@@ -265,26 +275,7 @@ class World:
     def draw(self) -> tuple[str, dict[str, Any], Options]:
         """A random job."""
         chance = self.chance
-        kind = chance.choices(
-            [
-                "plain",
-                "flaky",
-                "bounded",
-                "grouped",
-                "breaking",
-                "costly",
-                "threaded",
-                "isolated",
-                "blocker",
-                "stubborn",
-                "segfault",
-                "glutton",
-                "victim",
-                "hasty",
-                "urgent",
-            ],
-            [50, 15, 10, 10, 5, 10, 10, 5, 0.3, 0.5, 0.5, 0.3, 3, 4, 3],
-        )[0]
+        kind = chance.choices(list(FREQUENT), list(FREQUENT.values()))[0]
         payload: dict[str, Any] = {
             "plain": {"ms": chance.choice([0, 1, 20, 300])},
             "flaky": {"fails": chance.randint(1, 3)},
@@ -298,7 +289,9 @@ class World:
             "stubborn": {"ms": 7000},
             "hasty": {"fails": chance.choice([0, 1])},
             "urgent": {"ms": chance.choice([0, 20, 1200])},
+            **{name: {"ms": chance.choice([0, 100, 500])} for name in OVER},
         }.get(kind, {})
+        homes = {"bounded": str(payload.get("group")), "costly": kind, "grouped": kind, **dict.fromkeys(OVER, "all")}
         unique = chance.choice(UNIQUE) if kind == "plain" and chance.random() < 0.3 else None
         options = Options(
             priority=chance.choice([0, 0, 0, -5, 7]),
@@ -316,11 +309,7 @@ class World:
             breaker=kind == "breaking",
             slots=2 if kind == "costly" else 1,
             costs={"tokens": payload["tokens"]} if kind == "costly" else {},
-            partition_by=str(payload["group"])
-            if kind == "bounded"
-            else kind
-            if kind in ("costly", "grouped")
-            else None,
+            partition_by=homes.get(kind),
         )
         return kind, payload, options
 
@@ -344,7 +333,7 @@ class World:
             self.acknowledged[accepted.id] = kind  # a duplicate is the job that holds the key
             if kind == "victim":
                 self.kills.append(asyncio.create_task(self.kill(job.id)))
-            elif kind in ("flaky", "bounded", "grouped", "costly", "hasty") and self.chance.random() < 0.1:
+            elif kind in ("flaky", "bounded", "grouped", "costly", "hasty", *OVER) and self.chance.random() < 0.1:
                 await self.run_again(accepted.id, kind)
             await asyncio.sleep(pause * self.chance.uniform(0.2, 1.8))
 
