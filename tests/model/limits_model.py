@@ -11,6 +11,8 @@ from math import floor
 from typing import Any
 
 UNFINISHED = ("held", "waiting", "delayed", "active")
+Life = tuple[int | None, int | None]
+"""In how many ms a job must have started, and in how many it must have ended."""
 
 
 @dataclass
@@ -46,6 +48,10 @@ class Job:
     admitted: bool = False
     """It has limits, and is in waiting: admitted, and not claimed by a worker that took others."""
     error: str = ""
+    start_by: int | None = None
+    end_by: int | None = None
+    charged: bool = False
+    """An attempt was charged, so it has started."""
 
     @property
     def place(self) -> tuple[int, int, str]:
@@ -127,9 +133,10 @@ class LimitsModel:
         job.turn = self.back
         job.state = "held" if job.keys else "waiting"
 
-    def enqueue(self, job_id: str, keys: tuple[str, ...], priority: int, delay: int) -> bool:
+    def enqueue(self, job_id: str, keys: tuple[str, ...], priority: int, delay: int, life: Life) -> bool:
         """Returns whether an action must be decided about the job."""
         job = self.jobs[job_id] = Job(job_id, keys, priority, "delayed", at=self.now + delay)
+        job.start_by, job.end_by = (None if ms is None else self.now + ms for ms in life)
         if delay:
             self.back += 1
             return False
@@ -203,6 +210,8 @@ class LimitsModel:
         if job is None or job.state not in ("completed", "failed"):
             return ""
         before, job.error, job.attempted = job.state, "", True
+        job.start_by, job.charged = None, False
+        job.end_by = None if job.end_by is None or job.end_by <= self.now else job.end_by
         self._arrive(job)
         return before
 
@@ -218,6 +227,7 @@ class LimitsModel:
                 self._arrive(job)
                 if self.acting(job) and not job.attempted:
                     self.undecided.add(job.id)
+        self.lapse()
         for job_id in sorted(
             self.undecided, key=lambda job_id: self.jobs[job_id].place if job_id in self.jobs else (0,)
         ):
@@ -227,13 +237,24 @@ class LimitsModel:
         started: list[Job] = []
         for job in self.of("held", "waiting"):
             if len(started) < want and all(map(self.fits, job.keys)):
-                job.state, job.counted, job.admitted = "active", False, False
-                job.token = f"{max(self.fence + 1, self.now * 1000)} w"
+                self.start(job)
                 started.append(job)
-                for key in job.keys:
-                    if band := self.rule(key).band:
-                        self.arrivals[key] = self.arrival(key) + band[1] / band[0]
         return [job.id for job in started]
+
+    def start(self, job: Job) -> None:
+        job.state, job.counted, job.admitted = "active", False, False
+        job.token = f"{max(self.fence + 1, self.now * 1000)} w"
+        for key in job.keys:
+            if not key.startswith("@") and (band := self.rule(key).band):
+                self.arrivals[key] = self.arrival(key) + band[1] / band[0]
+
+    def lapse(self) -> None:
+        """Jobs that did not start or end in time end, unless they run."""
+        for job in self.of("held", "waiting", "delayed"):
+            if job.end_by is not None and job.end_by <= self.now:
+                self._fail(job, "DeadlineExceeded")
+            elif job.start_by is not None and job.start_by <= self.now and not job.charged:
+                self._fail(job, "Expired")
 
     def settle(self, verb: str, job_id: str, token: str, delay: int) -> bool:
         """End a run. Returns whether the token was that of the lease."""
@@ -246,7 +267,7 @@ class LimitsModel:
         elif verb == "fail":
             self._fail(job, "Error")
         elif verb == "reschedule":
-            job.state, job.at, job.attempted = "delayed", self.now + delay, True
+            job.state, job.at, job.attempted, job.charged = "delayed", self.now + delay, True, True
         else:  # release
             self.front -= 1
             job.turn, job.attempted = self.front, True

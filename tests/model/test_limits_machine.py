@@ -1,4 +1,5 @@
-"""A state machine over the real server for limits: rules, rates, actions for jobs over a limit, and closed keys.
+"""A state machine over the real server for limits: rules, rates, actions for jobs over a limit, closed keys, and jobs
+that must start or end in time.
 
 The model starts the jobs that should start, in the order in which they should. So a place or a token that leaks, a job
 that is passed over, and one that is started too early all show as a difference. ``JOBQ_TEST_SEED`` repeats a run.
@@ -23,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from limits_model import LimitsModel, Rule
+from limits_model import Life, LimitsModel, Rule
 from test_machine import PROFILES
 
 from jobq import Connection
@@ -51,7 +52,8 @@ RULES = {
 }
 PRIORITIES = st.sampled_from([0, 0, 0, -1, 5])
 DELAYS = st.sampled_from([0, 0, 0, 0, 1, 500])
-JOBS = st.tuples(KEYS, PRIORITIES, DELAYS, st.sampled_from([True, True, False]))
+LIVES = st.sampled_from([(None, None)] * 9 + [(1, None), (700, None), (None, 700), (700, 1500)])
+JOBS = st.tuples(KEYS, PRIORITIES, DELAYS, LIVES, st.sampled_from([True, True, False]))
 VERBS = st.sampled_from(["complete", "complete", "fail", "release", "reschedule"])
 STALE = st.sampled_from([False] * 5 + [True])
 
@@ -63,7 +65,7 @@ class LimitsMachine(RuleBasedStateMachine):
 
     def __init__(self, server: Server) -> None:
         super().__init__()
-        self.model = LimitsModel(1_700_000_000_000, {name: rules[0] for name, rules in RULES.items()})
+        self.model = self.new_model()
         self.runner = asyncio.Runner()
         self.connection, self.admin = Connection(server.url), Connection(server.admin_url)
         self.store = Store(self.connection, "limits", clock=lambda: str(self.model.now))
@@ -75,6 +77,9 @@ class LimitsMachine(RuleBasedStateMachine):
         self.claim: Any = None
         self.took: list[str] = []
         """What the last claim was, and which jobs it took."""
+
+    def new_model(self) -> LimitsModel:
+        return LimitsModel(1_700_000_000_000, {name: rules[0] for name, rules in RULES.items()})
 
     def run(self, coro: Any) -> Any:
         return self.runner.run(coro)
@@ -104,14 +109,18 @@ class LimitsMachine(RuleBasedStateMachine):
     def enqueue(self, jobs: list[Any]) -> Any:
         return multiple(*[self.add(*job) for job in jobs])
 
-    def add(self, keys: tuple[str, ...], priority: int, delay: int, decides: bool) -> str:
+    def add(self, keys: tuple[str, ...], priority: int, delay: int, life: Life, decides: bool) -> str:
         """``decides``: the producer lives to ask what happened to its job."""
         self.count += 1
         job_id = f"j{999 - self.count}"
-        row = [job_id, b'{"type":"t"}', f"{priority} 0 {delay}" + ("\v" + "\n".join(keys) if keys else "")]
+        options = f"{priority} 0 {delay}" + ("\v" + "\n".join(keys) if keys else "")
+        if life != (None, None):
+            times = ["-" if ms is None else str(self.model.now + ms) for ms in life]
+            options += "\v" * (3 - options.count("\v")) + " ".join(times) + " "
+        row = [job_id, b'{"type":"t"}', options]
         reply = self.do(self.store.enqueue(row))
         reply = reply[3:] if reply[:1] == [0] else reply
-        over = self.model.enqueue(job_id, keys, priority, delay)
+        over = self.model.enqueue(job_id, keys, priority, delay, life)
         assert reply == ([1, b"", b"over"] if over else [])
         if over and decides:
             self.decide([job_id])
@@ -134,7 +143,9 @@ class LimitsMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(RULES)), number=st.integers(0, 3))
     def change_rule(self, name: str, number: int) -> None:
-        new = RULES[name][number % len(RULES[name])]
+        self.change(name, RULES[name][number % len(RULES[name])])
+
+    def change(self, name: str, new: Rule) -> None:
         self.write(name, new)
         self.model.rules[name] = new
         self.look_who_is_admitted()  # jobs that have not started are held again, so that the new rule decides
@@ -171,6 +182,7 @@ class LimitsMachine(RuleBasedStateMachine):
         """What the lane of a worker does."""
         store = self.store
         self.do(store.forward(100))
+        self.do(store.lapse(100, b'{"type":"Expired"}', b'{"type":"DeadlineExceeded"}'))
         self.do(store.overflow(()))
         ids: list[str] = []
         while len(ids) < want:
@@ -183,11 +195,14 @@ class LimitsMachine(RuleBasedStateMachine):
             # back to held. Then the wake token calls the worker again.
             if not left and not self.run(self.admin.trip(pack((b"ZPOPMIN", self.store.keys["wake"])), 1))[0]:
                 break
-        expected = self.model.trip(want)
-        assert ids == expected
+        self.expect(ids, want)
         self.look_who_is_admitted()
         for job_id in ids:
             self.model.jobs[job_id].token = self.tokens[job_id][-1]
+
+    def expect(self, ids: list[str], want: int) -> None:
+        """A trip claimed these jobs."""
+        assert ids == self.model.trip(want)
 
     def look_who_is_admitted(self) -> None:
         self.model.admit(set(self.run(dump(Store(self.admin, "limits"))).get("waiting", {})))
