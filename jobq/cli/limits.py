@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
+from jobq.engine.model.limits import QUEUE_RULE
 
 if TYPE_CHECKING:
     import argparse
 
-    from jobq.engine.model.limits import Band, LimitKeyRow, LimitRow
+    from jobq.engine.model.limits import Band, LimitKeyRow, LimitRow, Rule
     from jobq.settings import Settings
 
 RULES_HEAD = ("RULE", "CONCURRENCY", "RATE", "OVER", "FROM", "ACTIVE", "HELD", "CLOSED", "OPENS")
@@ -96,6 +97,7 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
                 else:
                     render.say(f"it would hold {held} {'job' if held == 1 else 'jobs'} now")
                 return
+            before = {row.rule: row for row in await queue.limits()}
             rule = await queue.set_limit(args.rule, concurrency=args.most, rate=args.bands, over=args.over)
             if args.json:
                 render.say_json(
@@ -110,8 +112,12 @@ def set_(args: argparse.Namespace, settings: Settings) -> None:
             else:
                 render.say(
                     f"set {args.rule} of {queue.name}: {_shown(rule.concurrency)} at once, rate {_rates(rule.rate)}"
-                    f"{_ACTIONS[rule.over]}"
+                    f"{_ACTIONS[rule.over]}{_replaced(rule, before.get(args.rule))}"
                 )
+                others = sorted(before.keys() - {QUEUE_RULE})
+                if others and args.rule not in {QUEUE_RULE, *others}:
+                    names = ", ".join(others)
+                    render.say(f"{args.rule} is a new rule: only jobs that name it count under it; there were: {names}")
 
     run(main())
 
@@ -172,6 +178,13 @@ def open_(args: argparse.Namespace, settings: Settings) -> None:
                 render.say(f"opened {args.key} of {queue.name}")
 
     run(main())
+
+
+def _replaced(rule: Rule, before: LimitRow | None) -> str:
+    """What held before. An operator who raises one number may not know that the call replaces the others, too."""
+    if before is None or (before.concurrency, before.rate, before.over) == (rule.concurrency, rule.rate, rule.over):
+        return ""
+    return f"; it was {_shown(before.concurrency)} at once, rate {_rates(before.rate)}{_ACTIONS[before.over]}"
 
 
 def _key(row: LimitKeyRow) -> tuple[Any, ...]:

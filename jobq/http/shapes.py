@@ -21,8 +21,13 @@ def fields_at(struct: type | None, path: str) -> list[str]:
 
 def choices_at(struct: type | None, path: str) -> list[str]:
     """The texts that are allowed at this place. Empty if it is not known."""
-    literals = [one for one in _at(struct, path) if isinstance(one, inspect.LiteralType)]
-    return [str(word) for literal in literals for word in literal.values]
+    words: list[str] = []
+    for one in _at(struct, path):
+        if isinstance(one, inspect.LiteralType):
+            words += map(str, one.values)
+        elif isinstance(one, inspect.EnumType):
+            words += (str(member.value) for member in one.cls)
+    return words
 
 
 def _at(struct: type | None, path: str) -> list[Any]:

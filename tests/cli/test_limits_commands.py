@@ -32,6 +32,26 @@ def test_a_rule_is_set_listed_and_reset(jobq: Callable[..., Said], tasks: str):
     assert said.out == "reset tenant of tasks: no code declares it, so there is no limit now\n"
 
 
+def test_what_a_new_setting_replaces_is_told(jobq: Callable[..., Said], tasks: str):
+    """An operator who raises the concurrency would otherwise not see that the rate is gone."""
+    jobq("limits", "set", "tenant", "--concurrency", "2", "--rate", "20/1s/5", "--over", "drop", "--queue", tasks)
+    said = jobq("limits", "set", "tenant", "--concurrency", "4", "--queue", tasks)
+    was = "it was 2 at once, rate 20/1s/5; jobs without room are dropped"
+    assert said.out == f"set tenant of tasks: 4 at once, rate any; {was}\n"
+    said = jobq("limits", "set", "tenant", "--concurrency", "4", "--queue", tasks)
+    assert said.out == "set tenant of tasks: 4 at once, rate any\n"
+
+
+def test_a_mistyped_rule_is_told(jobq: Callable[..., Said], tasks: str):
+    jobq("limits", "set", "tenant", "--concurrency", "2", "--queue", tasks)
+    said = jobq("limits", "set", "tenants", "--concurrency", "4", "--queue", tasks)
+    assert said.code == 0
+    assert said.out.splitlines()[1] == (
+        "tenants is a new rule: only jobs that name it count under it; there were: tenant"
+    )
+    assert jobq("limits", "set", "queue", "--concurrency", "4", "--queue", tasks).out.count("\n") == 1
+
+
 def test_a_dry_run_changes_nothing(jobq: Callable[..., Said], tasks: str):
     jobq("limits", "set", "r", "--concurrency", "3", "--queue", tasks)
     jobq("enqueue", "echo", "--limits", "r", "--queue", tasks)

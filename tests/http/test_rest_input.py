@@ -195,6 +195,12 @@ async def test_queries_are_refused(client: Client, path: str, slug: str):
     await problem(await client.get(path), 422, slug)
 
 
+async def test_a_state_that_does_not_exist_is_answered_with_those_that_do(client: Client):
+    told = await problem(await client.get("/jobs?state=faild"), 422, "invalid-field")
+    states = "waiting, delayed, active, completed, failed, blocked, held"
+    assert told["detail"] == f"state: Invalid enum value 'faild'; it takes {states}"
+
+
 MANY = [
     ("DELETE", "/jobs", "missing-field"), ("DELETE", "/jobs?state=active", "invalid-field"),
     ("DELETE", "/jobs?state=failed&older_than=-1", "invalid-field"),
