@@ -478,3 +478,21 @@ async def test_partitions_are_shown_and_set(connection: Connection):
         await page.keyboard.press("Enter")
         await expect(panel.get_by_role("heading", name="5 partitions")).to_be_visible()
         assert (await queue.get_partitions()).partitions == 5
+
+
+async def test_what_limits_a_job_is_shown_and_fits_on_a_telephone(connection: Connection):
+    """A narrow table stacked the buttons of a row, and the page of a job named no limits and no group."""
+    queue = Queue("main", connection)
+    async with queue, browsing(queue) as page:
+        await queue.set_limit("pool", concurrency=2)
+        await queue.set_group("acme", weight=2)
+        job = await queue.enqueue("send", limits=["pool:a"], group="acme")
+        await page.set_viewport_size({"width": 400, "height": 800})
+        await page.goto("/dashboard")
+        await expect(page.locator("#groups tbody tr button")).to_have_count(3)
+        tops = await page.locator("#groups tbody tr button").evaluate_all("(all) => all.map((one) => one.offsetTop)")
+        assert len(set(tops)) == 1
+        assert await page.evaluate("document.documentElement.scrollWidth") == 400
+        await page.goto(f"/dashboard#/job/main:{job.id}")
+        await expect(page.locator("#about")).to_contain_text("pool:a")
+        await expect(page.locator("#about")).to_contain_text("acme")

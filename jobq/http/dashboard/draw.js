@@ -25,10 +25,11 @@ export function frame() {
     el("div", { class: "split" },
       el("section", { class: "panel", id: "jobs", "aria-label": "Jobs" },
         el("div", { class: "row", id: "filter" }), el("div", { id: "rows", mouseleave: settle, focusout: settle }), el("p", { id: "held", class: "soft", role: "status" }), el("div", { class: "buttons", id: "pages" })),
-      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "schedules", "workers"].map(panel))),
+      el("aside", { "aria-label": "Numbers and workers" }, ["chart", "times", "workers"].map(panel))),
     el("section", { class: "panel", id: "limits", hidden: true, "aria-label": "Limits and circuit breakers" }),
     el("section", { class: "panel", id: "partitions", hidden: true, "aria-label": "Partitions" }),
     el("section", { class: "panel", id: "groups", hidden: true, "aria-label": "Groups" }),
+    el("section", { class: "panel", id: "schedules", hidden: true, "aria-label": "Schedules" }),
     el("section", { class: "panel", id: "types", hidden: true, "aria-label": "Types" }),
     el("section", { class: "panel", id: "webhooks", hidden: true, "aria-label": "Webhooks" }));
   drawFilter();
@@ -172,7 +173,7 @@ export function drawJob() {
     ["attempts", `${row.attempts_made} of ${row.attempts ?? "any number"}`], ["snoozed", row.snoozes ? plural(row.snoozes, "time") : null], ["rate limited", row.rate_limited ? plural(row.rate_limited, "time") : null], ["priority", row.priority || null], ["enqueued", both(row.enqueued_at)], ["delay", row.delay ? span(row.delay) : null],
     ["due", both(row.run_at)], ["lease ends", both(row.lease_until)], ["started", both(row.started_at)], ["finished", both(row.finished_at)],
     ["ran", row.duration == null ? null : span(row.duration)], ["worker", row.worker], ["timeout", row.timeout && span(row.timeout)], ["must start by", both(row.expires_at)], ["must end by", both(row.deadline_at)],
-    ["order", row.lifo ? "before the others of its priority" : null], ["slots", row.slots > 1 ? row.slots : null], ["costs", Object.entries(row.costs ?? {}).map(([unit, n]) => `${count(n)} ${unit}`).join(", ")], ["key", row.key], ["partition by", row.partition_by],
+    ["order", row.lifo ? "before the others of its priority" : null], ["slots", row.slots > 1 ? row.slots : null], ["costs", Object.entries(row.costs ?? {}).map(([unit, n]) => `${count(n)} ${unit}`).join(", ")], ["key", row.key], ["limits", row.limits.join(", ")], ["group", row.group], ["schedule", row.schedule?.name], ["partition by", row.partition_by],
     ["backoff", row.backoff?.delays ? row.backoff.delays.map(span).join(", ") : row.backoff && `${row.backoff.type ?? "exponential"}, ${span(row.backoff.delay ?? 1000)}`],
     ["runs again", row.rerun_of && linked(row.rerun_of)], ["run again as", row.reruns?.length ? row.reruns.flatMap((id) => [linked(id), " "]) : null],
     ["kept", row.retention == null ? null : `${span(row.retention)} after its end`],
