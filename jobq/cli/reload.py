@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,8 @@ log = get_logger(__name__)
 EVERY: Final = 0.5
 """Seconds between two checks."""
 INSTALLED: Final = {"site-packages", "dist-packages"}
+STANDARD: Final = Path(sysconfig.get_path("stdlib")).resolve()
+"""The standard library. ``sys.stdlib_module_names`` lacks its modules that have names of one build."""
 LEFT_OUT: Final = {"__pycache__", "node_modules", "venv", *INSTALLED}
 
 
@@ -37,7 +40,7 @@ def code_roots() -> tuple[set[Path], set[Path]]:
         if not file or top in sys.stdlib_module_names or top in ("jobq", "__main__"):
             continue
         path = Path(file).resolve()
-        if INSTALLED & set(path.parts) or path.suffix != ".py":
+        if INSTALLED & set(path.parts) or path.is_relative_to(STANDARD) or path.suffix != ".py":
             continue
         # The package of app.tasks.mail is two levels above app/tasks/mail.py, or three above mail/__init__.py.
         depth = name.count(".") + (path.name == "__init__.py")

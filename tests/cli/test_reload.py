@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,12 +34,14 @@ def test_packages_count_with_all_below_and_single_modules_with_their_neighbours(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(single))
     try:
+        sysconfig.get_config_vars()  # imports a module of the standard library with a name of this build
         for name in ("reload_app.sub.tasks", "reload_single"):
             importlib.import_module(name)
         packages, folders = reload.code_roots()
         assert tmp_path / "reload_app" in packages
         assert single in folders
         assert not any("site-packages" in path.parts or path.name == "jobq" for path in packages | folders)
+        assert not any(path.is_relative_to(sysconfig.get_path("stdlib")) for path in packages | folders)
         found = reload.look({tmp_path / "reload_app"}, {single})
     finally:
         for name in ("reload_app", "reload_app.sub", "reload_app.sub.tasks", "reload_single"):
