@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-import time
+import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, available_timezones
@@ -24,6 +25,7 @@ from jobq.engine.schedule.timing import COMPUTED, Timing, check_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 ALWAYS = (
     *("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Antarctica/Troll", "Pacific/Apia", "UTC"),
@@ -48,6 +50,25 @@ EXPRESSIONS: dict[str, tuple[set[int], set[int], bool]] = {
     "0 */2 * * *": ({0}, set(range(0, 24, 2)), False),
 }
 WINDOW = 5 * 3600
+
+
+@contextmanager
+def at_most(calls: int) -> Iterator[None]:
+    """Count the calls of Python functions in the block. Each step of a search makes some, and no load of the machine
+    changes their number. A search that looks at each second needs many times the bounds below."""
+    count = 0
+
+    def counted(_frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    assert count <= calls
 
 
 def offset(tz: ZoneInfo, moment: int) -> int:
@@ -140,19 +161,17 @@ def test_a_day_that_was_skipped():
         "31 03:00:00+1400",
         "01 03:00:00+1400",
     ]
-    started = time.process_time()
-    assert walls("* * * * * *", "Pacific/Apia", "2011-12-29T23:59:58-10:00", 2)[1] == "31 00:00:00+1400"
-    assert time.process_time() - started < 1
+    with at_most(1_000):
+        assert walls("* * * * * *", "Pacific/Apia", "2011-12-29T23:59:58-10:00", 2)[1] == "31 00:00:00+1400"
 
 
 def test_a_repeated_hour_with_all_its_seconds_costs_little():
     cron = Cron("0-59 0-59 0-23 * * *", zone("Europe/Berlin"))
     moment = int(datetime.fromisoformat("2027-10-31T02:00:05+01:00").timestamp())
-    started = time.process_time()
-    slot = cron.after(moment)
-    assert slot is not None
-    assert datetime.fromtimestamp(slot, zone("Europe/Berlin")).isoformat() == "2027-10-31T03:00:00+01:00"
-    assert time.process_time() - started < 1
+    with at_most(1_000):
+        slot = cron.after(moment)
+        assert slot is not None
+        assert datetime.fromtimestamp(slot, zone("Europe/Berlin")).isoformat() == "2027-10-31T03:00:00+01:00"
 
 
 UNUSABLE = [
@@ -187,40 +206,35 @@ def test_keywords_stand_for_expressions(keyword: str, expression: str):
 
 @pytest.mark.parametrize("text", UNUSABLE)
 def test_expressions_that_cannot_be_used(text: str):
-    started = time.process_time()
-    with pytest.raises(InvalidJob):
+    with at_most(2_000), pytest.raises(InvalidJob):
         Cron(text, zone("UTC"))
-    assert time.process_time() - started < 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("0123456789*,-/L#WMONFRI? ", max_size=12), min_size=4, max_size=7).map(" ".join))
 def test_any_text_is_an_expression_or_an_error_in_bounded_time(text: str):
-    started = time.process_time()
-    try:
-        cron = Cron(text, zone("Europe/Berlin"))
-        cron.words()
-        cron.after(1_800_000_000)
-    except InvalidJob:
-        pass
-    assert time.process_time() - started < 2
+    with at_most(5_000):
+        try:
+            cron = Cron(text, zone("Europe/Berlin"))
+            cron.words()
+            cron.after(1_800_000_000)
+        except InvalidJob:
+            pass
 
 
 def test_the_rarest_days_come_in_bounded_time():
-    started = time.process_time()
-    assert walls("0 0 29 2 */7", "UTC", "2027-01-01T00:00:00+00:00", 1) == ["29 00:00:00+0000"]
-    assert Timing(Definition("t", cron=("0 0 29 2 */7",))).after(1_800_000_000) == 1_834_704_000 + (
-        int(datetime(2032, 2, 29, tzinfo=UTC).timestamp()) - 1_834_704_000
-    )
-    assert time.process_time() - started < 2
+    with at_most(5_000):
+        assert walls("0 0 29 2 */7", "UTC", "2027-01-01T00:00:00+00:00", 1) == ["29 00:00:00+0000"]
+        assert Timing(Definition("t", cron=("0 0 29 2 */7",))).after(1_800_000_000) == 1_834_704_000 + (
+            int(datetime(2032, 2, 29, tzinfo=UTC).timestamp()) - 1_834_704_000
+        )
 
 
 def test_exclusions_of_whole_days_are_passed_over_at_once():
     timing = Timing(Definition("t", cron=("* * * * * *",), exclude=("* * 25-31 12 *", "* * * 1-6 *")))
-    started = time.process_time()
-    slot = timing.after(int(datetime(2027, 12, 24, 23, 59, 59, tzinfo=UTC).timestamp()))
-    assert slot == int(datetime(2028, 7, 1, tzinfo=UTC).timestamp())
-    assert time.process_time() - started < 1
+    with at_most(20_000):
+        slot = timing.after(int(datetime(2027, 12, 24, 23, 59, 59, tzinfo=UTC).timestamp()))
+        assert slot == int(datetime(2028, 7, 1, tzinfo=UTC).timestamp())
 
 
 def test_exclusions_around_a_change_of_the_clock_lose_no_time():
