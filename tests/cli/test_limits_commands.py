@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,3 +138,22 @@ def test_a_rule_that_does_not_exist_is_one_line_with_those_that_do(jobq: Callabl
         said = jobq("limits", *words, "--queue", tasks)
         assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), words
         assert f"there is no rule {words[1].removesuffix(':a')!r}; there are: tenant." in said.err, words
+
+
+def test_each_command_answers_in_json(jobq: Callable[..., Said], tasks: str):
+    def said(*words: str) -> Any:
+        found = jobq("limits", *words, "--json", "--queue", tasks)
+        assert found.code == 0, found.err
+        return found.json
+
+    rule = {"queue": "tasks", "rule": "r"}
+    limit = {"concurrency": 2, "rate": [], "over": "wait"}
+    assert said("set", "r", "--concurrency", "2") == [rule | limit]
+    assert said("set", "r", "--concurrency", "1", "--dry-run") == [rule | {"would_hold": 0}]
+    assert said("keys", "r") == []
+    assert jobq("limits", "keys", "r", "--queue", tasks).out == "no jobs under r now\n"
+    assert said("close", "r", "1m") == [{"queue": "tasks", "key": "r", "closed_ms": 60_000}]
+    assert said("open", "r") == [{"queue": "tasks", "key": "r", "closed_ms": 0}]
+    assert said("reset", "r") == [rule | {"declared": None}]
+    said("set", "r", "--concurrency", "2")
+    assert said("rm", "r") == [rule | {"returns": False}]

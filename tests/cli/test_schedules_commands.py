@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,3 +65,24 @@ def test_what_cannot_be_used_is_one_line(jobq: Callable[..., Said], tasks: str):
         assert said.code in (1, 2), words
         assert said.out == ""
         assert said.err.count("\n") == 1
+
+
+def test_each_command_answers_in_json(jobq: Callable[..., Said], tasks: str):
+    def said(*words: str) -> Any:
+        found = jobq("schedules", *words, "--json", "--queue", tasks)
+        assert found.code == 0, found.err
+        return found.json
+
+    schedule = {"queue": "tasks", "name": "s"}
+    [row] = said("put", "s", "echo", "--every", "5m", "--attempts", "unlimited")
+    assert (row["name"], row["options"]) == ("s", {"attempts": None})
+    assert said("show", "s")[0]["every"] == 300_000
+    assert said("pause", "s") == [schedule | {"state": "paused"}]
+    assert said("resume", "s") == [schedule | {"state": "resumed"}]
+    assert said("run", "s")[0]["id"].startswith("tasks:s~")
+    [filled] = said("backfill", "s", "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z")
+    assert filled == schedule | {"ids": ["tasks:s~20260101T000000Z"]}
+    [preview] = said("preview", "--every", "5m", "--count", "2")
+    assert len(preview["times"]) == 2
+    assert said("prune") == [{"queue": "tasks", "names": []}]
+    assert said("rm", "s") == [schedule | {"declared": False}]
