@@ -25,6 +25,7 @@ from jobq import (
     new_id,
 )
 from jobq.engine.model.ids import partition_of
+from jobq.engine.model.spread import home
 from jobq.engine.store import Store
 from tests.conftest import wait_until
 
@@ -166,6 +167,29 @@ async def test_types_and_schedules_are_in_the_first_partition_only(spread: Queue
     for part in others:
         assert await part.command(b"ZCARD", part.keys["workers"]) == 1
         assert not await part.type_names()
+
+
+async def test_a_schedule_of_code_whose_jobs_belong_elsewhere_says_so(spread: Queue, start: Callable[..., Any]):
+    """All schedules are in the first partition. A worker can only log that it cannot make such a job."""
+    names = [f"tenant{n}" for n in range(20)]
+    there = next(name for name in names if home(name, 4) == 0)
+    elsewhere = next(name for name in names if home(name, 4) == 2)
+
+    @spread.schedule(every="1h", name="good", payload={"tenant": there})
+    @spread.schedule(every="1h", name="bad", payload={"tenant": elsewhere})
+    @spread.task(group="{tenant}")
+    async def run(tenant: str) -> None: ...
+
+    await run.enqueue("any")  # this decides how many partitions get jobs with groups
+    await start(spread)
+
+    async def declared() -> bool:
+        return len(await spread.schedules()) == 2
+
+    await wait_until(declared, "the schedules of the code")
+    assert {row.name: row.error is None for row in await spread.schedules()} == {"bad": False, "good": True}
+    assert "belong to partition 2 of the queue" in str((await spread.get_schedule("bad")).error)
+    assert (await spread.get_schedule("good")).error is None
 
 
 async def test_pause_holds_for_all_partitions(spread: Queue, start: Callable[..., Any]):

@@ -117,8 +117,9 @@ def new_job(
     return msgspec.structs.replace(new, options=bind(new.options, new.type, task.signature.defaults))
 
 
-async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> list[Entry]:
-    """The jobs in the form of enqueue.lua.
+async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob], *, homes: int | None = None) -> list[Entry]:
+    """The jobs in the form of enqueue.lua. ``homes``: partitions that get jobs with keys, if they must not be decided
+    by this call.
 
     :raises InvalidJob: one cannot be encoded.
     :raises StoreError: Redis is away.
@@ -134,7 +135,7 @@ async def encode_jobs(queue: Producing, stored: Stored, news: list[NewJob]) -> l
         ]
     now = queue.store.now_ms()
     entries = [encode_entry(new, _unused, now) for new in news]
-    if any(has_home(entry) for entry in entries) and (homes := await queue.homes()) > 1:
+    if any(has_home(entry) for entry in entries) and (homes := homes or await queue.homes()) > 1:
         for entry in entries:
             if home := home_of(entry, homes):
                 raise InvalidJob(

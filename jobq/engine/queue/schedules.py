@@ -32,6 +32,7 @@ from jobq.engine.schedule.state import (
 )
 from jobq.engine.schedule.timing import SHOWN_TRIES, Timing
 from jobq.engine.schedule.views import Preview, ScheduleRow, schedule_row
+from jobq.engine.store import Partitions
 from jobq.engine.task.handle import Job
 from jobq.errors import InvalidJob, ScheduleNotFound
 
@@ -112,7 +113,8 @@ class ScheduleVerbs(Producing, ABC):
             raise ScheduleNotFound(name)
         state, _ = await self._judged(stored)
         declared = await self.store.schedules_declared()
-        return schedule_row(stored, state, seen=seen, declared=declared, alone=True)
+        row = schedule_row(stored, state, seen=seen, declared=declared, alone=True)
+        return await self._with_fault(stored, row)
 
     async def schedules(self, *, after: str = "", limit: int | None = None) -> list[ScheduleRow]:
         """All schedules in the order of their names, each with its next slot. ``after``: those behind this name."""
@@ -136,7 +138,9 @@ class ScheduleVerbs(Producing, ABC):
             outcomes = {job_id: outcome for job_id, (outcome, _, _) in ended.items()}
             for stored, seen in found:
                 state = judge(stored, outcomes)
-                rows.append(schedule_row(stored, state, seen=seen, declared=declared, alone=False))
+                row = schedule_row(stored, state, seen=seen, declared=declared, alone=False)
+                # Elsewhere a schedule whose jobs cannot be made is refused when it is written.
+                rows.append(await self._with_fault(stored, row) if self._homes() > 1 else row)
         return sorted(rows, key=lambda row: row.name)
 
     async def delete_schedule(self, name: str) -> bool:
@@ -284,6 +288,21 @@ class ScheduleVerbs(Producing, ABC):
         definition = define("preview", None, dict(given))
         moment = (self.store.now_ms() if after is None else to_unix_ms("after", after)) // 1000
         return preview(definition, moment, count)
+
+    def _homes(self) -> int:
+        """The partitions that get jobs with keys, as far as that is decided. A reader does not decide it."""
+        return self.store.spread_now.homes or 1 if isinstance(self.store, Partitions) else 1
+
+    async def _with_fault(self, stored: Stored, row: ScheduleRow) -> ScheduleRow:
+        """The row with the reason why no job can be made at its slots, if there is one. Workers can only log it."""
+        if row.error is not None:
+            return row
+        trial = new_job(self, stored, stored.state, 0, slot_id(stored.name, 0), 0, "slot", {})
+        try:
+            await encode_jobs(self, stored, [trial], homes=self._homes())
+        except InvalidJob as fault:
+            return msgspec.structs.replace(row, error=str(fault))
+        return row
 
     async def _change(self, name: str, change: Callable[[Stored, int], Score | None]) -> None:
         check_schedule_name(name)

@@ -43,7 +43,8 @@ class ScheduleRow(msgspec.Struct, frozen=True, rename={"start": "from"}):
     ``orphan``: no program's code declares it any more. ``paused``: since when, by whom and why; null: it is not.
     ``next``: its next slots, one in a list and five alone; empty if it is paused or has ended. ``last``: its last five
     slots, newest first. ``count``: slots that got a job. ``failures``: failed
-    jobs in a row. ``error``: why this program cannot read its expressions or its time zone.
+    jobs in a row. ``error``: why this program cannot read its expressions or its time zone, or
+    make its jobs.
     """
 
     name: str
