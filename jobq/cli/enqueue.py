@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,11 +10,12 @@ import msgspec
 from jobq.cli import render
 from jobq.cli.session import one_queue, run
 from jobq.engine.model.unique import Unique
-from jobq.errors import InvalidJob
+from jobq.errors import InvalidJob, StoreError
 
 if TYPE_CHECKING:
     import argparse
 
+    from jobq.engine.queue.queue import Queue
     from jobq.engine.task.handle import Job
     from jobq.settings import Settings
 
@@ -72,11 +74,14 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
                 news = [queue.new(args.type, payload, **given) for payload in args.each]
                 for job in await queue.enqueue_many(news, durability=durability, spread=args.spread):
                     _say(args, queue.name, job)
+                await _tell_unknown(queue, args.type)
                 return
             payload = args.payload or msgspec.Raw(b"{}")
             job = await queue.enqueue(args.type, payload, **given)
             if args.wait is None:
                 _say(args, queue.name, job)
+            await _tell_unknown(queue, args.type)
+            if args.wait is None:
                 return
             job_id = f"{queue.name}:{job.id}"
             result = await queue.result(job.id, timeout=args.wait)
@@ -86,6 +91,18 @@ def enqueue(args: argparse.Namespace, settings: Settings) -> None:
                 render.say_json(result)
 
     run(main())
+
+
+async def _tell_unknown(queue: Queue, type_: str) -> None:
+    """A mistyped type is enqueued, because its worker may start later. Say so at once, and not after a day."""
+    known: list[str] = []
+    with suppress(StoreError):  # The job is enqueued.
+        known = [row.type for row in await queue.types()]
+    if known and type_ not in known:
+        render.complain(
+            f"no worker or server has published the type {type_!r}: the job waits for a worker that has it; known: "
+            + ", ".join(known[:20])
+        )
 
 
 def _check_each(args: argparse.Namespace) -> None:

@@ -529,6 +529,23 @@ def test_queues_lists_the_types_that_are_published(jobq, tasks):
     assert (echo["queue"], echo["publisher"], echo["differing"]) == ("tasks", "w1", [])
 
 
+def test_a_type_that_nobody_has_is_told_at_once(jobq, tasks):
+    jobq("enqueue", "echo", "--queue", tasks)
+    assert jobq("enqueue", "ehco", "--queue", "tasks").err == ""  # Nobody has published what there is.
+    (queue,) = load_target(tasks)
+
+    async def publish() -> None:
+        async with queue:
+            await Publisher(queue.tasks, queue.rules, queue.name, "w1").publish(queue.store)
+
+    asyncio.run(publish())
+    said = jobq("enqueue", "ehco", "--queue", "tasks")
+    assert (said.code, said.out.startswith("tasks:")) == (0, True)
+    assert said.err.startswith("jobq: no worker or server has published the type 'ehco': the job waits for a worker")
+    assert "known: broken, echo, frozen" in said.err
+    assert jobq("enqueue", "echo", "--queue", "tasks").err == ""
+
+
 def test_aging_is_set_and_switched_off(jobq: Callable[..., Said], tasks: str):
     assert jobq("aging", "90s", "--queue", tasks).out == "tasks: a step of priority is worth 1.5m of waiting\n"
     assert json.loads(jobq("stats", tasks, "--json").out)["aging_ms"] == 90_000

@@ -266,3 +266,20 @@ async def test_another_charge_than_the_stored_one_is_a_warning_and_an_operator_c
             await second.set_charge("time")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidJob, match="it takes 'count' or 'actual'"):
         Queue("charged", connection, charge="time")  # pyright: ignore[reportArgumentType]
+
+
+async def test_any_argument_makes_a_group(queue: Queue, start: Callable[..., Any]):
+    """Names that mean something to the engine, to Redis or to a terminal are names as any other."""
+    ran: list[str] = []
+
+    @queue.task(group="{tenant}")
+    async def work(tenant: str) -> str:
+        ran.append(tenant)
+        return tenant
+
+    names = ["", " ", "a\nb", "@x", "!b", "a:b", "é" * 150, "queue", "\0", "a|b", "@", "x" * 300, "\x1b[2J"]
+    jobs = [await work.enqueue(name) for name in names]
+    await start()
+    assert [await job.result(10) for job in jobs] == names
+    assert sorted(ran) == sorted(names)
+    assert await queue.groups() == []

@@ -550,3 +550,78 @@ async def test_limits_on_numbers_are_settings(redis_url: str):
         await queue.enqueue("t", limits=[f"a:{n}" for n in range(9)])
         with pytest.raises(InvalidJob, match="limits gives a job 10 keys"):
             await queue.enqueue("t", limits=[f"a:{n}" for n in range(10)])
+
+
+async def test_a_concurrency_that_is_raised_and_lowered_while_jobs_run_leaves_no_place_taken(
+    queue: Queue, start: Callable[..., Any], until: Until
+):
+    peak = Peak()
+
+    @queue.task(limits=[Concurrency(3)])
+    async def work(n: int) -> None:
+        peak.begin("")
+        await asyncio.sleep(0.001)
+        peak.end("")
+
+    await start()
+    jobs = await work.enqueue_many([{"n": n} for n in range(200)])
+    for places in (1, 5, 2, 4, 1, 3):
+        before = (await queue.stats()).completed_total
+        await queue.set_limit("work", concurrency=places)
+
+        async def went_on(before: int = before) -> bool:
+            return (await queue.stats()).completed_total >= before + 10
+
+        await until(went_on, "some more jobs")
+    await asyncio.gather(*(job.result(20) for job in jobs))
+    assert peak.most[""] <= 5
+    (rule,) = await queue.limits()
+    assert (rule.active, rule.held) == (0, 0)
+
+
+async def test_jobs_of_a_key_run_in_their_order_over_workers_that_come_and_go(queue: Queue, until: Until):
+    """A job that is handed back goes before those that were enqueued after it."""
+    done: dict[str, list[int]] = {"a": [], "b": []}
+
+    @queue.task(limits=[Concurrency(1, by="key")])
+    async def work(key: str, n: int) -> None:
+        await asyncio.sleep(0.001 * (n % 7))
+        done[key].append(n)
+
+    for n in range(40):
+        await work.enqueue_many([{"key": key, "n": n} for key in done])
+    while (ended := (await queue.stats()).completed) < 80:
+        async with Worker(queue, concurrency=1 + ended % 5, grace=0.0) as worker:
+            worker.start()
+
+            async def some(ended: int = ended) -> bool:
+                return (await queue.stats()).completed > ended + 5 or (await queue.stats()).completed == 80
+
+            await until(some, "some more jobs")
+    assert done == {"a": list(range(40)), "b": list(range(40))}
+
+
+async def test_after_a_kill_the_next_job_of_the_key_does_not_wait_for_the_handler(
+    queue: Queue, start: Callable[..., Any], gate: Gate
+):
+    """A killed handler may take its time to end. Its job has ended, so its place is free."""
+    ended: list[int] = []
+    may_end = asyncio.Event()
+
+    @queue.task(limits=[Concurrency(1, by="key")])
+    async def work(key: str, n: int) -> None:
+        try:
+            await gate.passing(n)
+        except asyncio.CancelledError:
+            await may_end.wait()
+            ended.append(n)
+            raise
+
+    await start()
+    first = await work.enqueue("a", 1)
+    assert await gate.arrival() == 1
+    await work.enqueue("a", 2)
+    await first.kill()
+    assert await gate.arrival() == 2
+    assert not ended
+    may_end.set()

@@ -1,6 +1,6 @@
-"""Behaviours that the tests of other queues check, for schedules and uniqueness, and where ours check them.
+"""Behaviours that the tests of other queues check, and where ours check them.
 
-Peers: BullMQ 6 (tests/job_scheduler.test.ts, deduplication.test.ts), Oban 2.23 (test/oban/cron, engine_test.exs), River
+Schedules and uniqueness. Peers: BullMQ 6 (tests/job_scheduler.test.ts, deduplication.test.ts), Oban 2.23 (test/oban/cron, engine_test.exs), River
 0.43 (periodic_job_enqueuer_test.go, db_unique_test.go), asynq (scheduler_test.go, periodic_task_manager_test.go,
 rdb_test.go), docket (test_cron.py, test_perpetual*.py, test_debounce.py), streaq, saq.
 
@@ -35,6 +35,32 @@ rdb_test.go), docket (test_cron.py, test_perpetual*.py, test_debounce.py), strea
 | docket debounce: settles, per argument, with a concurrency limit, nothing is left over | held: below |
 | streaq: cron with a name; a changed schedule; drift of a late job | held: test_schedules.py (deploys, catch_up="none") |
 | saq: cron close to its target; a solo worker | held: tests/worker/test_schedules_random.py |
+
+Limits, groups, events, verbs. Peers: those above, Solid Queue (concurrency_controls_test.rb, job_test.rb), procrastinate (test_manager.py,
+test_nominal.py), docket (concurrency_limits/, test_ratelimit.py, test_striking.py, test_cancellation.py), asynq (inspector_test.go),
+sidekiq-unique-jobs, Graphile Worker, Standard Webhooks, the documentation of BullMQ Pro:
+
+| the peer's test | here |
+|---|---|
+| BullMQ: jobs that wait for the same moment keep their priority and order, with one slot | held: test_claims.py (it was not) |
+| BullMQ: a global rate, changed and removed; processing adds no delay; a worker closes under a slow rate; a job that never ends | held: test_limits.py |
+| BullMQ: rateLimit(ms) and its error, while paused, with priorities, in the last attempt, of a job that was removed | held: test_rate_limited.py |
+| BullMQ: global concurrency with backoff 0, with stalled workers, of an active job that is removed | held: test_limits.py; differs: an active job is killed first |
+| BullMQ: waiting, added, drained, cleaned, duplicated events | differs: the caller knows of its enqueue; docs/events.md |
+| BullMQ, River, docket: each start and end once, the result with the end, several readers, filters, a reader over a drop | held: test_events.py |
+| BullMQ: pause with delayed jobs, backoff 0, before the start; obliterate with active jobs, with force, and use after it | held: test_claims.py, tests/lua/test_drop.py, test_events.py |
+| BullMQ Pro: groups in turns, with and without group; limits and pauses of groups; maxSize of bulks; a group's priorities and weights | held: test_groups.py, tests/lua/test_turns.py |
+| docket: places after errors, timeouts, stops, kills; waiters in order, once each; cancelled waiters; independent values | held: test_limits.py |
+| docket: several limits of one task; a rate that drops; a failed job keeps its token; a refused one takes none | held: test_limits.py, test_over.py, tests/lua/test_admission.py |
+| docket: strike a task, a parameter; idempotent; seen by workers that start later | held: `close_limit`, `set_limit(concurrency=0)`, `trip_breaker`: test_rate_limited.py, test_breakers.py |
+| docket, procrastinate: a cancelled job is retried never, ends once; its lock is held until its handler has stopped | held: test_kills_and_timeouts.py; differs: the place is free at once, test_limits.py |
+| Solid Queue: no overlap, sequential with failures, throttled, released claims, discard on conflict per key, scheduled and in bulk | held: test_limits.py, test_over.py |
+| procrastinate: lock in order, queueing lock, in a batch, and while the first one runs | held: `Concurrency(1, by=)`, `Unique(while_="queued", on="fail")`; differs: one key for a whole batch is refused |
+| asynq: run, archive, delete all of a state; payload updates; unknown tasks and queues | held: tests/lua/test_moves.py; differs: an edited payload is a rerun |
+| sidekiq-unique-jobs: until and while executing | held: `Unique(while_="queued")` with `Concurrency(1, by=)` |
+| docket: a task that enqueues itself | held: test_uniqueness.py |
+| Standard Webhooks: sign, several signatures, tolerance, bad headers | held: test_webhooks.py, with the package standardwebhooks |
+| asynq, docket: batches of a group (aggregation) | does not apply |
 
 Bugs from their trackers:
 

@@ -295,3 +295,33 @@ async def test_the_key_of_a_request_answers_before_the_key_of_the_job(queue: Que
     await queue.kill(answer.id)
     again = await queue.submit(new)
     assert (again.id, again.duplicate, again.done) == (answer.id, True, "returned")
+
+
+async def test_a_job_that_enqueues_itself_again(queue: Queue, start: Any, until: Any):
+    """While it runs, a key of queued jobs is free, one of unfinished jobs is its own, and with keep_last the next one
+    waits for its end."""
+    ran: dict[str, list[int]] = {"queued": [], "unfinished": [], "last": []}
+
+    @queue.task(unique=Unique(key="queued", while_="queued"))
+    async def queued(n: int) -> None:
+        ran["queued"].append(n)
+        if n < 4:
+            await queued.options(delay=0.01).enqueue(n + 1)
+
+    @queue.task(unique=Unique(key="unfinished"))
+    async def unfinished(n: int) -> bool:
+        ran["unfinished"].append(n)
+        return (await unfinished.enqueue(n + 1)).duplicate
+
+    @queue.task(unique=Unique(key="last", on="keep_last"))
+    async def last(n: int) -> None:
+        ran["last"].append(n)
+        if n < 4:
+            await last.enqueue(n + 1)
+
+    await start()
+    await queued.enqueue(1)
+    await last.enqueue(1)
+    assert await (await unfinished.enqueue(1)).result(10)
+    await until(lambda: len(ran["queued"]) == len(ran["last"]) == 4, "all runs")
+    assert ran == {"queued": [1, 2, 3, 4], "unfinished": [1], "last": [1, 2, 3, 4]}
