@@ -546,3 +546,48 @@ async def test_a_rule_that_loses_its_rate_leaves_no_promise_of_a_token(bench: Be
     await world.rule("r", "5")
     assert await world.all_that_can() == ["a"]
     assert "unspent" not in await bench.dump()
+
+
+MANY = 40
+"""Jobs that end in one call. Above 32 keys Redis is made to convert the set of keys that opened."""
+ENDS: dict[str, Any] = {
+    "complete": lambda store, pairs: store.complete([w for pair in pairs for w in (*pair, b"r", "")], []),
+    "fail": lambda store, pairs: store.fail([w for pair in pairs for w in (*pair, 1, b"{}", "")]),
+    "reschedule": lambda store, pairs: store.reschedule([w for pair in pairs for w in (*pair, 1, 500, b"{}")]),
+    "release": lambda store, pairs: store.release([w for pair in pairs for w in pair]),
+    "defer": lambda store, pairs: store.defer([w for pair in pairs for w in (*pair, "", 0)], 500, 500, b"[]"),
+    "snooze": lambda store, pairs: store.snooze([w for pair in pairs for w in (*pair, 500)]),
+    "throttle": lambda store, pairs: store.throttle([w for pair in pairs for w in (*pair, 500, "job")]),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_many_jobs_that_end_together_open_their_keys_and_no_others(bench: Bench, how: str):
+    store = bench.store
+    await bench.do(store.rule("set", "r", "1"))
+    store.limited = True
+    await bench.do(store.enqueue([word for n in range(MANY) for word in (f"j{n}", b"{}", f"0 0 0\vr:{n}")]))
+    await bench.do(store.admit(MANY, 250, 1))
+    assert set((await bench.dump())["admitted"]) == {f"r:{n}\0j{n}" for n in range(MANY)}
+    claimed = await store.do(store.claim(MANY, 30_000, "w", "w:0", 1, repeated=False))
+    assert claimed
+    state = await bench.dump()
+    assert set(state["active"]) == set(state["leases"]) == {f"j{n}" for n in range(MANY)}
+    assert await bench.do(ENDS[how](store, [(job_id.decode(), claimed.token) for job_id in claimed.ids])) is not None
+    state = await bench.dump()
+    assert set(state["openings"]) == {f"r:{n}" for n in range(MANY)}
+    assert not {"admitted", "active", "leases"} & set(state)
+
+
+async def test_many_jobs_whose_keys_were_closed_go_back_together(bench: Bench):
+    store = bench.store
+    await bench.do(store.rule("set", "r", "1"))
+    store.limited = True
+    await bench.do(store.enqueue([word for n in range(MANY) for word in (f"j{n}", b"{}", f"0 0 0\vr:{n}")]))
+    await bench.do(store.admit(MANY, 250, 1))
+    for n in range(MANY):
+        await bench.do(store.close(f"r:{n}", 50))
+    assert await store.do(store.claim(MANY, 30_000, "w", "w:0", 1, repeated=False)) is None
+    state = await bench.dump()
+    assert (set(state["openings"]), len(state["held"])) == ({f"r:{n}" for n in range(MANY)}, MANY)
+    assert not {"admitted", "waiting"} & set(state)

@@ -168,6 +168,27 @@ async def test_a_job_of_waiting_is_counted_once(aging: Aging, want: int):
     assert 9 <= len([job for job in got if job[0] == "c"]) <= 11
 
 
+@pytest.mark.parametrize("seed", range(12))
+async def test_jobs_without_a_group_get_half_the_turns_however_often_workers_look(aging: Aging, seed: int):
+    """Jobs of waiting are counted again by none of the calls, also if more urgent ones come before those that were."""
+    draw, store = random.Random(seed), aging.bench.store
+    await aging.set(draw.choice([1, 1000, STEP]))
+    for n in range(60):
+        await aging.add(f"g{n:02}", line="@g")
+        await aging.add(f"c{n:02}", draw.choice([0, 0, -1, 1, -n, n]))
+        aging.bench.now += draw.choice([0, 0, 1, 1000])
+    got: list[str] = []
+    for n in range(60, 100):
+        for _ in range(draw.choice([0, 1, 3])):
+            await store.do(store.admit(draw.choice([1, 2, 10]), 250, draw.choice([0, 1, 2])))
+        if draw.random() < 0.4:
+            await aging.add(f"c{n}", draw.choice([0, -1, -n, -500]))
+        if draw.random() < 0.2:
+            await aging.add(f"g{n}", draw.choice([0, -1, -n, -500]), line="@g")
+        got += await aging.order(most=draw.choice([1, 2]))
+    assert abs(2 * sum(job[0] == "c" for job in got) - len(got)) <= 6
+
+
 async def test_released_and_rate_limited_jobs_go_first_and_retried_ones_wait_since_they_were_due(aging: Aging):
     await aging.set()
     store = aging.bench.store
@@ -202,6 +223,10 @@ async def test_lifo_is_refused_and_nothing_is_written(aging: Aging):
     await aging.set()
     before = await aging.bench.dump()
     assert await aging.add("a", lifo=1) == [1, "", "lifo"]
+    after = await aging.bench.dump()
+    assert {**after, "meta": 0} == {**before, "meta": 0}
+    unique = ["a", b"{}", "0 1 0", "unfinished 0 return -1 -1 2 k"]
+    assert await aging.bench.do(aging.bench.store.enqueue_unique(unique)) == [1, "", "lifo", "", "lifo"]
     after = await aging.bench.dump()
     assert {**after, "meta": 0} == {**before, "meta": 0}
 

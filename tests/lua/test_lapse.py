@@ -282,6 +282,16 @@ async def test_runs_that_became_late_are_looked_at_in_turns(bench: Bench):
             [],
         ),
         Case(
+            "so is one with a key",
+            jobs("old") | {"meta": {"fifo": "1"}, "reruns": {"old": "b"}},
+            lambda store: store.enqueue_unique(["a", "A", "0 0 0\v\v\v- - old", "unfinished 0 return -1 -1 1 k"]),
+            jobs("old", "a") | {
+                "waiting": {"a": place(2)}, "meta": {"fifo": "2"}, "reruns": {"old": "a b"},
+                "keys": {"a": "k"}, "unique": {"k": "a -"},
+            } | WAKE,
+            [],
+        ),
+        Case(
             "so does one with a key",
             {"meta": {"fifo": "1"}},
             lambda store: store.enqueue_unique(["a", "A", "0 0 0\v\v\v1500 1700", "unfinished 0 return -1 -1 1 k"]),

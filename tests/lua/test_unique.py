@@ -603,6 +603,8 @@ async def test_killing_the_running_job_gives_the_waiting_one_its_turn(bench: Ben
     state = await bench.dump()
     assert set(state["failed"]) == {"z"}
     assert state["delayed"] == {"n": NOW}
+    assert "blocked" not in state
+    assert state["wake"] == {"t": 0}
 
 
 # -- repetitions ---
