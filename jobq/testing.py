@@ -175,8 +175,11 @@ async def drain(*queues: Queue, include_delayed: bool = False, timeout: Seconds 
                     if running.done():
                         break
         except TimeoutError:
-            left = ", ".join(f"{stats.queue}: {stats.waiting} waiting, {stats.active} running" for stats in after)
-            raise TimeoutError(f"not drained within {timeout} s ({left})") from None
+            left = ", ".join(
+                f"{stats.queue}: {stats.waiting} waiting, {stats.held} held, {stats.active} running" for stats in after
+            )
+            says = "; await queue.why(job_id) says what holds a job" if any(stats.held for stats in after) else ""
+            raise TimeoutError(f"not drained within {timeout} s ({left}){says}") from None
 
     gained = [
         [late - early for early, late in zip(_ends(old), _ends(new), strict=True)]

@@ -90,7 +90,7 @@ def _add_processes(menu: Menu) -> None:
     work.add_argument(
         "--burst",
         action="store_true",
-        help="end when no job is waiting, held, active or due (paused queues do not count)",
+        help="end when no job is waiting, held, active or due (paused queues and groups do not count)",
     )
     _reload(work, "restart the workers gracefully when the code changes")
     _worker_settings(work)

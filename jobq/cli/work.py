@@ -37,6 +37,9 @@ STUCK = 70
 """Exit code of a worker whose event loop is given up."""
 LOOKING: Final = 0.2
 """Seconds between two checks of ``--burst``."""
+HELD_LOOKS: Final = 25
+"""Checks that find nothing but held jobs, before ``--burst`` says so."""
+GROUPS_MAX: Final = 1 << 20
 
 
 def work(args: argparse.Namespace, settings: Settings) -> int:
@@ -97,26 +100,41 @@ async def supervise(make: Callable[[], Supervisor], queues: list[Queue], *, relo
 
 
 async def _stop_when_empty(worker: Worker, queues: Sequence[Queue]) -> None:
-    """Stop the worker when no job is waiting, active or due. Jobs of a paused queue do not count.
+    """Stop the worker when no job is waiting, held, active or due. Jobs of a paused queue or group do not count.
 
     Queues are read one after another, and a job that ends between two reads may have enqueued others. So two checks
     in a row must find no job.
     """
-    empty = 0
+    empty = waited = 0
     while empty < 2:
         await asyncio.sleep(LOOKING)
         try:
-            busy = worker.running > 0 or any([await _has_work(queue) for queue in queues])
+            left = [await _left(queue) for queue in queues]
         except StoreError:
             continue  # The worker has logged the error, and continues when Redis is back.
+        busy = worker.running > 0 or any(left)
         empty = 0 if busy else empty + 1
+        waited = waited + 1 if not worker.running and set(left) <= {"", "held"} and any(left) else 0
+        if waited == HELD_LOOKS:
+            # A key may be closed for hours, and the next start of a cron job would wait beside this one.
+            names = ", ".join(queue.name for queue, what in zip(queues, left, strict=True) if what)
+            render.complain(f"--burst waits for held jobs of {names}: jobq why --queue QUEUE says what holds them")
     worker.stop()
 
 
-async def _has_work(queue: Queue) -> bool:
+async def _left(queue: Queue) -> str:
+    """What a burst has to wait for: "jobs", only "held" ones, or nothing."""
     stats = await queue.stats()
-    due = stats.next_due_ms == 0
-    return stats.active > 0 or (not stats.paused and (stats.waiting > 0 or stats.held > 0 or due))
+    if stats.active > 0:
+        return "jobs"
+    if stats.paused:
+        return ""
+    if stats.waiting > 0 or stats.next_due_ms == 0:
+        return "jobs"
+    if not stats.held:
+        return ""
+    aside = sum(row.held for row in await queue.groups(limit=GROUPS_MAX) if row.paused)
+    return "held" if stats.held > aside else ""
 
 
 async def _work(queues: list[tuple[Queue, int]], settings: Settings, *, supervised: bool, burst: bool) -> int:

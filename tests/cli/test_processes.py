@@ -283,6 +283,24 @@ def test_a_burst_does_not_wait_for_a_paused_queue(start, tasks, redis_url, jobq)
     assert jobq("stats", "tasks", "--json").json[0]["waiting"] == 1
 
 
+def test_a_burst_does_not_wait_for_a_paused_group(start, tasks, redis_url, jobq):
+    jobq("enqueue", "echo", "--group", "a", "--queue", "tasks", "--create")
+    jobq("enqueue", "echo", "--group", "b", "--queue", "tasks")
+    jobq("groups", "pause", "a", "--queue", "tasks")
+    assert start("work", tasks, "--burst", JOBQ_REDIS_URL=redis_url).end(60) == 0
+    stats = jobq("stats", "tasks", "--json").json[0]
+    assert (stats["held"], stats["completed"]) == (1, 1)
+
+
+def test_a_burst_that_waits_for_held_jobs_says_so(start, tasks, redis_url, jobq):
+    jobq("limits", "set", "api", "--concurrency", "0", "--queue", tasks)
+    jobq("enqueue", "echo", "--limits", "api", "--queue", "tasks")
+    work = start("work", tasks, "--burst", JOBQ_REDIS_URL=redis_url)
+    work.wait_line("--burst waits for held jobs of tasks: jobq why --queue QUEUE says what holds them")
+    jobq("limits", "set", "api", "--concurrency", "1", "--queue", "tasks")
+    assert work.end(60) == 0
+
+
 @pytest.mark.slow
 def test_dev_reloads_rest_and_workers(start, tasks, tmp_path):
     port = free_port()

@@ -72,13 +72,23 @@ async def test_drain_of_several_queues_follows_jobs_from_one_to_the_other(queue:
         assert await drain(queue, other) == Drained(completed=2)
 
 
+async def test_drain_says_that_jobs_are_held(queue: Queue):
+    @queue.task(group="acme")
+    async def work() -> None: ...
+
+    await queue.set_group("acme", paused=True)
+    await work.enqueue()
+    with pytest.raises(TimeoutError, match=r"0 waiting, 1 held, 0 running\); await queue.why\(job_id\) says"):
+        await drain(queue, timeout=0.2)
+
+
 async def test_drain_does_not_wait_for_ever(queue: Queue):
     @queue.task
     async def hangs() -> None:
         await asyncio.Event().wait()
 
     await hangs.enqueue()
-    with pytest.raises(TimeoutError, match=r"within 0\.2 s \(test: 0 waiting, 1 running\)"):
+    with pytest.raises(TimeoutError, match=r"within 0\.2 s \(test: 0 waiting, 0 held, 1 running\)"):
         await drain(queue, timeout=0.2)
     await queue.pause()
     with pytest.raises(RuntimeError, match="paused"):
