@@ -356,6 +356,33 @@ async def test_a_user_who_may_not_track_keys_is_told(
     await connection.aclose()
 
 
+async def test_a_user_who_may_not_hear_that_slots_move_is_told_and_hears_of_jobs_later(
+    own_cluster: LocalCluster, start, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """The old node says nothing more of a queue that moved."""
+    monkeypatch.setattr(waker_module, "BLOCK", 0.5)
+    monkeypatch.setattr(tracking_module, "PING_SECONDS", 0.5)
+    for node in own_cluster.nodes:
+        rules = [rule for rule in documented_rules(in_cluster=True) if rule != "+ssubscribe"]
+        node.ask("ACL", "SETUSER", "deaf", "reset", "on", ">deaf", *rules)
+    connection, other = Connection(own_cluster.admin_url.replace("//", "//deaf:deaf@", 1)), Connection(own_cluster.url)
+    async with AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(with_task(Queue(f"m{n}", connection))) for n in range(6)]
+        producer = await stack.enter_async_context(with_task(Queue("m0", other)))
+        await start(*many, lease=60.0)
+        await until(lambda: tracking(own_cluster) == 3, "one connection to each node")
+        await until(lambda: "does not tell this user when slots move" in caplog.text, "the warning")
+        slot = slot_of("m0")
+        source = own_cluster.owner(slot)
+        target = next(node for node in own_cluster.primaries() if node is not source)
+        for ends in [(source, target), (target, source)]:
+            await asyncio.to_thread(own_cluster.move, slot, *ends)
+            await run_one(producer)
+    for one in (connection, other):
+        await one.aclose()
+    assert caplog.text.count("does not tell this user when slots move") == 1
+
+
 async def test_a_blocking_wait_at_a_primary_that_hangs_ends_by_its_deadline(
     own_cluster: LocalCluster, start, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

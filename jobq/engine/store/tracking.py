@@ -137,6 +137,8 @@ class Tracker:
             keys = self._channels.pop(channel, None)
             if keys is not None and self.known.pop(keys, None) is not None:
                 self._owner.tell()
+        elif isinstance(answer, Exception) and not isinstance(answer, StoreError):
+            self._owner.hears_no_moves(answer)
 
     def _ask(self, wire: TrackedWire, keys: Keys) -> None:
         wire.send(pack((b"EXISTS", *keys)), lambda answer: self._answered(keys, answer))
@@ -204,6 +206,7 @@ class Trackers:
         """Keys that a node could not say anything about -> when they are asked for again."""
         self._following: set[int] = set()
         self._ping_at = 0.0
+        self._hears_moves = True
         self.waiting = 0
         """Workers that wait for a token now."""
 
@@ -283,6 +286,9 @@ class Trackers:
             self._ping_at = now + PING_SECONDS
             for tracker in self._of.values():
                 tracker.ping()
+                if not self._hears_moves:
+                    # A node says nothing more of a queue that has moved away. So ask for all of them again.
+                    tracker.known.clear()
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -352,6 +358,16 @@ class Trackers:
             return
         self._moving[keys] = asyncio.get_running_loop().time() + MOVING_SECONDS
         asyncio.get_running_loop().call_later(MOVING_SECONDS, self.tell)
+
+    def hears_no_moves(self, answer: Exception) -> None:
+        """A node refuses to tell when hash slots move away."""
+        if self._hears_moves:
+            self._hears_moves = False
+            log.warning(
+                "The cluster does not tell this user when slots move, so jobs of a queue that moves may start some"
+                f" seconds late. Give the user the right to SSUBSCRIBE: {answer}",
+                error=str(answer),
+            )
 
     async def _follow(self, hash_slot: int, node: Connection, refusal: str) -> None:
         try:
