@@ -258,6 +258,12 @@ SABOTAGES = [
     Break("retry", "seats of before count again", "                leave_seats(id, names)\n", ""),
     Break("admit", "too many slots never run", "min(slots_of(id), full) <= full", "slots_of(id) <= full"),
     Break("admit", "a small job overtakes", "if ahead(key, line) then return key, false end", ""),
+    Break("admit", "keys open in vain", "if not heavy then return true end\n", "if true then return true end\n"),
+    Break("admit", "nobody opens a key for the line that is first", "if other and may_go(key) then", "if false then"),
+    Break("admit", "nobody knows when the first job can go", "close(key, id)\n    return false", "return false"),
+    Break("admit", "a later job decides when a key opens", "= min(at, reopening[key] or huge)", "= at"),
+    Break("admit", "a later line decides when a key opens", "reopens, 'LT', unpack(put)", "reopens, unpack(put)"),
+    Break("admit", "a worker wakes itself", "left == 1 and n < want", "left == 1"),
     *[
         Break(name, "a job with several slots keeps all but one", "if rows[i] then", "if false then")
         for name in ("complete", "defer", "fail", "release", "reschedule", "snooze", "kill", "remove")

@@ -258,7 +258,7 @@ local function close(key, id)
             at = max(at or 0, now + 1, k.arrivals[i] + (taken + need - 1) * band.interval - band.tolerance)
         end
     end
-    if at then reopening[key] = at end
+    if at then reopening[key] = min(at, reopening[key] or huge) end
 end
 
 -- Virtual time is the clock of groups: where the tags of the groups would be if all of them were served at the same time. A queue
@@ -448,17 +448,38 @@ local function flush()
     put = {}
     for key, at in pairs(reopening) do put[#put + 1], put[#put + 2] = format('%.4f', at), key end
     reopening = {}
-    change(reopens, NONE, put)
+    -- Another line of the key may need fewer tokens, and be free earlier.
+    if #put > 0 then redis.call('ZADD', reopens, 'LT', unpack(put)) end
 end
 
 -- Another line may use the room that a line leaves under its keys. A group's key is full only if the group is paused. If a line waits for
--- such a key, it `yields`: that one goes before later jobs. `refused`: the filings of the first lines that this call sent to a key.
+-- such a key, it `yields`: that one goes before later jobs. `refused`: the first lines that this call sent to a key, and their filings.
 local refused, yields = {}, false
+-- Whether the first line that waits for a key could go on there. If its job needs more slots or tokens than the key has, then those
+-- behind it cannot either, and to open them would be in vain: two such keys would be opened for each other without end.
+local function may_go(key)
+    local member, first = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1], refused[key]
+    if not member and not first then return false end
+    if not heavy then return true end
+    local line, spot = first and first.line, nil
+    if member and (not first or sub(member, #key + 2) < first.order) then
+        line, spot = line_of(match(member, '^%z[^%z]*%z%d+%z(.*)$', #key + 1) or ''), member
+    end
+    -- This call may have moved the line.
+    if line.spot and (spot and line.spot ~= 'f' .. spot or sub(line.spot, 1, #key + 2) ~= 'f' .. key .. '\0') then return true end
+    local id = line.id
+    if not id then
+        local job = redis.call('ZRANGE', held_by, from(line.name), to(line.name), 'BYLEX', 'LIMIT', 0, 1)[1]
+        id = job and sub(job, #line.name + 19)
+    end
+    if not id or fits(key, id) then return true end
+    -- No line of the key is open, so none would note when it opens again.
+    close(key, id)
+    return false
+end
 local function mark(keys, full)
     for _, key in ipairs(keys) do
-        if key ~= full and room(key) > 0 and (refused[key] or #redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1) > 0) then
-            openable[key], yields = true, true
-        end
+        if key ~= full and room(key) > 0 and may_go(key) then openable[key], yields = true, true end
     end
 end
 
@@ -807,10 +828,13 @@ local function ahead(key, line)
     local stale = line.filed and line.first > line.filed
     if not heavy and not stale then return false end
     local order = filing(line)
-    if refused[key] and refused[key] < order then return true end
-    local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
-    local other = member and sub(member, #key + 2) < order
-    if other and not heavy then openable[key], yields = true, true end
+    local other = refused[key] and refused[key].order < order
+    if not other then
+        local member = redis.call('ZRANGE', full_lines, from(key), to(key), 'BYLEX', 'LIMIT', 0, 1)[1]
+        other = member and sub(member, #key + 2) < order
+    end
+    -- That one opens now, if it can go. Nobody else would open it, because the key has room.
+    if other and may_go(key) then openable[key], yields = true, true end
     return other
 end
 
@@ -829,7 +853,7 @@ end
 local function refuse(line, key, closing)
     local place = filing(line)
     stand(line, 'f' .. key .. '\0' .. place .. '\0' .. line.name)
-    if not refused[key] or place < refused[key] then refused[key] = place end
+    if not refused[key] or place < refused[key].order then refused[key] = { order = place, line = line } end
     if closing then close(key, line.id) end
     mark(line.keys, key)
 end
@@ -1115,7 +1139,11 @@ if planned ~= planned_before then
     end
     redis.call('HSET', meta, 'planned', text)
 end
-if redis.call('EXISTS', openings, arrivals) > 0 then left = 1 end
-if claims == '0' and (count > 0 or redis.call('EXISTS', waiting) == 1) or claims ~= '2' and left == 1 then redis.call('ZADD', wake, 0, 't') end
+-- What is left behind as many jobs as the caller claims is no reason to wake another worker: the claim does that, unless these jobs
+-- need more slots than its worker has. Then the caller would get the token itself, again and again.
+local unfinished = redis.call('EXISTS', openings, arrivals) > 0
+local wakes = unfinished or left == 1 and n < want
+if unfinished then left = 1 end
+if claims == '0' and (count > 0 or redis.call('EXISTS', waiting) == 1) or claims ~= '2' and wakes then redis.call('ZADD', wake, 0, 't') end
 local next_token = redis.call('ZRANGE', reopens, 0, 0, 'WITHSCORES')
 return { count, next_token[2] and max(0, math.ceil(tonumber(next_token[2]) - now - 0.001)) or -1, left }

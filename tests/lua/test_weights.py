@@ -29,6 +29,7 @@ class World:
         self.rules: dict[str, int] = {}
         self.keys: dict[str, tuple[str, ...]] = {}
         self.slots: dict[str, int] = {}
+        self.groups: dict[str, str] = {}
         self.tokens: dict[str, str] = {}
         """Leases of active jobs."""
         self.requests = 0
@@ -40,11 +41,12 @@ class World:
         # Running jobs are not stopped when a rule is lowered.
         self.rules[name] = max(concurrency, self.rules.get(name, 0))
 
-    async def enqueue(self, job_id: str, slots: int, *keys: str, priority: int = 0) -> None:
+    async def enqueue(self, job_id: str, slots: int, *keys: str, priority: int = 0, group: str = "") -> None:
         weight = "" if slots == 1 else f"\v{slots}"
-        options = f"{priority} 0 0\v" + "\n".join(keys) + weight
+        line = (f"@{group}", *keys) if group else keys
+        options = f"{priority} 0 0\v" + "\n".join(line) + weight
         assert await self.bench.do(self.bench.store.enqueue([job_id, b"{}", options])) == []
-        self.keys[job_id], self.slots[job_id] = keys, slots
+        self.keys[job_id], self.slots[job_id], self.groups[job_id] = keys, slots, group
 
     @property
     def free(self) -> int:
@@ -71,7 +73,16 @@ class World:
         got: list[str] = []
         while some := await self.trip():
             got += some
+        if self.free > 0:
+            await self.rests()
         return got
+
+    async def rests(self) -> None:
+        """When nothing can start, a worker is told so soon. Otherwise it would ask again and again, at full speed."""
+        if "waiting" in await self.bench.dump():
+            return  # The claim says why it did not take these.
+        replies = [await self.bench.do(self.bench.store.admit(self.free, 50, 1)) for _ in range(5)]
+        assert replies[-1][2] == 0
 
     async def end(self, job_id: str, how: str) -> None:
         token, store = self.tokens.pop(job_id), self.bench.store
@@ -94,6 +105,8 @@ class World:
             for job in state.get(column, {}):
                 for key in self.keys[job]:
                     expected |= {f"{key}\0{job}", *(f"{key}\0{job}\0{n}" for n in range(2, self.slots[job] + 1))}
+                if self.groups[job]:
+                    expected.add(f"@{self.groups[job]}\0{job}")
                 if column == "active":
                     expected |= {f"queue\0{job}\0{n}" for n in range(2, self.slots[job] + 1)}
         assert set(state.get("admitted", {})) == expected
@@ -104,8 +117,9 @@ class World:
         assert len(active) < 2 or sum(self.slots[job] for job in active) <= self.rules["queue"]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 async def test_random_moves_keep_every_limit_and_every_job_ends(bench: Bench, seed: int):
+    """Each second seed has groups."""
     world = World(bench, seed)
     for name, concurrency in RULES.items():
         await world.rule(name, concurrency)
@@ -115,7 +129,8 @@ async def test_random_moves_keep_every_limit_and_every_job_ends(bench: Bench, se
         if what < 0.4:
             keys = draw.sample(KEYS, draw.choice((0, 1, 1, 2)))
             slots = draw.choice((1, 1, 1, 2, 4, 9))
-            await world.enqueue(f"j{step}", slots, *keys, priority=draw.choice((0, 0, -3, 5)))
+            group = draw.choice(("", "a", "b")) if seed % 2 else ""
+            await world.enqueue(f"j{step}", slots, *keys, priority=draw.choice((0, 0, -3, 5)), group=group)
         elif what < 0.6:
             await world.trip(draw.choice((1, 4, 50)))
         elif what < 0.9 and world.tokens:
@@ -155,6 +170,39 @@ async def test_small_jobs_do_not_overtake_a_job_that_needs_more_slots_than_are_f
     assert await world.trip() == ["large"]
     await world.end("small too", "complete")
     assert await world.trip() == ["next"]
+
+
+async def test_lines_that_leave_their_keys_to_one_another_let_a_worker_rest(bench: Bench):
+    """Each of two keys has room, but the first job there needs more slots. A line that could not go on left its other
+    key to those that wait there, and one of these left the first key to the first line, and so on without end."""
+    world = World(bench)
+    for name in ("three", "five"):
+        await world.rule(name, RULES[name])
+    await world.enqueue("first", 2, "five", "three:a")
+    assert await world.trip() == ["first"]
+    await world.enqueue("large", 4, "five")
+    await world.enqueue("small", 1, "five", "three:a")
+    await world.enqueue("other", 2, "three:a", "five")
+    assert await world.all_that_can() == []
+    await world.end("first", "complete")
+    assert await world.all_that_can() == ["large", "small"]
+    await world.end("large", "complete")
+    assert await world.all_that_can() == ["other"]
+
+
+async def test_a_worker_does_not_wake_itself_for_jobs_behind_one_that_needs_more_slots(bench: Bench):
+    """With groups, admit knows of turns behind the jobs that the claim takes. The claim took none of these, because
+    the first one needs more slots than are free. The worker got its own token back, and asked again at full speed."""
+    world = World(bench)
+    await world.enqueue("running", 4)
+    assert await world.trip() == ["running"]
+    await world.enqueue("large", 3)
+    for group in "abc":
+        await world.enqueue(f"of {group}", 1, group=group)
+    assert await world.trip() == []
+    await bench.admin.command(b"DEL", bench.admin.keys["wake"])
+    assert await world.trip() == []
+    assert "wake" not in await bench.dump()
 
 
 async def test_a_large_job_keeps_its_turn_under_each_of_its_keys(bench: Bench):
@@ -282,9 +330,10 @@ class Costs:
         text = f"- {self.count}/{self.per}/{self.burst}/tokens"
         await self.bench.do(self.bench.store.rule("set", "model", text))
 
-    async def enqueue(self, job_id: str, cost: int) -> None:
+    async def enqueue(self, job_id: str, cost: int, *more: str) -> None:
         self.costs[job_id] = cost
-        row = [job_id, b"{}", f"0 0 0\vmodel\v1\ntokens {cost}"]
+        line = "\n".join(("model", *more))
+        row = [job_id, b"{}", f"0 0 0\v{line}\v1\ntokens {cost}"]
         assert await self.bench.do(self.bench.store.enqueue(row)) == []
 
     async def trip(self, want: int = 5) -> list[str]:
@@ -334,6 +383,40 @@ async def test_costs_stay_within_the_band_in_any_window_and_every_job_starts(ben
             bench.now += opens
         world.check()
     assert len(world.charged) == len(world.costs), "a job waits for ever"
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_key_opens_as_soon_as_the_first_of_its_jobs_has_its_tokens(bench: Bench, together: bool):
+    """A later job that costs more found the key full, too, and the key stayed closed until that one could start."""
+    world = Costs(bench, count=10, per=1000, burst=10)
+    await world.begin()
+    await bench.do(bench.store.rule("set", "other", "5"))
+    await world.enqueue("paid", 10)
+    assert await world.trip() == ["paid"]
+    bench.now += 200
+    await world.enqueue("cheap", 4)
+    if not together:
+        assert (await bench.do(bench.store.admit(5, 50, 1)))[1] == 200
+    await world.enqueue("expensive", 30, "other")
+    assert (await bench.do(bench.store.admit(5, 50, 1)))[1] == 200
+    bench.now += 200
+    assert await world.trip() == ["cheap"]
+
+
+async def test_a_key_opens_for_a_job_behind_one_that_was_killed(bench: Bench):
+    """The token that the killed job waited for is too little for the next one."""
+    world = Costs(bench, count=10, per=1000, burst=10)
+    await world.begin()
+    await bench.do(bench.store.rule("set", "other", "5"))
+    await world.enqueue("paid", 10)
+    await world.enqueue("killed", 1, "other")
+    await world.enqueue("next", 8)
+    assert await world.trip() == ["paid"]
+    bench.now += 100
+    await bench.do(bench.store.kill(["killed"], b"{}"))
+    assert (await bench.do(bench.store.admit(5, 50, 1)))[1:] == [700, 0]
+    bench.now += 700
+    assert await world.trip() == ["next"]
 
 
 async def test_the_real_cost_moves_the_rate_once_in_either_direction(bench: Bench):

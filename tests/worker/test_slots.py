@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobq import Concurrency, InvalidJob, Queue
+from jobq import Concurrency, InvalidJob, Queue, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,3 +164,43 @@ def test_slots_out_of_range_are_refused(slots: Any):
 async def test_a_job_shows_its_slots(queue: Queue):
     job = await queue.enqueue("t", slots=7)
     assert (await queue.get(job.id)).slots == 7
+
+
+@pytest.mark.parametrize("held_back", ["slots", "concurrency", "rate"])
+async def test_a_worker_that_can_start_nothing_does_not_ask_again_and_again(
+    queue: Queue, start: Callable[..., Any], gate: Gate, monkeypatch: pytest.MonkeyPatch, held_back: str
+):
+    """Jobs of groups are held behind one that cannot start before others end, or before a token is free. The worker
+    claimed again at once, some hundred times a second."""
+
+    @queue.task(slots=3)
+    async def large() -> None:
+        await gate.passing()
+
+    @queue.task
+    async def small() -> None: ...
+
+    rules: dict[str, dict[str, Any]] = {"concurrency": {"concurrency": 3}, "rate": {"rate": Rate(1, per="1h", burst=1)}}
+    if held_back in rules:
+        await queue.set_limit("queue", **rules[held_back])
+    await start(concurrency=4)
+    first = await large.enqueue()
+    await gate.arrival()
+    await large.enqueue()
+    for group in "abc":
+        await small.options(group=group).enqueue_many([{}] * 3)
+
+    claims = 0
+    claim = queue.store.claim
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal claims
+        claims += 1
+        return claim(*args, **options)
+
+    monkeypatch.setattr(queue.store, "claim", counted)
+    for _ in range(300):
+        await queue.stats()
+    assert claims < 20
+    gate.open()
+    assert await first.result(10) is None

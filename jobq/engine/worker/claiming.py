@@ -105,7 +105,7 @@ class Claiming(Settler):
         if moved:
             self.lacked = None
             source.demand = source.demand.answered(more=got == want or size > CLAIM_BYTES)
-            self._moved(claimer, moved)
+            self._moved(claimer, moved, rests=bool(limited_ms))
             if limited_ms is not None:
                 source.holds = True
                 if limited_ms == 0:
@@ -158,8 +158,9 @@ class Claiming(Settler):
         else:
             tell_late(self.source.queue, answer)
 
-    def _moved(self, claimer: Claimer, answers: list[Any]) -> None:
-        """Learn from forward and admit when to look again."""
+    def _moved(self, claimer: Claimer, answers: list[Any], *, rests: bool) -> None:
+        """Learn from forward and admit when to look again. ``rests``: nothing can start before a job has ended, or
+        before a known time. Then held jobs that are left are no reason to claim again at once."""
         source = self.source
         for answer in answers:
             if isinstance(answer, StoreError):
@@ -172,7 +173,7 @@ class Claiming(Settler):
         again = due == 0
         if admission:
             _, token, left = admission[-1]
-            again |= left > 0
+            again |= left > 0 and not rests
             due = min((moment for moment in (due, token) if moment >= 0), default=-1)
         else:
             again |= held == 1
