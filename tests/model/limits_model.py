@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Any
 
-UNFINISHED = ("held", "waiting", "delayed", "active")
+UNFINISHED = ("held", "waiting", "delayed", "active", "blocked")
 Life = tuple[int | None, int | None]
 """In how many ms a job must have started, and in how many it must have ended."""
 
@@ -52,6 +52,10 @@ class Job:
     end_by: int | None = None
     charged: bool = False
     """An attempt was charged, so it has started."""
+    taken: int = 0
+    """When it took the deduplication key, as a number that grows; 0: it never did."""
+    behind: str = ""
+    """The job with its key for whose end it waits."""
 
     @property
     def place(self) -> tuple[int, int, str]:
@@ -74,6 +78,7 @@ class LimitsModel:
     fence: int = 0
     front: int = 0
     back: int = 0
+    takes: int = 0
 
     # -- questions -------------------------------------------------------------------------------------------------
 
@@ -145,6 +150,51 @@ class LimitsModel:
             self.undecided.add(job_id)
         return job_id in self.undecided
 
+    def holders(self) -> list[Job]:
+        """The unfinished jobs with the deduplication key. The one that took it last holds it."""
+        jobs = [job for job in self.jobs.values() if job.taken and job.state in UNFINISHED]
+        return sorted(jobs, key=lambda job: -job.taken)
+
+    def enqueue_unique(self, job_id: str, keys: tuple[str, ...], priority: int, on: str) -> list[Any]:
+        """One job holds the key while it is unfinished. Returns what became of the new one, [] if it is written."""
+        new = Job(job_id, keys, priority, "delayed", at=self.now)
+        for holder in self.holders()[:1]:
+            state, done = holder.state, "returned"
+            if on == "fail":
+                return [1, holder.id, "-", state, on]
+            if on == "kill_running":
+                for one in self.holders():
+                    if one.state == "active":
+                        self._fail(one, "Killed")
+                if state == "active":
+                    break
+                state = holder.state
+            if on == "keep_last" and state == "active":
+                new.state, new.behind = "blocked", holder.id
+                break
+            if on != "return" and state != "active":
+                done = "replaced"
+                if on == "replace_all" and keys != holder.keys:
+                    holder.keys, holder.admitted = keys, False
+                    if state in ("held", "waiting"):
+                        holder.state = "held" if keys else "waiting"
+            return [1, holder.id, "-", state, done]
+        self.jobs[job_id] = new
+        self._take_key(new)
+        if not new.behind:
+            self._arrive(new)
+        return []
+
+    def _take_key(self, job: Job) -> None:
+        self.takes += 1
+        job.taken = self.takes
+
+    def _follow(self, job_id: str) -> None:
+        """The job that waits for the end of this one is due."""
+        for job in self.of("blocked"):
+            if job.behind == job_id:
+                job.state, job.at, job.behind = "delayed", max(self.now, job.at), ""
+
     def overflow(self, ids: list[str]) -> list[str]:
         """Decide about these jobs. The answer of a decided one stays the same."""
         return [self._answer(job_id) for job_id in ids]
@@ -189,6 +239,7 @@ class LimitsModel:
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error, job.token, job.counted, job.admitted = "failed", error, "", False, False
+        self._follow(job.id)
 
     def kill(self, job_id: str) -> str:
         job = self.jobs.get(job_id)
@@ -203,12 +254,17 @@ class LimitsModel:
         if job is None or job.state == "active":
             return ""
         del self.jobs[job_id]
+        self._follow(job_id)
         return job.state
 
     def retry(self, job_id: str) -> str:
         job = self.jobs.get(job_id)
         if job is None or job.state not in ("completed", "failed"):
             return ""
+        if job.taken and (holders := self.holders()):
+            return f"key {holders[0].id}"
+        if job.taken:
+            self._take_key(job)
         before, job.error, job.attempted = job.state, "", True
         job.start_by, job.charged = None, False
         job.end_by = None if job.end_by is None or job.end_by <= self.now else job.end_by
@@ -250,7 +306,7 @@ class LimitsModel:
 
     def lapse(self) -> None:
         """Jobs that did not start or end in time end, unless they run."""
-        for job in self.of("held", "waiting", "delayed"):
+        for job in self.of("held", "waiting", "delayed", "blocked"):
             if job.end_by is not None and job.end_by <= self.now:
                 self._fail(job, "DeadlineExceeded")
             elif job.start_by is not None and job.start_by <= self.now and not job.charged:
@@ -264,6 +320,7 @@ class LimitsModel:
         job.token = ""
         if verb == "complete":
             job.state = "completed"
+            self._follow(job_id)
         elif verb == "fail":
             self._fail(job, "Error")
         elif verb == "reschedule":
@@ -284,7 +341,7 @@ class LimitsModel:
 
     def state(self) -> dict[str, Any]:
         """What Redis should have: the jobs of each state, the errors, and the places under keys."""
-        names = ("held", "waiting", "delayed", "active", "completed", "failed")
+        names = ("held", "waiting", "delayed", "active", "blocked", "completed", "failed")
         return {
             **{name: {job.id for job in self.of(name)} for name in names},
             "errors": {job.id: job.error for job in self.of("failed")},

@@ -1,5 +1,5 @@
-"""A state machine over the real server for limits: rules, rates, actions for jobs over a limit, closed keys, and jobs
-that must start or end in time.
+"""A state machine over the real server for limits: rules, rates, actions for jobs over a limit, closed keys, jobs
+that must start or end in time, and jobs with one deduplication key.
 
 The model starts the jobs that should start, in the order in which they should. So a place or a token that leaks, a job
 that is passed over, and one that is started too early all show as a difference. ``JOBQ_TEST_SEED`` repeats a run.
@@ -12,7 +12,7 @@ import os
 import random
 from typing import TYPE_CHECKING, Any
 
-from columns import dump
+from columns import dump, text
 from hypothesis import seed
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -52,6 +52,8 @@ RULES = {
 }
 PRIORITIES = st.sampled_from([0, 0, 0, -1, 5])
 DELAYS = st.sampled_from([0, 0, 0, 0, 1, 500])
+PLAIN_KEYS = st.sampled_from([(), ("pool",), ("tenant:a",), ("rate",), ("pool", "rate")])
+CONFLICTS = st.sampled_from(["return", "fail", "replace_all", "replace_all", "keep_last", "keep_last", "kill_running"])
 LIVES = st.sampled_from([(None, None)] * 9 + [(1, None), (700, None), (None, 700), (700, 1500)])
 JOBS = st.tuples(KEYS, PRIORITIES, DELAYS, LIVES, st.sampled_from([True, True, False]))
 VERBS = st.sampled_from(["complete", "complete", "fail", "release", "reschedule"])
@@ -124,6 +126,17 @@ class LimitsMachine(RuleBasedStateMachine):
         assert reply == ([1, b"", b"over"] if over else [])
         if over and decides:
             self.decide([job_id])
+        return job_id
+
+    @rule(target=ids, keys=PLAIN_KEYS, priority=PRIORITIES, on=CONFLICTS)
+    def enqueue_unique(self, keys: tuple[str, ...], priority: int, on: str) -> str:
+        """Jobs with one deduplication key. They change limits, wait for each other, and end each other."""
+        self.count += 1
+        job_id = f"u{999 - self.count}"
+        options = f"{priority} 0 0" + ("\v" + "\n".join(keys) if keys else "")
+        row = [job_id, f'{{"type":"t","payload":{self.count}}}', options, f"unfinished 0 {on} -1 -1 10 k"]
+        reply = [text(word) if isinstance(word, bytes) else word for word in self.do(self.store.enqueue_unique(row))]
+        assert reply[5 if reply[:1] == [0] else 0 :] == self.model.enqueue_unique(job_id, keys, priority, on)
         return job_id
 
     def decide(self, ids: list[str]) -> None:
