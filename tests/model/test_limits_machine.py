@@ -134,7 +134,7 @@ class LimitsMachine(RuleBasedStateMachine):
         self.count += 1
         job_id = f"u{999 - self.count}"
         options = f"{priority} 0 0" + ("\v" + "\n".join(keys) if keys else "")
-        row = [job_id, f'{{"type":"t","payload":{self.count}}}', options, f"unfinished 0 {on} -1 -1 10 k"]
+        row: list[Any] = [job_id, f'{{"type":"t","payload":{self.count}}}', options, f"unfinished 0 {on} -1 -1 10 k"]
         reply = [text(word) if isinstance(word, bytes) else word for word in self.do(self.store.enqueue_unique(row))]
         assert reply[5 if reply[:1] == [0] else 0 :] == self.model.enqueue_unique(job_id, keys, priority, on)
         return job_id
