@@ -316,6 +316,55 @@ async def test_bulk_verbs_reach_all_partitions(spread: Queue):
     assert await spread.queues() == []
 
 
+async def test_lists_and_verbs_of_a_group_reach_all_partitions(spread: Queue):
+    names = [f"tenant{n}" for n in range(8)]
+    jobs = {name: [await spread.enqueue("t", n, group=name, delay=60 + n) for n in range(10)] for name in names}
+    assert len({partition_of(job.id) for found in jobs.values() for job in found}) == 4
+    for name in names:
+        found: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await spread.briefs(State.DELAYED, group=name, limit=4, cursor=cursor)
+            assert len(page.jobs) <= 4
+            found += [row.id for row in page.jobs]
+            cursor = page.cursor
+        assert found == [job.id for job in jobs[name]]
+    first, second, *_ = names
+    assert await spread.promote_all(group=first, limit=4) == 4
+    assert await spread.promote_all(group=first) == 6
+    assert await spread.kill_all(State.DELAYED, group=second, limit=3) == 3
+    assert await spread.kill_all(State.DELAYED, group=second) == 7
+    assert await spread.retry_all(group=second, limit=4) == 4
+    assert await spread.retry_all(group=first) == 0
+    stats = await spread.stats()
+    assert (stats.waiting + stats.held, stats.delayed, stats.failed) == (14, 60, 6)
+
+
+async def test_large_rows_of_several_partitions_are_listed_once(spread: Queue):
+    """A reply of rows ends early when they are large. Each partition ends at a place of its own."""
+    payload = "x" * 400_000
+    jobs = [await spread.enqueue("t", {"text": payload, "n": n}, delay=60 + n) for n in range(28)]
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await spread.page(State.DELAYED, limit=28, cursor=cursor)
+        found += [row.id for row in page.jobs]
+        cursor = page.cursor
+    assert found == [job.id for job in jobs]
+    assert await spread.kill_all(State.DELAYED) == 28
+
+
+async def test_a_queue_with_a_job_in_any_partition_is_not_dropped(spread: Queue):
+    """Also if the job comes after the look at all of them."""
+    job = await spread.enqueue("t", id="late~3")
+    jobs, workers, schedules, dropped = await spread.store.do(spread.store.drop(force=False))
+    assert (jobs, workers, schedules, bool(dropped)) == (1, 0, 0, False)
+    assert (await spread.get(job.id)).state is State.WAITING
+    with pytest.raises(QueueInUse):
+        await spread.drop()
+    assert await spread.queues() == ["spread"]
+
+
 async def test_a_key_is_held_by_one_job_of_the_whole_queue(spread: Queue):
     jobs = [await spread.enqueue("t", {"n": n}, unique=Unique(by="n")) for n in range(20) for _ in range(3)]
     assert len({job.id for job in jobs}) == 20
