@@ -100,7 +100,8 @@ def check_json(text: bytes, level: int = 0) -> None:
         # again has as many colons as before. Otherwise the slow check decides.
         if b"\\u003" in text or _encode(value).count(b":") != text.count(b":"):
             json.loads(text, object_pairs_hook=_unique)
-        if text.count(b"[") + text.count(b"{") > most and deeper_than(value, most):
+        # Each level takes two characters.
+        if len(text) > 2 * most and text.count(b"[") + text.count(b"{") > most and deeper_than(value, most):
             raise _too_deep()
     except REFUSALS as error:
         raise refusal(error) from None
