@@ -122,6 +122,16 @@ async def test_many_jobs_of_one_moment_keep_their_order_and_their_time(aging: Ag
     assert max(scores) < aged((START + 10) * 1000), "the numbers do not run ahead of the clock"
 
 
+async def test_jobs_with_a_key_that_come_in_one_ms_keep_their_order(aging: Aging):
+    await aging.set()
+    for n in range(3):
+        row: list[Argument] = [f"j{9 - n}", b"{}", "", f"unfinished 0 return -1 -1 2 k{n}"]
+        await aging.bench.do(aging.bench.store.enqueue_unique(row))
+    scores = (await aging.bench.dump())["waiting"]
+    assert [scores[f"j{n}"] - scores["j9"] for n in (9, 8, 7)] == [0, 1, 2]
+    assert await aging.order() == ["j9", "j8", "j7"]
+
+
 async def test_groups_take_turns_whatever_their_priorities_and_each_is_served_by_priority_and_age(aging: Aging):
     await aging.set()
     for n in range(6):

@@ -151,3 +151,42 @@ async def test_a_held_job_with_slots_lets_somebody_look_at_its_keys(bench: Bench
     found = await bench.dump()
     assert (found["openings"], found["wake"]) == ({"r": -math.inf}, WAKE["wake"])
     assert not {"held", "held_by"} & set(found)
+
+
+async def test_a_retried_job_waits_in_its_line_again(bench: Bench):
+    store = bench.store
+    await bench.do(store.enqueue(["a", b"{}", "0 0 0\vr"]))
+    before = await bench.dump()
+    assert set(before["held"]) == {"a"}
+    await bench.do(store.kill(["a"], b"{}"))
+    await bench.do(store.admit(5, 50, 1))
+    await forget(bench)
+    assert "arrivals" not in await bench.dump()
+    assert await bench.do(store.retry(["a"])) == ["failed"]
+    found = await bench.dump()
+    (place,) = found["held"].values()
+    assert place > before["held"]["a"]
+    assert (found["arrivals"], found["wake"]) == ({"r": place}, WAKE["wake"])
+    assert list(found["held_by"]) == [f"r\0{place + 2**52:016.0f}\0a"]
+
+
+async def test_a_held_job_that_loses_its_limits_waits_and_a_worker_is_called(bench: Bench):
+    store = bench.store
+    store.limited = True
+    await enqueue(bench, "a", "0 0 0\vr")
+    await forget(bench)
+    assert await enqueue(bench, "b", "", "replace_all") == [1, "a", "-", "held", "replaced"]
+    found = await bench.dump()
+    assert (set(found["waiting"]), found["wake"]) == ({"a"}, WAKE["wake"])
+    assert not {"held", "held_by", "limits"} & set(found)
+    assert (set(found["requests"]), set(found["answers"])) == ({"job:b"}, {"job:b"}), "a repetition gets this answer"
+
+
+async def test_a_killed_job_makes_room_although_the_new_one_comes_later(bench: Bench):
+    """The due time of the new job calls no worker, because another job is due before."""
+    await run(bench)
+    await bench.do(bench.store.enqueue(["x", b"{}", "0 0 50"]))
+    await forget(bench)
+    assert await enqueue(bench, "b", "0 0 5000", "kill_running") == []
+    found = await bench.dump()
+    assert (set(found["failed"]), set(found["delayed"]), found["wake"]) == ({"a"}, {"x", "b"}, WAKE["wake"])
