@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EVENTS_KEPT: Final = 1000
 """The entries that the scripts keep in the events stream, at least."""
+ENTRY_LATER_MS: Final = 1000
+"""How much later than its script an entry may be: the process of the server may lose the CPU in between."""
 
 
 def _number(entry_id: bytes) -> tuple[int, int]:
@@ -59,8 +61,9 @@ class Listening(Sender):
         return [(entry_id, fields) for entry_id, fields in entries], await self.trimmed_behind(first)
 
     async def events_at(self, ms: int) -> list[tuple[bytes, list[bytes]]]:
-        """The entries of one millisecond that are left."""
-        entries = await self.command(b"XRANGE", self.keys["events"], ms, ms, b"COUNT", 256)
+        """The entries that are left of what scripts did at this time. A script reads the clock when it begins.
+        Redis reads it again for the entry, which may be later."""
+        entries = await self.command(b"XRANGE", self.keys["events"], ms, ms + ENTRY_LATER_MS, b"COUNT", 256)
         return [(entry_id, fields) for entry_id, fields in entries]
 
     async def trimmed_behind(self, entry_id: bytes) -> bool:
