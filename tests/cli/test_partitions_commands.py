@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,6 +11,7 @@ import msgspec
 from jobq import Concurrency, Queue
 from jobq.cli import doctor_partitions
 from jobq.cli.doctor_partitions import examine_partitions
+from jobq.engine.model.ids import partition_of
 from jobq.engine.model.views import WorkerRow
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from jobq import Connection
 
-    from .conftest import Said
+    from .conftest import Process, Said
 
 
 def test_partitions_are_shown_and_set(jobq: Callable[..., Said], tasks: str):
@@ -122,3 +125,24 @@ async def test_doctor_finds_an_uneven_spread(connection: Connection, monkeypatch
             "warning",
             "partition 1 has 11 of 11 unfinished jobs",
         )
+
+
+async def test_top_adds_up_partitions_also_those_that_come_while_it_runs(
+    start: Callable[..., Process], connection: Connection, redis_url: str
+):
+    async with Queue("wide", connection, partitions=2) as queue:
+        for _ in range(5):
+            await queue.enqueue("work")
+        top = start("top", "--interval", "50ms", JOBQ_REDIS_URL=redis_url)
+        first = await asyncio.to_thread(top.wait_line, "wide")
+        assert (first.split()[:2], "2 partitions" in first) == (["wide", "5"], True)
+        await queue.set_partitions(4)
+        new = [await queue.enqueue("work") for _ in range(8)]
+        assert max(partition_of(job.id) for job in new) > 1
+        await asyncio.to_thread(top.wait_line, "4 partitions")
+        await new[-1].kill()
+        await asyncio.to_thread(top.wait_line, f"wide:{new[-1].id}")
+        last = await asyncio.to_thread(top.wait_line, "4 partitions")
+        assert last.split()[:2] == ["wide", "12"]
+        top.signal(signal.SIGINT)
+        assert top.end() == 0
