@@ -17,6 +17,7 @@ import msgspec
 from jobq.engine.model.event import ENDS
 from jobq.engine.model.outcome import EXPIRED, KILLED
 from jobq.engine.model.rows import read_errors, read_result
+from jobq.engine.model.unreadable import as_text
 from jobq.errors import (
     JobExpired,
     JobFailed,
@@ -189,7 +190,7 @@ class Waiters:
                     place = entry.place
                     if entry.fields[0] in _ENDS:
                         for ids in entry.fields[1::2]:
-                            ended += [job_id for job_id in ids.decode().split(" ") if job_id in self._waiting]
+                            ended += [job_id for job_id in as_text(ids).split(" ") if job_id in self._waiting]
                 if ended:
                     self._ask_for(ended)
                 if not entries:
