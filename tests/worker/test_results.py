@@ -301,7 +301,7 @@ async def test_waiters_get_an_error_soon_after_a_flush(queue: Queue, admin, monk
     assert {type(answer) for answer in answers} == {JobNotFound}
 
 
-async def test_an_event_of_a_damaged_id_ends_no_waiting(queue: Queue, admin, start, monkeypatch):
+async def test_an_event_of_a_damaged_id_ends_no_waiting(queue: Queue, admin, start, until, monkeypatch):
     """A job whose id is no text was removed. Nobody heard of the ends of other jobs any more."""
     monkeypatch.setattr(results, "LOOK", 60.0)
 
@@ -311,11 +311,10 @@ async def test_an_event_of_a_damaged_id_ends_no_waiting(queue: Queue, admin, sta
 
     job = await answer.enqueue()
     waiting = asyncio.create_task(job.result(10))
-    with queue._sessions.here.readers.of(queue.store).listening():
-        await queue._sessions.here.readers.of(queue.store).place()
-        await admin.command(b"XADD", admin.keys["events"], b"*", b"removed", b"\xff\xfe", b"types", b"")
-        await start()
-        assert await waiting == 42
+    await until(lambda: reading(admin), "the reader")
+    await admin.command(b"XADD", admin.keys["events"], b"*", b"removed", b"\xff\xfe", b"types", b"")
+    await start()
+    assert await waiting == 42
 
 
 async def test_each_waiter_gets_an_exception_of_its_own(queue: Queue):
