@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import messaging_attributes as names
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from tools import listening
 
 from jobq import Discard, InvalidJob, Queue, Snooze
 from jobq.engine.queue.firing import Firing
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tools import Logs
 
     from jobq import Connection
+    from jobq.engine.store import Store
     from tests.conftest import Until
 
 
@@ -177,7 +179,7 @@ async def test_a_retry_links_to_the_attempt_before_it(traced: Queue, spans: Span
     assert f"{id_of(second):016x}" in errors[-1].trace
 
 
-async def test_what_ends_a_run_is_in_its_span(traced: Queue, spans: Spans, start, gate, until: Until):
+async def test_what_ends_a_run_is_in_its_span(traced: Queue, admin: Store, spans: Spans, start, gate, until: Until):
     @traced.task
     async def discarded() -> None:
         raise Discard("never")
@@ -191,7 +193,7 @@ async def test_what_ends_a_run_is_in_its_span(traced: Queue, spans: Spans, start
     async def hangs() -> None:
         await gate.passing()
 
-    # A renewal that comes before the news of the kill finds the lease lost.
+    # A renewal before the news of the kill would find the lease lost. There is one when the worker begins to listen.
     worker = await start(concurrency=1, lease=60)
     job = await snoozed.enqueue()
     await job.result(10)
@@ -203,6 +205,7 @@ async def test_what_ends_a_run_is_in_its_span(traced: Queue, spans: Spans, start
 
     job = await hangs.enqueue()
     await gate.arrival()
+    await until(lambda: listening(admin))
     await job.kill()
     await until(lambda: spans.all("process test"))
     assert attributes(spans.one("process test"))["error.type"] == "killed"
