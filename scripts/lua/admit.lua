@@ -797,12 +797,15 @@ local n, count, ready, ids, places, tokens, gone, bills = 0, 0, {}, {}, {}, {}, 
 local function begin_bill(id, group)
     if charging and virtual then bills[#bills + 1], bills[#bills + 2] = now, id .. '\0' .. format('%d', start_of(group_of(group))) .. '\0' .. group end
 end
+local ahead_of, lowest = {}, {}
 local function admit(line)
     local id, slots = line.id, slots_of(line.id)
     n, count = n + slots, count + 1
     local place, head = line.first - LOWEST, heads[at_head]
     -- It goes before the jobs without a group whose turn comes later.
-    if head and head.band == band_of(line.first) and head.score <= place then place = head.score - 1 end
+    if head and head.band == band_of(line.first) then
+        if head.score <= place then place, ahead_of[count] = head.score - 1, at_head else lowest[at_head] = max(lowest[at_head] or place, place) end
+    end
     ready[2 * count - 1], ready[2 * count], ids[count], gone[count] = format('%d', place), id, id, member_of(line, line.job)
     begin_bill(id, line.group)
     if line.group ~= '' then places[#places + 1], places[#places + 2] = '0', '@' .. line.group .. '\0' .. id end
@@ -1089,6 +1092,18 @@ if #bills > 0 then redis.call('ZADD', billing, unpack(bills)) end
 if count > 0 then
     redis.call('ZREM', held_by, unpack(gone))
     redis.call('ZREM', held, unpack(ids))
+    -- Several jobs that go before the same job of waiting keep their order. With equal places their ids would decide. If there is
+    -- not enough room behind the job before that one, the first ones have equal places.
+    local next_place = {}
+    for i = next(ahead_of) and count or 0, 1, -1 do
+        local at = ahead_of[i]
+        if at then
+            local last = heads[at].score - 1
+            local least = max(at > 1 and heads[at - 1].score or -huge, lowest[at] or -huge) + 1
+            local place = max(next_place[at] or last, min(least, last))
+            ready[2 * i - 1], next_place[at] = format('%d', place), place - 1
+        end
+    end
     if count > 16 then
         -- As in claim.lua: a small set is a list until a long member makes Redis convert it. See decision 20.
         local long = string.rep('x', 65)

@@ -178,6 +178,26 @@ async def test_a_job_of_waiting_is_counted_once(aging: Aging, want: int):
     assert 9 <= len([job for job in got if job[0] == "c"]) <= 11
 
 
+async def test_jobs_of_a_group_that_go_before_the_same_job_keep_their_order(aging: Aging):
+    """They had equal places, so their ids decided."""
+    store = aging.bench.store
+    await aging.set(1)
+    await aging.bench.admin.command(b"HSET", aging.bench.admin.keys["meta"], b"charge", b"actual")
+    for n in range(3):
+        await aging.add(f"u{n}")
+    await aging.add("z", line="@g")
+    claimed = await aging.claim()
+    assert claimed.ids == [b"u0"]
+    aging.bench.now += 5000
+    await store.do(store.complete(["u0", claimed.token, b"r", ""], []))
+    await aging.add("a", 5, line="@g")
+    await aging.add("c", line="@g")
+    await aging.add("b", line="@g")
+    await store.do(store.admit(9, 250, 1))
+    waiting = (await aging.bench.dump())["waiting"]
+    assert sorted(waiting, key=lambda job: (waiting[job], job)) == ["z", "c", "b", "a", "u1", "u2"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_jobs_without_a_group_get_half_the_turns_however_often_workers_look(aging: Aging, seed: int):
     """Jobs of waiting are counted again by none of the calls, also if more urgent ones come before those that were."""
