@@ -464,6 +464,32 @@ async def test_a_server_removes_jobs_past_their_own_retention_while_no_worker_ru
         await until(trimmed, "the job past its retention to be removed")
 
 
+async def test_a_server_tidies_page_by_page_until_nothing_is_left(
+    connection: Connection, until: Until, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tidy, "PAGE", 2)
+    monkeypatch.setattr(tidy, "TIDY_SECONDS", 0)
+    clock = ManualClock()
+    async with Queue("main", connection, clock=clock) as queue:
+        jobs = [await queue.enqueue("send", retention=0, key=f"k{n}", key_ttl=1) for n in range(7)]
+        for job in jobs:
+            await job.kill()
+        clock.advance(6)
+        task = asyncio.create_task(tidy.tidy(queue))
+        try:
+            await asyncio.sleep(0)  # its first wait has begun, and the next one is too long for this test
+            monkeypatch.setattr(tidy, "TIDY_SECONDS", 3600)
+
+            async def tidied() -> bool:
+                keys = queue.store.keys
+                counts = [await queue.store.command(b"HLEN", keys[name]) for name in ("jobs", "unique")]
+                return counts == [0, 0]
+
+            await until(tidied, "all jobs and keys to be removed")
+        finally:
+            task.cancel()
+
+
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
 async def test_each_payload_of_an_array_is_checked_once(
     new_client: NewClient, connection: Connection, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
