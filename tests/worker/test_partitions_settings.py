@@ -6,9 +6,12 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from jobq import Breaker, Concurrency, Queue, RateLimited, State
 from jobq.engine.model.aging import AGING_JOBS_MAX
 from jobq.engine.model.ids import partition_of
+from jobq.engine.model.spread import home
 from jobq.engine.queue.changing import changing
 from jobq.engine.queue.settled import counts_of
 from jobq.engine.queue.settling import settle
@@ -17,8 +20,6 @@ from jobq.errors import StoreUnavailable
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
-    import pytest
-
     from jobq import Connection
     from jobq.engine.store import Store
 
@@ -243,6 +244,48 @@ async def test_what_handlers_have_closed_in_one_partition_stays(admin: Any, conn
         await settle(queue.store)
         assert await paused(queue) == [True] * 3
         assert [await closed(queue, key) for key in keys] == before
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_key_that_an_operator_and_a_handler_have_closed(
+    admin: Any, connection: Connection, start: Any, number: int
+):
+    """An operator closes a key while a job of it runs, and the job is refused for longer. Copying the settings gave the
+    key the operator's time again, or, if the job was in the first partition, opened it in all others."""
+    refused = asyncio.Event()
+    async with Queue("spread", connection, partitions=3) as queue:
+
+        @queue.task(limits=[Concurrency(2, name="api")], partition_by="a")
+        async def call() -> None:
+            await refused.wait()
+            raise RateLimited(retry_after=600)
+
+        await start(queue)
+        by = next(text for text in "abcdefgh" if home(text, 3) == number)
+        job = await call.options(partition_by=by).enqueue()
+        await wait_until(lambda: _active(queue), "the job to run")
+        await queue.close_limit("api", 60)
+        before = await closed(queue, "api")
+        refused.set()
+
+        async def limited() -> bool:
+            return (await queue.stats()).rate_limited_total == 1
+
+        await wait_until(limited, "the refusal")
+        assert partition_of(job.id) == number
+        first = queue.store.parts[0]
+        await first.do(first.pause())
+        await settle(queue.store)
+        assert await paused(queue) == [True] * 3
+        after = await closed(queue, "api")
+        assert after[number] > first.now_ms() + 500_000
+        assert [till for part, till in enumerate(after) if part != number] == [
+            till for part, till in enumerate(before) if part != number
+        ]
+
+
+async def _active(queue: Queue) -> bool:
+    return (await queue.stats()).active == 1
 
 
 async def test_a_service_that_refuses_all_jobs_closes_the_whole_queue(admin: Any, connection: Connection, start: Any):

@@ -46,14 +46,25 @@ class Settings(NamedTuple):
     breakers: dict[str, str]
     """Their rules. Their states change by themselves."""
     closed: dict[str, float]
+    by_handlers: dict[str, float]
+    """Limit keys that handlers have closed in this partition. If an operator had closed one of them for a shorter time,
+    that is not known any more."""
 
     def same(self, other: Settings) -> bool:
-        """Whether these are the same settings."""
-        return self[:-1] == other[:-1] and self.closed.keys() == other.closed.keys() and not self.late(other)
+        """Whether these, of the first partition, are the same settings as those of another one."""
+        return self[:-2] == other[:-2] and not self.late(other) and not self.opened(other)
 
     def late(self, other: Settings) -> list[str]:
         """The closed keys that the other partition opens at another time. Each one was closed by its own clock."""
-        return [key for key, till in self.closed.items() if abs(other.closed.get(key, 0) - till) > TOLERANCE_MS]
+        return [
+            key
+            for key, till in self.closed.items()
+            if abs(other.closed.get(key, 0) - till) > TOLERANCE_MS and other.by_handlers.get(key, 0) < till
+        ]
+
+    def opened(self, other: Settings) -> list[str]:
+        """The keys that are closed in the other partition only."""
+        return [key for key in other.closed if key not in self.closed and key not in self.by_handlers]
 
 
 async def counts_of(parts: Sequence[Store]) -> list[Counts]:
@@ -87,7 +98,10 @@ async def settings_of(part: Store) -> Settings:
             raise answer
     (charge, events, aging, paused, closed), rules, groups, breakers, keys_closed = answers
     # A time that is no whole number was set by an operator (see close.lua). That of a breaker is in its state.
-    found = {key: float(till) for key, till in pairs(keys_closed).items() if not float(till).is_integer()}
+    found: dict[str, float] = {}
+    by_handlers: dict[str, float] = {}
+    for key, till in pairs(keys_closed).items():
+        (by_handlers if float(till).is_integer() else found)[key] = float(till)
     if closed is not None and closed.isdigit() and int(closed) > part.now_ms():
         found["queue"] = float(closed)
     return Settings(
@@ -98,6 +112,7 @@ async def settings_of(part: Store) -> Settings:
         pairs(groups),
         {name: " ".join(row.split(" ")[:3]) for name, row in pairs(breakers).items()},
         found,
+        by_handlers,
     )
 
 

@@ -85,7 +85,7 @@ async def _copy(part: Store, wanted: Settings, known: Settings) -> bool:
         if wanted.breakers.get(name) != known.breakers.get(name):
             rule = wanted.breakers.get(name, "")
             await part.do(part.breaker("declare" if rule else "remove", name, rule))
-    for key in {*wanted.late(known), *(known.closed.keys() - wanted.closed.keys())}:
+    for key in {*wanted.late(known), *wanted.opened(known)}:
         await part.do(part.close(key, wanted.closed.get(key, 0), "until"))
     if wanted.aging is not None and wanted.aging != known.aging:
         _, waiting = await part.do(part.aging(int(wanted.aging)))
