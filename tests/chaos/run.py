@@ -146,6 +146,8 @@ async def settle(world: World, report: Report, last: float) -> None:
 async def judge(world: World, report: Report) -> None:
     """Check all promises."""
     wrong = report.wrong
+    # Before it is at work, a process that was started again ends by a SIGTERM as any program does.
+    await world.wait_for_workers()
     codes = await world.workers.stop(GRACE + 15)
     if any(codes):
         wrong.append(f"workers ended with {codes} after a SIGTERM")

@@ -254,6 +254,15 @@ class World:
         """The number of active jobs of one worker process, or of all."""
         return sum(pid is None or f"-{pid}-" in token for token in (await self.leases()).values())
 
+    async def wait_for_workers(self) -> None:
+        """Wait until each worker process is known as a worker."""
+        async with asyncio.timeout(60):
+            while True:
+                known = b"\n".join(await self.command("ZRANGE", self.parts[0].keys["workers"], 0, -1)).decode()
+                if all(f"-{process.pid}-" in known for process in self.workers.processes.values()):
+                    return
+                await asyncio.sleep(0.1)
+
     async def watch_rule(self) -> None:
         """Look again and again how many jobs are active in all partitions at one moment."""
         looks = [pack(("ZCARD", part.keys["active"])) for part in self.parts]
