@@ -511,30 +511,3 @@ def test_damaged_entries_are_passed_over() -> None:
     place = Place(1, 0)
     assert list(read_entry("q", place, [b"\xff", b"a"], 0, None)) == []
     assert [event.job for event in read_entry("q", place, [b"failed", b"\xff a"], 0, b"a")] == ["a"]
-
-
-async def test_a_reader_goes_on_after_the_queue_was_dropped(queue: Queue) -> None:
-    """An operator drops a queue that workers and readers still use."""
-    told: list[str | None] = []
-    enough = asyncio.Event()
-
-    async def read() -> None:
-        async for event in queue.events(names=["completed"]):
-            told.append(event.job)
-            enough.set()
-
-    @queue.task
-    async def run() -> None: ...
-
-    async with Worker(queue) as worker:
-        worker.start()
-        first = await run.enqueue()
-        await first.result(10)
-        reader = asyncio.create_task(read())
-        await begun(queue)
-        await queue.drop(force=True)
-        second = await run.enqueue()
-        async with asyncio.timeout(10):
-            await enough.wait()
-        assert told == [second.id]
-        reader.cancel()

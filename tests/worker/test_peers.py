@@ -47,8 +47,8 @@ sidekiq-unique-jobs, Graphile Worker, Standard Webhooks, the documentation of Bu
 | BullMQ: rateLimit(ms) and its error, while paused, with priorities, in the last attempt, of a job that was removed | held: test_rate_limited.py |
 | BullMQ: global concurrency with backoff 0, with stalled workers, of an active job that is removed | held: test_limits.py; differs: an active job is killed first |
 | BullMQ: waiting, added, drained, cleaned, duplicated events | differs: the caller knows of its enqueue; docs/events.md |
-| BullMQ, River, docket: each start and end once, the result with the end, several readers, filters, a reader over a drop | held: test_events.py |
-| BullMQ: pause with delayed jobs, backoff 0, before the start; obliterate with active jobs, with force, and use after it | held: test_claims.py, tests/lua/test_drop.py, test_events.py |
+| BullMQ, River, docket: each start and end once, the result with the end, several readers, filters | held: test_events.py |
+| BullMQ: pause with delayed jobs, backoff 0, before the start; obliterate with active jobs, with force, and use after it | held: test_claims.py, tests/lua/test_drop.py |
 | BullMQ Pro: groups in turns, with and without group; limits and pauses of groups; maxSize of bulks; a group's priorities and weights | held: test_groups.py, tests/lua/test_turns.py |
 | docket: places after errors, timeouts, stops, kills; waiters in order, once each; cancelled waiters; independent values | held: test_limits.py |
 | docket: several limits of one task; a rate that drops; a failed job keeps its token; a refused one takes none | held: test_limits.py, test_over.py, tests/lua/test_admission.py |
