@@ -89,6 +89,7 @@ CALLS: dict[str, Any] = {
         ["every", "1 5", b"1 6\n{}", 6000, b"1 6\n{}", 6000, "skip", 0, 1, "every~x", "E", "", ""]
     ),
     "schedule_seen": lambda s: s.schedule_seen(["every", "other"]),
+    "webhook_write": lambda s: s.webhook_write("w", b"row", b"another row", 100),
     "schedule_write": lambda s: s.schedule_write("every", "1 5", b"2 6\n{}", b"\n{}", 6000),
     "setting": lambda s: s.setting("charge", "actual"),
     "settings": lambda s: s.settings(b"0", b"0"),

@@ -18,10 +18,11 @@ import standardwebhooks
 from aiohttp import web
 
 from jobq import Connection, InvalidJob, InvalidQuery, Queue, SettingsError, State, WebhookNotFound, Worker, webhooks
-from jobq.engine.model.webhook import Secret, signed_headers
+from jobq.engine.model.webhook import Secret, Webhook, signed_headers
 from jobq.engine.queue import announce
 from jobq.engine.queue import webhooks as webhook_verbs
 from jobq.engine.queue.announce import Announcer
+from jobq.engine.queue.webhooks import read_webhook
 from jobq.webhooks import AddressRefused, Guard, deliver_webhooks
 
 if TYPE_CHECKING:
@@ -891,6 +892,30 @@ async def test_a_change_between_the_look_at_a_webhook_and_its_end_wins(
         await asyncio.wait_for(done.wait(), 10)
     found = await queue.get_webhook("crm")
     assert (found.enabled, found.disabled, found.url) == (True, None, "https://example.com/new")
+
+
+async def test_of_two_changes_at_the_same_time_neither_is_lost(queue: Queue) -> None:
+    made = await queue.put_webhook("crm", "https://example.com/old")
+    changed, rotated, again = await asyncio.gather(
+        queue.put_webhook("crm", "https://example.com/new"), queue.rotate_webhook("crm"), queue.rotate_webhook("crm")
+    )
+    assert changed.secret is None
+    found = read_webhook((await queue.store.webhook("crm")).row or b"")
+    assert found is not None
+    assert found.url == "https://example.com/new"
+    newest, earlier = (one.secret for one in found.secrets)
+    assert {newest, earlier} == {rotated.secret, again.secret}, "one rotation came behind the other"
+    assert made.secret not in (newest, earlier)
+
+
+async def test_a_webhook_that_is_removed_does_not_come_back_by_a_rotation(queue: Queue) -> None:
+    await queue.put_webhook("crm", "https://example.com/")
+    rotated, removed = await asyncio.gather(
+        queue.rotate_webhook("crm"), queue.delete_webhook("crm"), return_exceptions=True
+    )
+    assert removed is None
+    assert isinstance(rotated, WebhookNotFound | Webhook), rotated
+    assert await queue.webhooks() == []
 
 
 async def test_the_last_deliveries_of_a_webhook_are_listed(queue: Queue, receiver: Receiver, until: Until) -> None:

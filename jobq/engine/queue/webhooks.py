@@ -32,7 +32,7 @@ from jobq.engine.model.webhook import (
 from jobq.errors import InvalidJob, InvalidQuery, UnknownRule, WebhookNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from jobq.engine.model.job import Seconds
     from jobq.engine.store import Store
@@ -137,31 +137,25 @@ class WebhookVerbs(ABC):
         check_webhook_name(name)
         # The rows and jobs of deliveries have this name in them.
         self.webhook_queue()
-        store = self.store
-        found, disabled, *_ = await store.webhook(name)
-        before = read_webhook(found) if found else None
-        if before is None and await store.count_webhooks() >= WEBHOOKS_MAX:
-            raise InvalidJob(f"queue {self.name!r} has {WEBHOOKS_MAX} webhooks: remove some first")
-        told = None
-        if secret is not None:
-            secrets = [Secret(check_secret(secret))]
-        elif before is not None:
-            secrets = before.secrets
-        else:
-            told = new_secret()
-            secrets = [Secret(told)]
-        was_told = before is not None and before.enabled and disabled is None
-        row = StoredWebhook(
-            check_webhook_url(url),
-            check_webhook_events(events),
-            None if types is None else _types(types),
-            secrets,
-            bool(enabled),
-            before.created_at if before else store.now_ms(),
-            before.since if before is not None and was_told else await self.event_cursor(),
-        )
-        await store.register()
-        await store.write_webhook(name, _encode(row))
+        url, wanted = check_webhook_url(url), check_webhook_events(events)
+        only = None if types is None else _types(types)
+        made = check_secret(secret) if secret is not None else new_secret()
+
+        async def change(before: StoredWebhook | None, facts: WebhookFacts) -> StoredWebhook:
+            was_told = before is not None and before.enabled and facts.disabled is None
+            return StoredWebhook(
+                url,
+                wanted,
+                only,
+                before.secrets if before is not None and secret is None else [Secret(made)],
+                bool(enabled),
+                before.created_at if before else self.store.now_ms(),
+                before.since if before is not None and was_told else await self.event_cursor(),
+            )
+
+        await self.store.register()
+        row = await self._write_webhook(name, change, forget=True)
+        told = made if secret is None and row.secrets[0].secret == made else None
         # Also if it is new: an earlier one of this name may have been paused.
         async with self.webhook_queue() as deliveries:
             await pause_webhook(deliveries, name, 0)
@@ -216,7 +210,12 @@ class WebhookVerbs(ABC):
 
         :raises WebhookNotFound: there is none of this name.
         """
-        if not await self.store.remove_webhook(check_webhook_name(name)):
+        name = check_webhook_name(name)
+        # Its row may be damaged.
+        while found := (await self.store.webhook(name)).row:
+            if await self.store.do(self.store.webhook_write(name, found, b"", WEBHOOKS_MAX)) == b"ok":
+                break
+        else:
             raise WebhookNotFound(name)
         log.info(f"Webhook {name} of queue {self.name} was removed", queue=self.name, webhook=name)
 
@@ -225,12 +224,17 @@ class WebhookVerbs(ABC):
 
         :raises WebhookNotFound: there is none of this name.
         """
-        row, facts = await self._stored(name)
-        secret, now = new_secret(), self.store.now_ms()
-        row = msgspec.structs.replace(row, secrets=[Secret(secret), Secret(row.secrets[0].secret, now + ROTATION_MS)])
-        await self.store.command(b"HSET", self.store.keys["webhooks"], name, _encode(row))
+        secret = new_secret()
+
+        async def change(before: StoredWebhook | None, _: WebhookFacts) -> StoredWebhook:
+            if before is None:
+                raise WebhookNotFound(name)
+            until = self.store.now_ms() + ROTATION_MS
+            return msgspec.structs.replace(before, secrets=[Secret(secret), Secret(before.secrets[0].secret, until)])
+
+        await self._write_webhook(check_webhook_name(name), change)
         log.info(f"Webhook {name} of queue {self.name} has a new secret", queue=self.name, webhook=name)
-        return msgspec.structs.replace(await self._shown(name, row, facts), secret=secret)
+        return msgspec.structs.replace(await self.get_webhook(name), secret=secret)
 
     async def test_webhook(self, name: str) -> Job[Any]:
         """Deliver an event "webhook.test". Returns the job that delivers it, in the queue ``webhook_queue()``.
@@ -243,6 +247,27 @@ class WebhookVerbs(ABC):
             return await deliveries.enqueue(
                 TYPE, Delivery(name, body), attempts=1, limits=[], metadata={"webhook": name, "event": "test"}
             )
+
+    async def _write_webhook(
+        self,
+        name: str,
+        change: Callable[[StoredWebhook | None, WebhookFacts], Awaitable[StoredWebhook]],
+        *,
+        forget: bool = False,
+    ) -> StoredWebhook:
+        """Write what ``change`` makes of the stored row. Others may change it meanwhile, so this reads it again then.
+
+        :raises InvalidJob: there are 100 webhooks already.
+        """
+        while True:
+            facts = await self.store.webhook(name)
+            row = await change(read_webhook(facts.row) if facts.row else None, facts)
+            write = self.store.webhook_write(name, facts.row or b"", _encode(row), WEBHOOKS_MAX, forget=forget)
+            word = await self.store.do(write)
+            if word == b"full":
+                raise InvalidJob(f"queue {self.name!r} has {WEBHOOKS_MAX} webhooks: remove some first")
+            if word == b"ok":
+                return row
 
     async def _waiting(self) -> dict[str, int]:
         async with self.webhook_queue() as deliveries:

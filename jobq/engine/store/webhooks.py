@@ -51,19 +51,12 @@ class WebhookRows(Scheduling):
         row = await self.command(b"HGET", self.keys["webhooks"], name)
         return _facts(row, await self.command(b"HMGET", self.keys["webhook_facts"], *_fields(name)))
 
-    async def write_webhook(self, name: str, row: bytes) -> None:
-        """Write a webhook. What jobq has noted of it is forgotten."""
-        await self.command(b"HSET", self.keys["webhooks"], name, row)
-        await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name))
+    def webhook_write(self, name: str, before: bytes, row: bytes, most: int, *, forget: bool = False) -> Call[bytes]:
+        """Write a webhook, or remove it (``row=b""``), if it still has the row that was read (b"": there was none).
 
-    async def remove_webhook(self, name: str) -> bool:
-        """Remove a webhook. Returns False if there is none."""
-        found = await self.command(b"HDEL", self.keys["webhooks"], name)
-        await self.command(b"HDEL", self.keys["webhook_facts"], *_fields(name))
-        if not await self.count_webhooks():
-            # The next webhook has a place of its own. Without this one, nobody reads what came before it.
-            await self.command(b"HDEL", self.keys["webhook_facts"], b"cursor")
-        return found == 1
+        ``forget``: also what jobq has noted of it. Returns b"ok", b"stale" or b"full".
+        """
+        return Call("webhook_write", [name, before, row, int(forget), most], read_as_is)
 
     async def count_webhook_failure(self, name: str) -> tuple[int, int]:
         """Count a failed attempt. Returns the number since the last success, and for how many ms attempts fail."""
