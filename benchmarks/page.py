@@ -32,6 +32,8 @@ FIGURES = {
 }
 """The columns in order."""
 
+DAY = 24 * 3600
+
 COUNTS = Path(__file__).with_name("instructions.json")
 
 INTRO = """\
@@ -118,9 +120,14 @@ def _workload(report: Report, name: str, title: str) -> Iterator[str]:
         return
     figures = [figure for figure in FIGURES if any(figure in one.repeats[0] for one in measured)]
     yield f"## {title}\n"
-    if (one := measured[0]).cpu not in ("", report.machine.get("cpu")):
-        load = f"{min(one.load):.1f}-{max(one.load):.1f}"
-        yield f"Measured on another machine ({one.cpu}) at {_time(one.at)}, at a load average of {load}.\n"
+    one = measured[0]
+    elsewhere = one.cpu not in ("", report.machine.get("cpu"))
+    if elsewhere or one.at > report.at + DAY:
+        load, where = (
+            f"{min(one.load):.1f}-{max(one.load):.1f}",
+            f" on another machine ({one.cpu})" if elsewhere else "",
+        )
+        yield f"Measured{where} at {_time(one.at)}, at a load average of {load}.\n"
     if not figures:
         return
     ratios = len(measured) > 1 and "rate" in figures
