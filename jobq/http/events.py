@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from jobq.engine.model.event import CURSOR_MAX, EventLevel, QueueEvent
+from jobq.engine.queue.upcoming import Upcoming
 from jobq.errors import JobNotFound
 from jobq.http import feeds, schema
 from jobq.http.call import ApiCall, decode, given, no_content, reply
@@ -77,16 +77,12 @@ async def events(call: ApiCall) -> web.StreamResponse:
     ended = job is not None and await _has_ended(queue, job, known=since is not None)
     # What a job that ended before did comes from its row, not from the stream.
     batches = queue.event_batches(since=since if ended or since is not None else now, job=job, names=names)
-    coming: asyncio.Future[list[QueueEvent] | None] | None = None
-    if ended:
-        # Its events come at once, or there is an error, which can still become the answer.
-        coming = asyncio.ensure_future(anext(batches, None))
-        await asyncio.wait([coming], timeout=feeds.HEARTBEAT)
-        if coming.done() and coming.result() is None and known is not None:
-            # A browser connects again after the end of each stream, until it gets 204.
+    async with aclosing(Upcoming(batches)) as upcoming:
+        # Its events come at once, or there is an error, which can still become the answer. A browser connects again
+        # after the end of each stream, until it gets 204.
+        if ended and await upcoming.arrives(feeds.HEARTBEAT) and upcoming.peek() is None and known is not None:
             return no_content()
-    async with aclosing(batches):
-        return await stream(call, _written(batches, coming))
+        return await stream(call, _written(upcoming))
 
 
 async def _has_ended(queue: Queue, job: str, *, known: bool) -> bool:
@@ -102,28 +98,19 @@ async def _has_ended(queue: Queue, job: str, *, known: bool) -> bool:
         return True
 
 
-async def _written(
-    batches: AsyncGenerator[list[QueueEvent]], coming: asyncio.Future[list[QueueEvent] | None] | None
-) -> AsyncGenerator[bytes]:
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(batches, None))
-            await asyncio.wait([coming], timeout=feeds.HEARTBEAT)
-            if not coming.done():
-                yield QUIET
-                continue
-            try:
-                batch, coming = coming.result(), None
-            except Exception as error:  # noqa: BLE001 - the listener is told, and connects again
-                yield problem_event(error)
-                return
-            if batch is None:
-                return
-            yield b"".join(map(_piece, batch))
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.wait([coming])
+async def _written(upcoming: Upcoming[list[QueueEvent]]) -> AsyncGenerator[bytes]:
+    while True:
+        if not await upcoming.arrives(feeds.HEARTBEAT):
+            yield QUIET
+            continue
+        try:
+            batch = upcoming.take()
+        except Exception as error:  # noqa: BLE001 - the listener is told, and connects again
+            yield problem_event(error)
+            return
+        if batch is None:
+            return
+        yield b"".join(map(_piece, batch))
 
 
 def _piece(event: QueueEvent) -> bytes:

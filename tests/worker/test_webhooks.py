@@ -17,7 +17,18 @@ import pytest
 import standardwebhooks
 from aiohttp import web
 
-from jobq import Connection, InvalidJob, InvalidQuery, Queue, SettingsError, State, WebhookNotFound, Worker, webhooks
+from jobq import (
+    Connection,
+    InvalidJob,
+    InvalidQuery,
+    Queue,
+    SettingsError,
+    State,
+    StoreUnavailable,
+    WebhookNotFound,
+    Worker,
+    webhooks,
+)
 from jobq.engine.model.webhook import Secret, Webhook, signed_headers
 from jobq.engine.queue import announce
 from jobq.engine.queue import webhooks as webhook_verbs
@@ -892,6 +903,44 @@ async def test_a_change_between_the_look_at_a_webhook_and_its_end_wins(
         await asyncio.wait_for(done.wait(), 10)
     found = await queue.get_webhook("crm")
     assert (found.enabled, found.disabled, found.url) == (True, None, "https://example.com/new")
+
+
+async def test_a_follower_that_is_stopped_while_redis_is_away_ends(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cancelled while it left the stream of events because of an outage. It went on, and its server never
+    ended."""
+    ending, may_end = asyncio.Event(), asyncio.Event()
+
+    async def batches(**_: Any) -> AsyncIterator[list[Any]]:
+        try:
+            await asyncio.Event().wait()
+            yield []
+        finally:
+            ending.set()
+            await may_end.wait()
+
+    await queue.put_webhook("crm", "https://example.com/")
+    do, turns = queue.store.do, 0
+
+    async def away(call: Any, **words: Any) -> Any:
+        nonlocal turns
+        turns += call.script == "follow_events"
+        if turns > 1:
+            raise StoreUnavailable("Redis is away")
+        return await do(call, **words)
+
+    monkeypatch.setattr(queue, "event_batches", batches)
+    monkeypatch.setattr(announce, "LOOK", 0.005)
+    monkeypatch.setattr(queue.store, "do", away)
+    async with queue.webhook_queue() as deliveries:
+        following = asyncio.create_task(Announcer(queue, deliveries).run())
+        await ending.wait()
+        following.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.wait([following], timeout=10)
+        assert following.cancelled()
 
 
 async def test_of_two_changes_at_the_same_time_neither_is_lost(queue: Queue) -> None:

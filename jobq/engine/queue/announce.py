@@ -23,6 +23,7 @@ from jobq.engine.model.rows import job_row
 from jobq.engine.model.unreadable import as_text
 from jobq.engine.model.webhook import Delivery, timestamp
 from jobq.engine.queue import webhooks
+from jobq.engine.queue.upcoming import Upcoming
 from jobq.engine.queue.webhooks import TYPE, read_webhook
 from jobq.errors import InvalidJob, InvalidQuery, StoreError
 
@@ -137,26 +138,20 @@ class Announcer:
                 return
             cursor = earliest([told.hook.since for told in self._hooks.values()])
             since = read_cursor(cursor)
-        coming: asyncio.Future[list[QueueEvent]] | None = None
-        async with aclosing(self._queue.event_batches(since=cursor)) as batches:
-            try:
-                while True:
-                    coming = coming or asyncio.ensure_future(anext(batches))
-                    await asyncio.wait([coming], timeout=LOOK)
-                    if coming.done():
-                        batch, coming = coming.result(), None
-                        # Look now, so that a webhook is told of each event that comes after it was set.
-                        await self._look()
-                        await self._bound()
-                        await self._announce(batch, min(place.ms for place in since))
-                        cursor = batch[-1].cursor
-                        since = read_cursor(cursor)
-                    if (await self._turn(fence, cursor))[0] != fence:
-                        return  # This process stalled and another one follows, or all webhooks were removed.
-            finally:
-                if coming is not None:
-                    coming.cancel()
-                    await asyncio.wait([coming])
+        async with aclosing(Upcoming(self._queue.event_batches(since=cursor))) as upcoming:
+            while True:
+                if await upcoming.arrives(LOOK):
+                    batch = upcoming.take()
+                    if batch is None:
+                        return
+                    # Look now, so that a webhook is told of each event that comes after it was set.
+                    await self._look()
+                    await self._bound()
+                    await self._announce(batch, min(place.ms for place in since))
+                    cursor = batch[-1].cursor
+                    since = read_cursor(cursor)
+                if (await self._turn(fence, cursor))[0] != fence:
+                    return  # This process stalled and another one follows, or all webhooks were removed.
 
     async def _remember(self) -> None:
         """Read the deliveries that are left, so that later ones come after them."""
