@@ -33,7 +33,8 @@ async def test_a_breaker_is_listed_tripped_reset_and_removed(new_client: NewClie
     assert (response.status, row["state"], row["open_until"] - row["since"]) == (200, "open", 60_000)
     assert row["since"] >= since
     row = await (await client.post("/breakers/send/trip", json={"time": 5_000})).json()
-    assert row["open_until"] - row["since"] == 5_000
+    # Of two changes in one ms the second gets the next ms, so that they do not seem to be one.
+    assert row["open_until"] - row["since"] in (5_000, 4_999)
     await enqueue(client, type="send")
     row = await (await client.post("/breakers/send/reset")).json()
     assert (row["state"], row["open_until"]) == ("closed", None)
