@@ -132,7 +132,8 @@ async def test_a_queue_with_a_long_backlog_does_not_keep_others_waiting(many, st
     for _ in range(5):
         before = len(ran)
         await (await quiet.enqueue("short")).result(10)
-        assert len(ran) - before < 100, "it waited for a part of the backlog only"
+        # Jobs that ran while the result was on its way do not count.
+        assert ran[before:].index("quiet") < 100, "it waited for a part of the backlog only"
     assert Counter(ran)["quiet"] == 5
 
 
