@@ -957,6 +957,38 @@ async def test_of_two_changes_at_the_same_time_neither_is_lost(queue: Queue) -> 
     assert made.secret not in (newest, earlier)
 
 
+async def test_a_rotation_whose_reply_was_lost_keeps_the_earlier_secret(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody changed the webhook before the repetition, which then counted the new secret as the earlier one."""
+    made = await queue.put_webhook("crm", "https://example.com/old")
+    do = queue.store.do
+
+    async def changed_behind(call: Any, **words: Any) -> Any:
+        answer = await do(call, **words)
+        if call.script != "webhook_write":
+            return answer
+        monkeypatch.setattr(queue.store, "do", do)
+        await queue.put_webhook("crm", "https://example.com/new")
+        return await do(call, **words)
+
+    monkeypatch.setattr(queue.store, "do", changed_behind)
+    rotated = await queue.rotate_webhook("crm")
+    found = read_webhook((await queue.store.webhook("crm")).row or b"")
+    assert found is not None
+    assert [one.secret for one in found.secrets] == [rotated.secret, made.secret]
+    assert found.url == "https://example.com/new"
+
+
+async def test_a_row_without_secrets_counts_as_damaged(queue: Queue) -> None:
+    await queue.put_webhook("crm", "https://example.com/")
+    row = json.loads((await queue.store.webhook("crm")).row or b"") | {"secrets": []}
+    await queue.store.command(b"HSET", queue.store.keys["webhooks"], "crm", json.dumps(row))
+    with pytest.raises(WebhookNotFound):
+        await queue.rotate_webhook("crm")
+    assert (await queue.put_webhook("crm", "https://example.com/")).secret is not None
+
+
 async def test_a_webhook_that_is_removed_does_not_come_back_by_a_rotation(queue: Queue) -> None:
     await queue.put_webhook("crm", "https://example.com/")
     rotated, removed = await asyncio.gather(

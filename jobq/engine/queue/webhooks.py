@@ -72,9 +72,10 @@ def delivers_for(name: str) -> str | None:
 def read_webhook(row: bytes) -> StoredWebhook | None:
     """A row. None if it is damaged."""
     try:
-        return _row.decode(row)
+        found = _row.decode(row)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return found if found.secrets else None
 
 
 async def disable_webhook(queue: WebhookVerbs, name: str, row: bytes, reason: str) -> None:
@@ -229,6 +230,8 @@ class WebhookVerbs(ABC):
         async def change(before: StoredWebhook | None, _: WebhookFacts) -> StoredWebhook:
             if before is None:
                 raise WebhookNotFound(name)
+            if before.secrets[0].secret == secret:
+                return before  # The reply to the first call was lost, and somebody changed the webhook since.
             until = self.store.now_ms() + ROTATION_MS
             return msgspec.structs.replace(before, secrets=[Secret(secret), Secret(before.secrets[0].secret, until)])
 
